@@ -1,0 +1,55 @@
+"""The exception tree of the engine. `server.errors` maps it to HTTP; nothing here knows a status code.
+
+OrcinusError
+├── InvalidRequestError        the caller's fault: names the parameter, the limit and the value
+│   └── ContextLengthError     prompt (+ max_tokens) does not fit the context
+├── ModelLoadError             the model cannot be loaded or served
+├── QueueFullError             the bounded queue has no room; says when to come back
+├── EngineUnavailableError     loading, draining or dead
+├── RequestTimeoutError        the request's own deadline passed
+└── RequestFailedError         a fault while running this request
+"""
+
+
+class OrcinusError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class InvalidRequestError(OrcinusError):
+    """A request that can never be served. `param` is the name of the field at fault, if it is one field's."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt, or the prompt and `max_tokens` together, exceed the context length."""
+
+
+class ModelLoadError(OrcinusError):
+    """The model cannot be loaded, or is of a kind that this engine cannot serve. The message says which."""
+
+
+class QueueFullError(OrcinusError):
+    """The queue is at its bound. `retry_after_s` is estimated from the measured drain rate."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineUnavailableError(OrcinusError):
+    """The engine is loading, draining or gone. `retry_after_s` is a guess at when it is back."""
+
+    def __init__(self, message: str, retry_after_s: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestTimeoutError(OrcinusError):
+    """The request's deadline passed, in the queue or while it ran."""
+
+
+class RequestFailedError(OrcinusError):
+    """A fault of the engine while it ran this request."""

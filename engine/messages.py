@@ -1,0 +1,205 @@
+"""The plain data that crosses a boundary inside the engine. No behaviour, no tensors, no torch.
+
+Two boundaries meet here and share nothing else:
+
+* server process <-> engine process: `ToEngine` and `FromEngine`, sent as msgpack;
+* scheduler <-> executor: `StepPlan` one way, `StepResult` the other.
+
+Times are seconds of `time.monotonic()`, which on one machine is the same clock in every process.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from config.engine_config import BatchingStrategy
+from engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all messages: immutable, and small on the wire."""
+
+
+# --- server process -> engine process -------------------------------------------------------------------
+
+
+class AddRequest(Message, frozen=True, tag="add"):
+    """One sequence to generate. `sampling.n` is 1 and `sampling.seed` is set by the time it is sent.
+
+    `output_token_ids` holds what an earlier engine already generated: the request resumes after them.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    arrival_time: float
+    priority: int = 0
+    cache_salt: str | None = None
+    output_token_ids: list[int] = []
+
+
+class AbortRequests(Message, frozen=True, tag="abort"):
+    """Forget these requests; nothing more is reported of them. Unknown ids are fine."""
+
+    request_ids: list[str]
+
+
+ToEngine = AddRequest | AbortRequests
+
+
+# --- engine process -> server process -------------------------------------------------------------------
+
+
+class EngineInfo(Message, frozen=True, tag="ready"):
+    """What the engine resolved at start-up; its first message."""
+
+    model: str
+    architecture: str
+    num_parameters: int
+    weight_bytes: int
+    dtype: str
+    device: str
+    device_name: str
+    attention_backend: str
+    vocab_size: int
+    eos_token_ids: list[int]
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_kv_blocks: int
+    block_size: int
+    kv_cache_bytes: int
+    enable_prefix_caching: bool
+    batching: BatchingStrategy
+    load_time_s: float
+
+
+class TokenLogprobs(Message, frozen=True):
+    """The chosen token's log-probability and the most likely ones, before temperature and penalties.
+
+    `top` holds `(token_id, logprob)`, best first, as many as asked for; the chosen token may be among them.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class RequestDelta(Message, frozen=True):
+    """What one step brought one request. `finish_reason` is None until the last delta.
+
+    `logprobs` matches `token_ids`. `prompt_logprobs` comes once, with the first delta, one entry per prompt
+    token, None for the first. `num_cached_tokens`, `queue_time_s` come with the first delta.
+    `stop_reason` is the stop token id that ended it, None for end-of-sequence.
+    """
+
+    request_id: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    num_cached_tokens: int | None = None
+    queue_time_s: float | None = None
+    num_preemptions: int = 0
+    error: str | None = None
+
+
+class StepStats(Message, frozen=True):
+    """One step in numbers, and the state after it. Gauges are of the moment, `num_*` of this step alone."""
+
+    step_time_s: float = 0.0
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_sampled_tokens: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0  # tokens looked up
+    prefix_cache_hits: int = 0  # tokens found
+    num_running: int = 0
+    num_waiting: int = 0
+    num_slots: int = 0
+    num_kv_blocks: int = 0
+    num_kv_blocks_used: int = 0
+    num_slots_refilled: int = 0
+    device_utilization: float | None = None  # 0 to 1; sampled about once a second
+    device_memory_used_bytes: int | None = None
+    device_memory_total_bytes: int | None = None
+
+
+class StepOutputs(Message, frozen=True, tag="step"):
+    """All that one step brought, one message a step. With no deltas it is a heartbeat."""
+
+    deltas: list[RequestDelta]
+    stats: StepStats
+
+
+class EngineFailed(Message, frozen=True, tag="failed"):
+    """The last message of an engine that cannot go on. `message` is fit for a user's eyes."""
+
+    message: str
+    during_start: bool = False
+
+
+FromEngine = EngineInfo | StepOutputs | EngineFailed
+
+
+# --- scheduler -> executor -> scheduler -----------------------------------------------------------------
+
+
+class NewRequest(Message, frozen=True):
+    """A request that the executor has not seen, or has forgotten since it was preempted.
+
+    `token_ids` is the prompt and whatever was generated before; the first `num_prompt_tokens` are the prompt.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+
+
+class ScheduledRequest(Message, frozen=True):
+    """One request's share of a step: `num_tokens` tokens from position `num_computed_tokens` on.
+
+    `new_block_ids` are appended to its block table before the step; position p lives in block
+    `block_table[p // block_size]`. A token is sampled after the last one iff `samples`, which holds iff the
+    chunk reaches the end of the tokens known so far (and the request wants tokens at all).
+    """
+
+    request_id: str
+    num_computed_tokens: int
+    num_tokens: int
+    new_block_ids: list[int] = []
+    samples: bool = True
+
+
+class StepPlan(Message, frozen=True):
+    """What runs in one step, in batch order, under the token budget.
+
+    `released` are requests (finished, aborted, preempted) whose state the executor drops before anything else;
+    a preempted one comes back as a `NewRequest`. The executor appends the tokens it samples to its own copy.
+    """
+
+    scheduled: list[ScheduledRequest]
+    new_requests: list[NewRequest] = []
+    released: list[str] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.scheduled)
+
+
+class StepResult(Message, frozen=True):
+    """What the executor made of a plan. `sampled_token_ids` has a list for each request that sampled.
+
+    `prompt_logprobs` holds the entries that this chunk adds: for the chunk at positions [a, b) of the prompt,
+    those of prompt tokens a+1 .. b (of b itself only if it is still a prompt token). `errors` names requests
+    whose own row failed (non-finite logits); they have no sampled tokens.
+    """
+
+    sampled_token_ids: dict[str, list[int]]
+    logprobs: dict[str, list[TokenLogprobs]] = {}
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
+    errors: dict[str, str] = {}

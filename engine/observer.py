@@ -1,0 +1,35 @@
+"""Who watches the engine: one small interface, so that metrics stay out of it."""
+
+from typing import Literal, Protocol
+
+from engine.messages import StepStats
+
+Outcome = Literal["stop", "length", "abort", "timeout", "error", "rejected"]
+
+
+class EngineObserver(Protocol):
+    """Called by `AsyncEngine` on the event loop; must not block and must not raise. Times are in seconds."""
+
+    def on_step(self, stats: StepStats) -> None: ...
+
+    def on_first_token(self, ttft_s: float, queue_time_s: float) -> None: ...
+
+    def on_next_tokens(self, interval_s: float, num_tokens: int) -> None:
+        """`num_tokens` arrived `interval_s` after the ones before."""
+
+    def on_choice_done(self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int) -> None:
+        """Once for each admitted choice, and once for each choice of a refused request ("rejected")."""
+
+
+class NullObserver:
+    """Watches nothing."""
+
+    def on_step(self, stats: StepStats) -> None: ...
+
+    def on_first_token(self, ttft_s: float, queue_time_s: float) -> None: ...
+
+    def on_next_tokens(self, interval_s: float, num_tokens: int) -> None: ...
+
+    def on_choice_done(
+        self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int
+    ) -> None: ...

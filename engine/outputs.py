@@ -1,0 +1,49 @@
+"""What a caller of the engine asks for and gets back: requests of one or more prompts, and text.
+
+The text side of the engine. The core underneath (`engine.messages`) knows one sequence at a time and only tokens.
+"""
+
+import msgspec
+
+from engine.messages import FinishReason, TokenLogprobs
+from engine.sampling_params import SamplingParams
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Prompts (as token ids) that share their parameters: `len(prompts) * sampling.n` choices in all.
+
+    The choice of prompt p and sample s has index `p * n + s`. The whole is admitted or refused as one.
+    `timeout_s` counts from admission and covers queueing.
+    """
+
+    request_id: str
+    prompts: list[list[int]]
+    sampling: SamplingParams
+    priority: int = 0
+    cache_salt: str | None = None
+    timeout_s: float | None = None
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.prompts) * self.sampling.n
+
+
+class RequestOutput(msgspec.Struct, kw_only=True):
+    """What is new of one choice since the last output: text in whole code points, and the tokens behind it.
+
+    `text` may be empty while `token_ids` is not (part of a code point, or a possible stop string held back).
+    `stop_reason` is the stop string or stop token id that ended it. `num_cached_tokens`, `queue_time_s` and
+    `prompt_logprobs` come with the first output of a choice.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    num_cached_tokens: int | None = None
+    queue_time_s: float | None = None
+    num_preemptions: int = 0
+    error: str | None = None

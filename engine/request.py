@@ -1,0 +1,118 @@
+"""One sequence on its way through the engine core: its tokens, how many of them are computed, its block hashes.
+
+Pure state, owned by the scheduler. Knows nothing of blocks' ids, tensors or text.
+"""
+
+import hashlib
+from array import array
+from enum import Enum, auto
+
+from engine.messages import AddRequest, TokenLogprobs
+from engine.sampling_params import SamplingParams
+
+
+class RequestStatus(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Request:
+    """A sequence with tokens known (`token_ids`) and tokens computed (`num_computed_tokens`).
+
+    Each step lets computed catch up with known. A prompt's chunk, a prefix-cache hit, a decode step and the
+    recomputation after a preemption are the same case.
+    """
+
+    __slots__ = (
+        "_block_hashes",
+        "arrival_time",
+        "cache_salt",
+        "first_scheduled_time",
+        "has_reported",
+        "last_scheduled_step",
+        "num_blocks_sent",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "order",
+        "priority",
+        "prompt_logprobs",
+        "queued_since",
+        "request_id",
+        "sampling",
+        "status",
+        "token_ids",
+    )
+
+    def __init__(self, added: AddRequest, sequence_number: int) -> None:
+        self.request_id: str = added.request_id
+        self.sampling: SamplingParams = added.sampling
+        self.arrival_time: float = added.arrival_time
+        self.priority: int = added.priority
+        self.cache_salt: str | None = added.cache_salt
+        self.token_ids: list[int] = added.prompt_token_ids + added.output_token_ids
+        self.num_prompt_tokens: int = len(added.prompt_token_ids)
+        self.order = (added.priority, added.arrival_time, sequence_number)
+        self.status = RequestStatus.WAITING
+        self.queued_since: float = added.arrival_time
+        self.first_scheduled_time: float | None = None
+        self.last_scheduled_step: int = -1
+        self.num_computed_tokens: int = 0
+        self.num_cached_tokens: int | None = None
+        self.num_preemptions: int = 0
+        self.num_blocks_sent: int = 0  # of its block table, to the executor; 0: the executor does not know it
+        self.has_reported: bool = False
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = (
+            None if added.sampling.prompt_logprobs is None or added.output_token_ids else [None]
+        )
+        self._block_hashes: list[bytes] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_tokens_to_compute(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def wants_tokens(self) -> bool:
+        return self.sampling.max_tokens != 0
+
+    @property
+    def may_reuse_prefix(self) -> bool:
+        """Log-probabilities of the prompt need the hidden states of every prompt token."""
+        return self.sampling.prompt_logprobs is None
+
+    def block_hashes(self, block_size: int, num_blocks: int) -> list[bytes]:
+        """Hashes of the first `num_blocks` full blocks; each covers all tokens up to its end, and the salt."""
+        hashes = self._block_hashes
+        for index in range(len(hashes), num_blocks):
+            parent = hashes[-1] if hashes else _root_hash(self.cache_salt)
+            hashes.append(_hash_block(parent, self.token_ids[index * block_size : (index + 1) * block_size]))
+        return hashes[:num_blocks]
+
+    def forget_computed(self, now: float) -> None:
+        """Back to the queue after a preemption: the tokens stay, what was computed of them does not."""
+        self.status = RequestStatus.WAITING
+        self.queued_since = now
+        self.num_computed_tokens = 0
+        self.num_preemptions += 1
+        self.num_blocks_sent = 0
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
+
+
+def _root_hash(cache_salt: str | None) -> bytes:
+    return hashlib.sha256(b"" if cache_salt is None else b"salt:" + cache_salt.encode()).digest()
+
+
+def _hash_block(parent: bytes, token_ids: list[int]) -> bytes:
+    """SHA-256, because a collision would hand one request another's context."""
+    return hashlib.sha256(parent + array("I", token_ids).tobytes()).digest()

@@ -1,0 +1,110 @@
+"""How one request's tokens are chosen and when it stops: validated once, then read by all of the engine.
+
+Knows nothing of tokenizers: a bound that needs the vocabulary (`logit_bias`, `stop_token_ids`) is checked by
+`check_token_ids`, which whoever knows the model calls at admission.
+"""
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+
+from engine.errors import InvalidRequestError
+
+MAX_N = 128
+MAX_STOP_STRINGS = 4
+MAX_STOP_STRING_CHARS = 1024
+MAX_STOP_TOKEN_IDS = 256
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Parameters of one request, with the names and meaning of the OpenAI API and its common extensions.
+
+    `temperature` 0 is greedy. `top_k` 0 or -1 is off. Penalties follow OpenAI (presence, frequency: over the
+    generated tokens) and CTRL (repetition: over prompt and generated tokens, https://arxiv.org/abs/1909.05858).
+    `min_p` follows https://arxiv.org/abs/2407.01082. `max_tokens` None is the rest of the context.
+    `stop` strings are a matter of the text side (`engine.detokenizer`); the engine core looks at token ids only.
+
+    Raises `InvalidRequestError` naming the parameter, its bounds and the value given.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("n", self.n, 1, MAX_N)
+        if self.max_tokens is not None:
+            _check_range("max_tokens", self.max_tokens, 0, None)
+        _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _check_range("temperature", self.temperature, 0, 2)
+        _check_range("top_p", self.top_p, 0, 1, above=True)
+        _check_range("top_k", self.top_k, -1, None)
+        _check_range("min_p", self.min_p, 0, 1)
+        _check_range("presence_penalty", self.presence_penalty, -2, 2)
+        _check_range("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check_range("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
+        if self.seed is not None:
+            _check_range("seed", self.seed, -(2**63), 2**64 - 1)
+        _check_range("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS)
+        _check_range("prompt_logprobs", self.prompt_logprobs or 0, 0, MAX_LOGPROBS)
+        for token_bias in self.logit_bias.values():
+            _check_range("logit_bias", token_bias, -100, 100)
+        _check_length("logit_bias", self.logit_bias, MAX_LOGIT_BIAS)
+        _check_length("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
+        _check_length("stop", self.stop, MAX_STOP_STRINGS)
+        for stop in self.stop:
+            if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
+                raise InvalidRequestError(
+                    f"stop strings have 1 to {MAX_STOP_STRING_CHARS} characters, got {len(stop)}", "stop"
+                )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+    def check_token_ids(self, vocab_size: int) -> None:
+        """Raise `InvalidRequestError` where a token id lies outside the vocabulary."""
+        _check_ids("logit_bias", self.logit_bias, vocab_size)
+        _check_ids("stop_token_ids", self.stop_token_ids, vocab_size)
+
+
+def _check_range(name: str, value: float, low: float, high: float | None, *, above: bool = False) -> None:
+    """`above` excludes the lower bound itself."""
+    too_low = value <= low if above else value < low
+    if math.isfinite(value) and not too_low and (high is None or value <= high):
+        return
+    lower = f"above {low}" if above else f"at least {low}"
+    upper = "" if high is None else f" and at most {high}"
+    raise InvalidRequestError(f"{name} must be {lower}{upper}, got {value}", name)
+
+
+def _check_length(name: str, values: Iterable[object], limit: int) -> None:
+    if (length := len(list(values))) > limit:
+        raise InvalidRequestError(f"{name} takes at most {limit} entries, got {length}", name)
+
+
+def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    for token_id in ids:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequestError(
+                f"{name} has token id {token_id}, outside the vocabulary (0 to {vocab_size - 1})", name
+            )

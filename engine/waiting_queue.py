@@ -1,0 +1,55 @@
+"""The queue of requests without a slot: first come first served within priority, and nobody starves."""
+
+import heapq
+from typing import Any
+
+from engine.request import Request
+
+_Entry = tuple[Any, int, Request]  # sort key, number of the push, who
+
+
+class WaitingQueue:
+    """Lower `priority` first, then by arrival; but whoever has waited longer than `max_wait_s` goes first."""
+
+    def __init__(self, max_wait_s: float) -> None:
+        self._max_wait_s = max_wait_s
+        # Requests may leave from the middle, and come back: an entry whose push is not the request's latest is
+        # dead, and dropped when it surfaces.
+        self._pushes: dict[str, int] = {}
+        self._num_pushes = 0
+        self._by_order: list[_Entry] = []
+        self._by_age: list[_Entry] = []
+
+    def __len__(self) -> int:
+        return len(self._pushes)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._pushes
+
+    def push(self, request: Request) -> None:
+        self._num_pushes += 1
+        self._pushes[request.request_id] = self._num_pushes
+        heapq.heappush(self._by_order, (request.order, self._num_pushes, request))
+        heapq.heappush(self._by_age, (request.queued_since, self._num_pushes, request))
+
+    def remove(self, request: Request) -> None:
+        del self._pushes[request.request_id]
+
+    def peek(self, now: float) -> Request | None:
+        """Whose turn it is, or None if nobody waits."""
+        oldest = self.oldest()
+        if oldest is not None and now - oldest.queued_since > self._max_wait_s:
+            return oldest
+        return self._top(self._by_order)
+
+    def oldest(self) -> Request | None:
+        """Who has waited longest."""
+        return self._top(self._by_age)
+
+    def _top(self, heap: list[_Entry]) -> Request | None:
+        while heap:
+            _, push, request = heap[0]
+            if self._pushes.get(request.request_id) == push:
+                return request
+            heapq.heappop(heap)
+        return None

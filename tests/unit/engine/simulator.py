@@ -1,0 +1,196 @@
+"""An executor without a model: it keeps a KV cache of hashes, and finds every wrong block, position or token.
+
+The "key and value" of a token is a hash of all tokens up to it. Writing and reading go through the block tables
+that the plans give, so a block that is shared wrongly, reused too early or left unwritten shows at once. The token
+sampled is a function of that hash alone: a request gives the same tokens whatever shares its batch.
+"""
+
+from dataclasses import dataclass, field
+
+from engine.core import EngineCore
+from engine.messages import AddRequest, EngineInfo, NewRequest, ScheduledRequest, StepOutputs, StepPlan, StepResult
+from engine.sampling_params import SamplingParams
+
+VOCAB_SIZE = 50
+EOS = 0
+
+
+class PlanViolation(BaseException):  # noqa: N818 - not an error of a step, which the core would survive
+    """The plan is one that no executor could run correctly."""
+
+
+class VirtualClock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class _State:
+    token_ids: list[int]
+    block_table: list[int] = field(default_factory=list)
+    num_computed: int | None = None
+
+
+def extend(prefix_hash: int, token_id: int) -> int:
+    return hash((prefix_hash, token_id))
+
+
+def sample(prefix_hash: int) -> int:
+    return prefix_hash % VOCAB_SIZE
+
+
+class Simulator:
+    """`EngineCore`'s executor. Raises `PlanViolation` on any plan that a real one could not run correctly."""
+
+    def __init__(self, info: EngineInfo, clock: VirtualClock) -> None:
+        self.info = info
+        self.clock = clock
+        self.plans: list[StepPlan] = []
+        self._states: dict[str, _State] = {}
+        self._kv: dict[int, int] = {}
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        try:
+            return self._execute(plan)
+        except (AssertionError, KeyError, IndexError) as error:
+            raise PlanViolation(plan) from error
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        self.plans.append(plan)
+        self.clock.now += 0.01
+        for request_id in plan.released:
+            del self._states[request_id]
+        for new in plan.new_requests:
+            self._meet(new)
+        ids = [scheduled.request_id for scheduled in plan.scheduled]
+        assert len(set(ids)) == len(ids), "a request is scheduled twice"
+        assert 0 < plan.num_tokens <= self.info.max_num_batched_tokens
+        assert len(self._states) <= self.info.max_num_seqs
+        for scheduled in plan.scheduled:
+            self._write(scheduled)
+        return StepResult(sampled_token_ids={s.request_id: [self._read(s)] for s in plan.scheduled if s.samples})
+
+    def _meet(self, new: NewRequest) -> None:
+        assert new.request_id not in self._states, "introduced twice"
+        self._states[new.request_id] = _State(list(new.token_ids))
+
+    def _slot(self, state: _State, position: int) -> int:
+        block = state.block_table[position // self.info.block_size]
+        return block * self.info.block_size + position % self.info.block_size
+
+    def _write(self, scheduled: ScheduledRequest) -> None:
+        state = self._states[scheduled.request_id]
+        state.block_table += scheduled.new_block_ids
+        start, end = scheduled.num_computed_tokens, scheduled.num_computed_tokens + scheduled.num_tokens
+        assert state.num_computed in (None, start), "a position is skipped or computed twice"
+        assert end <= len(state.token_ids)
+        assert not scheduled.samples or end == len(state.token_ids), "sampled in the middle of a prompt"
+        prefix_hash = self._kv[self._slot(state, start - 1)] if start else 0
+        for position in range(start, end):
+            prefix_hash = extend(prefix_hash, state.token_ids[position])
+            self._kv[self._slot(state, position)] = prefix_hash
+        state.num_computed = end
+
+    def _read(self, scheduled: ScheduledRequest) -> int:
+        """Attend to everything: each position must hold what this request's own tokens put there."""
+        state = self._states[scheduled.request_id]
+        prefix_hash = 0
+        for position, token_id in enumerate(state.token_ids):
+            prefix_hash = extend(prefix_hash, token_id)
+            assert self._kv[self._slot(state, position)] == prefix_hash, f"foreign KV at position {position}"
+        token_id = sample(prefix_hash)
+        state.token_ids.append(token_id)
+        return token_id
+
+
+def reference(prompt: list[int], sampling: SamplingParams, max_model_len: int) -> list[int]:
+    """The tokens of a request that runs alone."""
+    prefix_hash = 0
+    for token_id in prompt:
+        prefix_hash = extend(prefix_hash, token_id)
+    output: list[int] = []
+    limit = min(sampling.max_tokens or max_model_len, max_model_len - len(prompt))
+    while len(output) < limit:
+        output.append(sample(prefix_hash))
+        prefix_hash = extend(prefix_hash, output[-1])
+        if output[-1] == EOS and not sampling.ignore_eos and len(output) >= sampling.min_tokens:
+            break
+    return output
+
+
+def engine_info(**changes: object) -> EngineInfo:
+    """A small engine: 4 slots, 16 tokens a step, 32 blocks of 4 tokens, unless told otherwise."""
+    fields: dict[str, object] = {
+        "model": "simulated",
+        "architecture": "Simulated",
+        "num_parameters": 0,
+        "weight_bytes": 0,
+        "dtype": "none",
+        "device": "cpu",
+        "device_name": "none",
+        "attention_backend": "none",
+        "vocab_size": VOCAB_SIZE,
+        "eos_token_ids": [EOS],
+        "max_model_len": 64,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 16,
+        "num_kv_blocks": 32,
+        "block_size": 4,
+        "kv_cache_bytes": 0,
+        "enable_prefix_caching": True,
+        "batching": "continuous",
+        "load_time_s": 0.0,
+    }
+    return EngineInfo(**(fields | changes))  # type: ignore[arg-type]
+
+
+class SimulatedEngine:
+    """An `EngineCore` on a `Simulator` and a virtual clock, with what each request has got so far."""
+
+    def __init__(self, **changes: object) -> None:
+        self.clock = VirtualClock()
+        self.info = engine_info(**changes)
+        self.executor = Simulator(self.info, self.clock)
+        self.core = EngineCore(self.info, self.executor, batch_wait_ms=50, clock=self.clock)
+        self.tokens: dict[str, list[int]] = {}
+        self.finish_reasons: dict[str, str] = {}
+        self.cached_tokens: dict[str, int] = {}
+
+    def add(self, request_id: str, prompt: list[int], **fields: object) -> None:
+        sampling_names = set(SamplingParams.__struct_fields__)
+        sampling = {name: value for name, value in fields.items() if name in sampling_names}
+        rest = {name: value for name, value in fields.items() if name not in sampling_names}
+        self.tokens[request_id] = []
+        self.core.add_request(
+            AddRequest(
+                request_id=request_id,
+                prompt_token_ids=prompt,
+                sampling=SamplingParams(**sampling),  # type: ignore[arg-type]
+                arrival_time=self.clock.now,
+                **rest,  # type: ignore[arg-type]
+            )
+        )
+
+    def step(self) -> StepOutputs:
+        outputs = self.core.step()
+        self.core.scheduler.check_integrity()
+        for delta in outputs.deltas:
+            assert delta.request_id not in self.finish_reasons, "news of a finished request"
+            self.tokens[delta.request_id] += delta.token_ids
+            if delta.num_cached_tokens is not None:
+                self.cached_tokens[delta.request_id] = delta.num_cached_tokens
+            if delta.finish_reason is not None:
+                self.finish_reasons[delta.request_id] = delta.finish_reason
+        return outputs
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """Step until all work is done; time passes where the core asks to be woken later."""
+        for _ in range(max_steps):
+            if not self.core.has_work:
+                return
+            self.clock.now += self.core.wait_time_s() or 0.0
+            self.step()
+        raise AssertionError(f"not done after {max_steps} steps")

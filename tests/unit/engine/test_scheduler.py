@@ -1,0 +1,305 @@
+import pytest
+
+from engine.messages import StepPlan, StepResult
+from tests.unit.engine.simulator import EOS, SimulatedEngine, reference
+
+
+def prompt(length: int, seed: int = 1) -> list[int]:
+    return [1 + (seed * 31 + index * 7) % 49 for index in range(length)]
+
+
+def tokens_by_request(plan: StepPlan) -> dict[str, int]:
+    return {scheduled.request_id: scheduled.num_tokens for scheduled in plan.scheduled}
+
+
+def test_a_request_alone_gives_its_reference_tokens() -> None:
+    engine = SimulatedEngine()
+    engine.add("a", prompt(10), max_tokens=20, ignore_eos=True)
+    engine.run()
+    assert engine.tokens["a"] == reference(prompt(10), _sampling(max_tokens=20, ignore_eos=True), 64)
+    assert engine.finish_reasons["a"] == "length"
+
+
+def test_a_finished_requests_slot_is_refilled_in_the_very_next_step() -> None:
+    engine = SimulatedEngine(max_num_seqs=2)
+    engine.add("short", prompt(3), max_tokens=2, ignore_eos=True)
+    engine.add("long", prompt(3, 2), max_tokens=30, ignore_eos=True)
+    engine.add("next", prompt(3, 3), max_tokens=5, ignore_eos=True)
+    while "short" not in engine.finish_reasons:
+        outputs = engine.step()
+        assert "next" not in tokens_by_request(engine.executor.plans[-1])
+    assert outputs.stats.num_running == 1
+    engine.step()
+    assert tokens_by_request(engine.executor.plans[-1]) == {"long": 1, "next": 3}
+
+
+def test_an_aborted_requests_slot_is_refilled_in_the_very_next_step() -> None:
+    engine = SimulatedEngine(max_num_seqs=1)
+    engine.add("a", prompt(3), max_tokens=30, ignore_eos=True)
+    engine.add("b", prompt(3, 2), max_tokens=3, ignore_eos=True)
+    engine.step()
+    engine.core.abort_requests(["a", "unknown"])
+    engine.step()
+    assert tokens_by_request(engine.executor.plans[-1]) == {"b": 3}
+    assert engine.executor.plans[-1].released == ["a"]
+
+
+def test_a_step_mixes_decode_tokens_and_chunks_of_prompts_under_the_budget() -> None:
+    engine = SimulatedEngine(max_num_batched_tokens=8, enable_prefix_caching=False)
+    engine.add("a", prompt(4), max_tokens=20, ignore_eos=True)
+    engine.step()
+    engine.add("b", prompt(10, 2), max_tokens=20, ignore_eos=True)
+    engine.add("c", prompt(10, 3), max_tokens=20, ignore_eos=True)
+    engine.step()
+    assert tokens_by_request(engine.executor.plans[-1]) == {"a": 1, "b": 7}
+    engine.step()
+    assert tokens_by_request(engine.executor.plans[-1]) == {"a": 1, "b": 3, "c": 4}
+    engine.step()
+    assert tokens_by_request(engine.executor.plans[-1]) == {"a": 1, "b": 1, "c": 6}
+    engine.run()
+
+
+def test_a_slot_is_taken_even_where_the_budget_has_no_token_left_for_it() -> None:
+    engine = SimulatedEngine(max_num_batched_tokens=4, max_num_seqs=3, max_model_len=32)
+    for name in "abc":
+        engine.add(name, prompt(12, ord(name)), max_tokens=4)
+    assert engine.step().stats.num_running == 3
+
+
+def test_end_of_sequence_stops_a_request_unless_told_otherwise() -> None:
+    stopping = next(seed for seed in range(500) if EOS in reference(prompt(5, seed), _sampling(max_tokens=10), 64))
+    engine = SimulatedEngine()
+    engine.add("stops", prompt(5, stopping), max_tokens=30)
+    engine.add("goes on", prompt(5, stopping), max_tokens=30, ignore_eos=True)
+    engine.run()
+    assert engine.finish_reasons == {"stops": "stop", "goes on": "length"}
+    assert engine.tokens["stops"][-1] == EOS
+    assert len(engine.tokens["goes on"]) == 30
+
+
+def test_a_stop_token_ends_a_request_and_is_named_but_not_before_min_tokens() -> None:
+    free = reference(prompt(5), _sampling(max_tokens=10, ignore_eos=True), 64)
+    engine = SimulatedEngine()
+    engine.add("a", prompt(5), max_tokens=10, ignore_eos=True, stop_token_ids=(free[2],))
+    engine.add("b", prompt(5), max_tokens=10, ignore_eos=True, stop_token_ids=(free[2],), min_tokens=4)
+    reasons = []
+    while engine.core.has_work:
+        reasons += [(d.request_id, d.stop_reason) for d in engine.step().deltas if d.finish_reason == "stop"]
+    assert engine.tokens["a"] == free[: free.index(free[2]) + 1]
+    assert len(engine.tokens["b"]) >= 4
+    assert ("a", free[2]) in reasons
+
+
+def test_the_context_length_ends_a_request() -> None:
+    engine = SimulatedEngine(max_model_len=16)
+    engine.add("a", prompt(10), max_tokens=None, ignore_eos=True)
+    engine.run()
+    assert len(engine.tokens["a"]) == 6
+    assert engine.finish_reasons["a"] == "length"
+
+
+def test_max_tokens_zero_runs_the_prompt_and_samples_nothing() -> None:
+    engine = SimulatedEngine(max_num_batched_tokens=4)
+    engine.add("a", prompt(10), max_tokens=0)
+    engine.run()
+    assert engine.tokens["a"] == []
+    assert engine.finish_reasons["a"] == "length"
+    assert [plan.num_tokens for plan in engine.executor.plans] == [4, 4, 2]
+
+
+def test_lower_priority_numbers_run_first_and_equal_ones_in_order_of_arrival() -> None:
+    engine = SimulatedEngine(max_num_seqs=1)
+    for name, priority in [("running", 0), ("late", 5), ("first", -1), ("second", -1), ("normal", 0)]:
+        engine.add(name, prompt(3, len(name)), max_tokens=2, ignore_eos=True, priority=priority)
+        if name == "running":
+            engine.step()
+    engine.run()
+    assert list(engine.finish_reasons) == ["running", "first", "second", "normal", "late"]
+
+
+def test_low_priority_does_not_starve_under_a_stream_of_high_priority() -> None:
+    engine = SimulatedEngine(max_num_seqs=1)
+    engine.add("patient", prompt(3), max_tokens=2, ignore_eos=True, priority=10)
+    for number in range(100):
+        engine.add(f"urgent{number}", prompt(3, number), max_tokens=2, ignore_eos=True, priority=0)
+        engine.clock.now += 1
+        engine.step()
+        engine.step()
+        if "patient" in engine.finish_reasons:
+            break
+    assert 60 < engine.clock.now < 64
+
+
+def test_when_blocks_run_out_the_newest_is_preempted_and_resumes_with_its_generated_tokens() -> None:
+    engine = SimulatedEngine(num_kv_blocks=16, max_num_seqs=4, enable_prefix_caching=False)
+    names = ["a", "b", "c", "d"]
+    for seed, name in enumerate(names):
+        engine.add(name, prompt(8, seed), max_tokens=40, ignore_eos=True)
+    num_preemptions = 0
+    while engine.core.has_work:
+        oldest = next(name for name in names if name not in engine.finish_reasons)
+        num_preemptions += engine.step().stats.num_preemptions
+        assert oldest in tokens_by_request(engine.executor.plans[-1]), "the oldest is never preempted"
+    assert num_preemptions > 0
+    assert list(engine.finish_reasons) == names, "oldest first in, newest out first"
+    for seed, name in enumerate(names):
+        assert engine.tokens[name] == reference(prompt(8, seed), _sampling(max_tokens=40, ignore_eos=True), 64)
+
+
+def test_a_lower_priority_request_is_preempted_before_an_older_one_of_higher_priority() -> None:
+    engine = SimulatedEngine(num_kv_blocks=16, max_num_seqs=2, enable_prefix_caching=False)
+    engine.add("unimportant", prompt(8, 1), max_tokens=50, ignore_eos=True, priority=5)
+    engine.step()
+    engine.add("important", prompt(8, 2), max_tokens=50, ignore_eos=True, priority=0)
+    engine.run()
+    assert list(engine.finish_reasons) == ["important", "unimportant"]
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    engine = SimulatedEngine(max_num_batched_tokens=64)
+    shared = prompt(16)
+    engine.add("a", [*shared, 1, 2], max_tokens=4, ignore_eos=True)
+    engine.run()
+    engine.add("b", [*shared, 3, 4], max_tokens=4, ignore_eos=True)
+    engine.step()
+    assert tokens_by_request(engine.executor.plans[-1]) == {"b": 2}
+    engine.run()
+    assert engine.cached_tokens == {"a": 0, "b": 16}
+
+
+def test_requests_that_arrive_together_share_their_prefix_too() -> None:
+    engine = SimulatedEngine(max_num_batched_tokens=64)
+    shared = prompt(16)
+    for name in "abcd":
+        engine.add(name, [*shared, ord(name) % 49 + 1], max_tokens=4, ignore_eos=True)
+    engine.run()
+    assert engine.cached_tokens == {"a": 0, "b": 16, "c": 16, "d": 16}
+    assert tokens_by_request(engine.executor.plans[0]) == {"a": 17}
+    assert tokens_by_request(engine.executor.plans[1]) == {"a": 1, "b": 1, "c": 1, "d": 1}
+
+
+def test_an_identical_prompt_still_computes_its_last_token() -> None:
+    engine = SimulatedEngine()
+    engine.add("a", prompt(16), max_tokens=2, ignore_eos=True)
+    engine.run()
+    engine.add("b", prompt(16), max_tokens=2, ignore_eos=True)
+    engine.run()
+    assert engine.cached_tokens["b"] == 12
+    assert engine.tokens["a"] == engine.tokens["b"]
+
+
+def test_another_salt_shares_nothing() -> None:
+    engine = SimulatedEngine()
+    engine.add("a", prompt(16), max_tokens=2, cache_salt="one")
+    engine.run()
+    engine.add("b", prompt(16), max_tokens=2, cache_salt="two")
+    engine.add("c", prompt(16), max_tokens=2, cache_salt="one")
+    engine.run()
+    assert engine.cached_tokens == {"a": 0, "b": 0, "c": 12}
+
+
+@pytest.mark.parametrize("fields", [{"prompt_logprobs": 0}, {}])
+def test_prompt_logprobs_or_the_switch_keep_the_prefix_cache_out(fields: dict[str, object]) -> None:
+    engine = SimulatedEngine(enable_prefix_caching=bool(fields))
+    engine.add("a", prompt(16), max_tokens=2)
+    engine.run()
+    engine.add("b", prompt(16), max_tokens=2, **fields)
+    engine.run()
+    assert engine.cached_tokens["b"] == 0
+
+
+def test_a_resumed_request_continues_after_the_tokens_it_brings() -> None:
+    whole = reference(prompt(6), _sampling(max_tokens=12, ignore_eos=True), 64)
+    engine = SimulatedEngine()
+    engine.add("a", prompt(6), max_tokens=12, ignore_eos=True, output_token_ids=whole[:5])
+    engine.run()
+    assert engine.tokens["a"] == whole[5:]
+
+
+def test_static_batching_fills_its_group_and_refills_nothing_before_the_last_is_done() -> None:
+    engine = SimulatedEngine(batching="static", max_num_seqs=2, max_num_batched_tokens=64)
+    engine.add("a", prompt(3, 1), max_tokens=2, ignore_eos=True)
+    assert engine.core.wait_time_s() == pytest.approx(0.05)
+    engine.step()
+    assert engine.executor.plans == []
+    engine.add("b", prompt(3, 2), max_tokens=9, ignore_eos=True)
+    engine.add("c", prompt(3, 3), max_tokens=2, ignore_eos=True)
+    assert engine.core.wait_time_s() is None
+    while "b" not in engine.finish_reasons:
+        engine.step()
+        assert "c" not in tokens_by_request(engine.executor.plans[-1])
+    engine.run()
+    assert engine.finish_reasons["c"] == "length"
+
+
+def test_static_batching_starts_a_part_of_a_group_once_it_has_waited() -> None:
+    engine = SimulatedEngine(batching="static", max_num_seqs=2)
+    engine.add("a", prompt(3), max_tokens=2, ignore_eos=True)
+    engine.clock.now += 0.05
+    engine.step()
+    assert tokens_by_request(engine.executor.plans[-1]) == {"a": 3}
+
+
+def test_interleaved_batching_runs_one_request_at_a_time_in_turn() -> None:
+    engine = SimulatedEngine(batching="interleaved", max_num_seqs=3)
+    for seed, name in enumerate("abc"):
+        engine.add(name, prompt(3, seed), max_tokens=3, ignore_eos=True)
+    engine.run()
+    order = [scheduled.request_id for plan in engine.executor.plans for scheduled in plan.scheduled]
+    assert all(len(plan.scheduled) == 1 for plan in engine.executor.plans)
+    assert order == list("abcabcabc")
+
+
+def test_sequential_batching_has_one_slot() -> None:
+    engine = SimulatedEngine(batching="sequential")
+    for seed, name in enumerate("abc"):
+        engine.add(name, prompt(3, seed), max_tokens=3, ignore_eos=True)
+    engine.run()
+    order = [scheduled.request_id for plan in engine.executor.plans for scheduled in plan.scheduled]
+    assert order == list("aaabbbccc")
+
+
+def test_a_failed_step_fails_its_requests_and_nobody_else() -> None:
+    engine = SimulatedEngine(max_num_seqs=1)
+    engine.add("a", prompt(3), max_tokens=3, ignore_eos=True)
+    engine.add("b", prompt(3, 2), max_tokens=3, ignore_eos=True)
+
+    def broken(plan: StepPlan) -> StepResult:
+        raise RuntimeError("boom at 0x1234")
+
+    working, engine.executor.execute = engine.executor.execute, broken  # type: ignore[method-assign]
+    (delta,) = engine.step().deltas
+    assert (delta.request_id, delta.finish_reason) == ("a", "error")
+    assert delta.error is not None
+    assert "0x" not in delta.error
+    engine.executor.execute = lambda plan: working(_without_released(plan))  # type: ignore[method-assign]
+    engine.run()
+    assert engine.finish_reasons["b"] == "length"
+
+
+def test_a_failed_row_fails_its_request_alone() -> None:
+    engine = SimulatedEngine()
+    for seed, name in enumerate("ab"):
+        engine.add(name, prompt(3, seed), max_tokens=3, ignore_eos=True)
+    working = engine.executor.execute
+
+    def one_bad_row(plan: StepPlan) -> StepResult:
+        result = working(plan)
+        result.sampled_token_ids.pop("a", None)
+        return StepResult(sampled_token_ids=result.sampled_token_ids, errors={"a": "non-finite logits"})
+
+    engine.executor.execute = one_bad_row  # type: ignore[method-assign]
+    engine.run()
+    assert engine.finish_reasons == {"a": "error", "b": "length"}
+    assert engine.tokens["b"] == reference(prompt(3, 1), _sampling(max_tokens=3, ignore_eos=True), 64)
+
+
+def _without_released(plan: StepPlan) -> StepPlan:
+    """The broken executor never met the request that it is now told to drop."""
+    return StepPlan(scheduled=plan.scheduled, new_requests=plan.new_requests)
+
+
+def _sampling(**fields: object):  # type: ignore[no-untyped-def]
+    from engine.sampling_params import SamplingParams
+
+    return SamplingParams(**fields)  # type: ignore[arg-type]

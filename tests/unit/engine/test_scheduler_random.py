@@ -1,0 +1,60 @@
+"""Thousands of random additions, aborts and steps under several profiles, with the books checked after each."""
+
+import random
+
+import pytest
+
+from engine.sampling_params import SamplingParams
+from tests.unit.engine.simulator import SimulatedEngine, reference
+
+PROFILES: dict[str, dict[str, object]] = {
+    "roomy": {},
+    "few blocks": {"num_kv_blocks": 17},
+    "few blocks, no prefix cache": {"num_kv_blocks": 17, "enable_prefix_caching": False},
+    "tiny budget": {"max_num_batched_tokens": 4},
+    "many slots, few blocks": {"max_num_seqs": 12, "num_kv_blocks": 24},
+    "static": {"batching": "static", "num_kv_blocks": 20},
+    "interleaved": {"batching": "interleaved", "num_kv_blocks": 20},
+    "sequential": {"batching": "sequential", "num_kv_blocks": 16},
+}
+NUM_OPERATIONS = 2_000
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_books_balance_and_tokens_are_right_after_every_random_operation(profile: str) -> None:
+    rng = random.Random(profile)
+    engine = SimulatedEngine(**PROFILES[profile])
+    shared = [[rng.randrange(1, 50) for _ in range(40)] for _ in range(3)]
+    prompts: dict[str, tuple[list[int], SamplingParams]] = {}
+    aborted: set[str] = set()
+    preemptions = refills = 0
+    for number in range(NUM_OPERATIONS):
+        action = rng.random()
+        if action < 0.2 and engine.core.scheduler.num_waiting < 30:
+            name = f"r{number}"
+            tokens = rng.choice(shared)[: rng.randrange(0, 40)] + [
+                rng.randrange(1, 50) for _ in range(rng.randrange(1, 9))
+            ]
+            fields = {"max_tokens": rng.randrange(1, 64 - len(tokens) + 1), "ignore_eos": rng.random() < 0.5}
+            prompts[name] = (tokens, SamplingParams(**fields))  # type: ignore[arg-type]
+            engine.add(name, tokens, **fields, priority=rng.choice([0, 0, 0, 1, -1]))
+        elif action < 0.25 and (alive := [name for name in prompts if name not in engine.finish_reasons]):
+            victim = rng.choice(alive)
+            aborted.add(victim)
+            engine.core.abort_requests([victim])
+        else:
+            stats = engine.step().stats
+            preemptions += stats.num_preemptions
+            refills += stats.num_slots_refilled
+        engine.core.scheduler.check_integrity()
+        engine.clock.now += rng.random() * 0.02
+    engine.run()
+    for name, (tokens, sampling) in prompts.items():
+        expected = reference(tokens, sampling, 64)
+        if name in engine.finish_reasons:
+            assert engine.tokens[name] == expected, name
+        else:
+            assert name in aborted
+            assert engine.tokens[name] == expected[: len(engine.tokens[name])], name
+    assert refills > 20
+    assert preemptions > 0 or "few blocks" not in profile
