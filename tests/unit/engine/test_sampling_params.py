@@ -1,0 +1,68 @@
+import math
+
+import msgspec
+import pytest
+
+from engine.errors import InvalidRequestError
+from engine.sampling_params import MAX_STOP_STRINGS, SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 0),
+        ("n", 129),
+        ("max_tokens", -1),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", math.nan),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -2),
+        ("min_p", 1.5),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -math.inf),
+        ("repetition_penalty", 0.0),
+        ("seed", 2**64),
+        ("logprobs", 21),
+        ("prompt_logprobs", -1),
+        ("logit_bias", {1: 101.0}),
+        ("stop", ("",)),
+        ("stop", ("x",) * (MAX_STOP_STRINGS + 1)),
+        ("stop_token_ids", tuple(range(257))),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
+    assert caught.value.param == name
+    assert name in str(caught.value)
+
+
+def test_the_message_gives_the_bounds_and_the_value() -> None:
+    with pytest.raises(InvalidRequestError, match="temperature must be at least 0 and at most 2, got 3"):
+        SamplingParams(temperature=3)
+    with pytest.raises(InvalidRequestError, match="top_p must be above 0 and at most 1, got 0"):
+        SamplingParams(top_p=0)
+
+
+def test_bounds_themselves_are_legal() -> None:
+    SamplingParams(n=128, max_tokens=0, temperature=2, top_p=1, top_k=-1, min_p=1, seed=2**64 - 1)
+    SamplingParams(max_tokens=None, min_tokens=5, seed=-(2**63), logprobs=20, stop=("x",) * 4)
+
+
+@pytest.mark.parametrize("fields", [{"logit_bias": {50: 1.0}}, {"stop_token_ids": (50,)}, {"stop_token_ids": (-1,)}])
+def test_token_ids_are_held_against_the_vocabulary(fields: dict[str, object]) -> None:
+    sampling = SamplingParams(**fields)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match=r"outside the vocabulary \(0 to 49\)"):
+        sampling.check_token_ids(50)
+    if 50 in sampling.logit_bias or 50 in sampling.stop_token_ids:
+        sampling.check_token_ids(51)
+
+
+def test_it_survives_the_wire() -> None:
+    sampling = SamplingParams(logit_bias={3: -100.0}, seed=2**64 - 1, stop=("a", "b"), temperature=0.0)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(sampling), type=SamplingParams) == sampling
+    assert sampling.is_greedy
