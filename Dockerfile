@@ -1,0 +1,77 @@
+# One file, two images; the argument chooses the torch build and with it the device:
+#
+#   docker build -t orcinus:cpu .
+#   docker build -t orcinus:cuda --build-arg VARIANT=cuda .
+#
+# torch's CUDA wheels bring the CUDA libraries and the host's NVIDIA runtime brings the driver, so both
+# variants stand on the same small base.
+
+ARG PYTHON_VERSION=3.12
+ARG VARIANT=cpu
+
+FROM python:${PYTHON_VERSION}-slim AS base
+
+FROM base AS torch-cpu
+ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+FROM base AS torch-cuda
+ARG CUDA=cu130
+ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/${CUDA}
+
+# hadolint ignore=DL3006
+FROM torch-${VARIANT} AS builder
+RUN python -m venv /opt/orcinus
+ENV PATH=/opt/orcinus/bin:$PATH
+WORKDIR /src
+
+# The dependencies are a layer of their own: gigabytes that an edit of the sources leaves in the cache.
+COPY pyproject.toml ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+        > requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip pip install --requirement requirements.txt
+
+COPY README.md LICENSE ./
+COPY config config
+COPY engine engine
+COPY server server
+RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps . && pip check
+
+FROM base AS runtime
+ARG VARIANT
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Orcinus" \
+      org.opencontainers.image.description="An OpenAI-compatible LLM inference server with continuous batching (${VARIANT})" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# A fixed, numeric user: Kubernetes checks runAsNonRoot against the number, volumes are owned by it.
+RUN groupadd --gid 10001 orcinus \
+    && useradd --uid 10001 --gid 10001 --home-dir /home/orcinus --create-home --shell /usr/sbin/nologin orcinus \
+    && install --directory --owner=10001 --group=10001 /var/cache/huggingface
+
+COPY --from=builder /opt/orcinus /opt/orcinus
+
+# The root filesystem may be read-only: downloads go to the volume, everything else that is written to /tmp.
+ENV PATH=/opt/orcinus/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/var/cache/huggingface \
+    XDG_CACHE_HOME=/tmp/cache \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/cache/torchinductor \
+    TRITON_CACHE_DIR=/tmp/cache/triton \
+    ORCINUS_HOST=0.0.0.0 \
+    ORCINUS_PORT=8000
+VOLUME /var/cache/huggingface
+WORKDIR /home/orcinus
+USER 10001:10001
+EXPOSE 8000
+
+# Long start period: a first start may download the model. It ends with the first success.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --start-interval=2s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['ORCINUS_PORT']), timeout=4); c.request('GET', '/ready'); sys.exit(c.getresponse().status != 200)"]
+
+# Exec form: the server itself is PID 1 and gets the SIGTERM that starts the drain.
+ENTRYPOINT ["orcinus"]
+CMD ["serve"]

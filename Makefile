@@ -1,0 +1,102 @@
+# One door: CI, pre-commit and people call the same targets. `make` alone lists them.
+
+PYTHON ?= python3
+# Optional: one more package index for torch, e.g. https://download.pytorch.org/whl/cpu
+TORCH_INDEX_URL ?=
+# Arguments for the command behind a target: make test ARGS="-k scheduler", make serve ARGS="--port 9000"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+
+# Stamps: what was installed, and whether pyproject.toml has changed since.
+RUN_STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12     the interpreter of .venv (Python 3.11 or later; default: python3)"
+	@echo "  TORCH_INDEX_URL=URL   one more index for torch; https://download.pytorch.org/whl/cpu has the"
+	@echo "                        build without CUDA, which is gigabytes smaller"
+	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler'"
+
+.PHONY: install
+install: $(DEV_STAMP) ## Make .venv with the project (editable) and the development tools
+
+.PHONY: serve
+serve: $(RUN_STAMP) ## Install what serving needs, and serve the demo model on port 8000
+	@exec $(BIN)/orcinus serve $(ARGS)
+
+.PHONY: test
+test: $(DEV_STAMP) ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(DEV_STAMP) ## Check style and formatting (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: type
+type: $(DEV_STAMP) ## Check types (mypy --strict)
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(DEV_STAMP) ## Format and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(DEV_STAMP) ## Compare the batching strategies
+	$(BIN)/orcinus bench strategies $(ARGS)
+
+.PHONY: gpu-check
+gpu-check: $(DEV_STAMP) ## On a machine with a GPU: the truth tests and a short throughput table
+	$(BIN)/python -m bench.gpu_check $(ARGS)
+
+.PHONY: docs
+docs: $(DEV_STAMP) ## Regenerate the README's tables from the declarations
+	$(BIN)/python -m server.reference
+
+.PHONY: docs-check
+docs-check: $(DEV_STAMP) ## Fail if the README's tables are out of date
+	$(BIN)/python -m server.reference --check
+
+.PHONY: wheel
+wheel: $(DEV_STAMP) ## Build the wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+.PHONY: smoke
+smoke: wheel ## Install the wheel into an empty environment and talk to the server it starts
+	$(BIN)/python .ci/smoke.py dist/*.whl $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+
+.PHONY: clean
+clean: ## Remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEV_STAMP): pyproject.toml
+	$(make-venv)
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(RUN_STAMP) $@
+
+$(RUN_STAMP): pyproject.toml
+	$(make-venv)
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+define make-venv
+@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Orcinus needs Python 3.11 or later, and \
+$(PYTHON) is " + sys.version.split()[0] + ": make ... PYTHON=python3.12")'
+@if [ -z "$(TORCH_INDEX_URL)" ] && [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+	echo "No NVIDIA GPU seen. If pip starts to download CUDA, stop it and add this to the command:"; \
+	echo "    TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu"; \
+fi
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+endef

@@ -1,0 +1,144 @@
+"""The repository keeps its promises: the files a project needs, and documents that name only what exists."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):.*## ", MAKEFILE, flags=re.MULTILINE))
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")],
+    key=lambda path: path.relative_to(ROOT).as_posix(),
+)
+PACKAGES = ("config", "engine", "server")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "LICENSE",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "Makefile",
+        "Dockerfile",
+        ".ci/run",
+        ".pre-commit-config.yaml",
+        "docs/architecture.md",
+        "docs/decisions/README.md",
+    ],
+)
+def test_file_that_every_project_needs_is_there(name: str) -> None:
+    assert (ROOT / name).stat().st_size > 0
+
+
+def test_licence_is_the_one_that_the_package_declares() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    licence = (ROOT / "LICENSE").read_text()
+    assert project["license"] == "Apache-2.0"
+    assert "Apache License" in licence
+    assert "Version 2.0, January 2004" in licence
+
+
+def test_changelog_has_an_entry_for_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.search(rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_is_marked_as_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_module_says_what_it_owns(package: str) -> None:
+    silent = [
+        name_of(path)
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert not silent
+
+
+# --- the Makefile is the one door -----------------------------------------------------------------------
+
+
+def test_makefile_has_the_usual_targets_and_declares_them_phony() -> None:
+    assert {"install", "serve", "test", "lint", "type", "format", "bench", "help"} <= TARGETS
+    assert set(re.findall(r"^\.PHONY: (\S+)$", MAKEFILE, flags=re.MULTILINE)) == TARGETS
+
+
+def test_make_alone_lists_every_target() -> None:
+    listing = subprocess.run(["make"], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60).stdout
+    assert {line.split()[0] for line in listing.splitlines() if re.match(r"  [a-z]", line)} == TARGETS
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_document_names_only_targets_that_exist(path: Path) -> None:
+    named = re.findall(r"(?:^|`)make ([a-z][a-z-]*)", path.read_text(), flags=re.MULTILINE)
+    assert set(named) <= TARGETS
+
+
+def test_ci_and_the_hooks_call_only_targets_that_exist() -> None:
+    (loop,) = re.findall(r"^for target in (.*); do$", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
+    assert set(loop.split()) <= TARGETS
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert {hook["entry"].removeprefix("make ") for hook in hooks} <= TARGETS
+
+
+def test_ci_runs_the_checks_that_a_change_must_pass() -> None:
+    assert {"test", "lint", "type", "smoke"} <= set((ROOT / ".ci/run").read_text().replace(";", "").split())
+
+
+def test_modules_that_the_makefile_runs_exist() -> None:
+    modules = re.findall(r"python -m ((?:server|bench)[\w.]*)", MAKEFILE)
+    assert modules
+    for module in modules:
+        assert ROOT.joinpath(*module.split(".")).with_suffix(".py").is_file(), module
+
+
+# --- documents ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_of_document_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text())
+    local = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:", link)]
+    missing = [link for link in local if link and not (path.parent / unquote(link)).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_document_names_only_source_files_that_exist(path: Path) -> None:
+    named = re.findall(r"`((?:config|engine|server|tests|deploy|demo|bench|docs)/[\w./-]+)`", path.read_text())
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_every_decision_is_listed_in_order() -> None:
+    folder = ROOT / "docs/decisions"
+    listed = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text())
+    assert listed == sorted(path.name for path in folder.glob("[0-9]*.md"))
+    assert [int(name[:4]) for name in listed] == list(range(1, len(listed) + 1))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/decisions").glob("[0-9]*.md")), ids=lambda p: p.stem)
+def test_decision_says_why_and_what_follows(path: Path) -> None:
+    headings = re.findall(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)
+    assert headings == ["Context", "Decision", "Consequences", "Measured"]
+
+
+def test_example_in_the_architecture_page_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), flags=re.DOTALL)
+    exec(compile(example, "docs/architecture.md", "exec"), {})
