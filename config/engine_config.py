@@ -28,5 +28,5 @@ class EngineConfig:
     enable_prefix_caching: bool
     batching: BatchingStrategy
     batch_wait_ms: float
-    seed: int
+    seed: int | None
     log_level: Literal["debug", "info", "warning", "error"]

@@ -7,17 +7,24 @@ executor is handed in.
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from engine.block_manager import BlockManager
 from engine.messages import AddRequest, EngineInfo, RequestDelta, StepOutputs, StepPlan, StepResult, StepStats
 from engine.scheduler import Scheduler, SchedulerLimits
+
+if TYPE_CHECKING:
+    from engine.device import DeviceMonitor
 
 logger = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
     """Whoever runs the model: `engine.model_runner.ModelRunner`, or a fake in the tests."""
+
+    device_monitor: "DeviceMonitor | None"
 
     def execute(self, plan: StepPlan) -> StepResult: ...
 
@@ -66,7 +73,7 @@ class EngineCore:
         started = self._clock()
         plan = self.scheduler.schedule()
         deltas = self._run(plan) if plan.scheduled else []
-        return StepOutputs(deltas=deltas, stats=self._stats(deltas, self._clock() - started))
+        return StepOutputs(deltas=deltas, stats=self._step_stats(deltas, self._clock() - started))
 
     def _run(self, plan: StepPlan) -> list[RequestDelta]:
         try:
@@ -78,17 +85,23 @@ class EngineCore:
 
     def stats(self) -> StepStats:
         """The state of the moment, as between two steps."""
+        monitor = self._executor.device_monitor
+        utilization, used_bytes, total_bytes = (None, None, None) if monitor is None else monitor.sample()
         return StepStats(
             num_running=self.scheduler.num_running,
             num_waiting=self.scheduler.num_waiting,
             num_slots=self.scheduler.num_slots,
             num_kv_blocks=self._blocks.num_blocks,
             num_kv_blocks_used=self._blocks.num_used_blocks,
+            device_utilization=utilization,
+            device_memory_used_bytes=used_bytes,
+            device_memory_total_bytes=total_bytes,
         )
 
-    def _stats(self, deltas: list[RequestDelta], step_time_s: float) -> StepStats:
+    def _step_stats(self, deltas: list[RequestDelta], step_time_s: float) -> StepStats:
         counts = self.scheduler.counts
-        return StepStats(
+        return msgspec.structs.replace(
+            self.stats(),
             step_time_s=step_time_s,
             num_prefill_tokens=counts.num_prefill_tokens,
             num_decode_tokens=counts.num_decode_tokens,
@@ -96,10 +109,5 @@ class EngineCore:
             num_preemptions=counts.num_preemptions,
             prefix_cache_queries=counts.prefix_cache_queries,
             prefix_cache_hits=counts.prefix_cache_hits,
-            num_running=self.scheduler.num_running,
-            num_waiting=self.scheduler.num_waiting,
-            num_slots=self.scheduler.num_slots,
-            num_kv_blocks=self._blocks.num_blocks,
-            num_kv_blocks_used=self._blocks.num_used_blocks,
             num_slots_refilled=counts.num_slots_refilled,
         )

@@ -8,6 +8,7 @@ sampled is a function of that hash alone: a request gives the same tokens whatev
 from dataclasses import dataclass, field
 
 from engine.core import EngineCore
+from engine.device import DeviceMonitor
 from engine.messages import AddRequest, EngineInfo, NewRequest, ScheduledRequest, StepOutputs, StepPlan, StepResult
 from engine.sampling_params import SamplingParams
 
@@ -44,6 +45,8 @@ def sample(prefix_hash: int) -> int:
 
 class Simulator:
     """`EngineCore`'s executor. Raises `PlanViolation` on any plan that a real one could not run correctly."""
+
+    device_monitor: DeviceMonitor | None = None
 
     def __init__(self, info: EngineInfo, clock: VirtualClock) -> None:
         self.info = info

@@ -1,0 +1,125 @@
+"""Command-line flags made from the declarations in `config.settings`, with their help.
+
+Values are passed on as text: `Settings` is what judges them, whichever source they come from.
+"""
+
+import argparse
+import difflib
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from config.settings import GROUPS, Settings, SettingsError, env_name, flag_name, load_settings
+from config.values import format_default, group_of, is_size, metavar_of, value_kind
+
+_POSITIONAL_MODEL = "positional_model"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that explains itself: `SettingsError` with close matches, in place of usage and exit."""
+
+    def __init__(self, prog: str, usage: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=prog,
+            usage=f"{prog} {usage}",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+        )
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Like `parse_args`, but an unknown flag is told what it may have meant."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            raise SettingsError("\n".join(self._explain(word) for word in unknown if self._is_shown(word, unknown)))
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message)
+
+    def _is_shown(self, word: str, unknown: Sequence[str]) -> bool:
+        return word.startswith("-") or not any(other.startswith("-") for other in unknown)
+
+    def _explain(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"unexpected argument: {word}"
+        name = word.partition("=")[0]
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        close = difflib.get_close_matches(name, flags, n=2)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"{self.prog} --help lists what there is"
+        return f"unknown flag: {name}; {hint}"
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wide enough for a flag and its help; texts of the description keep their lines."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`-o, --output FILE`, in place of `-o FILE, --output FILE`."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def add_settings(
+    parser: argparse.ArgumentParser,
+    *,
+    groups: Collection[str] = tuple(GROUPS),
+    without: Collection[str] = (),
+    positional_model: bool = False,
+) -> None:
+    """Give `parser` a flag for each setting of `groups`, grouped as in the README."""
+    for group, meaning in GROUPS.items():
+        if group not in groups:
+            continue
+        section = parser.add_argument_group(f"{group} ({meaning})")
+        if group == "Model" and positional_model:
+            section.add_argument(
+                _POSITIONAL_MODEL, metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help="same as --model"
+            )
+        for name, field in Settings.model_fields.items():
+            if group_of(field) == group and name not in without:
+                _add_flag(section, name, field)
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """The settings in force, of which `args` are the flags that were given. Raises `SettingsError`."""
+    given = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
+    positional = getattr(args, _POSITIONAL_MODEL, None)
+    if positional is not None:
+        if given.get("model", positional) != positional:
+            raise SettingsError(f"two models are given: {positional} and --model {given['model']}")
+        given["model"] = positional
+    return load_settings(**given)
+
+
+def _add_flag(section: "argparse._ArgumentGroup", name: str, field: FieldInfo) -> None:
+    section.add_argument(
+        flag_name(name),
+        dest=name,
+        default=argparse.SUPPRESS,
+        help=_help_text(name, field).replace("%", "%%"),
+        **_flag_kind(name, field),
+    )
+
+
+def _flag_kind(name: str, field: FieldInfo) -> dict[str, Any]:
+    kind = value_kind(field)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is Literal:
+        return {"metavar": "{" + ",".join(get_args(kind)) + "}"}
+    metavar = metavar_of(field) or name.upper()
+    return {"metavar": metavar, "action": "append" if get_origin(kind) is tuple else "store"}
+
+
+def _help_text(name: str, field: FieldInfo) -> str:
+    default = format_default(field)
+    sized = " (bytes, or with a unit: 4GiB, 512MiB, 2G)" if is_size(field) else ""
+    shown = f"default: {default}; " if default else ""
+    return f"{field.description}{sized} [{shown}{env_name(name)}]"

@@ -1,0 +1,394 @@
+"""Every setting of Orcinus, declared once: flag, `ORCINUS_*` variable, YAML key, default, help and table row.
+
+Precedence: command line > environment > YAML file > defaults. A wrong value and an unknown key are refused as
+`SettingsError`, whose message says what is allowed. This module knows nothing of argparse (`config.arguments`
+makes flags from the declarations), of models or of HTTP.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from config.engine_config import BatchingStrategy, EngineConfig
+from config.values import SettingsError, check_keys, describe_allowed, parse_bytes, parse_strings
+
+__all__ = [
+    "DEMO_MODEL_NAME",
+    "GROUPS",
+    "Settings",
+    "SettingsError",
+    "demo_model_path",
+    "env_name",
+    "flag_name",
+    "load_settings",
+]
+
+ENV_PREFIX = "ORCINUS_"
+DEMO_MODEL_NAME = "orcinus-demo"
+
+GROUPS = {
+    "Model": "what is served",
+    "Engine": "how it runs; what is not set is chosen for the model and the device",
+    "Server": "how it is reached",
+    "General": "where settings come from and what is logged",
+}
+
+# Kubernetes gives every pod variables named after the services beside it: a service called "orcinus" sets
+# ORCINUS_PORT=tcp://10.0.0.1:8000, ORCINUS_SERVICE_HOST and so on. They are not settings.
+_SERVICE_LINK_NAME = re.compile(r"ORCINUS_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)")
+_SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_strings)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+
+
+def _setting(default: Any, group: str, help_text: str, metavar: str = "", **constraints: Any) -> Any:
+    extra: JsonDict = {"group": group, "metavar": metavar}
+    return Field(default, description=help_text, json_schema_extra=extra, **constraints)
+
+
+class Settings(BaseSettings):
+    """The settings in force: frozen, complete and checked. `load_settings` gives messages fit for users."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+
+    model: str | None = _setting(
+        None,
+        "Model",
+        "Directory, hub id or GGUF file of the model; without one, the demo model that comes with Orcinus.",
+        min_length=1,
+    )
+    served_model_name: Strings = _setting(
+        (), "Model", "Name that clients call the model by; repeatable. Default: taken from MODEL.", "NAME"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
+        "auto",
+        "Model",
+        "Type of weights and activations; auto takes the checkpoint's, where the device is fast with it.",
+    )
+    quantization: Literal["int8"] | None = _setting(
+        None,
+        "Model",
+        "Quantize the weights at load. This version cannot do it yet and refuses to start with it; a checkpoint"
+        " that is already quantized is served as it is, without this.",
+    )
+    max_model_len: int | None = _setting(
+        None,
+        "Model",
+        "Context length in tokens, prompt and output together. Default: the model's.",
+        "N",
+        ge=1,
+    )
+    chat_template: str | None = _setting(
+        None, "Model", "Chat template to use instead of the model's: a file, or Jinja text.", "FILE"
+    )
+    trust_remote_code: bool = _setting(
+        False, "Model", "Run Python code that comes with the model. It can do anything that you can."
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = _setting(
+        "auto", "Engine", "Device to run on; auto takes CUDA where there is one."
+    )
+    max_num_seqs: int | None = _setting(
+        None, "Engine", "Slots: how many sequences run at once. Default: by device.", "N", ge=1, le=4096
+    )
+    max_num_batched_tokens: int | None = _setting(
+        None,
+        "Engine",
+        "Token budget of one step, decode tokens and prompt chunks together. Default: by device.",
+        "N",
+        ge=1,
+        le=1_048_576,
+    )
+    kv_cache_memory: Bytes | None = _setting(
+        None, "Engine", "Memory for the KV cache. Default: sized by what the device has.", "SIZE", ge=1
+    )
+    block_size: int | None = _setting(
+        None, "Engine", "Tokens in one block of the KV cache. Default: by device.", "N", ge=1, le=1024
+    )
+    enable_prefix_caching: bool = _setting(True, "Engine", "Reuse the KV blocks of prompts that begin alike.")
+    batching: BatchingStrategy = _setting(
+        "continuous",
+        "Engine",
+        "Batching strategy; continuous refills a free slot in the next step, the others are for comparison.",
+    )
+    batch_wait_ms: float = _setting(
+        50.0, "Engine", "How long static batching waits to fill a batch.", "MS", ge=0, le=60_000
+    )
+    seed: int | None = _setting(
+        None,
+        "Engine",
+        "Makes runs repeatable: requests that bring no seed are given one from this, in order of arrival."
+        " Default: a random one each.",
+        "N",
+        ge=0,
+        le=2**63 - 1,
+    )
+
+    host: str = _setting(
+        "127.0.0.1",
+        "Server",
+        "Address to listen on. The default is reachable from this machine alone, because no key is needed"
+        " until you set one; 0.0.0.0 listens everywhere (the container image does).",
+        "ADDRESS",
+        min_length=1,
+    )
+    port: int = _setting(8000, "Server", "Port to listen on; 0 takes any free one.", "PORT", ge=0, le=65_535)
+    api_key: Strings = _setting(
+        (), "Server", "Key that clients must send; repeatable. Without any, everybody may.", "KEY", repr=False
+    )
+    api_key_file: Path | None = _setting(
+        None, "Server", "File with more keys, one a line; empty lines and lines with # are skipped.", "FILE"
+    )
+    max_queue_len: int = _setting(
+        1024,
+        "Server",
+        "Sequences that may wait for a slot; one more is refused with 429.",
+        "N",
+        ge=1,
+        le=1_000_000,
+    )
+    max_body_bytes: Bytes = _setting(
+        16 * 2**20, "Server", "Largest request body; a larger one is refused with 413.", "SIZE", ge=1024
+    )
+    keep_alive_s: float = _setting(
+        10.0,
+        "Server",
+        "Seconds of silence after which a stream gets an SSE comment, so that proxies keep it open.",
+        "S",
+        gt=0,
+        le=3600,
+    )
+    drain_timeout_s: float = _setting(
+        30.0, "Server", "Seconds that running requests have to finish after SIGTERM.", "S", ge=0, le=86_400
+    )
+
+    config: Path | None = _setting(
+        None, "General", "YAML file of settings; its keys are the names of flags with underscores.", "FILE"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "General", "What is logged.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls), _YamlFile(settings_cls)
+
+    @field_validator("served_model_name", "api_key")
+    @classmethod
+    def _no_empty_entries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise ValueError("an entry is empty")
+        return value
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _file_exists(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"there is no file {value}")
+        return value
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_exists(cls, value: str | None) -> str | None:
+        if value is not None and "{" not in value and not Path(value).is_file():
+            raise ValueError(f"there is no file {value}, and it is no Jinja text")
+        return value
+
+    @model_validator(mode="after")
+    def _budget_covers_slots(self) -> "Settings":
+        slots, budget = self.max_num_seqs, self.max_num_batched_tokens
+        if slots is not None and budget is not None and budget < slots:
+            raise ValueError(
+                f"max_num_batched_tokens ({budget}) must be at least max_num_seqs ({slots}): every running"
+                " sequence needs one token a step"
+            )
+        return self
+
+    @property
+    def model_path(self) -> str:
+        """`model`, or the directory of the demo model."""
+        return self.model or str(demo_model_path())
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names that clients may use; responses carry the first. A local path gives its last part."""
+        if self.served_model_name:
+            return self.served_model_name
+        if self.model is None:
+            return (DEMO_MODEL_NAME,)
+        path = Path(self.model)
+        if not path.exists():
+            return (self.model,)
+        return (path.stem if path.suffix == ".gguf" else path.resolve().name,)
+
+    @property
+    def is_key_needed(self) -> bool:
+        return bool(self.api_key) or self.api_key_file is not None
+
+    def read_api_keys(self) -> tuple[str, ...]:
+        """The keys of `api_key` and those that `api_key_file` holds now. Raises `OSError`."""
+        if self.api_key_file is None:
+            return self.api_key
+        lines = [line.strip() for line in self.api_key_file.read_text(encoding="utf-8").splitlines()]
+        return self.api_key + tuple(line for line in lines if line and not line.startswith("#"))
+
+    def read_chat_template(self) -> str | None:
+        """The Jinja text of `chat_template`, read from its file if it names one."""
+        if self.chat_template is None or "{" in self.chat_template:
+            return self.chat_template
+        return Path(self.chat_template).read_text(encoding="utf-8")
+
+    def engine_config(self) -> EngineConfig:
+        """The part that the engine process needs."""
+        return EngineConfig(
+            model=self.model_path,
+            dtype=self.dtype,
+            device=self.device,
+            quantization=self.quantization,
+            trust_remote_code=self.trust_remote_code,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            kv_cache_memory=self.kv_cache_memory,
+            block_size=self.block_size,
+            enable_prefix_caching=self.enable_prefix_caching,
+            batching=self.batching,
+            batch_wait_ms=self.batch_wait_ms,
+            seed=self.seed,
+            log_level=self.log_level,
+        )
+
+
+def demo_model_path() -> Path:
+    """Where the demo model lies, installed or in a checkout."""
+    return Path(__file__).resolve().parent.parent / "engine" / "demo_model"
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from `flags` (those that were given), the environment and the YAML file.
+
+    Raises `SettingsError` with all that is wrong, each with its source and what is allowed.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        problems = [_explain(problem, flags) for problem in error.errors(include_url=False)]
+        raise SettingsError("\n".join(dict.fromkeys(problems))) from None
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def env_name(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
+class _Environment(EnvSettingsSource):
+    """`ORCINUS_*`; refuses variables that are no settings, and passes over Kubernetes' service links."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        names = {key: value for key, value in os.environ.items() if key.upper().startswith(ENV_PREFIX)}
+        own = {key: value for key, value in names.items() if not _is_service_link(key.upper(), value)}
+        known = [env_name(name) for name in self.settings_cls.model_fields]
+        check_keys([key.upper() for key in own], known, "environment variable")
+        return {key.lower(): value for key, value in own.items() if value}
+
+
+class _YamlFile(PydanticBaseSettingsSource):
+    """The file that the sources before named as `config`, if any."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError("the file is read as a whole")
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config")
+        if path is None:
+            return {}
+        known = [name for name in self.settings_cls.model_fields if name != "config"]
+        values = read_yaml(Path(path))
+        check_keys([str(key) for key in values], known, f"key in {path}")
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one. Raises `SettingsError`."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise SettingsError(f"cannot read the settings file {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise SettingsError(f"{path} must hold lines of 'key: value', such as 'port: 8000'")
+    return values or {}
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    if _SERVICE_LINK_NAME.fullmatch(name):
+        return True
+    return name.endswith("PORT") and _SERVICE_LINK_VALUE.match(value) is not None
+
+
+def _explain(problem: Any, flags: Mapping[str, Any]) -> str:
+    """One line about one of pydantic's complaints."""
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return reason
+    name = str(problem["loc"][0])
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return _unknown_name(name)
+    source, value = _source(name, flags)
+    shown = "" if not field.repr or value is None else f", got {value!r}"
+    stated = reason if problem["type"] == "value_error" else f"must be {describe_allowed(field)}{shown}"
+    return f"{source}: {stated}"
+
+
+def _unknown_name(name: str) -> str:
+    try:
+        check_keys([name], list(Settings.model_fields), "setting")
+    except SettingsError as error:
+        return str(error)
+    raise AssertionError(f"{name} is a setting")
+
+
+def _source(name: str, flags: Mapping[str, Any]) -> tuple[str, Any]:
+    """Where the value came from, as the user knows it, and the value as it was written."""
+    if name in flags:
+        return flag_name(name), flags[name]
+    if value := os.environ.get(env_name(name)):
+        return env_name(name), value
+    path = flags.get("config") or os.environ.get(env_name("config"))
+    if path is not None:
+        return f"{name} in {path}", read_yaml(Path(path)).get(name)
+    return name, None

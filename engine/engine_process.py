@@ -1,0 +1,188 @@
+"""The engine's own process: load the model, then take messages in, step, and send messages out, until told to end.
+
+Started by `engine.transport` with one end of a socket; ends when the other end is closed, which also covers a
+server that was killed. One thread, no event loop. Knows nothing of text, streams and HTTP.
+"""
+
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from config.engine_config import EngineConfig
+from engine.core import EngineCore, Executor
+from engine.errors import ModelLoadError
+from engine.messages import AbortRequests, AddRequest, EngineFailed, EngineInfo, FromEngine, StepOutputs, ToEngine
+from engine.wire import FrameReader, config_decoder, encode_frame, to_engine_decoder
+
+logger = logging.getLogger(__name__)
+
+BuildExecutor = Callable[[EngineConfig], tuple[EngineInfo, Executor]]
+
+HEARTBEAT_S = 1.0
+_LINGER_S = 2.0
+_READ_BYTES = 1 << 20
+
+
+class ServerGoneError(Exception):
+    """The server closed its end of the socket: nobody is left to work for."""
+
+
+class Channel:
+    """The engine's end of the socket. Blocking."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._frames = FrameReader()
+
+    def read_config(self) -> EngineConfig:
+        while (payload := self._frames.next_payload()) is None:
+            self._read()
+        return config_decoder.decode(payload)
+
+    def receive(self, timeout_s: float) -> list[ToEngine]:
+        """All messages that have arrived; waits up to `timeout_s` if there are none."""
+        while select.select([self._socket], [], [], timeout_s)[0]:
+            self._read()
+            timeout_s = 0
+        messages: list[ToEngine] = []
+        while (payload := self._frames.next_payload()) is not None:
+            messages += to_engine_decoder.decode(payload)
+        return messages
+
+    def send(self, message: FromEngine) -> None:
+        try:
+            self._socket.sendall(encode_frame(message))
+        except OSError as error:
+            raise ServerGoneError from error
+
+    def linger(self, timeout_s: float) -> None:
+        """Until the server hangs up. A server that wrote to a closed socket might lose what it has yet to read."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            while select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                self._read()
+        except ServerGoneError:
+            return
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except ConnectionError as error:
+            raise ServerGoneError from error
+        if not data:
+            raise ServerGoneError
+        self._frames.feed(data)
+
+
+def run_engine(sock: socket.socket, build: BuildExecutor) -> int:
+    """Serve one server over `sock` until it is gone. Returns the process's exit code."""
+    channel = Channel(sock)
+    try:
+        core = _start(channel, build)
+        return 1 if core is None else _run(channel, core)
+    except ServerGoneError:
+        return 0
+
+
+def _start(channel: Channel, build: BuildExecutor) -> EngineCore | None:
+    config = channel.read_config()
+    try:
+        info, executor = build(config)
+    except ModelLoadError as error:
+        channel.send(EngineFailed(message=str(error), during_start=True))
+        return None
+    except Exception as error:
+        logger.exception("loading %s failed", config.model)
+        message = f"loading {config.model} failed: {type(error).__name__}: {error}"
+        channel.send(EngineFailed(message=message, during_start=True))
+        return None
+    core = EngineCore(info, executor, batch_wait_ms=config.batch_wait_ms)
+    channel.send(info)
+    return core
+
+
+def _run(channel: Channel, core: EngineCore) -> int:
+    try:
+        _loop(channel, core)
+    except ServerGoneError:
+        return 0
+    except Exception as error:
+        logger.exception("the engine loop failed")
+        channel.send(EngineFailed(message=f"the engine failed: {type(error).__name__}"))
+        channel.linger(_LINGER_S)
+        return 1
+
+
+def _loop(channel: Channel, core: EngineCore) -> NoReturn:
+    """Until the server is gone. One message a step; where there is nothing to run, a heartbeat and changes of state."""
+    last_sent = time.monotonic()
+    while True:
+        delay_s = core.wait_time_s() if core.has_work else HEARTBEAT_S
+        idle_s = min(delay_s or 0.0, last_sent + HEARTBEAT_S - time.monotonic())
+        messages = channel.receive(max(0.0, idle_s))
+        for message in messages:
+            _handle(core, message)
+        if core.has_work and core.wait_time_s() is None:
+            channel.send(core.step())
+        elif messages or time.monotonic() >= last_sent + HEARTBEAT_S:
+            channel.send(StepOutputs(deltas=[], stats=core.stats()))
+        else:
+            continue
+        last_sent = time.monotonic()
+
+
+def _handle(core: EngineCore, message: ToEngine) -> None:
+    match message:
+        case AddRequest():
+            core.add_request(message)
+        case AbortRequests():
+            core.abort_requests(message.request_ids)
+
+
+def main() -> None:
+    """Entry point of the process. Its arguments: the socket's file descriptor, and the process to die with, if any.
+
+    Ctrl-C reaches the whole process group, but it is the server that decides when the engine ends.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # imports and loading make millions of objects that stay
+    descriptor, *parent = map(int, sys.argv[1:])
+    if parent:
+        _die_with(parent[0])
+    sys.exit(run_engine(socket.socket(fileno=descriptor), _build_executor))
+
+
+def _die_with(parent: int) -> None:
+    """While a model loads nobody watches the socket, so on Linux the kernel is asked to end us with the server."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the server is gone")  # before the kernel was asked
+
+
+def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
+    from engine.lean_imports import import_transformers
+
+    import_transformers()
+    from engine.model_runner import build_executor
+
+    built = build_executor(config)
+    gc.freeze()
+    gc.enable()
+    return built
+
+
+if __name__ == "__main__":
+    main()

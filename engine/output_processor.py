@@ -1,0 +1,97 @@
+"""What the engine reports of one choice, made into what its reader gets: text, tokens, and why it ended.
+
+One `OutputProcessor` per choice. Stop strings are found here, so it also says when the engine must be told to stop.
+Knows nothing of streams, transports and HTTP.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from engine.detokenizer import StopScanner, make_detokenizer
+from engine.messages import FinishReason, RequestDelta
+from engine.outputs import RequestOutput
+from engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from engine.tokenizer import Tokenizer
+
+
+class OutputProcessor:
+    """Feed it every delta of its request, in order, until `is_finished`."""
+
+    def __init__(self, tokenizer: "Tokenizer", index: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
+        self.index = index
+        self.num_output_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.needs_abort = False  # a stop string ended it, and the engine does not know
+        self._sampling = sampling
+        self._detokenizer = make_detokenizer(tokenizer, prompt, skip_special_tokens=sampling.skip_special_tokens)
+        self._scanner = (
+            StopScanner(sampling.stop, include_stop=sampling.include_stop_str_in_output) if sampling.stop else None
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def process(self, delta: RequestDelta) -> RequestOutput:
+        """Tokens beyond a stop string are dropped; the token that completed it counts."""
+        assert not self.is_finished, f"request {delta.request_id} is finished"
+        text, num_tokens, stop = self._read(delta)
+        self.num_output_tokens += num_tokens
+        self.finish_reason = delta.finish_reason if stop is None else "stop"
+        self.needs_abort = stop is not None and delta.finish_reason is None
+        return RequestOutput(
+            index=self.index,
+            text=text,
+            token_ids=delta.token_ids[:num_tokens],
+            logprobs=None if delta.logprobs is None else delta.logprobs[:num_tokens],
+            prompt_logprobs=delta.prompt_logprobs,
+            finish_reason=self.finish_reason,
+            stop_reason=delta.stop_reason if stop is None else stop,
+            num_cached_tokens=delta.num_cached_tokens,
+            queue_time_s=delta.queue_time_s,
+            num_preemptions=delta.num_preemptions,
+            error=delta.error,
+        )
+
+    def _read(self, delta: RequestDelta) -> tuple[str, int, str | None]:
+        """The text to give out, how many of the tokens count, and the stop string that was completed, if any."""
+        readable = self._readable(delta)
+        if self._scanner is None:
+            text = self._detokenizer.feed(readable)
+            return text + (self._detokenizer.flush() if delta.finish_reason else ""), len(delta.token_ids), None
+        return self._scan(self._scanner, delta, readable)
+
+    def _readable(self, delta: RequestDelta) -> list[int]:
+        """The tokens that have text: the one that stopped the request has none, unless asked for."""
+        is_stopped_by_token = delta.finish_reason == "stop" and delta.token_ids
+        if is_stopped_by_token and not self._sampling.include_stop_str_in_output:
+            return delta.token_ids[:-1]
+        return delta.token_ids
+
+    def _scan(self, scanner: StopScanner, delta: RequestDelta, readable: Sequence[int]) -> tuple[str, int, str | None]:
+        """Token by token, so that the token which completed a stop string is known."""
+        text = ""
+        for position, token_id in enumerate(readable):
+            is_armed = self.num_output_tokens + position + 1 >= self._sampling.min_tokens
+            scanned = scanner.feed(self._detokenizer.feed([token_id]), is_armed=is_armed)
+            text += scanned.text
+            if scanned.stop is not None:
+                return text, position + 1, scanned.stop
+        if delta.finish_reason is None:
+            return text, len(delta.token_ids), None
+        scanned = scanner.feed(self._detokenizer.flush())
+        return text + scanned.text + ("" if scanned.stop else scanner.flush()), len(delta.token_ids), scanned.stop
+
+
+def merge_output(earlier: RequestOutput, later: RequestOutput) -> None:
+    """Make two successive outputs of one choice one, in `earlier`, for a reader who comes late."""
+    earlier.text += later.text
+    earlier.token_ids.extend(later.token_ids)
+    if later.logprobs is not None:
+        earlier.logprobs = (earlier.logprobs or []) + later.logprobs
+    earlier.finish_reason = later.finish_reason
+    earlier.stop_reason = later.stop_reason
+    earlier.num_preemptions = later.num_preemptions
+    earlier.error = later.error

@@ -1,0 +1,342 @@
+"""Text to token ids and back, and the model's chat template. Knows nothing of requests and tensors.
+
+Importing transformers takes seconds, so a model whose tokenizer needs nothing of it (`tokenizer.json` says it all)
+is read with the `tokenizers` library alone; the tests hold that both ways agree. Everything else goes through
+transformers' `AutoTokenizer`. A tokenizer is immutable once loaded and may be used by several threads.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
+
+from engine.chat_template import ChatTemplate, Message
+from engine.errors import InvalidRequestError, ModelLoadError
+from engine.model_source import ModelSource, model_source
+
+logger = logging.getLogger(__name__)
+
+_FAST_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Settings of tokenizer_config.json by which transformers changes what tokenizer.json says.
+_CONFIG_OVERRIDES = ("add_bos_token", "add_eos_token", "add_prefix_space", "auto_map", "split_special_tokens")
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MAX_FAST_VOCAB = 100_000  # above it transformers repairs the splitting rules of some Mistral tokenizers
+
+
+class _Backend(Protocol):
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+    def token(self, token_id: int) -> str | None:
+        """The token as the vocabulary writes it, None outside the vocabulary."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def added_tokens(self) -> Mapping[int, AddedToken]: ...
+
+    @property
+    def decoder_steps(self) -> list[dict[str, Any]]:
+        """The `tokenizers` decoder as its JSON, flattened; empty if it is something else."""
+
+
+class Tokenizer:
+    """A model's tokenizer; make one with `Tokenizer.load`."""
+
+    def __init__(self, backend: _Backend, chat_template: ChatTemplate | None) -> None:
+        self._backend = backend
+        self._chat_template = chat_template
+        self.vocab_size = backend.vocab_size
+        self.special_ids = frozenset(i for i, token in backend.added_tokens.items() if token.special)
+
+    @classmethod
+    def load(cls, model: str, *, trust_remote_code: bool = False, chat_template: str | None = None) -> "Tokenizer":
+        """Read the tokenizer of a model directory, a hub id or a GGUF file.
+
+        `chat_template`, a file's path or the text of a template, replaces the model's own.
+        Raises `ModelLoadError`.
+        """
+        try:
+            backend, own_template, special_tokens = _load_parts(model, trust_remote_code)
+        except ModelLoadError:
+            raise
+        except Exception as error:  # other people's code reads other people's files
+            raise ModelLoadError(f"cannot load the tokenizer of {model}: {error}") from error
+        if chat_template is not None:
+            return cls(backend, _given_template(chat_template, special_tokens))
+        return cls(backend, _own_template(own_template, special_tokens))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat_template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Raises `InvalidRequestError` for text that is not Unicode (lone surrogates)."""
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidRequestError("the text has characters that cannot be written as UTF-8") from error
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence; ids outside the vocabulary have none. Piecewise: `engine.detokenizer`."""
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What this token alone adds to a text, which may be part of a code point. Special tokens have their name."""
+        known = self._token_bytes.get(token_id)
+        if known is None:
+            known = self._token_bytes[token_id] = self._find_bytes(token_id)
+        return known
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        /,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
+        """See `ChatTemplate.render`. The text has its special tokens: encode it without adding any."""
+        if self._chat_template is None:
+            raise InvalidRequestError(
+                "this model has no chat template: use completions, or start the server with --chat-template", "messages"
+            )
+        return self._chat_template.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **variables,
+        )
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether a text is the bytes of its tokens, one after the other, read as UTF-8."""
+        return [step["type"] for step in self._backend.decoder_steps] == ["ByteLevel"]
+
+    @cached_property
+    def has_byte_fallback(self) -> bool:
+        """Whether a text is its tokens' text, one after the other, with single bytes as tokens of their own."""
+        steps = self._backend.decoder_steps
+        kinds = [step["type"] for step in steps]
+        return "String" in (steps[0].get("pattern", ()) if steps else ()) and kinds in (
+            ["Replace", "ByteFallback", "Fuse"],
+            ["Replace", "ByteFallback", "Fuse", "Strip"],
+        )
+
+    def fallback_byte(self, token_id: int) -> int | None:
+        """The byte that a byte-fallback token such as `<0xE4>` stands for."""
+        match = _BYTE_TOKEN.fullmatch(self._backend.token(token_id) or "")
+        return int(match[1], 16) if match else None
+
+    @cached_property
+    def _token_bytes(self) -> dict[int, bytes]:
+        return {}
+
+    def _find_bytes(self, token_id: int) -> bytes:
+        token = self._backend.token(token_id)
+        if token is None:
+            return b""
+        if self.is_byte_level:
+            return _bytes_of_characters(token)
+        if (byte := self.fallback_byte(token_id)) is not None:
+            return bytes([byte])
+        for step in self._backend.decoder_steps:
+            token = _replace(token, step)
+        return token.encode()
+
+
+# --- backends -------------------------------------------------------------------------------------------
+
+
+class _FastBackend:
+    def __init__(self, tokenizer: FastTokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # Alone among its kind, this call lets go of the GIL; it counts no offsets, which nobody needs.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def token(self, token_id: int) -> str | None:
+        return self._tokenizer.id_to_token(token_id)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    @cached_property
+    def added_tokens(self) -> Mapping[int, AddedToken]:
+        return self._tokenizer.get_added_tokens_decoder()
+
+    @cached_property
+    def decoder_steps(self) -> list[dict[str, Any]]:
+        decoder = self._tokenizer.decoder
+        return [] if decoder is None else _flatten(json.loads(decoder.__getstate__()))
+
+
+class _SlowBackend:
+    """A tokenizer that transformers runs in Python."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        known = [token_id for token_id in token_ids if token_id < self.vocab_size]
+        text: str = self._tokenizer.decode(
+            known, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def token(self, token_id: int) -> str | None:
+        if token_id >= self.vocab_size:
+            return None
+        token: str | None = self._tokenizer.convert_ids_to_tokens(token_id)
+        return token
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return len(self._tokenizer)
+
+    @property
+    def added_tokens(self) -> Mapping[int, AddedToken]:
+        added: Mapping[int, AddedToken] = self._tokenizer.added_tokens_decoder
+        return added
+
+    @property
+    def decoder_steps(self) -> list[dict[str, Any]]:
+        return []
+
+
+def _flatten(decoder: dict[str, Any]) -> list[dict[str, Any]]:
+    if decoder["type"] != "Sequence":
+        return [decoder]
+    return [step for inner in decoder["decoders"] for step in _flatten(inner)]
+
+
+# --- loading --------------------------------------------------------------------------------------------
+
+_Parts = tuple[_Backend, Any, dict[str, str]]  # backend, the model's own template(s) or None, its named tokens
+
+
+def _load_parts(model: str, trust_remote_code: bool) -> _Parts:
+    source = model_source(model)
+    directory = None if source.gguf_file else source.directory
+    return (directory and _plain_parts(directory)) or _transformers_parts(source, trust_remote_code)
+
+
+def _plain_parts(directory: Path) -> _Parts | None:
+    """None where it takes transformers to know what the tokenizer is."""
+    tokenizer_file, settings_file = directory / "tokenizer.json", directory / "tokenizer_config.json"
+    if not (tokenizer_file.is_file() and settings_file.is_file()):
+        return None
+    settings = json.loads(settings_file.read_text("utf-8"))
+    if not _is_plain(settings):
+        return None
+    tokenizer = FastTokenizer.from_file(str(tokenizer_file))
+    if tokenizer.get_vocab_size() > _MAX_FAST_VOCAB:
+        return None
+    special_tokens = {name: _token_text(settings[name]) for name in _NAMED_TOKENS if settings.get(name)}
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special_tokens.values()])
+    template_file = directory / "chat_template.jinja"
+    if template_file.is_file():
+        return _FastBackend(tokenizer), template_file.read_text("utf-8"), special_tokens
+    return _FastBackend(tokenizer), settings.get("chat_template"), special_tokens
+
+
+def _is_plain(settings: Mapping[str, Any]) -> bool:
+    """Whether transformers would take tokenizer.json as it is."""
+    return settings.get("tokenizer_class") in _FAST_CLASSES and not any(
+        settings.get(name) for name in _CONFIG_OVERRIDES
+    )
+
+
+def _token_text(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
+    from transformers import AutoTokenizer
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.gguf_file is not None:
+        options["gguf_file"] = source.gguf_file
+    tokenizer: Any = AutoTokenizer.from_pretrained(source.path_or_id, **options)
+    backend = _FastBackend(tokenizer.backend_tokenizer) if tokenizer.is_fast else _SlowBackend(tokenizer)
+    return backend, tokenizer.chat_template, dict(tokenizer.special_tokens_map)
+
+
+def _given_template(given: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        source = given if "{" in given else Path(given).read_text("utf-8")
+        return ChatTemplate(source, special_tokens)
+    except OSError as error:
+        raise ModelLoadError(f"the chat template {given} cannot be read: {error.strerror}") from error
+    except (TemplateSyntaxError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"the chat template is no valid template: {error}") from error
+
+
+def _own_template(own: Any, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    """Templates may be one text, or several with names. A model with a broken one can still complete text."""
+    from jinja2 import TemplateSyntaxError
+
+    if isinstance(own, list):
+        own = {entry["name"]: entry["template"] for entry in own}
+    source = own.get("default") if isinstance(own, dict) else own
+    try:
+        return ChatTemplate(source, special_tokens) if source else None
+    except TemplateSyntaxError as error:
+        logger.warning("the model's chat template is not used, it has a syntax error: %s", error)
+        return None
+
+
+# --- what a single token holds --------------------------------------------------------------------------
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level BPE writes each byte as a printable character: its own if it has one, else one from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_of_character()
+
+
+def _bytes_of_characters(token: str) -> bytes:
+    """A token with a character that stands for no byte is an added one, and is meant literally."""
+    try:
+        return bytes([_BYTES[character] for character in token])
+    except KeyError:
+        return token.encode()
+
+
+def _replace(token: str, step: Mapping[str, Any]) -> str:
+    match step:
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+            return token.replace(old, new)
+        case {"type": "Metaspace", "replacement": str(old)}:
+            return token.replace(old, " ")
+        case _:
+            return token

@@ -1,0 +1,175 @@
+"""How the server process reaches the engine core: in a process of its own, or in a thread of this one.
+
+Both speak the frames of `engine.wire` over a socket pair and differ only in what is at its other end. Knows nothing of
+what the messages mean.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from config.engine_config import EngineConfig
+from engine.errors import EngineUnavailableError
+from engine.messages import FromEngine, ToEngine
+from engine.wire import FrameReader, encode_frame, from_engine_decoder
+
+if TYPE_CHECKING:
+    from engine.engine_process import BuildExecutor
+
+_READ_BYTES = 1 << 18
+_EXIT_GRACE_S = 2.0
+
+
+class Transport(Protocol):
+    """One engine, from start to end. `start` needs no event loop; everything else runs on one."""
+
+    def start(self, config: EngineConfig) -> None: ...
+
+    def send(self, messages: list[ToEngine]) -> None:
+        """Send without waiting. Messages to an engine that is gone are dropped: `receive` tells of its end."""
+
+    async def receive(self) -> FromEngine:
+        """The engine's next message. Raises `EngineUnavailableError`, saying how it ended, once it is gone."""
+
+    async def aclose(self) -> None:
+        """End the engine and wait until it has. Idempotent."""
+
+
+class _SocketTransport:
+    """The server's end of the socket pair."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._frames = FrameReader()
+        self._unsent: list[bytes] = []  # written before the event loop had the socket
+
+    def _open(self, config: EngineConfig) -> socket.socket:
+        """Make the pair, write the config as its first frame, and return the engine's end."""
+        assert self._socket is None, "a transport starts once"
+        self._socket, engine_end = socket.socketpair()
+        self._socket.sendall(encode_frame(config))
+        self._socket.setblocking(False)
+        return engine_end
+
+    def send(self, messages: list[ToEngine]) -> None:
+        frame = encode_frame(messages)
+        if self._writer is None:
+            self._unsent.append(frame)
+        elif not self._writer.is_closing():
+            self._writer.write(frame)
+
+    async def receive(self) -> FromEngine:
+        reader = self._reader or await self._connect()
+        while (payload := self._frames.next_payload()) is None:
+            try:
+                data = await reader.read(_READ_BYTES)
+            except ConnectionError:
+                data = b""
+            if not data:
+                raise EngineUnavailableError(await self._describe_end())
+            self._frames.feed(data)
+        return from_engine_decoder.decode(payload)
+
+    async def aclose(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        elif self._socket is not None:
+            self._socket.close()
+        await self._end()
+
+    async def _connect(self) -> asyncio.StreamReader:
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=self._socket, limit=_READ_BYTES)
+        self._writer.writelines(self._unsent)
+        self._unsent.clear()
+        return self._reader
+
+    async def _describe_end(self) -> str:
+        raise NotImplementedError
+
+    async def _end(self) -> None:
+        raise NotImplementedError
+
+
+class ProcessTransport(_SocketTransport):
+    """The engine in a process of its own, which ends when this end of the socket is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def start(self, config: EngineConfig) -> None:
+        """The child sees the modules that this process sees. Its standard output goes where errors go."""
+        engine_end = self._open(config)
+        with engine_end:
+            descriptor = engine_end.fileno()
+            command = [sys.executable, "-P", "-m", "engine.engine_process", str(descriptor)]
+            # The kernel counts the thread that started the child as its parent, and only the main one stays.
+            if threading.current_thread() is threading.main_thread():
+                command.append(str(os.getpid()))
+            modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
+            self._process = subprocess.Popen(  # noqa: S603
+                command,
+                pass_fds=(descriptor,),
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                env={**os.environ, "PYTHONPATH": modules},
+            )
+
+    async def _describe_end(self) -> str:
+        code = await self._wait()
+        if code is None:
+            return "the engine process closed its connection"
+        if code < 0:
+            return f"the engine process was killed by {signal.Signals(-code).name}"
+        return f"the engine process ended with exit code {code}"
+
+    async def _end(self) -> None:
+        """A process that does not end by itself is killed: it may be stuck in a step, or loading."""
+        if self._process is not None and await self._wait() is None:
+            self._process.kill()
+            await self._wait()
+
+    async def _wait(self) -> int | None:
+        assert self._process is not None
+        try:
+            return await asyncio.to_thread(self._process.wait, _EXIT_GRACE_S)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class InProcessTransport(_SocketTransport):
+    """The engine in a thread of this process, with any executor: for tests, and for use without a server."""
+
+    def __init__(self, build: "BuildExecutor") -> None:
+        super().__init__()
+        self._build = build
+        self._thread: threading.Thread | None = None
+
+    def start(self, config: EngineConfig) -> None:
+        engine_end = self._open(config)
+        self._thread = threading.Thread(target=self._run, args=(engine_end,), name="engine", daemon=True)
+        self._thread.start()
+
+    def _run(self, engine_end: socket.socket) -> None:
+        from engine.engine_process import run_engine
+
+        with engine_end:
+            run_engine(engine_end, self._build)
+
+    async def _describe_end(self) -> str:
+        return "the engine thread ended"
+
+    async def _end(self) -> None:
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)

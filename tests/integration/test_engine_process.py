@@ -1,0 +1,140 @@
+"""The real engine process with the demo model: it answers, survives what it should, and ends when it must."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from config.engine_config import EngineConfig
+from config.settings import load_settings
+from engine.async_engine import AsyncEngine
+from engine.errors import EngineUnavailableError, ModelLoadError, RequestFailedError
+from engine.outputs import GenerationRequest, RequestOutput
+from engine.sampling_params import SamplingParams
+from engine.transport import ProcessTransport
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def config(**settings: object) -> EngineConfig:
+    return load_settings(device="cpu", max_num_seqs=4, kv_cache_memory="32MiB", **settings).engine_config()
+
+
+@asynccontextmanager
+async def running_engine(engine_config: EngineConfig) -> AsyncIterator[tuple[AsyncEngine, ProcessTransport]]:
+    transport = ProcessTransport()
+    engine = AsyncEngine(engine_config, max_queue_len=8, transport_factory=lambda: transport)
+    engine.start()
+    run = asyncio.create_task(engine.run())
+    try:
+        yield engine, transport
+    finally:
+        await engine.aclose()
+        await run
+
+
+def request(engine: AsyncEngine, *, max_tokens: int = 8, n: int = 1) -> GenerationRequest:
+    sampling = SamplingParams(max_tokens=max_tokens, n=n, temperature=0, ignore_eos=True)
+    return GenerationRequest(request_id="test", prompts=[engine.tokenizer.encode("Hello")], sampling=sampling)
+
+
+async def read(stream: AsyncIterator[RequestOutput]) -> list[int]:
+    return [token_id async for output in stream for token_id in output.token_ids]
+
+
+def pid_of(transport: ProcessTransport) -> int:
+    assert transport.pid is not None
+    return transport.pid
+
+
+async def test_engine_process_answers_ignores_ctrl_c_and_ends_with_its_server(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async with running_engine(config()) as (engine, transport):
+        info = await engine.wait_ready()
+        assert info.max_num_seqs == 4
+        once = await read(engine.submit(request(engine)))
+        process = psutil.Process(pid_of(transport))
+        os.kill(process.pid, signal.SIGINT)
+        assert await read(engine.submit(request(engine))) == once
+        assert len(once) == 8
+        started = time.monotonic()
+    assert time.monotonic() - started < 4
+    assert not process.is_running()
+    assert capfd.readouterr().out == ""
+
+
+async def test_killed_engine_is_noticed_at_once_and_named() -> None:
+    async with running_engine(config()) as (engine, transport):
+        await engine.wait_ready()
+        stream = engine.submit(request(engine, max_tokens=1500))
+        await anext(stream)
+        killed = time.monotonic()
+        os.kill(pid_of(transport), signal.SIGKILL)
+        with pytest.raises(RequestFailedError, match="killed by SIGKILL"):
+            await read(stream)
+        assert time.monotonic() - killed < 1
+        assert engine.state == "dead"
+        with pytest.raises(EngineUnavailableError, match="SIGKILL"):
+            engine.submit(request(engine))
+
+
+async def test_engine_that_dies_while_loading_is_reported_to_who_waits() -> None:
+    async with running_engine(config()) as (engine, transport):
+        os.kill(pid_of(transport), signal.SIGTERM)
+        with pytest.raises(EngineUnavailableError, match="SIGTERM"):
+            await engine.wait_ready()
+
+
+async def test_missing_model_is_reported_as_such(tmp_path: Path) -> None:
+    async with running_engine(config(model=str(tmp_path))) as (engine, _):
+        with pytest.raises(ModelLoadError, match=str(tmp_path)):
+            await engine.wait_ready()
+
+
+SERVER = """
+import asyncio, sys
+from config.settings import load_settings
+from engine.transport import ProcessTransport
+
+async def main():
+    transport = ProcessTransport()
+    transport.start(load_settings(device="cpu", max_num_seqs=4, kv_cache_memory="32MiB").engine_config())
+    print(transport.pid, flush=True)
+    await transport.receive()
+    print("ready", flush=True)
+    while True:
+        await transport.receive()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("moment", ["loading", "ready"])
+def test_engine_ends_when_its_server_is_killed(moment: str) -> None:
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    with server:
+        assert server.stdout is not None
+        engine = psutil.Process(int(server.stdout.readline()))
+        if moment == "ready":
+            assert server.stdout.readline() == "ready\n"
+        server.kill()
+        assert ends_within(engine, 3)
+
+
+def ends_within(process: psutil.Process, timeout_s: float) -> bool:
+    """Nobody may be there to reap an orphan, so a zombie has ended, too."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.01)
+    return False

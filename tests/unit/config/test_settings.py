@@ -1,0 +1,225 @@
+"""Where settings come from, which source wins, and what is said of wrong ones."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from config.settings import Settings, SettingsError, demo_model_path, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.upper().startswith("ORCINUS_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def yaml_file(tmp_path: Path) -> Path:
+    return tmp_path / "orcinus.yaml"
+
+
+def test_defaults_serve_the_demo_model_to_this_machine_alone() -> None:
+    settings = load_settings()
+    assert settings.model is None
+    assert settings.model_path == str(demo_model_path())
+    assert settings.model_names == ("orcinus-demo",)
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.batching == "continuous"
+    assert settings.max_body_bytes == 16 * 2**20
+
+
+def test_command_line_beats_environment_beats_file_beats_default(
+    monkeypatch: pytest.MonkeyPatch, yaml_file: Path
+) -> None:
+    yaml_file.write_text("port: 1001\nhost: from-file\nmax_num_seqs: 3\n")
+    monkeypatch.setenv("ORCINUS_PORT", "1002")
+    monkeypatch.setenv("ORCINUS_HOST", "from-environment")
+    settings = load_settings(config=str(yaml_file), port="1003")
+    assert settings.port == 1003
+    assert settings.host == "from-environment"
+    assert settings.max_num_seqs == 3
+    assert settings.block_size is None
+
+
+def test_the_file_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, yaml_file: Path) -> None:
+    yaml_file.write_text("port: 1001\n")
+    monkeypatch.setenv("ORCINUS_CONFIG", str(yaml_file))
+    assert load_settings().port == 1001
+
+
+def test_empty_values_in_file_and_environment_count_as_not_set(
+    monkeypatch: pytest.MonkeyPatch, yaml_file: Path
+) -> None:
+    yaml_file.write_text("port:\n")
+    monkeypatch.setenv("ORCINUS_HOST", "")
+    settings = load_settings(config=yaml_file)
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+
+
+def test_an_empty_file_is_no_settings(yaml_file: Path) -> None:
+    yaml_file.write_text("# nothing yet\n")
+    assert load_settings(config=yaml_file).port == 8000
+
+
+@pytest.mark.parametrize("text", ["one,two", "one, two", '["one", "two"]'])
+def test_a_list_in_the_environment_has_commas_or_is_json(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("ORCINUS_SERVED_MODEL_NAME", text)
+    assert load_settings().served_model_name == ("one", "two")
+
+
+def test_a_list_in_the_file_is_a_list_or_one_entry(yaml_file: Path) -> None:
+    yaml_file.write_text("served_model_name: [one, two]\napi_key: secret\n")
+    settings = load_settings(config=yaml_file)
+    assert settings.served_model_name == ("one", "two")
+    assert settings.api_key == ("secret",)
+
+
+def test_a_comma_on_the_command_line_is_part_of_the_value() -> None:
+    assert load_settings(api_key=["a,b"]).api_key == ("a,b",)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"port": "70000"}, "--port: must be a whole number from 0 to 65535, got '70000'"),
+        ({"port": "http"}, "--port: must be a whole number from 0 to 65535, got 'http'"),
+        ({"device": "gpu"}, "--device: must be one of auto, cpu, cuda, got 'gpu'"),
+        ({"quantization": "int4"}, "--quantization: must be int8, got 'int4'"),
+        ({"max_num_seqs": "0"}, "--max-num-seqs: must be a whole number from 1 to 4096, got '0'"),
+        ({"max_model_len": "0"}, "--max-model-len: must be a whole number at least 1, got '0'"),
+        ({"keep_alive_s": "0"}, "--keep-alive-s: must be a number above 0 and at most 3600, got '0'"),
+        ({"drain_timeout_s": "nan"}, "--drain-timeout-s: must be a number from 0 to 86400, got 'nan'"),
+        ({"kv_cache_memory": "lots"}, "a size such as 4GiB, 512MiB or a number of bytes, at least 1, got 'lots'"),
+        ({"chat_template": "none.jinja"}, "--chat-template: there is no file none.jinja, and it is no Jinja text"),
+        ({"api_key_file": "/none"}, "--api-key-file: there is no file /none"),
+        ({"api_key": [""]}, "--api-key: an entry is empty"),
+        ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, "(4) must be at least max_num_seqs (8)"),
+        ({"prot": 1}, "unknown setting: prot; did you mean port"),
+    ],
+)
+def test_a_wrong_flag_is_told_what_is_allowed(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings(**flags)
+    assert message in str(raised.value)
+
+
+def test_all_that_is_wrong_is_said_at_once_each_with_its_source(
+    monkeypatch: pytest.MonkeyPatch, yaml_file: Path
+) -> None:
+    yaml_file.write_text("block_size: many\n")
+    monkeypatch.setenv("ORCINUS_PORT", "x")
+    with pytest.raises(SettingsError) as raised:
+        load_settings(config=yaml_file, seed="-1")
+    lines = str(raised.value).splitlines()
+    assert sorted(line.split(":")[0] for line in lines) == [
+        "--seed",
+        "ORCINUS_PORT",
+        f"block_size in {yaml_file}",
+    ]
+
+
+def test_a_misspelt_variable_is_refused_with_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCINUS_MAX_NUM_SEQ", "4")
+    with pytest.raises(SettingsError, match="ORCINUS_MAX_NUM_SEQ; did you mean ORCINUS_MAX_NUM_SEQS"):
+        load_settings()
+
+
+def test_a_misspelt_key_in_the_file_is_refused_with_what_was_meant(yaml_file: Path) -> None:
+    yaml_file.write_text("max-model-len: 5\n")
+    with pytest.raises(SettingsError, match=r"orcinus\.yaml: max-model-len; did you mean max_model_len"):
+        load_settings(config=yaml_file)
+
+
+def test_the_file_cannot_name_another_file(yaml_file: Path) -> None:
+    yaml_file.write_text("config: other.yaml\n")
+    with pytest.raises(SettingsError, match=r"unknown key in .*: config"):
+        load_settings(config=yaml_file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- port\n", "must hold lines of 'key: value'"),
+        (b"port: {a\n", "is not YAML"),
+        (b"\xff\xfe\xfa", "it is not UTF-8 text"),
+    ],
+)
+def test_a_broken_file_is_refused(yaml_file: Path, content: bytes, message: str) -> None:
+    yaml_file.write_bytes(content)
+    with pytest.raises(SettingsError, match=message):
+        load_settings(config=yaml_file)
+
+
+def test_a_missing_file_is_refused(yaml_file: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cannot read the settings file .*No such file"):
+        load_settings(config=yaml_file)
+
+
+def test_kubernetes_service_links_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "ORCINUS_PORT": "tcp://10.0.0.1:8000",
+        "ORCINUS_SERVICE_HOST": "10.0.0.1",
+        "ORCINUS_SERVICE_PORT": "8000",
+        "ORCINUS_SERVICE_PORT_HTTP": "8000",
+        "ORCINUS_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "ORCINUS_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "ORCINUS_METRICS_SERVICE_HOST": "10.0.0.2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().port == 8000
+
+
+def test_keys_show_neither_in_repr_nor_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "top-secret" not in repr(load_settings(api_key=["top-secret"]))
+    monkeypatch.setenv("ORCINUS_API_KEY", '["top-secret')
+    with pytest.raises(SettingsError) as raised:
+        load_settings(port="x")
+    assert "top-secret" not in str(raised.value)
+    with pytest.raises(ValidationError) as refused:
+        Settings(api_key=["top-secret", 1])  # type: ignore[arg-type]
+    assert "top-secret" not in str(refused.value)
+
+
+def test_keys_come_from_settings_and_from_the_file_as_it_is_now(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# team a\nfirst\n\n  second  \n")
+    settings = load_settings(api_key=["zeroth"], api_key_file=keys)
+    assert settings.read_api_keys() == ("zeroth", "first", "second")
+    keys.write_text("third\n")
+    assert settings.read_api_keys() == ("zeroth", "third")
+    assert settings.is_key_needed
+
+
+def test_a_chat_template_is_text_or_the_file_that_holds_it(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ messages }}")
+    assert load_settings(chat_template=str(file)).read_chat_template() == "{{ messages }}"
+    assert load_settings(chat_template="{% if x %}").read_chat_template() == "{% if x %}"
+    assert load_settings().read_chat_template() is None
+
+
+def test_names_follow_from_the_model(tmp_path: Path) -> None:
+    directory = tmp_path / "my-model"
+    directory.mkdir()
+    gguf = tmp_path / "small.Q4_0.gguf"
+    gguf.touch()
+    assert load_settings(model=str(directory)).model_names == ("my-model",)
+    assert load_settings(model=str(gguf)).model_names == ("small.Q4_0",)
+    assert load_settings(model="Qwen/Qwen3-0.6B").model_names == ("Qwen/Qwen3-0.6B",)
+    assert load_settings(model="x/y", served_model_name=["a", "b"]).model_names == ("a", "b")
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = load_settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.port = 1
+
+
+def test_the_engine_gets_its_part() -> None:
+    config = load_settings(max_num_seqs="4", kv_cache_memory="64MiB", enable_prefix_caching=False).engine_config()
+    assert (config.max_num_seqs, config.kv_cache_memory, config.enable_prefix_caching) == (4, 64 * 2**20, False)
+    assert config.model == str(demo_model_path())

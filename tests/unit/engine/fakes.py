@@ -1,0 +1,176 @@
+"""A model that costs nothing: deterministic executors and a tokenizer of single bytes, for tests of what is around it.
+
+Token ids 0 to 255 are the bytes themselves, so a test reads `[72, 105]` as "Hi"; the special tokens follow.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from config.engine_config import EngineConfig
+from engine.core import Executor
+from engine.messages import EngineInfo, StepPlan, StepResult, TokenLogprobs
+from engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from engine.device import DeviceMonitor
+
+END_OF_TEXT, MESSAGE_START, MESSAGE_END = 256, 257, 258
+VOCAB_SIZE = 259
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+NextToken = Callable[[Sequence[int], Sequence[int]], int]
+"""(prompt token ids, output token ids so far) -> the next token id."""
+
+
+def says(text: str) -> NextToken:
+    """Answer every prompt with `text`, then end of text."""
+    reply = [*text.encode(), END_OF_TEXT]
+    return lambda prompt, output: reply[min(len(output), len(reply) - 1)]
+
+
+def alphabet(prompt: Sequence[int], output: Sequence[int]) -> int:
+    """a, b, c, ... z, a, ... without end, whatever the prompt."""
+    return ord("a") + len(output) % 26
+
+
+def echoes(prompt: Sequence[int], output: Sequence[int]) -> int:
+    """The prompt once more, then end of text."""
+    return prompt[len(output)] if len(output) < len(prompt) else END_OF_TEXT
+
+
+class FakeExecutor:
+    """An executor whose tokens come from a function. `before_step` may block, raise or look at the plan.
+
+    Each chosen token has log-probability -0.5; the alternatives are the ids after it, each one lower.
+    """
+
+    device_monitor: "DeviceMonitor | None" = None
+
+    def __init__(
+        self, next_token: NextToken = alphabet, before_step: Callable[[StepPlan], None] = lambda plan: None
+    ) -> None:
+        self._next_token = next_token
+        self._before_step = before_step
+        self._requests: dict[str, tuple[list[int], int, SamplingParams]] = {}
+        self.plans: list[StepPlan] = []
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.plans.append(plan)
+        self._before_step(plan)
+        for request_id in plan.released:
+            self._requests.pop(request_id, None)  # unknown where the step that introduced it failed
+        for new in plan.new_requests:
+            self._requests[new.request_id] = (list(new.token_ids), new.num_prompt_tokens, new.sampling)
+        result = StepResult(sampled_token_ids={}, logprobs={}, prompt_logprobs={})
+        for scheduled in plan.scheduled:
+            tokens, num_prompt_tokens, sampling = self._requests[scheduled.request_id]
+            if sampling.prompt_logprobs is not None:
+                start = scheduled.num_computed_tokens + 1
+                known = tokens[start : min(start + scheduled.num_tokens, num_prompt_tokens)]
+                result.prompt_logprobs[scheduled.request_id] = [
+                    token_logprobs(token, sampling.prompt_logprobs) for token in known
+                ]
+            if scheduled.samples:
+                token = self._next_token(tokens[:num_prompt_tokens], tokens[num_prompt_tokens:])
+                tokens.append(token)
+                result.sampled_token_ids[scheduled.request_id] = [token]
+                if sampling.logprobs is not None:
+                    result.logprobs[scheduled.request_id] = [token_logprobs(token, sampling.logprobs)]
+        return result
+
+
+def token_logprobs(token_id: int, num_top: int) -> TokenLogprobs:
+    top = [((token_id + i) % VOCAB_SIZE, -0.5 - i) for i in range(num_top)]
+    return TokenLogprobs(token_id=token_id, logprob=-0.5, top=top)
+
+
+def fake_info(**overrides: Any) -> EngineInfo:
+    info = EngineInfo(
+        model="fake",
+        architecture="FakeForCausalLM",
+        num_parameters=0,
+        weight_bytes=0,
+        dtype="float32",
+        device="cpu",
+        device_name="none",
+        attention_backend="none",
+        vocab_size=VOCAB_SIZE,
+        eos_token_ids=[END_OF_TEXT],
+        max_model_len=256,
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        num_kv_blocks=128,
+        block_size=16,
+        kv_cache_bytes=0,
+        enable_prefix_caching=True,
+        batching="continuous",
+        load_time_s=0.0,
+    )
+    return msgspec.structs.replace(info, **overrides)
+
+
+def fake_config(model: str | Path, **overrides: Any) -> EngineConfig:
+    """`model` is a directory with a tokenizer, such as `write_byte_tokenizer` makes."""
+    config = EngineConfig(
+        model=str(model),
+        dtype="auto",
+        device="cpu",
+        quantization=None,
+        trust_remote_code=False,
+        max_model_len=None,
+        max_num_seqs=None,
+        max_num_batched_tokens=None,
+        kv_cache_memory=None,
+        block_size=None,
+        enable_prefix_caching=True,
+        batching="continuous",
+        batch_wait_ms=50.0,
+        seed=0,
+        log_level="info",
+    )
+    return replace(config, **overrides)
+
+
+def builds(executor: Executor, **info: Any) -> Callable[[EngineConfig], tuple[EngineInfo, Executor]]:
+    """The `build` argument of `InProcessTransport`: `lambda: InProcessTransport(builds(FakeExecutor(says("Hi"))))`."""
+    return lambda config: (fake_info(**info), executor)
+
+
+def write_byte_tokenizer(directory: Path, chat_template: str | None = CHAT_TEMPLATE) -> Path:
+    """Put a tokenizer whose ids are bytes into `directory`, in the files that models come with."""
+    vocab = {character: byte for byte, character in byte_characters().items()}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = ["<|endoftext|>", "<|start|>", "<|end|>"]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|end|>",
+        "chat_template": chat_template,
+        "clean_up_tokenization_spaces": False,
+    }
+    present = {key: value for key, value in settings.items() if value is not None}
+    (directory / "tokenizer_config.json").write_text(json.dumps(present))
+    return directory
+
+
+def byte_characters() -> dict[int, str]:
+    """The printable stand-in that byte-level BPE uses for each byte (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

@@ -1,0 +1,131 @@
+"""Which device, how much memory, how busy: read from the system, so the system is made up here."""
+
+import sys
+import types
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from engine import device
+from engine.device import CpuMonitor, available_cores, available_memory, cpu_has_bfloat16, memory_limit
+
+MIB = 2**20
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of 8 cores and 1000 MiB, 600 of them free, with an empty control group."""
+    monkeypatch.setattr(device, "_CGROUP", tmp_path)
+    monkeypatch.setattr(device, "_CGROUP_V1_MEMORY", tmp_path / "v1")
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    memory = SimpleNamespace(total=1000 * MIB, available=600 * MIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    return tmp_path
+
+
+def test_without_a_control_group_the_machine_is_the_limit(system: Path) -> None:
+    assert (available_cores(), memory_limit(), available_memory()) == (8, 1000 * MIB, 600 * MIB)
+
+
+def test_control_group_limits_cores_and_memory(system: Path) -> None:
+    (system / "cpu.max").write_text("250000 100000\n")
+    (system / "memory.max").write_text(f"{500 * MIB}\n")
+    (system / "memory.current").write_text(f"{100 * MIB}\n")
+    assert (available_cores(), memory_limit(), available_memory()) == (3, 500 * MIB, 400 * MIB)
+
+
+def test_control_group_without_limits_changes_nothing(system: Path) -> None:
+    (system / "cpu.max").write_text("max 100000\n")
+    (system / "memory.max").write_text("max\n")
+    (system / "memory.current").write_text(f"{900 * MIB}\n")
+    assert (available_cores(), available_memory()) == (8, 600 * MIB)
+
+
+def test_first_version_of_control_groups_counts_too(system: Path) -> None:
+    (system / "v1").mkdir()
+    (system / "v1" / "memory.limit_in_bytes").write_text(str(300 * MIB))
+    (system / "v1" / "memory.usage_in_bytes").write_text(str(290 * MIB))
+    assert available_memory() == 10 * MIB
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 sse\n", True),
+        ("flags\t\t: fpu amx_bf16\n", True),
+        ("Features\t: asimd bf16\n", True),
+        ("flags\t\t: fpu avx512f avx512_vnni\n", False),
+        ("", False),
+    ],
+)
+def test_bfloat16_is_taken_from_the_processors_flags(
+    text: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_read", lambda _: text)
+    assert cpu_has_bfloat16() is expected
+
+
+def test_cpu_utilization_is_this_processs_share_of_its_cores(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, busy = [100.0], [5.0]
+    monkeypatch.setattr(device.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(CpuMonitor, "_cpu_time_s", lambda _: busy[0])
+    monitor = CpuMonitor()
+    now[0], busy[0] = 100.5, 9.0
+    assert monitor.sample()[0] == 0.0  # too early to look again
+    now[0], busy[0] = 102.0, 9.0
+    assert monitor.sample()[0] == pytest.approx(4 / (2 * 8))
+    now[0], busy[0] = 103.0, 99.0
+    utilization, used, total = monitor.sample()
+    assert (utilization, total) == (1.0, 1000 * MIB)
+    assert used == psutil.Process().memory_info().rss or used
+
+
+class FakeNvml(types.ModuleType):
+    """Enough of pynvml for one device."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *, broken: bool = False) -> None:
+        super().__init__("pynvml")
+        self.broken = broken
+        self.asked_for = ""
+
+    def nvmlInit(self) -> None:
+        if self.broken:
+            raise self.NVMLError
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        self.asked_for = uuid
+        return "handle"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
+        assert handle == "handle"
+        return SimpleNamespace(used=3 * MIB, total=10 * MIB)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> SimpleNamespace:
+        assert handle == "handle"
+        return SimpleNamespace(gpu=42)
+
+
+@pytest.fixture
+def cuda_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="abc-def"))
+    return torch.device("cuda", 0)
+
+
+def test_cuda_utilization_and_memory_come_from_nvml(cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert device.device_monitor(cuda_device).sample() == (0.42, 3 * MIB, 10 * MIB)
+    assert nvml.asked_for == "GPU-abc-def"
+
+
+def test_cuda_without_nvml_says_nothing(cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(broken=True))
+    assert device.device_monitor(cuda_device).sample() == (None, None, None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert device.device_monitor(cuda_device).sample() == (None, None, None)

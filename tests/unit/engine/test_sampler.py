@@ -1,0 +1,231 @@
+"""The sampler on distributions that are known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.sampler import (
+    Sampler,
+    SamplingRow,
+    draw,
+    has_penalties,
+    invert_cdf,
+    penalty_counts,
+    token_logprobs,
+    truncate,
+    uniforms,
+)
+from engine.sampling_params import SamplingParams
+
+EOS = 1
+
+
+def row(prompt: list[int] | None = None, output: list[int] | None = None, **params: Any) -> SamplingRow:
+    sampling = SamplingParams(**{"max_tokens": 100, "seed": 0, **params})
+    prompt, output = prompt or [0], output or []
+    made = SamplingRow(sampling, sampling.seed or 0, len(prompt))
+    if has_penalties(sampling):
+        made.counts = penalty_counts(np.array(prompt + output), len(prompt), 8, torch.device("cpu"))
+    return made
+
+
+def sample(logits: list[float], made: SamplingRow, position: int = 1) -> int:
+    return Sampler([EOS]).sample(torch.tensor([logits]), [made], [position]).token_ids[0]
+
+
+def frequencies(probs: torch.Tensor, num_draws: int = 20_000, **params: Any) -> torch.Tensor:
+    """How often each token came, over as many positions of one seed."""
+    logits = probs.log().expand(num_draws, -1)
+    sampling = SamplingParams(**params)
+    uniform = torch.from_numpy(uniforms([7] * num_draws, range(num_draws)))
+    tokens = draw(logits, [sampling] * num_draws, uniform)
+    return torch.bincount(tokens, minlength=probs.shape[-1]) / num_draws
+
+
+def chi_square(observed: torch.Tensor, expected: torch.Tensor, num_draws: int) -> float:
+    kept = expected > 0
+    assert bool((observed[~kept] == 0).all())
+    difference = (observed[kept] - expected[kept]) * num_draws
+    return float((difference**2 / (expected[kept] * num_draws)).sum())
+
+
+PROBS = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.03, 0.01])
+# The 99.9th percentile of chi-square with 6 degrees of freedom.
+CRITICAL = 22.5
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, PROBS),
+        ({"temperature": 0.5}, PROBS**2 / (PROBS**2).sum()),
+        ({"temperature": 2.0}, PROBS**0.5 / (PROBS**0.5).sum()),
+        ({"top_k": 2}, torch.tensor([0.4, 0.25, 0, 0, 0, 0, 0]) / 0.65),
+        ({"top_p": 0.6}, torch.tensor([0.4, 0.25, 0, 0, 0, 0, 0]) / 0.65),
+        ({"top_p": 0.7}, torch.tensor([0.4, 0.25, 0.15, 0, 0, 0, 0]) / 0.8),
+        ({"top_p": 0.01}, torch.tensor([1.0, 0, 0, 0, 0, 0, 0])),
+        ({"min_p": 0.3}, torch.tensor([0.4, 0.25, 0.15, 0, 0, 0, 0]) / 0.8),
+        # top_p counts what top_k left: of 0.4 + 0.25 + 0.15, half is reached by the first alone.
+        ({"top_k": 3, "top_p": 0.5}, torch.tensor([1.0, 0, 0, 0, 0, 0, 0])),
+        ({"top_k": 4, "min_p": 0.5}, torch.tensor([0.4, 0.25, 0, 0, 0, 0, 0]) / 0.65),
+    ],
+)
+def test_draws_follow_the_distribution(params: dict[str, float], expected: torch.Tensor) -> None:
+    observed = frequencies(PROBS, **params)
+    assert chi_square(observed, expected, 20_000) < CRITICAL
+
+
+def test_chi_square_notices_a_slightly_wrong_distribution() -> None:
+    assert chi_square(frequencies(PROBS, temperature=1.1), PROBS, 20_000) > CRITICAL
+
+
+def test_uniforms_are_uniform_and_uncorrelated_over_positions_and_seeds() -> None:
+    for values in (uniforms([3] * 10_000, range(10_000)), uniforms(range(10_000), [3] * 10_000)):
+        counts = np.bincount((values * 20).astype(int), minlength=20)
+        assert ((counts - 500) ** 2 / 500).sum() < 45.3  # 99.9th percentile, 19 degrees of freedom
+        assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.04
+        assert values.min() >= 0
+        assert values.max() < 1
+
+
+def test_uniforms_depend_on_nothing_but_seed_and_position() -> None:
+    many = uniforms([5, -1, 2**64 - 1, 5], [10, 0, 7, 11])
+    assert [uniforms([s], [p])[0] for s, p in ((5, 10), (-1, 0), (2**64 - 1, 7), (5, 11))] == many.tolist()
+    assert len(set(many.tolist())) == 4
+
+
+def test_greedy_takes_the_likeliest_token() -> None:
+    assert sample([0.0, 1.0, 3.0, 2.0, 0, 0, 0, 0], row(temperature=0)) == 2
+
+
+def test_top_k_of_one_is_greedy_among_equals() -> None:
+    logits = [1.0, 3.0, 3.0, 3.0, 0, 0, 0, 0]
+    assert {sample(logits, row(top_k=1, seed=s)) for s in range(20)} == {1}
+
+
+def test_huge_top_k_is_no_limit() -> None:
+    tokens = {sample([1.0] * 8, row(top_k=10**30, seed=s)) for s in range(100)}
+    assert tokens == set(range(8))
+
+
+def test_a_row_is_sampled_alike_alone_and_in_any_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 3000, generator=generator) * 3
+    rows = [
+        row(temperature=1.0, seed=1),
+        row(temperature=0.7, top_p=0.9, seed=2),
+        row(temperature=0),
+        row(temperature=1.5, top_k=2000, seed=4),
+        row(temperature=1.0, min_p=0.05, top_p=0.999999, seed=5),
+        row(logit_bias={17: 4.0}, seed=6),
+    ]
+    positions = [5, 9, 2, 40, 1, 3]
+    sampler = Sampler([EOS])
+    together = sampler.sample(logits.clone(), rows, positions).token_ids
+    for i in range(6):
+        assert sampler.sample(logits[i : i + 1].clone(), [rows[i]], [positions[i]]).token_ids == [together[i]]
+
+
+def test_truncation_by_candidates_equals_truncation_by_sorting() -> None:
+    """A flat distribution over a large vocabulary needs more candidates than are looked at first."""
+    generator = torch.Generator().manual_seed(1)
+    probs = torch.rand(3, 5000, generator=generator)
+    top_p = torch.tensor([[0.9], [0.1], [1.0]])
+    top_k = torch.tensor([[0], [0], [30]])
+    kept = truncate(probs, top_k, top_p)
+    for i, (k, p) in enumerate(zip(top_k.flatten().tolist(), top_p.flatten().tolist(), strict=True)):
+        order = probs[i].argsort(descending=True)[: k or None]
+        running = probs[i][order].double().cumsum(0)
+        count = int((running < p * running[-1]).sum()) + 1 if p < 1 else len(order)
+        assert set(kept[i].nonzero().flatten().tolist()) == set(order[:count].tolist())
+
+
+def test_impossible_tokens_are_never_drawn_whatever_the_random_number() -> None:
+    probs = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    edge = torch.tensor([0.0, 0.4999999, 0.5, 1 - 2**-24])
+    assert invert_cdf(probs.expand(4, -1), edge).tolist() == [1, 1, 3, 3]
+
+
+def test_repetition_penalty_weakens_tokens_of_prompt_and_output() -> None:
+    made = row(prompt=[2], output=[3], temperature=0, repetition_penalty=2.0)
+    assert sample([0, 0, 4.0, 4.0, 2.5, 0, 0, 0], made) == 4
+    assert sample([-9.0, -9, -3.0, -3.0, -5, -9, -9, -9], made) == 4  # negative logits are multiplied
+
+
+def test_presence_and_frequency_penalties_count_the_output_only() -> None:
+    logits = [0, 0, 3.0, 2.9, 2.8, 0, 0, 0]
+    made = row(prompt=[2, 2], output=[3, 3, 4], temperature=0, frequency_penalty=1.0)
+    assert sample(logits, made) == 2
+    logits[2] = 0
+    assert sample(logits, made) == 4  # 2.8 - 1 against 2.9 - 2
+    assert sample(logits, row(prompt=[2], output=[3, 3, 4], temperature=0, presence_penalty=1.0)) == 3
+
+
+def test_penalty_counts_grow_with_what_is_generated() -> None:
+    made = row(prompt=[2], temperature=0, frequency_penalty=2.0)
+    assert made.counts is not None
+    assert sample([0, 0, 0, 1.0, 0.5, 0, 0, 0], made) == 3
+    made.counts.add(3)
+    assert sample([0, 0, 0, 1.0, 0.5, 0, 0, 0], made) == 4
+
+
+def test_logit_bias_forces_and_forbids() -> None:
+    logits = [0, 0, 5.0, 4.0, 0, 0, 0, 0]
+    assert sample(logits, row(temperature=0, logit_bias={2: -100.0})) == 3
+    assert {sample(logits, row(logit_bias={6: 100.0}, seed=s)) for s in range(20)} == {6}
+
+
+def test_min_tokens_holds_off_what_would_end_the_request() -> None:
+    logits = [0, 9.0, 8.0, 7.0, 0, 0, 0, 0]
+    made = row(temperature=0, min_tokens=3, stop_token_ids=(2,))
+    assert sample(logits, made, position=3) == 3  # two tokens so far
+    assert sample(logits, made, position=4) == 1
+    ignoring = row(temperature=0, min_tokens=3, stop_token_ids=(2,), ignore_eos=True)
+    assert sample(logits, ignoring, position=3) == 1
+
+
+def test_broken_row_is_reported_and_leaves_the_others_alone() -> None:
+    logits = torch.zeros(4, 8)
+    logits[:, 5] = 50.0
+    logits[1, 3] = torch.nan
+    logits[2, 3] = torch.inf
+    rows = [row(seed=1), row(seed=2, top_p=0.5), row(temperature=0), row(seed=4, logprobs=1)]
+    sampled = Sampler([EOS]).sample(logits, rows, [1, 1, 1, 1])
+    assert sampled.is_finite == [True, False, False, True]
+    assert (sampled.token_ids[0], sampled.token_ids[3]) == (5, 5)
+
+
+def test_minus_infinity_is_a_legal_logit() -> None:
+    logits = [float("-inf")] * 8
+    logits[6] = 0.0
+    sampled = Sampler([EOS]).sample(torch.tensor([logits]), [row(seed=1)], [1])
+    assert (sampled.token_ids, sampled.is_finite) == ([6], [True])
+
+
+def test_logprobs_are_those_before_temperature_penalties_and_bias() -> None:
+    logits = [0.5, 0, 2.0, 1.0, 0, 0, 0, 0]
+    expected = torch.log_softmax(torch.tensor(logits), dim=-1)
+    made = row(prompt=[2], temperature=0, repetition_penalty=1.5, logit_bias={3: 50.0}, logprobs=2)
+    entry = Sampler([EOS]).sample(torch.tensor([logits]), [made], [1]).logprobs[0]
+    assert entry is not None
+    assert entry.token_id == 3
+    assert entry.logprob == pytest.approx(float(expected[3]))
+    assert [token for token, _ in entry.top] == [2, 3]
+    assert [logprob for _, logprob in entry.top] == pytest.approx([float(expected[2]), float(expected[3])])
+
+
+def test_only_rows_that_ask_get_logprobs() -> None:
+    rows = [row(temperature=0), row(temperature=0, logprobs=0)]
+    first, second = Sampler([EOS]).sample(torch.rand(2, 8), rows, [1, 1]).logprobs
+    assert first is None
+    assert second is not None
+    assert second.top == []
+
+
+def test_token_logprobs_gives_each_row_as_many_as_it_asks_for() -> None:
+    table = torch.log_softmax(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), dim=-1)
+    few, many = token_logprobs(table, torch.tensor([0, 0]), [1, 3])
+    assert [token for token, _ in few.top] == [2]
+    assert [token for token, _ in many.top] == [0, 1, 2]

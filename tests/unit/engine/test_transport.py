@@ -1,0 +1,286 @@
+"""The wire and the engine's loop behind it, with the engine in a thread."""
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.engine_config import EngineConfig
+from engine.engine_process import BuildExecutor, run_engine
+from engine.errors import EngineUnavailableError, ModelLoadError
+from engine.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineFailed,
+    EngineInfo,
+    FromEngine,
+    StepOutputs,
+    StepPlan,
+    ToEngine,
+)
+from engine.sampling_params import SamplingParams
+from engine.transport import InProcessTransport
+from engine.wire import FrameReader, config_decoder, encode_frame, from_engine_decoder, to_engine_decoder
+from tests.unit.engine.fakes import FakeExecutor, builds, fake_config, fake_info, says, token_logprobs
+
+
+def added(request_id: str, **sampling: Any) -> AddRequest:
+    return AddRequest(
+        request_id=request_id,
+        prompt_token_ids=[104, 105],
+        sampling=SamplingParams(seed=2**64 - 1, stop=("x",), logit_bias={5: -1.5}, **sampling),
+        arrival_time=time.monotonic(),
+        cache_salt="salt",
+    )
+
+
+# --- frames ---------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=6), st.lists(st.integers(1, 30), max_size=20))
+def test_frames_come_out_whole_however_the_bytes_arrive(sizes: list[int], chunk_sizes: list[int]) -> None:
+    frames = [encode_frame([AbortRequests(request_ids=["x" * size])]) for size in sizes]
+    data, reader, payloads = b"".join(frames), FrameReader(), []
+    for size in [*chunk_sizes, len(data)]:
+        reader.feed(data[:size])
+        data = data[size:]
+        while (payload := reader.next_payload()) is not None:
+            payloads.append(payload)
+    assert payloads == [frame[4:] for frame in frames]
+
+
+def test_messages_survive_the_wire() -> None:
+    messages: list[ToEngine] = [added("a", min_tokens=2, max_tokens=9), AbortRequests(request_ids=["a", "b"])]
+    assert to_engine_decoder.decode(encode_frame(messages)[4:]) == messages
+    config = fake_config("model", max_num_seqs=3)
+    assert config_decoder.decode(encode_frame(config)[4:]) == config
+    executor_output: list[FromEngine] = [fake_info(), EngineFailed(message="gone"), step_with_everything()]
+    for message in executor_output:
+        assert from_engine_decoder.decode(encode_frame(message)[4:]) == message
+
+
+def step_with_everything() -> StepOutputs:
+    entries = [None, token_logprobs(3, 2)]
+    delta = {
+        "request_id": "a",
+        "token_ids": [1, 2],
+        "logprobs": [msgspec.to_builtins(token_logprobs(1, 2))],
+        "prompt_logprobs": [msgspec.to_builtins(entry) for entry in entries],
+        "finish_reason": "stop",
+        "stop_reason": 7,
+    }
+    return msgspec.convert({"type": "step", "deltas": [delta], "stats": {"num_running": 3}}, StepOutputs)
+
+
+# --- the engine's loop ----------------------------------------------------------------------------------
+
+
+class Server:
+    """The other end of the engine's socket, by hand."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._frames = FrameReader()
+
+    def send(self, message: EngineConfig | list[ToEngine]) -> None:
+        self._socket.sendall(encode_frame(message))
+
+    def receive(self) -> FromEngine:
+        while (payload := self._frames.next_payload()) is None:
+            data = self._socket.recv(1 << 16)
+            assert data, "the engine is gone"
+            self._frames.feed(data)
+        return from_engine_decoder.decode(payload)
+
+    def next_step(self) -> StepOutputs:
+        """The next step that brought tokens or ends."""
+        while True:
+            message = self.receive()
+            assert isinstance(message, StepOutputs)
+            if message.deltas:
+                return message
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextmanager
+def engine_loop(build: BuildExecutor) -> Iterator[tuple[Server, Callable[[], int]]]:
+    """A server's end, and a function that waits for the engine's exit code."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(10)
+    codes: list[int] = []
+
+    def run() -> None:
+        with theirs:
+            codes.append(run_engine(theirs, build))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    server = Server(ours)
+    server.send(fake_config("model"))
+
+    def exit_code() -> int:
+        thread.join(10)
+        assert not thread.is_alive(), "the engine goes on"
+        return codes[0]
+
+    try:
+        yield server, exit_code
+    finally:
+        server.close()
+        thread.join(10)
+
+
+def test_engine_reports_itself_and_then_answers() -> None:
+    with engine_loop(builds(FakeExecutor(says("ok")))) as (server, _):
+        assert server.receive() == fake_info()
+        server.send([added("a")])
+        deltas = [server.next_step().deltas[0] for _ in range(3)]
+        assert [delta.token_ids for delta in deltas] == [[111], [107], [256]]
+        assert [delta.finish_reason for delta in deltas] == [None, None, "stop"]
+
+
+def test_aborted_request_is_not_heard_of_again() -> None:
+    with engine_loop(builds(FakeExecutor())) as (server, _):
+        server.receive()
+        server.send([added("a", max_tokens=200), AbortRequests(request_ids=["a", "unknown"]), added("b", max_tokens=1)])
+        step = server.next_step()
+        assert [delta.request_id for delta in step.deltas] == ["b"]
+
+
+def test_idle_engine_gives_signs_of_life() -> None:
+    with engine_loop(builds(FakeExecutor())) as (server, _):
+        server.receive()
+        for _ in range(2):
+            heartbeat = server.receive()
+            assert isinstance(heartbeat, StepOutputs)
+            assert heartbeat.deltas == []
+            assert heartbeat.stats.num_slots == 4
+
+
+def test_abort_shows_in_the_state_without_waiting_for_the_next_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 60.0)
+    with engine_loop(builds(FakeExecutor(), max_model_len=2000)) as (server, _):
+        server.receive()
+        server.send([added("a", max_tokens=1900)])
+        server.next_step()
+        server.send([AbortRequests(request_ids=["a"])])
+        while (message := server.receive()) and isinstance(message, StepOutputs) and message.deltas:
+            assert message.deltas[0].finish_reason is None
+        assert isinstance(message, StepOutputs)
+        assert message.stats.num_running == 0
+
+
+def test_waiting_batch_starts_when_its_time_has_come() -> None:
+    with engine_loop(builds(FakeExecutor(), batching="static")) as (server, _):
+        server.receive()
+        started = time.monotonic()
+        server.send([added("a", max_tokens=1)])
+        assert server.next_step().deltas[0].request_id == "a"
+        assert 0.04 < time.monotonic() - started < 1
+
+
+def test_engine_ends_when_the_server_is_gone() -> None:
+    with engine_loop(builds(FakeExecutor())) as (server, exit_code):
+        server.receive()
+        server.close()
+        assert exit_code() == 0
+
+
+def test_engine_ends_when_the_server_is_gone_in_the_middle_of_work() -> None:
+    with engine_loop(builds(FakeExecutor())) as (server, exit_code):
+        server.receive()
+        server.send([added("a", max_tokens=200)])
+        server.next_step()
+        server.close()
+        assert exit_code() == 0
+
+
+def test_model_that_cannot_be_loaded_is_said_and_ends_the_engine() -> None:
+    def build(config: EngineConfig) -> Any:
+        raise ModelLoadError("needs 9 GiB")
+
+    with engine_loop(build) as (server, exit_code):
+        assert server.receive() == EngineFailed(message="needs 9 GiB", during_start=True)
+        assert exit_code() == 1
+
+
+def test_failing_loop_is_said_and_ends_the_engine(caplog: pytest.LogCaptureFixture) -> None:
+    def build(config: EngineConfig) -> Any:
+        return fake_info(), None
+
+    with caplog.at_level(logging.CRITICAL), engine_loop(build) as (server, exit_code):
+        server.receive()
+        server.send([added("a"), added("a")])  # twice the same id: a bug of the server
+        message = server.receive()
+        assert isinstance(message, EngineFailed)
+        assert not message.during_start
+        server.close()
+        assert exit_code() == 1
+
+
+# --- the transport --------------------------------------------------------------------------------------
+
+
+async def test_transport_starts_before_there_is_an_event_loop_and_sends_at_once() -> None:
+    transport = InProcessTransport(builds(FakeExecutor(says("k"))))
+    await asyncio.to_thread(transport.start, fake_config("model"))
+    transport.send([added("a")])
+    try:
+        assert isinstance(await transport.receive(), EngineInfo)
+        while not (step := await transport.receive()).deltas:  # type: ignore[union-attr]
+            pass
+        assert step.deltas[0].token_ids == [107]  # type: ignore[union-attr]
+    finally:
+        await transport.aclose()
+
+
+async def test_closed_transport_says_that_the_engine_is_gone() -> None:
+    transport = InProcessTransport(builds(FakeExecutor()))
+    transport.start(fake_config("model"))
+    await transport.receive()
+    await transport.aclose()
+    await transport.aclose()
+    transport.send([added("a")])
+    with pytest.raises(EngineUnavailableError, match="ended"):
+        await read_to_the_end(transport)
+
+
+async def read_to_the_end(transport: InProcessTransport) -> None:
+    while True:
+        await transport.receive()
+
+
+async def test_engine_ends_when_a_transport_is_closed_before_anything_was_read() -> None:
+    stepped = threading.Event()
+    transport = InProcessTransport(builds(FakeExecutor(before_step=lambda plan: stepped.set())))
+    transport.start(fake_config("model"))
+    await transport.aclose()
+    assert not stepped.is_set()
+
+
+async def test_each_step_is_one_message_and_all_arrive() -> None:
+    plans: list[StepPlan] = []
+    transport = InProcessTransport(builds(FakeExecutor(before_step=plans.append), max_model_len=2000))
+    transport.start(fake_config("model"))
+    try:
+        transport.send([added("a", max_tokens=300), added("b", max_tokens=300)])
+        steps: list[StepOutputs] = []
+        while sum(len(delta.token_ids) for step in steps for delta in step.deltas) < 600:
+            message = await transport.receive()
+            if isinstance(message, StepOutputs) and message.deltas:
+                steps.append(message)
+        assert len(steps) == len(plans)
+    finally:
+        await transport.aclose()
