@@ -316,7 +316,9 @@ class AsyncEngine:
         for sequence in split_request(request, self.info, self._seeds):
             engine_id = f"{request.request_id}.{next(self._serial)}"  # request ids need not be unique
             processor = OutputProcessor(self.tokenizer, sequence.index, sequence.prompt, sequence.sampling)
-            live.choices[engine_id] = _Choice(engine_id, live, processor, len(sequence.prompt), now)
+            # A prompt is counted once, as in usage, however many samples are drawn from it.
+            num_counted = len(sequence.prompt) if sequence.index % request.sampling.n == 0 else 0
+            live.choices[engine_id] = _Choice(engine_id, live, processor, num_counted, now)
             added.append(
                 AddRequest(
                     request_id=engine_id,

@@ -18,7 +18,10 @@ class EngineObserver(Protocol):
         """`num_tokens` arrived `interval_s` after the ones before."""
 
     def on_choice_done(self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int) -> None:
-        """Once for each admitted choice, and once for each choice of a refused request ("rejected")."""
+        """Once for each admitted choice, and once for each choice of a refused request ("rejected").
+
+        `num_prompt_tokens` is given for the first sample of a prompt, and 0 for its others.
+        """
 
 
 class NullObserver:

@@ -1,0 +1,172 @@
+"""The FastAPI app: routes, layers, and the task that listens to the engine. What the routes do lies elsewhere.
+
+It answers from the moment it listens: /live is green at once, everything that needs the model is a 503 until the
+engine has loaded it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from config.settings import Settings
+from config.version import VERSION
+from engine.errors import OrcinusError
+from server import tokenization
+from server.auth import AuthMiddleware, KeyRing
+from server.body import read_json_object
+from server.chat import start_chat_completion
+from server.completions import start_completion
+from server.context import ServingContext, ServingEngine
+from server.generation import Generation
+from server.metrics import Metrics
+from server.middleware import RequestMiddleware
+from server.openapi import describe_body, install_schemas
+from server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from server.responses import EventStream, WholeAnswer, error_response, json_response
+
+logger = logging.getLogger(__name__)
+
+Start = Callable[[ServingContext, Mapping[str, Any]], Awaitable[Generation]]
+Answer = Callable[[ServingContext, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+
+
+def create_app(engine: ServingEngine, settings: Settings) -> FastAPI:
+    """The app that serves `engine`, whose `start` the caller has called; its lifespan runs and closes the engine.
+
+    Sets `engine.observer`. `app.state` has `context`, `metrics` and, once it runs, `reading`: the task of `engine.run`.
+    Raises `OSError` if the key file cannot be read.
+    """
+    metrics = Metrics()
+    engine.observer = metrics
+    context = ServingContext(engine, settings.model_names)
+    app = FastAPI(
+        title="Orcinus",
+        version=VERSION,
+        description="An OpenAI-compatible LLM inference server with continuous batching.",
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    app.state.metrics = metrics
+    _add_first_page(app)
+    _add_probes(app, context, metrics)
+    _add_models(app, context)
+    _add_operations(app, context, settings)
+    _add_layers(app, metrics, KeyRing(settings))
+    install_schemas(app, (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody))
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    context: ServingContext = app.state.context
+    reading = app.state.reading = asyncio.create_task(context.engine.run(), name="engine messages")
+    announcing = asyncio.create_task(_announce(context, app.state.metrics), name="engine ready")
+    try:
+        yield
+    finally:
+        await context.engine.aclose()
+        announcing.cancel()
+        await asyncio.gather(reading, announcing, return_exceptions=True)
+
+
+async def _announce(context: ServingContext, metrics: Metrics) -> None:
+    try:
+        metrics.on_ready(await context.engine.wait_ready(), context.model_name)
+    except OrcinusError as error:
+        logger.debug("the engine did not start: %s", error)
+
+
+def _add_first_page(app: FastAPI) -> None:
+    page = (Path(__file__).parent / "welcome.html").read_bytes()
+    headers = {"content-security-policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"}
+
+    @app.get("/", include_in_schema=False)
+    async def first_page() -> Response:
+        return Response(page, headers=headers, media_type="text/html")
+
+
+def _add_probes(app: FastAPI, context: ServingContext, metrics: Metrics) -> None:
+    @app.get("/live", tags=["operations"], summary="Whether the process answers")
+    async def live() -> Response:
+        return json_response({"status": "live"})
+
+    async def ready() -> Response:
+        context.check_ready()
+        return json_response({"status": "ready"})
+
+    for path in ("/ready", "/health"):
+        app.get(path, tags=["operations"], summary="Whether new requests are taken")(ready)
+
+    @app.get("/version", tags=["operations"], summary="The version of the server")
+    async def version() -> Response:
+        return json_response({"version": VERSION})
+
+    @app.get("/metrics", tags=["operations"], summary="Metrics for Prometheus")
+    async def exposition(request: Request) -> Response:
+        text, content_type = metrics.exposition(request.headers.get("accept"))
+        return Response(text, headers={"content-type": content_type})
+
+
+def _add_models(app: FastAPI, context: ServingContext) -> None:
+    @app.get("/v1/models", tags=["models"], summary="The names that are served")
+    async def list_models() -> Response:
+        return json_response({"object": "list", "data": [context.describe(name) for name in context.model_names]})
+
+    @app.get("/v1/models/{model:path}", tags=["models"], summary="One of them")
+    async def retrieve_model(model: str) -> Response:
+        context.check_model(model)
+        return json_response(context.describe(model))
+
+
+def _add_operations(app: FastAPI, context: ServingContext, settings: Settings) -> None:
+    async def generate(request: Request, start: Start) -> Response:
+        body = await read_json_object(request, settings.max_body_bytes)
+        generation = await start(context, body)
+        request.state.answer_id = generation.request.request_id
+        if generation.body.stream:
+            return EventStream(generation, settings.keep_alive_s)
+        return WholeAnswer(generation)
+
+    async def answer(request: Request, operation: Answer) -> Response:
+        body = await read_json_object(request, settings.max_body_bytes)
+        return json_response(await operation(context, body))
+
+    @app.post("/v1/completions", tags=["generation"], openapi_extra=describe_body(CompletionBody))
+    async def completions(request: Request) -> Response:
+        return await generate(request, start_completion)
+
+    @app.post("/v1/chat/completions", tags=["generation"], openapi_extra=describe_body(ChatBody))
+    async def chat_completions(request: Request) -> Response:
+        return await generate(request, start_chat_completion)
+
+    @app.post("/tokenize", tags=["tokens"], openapi_extra=describe_body(TokenizeBody))
+    async def tokenize(request: Request) -> Response:
+        return await answer(request, tokenization.tokenize)
+
+    @app.post("/detokenize", tags=["tokens"], openapi_extra=describe_body(DetokenizeBody))
+    async def detokenize(request: Request) -> Response:
+        return await answer(request, tokenization.detokenize)
+
+
+def _add_layers(app: FastAPI, metrics: Metrics, keys: KeyRing) -> None:
+    """The first of the list is the outermost: a refused key too gets an id, a line in the log and a count."""
+    routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
+    routes = frozenset(path.replace(":path", "") for path in routes)
+    app.user_middleware[:] = [
+        Middleware(RequestMiddleware, metrics=metrics, routes=routes),
+        Middleware(AuthMiddleware, keys=keys),
+    ]
+
+    async def respond(request: Request, error: Exception) -> Response:
+        return error_response(error)
+
+    for kind in (OrcinusError, HTTPException):
+        app.add_exception_handler(kind, respond)

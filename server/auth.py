@@ -1,0 +1,97 @@
+"""API keys: which are valid now, and the ASGI layer that lets nobody past without one.
+
+The layer stands before everything that reads a body. It looks at `scope["path"]` alone: URL and Host header are the
+client's to choose.
+"""
+
+import hashlib
+import hmac
+import logging
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from config.settings import Settings
+from server.errors import AuthenticationError
+from server.responses import send_error
+
+logger = logging.getLogger(__name__)
+
+PUBLIC_PATHS = frozenset({"/live", "/ready", "/health", "/metrics"})
+
+
+class KeyRing:
+    """The valid keys. Those of `api_key_file` are read again when the file changes.
+
+    While the file cannot be read, the keys known before stay valid. Raises `OSError` if it cannot be read at start.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stamp = self._read_stamp()
+        self._digests = self._read_digests()
+
+    @property
+    def is_needed(self) -> bool:
+        return self._settings.is_key_needed
+
+    def check(self, authorization: str | None) -> None:
+        """Raise `AuthenticationError` unless the header's value holds a valid key."""
+        if authorization is None:
+            raise AuthenticationError("an API key is needed: send it as 'Authorization: Bearer KEY'")
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not self._is_valid(key.strip()):
+            raise AuthenticationError("the API key is not valid")
+
+    def _is_valid(self, key: str) -> bool:
+        """Digests have one length and every key is compared, so that the time taken tells nothing."""
+        self._reload()
+        digest = _digest(key)
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches)
+
+    def _reload(self) -> None:
+        try:
+            stamp = self._read_stamp()
+            if stamp == self._stamp:
+                return
+            self._digests = self._read_digests()
+        except (OSError, UnicodeDecodeError) as error:
+            logger.warning("cannot read the API key file, its last keys stay valid: %s", error)
+            return
+        self._stamp = stamp
+        logger.info("API key file read again: %d keys are valid", len(self._digests))
+
+    def _read_stamp(self) -> tuple[int, int, int] | None:
+        if self._settings.api_key_file is None:
+            return None
+        status = self._settings.api_key_file.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read_digests(self) -> list[bytes]:
+        return [_digest(key) for key in self._settings.read_api_keys()]
+
+
+class AuthMiddleware:
+    """Answers 401 to every HTTP request without a valid key, except on the probes and /metrics."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._keys.is_needed and scope["path"] not in PUBLIC_PATHS:
+            try:
+                self._keys.check(_authorization(scope))
+            except AuthenticationError as error:
+                await send_error(error, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _authorization(scope: Scope) -> str | None:
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    return values[0].decode("latin-1") if len(values) == 1 else None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

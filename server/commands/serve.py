@@ -1,0 +1,69 @@
+"""`orcinus serve`: settings in, a running server out.
+
+The order of imports is the point of this module: the engine process is spawned as soon as the settings are known, and
+loads the model while this process imports what HTTP needs.
+"""
+
+import gc
+import signal
+import sys
+from collections.abc import Sequence
+
+from config.arguments import Parser, add_settings, settings_from
+from config.settings import Settings
+from engine.messages import EngineInfo
+from server.logs import configure_logging
+
+_DESCRIPTION = """\
+Serve a model over the OpenAI HTTP API. Without MODEL, the demo model that comes with Orcinus.
+
+Every setting is a flag, an environment variable (in brackets below) or a key of the YAML file given by --config;
+the command line wins over the environment, the environment over the file.
+"""
+_EPILOG = """\
+examples:
+  orcinus serve
+  orcinus serve Qwen/Qwen3-0.6B --max-model-len 4096 --max-num-seqs 32
+  orcinus serve ./model.gguf --served-model-name my-model --port 9000
+  ORCINUS_API_KEY=secret orcinus serve ./my-model --host 0.0.0.0
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until a signal. Raises `SettingsError` and, where the server cannot start or go on, `OrcinusError`."""
+    parser = Parser("orcinus serve", "[MODEL] [OPTIONS]", _DESCRIPTION, _EPILOG)
+    add_settings(parser, positional_model=True)
+    return serve(settings_from(parser.parse(argv)))
+
+
+def serve(settings: Settings) -> int:
+    """Run the server with these settings, and return the exit code."""
+    # Until uvicorn takes the signals over. As process 1 of a container, SIGTERM would otherwise do nothing.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    gc.disable()  # imports make hundreds of thousands of objects that stay: collecting among them is wasted time
+    configure_logging(settings)
+    from engine.async_engine import AsyncEngine
+
+    engine = AsyncEngine(
+        settings.engine_config(),
+        max_queue_len=settings.max_queue_len,
+        chat_template=settings.read_chat_template(),
+    )
+    engine.start()
+    from server.app import create_app
+    from server.lifecycle import run_server
+
+    def announce(info: EngineInfo, port: int) -> None:
+        _print_summary(info, settings, port, engine.tokenizer.has_chat_template)
+
+    app = create_app(engine, settings)
+    gc.freeze()
+    gc.enable()
+    return run_server(app, engine, settings, announce)
+
+
+def _print_summary(info: EngineInfo, settings: Settings, port: int, has_chat_template: bool) -> None:
+    from server.summary import start_up_summary
+
+    sys.stdout.write(start_up_summary(info, settings, port=port, has_chat_template=has_chat_template))
+    sys.stdout.flush()

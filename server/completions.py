@@ -1,0 +1,134 @@
+"""POST /v1/completions: from a body to an answer. Independent of HTTP; `server.app` puts it on a route."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from engine.messages import TokenLogprobs
+from engine.outputs import GenerationRequest
+from server.context import OutputStream, ServingContext
+from server.generation import Choice, Generation
+from server.logprobs import TextLogprobs
+from server.prompts import EncodedPrompt, encode_prompts
+from server.protocol import CompletionBody, parse_completion
+from server.sampling import to_request, to_sampling_params, tokens_to_keep
+
+_encode = msgspec.json.encode
+
+
+async def create_completion(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole answer to a parsed body, as the API returns it (`stream` in the body is the caller's business).
+
+    Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
+    `EngineUnavailableError`, `RequestTimeoutError`, `RequestFailedError`.
+    """
+    return await (await start_completion(ctx, body)).whole()
+
+
+async def start_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "CompletionGeneration":
+    """Check, tokenize and submit; nothing is awaited after the engine has admitted it. Raises as above."""
+    request = parse_completion(body)
+    ctx.check_model(request.model)
+    ctx.check_ready()
+    prompts = await encode_prompts(ctx.engine, request.prompt, add_special_tokens=request.add_special_tokens)
+    num_kept = tokens_to_keep(ctx, request, request.max_tokens)
+    prompts = [prompt.keep_last(num_kept) for prompt in prompts]
+    sampling = to_sampling_params(
+        request,
+        max_tokens=request.max_tokens,
+        logprobs=request.logprobs,
+        prompt_logprobs=_num_prompt_logprobs(request),
+    )
+    generation = to_request(CompletionGeneration.new_id(), request, sampling, prompts)
+    ctx.check_ready()
+    return CompletionGeneration(ctx, request, generation, ctx.engine.submit(generation), prompts)
+
+
+def _num_prompt_logprobs(body: CompletionBody) -> int | None:
+    """`echo` with `logprobs` needs those of the prompt, whether or not `prompt_logprobs` is asked for."""
+    asked = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    return max((number for number in asked if number is not None), default=None)
+
+
+class CompletionGeneration(Generation):
+    """A text completion; its chunks have the shape of the whole."""
+
+    id_prefix = "cmpl"
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+    body: CompletionBody
+
+    def __init__(
+        self,
+        ctx: ServingContext,
+        body: CompletionBody,
+        request: GenerationRequest,
+        stream: OutputStream,
+        prompts: Sequence[EncodedPrompt],
+    ) -> None:
+        super().__init__(ctx, body, request, stream)
+        self._text_heads = [
+            b'data: %b,"choices":[{"index":%d,"text":' % (self._head, index) for index in range(request.num_choices)
+        ]
+        needs_text = body.echo or body.logprobs is not None
+        self._prompt_texts = [prompt.read_text(self.tokenizer) for prompt in prompts] if needs_text else []
+        self._logprobs: dict[int, TextLogprobs] = {}
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        first = {"prompt_token_ids": self._prompt_of(choice.index)} if self.body.return_token_ids else {}
+        return {
+            "index": choice.index,
+            "text": self._echoed(choice) + "".join(choice.text),
+            "logprobs": self._choice_logprobs(choice),
+            "finish_reason": choice.finish_reason,
+            **self._choice_extras(choice),
+            **first,
+        }
+
+    def _events(self, choice: Choice) -> bytes:
+        entry = self._whole_choice(choice)
+        if choice.has_begun:
+            entry.pop("prompt_token_ids", None)
+        return self._event(entry)
+
+    def _text_event(self, index: int, text: str) -> bytes:
+        return b'%b%b,"logprobs":null,"finish_reason":null}]%b' % (
+            self._text_heads[index],
+            _encode(text),
+            self._tail(),
+        )
+
+    def _echoed(self, choice: Choice) -> str:
+        return self._prompt_text(choice.index) if self.body.echo and not choice.has_begun else ""
+
+    def _prompt_text(self, index: int) -> str:
+        return self._prompt_texts[index // self.body.n]
+
+    def _choice_logprobs(self, choice: Choice) -> dict[str, list[Any]] | None:
+        """The arrays for the gathered tokens, after those of the prompt if this is the first time and echo asks."""
+        if self.body.logprobs is None:
+            return None
+        if choice.index not in self._logprobs:
+            self._logprobs[choice.index] = self._new_builder(choice.index)
+        token_ids: list[int] = choice.token_ids
+        entries: list[TokenLogprobs | None] = [*choice.logprobs]
+        if self.body.echo and not choice.has_begun:
+            prompt = self._prompt_of(choice.index)
+            token_ids = prompt + token_ids
+            entries = (choice.prompt_logprobs or [None] * len(prompt)) + entries
+        return self._logprobs[choice.index].add(token_ids, entries)
+
+    def _new_builder(self, index: int) -> TextLogprobs:
+        return TextLogprobs(
+            self.tokenizer,
+            num_top=self.body.logprobs or 0,
+            offset=0 if self.body.echo else len(self._prompt_text(index)),
+            skip_special_tokens=self.body.skip_special_tokens,
+        )
+
+    def _choice_extras(self, choice: Choice) -> dict[str, Any]:
+        extras = super()._choice_extras(choice)
+        if (ranked := self._ranked_prompt_logprobs(choice)) is not None:
+            extras["prompt_logprobs"] = ranked
+        return extras

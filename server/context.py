@@ -1,0 +1,115 @@
+"""What every operation of the API needs: the engine, and the names and limits it is served under.
+
+Independent of HTTP, so that a file of requests can be answered in process:
+
+    ctx = ServingContext(engine, settings.model_names)
+    response = await completions.create_completion(ctx, body)        # dict, as the API returns it
+    response = await chat.create_chat_completion(ctx, body)
+
+Both raise the errors that `server.errors.to_response` turns into a status and a body.
+"""
+
+import time
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from config.version import VERSION
+from engine.errors import EngineUnavailableError
+from engine.messages import EngineInfo
+from engine.observer import EngineObserver
+from engine.outputs import GenerationRequest, RequestOutput
+from server.errors import DrainingError, ModelNotFoundError
+
+
+class ServingTokenizer(Protocol):
+    """The part of `engine.tokenizer.Tokenizer` that the API uses."""
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class OutputStream(Protocol):
+    """The part of `engine.async_engine.RequestStream` that the API uses."""
+
+    def __aiter__(self) -> AsyncIterator[RequestOutput]: ...
+    async def __anext__(self) -> RequestOutput: ...
+    def abort(self) -> None: ...
+
+
+class ServingEngine(Protocol):
+    """The part of `engine.async_engine.AsyncEngine` that the server uses."""
+
+    observer: EngineObserver
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def info(self) -> EngineInfo: ...
+    @property
+    def tokenizer(self) -> ServingTokenizer: ...
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    async def render_and_encode(
+        self, messages: Sequence[Mapping[str, Any]], /, *, add_special_tokens: bool = False, **options: Any
+    ) -> list[int]: ...
+    def submit(self, request: GenerationRequest) -> OutputStream: ...
+    async def run(self) -> None: ...
+    async def wait_ready(self) -> EngineInfo: ...
+    def start_draining(self) -> None: ...
+    async def drained(self, timeout_s: float | None) -> bool: ...
+    async def aclose(self) -> None: ...
+
+
+class ServingContext:
+    """One served model. `model_names[0]` is the name that responses carry; the others are aliases."""
+
+    def __init__(self, engine: ServingEngine, model_names: Sequence[str]) -> None:
+        self.engine = engine
+        self.model_names = tuple(model_names)
+        self.created = int(time.time())
+        self._fingerprint: str | None = None
+
+    @property
+    def model_name(self) -> str:
+        return self.model_names[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever may change the output of a seeded request: version, model, dtype, device."""
+        if self._fingerprint is None:
+            info = self.engine.info
+            parts = (VERSION, info.model, info.architecture, info.dtype, info.device, info.attention_backend)
+            self._fingerprint = f"fp_{zlib.crc32(repr(parts).encode()):08x}"
+        return self._fingerprint
+
+    def check_ready(self) -> None:
+        """Raise `EngineUnavailableError` (or `DrainingError`) unless new work can be taken now."""
+        match self.engine.state:
+            case "ready":
+                return
+            case "draining":
+                raise DrainingError("the server is shutting down and takes no new requests")
+            case "loading":
+                raise EngineUnavailableError("the model is still loading")
+            case _:
+                raise EngineUnavailableError("the engine is not running", retry_after_s=30.0)
+
+    def check_model(self, name: str | None) -> None:
+        """Raise `ModelNotFoundError` for a name that is not served; None means the served model."""
+        if name is None or name in self.model_names:
+            return
+        served = ", ".join(repr(known) for known in self.model_names)
+        raise ModelNotFoundError(f"the model {name[:200]!r} does not exist; served here: {served}", "model")
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """An entry of /v1/models. The context length is null until the engine has loaded the model."""
+        length = self.engine.info.max_model_len if self.engine.state != "loading" else None
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "orcinus",
+            "max_model_len": length,
+        }

@@ -1,0 +1,138 @@
+"""One table from exceptions to HTTP, and the one shape of an error body.
+
+Every error that leaves the server, as a response or inside a stream, is made here. A message of ours goes out
+as it is; of an exception that nobody expected, nothing does.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+
+from engine.errors import (
+    ContextLengthError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestFailedError,
+    RequestTimeoutError,
+)
+
+MAX_RETRY_AFTER_S = 120
+MAX_MESSAGE_CHARS = 2000
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """The request names a model that is not served here."""
+
+
+class AuthenticationError(InvalidRequestError):
+    """No API key, or a wrong one."""
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The body is longer than `max_body_bytes`."""
+
+
+class UnsupportedMediaTypeError(InvalidRequestError):
+    """The body is not what this server reads: JSON, not compressed."""
+
+
+class BodyTimeoutError(RequestTimeoutError):
+    """The client took too long to send its body."""
+
+
+class DrainingError(EngineUnavailableError):
+    """The server finishes what it has and takes nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """What the protocol calls an error."""
+
+    status: int
+    type: str = "invalid_request_error"
+    code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorResponse:
+    """An error as it is sent: `body` is a complete JSON document."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+# A class that is not listed takes the row of its nearest base that is.
+ERROR_TABLE: Mapping[type[BaseException], ErrorKind] = {
+    InvalidRequestError: ErrorKind(400),
+    ContextLengthError: ErrorKind(400, code="context_length_exceeded"),
+    AuthenticationError: ErrorKind(401, code="invalid_api_key"),
+    ModelNotFoundError: ErrorKind(404, code="model_not_found"),
+    RequestTimeoutError: ErrorKind(408, "timeout"),
+    BodyTooLargeError: ErrorKind(413, code="body_too_large"),
+    UnsupportedMediaTypeError: ErrorKind(415, code="unsupported_media_type"),
+    QueueFullError: ErrorKind(429, "rate_limit_error", "queue_full"),
+    RequestFailedError: ErrorKind(500, "server_error"),
+    EngineUnavailableError: ErrorKind(503, "server_error", "engine_unavailable"),
+    DrainingError: ErrorKind(503, "server_error", "draining"),
+    BaseException: ErrorKind(500, "server_error"),
+}
+
+_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
+_UNEXPECTED_MESSAGE = "the server failed while it handled this request"
+
+
+def kind_of(error: BaseException) -> ErrorKind:
+    """The table's row for this error."""
+    if isinstance(error, HTTPException):
+        status = error.status_code
+        kind_type = "invalid_request_error" if status < 500 else "server_error"
+        return ErrorKind(status, kind_type, _HTTP_CODES.get(status))
+    return next(ERROR_TABLE[base] for base in type(error).__mro__ if base in ERROR_TABLE)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the table has a row for it; what has none is a bug of ours and is logged as one."""
+    return isinstance(error, HTTPException) or kind_of(error) is not ERROR_TABLE[BaseException]
+
+
+def error_body(error: BaseException) -> dict[str, Any]:
+    """`{"error": {"message", "type", "param", "code"}}`, as both responses and streams carry it."""
+    kind = kind_of(error)
+    return {
+        "error": {
+            "message": _message(error)[:MAX_MESSAGE_CHARS],
+            "type": kind.type,
+            "param": error.param if isinstance(error, InvalidRequestError) else None,
+            "code": kind.code,
+        }
+    }
+
+
+def to_response(error: BaseException) -> ErrorResponse:
+    """The status, the headers and the body that answer with this error."""
+    headers = {"content-type": "application/json", **_extra_headers(error)}
+    return ErrorResponse(kind_of(error).status, headers, msgspec.json.encode(error_body(error)))
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, HTTPException):
+        return error.detail
+    return str(error) if is_expected(error) else _UNEXPECTED_MESSAGE
+
+
+def _extra_headers(error: BaseException) -> dict[str, str]:
+    if isinstance(error, (QueueFullError, EngineUnavailableError)):
+        return {"retry-after": str(min(max(math.ceil(error.retry_after_s), 1), MAX_RETRY_AFTER_S))}
+    if isinstance(error, AuthenticationError):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, (BodyTooLargeError, BodyTimeoutError)):
+        return {"connection": "close"}  # the rest of the body is not going to be read
+    if isinstance(error, HTTPException):
+        return dict(error.headers or {})
+    return {}

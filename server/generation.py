@@ -1,0 +1,203 @@
+"""An admitted request and its answer, streamed or whole: what completions and chat completions share.
+
+`whole` collects one JSON object; `encode` turns one output of the engine into the bytes of its events, which is
+the hot path of streaming: what does not change within a choice is encoded once. Knows no HTTP.
+"""
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from engine.errors import RequestFailedError
+from engine.messages import TokenLogprobs
+from engine.outputs import GenerationRequest, RequestOutput
+from server.context import OutputStream, ServingContext
+from server.logprobs import prompt_logprobs
+from server.protocol import GenerationBody
+
+_encode = msgspec.json.encode
+
+
+@dataclass(slots=True)
+class Choice:
+    """What has come of one choice, in pieces that were not written yet."""
+
+    index: int
+    has_begun: bool = False
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def add(self, output: RequestOutput) -> None:
+        self.text.append(output.text)
+        self.token_ids += output.token_ids
+        self.logprobs += output.logprobs or []
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
+        self.finish_reason = output.finish_reason
+        self.stop_reason = output.stop_reason
+
+
+class Usage:
+    """Tokens of a request, summed over its choices. A prompt counts once, whatever n is."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._n = request.sampling.n
+        self._prompt_tokens = sum(map(len, request.prompts))
+        self._completion_tokens = 0
+        self._cached_tokens = 0
+
+    def add(self, output: RequestOutput) -> None:
+        self._completion_tokens += len(output.token_ids)
+        if output.num_cached_tokens and output.index % self._n == 0:
+            self._cached_tokens += output.num_cached_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._completion_tokens,
+            "total_tokens": self._prompt_tokens + self._completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+        }
+
+
+class Generation(ABC):
+    """One request in the engine. Either `whole` is awaited, or `stream` is iterated and each output encoded.
+
+    Whoever iterates `stream` aborts it when leaving, for whatever reason; at its end that does nothing.
+    """
+
+    id_prefix: str
+    whole_object: str
+    chunk_object: str
+
+    def __init__(
+        self, ctx: ServingContext, body: GenerationBody, request: GenerationRequest, stream: OutputStream
+    ) -> None:
+        self.body = body
+        self.request = request
+        self.stream = stream
+        self.tokenizer = ctx.engine.tokenizer
+        self._usage = Usage(request)
+        self._choices = [Choice(index) for index in range(request.num_choices)]
+        self._num_open = request.num_choices
+        self._identity = {
+            "id": request.request_id,
+            "object": self.whole_object,
+            "created": int(time.time()),
+            "model": ctx.model_name,
+            "system_fingerprint": ctx.fingerprint,
+        }
+        options = body.stream_options
+        self._ends_with_usage = options is not None and options.include_usage
+        self._has_running_usage = options is not None and options.continuous_usage_stats
+        self._has_details = sampling_has_details(request) or body.return_token_ids
+        self._head = _encode({**self._identity, "object": self.chunk_object})[:-1]
+
+    @classmethod
+    def new_id(cls) -> str:
+        return f"{cls.id_prefix}-{uuid.uuid4().hex}"
+
+    async def whole(self) -> dict[str, Any]:
+        """The complete answer. Raises what the stream raises, and never returns a part of an answer."""
+        try:
+            async for output in self.stream:
+                self._account(output)
+                self._choices[output.index].add(output)
+        finally:
+            self.stream.abort()
+        self.check_complete()
+        return {
+            **self._identity,
+            **self._response_extras(),
+            "choices": [self._whole_choice(choice) for choice in self._choices],
+            "usage": self._usage.to_dict(),
+        }
+
+    def encode(self, output: RequestOutput) -> bytes:
+        """The events of one output; empty while there is nothing to say. Raises `RequestFailedError`."""
+        self._account(output)
+        choice = self._choices[output.index]
+        if not self._has_details and choice.has_begun and output.finish_reason is None:
+            return self._text_event(output.index, output.text) if output.text else b""
+        choice.add(output)
+        has_news = output.text or output.finish_reason or (self._has_details and output.token_ids)
+        if not has_news and output.prompt_logprobs is None:
+            return b""
+        events = self._events(choice)
+        self._choices[output.index] = Choice(output.index, has_begun=True)
+        return events
+
+    def encode_end(self) -> bytes:
+        """The event with the usage, if it was asked for."""
+        if not self._ends_with_usage:
+            return b""
+        return b'data: %b,"choices":[],"usage":%b}\n\n' % (self._head, _encode(self._usage.to_dict()))
+
+    def check_complete(self) -> None:
+        """Raise `RequestFailedError` if the stream ended before every choice did."""
+        if self._num_open:
+            raise RequestFailedError("the request was ended before it was complete")
+
+    @abstractmethod
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        """An entry of `choices` in a whole answer."""
+
+    @abstractmethod
+    def _events(self, choice: Choice) -> bytes:
+        """The events for what a choice has gathered: its first, its last, or one with details."""
+
+    @abstractmethod
+    def _text_event(self, index: int, text: str) -> bytes:
+        """The event that holds nothing but text: nearly all of them."""
+
+    def _response_extras(self) -> dict[str, Any]:
+        return {}
+
+    def _account(self, output: RequestOutput) -> None:
+        if output.finish_reason in {"error", "abort"}:
+            raise RequestFailedError(output.error or f"the request ended with {output.finish_reason}")
+        self._usage.add(output)
+        self._num_open -= output.finish_reason is not None
+
+    def _event(self, choice: dict[str, Any], **extras: Any) -> bytes:
+        """One chunk with one choice."""
+        fields = _encode({**extras, "choices": [choice]})[1:-1]
+        return b"data: %b,%b%b" % (self._head, fields, self._tail())
+
+    def _tail(self) -> bytes:
+        """The end of a chunk, after its choices."""
+        if self._has_running_usage:
+            return b',"usage":%b}\n\n' % _encode(self._usage.to_dict())
+        return b',"usage":null}\n\n' if self._ends_with_usage else b"}\n\n"
+
+    def _choice_extras(self, choice: Choice) -> dict[str, Any]:
+        """Fields beyond the specification: only those that were asked for, or that say why a choice ended."""
+        extras: dict[str, Any] = {}
+        if choice.stop_reason is not None:
+            extras["stop_reason"] = choice.stop_reason
+        if self.body.return_token_ids:
+            extras["token_ids"] = choice.token_ids
+        return extras
+
+    def _prompt_of(self, index: int) -> list[int]:
+        return self.request.prompts[index // self.request.sampling.n]
+
+    def _ranked_prompt_logprobs(self, choice: Choice) -> Sequence[dict[str, Any] | None] | None:
+        """The extension `prompt_logprobs`, where it was asked for and is new."""
+        if self.body.prompt_logprobs is None or choice.prompt_logprobs is None:
+            return None
+        return prompt_logprobs(self.tokenizer, choice.prompt_logprobs, self.body.prompt_logprobs)
+
+
+def sampling_has_details(request: GenerationRequest) -> bool:
+    """Whether the answer has more than text."""
+    return request.sampling.logprobs is not None or request.sampling.prompt_logprobs is not None

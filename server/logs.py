@@ -1,0 +1,15 @@
+"""How log lines look and which are shown. They go to standard error; standard output is for results."""
+
+import logging
+
+from config.settings import Settings
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def configure_logging(settings: Settings) -> None:
+    """Set up the root logger of this process. uvicorn's own news of starting and stopping are for debugging."""
+    logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT)
+    for name in ("uvicorn", "httpx"):
+        if settings.log_level == "info":
+            logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,239 @@
+"""What /metrics says: every metric declared once, counted in plain numbers, written out by prometheus-client.
+
+An `EngineObserver` that is called on the event loop for every step and every token, so counting must cost next to
+nothing: histograms are lists and a bisection, and prometheus-client only sees them when somebody scrapes. No label
+comes from user input.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.process_collector import ProcessCollector
+
+from config.version import VERSION
+from engine.messages import EngineInfo, StepStats
+from engine.observer import Outcome
+
+OUTCOMES: tuple[Outcome, ...] = ("stop", "length", "abort", "timeout", "error", "rejected")
+
+# One millisecond to five minutes, and half a step beyond on both sides.
+SECONDS = (
+    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
+    *(1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)  # fmt: skip
+TOKENS = tuple(float(2**exponent) for exponent in range(15))
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """A metric: `name` is what a query says (counters with their `_total`)."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+
+
+METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec("orcinus_info", "gauge", "Always 1; its labels say what runs.", ("version", "model", "dtype", "device")),
+    MetricSpec("orcinus_slots", "gauge", "Sequences that can run at once (max_num_seqs)."),
+    MetricSpec("orcinus_slots_in_use", "gauge", "Sequences that run now."),
+    MetricSpec("orcinus_slot_utilization_ratio", "gauge", "Slots in use over slots, 0 to 1."),
+    MetricSpec("orcinus_queue_depth", "gauge", "Sequences that wait for a slot."),
+    MetricSpec("orcinus_kv_blocks", "gauge", "Blocks of the KV cache."),
+    MetricSpec("orcinus_kv_blocks_in_use", "gauge", "Blocks that running sequences hold (cached ones are free)."),
+    MetricSpec(
+        "orcinus_device_utilization_ratio",
+        "gauge",
+        "How busy the device is, 0 to 1: NVML's figure for a GPU, the engine's share of all cores on a CPU.",
+    ),
+    MetricSpec(
+        "orcinus_device_memory_used_bytes",
+        "gauge",
+        "Memory in use: of the device for a GPU, of the engine process on a CPU.",
+    ),
+    MetricSpec("orcinus_device_memory_total_bytes", "gauge", "Memory of the device, or of the machine on a CPU."),
+    MetricSpec(
+        "orcinus_requests_total",
+        "counter",
+        "Sequences by how they ended (a request counts prompts times n): stop, length, abort (the client left),"
+        " timeout, error, rejected (refused at admission, queue full included).",
+        ("outcome",),
+    ),
+    MetricSpec(
+        "orcinus_prompt_tokens_total", "counter", "Prompt tokens of ended requests, cached ones included."
+    ),
+    MetricSpec("orcinus_generation_tokens_total", "counter", "Generated tokens, as they come; usage counts the same."),
+    MetricSpec("orcinus_prefill_tokens_total", "counter", "Prompt tokens computed (cached ones are not)."),
+    MetricSpec("orcinus_preemptions_total", "counter", "Sequences that gave up their KV blocks and were put back."),
+    MetricSpec("orcinus_prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."),
+    MetricSpec("orcinus_prefix_cache_hits_total", "counter", "Prompt tokens found there."),
+    MetricSpec("orcinus_slots_refilled_total", "counter", "Slots given to a waiting sequence."),
+    MetricSpec("orcinus_step_time_seconds", "histogram", "Time of one iteration of the batch.", bounds=SECONDS),
+    MetricSpec("orcinus_tokens_per_step", "histogram", "Tokens computed in one iteration.", bounds=TOKENS),
+    MetricSpec("orcinus_time_to_first_token_seconds", "histogram", "From admission to first token.", bounds=SECONDS),
+    MetricSpec("orcinus_inter_token_latency_seconds", "histogram", "Between two tokens of a sequence.", bounds=SECONDS),
+    MetricSpec("orcinus_queue_time_seconds", "histogram", "From admission to a slot.", bounds=SECONDS),
+    MetricSpec(
+        "orcinus_e2e_latency_seconds", "histogram", "From admission to the end of a sequence.", bounds=SECONDS
+    ),
+    MetricSpec(
+        "orcinus_http_requests_total",
+        "counter",
+        "HTTP requests; status 499: the client left before the answer; route other: no such path.",
+        ("route", "method", "status"),
+    ),
+    MetricSpec("orcinus_http_requests_in_progress", "gauge", "HTTP requests being answered."),
+)  # fmt: skip
+
+_SPECS = {spec.name: spec for spec in METRICS}
+
+
+class Histogram:
+    """Counts per bucket; `observe` is all that happens between scrapes."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, weight: int = 1) -> None:
+        self._counts[bisect_left(self._bounds, value)] += weight
+        self._sum += value * weight
+
+    def to_metric(self, spec: MetricSpec) -> Metric:
+        buckets, total = [], 0
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        return HistogramMetricFamily(spec.name, spec.help, buckets=buckets, sum_value=self._sum)
+
+
+class Metrics:
+    """The numbers of one server; an `EngineObserver`, and a collector in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._stats = StepStats()
+        self._info: tuple[str, ...] | None = None
+        self._counters = Counter[str]()
+        self._outcomes = Counter[tuple[str, ...]]({(outcome,): 0 for outcome in OUTCOMES})
+        self._http = Counter[tuple[str, ...]]()
+        self._http_in_progress = 0
+        self._histograms = {spec.name: Histogram(spec.bounds) for spec in METRICS if spec.kind == "histogram"}
+        self._step_time = self._histograms["orcinus_step_time_seconds"]
+        self._tokens_per_step = self._histograms["orcinus_tokens_per_step"]
+        self._ttft = self._histograms["orcinus_time_to_first_token_seconds"]
+        self._inter_token = self._histograms["orcinus_inter_token_latency_seconds"]
+        self._queue_time = self._histograms["orcinus_queue_time_seconds"]
+        self._e2e = self._histograms["orcinus_e2e_latency_seconds"]
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    # --- EngineObserver -----------------------------------------------------------------------------
+
+    def on_step(self, stats: StepStats) -> None:
+        self._stats = stats
+        num_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
+        if not num_tokens:
+            return  # a heartbeat
+        self._step_time.observe(stats.step_time_s)
+        self._tokens_per_step.observe(num_tokens)
+        counters = self._counters
+        counters["orcinus_prefill_tokens_total"] += stats.num_prefill_tokens
+        counters["orcinus_preemptions_total"] += stats.num_preemptions
+        counters["orcinus_prefix_cache_queries_total"] += stats.prefix_cache_queries
+        counters["orcinus_prefix_cache_hits_total"] += stats.prefix_cache_hits
+        counters["orcinus_slots_refilled_total"] += stats.num_slots_refilled
+
+    def on_first_token(self, ttft_s: float, queue_time_s: float) -> None:
+        self._ttft.observe(ttft_s)
+        self._queue_time.observe(queue_time_s)
+        self._counters["orcinus_generation_tokens_total"] += 1
+
+    def on_next_tokens(self, interval_s: float, num_tokens: int) -> None:
+        if num_tokens:
+            self._inter_token.observe(interval_s / num_tokens, num_tokens)
+            self._counters["orcinus_generation_tokens_total"] += num_tokens
+
+    def on_choice_done(self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int) -> None:
+        self._outcomes[(outcome,)] += 1
+        if outcome == "rejected":
+            return
+        self._e2e.observe(e2e_s)
+        self._counters["orcinus_prompt_tokens_total"] += num_prompt_tokens
+
+    # --- the server ---------------------------------------------------------------------------------
+
+    def on_ready(self, info: EngineInfo, model_name: str) -> None:
+        """What runs, and its sizes before the first step."""
+        self._info = (VERSION, model_name, info.dtype, info.device)
+        if not self._stats.num_slots:
+            self._stats = StepStats(num_slots=info.max_num_seqs, num_kv_blocks=info.num_kv_blocks)
+
+    def on_http_start(self) -> None:
+        self._http_in_progress += 1
+
+    def on_http_end(self, route: str, method: str, status: int) -> None:
+        """`route` and `method` must come from a fixed set."""
+        self._http_in_progress -= 1
+        self._http[(route, method, str(status))] += 1
+
+    def exposition(self, accept: str | None = None) -> tuple[bytes, str]:
+        """The text of /metrics and its content type, in the format that the scraper accepts."""
+        encode, content_type = choose_encoder(accept or "")
+        return encode(self.registry), content_type
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, for prometheus-client."""
+        gauges = self._gauges()
+        labelled = {"orcinus_requests_total": self._outcomes, "orcinus_http_requests_total": self._http}
+        for name, spec in _SPECS.items():
+            if spec.kind == "histogram":
+                yield self._histograms[name].to_metric(spec)
+            elif spec.kind == "counter":
+                yield _counter(spec, labelled.get(name) or {(): self._counters[name]})
+            elif name == "orcinus_info":
+                yield _gauge(spec, 1.0 if self._info else None, self._info or ())
+            else:
+                yield _gauge(spec, gauges[name])
+
+    def _gauges(self) -> dict[str, float | None]:
+        stats = self._stats
+        return {
+            "orcinus_slots": stats.num_slots,
+            "orcinus_slots_in_use": stats.num_running,
+            "orcinus_slot_utilization_ratio": stats.num_running / stats.num_slots if stats.num_slots else 0.0,
+            "orcinus_queue_depth": stats.num_waiting,
+            "orcinus_kv_blocks": stats.num_kv_blocks,
+            "orcinus_kv_blocks_in_use": stats.num_kv_blocks_used,
+            "orcinus_device_utilization_ratio": stats.device_utilization,
+            "orcinus_device_memory_used_bytes": stats.device_memory_used_bytes,
+            "orcinus_device_memory_total_bytes": stats.device_memory_total_bytes,
+            "orcinus_http_requests_in_progress": self._http_in_progress,
+        }
+
+
+def _gauge(spec: MetricSpec, value: float | None, labels: Sequence[str] = ()) -> Metric:
+    """A gauge without a value (not known yet) has no sample."""
+    family = GaugeMetricFamily(spec.name, spec.help, labels=spec.labels)
+    if value is not None:
+        family.add_metric(labels, value)
+    return family
+
+
+def _counter(spec: MetricSpec, values: dict[tuple[str, ...], int]) -> Metric:
+    family = CounterMetricFamily(spec.name.removesuffix("_total"), spec.help, labels=spec.labels)
+    for labels, value in values.items():
+        if len(labels) == len(spec.labels):
+            family.add_metric(labels, value)
+    return family

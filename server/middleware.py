@@ -1,0 +1,101 @@
+"""The outermost layer of every HTTP request: its id, its line in the log, its metrics, and the last catch for errors.
+
+Pure ASGI, so that the client's leaving reaches the routes.
+"""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.auth import PUBLIC_PATHS
+from server.metrics import Metrics
+from server.responses import send_error
+
+logger = logging.getLogger("server.access")
+
+CLIENT_LEFT = 499  # in the log and the metrics; never sent
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class RequestMiddleware:
+    """`routes` are the paths that the app has; all others count as one in the metrics."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        self._metrics.on_http_start()
+        try:
+            await self._app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            pass
+        except Exception:
+            logger.exception("request %s failed", exchange.request_id)
+            await exchange.fail()
+        finally:
+            route, method = self._labels(scope)
+            self._metrics.on_http_end(route, method, exchange.status)
+            exchange.log()
+
+    def _labels(self, scope: Scope) -> tuple[str, str]:
+        path = scope["path"]
+        if path.startswith("/v1/models/"):
+            path = "/v1/models/{model}"
+        route = path if path in self._routes else "other"
+        return route, scope["method"] if scope["method"] in _METHODS else "other"
+
+
+class _Exchange:
+    """One request and what was answered. A route may leave `answer_id` in the state: what the engine's log calls it."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._started = time.perf_counter()
+        self.status = CLIENT_LEFT
+        self.request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = self.request_id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", []), (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
+
+    async def fail(self) -> None:
+        """After an exception that nobody expected. A response that has begun can only be cut off."""
+        if self.status == CLIENT_LEFT:
+            await send_error(RuntimeError(), self.send)
+
+    def log(self) -> None:
+        level = logging.DEBUG if self._scope["path"] in PUBLIC_PATHS else logging.INFO
+        logger.log(
+            level,
+            "%s %s %d %.1f ms id=%s%s",
+            ascii(self._scope["method"])[1:-1],
+            ascii(self._scope["path"])[1:-1][:200],  # escapes what would break the line
+            self.status,
+            (time.perf_counter() - self._started) * 1000,
+            self.request_id,
+            f" answer={self._scope['state']['answer_id']}" if "answer_id" in self._scope["state"] else "",
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own, if it is fit for a header and a log line, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SAFE_ID.fullmatch(value.decode("latin-1")):
+            return str(value.decode("latin-1"))
+    return uuid.uuid4().hex

@@ -1,0 +1,134 @@
+"""What becomes of every request parameter: supported, ignored, or refused. Declared here and nowhere else.
+
+The supported ones are the fields of the models in `server.protocol`; the two tables below hold the rest of what
+clients of this and other servers send. A name in none of them is refused by name, so that a misspelt parameter
+is never mistaken for one in force. `parameter_table` feeds the README.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from engine.errors import InvalidRequestError
+
+Endpoint = Literal["completions", "chat"]
+BOTH: tuple[Endpoint, ...] = ("completions", "chat")
+CHAT: tuple[Endpoint, ...] = ("chat",)
+COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Accepted, with any value, because it could not change the output here."""
+
+    why: str
+    endpoints: tuple[Endpoint, ...] = BOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A 400 that names it, unless `asks_nothing(value, body)`: the value that means "leave it off"."""
+
+    why: str
+    endpoints: tuple[Endpoint, ...] = BOTH
+    asks_nothing: Callable[[Any, Mapping[str, Any]], bool] = lambda value, body: not value
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterRow:
+    """A row of the table of parameters."""
+
+    name: str
+    support: Literal["supported", "ignored", "refused"]
+    endpoints: tuple[Endpoint, ...]
+    note: str
+
+
+IGNORED: Mapping[str, Ignored] = {
+    "user": Ignored("no accounts here"),
+    "metadata": Ignored("nothing is stored"),
+    "store": Ignored("nothing is stored"),
+    "service_tier": Ignored("one tier; see `priority`"),
+    "safety_identifier": Ignored("no accounts here"),
+    "prompt_cache_key": Ignored("the prefix cache finds shared prefixes by itself"),
+    "prompt_cache_options": Ignored("the prefix cache needs none"),
+    "prompt_cache_retention": Ignored("blocks stay cached until their memory is needed"),
+    "verbosity": Ignored("the models served here have no such control", CHAT),
+    "prediction": Ignored("only ever a matter of speed", CHAT),
+    "parallel_tool_calls": Ignored("without tools it means nothing", CHAT),
+}
+
+
+def _is_text_format(value: Any, _: Mapping[str, Any]) -> bool:
+    return bool(value == {"type": "text"})
+
+
+def _is_not_beyond_n(value: Any, body: Mapping[str, Any]) -> bool:
+    return isinstance(value, int) and value == (body.get("n") or 1)
+
+
+_NOT_YET = "constrained output is not supported yet"
+_NO_TOOLS = "tool calling is not supported yet"
+
+REFUSED: Mapping[str, Refused] = {
+    "suffix": Refused("the models served here do not fill in the middle", COMPLETIONS),
+    "best_of": Refused("only best_of equal to n is supported", COMPLETIONS, _is_not_beyond_n),
+    "use_beam_search": Refused("beam search is not supported", BOTH),
+    "tools": Refused(_NO_TOOLS, CHAT),
+    "tool_choice": Refused(_NO_TOOLS, CHAT, lambda value, _: value in ("none", "auto")),
+    "functions": Refused(_NO_TOOLS, CHAT),
+    "function_call": Refused(_NO_TOOLS, CHAT, lambda value, _: value in ("none", "auto")),
+    "response_format": Refused(_NOT_YET, BOTH, _is_text_format),
+    "structured_outputs": Refused(_NOT_YET),
+    "guided_json": Refused(_NOT_YET),
+    "guided_regex": Refused(_NOT_YET),
+    "guided_choice": Refused(_NOT_YET),
+    "guided_grammar": Refused(_NOT_YET),
+    "modalities": Refused("only text is served", CHAT, lambda value, _: value == ["text"]),
+    "audio": Refused("only text is served", CHAT),
+    "web_search_options": Refused("no request ever leaves this server", CHAT, lambda value, _: False),
+    "moderation": Refused("there is no moderation model here", CHAT, lambda value, _: False),
+    "chat_template": Refused("templates come from the operator (--chat-template)", CHAT),
+    "bad_words": Refused("use logit_bias"),
+    "allowed_token_ids": Refused("use logit_bias"),
+    "length_penalty": Refused("beam search is not supported", BOTH, lambda value, _: value == 1),
+    "prompt_embeds": Refused("prompts are text or token ids", COMPLETIONS),
+}
+
+
+def select_parameters(body: Mapping[str, Any], model: type[BaseModel], endpoint: Endpoint) -> dict[str, Any]:
+    """The supported parameters of a body, less those that are null.
+
+    Raises `InvalidRequestError` naming the first that is refused or not known.
+    """
+    selected = {}
+    for name, value in body.items():
+        if value is None:
+            continue
+        if name in model.model_fields:
+            selected[name] = value
+        elif name not in IGNORED or endpoint not in IGNORED[name].endpoints:
+            _check_asks_nothing(name, value, body, endpoint)
+    return selected
+
+
+def parameter_table(models: Mapping[Endpoint, type[BaseModel]]) -> list[ParameterRow]:
+    """Every parameter that has a decision, in the order of the tables; the note of a field is its description."""
+    fields = {name: field for model in models.values() for name, field in model.model_fields.items()}
+    rows = []
+    for name, field in fields.items():
+        endpoints = tuple(e for e, model in models.items() if name in model.model_fields)
+        rows.append(ParameterRow(name, "supported", endpoints, field.description or ""))
+    rows += [ParameterRow(name, "ignored", row.endpoints, row.why) for name, row in IGNORED.items()]
+    rows += [ParameterRow(name, "refused", row.endpoints, row.why) for name, row in REFUSED.items()]
+    return rows
+
+
+def _check_asks_nothing(name: str, value: Any, body: Mapping[str, Any], endpoint: Endpoint) -> None:
+    refused = REFUSED.get(name)
+    if refused is None or endpoint not in refused.endpoints:
+        raise InvalidRequestError(f"unknown parameter {name[:100]!r}", name[:100])
+    if not refused.asks_nothing(value, body):
+        raise InvalidRequestError(f"{name} is not supported: {refused.why}", name)

@@ -1,0 +1,147 @@
+"""From what a client sends as prompt or messages to token ids.
+
+Checks the shape of both; what the tokenizer and the chat template make of them is the engine's business, and what
+fits the model is checked at admission.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import InvalidRequestError
+from server.context import ServingEngine, ServingTokenizer
+from server.protocol import MAX_PROMPTS
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+# What the server sets for the template itself, and what Python would take for an argument of its own.
+_RESERVED_VARIABLES = frozenset(
+    {
+        "self",
+        "messages",
+        "add_special_tokens",
+        "tools",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the engine takes it. `text` is None if it came as token ids, or was cut."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+    def read_text(self, tokenizer: ServingTokenizer) -> str:
+        """The prompt as text, decoded if need be."""
+        return tokenizer.decode(self.token_ids) if self.text is None else self.text
+
+    def keep_last(self, num_tokens: int | None) -> "EncodedPrompt":
+        if num_tokens is None or len(self.token_ids) <= num_tokens:
+            return self
+        return EncodedPrompt(self.token_ids[len(self.token_ids) - num_tokens :])
+
+
+async def encode_prompts(engine: ServingEngine, prompt: Any, *, add_special_tokens: bool) -> list[EncodedPrompt]:
+    """The prompts of a completion: a string, strings, token ids, or lists of them. Raises `InvalidRequestError`."""
+    prompts = []
+    for part in _split_prompts(prompt):
+        if isinstance(part, str):
+            prompts.append(EncodedPrompt(await engine.encode(part, add_special_tokens=add_special_tokens), part))
+            await asyncio.sleep(0)  # each may be short and all of them long
+        else:
+            prompts.append(EncodedPrompt(part))
+    return prompts
+
+
+async def encode_chat(
+    engine: ServingEngine,
+    messages: list[dict[str, Any]],
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool,
+    add_special_tokens: bool,
+    variables: dict[str, Any],
+) -> EncodedPrompt:
+    """The prompt that the chat template makes of the messages. Raises `InvalidRequestError`."""
+    _check_variables(variables)
+    prepared = [_check_message(message, i) for i, message in enumerate(messages)]
+    if add_generation_prompt is None:
+        add_generation_prompt = not continue_final_message
+    return EncodedPrompt(
+        await engine.render_and_encode(
+            prepared,
+            add_special_tokens=add_special_tokens,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **variables,
+        )
+    )
+
+
+def _split_prompts(prompt: Any) -> list[Any]:
+    """A list of strings and of lists of integers."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise _wrong_prompt(prompt)
+    if _are_ids(prompt):
+        return [prompt]
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequestError(f"prompt takes at most {MAX_PROMPTS} prompts, got {len(prompt)}", "prompt")
+    if not all(isinstance(part, str) or (isinstance(part, list) and _are_ids(part)) for part in prompt):
+        raise _wrong_prompt(prompt)
+    return prompt
+
+
+def _are_ids(values: list[Any]) -> bool:
+    return all(type(value) is int for value in values)  # a bool is no token id
+
+
+def _wrong_prompt(prompt: Any) -> InvalidRequestError:
+    got = "an empty list" if prompt == [] else f"{type(prompt).__name__} {str(prompt)[:60]!r}"
+    return InvalidRequestError(
+        f"prompt must be a string, a list of strings, a list of token ids or a list of those, got {got}", "prompt"
+    )
+
+
+def _check_variables(variables: dict[str, Any]) -> None:
+    if reserved := sorted(_RESERVED_VARIABLES & variables.keys()):
+        raise InvalidRequestError(f"chat_template_kwargs must not set {', '.join(reserved)}", "chat_template_kwargs")
+
+
+def _check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """The message, checked, less its nulls; a developer's message is what system messages are called now."""
+    where = f"messages[{index}]"
+    message = {key: value for key, value in message.items() if value is not None}
+    role = message.get("role")
+    if role not in ROLES:
+        raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r:.100}", f"{where}.role")
+    if "content" not in message and role != "assistant":
+        raise InvalidRequestError(f"{where}.content is required for role {role}", f"{where}.content")
+    _check_content(message.get("content", ""), f"{where}.content")
+    _check_tool_calls(message.get("tool_calls", []), f"{where}.tool_calls")
+    return {**message, "role": "system"} if role == "developer" else message
+
+
+def _check_content(content: Any, where: str) -> None:
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise InvalidRequestError(f"{where} must be a string or a list of parts, got {content!r:.60}", where)
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "refusal"):
+            raise InvalidRequestError(
+                f"{where}[{i}]: only parts of type text are supported, got {kind!r:.60}", f"{where}[{i}]"
+            )
+        if not isinstance(part.get(kind), str):
+            raise InvalidRequestError(f"{where}[{i}].{kind} must be a string", f"{where}[{i}].{kind}")
+
+
+def _check_tool_calls(calls: Any, where: str) -> None:
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise InvalidRequestError(f"{where} must be a list of objects", where)

@@ -1,0 +1,287 @@
+"""The request bodies of the API: fields, types and bounds, validated with pydantic and shown in the OpenAPI document.
+
+`parse_*` take a parsed JSON object; null equals absent, numbers are never made from strings, and the first thing
+that is wrong becomes an `InvalidRequestError` that names the field, the limit and the value. What needs the
+model (vocabulary, context, template) is checked elsewhere.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import MaxLen
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from engine.errors import InvalidRequestError
+from engine.sampling_params import (
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+)
+from server.parameters import Endpoint, select_parameters
+
+MAX_PROMPTS = 256
+MAX_CHOICES = 1024  # prompts x n
+MAX_MESSAGES = 4096
+MAX_TOKENS = 2**31 - 1
+MAX_TIMEOUT_S = 24 * 3600
+MAX_TEMPLATE_VARIABLES = 64
+MAX_DETOKENIZE = 1_000_000
+
+Model = TypeVar("Model", bound="_Body")
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _string_to_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_STOP_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOP_STRINGS},
+    ]
+}
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
+        _IDS_SCHEMA,
+        {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPTS},
+    ]
+}
+
+Stop = Annotated[list[str], BeforeValidator(_string_to_list), WithJsonSchema(_STOP_SCHEMA)]
+Prompt = Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+
+
+class StreamOptions(_Body):
+    """`stream_options`."""
+
+    include_usage: bool = Field(False, description="End the stream with a chunk that holds the usage.")
+    continuous_usage_stats: bool = Field(False, description="Put the usage so far into every chunk.")
+    include_obfuscation: bool = Field(False, description="Accepted; streams are never padded.")
+
+
+class GenerationBody(_Body):
+    """What completions and chat completions share."""
+
+    model: str | None = Field(None, description="Name of the served model; absent, the served one.")
+    n: int = Field(1, ge=1, le=MAX_N, description="Choices per prompt.")
+    stream: bool = Field(False, description="Answer with server-sent events, token by token.")
+    stream_options: StreamOptions | None = Field(
+        None, description="`include_usage`, `continuous_usage_stats`; only with `stream`."
+    )
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
+    top_k: int = Field(0, ge=-1, le=MAX_TOKENS, description="Keep the k likeliest tokens; 0 or -1 is off.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Keep tokens at least this likely, relative to the best.")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Over generated tokens.")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Over generated tokens.")
+    repetition_penalty: float = Field(1.0, gt=0, le=100, description="Over prompt and generated tokens; 1 is off.")
+    logit_bias: dict[str, float] = Field(
+        {}, max_length=MAX_LOGIT_BIAS, description="Token id to a bias from -100 to 100."
+    )
+    seed: int | None = Field(
+        None, ge=-(2**63), le=2**64 - 1, description="Same seed, same request: same output, whatever else runs."
+    )
+    stop: Stop = Field(
+        [], max_length=MAX_STOP_STRINGS, description=f"Up to {MAX_STOP_STRINGS} strings that end the output."
+    )
+    stop_token_ids: list[int] = Field(
+        [], max_length=MAX_STOP_TOKEN_IDS, description=f"Up to {MAX_STOP_TOKEN_IDS} token ids that end it."
+    )
+    min_tokens: TokenCount = Field(0, description="Do not end before so many tokens.")
+    ignore_eos: bool = Field(False, description="Go on past the end-of-sequence token.")
+    include_stop_str_in_output: bool = Field(False, description="Keep the stop string in the text.")
+    skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt's tokens, with k alternatives."
+    )
+    return_token_ids: bool = Field(False, description="Add `prompt_token_ids` and `token_ids`.")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, le=MAX_TOKENS, description="Keep the last k tokens of the prompt; -1: what the context allows."
+    )
+    priority: int = Field(0, ge=-(2**31), le=2**31 - 1, description="Lower runs first.")
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="Share cached prefixes only with the same salt."
+    )
+    timeout: float | None = Field(
+        None, gt=0, le=MAX_TIMEOUT_S, description="Deadline in seconds, queueing included; past it, 408."
+    )
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions."""
+
+    prompt: Prompt = Field(None, description="A string, a list of strings, token ids, or lists of them.")
+    max_tokens: TokenCount = Field(16, description="Tokens to generate at most; 0 runs the prompt only.")
+    echo: bool = Field(False, description="Begin the text (and the logprobs) with the prompt.")
+    logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the tokens, with k alternatives."
+    )
+    add_special_tokens: bool = Field(True, description="Let the tokenizer add its own (such as BOS).")
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
+    max_completion_tokens: TokenCount | None = Field(
+        None, description="Tokens to generate at most; absent, what is left of the context."
+    )
+    max_tokens: TokenCount | None = Field(None, description="Older name of `max_completion_tokens`.")
+    logprobs: bool = Field(False, description="Log-probabilities of the tokens.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Alternatives per token; needs `logprobs`."
+    )
+    reasoning_effort: str | None = Field(
+        None, max_length=32, description="Handed to the chat template, which may use it."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="End the prompt with the opening of an assistant message; on by default."
+    )
+    continue_final_message: bool = Field(
+        False, description="Continue the last message, which stays open, instead of answering it."
+    )
+    add_special_tokens: bool = Field(False, description="Add the tokenizer's own to what the template wrote.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, max_length=MAX_TEMPLATE_VARIABLES, description="More variables for the chat template."
+    )
+
+
+class TokenizeBody(_Body):
+    """POST /tokenize: of a text, or of a chat as its template renders it."""
+
+    model: str | None = Field(None, description="Name of the served model.")
+    prompt: str | None = Field(None, description="Text to tokenize.")
+    messages: list[dict[str, Any]] | None = Field(
+        None, max_length=MAX_MESSAGES, description="Or a chat to render and tokenize."
+    )
+    add_special_tokens: bool | None = Field(None, description="Default: true for text, false for a chat.")
+    add_generation_prompt: bool | None = Field(None, description="As in chat completions.")
+    continue_final_message: bool = Field(False, description="As in chat completions.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, max_length=MAX_TEMPLATE_VARIABLES, description="As in chat completions."
+    )
+    return_token_strs: bool = Field(False, description="Add the tokens as text.")
+
+
+class DetokenizeBody(_Body):
+    """POST /detokenize."""
+
+    model: str | None = Field(None, description="Name of the served model.")
+    tokens: list[int] = Field(max_length=MAX_DETOKENIZE, fail_fast=True, description="Token ids.")
+    skip_special_tokens: bool = Field(False, description="Leave special tokens out of the text.")
+
+
+GENERATION_BODIES: Mapping[Endpoint, type[GenerationBody]] = {
+    "completions": CompletionBody,
+    "chat": ChatBody,
+}
+
+
+def parse_completion(body: Mapping[str, Any]) -> CompletionBody:
+    """The body of a completion. Raises `InvalidRequestError`."""
+    request = _validate(CompletionBody, select_parameters(body, CompletionBody, "completions"))
+    _check_stream_options(request)
+    if request.prompt is None:
+        raise InvalidRequestError("prompt is required", "prompt")
+    return request
+
+
+def parse_chat(body: Mapping[str, Any]) -> ChatBody:
+    """The body of a chat completion. Raises `InvalidRequestError`."""
+    request = _validate(ChatBody, select_parameters(body, ChatBody, "chat"))
+    _check_stream_options(request)
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
+    _check_one_limit(request)
+    return request
+
+
+def parse_tokenize(body: Mapping[str, Any]) -> TokenizeBody:
+    """The body of /tokenize. Raises `InvalidRequestError`."""
+    request = _validate(TokenizeBody, _without_nulls(body))
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidRequestError("give either prompt or messages", "prompt")
+    return request
+
+
+def parse_detokenize(body: Mapping[str, Any]) -> DetokenizeBody:
+    """The body of /detokenize. Raises `InvalidRequestError`."""
+    return _validate(DetokenizeBody, _without_nulls(body))
+
+
+def _check_stream_options(request: GenerationBody) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequestError("stream_options is only allowed when stream is true", "stream_options")
+
+
+def _check_one_limit(request: ChatBody) -> None:
+    new, old = request.max_completion_tokens, request.max_tokens
+    if new is not None and old is not None and new != old:
+        raise InvalidRequestError(
+            f"max_completion_tokens ({new}) and max_tokens ({old}) are two names of one limit: give one",
+            "max_tokens",
+        )
+
+
+def _validate(model: type[Model], values: dict[str, Any]) -> Model:
+    if isinstance(options := values.get("stream_options"), dict):
+        values["stream_options"] = _without_nulls(options)
+        _check_names(StreamOptions, values["stream_options"], "stream_options.")
+    _check_names(model, values)
+    _check_sizes(model, values)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _first_problem(error) from None
+
+
+def _check_names(model: type[_Body], values: Mapping[str, Any], prefix: str = "") -> None:
+    """pydantic would collect an error for each of a million."""
+    for name in values:
+        if name not in model.model_fields:
+            raise InvalidRequestError(f"unknown parameter {prefix + name[:100]!r}", prefix + name[:100])
+
+
+def _check_sizes(model: type[_Body], values: Mapping[str, Any]) -> None:
+    """Of lists and objects, before pydantic looks at their entries."""
+    for name, value in values.items():
+        limits = [rule.max_length for rule in model.model_fields[name].metadata if isinstance(rule, MaxLen)]
+        if limits and isinstance(value, (list, dict)) and len(value) > limits[0]:
+            raise InvalidRequestError(f"{name} takes at most {limits[0]} entries, got {len(value)}", name)
+
+
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _first_problem(error: ValidationError) -> InvalidRequestError:
+    problem = error.errors(include_url=False, include_context=False)[0]
+    param = _path(problem["loc"])
+    if problem["type"] == "missing":
+        return InvalidRequestError(f"{param} is required", param)
+    message = problem["msg"].replace("Input should", "should").replace("should", "must", 1)
+    message = message[:1].lower() + message[1:]
+    return InvalidRequestError(f"{param}: {message}, got {_shorten(problem['input'])}", param)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`messages[0].role`, from `("messages", 0, "role")`."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"
+    return path.lstrip(".")
+
+
+def _shorten(value: object) -> str:
+    text = f"{len(value)} entries" if isinstance(value, (list, dict)) and value else repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

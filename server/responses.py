@@ -1,0 +1,170 @@
+"""What goes out over ASGI: JSON, errors, and the two ways to answer a generation, whole or as a stream of events.
+
+Both generation answers listen for the client's leaving while they work, and abort the request at once when it does.
+Knows ASGI and bytes; what is in the bytes comes from `server.generation`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.errors import error_body, is_expected, to_response
+from server.generation import Generation
+
+logger = logging.getLogger(__name__)
+
+WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long is given up
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+T = TypeVar("T")
+
+
+class SlowReaderError(Exception):
+    """The client does not read what it asked for."""
+
+
+def json_response(content: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def error_response(error: Exception) -> Response:
+    answer = to_response(error)
+    return Response(answer.body, answer.status, answer.headers)
+
+
+async def send_error(error: Exception, send: Send) -> None:
+    """Answer with an error from outside a route."""
+    answer = to_response(error)
+    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    headers.append((b"content-length", str(len(answer.body)).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def error_event(error: Exception) -> bytes:
+    """An error inside a stream, on which the SDK raises."""
+    return b"data: %b\n\n" % msgspec.json.encode(error_body(error))
+
+
+class WholeAnswer(Response):
+    """The complete answer as one JSON object."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__()
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        content = await run_until_disconnect(receive, self._generation.whole())
+        if content is not None:
+            await json_response(content)(scope, receive, send)
+
+
+class EventStream(Response):
+    """The answer as server-sent events. Until the first byte is out, an error is still a response of its own.
+
+    Silence is broken by a comment every `keep_alive_s`; the first one also sends the response's headers.
+    """
+
+    def __init__(self, generation: Generation, keep_alive_s: float) -> None:
+        super().__init__()
+        self._generation = generation
+        self._keep_alive_s = keep_alive_s
+        self._lock = asyncio.Lock()  # one event at a time, whole
+        self._is_started = False
+        self._last_write = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        try:
+            await run_until_disconnect(receive, self._write_events(), self._keep_alive())
+        except SlowReaderError:
+            logger.warning("%s: the client read nothing for %g s", self._generation.request.request_id, WRITE_TIMEOUT_S)
+        finally:
+            self._generation.stream.abort()
+
+    async def _write_events(self) -> None:
+        generation = self._generation
+        try:
+            async for output in generation.stream:
+                if events := generation.encode(output):
+                    await self._write(events)
+            generation.check_complete()
+            last = generation.encode_end()
+        except Exception as error:
+            if not self._is_started:
+                raise
+            last = self._describe(error)
+        await self._write(last + DONE, is_last=True)
+
+    def _describe(self, error: Exception) -> bytes:
+        if not is_expected(error):
+            logger.error("%s: failed in its stream", self._generation.request.request_id, exc_info=error)
+        return error_event(error)
+
+    async def _keep_alive(self) -> None:
+        """Runs beside the events until they end."""
+        while True:
+            silence_s = time.monotonic() - self._last_write
+            if self._lock.locked() and silence_s > WRITE_TIMEOUT_S:
+                raise SlowReaderError
+            if silence_s < self._keep_alive_s:
+                await asyncio.sleep(self._keep_alive_s - silence_s)
+            elif self._lock.locked():
+                await asyncio.sleep(min(self._keep_alive_s, 1.0))
+            else:
+                await self._write(KEEP_ALIVE)
+
+    async def _write(self, body: bytes, *, is_last: bool = False) -> None:
+        async with self._lock:
+            if not self._is_started:
+                self._is_started = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
+            self._last_write = time.monotonic()
+
+
+async def run_until_disconnect(
+    receive: Receive, work: Coroutine[Any, Any, T], companion: Coroutine[Any, Any, None] | None = None
+) -> T | None:
+    """The result of `work`, or None if the client left before it was done. `companion` runs beside it.
+
+    Whatever is still running is cancelled on the way out. An exception of `work` or of `companion` is raised.
+    """
+    task = asyncio.create_task(work)
+    others = [asyncio.create_task(_wait_for_disconnect(receive))]
+    if companion is not None:
+        others.append(asyncio.create_task(companion))
+    try:
+        await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        for other in others:
+            if other.done():
+                other.result()
+        return None
+    finally:
+        await _cancel([task, *others])
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,69 @@
+"""From a validated body to what the engine is asked for. Knows both, and nothing of tokens' text or answers."""
+
+from collections.abc import Sequence
+
+from engine.errors import InvalidRequestError
+from engine.outputs import GenerationRequest
+from engine.sampling_params import SamplingParams
+from server.context import ServingContext
+from server.prompts import EncodedPrompt
+from server.protocol import MAX_CHOICES, GenerationBody
+
+
+def to_sampling_params(
+    body: GenerationBody, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+) -> SamplingParams:
+    """Raises `InvalidRequestError`. `logprobs` is the number of alternatives, 0 for the chosen token's alone."""
+    return SamplingParams(
+        n=body.n,
+        max_tokens=max_tokens,
+        min_tokens=body.min_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=_logit_bias(body.logit_bias),
+        seed=body.seed,
+        stop=tuple(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
+        include_stop_str_in_output=body.include_stop_str_in_output,
+        skip_special_tokens=body.skip_special_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def to_request(
+    response_id: str, body: GenerationBody, sampling: SamplingParams, prompts: Sequence[EncodedPrompt]
+) -> GenerationRequest:
+    """Raises `InvalidRequestError` for too many choices."""
+    if (num_choices := len(prompts) * body.n) > MAX_CHOICES:
+        raise InvalidRequestError(
+            f"prompts times n must be at most {MAX_CHOICES}, got {len(prompts)} x {body.n} = {num_choices}", "n"
+        )
+    return GenerationRequest(
+        request_id=response_id,
+        prompts=[prompt.token_ids for prompt in prompts],
+        sampling=sampling,
+        priority=body.priority,
+        cache_salt=body.cache_salt,
+        timeout_s=body.timeout,
+    )
+
+
+def tokens_to_keep(ctx: ServingContext, body: GenerationBody, max_tokens: int | None) -> int | None:
+    """How many of a prompt's last tokens `truncate_prompt_tokens` keeps; None: all."""
+    if body.truncate_prompt_tokens != -1:
+        return body.truncate_prompt_tokens
+    return max(ctx.engine.info.max_model_len - (1 if max_tokens is None else max_tokens), 1)
+
+
+def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
+    for key in bias:
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise InvalidRequestError(f"logit_bias has key {key[:100]!r}, which is no token id", "logit_bias")
+    return {int(key): value for key, value in bias.items()}

@@ -1,0 +1,75 @@
+"""What a person reads when the server is ready: the resolved settings in a few lines, and a command to paste.
+
+It formats and prints nothing else; no key is ever part of it.
+"""
+
+import json
+import shlex
+
+from config.settings import Settings
+from config.values import format_bytes
+from config.version import VERSION
+from engine.messages import EngineInfo
+
+_QUESTION = "What is the capital of France?"
+_ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 - compared with, never listened on
+
+
+def start_up_summary(info: EngineInfo, settings: Settings, *, port: int, has_chat_template: bool = True) -> str:
+    """The start-up summary. `port` is the one that is listened on, which `settings.port` 0 does not tell."""
+    url = server_url(settings.host, port)
+    rows = {
+        "Model": _model(info, settings),
+        "Device": f"{_device(info)}, {info.dtype}, attention: {info.attention_backend}",
+        "Slots": f"{info.max_num_seqs}, {info.max_num_batched_tokens:,} tokens a step, {info.batching} batching",
+        "KV cache": _kv_cache(info),
+        "Context": f"{info.max_model_len:,} tokens",
+        "Keys": "needed" if settings.is_key_needed else "none needed",
+        "Loaded in": f"{info.load_time_s:.1f} s",
+        "URL": f"{url}  (API reference: {url}/docs)",
+    }
+    table = "\n".join(f"  {name:<10} {value}" for name, value in rows.items())
+    curl = example_request(url, settings.model_names[0], settings.is_key_needed, has_chat_template)
+    return f"Orcinus {VERSION} is ready.\n\n{table}\n\nTry it:\n\n{curl}\n"
+
+
+def server_url(host: str, port: int) -> str:
+    """The address to use from this machine."""
+    shown = "127.0.0.1" if host in _ANY_ADDRESS else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"
+
+
+def example_request(url: str, model: str, is_key_needed: bool, has_chat_template: bool) -> str:
+    """A curl command that works as printed, once the key is filled in where one is needed."""
+    path = "/v1/chat/completions" if has_chat_template else "/v1/completions"
+    prompt = {"messages": [{"role": "user", "content": _QUESTION}]} if has_chat_template else {"prompt": _QUESTION}
+    body = json.dumps({"model": model, **prompt})
+    lines = [f"  curl {shlex.quote(url + path)}", "    -H 'Content-Type: application/json'"]
+    if is_key_needed:
+        lines.append("    -H 'Authorization: Bearer YOUR_API_KEY'")
+    return " \\\n".join([*lines, f"    -d {shlex.quote(body)}"])
+
+
+def _model(info: EngineInfo, settings: Settings) -> str:
+    parameters = f"{_count(info.num_parameters)} parameters, {format_bytes(info.weight_bytes)}"
+    return f"{', '.join(settings.model_names)} ({info.architecture}, {parameters})"
+
+
+def _device(info: EngineInfo) -> str:
+    return f"{info.device} ({info.device_name})" if info.device_name else info.device
+
+
+def _kv_cache(info: EngineInfo) -> str:
+    tokens = info.num_kv_blocks * info.block_size
+    sharing = "on" if info.enable_prefix_caching else "off"
+    return (
+        f"{info.num_kv_blocks:,} blocks of {info.block_size} tokens ({tokens:,} in all),"
+        f" {format_bytes(info.kv_cache_bytes)}, prefix caching {sharing}"
+    )
+
+
+def _count(number: int) -> str:
+    """`4.2 M`, `1.1 B`."""
+    if number >= 10**9:
+        return f"{number / 10**9:.1f} B"
+    return f"{number / 10**6:.1f} M" if number >= 10**5 else f"{number:,}"

@@ -1,0 +1,201 @@
+"""A real server process: starting, faults of clients, the full queue, the drain, and what is left behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.conftest import ServerProcess, StartServer
+
+LONG = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
+KILLED_CLIENT = """
+import json, sys, urllib.request
+headers = {"content-type": "application/json"}
+request = urllib.request.Request(sys.argv[1] + "/v1/completions", sys.argv[2].encode(), headers)
+response = urllib.request.urlopen(request)
+print(response.readline(), flush=True)
+response.read()
+"""
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait for what another process does."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def streaming(server: ServerProcess, **body: Any) -> Iterator[Iterator[str]]:
+    """The lines of a stream, of which the first event has come."""
+    asked = {**LONG, **body, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=asked, timeout=60) as response:
+        assert response.status_code == 200
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: {")
+        yield lines
+
+
+def post(server: ServerProcess, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+
+
+def test_the_server_process_holds_no_torch(server: ServerProcess) -> None:
+    assert post(server, prompt="x", max_tokens=1).status_code == 200
+    assert "torch" not in Path(f"/proc/{server.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_killed_client_gives_its_slot_to_the_next_in_the_queue(start_server: StartServer, is_streamed: bool) -> None:
+    server = start_server("--max-num-seqs", "1")
+    body = json.dumps({**LONG, "stream": is_streamed})
+    client = subprocess.Popen([sys.executable, "-c", KILLED_CLIENT, server.url, body], stdout=subprocess.PIPE)
+    until(lambda: server.metric("orcinus_slots_in_use") == 1)
+    answers: list[httpx.Response] = []
+    waiter = threading.Thread(target=lambda: answers.append(post(server, prompt="next", max_tokens=1)))
+    waiter.start()
+    until(lambda: server.metric("orcinus_queue_depth") == 1)
+    client.kill()
+    client.communicate()
+    waiter.join(30)
+    assert answers[0].status_code == 200
+    assert server.metric('orcinus_requests_total{outcome="abort"}') == 1
+    assert server.metric('orcinus_requests_total{outcome="length"}') == 1
+    assert server.metric("orcinus_generation_tokens_total") < 1500
+    until(lambda: server.metric("orcinus_slots_in_use") == 0)
+
+
+def test_a_full_queue_is_429_with_retry_after_and_then_opens_again(start_server: StartServer) -> None:
+    server = start_server("--max-num-seqs", "1", "--max-queue-len", "1")
+    with streaming(server, max_tokens=1900):
+        waiter = threading.Thread(target=lambda: post(server, **LONG, timeout=2))
+        waiter.start()
+        until(lambda: server.metric("orcinus_queue_depth") == 1)
+        response = post(server, prompt="x", max_tokens=1)
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "queue_full"
+        assert 1 <= int(response.headers["retry-after"]) <= 120
+        assert server.metric('orcinus_requests_total{outcome="rejected"}') == 1
+    waiter.join(30)
+    assert post(server, prompt="x", max_tokens=1).status_code == 200
+
+
+def test_100_clients_that_leave_at_once_leave_nothing_behind(server: ServerProcess) -> None:
+    def come_and_go() -> None:
+        with contextlib.suppress(httpx.TimeoutException):
+            httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=httpx.Timeout(30, read=0.5))
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for gauge in ("slots_in_use", "queue_depth", "kv_blocks_in_use"):
+        until(lambda gauge=gauge: server.metric(f"orcinus_{gauge}") == 0)  # type: ignore[misc]
+    until(lambda: server.metric("orcinus_http_requests_in_progress") == 1)  # /metrics itself
+
+
+def test_health_answers_within_a_second_while_a_huge_body_is_worked_on(server: ServerProcess) -> None:
+    text = "All work and no play makes a dull boy. " * 200_000
+    answers: list[httpx.Response] = []
+    worker = threading.Thread(target=lambda: answers.append(post(server, prompt=text)))
+    worker.start()
+    slowest = 0.0
+    while worker.is_alive():
+        started = time.monotonic()
+        assert server.get("/health").status_code == 200
+        slowest = max(slowest, time.monotonic() - started)
+    assert answers[0].status_code == 400
+    assert answers[0].json()["error"]["code"] == "context_length_exceeded"
+    assert slowest < 1
+
+
+def test_sigterm_finishes_streams_and_leaves_no_process(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.get("/ready").status_code == 200
+    children = psutil.Process(server.pid).children(recursive=True)
+    assert children
+    with streaming(server, max_tokens=300) as lines:
+        server.terminate()
+        until(lambda: server.get("/ready").status_code == 503)
+        refused = post(server, prompt="x")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "draining"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.get("/live").status_code == 200
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert server.wait() == 0
+    assert not [child for child in children if child.is_running()]
+
+
+def test_second_sigterm_ends_streams_with_an_error(start_server: StartServer) -> None:
+    server = start_server("--drain-timeout-s", "600")
+    with streaming(server) as lines:
+        server.terminate()
+        until(lambda: server.get("/ready").status_code == 503)
+        server.terminate()
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "server_error"
+    assert server.wait() == 0
+
+
+def test_idle_server_exits_within_5_seconds_of_sigterm_or_ctrl_c(start_server: StartServer) -> None:
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        server = start_server()
+        assert server.get("/ready").status_code == 200
+        started = time.monotonic()
+        os.kill(server.pid, stop)
+        assert server.wait() == 0
+        assert time.monotonic() - started < 5
+
+
+def test_a_killed_server_takes_its_engine_along(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.get("/ready").status_code == 200
+    children = psutil.Process(server.pid).children(recursive=True)
+    server.process.kill()
+    assert server.wait() == -signal.SIGKILL
+    assert children
+    until(lambda: not any(child.is_running() for child in children))
+
+
+def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_a_code(start_server: StartServer) -> None:
+    server = start_server()
+    with streaming(server) as lines:
+        [engine] = psutil.Process(server.pid).children()
+        engine.kill()
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "server_error"
+    assert server.wait() == 1
+    assert "SIGKILL" in server.log
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_in_one_line(start_server: StartServer, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    server = start_server(str(tmp_path))
+    assert server.wait(60) == 1
+    assert "orcinus serve: " in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_taken_port_is_an_error_in_one_line(server: ServerProcess, start_server: StartServer) -> None:
+    port = server.url.rpartition(":")[2]
+    second = start_server("--port", port)
+    assert second.wait(60) == 1
+    assert f"orcinus serve: cannot listen on 127.0.0.1 port {port}: " in second.log

@@ -1,0 +1,179 @@
+"""POST /v1/chat/completions: messages in, the shapes of answers out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from tests.unit.engine.fakes import END_OF_TEXT, FakeExecutor, echoes, says
+from tests.unit.server.serving import Serving, answer_of, error_of, events_of, serving, user
+
+
+async def prompt_of(served: Serving, messages: Any, **body: Any) -> str:
+    """The prompt that the template made, read back from the token ids."""
+    body = {"messages": messages, "return_token_ids": True, **body}
+    answer = answer_of(await served.post("/v1/chat/completions", **body))
+    return bytes(token_id for token_id in answer["prompt_token_ids"] if token_id < 256).decode()
+
+
+async def test_whole_answer_has_every_field_of_the_specification(served: Serving) -> None:
+    answer = await served.chat("hi")
+    ChatCompletion.model_validate(answer, strict=True)
+    assert answer["object"] == "chat.completion"
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Hello", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+
+
+async def test_without_a_limit_the_rest_of_the_context_is_used(tmp_path: Path) -> None:
+    async with serving(tmp_path, info={"max_model_len": 64}) as served:
+        answer = await served.chat("hi")
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"]["total_tokens"] == 64
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_both_names_of_the_limit_work(served: Serving, name: str) -> None:
+    answer = await served.chat("hi", **{name: 2})
+    assert answer["choices"][0]["message"]["content"] == "He"
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+async def test_two_different_limits_are_refused(served: Serving) -> None:
+    body = {"messages": [user("hi")], "max_tokens": 2, "max_completion_tokens": 3}
+    assert error_of(await served.post("/v1/chat/completions", **body), 400)["param"] == "max_tokens"
+
+
+async def test_stream_has_exactly_these_bytes(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeExecutor(says("Hi"))) as served:
+        response = await served.post(
+            "/v1/chat/completions", messages=[user("x")], stream=True, max_tokens=1, model="fake-model"
+        )
+        head = response.text.split(',"choices":', 1)[0]
+        assert response.text == (
+            head + ',"choices":[{"index":0,"delta":{"role":"assistant","content":""},'
+            '"logprobs":null,"finish_reason":null}]}\n\n'
+            + head
+            + ',"choices":[{"index":0,"delta":{"content":"H"},"logprobs":null,"finish_reason":"length"}]}\n\n'
+            "data: [DONE]\n\n"
+        )
+        assert head.startswith('data: {"id":"chatcmpl-')
+        assert ',"object":"chat.completion.chunk","created":' in head
+
+
+async def test_first_chunk_of_each_choice_has_the_role_and_empty_content(served: Serving) -> None:
+    response = await served.post("/v1/chat/completions", messages=[user("x")], stream=True, n=3)
+    first: dict[int, dict[str, Any]] = {}
+    texts = {0: "", 1: "", 2: ""}
+    for chunk in events_of(response.text):
+        ChatCompletionChunk.model_validate(chunk, strict=True)
+        choice = chunk["choices"][0]
+        first.setdefault(choice["index"], choice["delta"])
+        texts[choice["index"]] += choice["delta"].get("content", "")
+    assert [first[index] for index in range(3)] == [{"role": "assistant", "content": ""}] * 3
+    assert texts == dict.fromkeys(range(3), "Hello")
+
+
+async def test_logprobs_carry_the_raw_bytes_of_each_token(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeExecutor(says("é"))) as served:
+        answer = await served.chat("x", logprobs=True, top_logprobs=1, max_tokens=2)
+        content = answer["choices"][0]["logprobs"]["content"]
+        assert [entry["bytes"] for entry in content] == [[0xC3], [0xA9]]
+        assert content[0] == {
+            "token": "\ufffd",
+            "logprob": -0.5,
+            "bytes": [0xC3],
+            "top_logprobs": [{"token": "\ufffd", "logprob": -0.5, "bytes": [0xC3]}],
+        }
+        assert answer["choices"][0]["message"]["content"] == "é"
+
+
+async def test_streamed_logprobs_join_to_the_whole(served: Serving) -> None:
+    asked = {"logprobs": True, "top_logprobs": 2, "max_tokens": 4}
+    whole = (await served.chat("x", **asked))["choices"][0]["logprobs"]["content"]
+    response = await served.post("/v1/chat/completions", messages=[user("x")], stream=True, **asked)
+    chunks = list(events_of(response.text))
+    assert [entry for chunk in chunks for entry in (chunk["choices"][0]["logprobs"] or {}).get("content", [])] == whole
+    assert all(len(entry["top_logprobs"]) == 2 for entry in whole)
+
+
+async def test_logprobs_without_alternatives_have_an_empty_list(served: Serving) -> None:
+    answer = await served.chat("x", logprobs=True, max_tokens=1)
+    assert answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+async def test_top_logprobs_without_logprobs_are_refused(served: Serving) -> None:
+    body = {"messages": [user("x")], "top_logprobs": 2}
+    assert error_of(await served.post("/v1/chat/completions", **body), 400)["param"] == "top_logprobs"
+
+
+async def test_messages_reach_the_template(served: Serving) -> None:
+    messages = [{"role": "developer", "content": "Be kind."}, user([{"type": "text", "text": "Hi"}])]
+    assert await prompt_of(served, messages) == "system\nBe kind.\nuser\nHi\nassistant\n"
+
+
+async def test_nulls_in_messages_are_as_absent(served: Serving) -> None:
+    messages = [user("a"), {"role": "assistant", "content": "b", "name": None, "tool_calls": None}, user("c")]
+    assert await prompt_of(served, messages) == "user\na\nassistant\nb\nuser\nc\nassistant\n"
+
+
+async def test_continue_final_message_leaves_it_open(served: Serving) -> None:
+    messages = [user("a"), {"role": "assistant", "content": "The answer"}]
+    assert await prompt_of(served, messages, continue_final_message=True) == "user\na\nassistant\nThe answer"
+
+
+async def test_add_generation_prompt_can_be_turned_off(served: Serving) -> None:
+    assert await prompt_of(served, [user("a")], add_generation_prompt=False) == "user\na\n"
+
+
+async def test_add_special_tokens_is_off_unless_asked_for(served: Serving) -> None:
+    plain = await served.chat("a", return_token_ids=True)
+    assert END_OF_TEXT not in plain["prompt_token_ids"]
+
+
+async def test_truncation_keeps_the_end_of_the_chat(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeExecutor(echoes)) as served:
+        assert await prompt_of(served, [user("a")], truncate_prompt_tokens=6) == "stant\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ([{"role": "king", "content": "x"}], "messages[0].role"),
+        ([{"content": "x"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "x"}], "messages[0].role"),
+        ([user("x"), {"role": "user"}], "messages[1].content"),
+        ([user(5)], "messages[0].content"),
+        ([user(["x"])], "messages[0].content[0]"),
+        ([user([{"type": "image_url", "image_url": {"url": "http://x/y.png"}}])], "messages[0].content[0]"),
+        ([user([{"type": "text", "text": 5}])], "messages[0].content[0].text"),
+        ([{"role": "assistant", "tool_calls": [5]}], "messages[0].tool_calls"),
+        ("hello", "messages"),
+        ([5], "messages[0]"),
+    ],
+)
+async def test_a_wrong_message_is_named(served: Serving, messages: Any, param: str) -> None:
+    error = error_of(await served.post("/v1/chat/completions", messages=messages), 400)
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize("name", ["messages", "self", "add_generation_prompt", "tools", "add_special_tokens"])
+async def test_template_variables_cannot_replace_what_the_server_sets(served: Serving, name: str) -> None:
+    body = {"messages": [user("x")], "chat_template_kwargs": {name: True}}
+    error = error_of(await served.post("/v1/chat/completions", **body), 400)
+    assert error["param"] == "chat_template_kwargs"
+    assert name in error["message"]
+
+
+async def test_a_model_without_a_chat_template_says_so(tmp_path: Path) -> None:
+    async with serving(tmp_path, template=None) as served:
+        error = error_of(await served.post("/v1/chat/completions", messages=[user("x")]), 400)
+        assert "chat template" in error["message"]

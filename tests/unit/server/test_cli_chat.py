@@ -1,0 +1,192 @@
+"""`orcinus chat` against a server that says what the test tells it to."""
+
+import io
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from server.cli import main
+
+
+class Stub(ThreadingHTTPServer):
+    """Records the bodies it gets and answers with `lines`, as server-sent events."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.status = 200
+        self.lines = [_chunk("Par"), _chunk("is"), "[DONE]"]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Stub
+
+    def do_GET(self) -> None:
+        self._send(json.dumps({"object": "list", "data": [{"id": "stub-model"}]}))
+
+    def do_POST(self) -> None:
+        self.server.keys.append(self.headers.get("Authorization"))
+        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        if self.server.status != 200:
+            self._send(json.dumps({"error": {"message": "the queue is full"}}))
+        else:
+            self._send("".join(f"data: {line}\n\n: ping\n\n" for line in self.server.lines))
+
+    def _send(self, text: str) -> None:
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+def _chunk(text: str) -> str:
+    return json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with Stub() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make `input()` return these lines, then the end of the input. An exception is raised instead."""
+
+    def script(*lines: str | BaseException) -> None:
+        remaining = list(lines)
+
+        def read(prompt: str = "") -> str:
+            if not remaining:
+                raise EOFError
+            line = remaining.pop(0)
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        monkeypatch.setattr("builtins.input", read)
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+
+    return script
+
+
+def test_a_question_is_answered_and_the_program_ends(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["chat", "Capital of France?", "--base-url", f"{stub.url}/v1", "--system", "Be brief."]
+    assert main([*argv, "--temperature", "0", "--max-tokens", "9", "--model", "m"]) == 0
+    assert capsys.readouterr().out == "Paris\n"
+    assert stub.bodies == [
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Capital of France?"},
+            ],
+            "stream": True,
+            "model": "m",
+            "temperature": 0.0,
+            "max_tokens": 9,
+        }
+    ]
+
+
+def test_the_question_may_come_from_a_pipe(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Capital\nof France?\n"))
+    assert main(["chat", "--base-url", stub.url]) == 0
+    assert capsys.readouterr().out == "Paris\n"
+    assert stub.bodies[0]["messages"] == [{"role": "user", "content": "Capital\nof France?"}]
+
+
+def test_the_conversation_goes_on_until_it_is_reset(
+    stub: Stub, say: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    say("one", "/system Be brief.", "two", "/reset", "three")
+    assert main(["chat", "--base-url", stub.url]) == 0
+    assert "stub-model" in capsys.readouterr().out
+    system = {"role": "system", "content": "Be brief."}
+    answer = {"role": "assistant", "content": "Paris"}
+    assert [body["messages"] for body in stub.bodies] == [
+        [{"role": "user", "content": "one"}],
+        [system, {"role": "user", "content": "one"}, answer, {"role": "user", "content": "two"}],
+        [system, {"role": "user", "content": "three"}],
+    ]
+
+
+def test_commands_are_not_sent(stub: Stub, say: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    say("/help", "/sing", "", KeyboardInterrupt(), "/exit", "never read")
+    assert main(["chat", "--base-url", stub.url]) == 0
+    assert stub.bodies == []
+    assert "Unknown command: /sing" in capsys.readouterr().out
+
+
+def test_an_interrupt_stops_the_answer_and_not_the_program(
+    stub: Stub, say: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from server.commands import chat
+
+    shown: list[str] = []
+
+    def interrupt_after_the_first_piece(text: str) -> str:
+        shown.append(text)
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr(chat, "_printable", interrupt_after_the_first_piece)
+    say("one", "two")
+    assert main(["chat", "--base-url", stub.url]) == 0
+    assert "(stopped)" in capsys.readouterr().out
+    assert [message["content"] for message in stub.bodies[1]["messages"]] == ["one", "Paris", "two"]
+
+
+def test_a_failed_question_is_not_part_of_the_history(
+    stub: Stub, say: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.lines = [json.dumps({"error": {"message": "the engine broke"}}), "[DONE]"]
+    say("one", "two")
+    assert main(["chat", "--base-url", stub.url]) == 0
+    assert "the engine broke" in capsys.readouterr().err
+    assert [message["content"] for message in stub.bodies[1]["messages"]] == ["two"]
+
+
+def test_a_refusal_is_one_line_and_exit_code_1(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.status = 429
+    assert main(["chat", "hello", "--base-url", stub.url]) == 1
+    assert capsys.readouterr().err == "orcinus chat: the queue is full (HTTP 429)\n"
+
+
+def test_without_a_server_it_says_how_to_start_one(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.server_close()
+    assert main(["chat", "hello", "--base-url", stub.url]) == 1
+    message = f"orcinus chat: no server answers at {stub.url}; start one with: orcinus serve\n"
+    assert capsys.readouterr().err == message
+
+
+def test_the_key_comes_from_the_flag_or_else_the_environment(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCINUS_API_KEY", "first,second")
+    assert main(["chat", "hello", "--base-url", stub.url]) == 0
+    assert main(["chat", "hello", "--base-url", stub.url, "--api-key", "mine"]) == 0
+    assert stub.keys == ["Bearer first", "Bearer mine"]
+
+
+def test_a_model_cannot_steer_the_terminal(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.lines = [_chunk("a\x1b[2Jb\u009bc\n\td é"), "[DONE]"]
+    assert main(["chat", "hello", "--base-url", stub.url]) == 0
+    assert capsys.readouterr().out == "a[2Jbc\n\td é\n"

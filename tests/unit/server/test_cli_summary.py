@@ -1,0 +1,77 @@
+"""The start-up summary."""
+
+import json
+import shlex
+
+import pytest
+
+from config.settings import load_settings
+from engine.messages import EngineInfo
+from server.summary import example_request, server_url, start_up_summary
+
+INFO = EngineInfo(
+    model="/models/tiny",
+    architecture="LlamaForCausalLM",
+    num_parameters=4_210_000,
+    weight_bytes=8_420_000,
+    dtype="bfloat16",
+    device="cpu",
+    device_name="A Processor",
+    attention_backend="sdpa",
+    vocab_size=4096,
+    eos_token_ids=[1],
+    max_model_len=2048,
+    max_num_seqs=16,
+    max_num_batched_tokens=512,
+    num_kv_blocks=4096,
+    block_size=16,
+    kv_cache_bytes=2**28,
+    enable_prefix_caching=True,
+    batching="continuous",
+    load_time_s=0.82,
+)
+
+
+def test_summary_tells_all_that_was_resolved() -> None:
+    text = start_up_summary(INFO, load_settings(), port=8000)
+    for expected in (
+        "orcinus-demo (LlamaForCausalLM, 4.2 M parameters, 8 MiB)",
+        "cpu (A Processor), bfloat16, attention: sdpa",
+        "16, 512 tokens a step, continuous batching",
+        "4,096 blocks of 16 tokens (65,536 in all), 256 MiB, prefix caching on",
+        "2,048 tokens",
+        "0.8 s",
+        "http://127.0.0.1:8000",
+    ):
+        assert expected in text
+
+
+def test_summary_never_shows_a_key() -> None:
+    text = start_up_summary(INFO, load_settings(api_key=["top-secret"]), port=8000)
+    assert "top-secret" not in text
+    assert "-H 'Authorization: Bearer YOUR_API_KEY'" in text
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://127.0.0.1:80"),
+        ("::1", "http://[::1]:80"),
+        ("example.org", "http://example.org:80"),
+    ],
+)
+def test_the_url_is_one_that_works_from_here(host: str, url: str) -> None:
+    assert server_url(host, 80) == url
+
+
+@pytest.mark.parametrize("has_chat_template", [True, False])
+def test_the_command_to_paste_is_valid_shell_and_valid_json(has_chat_template: bool) -> None:
+    command = example_request("http://h:1", 'it\'s a "model"', False, has_chat_template)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[0] == "curl"
+    assert words[1] == f"http://h:1/v1/{'chat/' if has_chat_template else ''}completions"
+    body = json.loads(words[words.index("-d") + 1])
+    assert body["model"] == 'it\'s a "model"'
+    assert ("messages" in body) is has_chat_template
