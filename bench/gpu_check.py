@@ -1,0 +1,193 @@
+"""Checks this engine on a GPU, from the repository alone: the truth tests, then a short throughput table.
+
+    python -m bench.gpu_check [--output FILE] [--model DIR] [--batch-sizes 1,8,32,64,128,256]
+
+Weights are random, in the shape of Qwen3-0.6B unless a model is given: speed does not depend on what they hold.
+Not a test, and no test imports it.
+"""
+
+import argparse
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.engine_config import EngineConfig
+from engine.core import EngineCore
+from engine.messages import AddRequest, EngineInfo
+from engine.model_runner import ModelRunner, build_executor
+from engine.sampling_params import SamplingParams
+
+ROOT = Path(__file__).parents[1]
+QWEN3_06B: dict[str, Any] = {
+    "vocab_size": 151_936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40_960,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of the table. Tokens per second include the prefill; a decode step is the median one."""
+
+    batch_size: int
+    tokens_per_s: float
+    last_first_token_s: float
+    decode_step_ms: float
+    utilization: float | None
+
+
+def main() -> int:
+    options = parse_arguments()
+    print("truth tests", flush=True)
+    passed = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/gpu"], cwd=ROOT, check=False)
+    if passed.returncode != 0:
+        print("the truth tests failed: no throughput is measured of a wrong answer")
+        return passed.returncode
+    with tempfile.TemporaryDirectory() as scratch:
+        model = options.model or random_model(Path(scratch))
+        info, runner = build_executor(engine_config(options, model))
+        rows = [
+            measure(info, runner, size, options.prompt_tokens, options.output_tokens) for size in options.batch_sizes
+        ]
+    table = report(info, options, rows)
+    print(table)
+    if options.output is not None:
+        options.output.write_text(table)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__)
+    parser.add_argument("--model", type=str, help="a model directory or hub id instead of random weights")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu only tries this script")
+    parser.add_argument("--batch-sizes", type=_sizes, default=[1, 8, 32, 64, 128, 256])
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--output-tokens", type=int, default=128)
+    parser.add_argument("--output", type=Path, help="also write the table to this file")
+    return parser.parse_args()
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def random_model(directory: Path) -> str:
+    """Qwen3-0.6B's shape with random weights, in bfloat16."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(Qwen3Config(**QWEN3_06B, dtype=torch.bfloat16)).bfloat16().save_pretrained(directory)
+    return str(directory)
+
+
+def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
+    return EngineConfig(
+        model=model,
+        dtype="auto",
+        device=options.device,
+        quantization=None,
+        trust_remote_code=False,
+        max_model_len=options.prompt_tokens + options.output_tokens,
+        max_num_seqs=max(options.batch_sizes),
+        max_num_batched_tokens=None,
+        kv_cache_memory=None,
+        block_size=None,
+        enable_prefix_caching=False,
+        batching="continuous",
+        batch_wait_ms=0.0,
+        seed=0,
+        log_level="warning",
+    )
+
+
+def measure(info: EngineInfo, runner: ModelRunner, batch_size: int, prompt_tokens: int, output_tokens: int) -> Measured:
+    """All requests arrive at once, and each generates as many tokens."""
+    _run(info, runner, batch_size, prompt_tokens, output_tokens=4)  # warm-up
+    return _run(info, runner, batch_size, prompt_tokens, output_tokens)
+
+
+def _run(info: EngineInfo, runner: ModelRunner, batch_size: int, prompt_tokens: int, output_tokens: int) -> Measured:
+    core = EngineCore(info, runner)
+    rng = random.Random(batch_size)
+    for i in range(batch_size):
+        core.add_request(
+            AddRequest(
+                request_id=f"{batch_size} {output_tokens} {i}",
+                prompt_token_ids=[rng.randrange(info.vocab_size) for _ in range(prompt_tokens)],
+                sampling=SamplingParams(max_tokens=output_tokens, ignore_eos=True, seed=i),
+                arrival_time=0.0,
+            )
+        )
+    started = time.perf_counter()
+    last_first_token_s = 0.0
+    num_tokens = 0
+    seen: set[str] = set()
+    decode_steps_s: list[float] = []
+    while core.has_work:
+        begun = time.perf_counter()
+        step = core.step()
+        now = time.perf_counter()
+        if step.stats.num_prefill_tokens == 0:
+            decode_steps_s.append(now - begun)
+        for delta in step.deltas:
+            num_tokens += len(delta.token_ids)
+            if delta.token_ids and delta.request_id not in seen:
+                seen.add(delta.request_id)
+                last_first_token_s = now - started
+    elapsed_s = time.perf_counter() - started
+    monitor = runner.device_monitor
+    return Measured(
+        batch_size,
+        num_tokens / elapsed_s,
+        last_first_token_s,
+        1000 * statistics.median(decode_steps_s),
+        None if monitor is None else monitor.sample()[0],
+    )
+
+
+def report(info: EngineInfo, options: argparse.Namespace, rows: Sequence[Measured]) -> str:
+    """A markdown page: what ran on what, and the table."""
+    import torch
+
+    lines = [
+        f"# {info.device_name}",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, Python {platform.python_version()}; "
+        f"`python -m bench.gpu_check {' '.join(sys.argv[1:])}`".rstrip()
+        + ". The truth tests passed.",
+        "",
+        f"{options.model or 'Qwen3-0.6B (random weights)'}, {info.num_parameters / 1e9:.2f} B parameters, "
+        f"{info.dtype}, attention {info.attention_backend}, {info.num_kv_blocks} blocks of {info.block_size}, "
+        f"{info.max_num_batched_tokens} tokens a step; prompts of {options.prompt_tokens}, outputs of "
+        f"{options.output_tokens} tokens, all at once.",
+        "",
+        "| streams | tokens/s | tokens/s each | last first token, s | decode step, ms | device busy |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row.batch_size} | {row.tokens_per_s:.0f} | {row.tokens_per_s / row.batch_size:.1f} "
+        f"| {row.last_first_token_s:.2f} | {row.decode_step_ms:.1f} "
+        f"| {'–' if row.utilization is None else f'{row.utilization:.0%}'} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The device that the model runs on: which one, what it can compute, how much memory it has, how busy it is.
+
+Knows nothing of models. Only the model loader and the model runner ask it.
+"""
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from engine.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    import torch
+
+_SAMPLE_INTERVAL_S = 1.0
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_V1_MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+class DeviceMonitor(Protocol):
+    """Says how busy the device is. Cheap to ask: it looks at most once a second."""
+
+    def sample(self) -> tuple[float | None, int | None, int | None]:
+        """(utilization 0 to 1, used bytes, total bytes); None where the device does not say."""
+
+
+def resolve_device(setting: Literal["auto", "cpu", "cuda"]) -> "torch.device":
+    """Raises `ModelLoadError` where CUDA is asked for and absent."""
+    import torch
+
+    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ModelLoadError(
+            "device is cuda, but this torch sees no CUDA device: install a CUDA build of torch and a driver, "
+            "or use --device cpu"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def device_name(device: "torch.device") -> str:
+    """The name on the box."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return _cpuinfo_field("model name") or platform.processor() or platform.machine()
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX or Arm's BF16 instructions)."""
+    flags = (_cpuinfo_field("flags") or _cpuinfo_field("Features") or "").split()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def available_cores() -> int:
+    """Cores this process may use, by affinity and by its control group's quota; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
+    if quota.isdigit() and period.strip().isdigit():
+        cores = min(cores, -(-int(quota) // int(period)))
+    return max(1, cores)
+
+
+def memory_limit() -> int:
+    """Bytes that this process may use at most: the machine's, or its control group's if that is less."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    for text in (_read(_CGROUP / "memory.max"), _read(_CGROUP_V1_MEMORY / "memory.limit_in_bytes")):
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take without swapping or being killed."""
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    used = _read(_CGROUP / "memory.current") or _read(_CGROUP_V1_MEMORY / "memory.usage_in_bytes")
+    if used.isdigit() and memory_limit() < psutil.virtual_memory().total:
+        free = min(free, memory_limit() - int(used))
+    return max(0, free)
+
+
+def device_memory(device: "torch.device") -> int:
+    """All the memory of a CUDA device, in bytes."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def use_available_cores() -> None:
+    """Give torch's CPU operations as many threads as there are cores, unless OMP_NUM_THREADS says otherwise."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > available_cores():
+        torch.set_num_threads(available_cores())
+
+
+def device_monitor(device: "torch.device") -> DeviceMonitor:
+    return _CudaMonitor(device) if device.type == "cuda" else CpuMonitor()
+
+
+class CpuMonitor:
+    """This process's own share of its cores, and its resident memory."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._process = psutil.Process()
+        self._total = memory_limit()
+        self._cores = available_cores()
+        self._sampled_at = time.monotonic()
+        self._cpu_s = self._cpu_time_s()
+        self._last: tuple[float | None, int | None, int | None] = (0.0, self._rss(), self._total)
+
+    def sample(self) -> tuple[float | None, int | None, int | None]:
+        elapsed_s = time.monotonic() - self._sampled_at
+        if elapsed_s < _SAMPLE_INTERVAL_S:
+            return self._last
+        cpu_s = self._cpu_time_s()
+        busy = (cpu_s - self._cpu_s) / (elapsed_s * self._cores)
+        self._sampled_at += elapsed_s
+        self._cpu_s = cpu_s
+        self._last = (min(1.0, busy), self._rss(), self._total)
+        return self._last
+
+    def _cpu_time_s(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
+    def _rss(self) -> int:
+        return int(self._process.memory_info().rss)
+
+
+class _CudaMonitor:
+    """The whole device, as NVML sees it; silent where NVML is missing. Not yet run on a GPU."""
+
+    def __init__(self, device: "torch.device") -> None:
+        self._sampled_at = -_SAMPLE_INTERVAL_S
+        self._last: tuple[float | None, int | None, int | None] = (None, None, None)
+        self._handle = _nvml_handle(device)
+
+    def sample(self) -> tuple[float | None, int | None, int | None]:
+        now = time.monotonic()
+        if self._handle is None or now - self._sampled_at < _SAMPLE_INTERVAL_S:
+            return self._last
+        import pynvml
+
+        self._sampled_at = now
+        try:
+            memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+            busy = pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100
+        except pynvml.NVMLError:
+            return self._last
+        self._last = (busy, int(memory.used), int(memory.total))
+        return self._last
+
+
+def _nvml_handle(device: "torch.device") -> object | None:
+    """By UUID, because NVML counts devices that CUDA_VISIBLE_DEVICES hides."""
+    try:
+        import pynvml
+        import torch
+
+        pynvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        handle: object = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    except ImportError:
+        return None
+    except pynvml.NVMLError:
+        return None
+    return handle
+
+
+def _cpuinfo_field(name: str) -> str | None:
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None
+
+
+def _read(path: Path) -> str:
+    """The file's text, or nothing where the system has no such file."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,91 @@
+"""A causal language model of transformers as two functions: flat tokens to hidden states, hidden states to logits.
+
+Everything between the last layer and the logits (norms, scaling, soft-capping) stays the model class's own: its
+`forward` runs both times, and for the second its decoder answers with the hidden states that are already known.
+Knows nothing of requests or caches.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _ReplayingDecoder:
+    """Stands in for the decoder's `forward`: runs it, or answers with hidden states given beforehand."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._forward = decoder.forward
+        self._output_type: type[Any] | None = None
+        self.replay: Tensor | None = None
+        self.num_replays = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.replay is not None:
+            assert self._output_type is not None
+            self.num_replays += 1
+            return self._output_type(last_hidden_state=self.replay)
+        output = self._forward(*args, **kwargs)
+        self._output_type = type(output)
+        return output
+
+
+def _decoder(causal_lm: Any) -> nn.Module:
+    """What the class's `forward` runs before its head. Some classes call their head `decoder`."""
+    from transformers import PreTrainedModel
+
+    decoder = causal_lm.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else causal_lm.base_model
+
+
+class LanguageModel:
+    """Wraps a loaded `...ForCausalLM`. Used under `torch.inference_mode` and inside `attention.attending`."""
+
+    def __init__(self, causal_lm: Any) -> None:
+        self.causal_lm = causal_lm
+        self.config = causal_lm.config.get_text_config(decoder=True)
+        self._decoder = _decoder(causal_lm)
+        self._replaying = _ReplayingDecoder(self._decoder)
+        # nn.Module calls whatever `forward` the instance has.
+        self._decoder.forward = self._replaying
+
+    @property
+    def name(self) -> str:
+        """The architecture, as the checkpoint names it."""
+        return type(self.causal_lm).__name__
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config.vocab_size)
+
+    def hidden_states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """(num_tokens,) ids and positions -> (num_tokens, hidden_size), after the model's last norm."""
+        output = self._decoder(
+            input_ids=token_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(num_rows, hidden_size) -> (num_rows, vocab_size), just as the model's own class computes them."""
+        token_ids = torch.zeros(1, hidden.shape[0], dtype=torch.long, device=hidden.device)
+        self._replaying.replay = hidden.unsqueeze(0)
+        try:
+            logits: Tensor = self.causal_lm(input_ids=token_ids, use_cache=False).logits[0]
+        finally:
+            self._replaying.replay = None
+        return logits
+
+    def whole_logits(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """One plain forward of the model's class, as its author wrote it: what the two halves must add up to."""
+        logits: Tensor = self.causal_lm(
+            input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False
+        ).logits[0]
+        return logits
+
+    @property
+    def num_replays(self) -> int:
+        """How often the decoder was asked for the hidden states given to `logits`: once per call, or it fails."""
+        return self._replaying.num_replays

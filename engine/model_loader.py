@@ -1,0 +1,242 @@
+"""Loads a causal language model through transformers, or says in one sentence why it cannot be served.
+
+Whatever is wrong with a checkpoint or an architecture becomes a `ModelLoadError` here, before a request is taken.
+Knows nothing of caches, requests or scheduling.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from config.engine_config import EngineConfig
+from engine.attention import ATTENTION_NAME, attention_function
+from engine.device import cpu_has_bfloat16
+from engine.errors import ModelLoadError
+from engine.model_source import ModelSource, model_source
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SERVABLE_LAYERS = {"full_attention", "sliding_attention"}
+# Rotary embeddings that depend on the longest sequence of the batch beyond the original context.
+_BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+_FALLBACK_CONTEXT = 2048
+_MAX_REASON_CHARS = 400
+
+
+def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
+    """The model in evaluation mode on its device, attending through the paged interface.
+
+    Raises `ModelLoadError`, whatever transformers, safetensors or the hub made of it.
+    """
+    if config.quantization is not None:
+        raise ModelLoadError(
+            f"quantization={config.quantization} (quantizing weights while loading) is not available in this "
+            "version; a checkpoint that is already quantized is served as it is"
+        )
+    source = model_source(config.model)
+    _check_files(source)
+    try:
+        return _load(source, config, device)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # transformers, safetensors, the hub and remote code raise whatever they like
+        raise ModelLoadError(f"cannot load {config.model}: {one_line(error)}") from error
+
+
+def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> Any:
+    from transformers import AttentionInterface, AutoConfig
+
+    AttentionInterface.register(ATTENTION_NAME, attention_function)
+    where = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    model_config = AutoConfig.from_pretrained(source.path_or_id, trust_remote_code=config.trust_remote_code, **where)
+    model_class = _model_class(model_config, config.trust_remote_code)
+    _check_architecture(model_config, model_class)
+    dtype = _dtype(config, model_config, device, is_gguf=source.gguf_file is not None)
+    causal_lm = map_checkpoint(source, model_class, model_config, dtype) if device.type == "cpu" else None
+    if causal_lm is None:
+        causal_lm = _from_pretrained(source, config, model_class, model_config, dtype=dtype, device=device)
+    causal_lm.eval().requires_grad_(False)
+    return causal_lm if causal_lm.device.type == device.type else causal_lm.to(device)
+
+
+def _from_pretrained(
+    source: ModelSource,
+    config: EngineConfig,
+    model_class: Any,
+    model_config: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """transformers' own way, which converts, dequantizes and joins files as a checkpoint needs it."""
+    options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {"use_safetensors": True}
+    if getattr(model_config, "quantization_config", None) is not None and device.type == "cuda":
+        options["device_map"] = {"": device}  # quantized weights are unpacked where they stay
+    with _no_progress_bars():
+        causal_lm, loading = model_class.from_pretrained(
+            source.path_or_id,
+            config=model_config,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelLoadError(
+            f"the checkpoint of {config.model} lacks {len(missing)} of the model's weights, first {missing[0]}"
+        )
+    return causal_lm
+
+
+def map_checkpoint(source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype) -> Any | None:
+    """The model with its weights mapped from one local file, without reading or copying them; None where that
+    is not enough.
+
+    It is enough when the file holds exactly the model's weights, by name, shape and dtype. Besides memory this
+    saves building the model on torch's meta device first, whose functions import half a second of sympy.
+    """
+    file = source.directory / "model.safetensors" if source.directory else None
+    if file is None or source.gguf_file or not file.is_file() or not hasattr(model_class, "_from_config"):
+        return None
+    if getattr(model_config, "quantization_config", None) is not None:
+        return None
+    from safetensors.torch import load_file
+    from transformers.initialization import no_init_weights
+
+    weights = load_file(file)
+    with no_init_weights():
+        causal_lm = model_class._from_config(model_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    has_float32_parts = dtype != torch.float32 and bool(causal_lm._keep_in_fp32_modules_strict)
+    if has_float32_parts or not _is_exactly(causal_lm, weights):
+        return None
+    causal_lm.load_state_dict(weights, strict=False, assign=True)
+    causal_lm.tie_weights()
+    if (file.parent / "generation_config.json").is_file():
+        causal_lm.generation_config = type(causal_lm.generation_config).from_pretrained(file.parent)
+    return causal_lm
+
+
+def _is_exactly(causal_lm: Any, weights: dict[str, torch.Tensor]) -> bool:
+    expected = {name: (w.shape, w.dtype) for name, w in causal_lm.state_dict().items()}
+    for name in causal_lm.all_tied_weights_keys:
+        if name not in weights:
+            expected.pop(name, None)
+    return expected == {name: (w.shape, w.dtype) for name, w in weights.items()}
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _check_files(source: ModelSource) -> None:
+    """Say what a local directory lacks in words of our own; hub repositories are left to the hub's."""
+    if source.directory is None or source.gguf_file is not None:
+        return
+    if not (source.directory / "config.json").is_file():
+        raise ModelLoadError(f"{source.directory} has no config.json: it is not a transformers model")
+    if any(source.directory.glob("*.safetensors")):
+        return
+    pickled = any(source.directory.glob("*.bin"))
+    hint = "; its .bin files are pickles, which are never loaded: convert them" if pickled else ""
+    raise ModelLoadError(f"{source.directory} has no .safetensors file{hint}")
+
+
+def _model_class(model_config: Any, trust_remote_code: bool) -> Any:
+    """The class that the checkpoint names, so that only its own modelling code is imported."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if trust_remote_code and "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {}):
+        return transformers.AutoModelForCausalLM
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    architecture = (model_config.architectures or [names.get(model_config.model_type)])[0]
+    if architecture is None or architecture not in names.values() or not hasattr(transformers, architecture):
+        raise ModelLoadError(
+            f"{architecture or model_config.model_type} is not a causal language model that this transformers knows"
+        )
+    return getattr(transformers, architecture)
+
+
+def _check_architecture(model_config: Any, model_class: Any) -> None:
+    """Refuse by name what the probe would find out later, or not at all."""
+    name = model_class.__name__
+    text_config = model_config.get_text_config(decoder=True)
+    if model_config.is_encoder_decoder:
+        raise ModelLoadError(f"{name} is an encoder-decoder model; only decoder-only models can be served")
+    if text_config is not model_config:
+        raise ModelLoadError(f"{name} is a multi-modal model; only text models can be served")
+    strange = set(getattr(text_config, "layer_types", None) or []) - _SERVABLE_LAYERS
+    if strange:
+        raise ModelLoadError(
+            f"{name} has layers of type {', '.join(sorted(strange))}: only full and sliding-window attention "
+            "can be served from a paged cache"
+        )
+    if getattr(model_class, "_is_stateful", False):
+        raise ModelLoadError(f"{name} keeps recurrent state, which a paged cache cannot hold")
+    if name != "AutoModelForCausalLM" and not (
+        model_class._supports_attention_backend and model_class._supports_flash_attn
+    ):
+        raise ModelLoadError(
+            f"{name} does not attend through transformers' attention interface, or needs a mask of its own there"
+        )
+
+
+def _dtype(config: EngineConfig, model_config: Any, device: torch.device, *, is_gguf: bool) -> torch.dtype:
+    """The checkpoint's own dtype, or the nearest that the device computes well."""
+    if config.dtype != "auto":
+        if config.dtype == "float16" and device.type == "cpu":
+            logger.warning("float16 is very slow on a CPU; bfloat16 and float32 are not")
+        return _DTYPES[config.dtype]
+    declared = torch.bfloat16 if is_gguf else (model_config.dtype or torch.float32)
+    if device.type != "cpu" or declared == torch.float32:
+        return declared
+    return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+
+
+def model_context(text_config: Any, windows: set[int | None]) -> int:
+    """The tokens that the model was made for, or fewer where beyond them it would compute something else.
+
+    Rotary scaling that depends on the longest sequence of the batch would make one request's output depend on
+    another's length: such models are served up to where it sets in. So are models whose sliding window is only in
+    the mask that they ask transformers for: `windows` are those that their layers attend with.
+    """
+    context = getattr(text_config, "max_position_embeddings", None) or _FALLBACK_CONTEXT
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    for parameters in (rope, *rope.values()):
+        if isinstance(parameters, dict) and parameters.get("rope_type") in _BATCH_DEPENDENT_ROPE:
+            context = min(context, parameters.get("original_max_position_embeddings") or context)
+    window = getattr(text_config, "sliding_window", None)
+    layer_types = getattr(text_config, "layer_types", None) or ["sliding_attention"]
+    if window is not None and window not in windows and "sliding_attention" in layer_types:
+        context = min(context, window)
+    return int(context)
+
+
+def eos_token_ids(causal_lm: Any) -> list[int]:
+    """The tokens that end a sequence: generation_config.json's, else config.json's."""
+    for source in (getattr(causal_lm, "generation_config", None), causal_lm.config):
+        eos = getattr(source, "eos_token_id", None)
+        if eos is not None:
+            return [int(token) for token in (eos if isinstance(eos, list | tuple) else [eos])]
+    return []
+
+
+def one_line(error: Exception) -> str:
+    """One line, whatever a library put into its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines[:2]) or type(error).__name__
+    return reason if len(reason) <= _MAX_REASON_CHARS else reason[:_MAX_REASON_CHARS] + "…"

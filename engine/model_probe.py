@@ -1,0 +1,146 @@
+"""Runs a freshly loaded model a few times before it serves: its shapes, whether it can be served, what it needs.
+
+Every check here holds for models that no list knows, remote code included. These runs are the warm-up too.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.attention import (
+    AttentionBackend,
+    LayerShape,
+    PagedAttention,
+    ShapeProbe,
+    UnsupportedAttentionError,
+    attending,
+    batch_metadata,
+    choose_backend,
+)
+from engine.errors import ModelLoadError
+from engine.kv_cache import BatchLimits, allocate_cache
+from engine.language_model import LanguageModel
+from engine.model_loader import model_context, one_line
+
+_PROBE_TOKENS = 12
+# Relative error of the logits. Chunks of other sizes round differently, and in low precision a router may tip over.
+_TOLERANCE = {torch.float32: 1e-3}
+_LOW_PRECISION_TOLERANCE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A loaded model and how its attention is to be served. `expected_logits` are those of the probe's tokens."""
+
+    model: LanguageModel
+    backend: AttentionBackend
+    shapes: dict[nn.Module, LayerShape]
+    cache_dtype: torch.dtype
+    max_context: int
+    expected_logits: Tensor
+
+
+def probe_model(causal_lm: Any, device: torch.device) -> ServedModel:
+    """Find the attention layers and their shapes by running them, which also brings the weights into memory.
+
+    Raises `ModelLoadError` for attention that a paged cache cannot serve.
+    """
+    model = LanguageModel(causal_lm)
+    probe = ShapeProbe()
+    try:
+        with attending(probe):
+            expected = model.whole_logits(*_probe_tokens(model, device)).float()
+    except UnsupportedAttentionError as error:
+        raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
+    except Exception as error:  # a configuration that its own code cannot run, or code that asks for more
+        raise ModelLoadError(f"the first run of {model.name} failed: {one_line(error)}") from error
+    if probe.dtype is None:
+        raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
+    return ServedModel(
+        model=model,
+        backend=choose_backend(device, probe.dtype),
+        shapes=probe.shapes,
+        cache_dtype=probe.dtype,
+        max_context=model_context(model.config, probe.windows),
+        expected_logits=expected,
+    )
+
+
+def check_paged(served: ServedModel, block_size: int, device: torch.device) -> None:
+    """Run the probe's sequence again, in chunks beside another one: the logits must agree.
+
+    This finds what no flag tells: state outside attention, positions that are ignored, tokens of different
+    requests that touch. Raises `ModelLoadError`.
+    """
+    model, expected = served.model, served.expected_logits
+    try:
+        logits = _chunked_logits(served, block_size, device)
+    except Exception as error:
+        raise ModelLoadError(f"{model.name} cannot run from a paged cache: {one_line(error)}") from error
+    if model.num_replays != _NUM_CHUNKS:
+        raise ModelLoadError(f"{model.name} computes its logits in a way that cannot be served")
+    difference = float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
+    if not difference <= _TOLERANCE.get(served.cache_dtype, _LOW_PRECISION_TOLERANCE):
+        raise ModelLoadError(
+            f"{model.name} computes something else when its tokens come in chunks (relative error {difference:.2g}): "
+            "it keeps state outside attention, and cannot be served from a paged cache"
+        )
+
+
+# Per chunk, the positions of the other sequence and of the probe's own; single tokens last.
+_CHUNKS = [[(0, 4), (0, 5)], [(4, 11), (5, 11)], [(11, 12), (11, 12)]]
+_NUM_CHUNKS = len(_CHUNKS)
+
+
+def _chunked_logits(served: ServedModel, block_size: int, device: torch.device) -> Tensor:
+    token_ids, positions = _probe_tokens(served.model, device)
+    num_blocks = math.ceil(_PROBE_TOKENS / block_size)
+    attention = _scratch_attention(served, 2 * num_blocks, block_size, device)
+    tables = np.arange(2 * num_blocks, dtype=np.int32).reshape(2, num_blocks)
+    logits = []
+    for spans in _CHUNKS:
+        attention.begin_step(batch_metadata(spans, tables, block_size, device))
+        other, own = (slice(*span) for span in spans)
+        with attending(attention):
+            hidden = served.model.hidden_states(
+                torch.cat([token_ids.flip(0)[other], token_ids[own]]),
+                torch.cat([positions[other], positions[own]]),
+            )
+        logits.append(served.model.logits(hidden[other.stop - other.start :]).float())
+    return torch.cat(logits)
+
+
+def _scratch_attention(served: ServedModel, num_blocks: int, block_size: int, device: torch.device) -> PagedAttention:
+    layers = allocate_cache(
+        served.backend, served.shapes, num_blocks, block_size, dtype=served.cache_dtype, device=device
+    )
+    return PagedAttention(served.backend, layers)
+
+
+def _probe_tokens(model: LanguageModel, device: torch.device) -> tuple[Tensor, Tensor]:
+    positions = torch.arange(_PROBE_TOKENS, device=device)
+    return (positions * 37 + 5) % model.vocab_size, positions
+
+
+def peak_cuda_memory(served: ServedModel, limits: BatchLimits, device: torch.device) -> int:
+    """Bytes in use on the device, by anyone, at the peak of the largest step. Not yet run on a GPU."""
+    num_tokens = min(limits.max_num_batched_tokens, served.max_context)
+    num_blocks = math.ceil(num_tokens / limits.block_size)
+    attention = _scratch_attention(served, num_blocks, limits.block_size, device)
+    table = np.arange(num_blocks, dtype=np.int32).reshape(1, num_blocks)
+    attention.begin_step(batch_metadata([(0, num_tokens)], table, limits.block_size, device))
+    torch.cuda.reset_peak_memory_stats(device)
+    positions = torch.arange(num_tokens, device=device)
+    with attending(attention):
+        hidden = served.model.hidden_states(positions % served.model.vocab_size, positions)
+    served.model.logits(hidden[: limits.max_num_seqs]).float()
+    free, total = torch.cuda.mem_get_info(device)
+    outside_torch = total - free - torch.cuda.memory_reserved(device)
+    peak = torch.cuda.max_memory_allocated(device) + max(0, outside_torch)
+    del attention, hidden
+    torch.cuda.empty_cache()
+    return peak

@@ -1,0 +1,358 @@
+"""Builds the executor, and executes: turns a `StepPlan` into flat tensors, runs the model once, and samples.
+
+It keeps a copy of each running request's tokens and block table. It decides nothing: what runs, where keys and
+values lie and when a request ends come from the scheduler; tokens are chosen by the sampler.
+"""
+
+import gc
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from config.engine_config import EngineConfig
+from engine.attention import AttentionMetadata, PagedAttention, attending, batch_metadata
+from engine.device import (
+    DeviceMonitor,
+    available_memory,
+    device_memory,
+    device_monitor,
+    device_name,
+    resolve_device,
+    use_available_cores,
+)
+from engine.kv_cache import (
+    BatchLimits,
+    CacheSize,
+    allocate_cache,
+    bytes_per_block,
+    default_cpu_memory,
+    default_cuda_memory,
+    resolve_cache_size,
+    resolve_limits,
+)
+from engine.language_model import LanguageModel
+from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
+from engine.model_loader import eos_token_ids, load_causal_lm
+from engine.model_probe import ServedModel, check_paged, peak_cuda_memory, probe_model
+from engine.sampler import Sampler, SamplingRow, has_penalties, penalty_counts, token_logprobs
+
+# Rows of logits computed at a time for prompt_logprobs, so that memory does not grow with prompt x vocabulary.
+_LOGPROB_ROWS = 256
+_NOT_FINITE = "the model's logits are not finite"
+
+
+def build_executor(config: EngineConfig) -> "tuple[EngineInfo, ModelRunner]":
+    """Load the model, check and warm it up, size and allocate its KV cache.
+
+    Raises `ModelLoadError` for anything that keeps the model from being served.
+    """
+    started = time.monotonic()
+    device = resolve_device(config.device)
+    use_available_cores()
+    with _collector_off():
+        causal_lm = load_causal_lm(config, device)
+    with torch.inference_mode():
+        served = probe_model(causal_lm, device)
+        limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
+        check_paged(served, limits.block_size, device)
+        size = _cache_size(config, served, limits, device)
+        layers = allocate_cache(
+            served.backend, served.shapes, size.num_blocks, size.block_size, dtype=served.cache_dtype, device=device
+        )
+    eos = eos_token_ids(causal_lm)
+    runner = ModelRunner(
+        served.model,
+        PagedAttention(served.backend, layers),
+        Sampler(eos),
+        block_size=size.block_size,
+        device=device,
+        device_monitor=device_monitor(device),
+        seed=config.seed or 0,
+    )
+    load_time_s = time.monotonic() - started
+    info = _engine_info(config, served, limits, size, eos, device=device, load_time_s=load_time_s)
+    return info, runner
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Importing and loading make millions of objects that stay: collecting among them costs 0.6 s and frees nothing."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _cache_size(config: EngineConfig, served: ServedModel, limits: BatchLimits, device: torch.device) -> CacheSize:
+    memory = config.kv_cache_memory
+    if memory is None and device.type == "cpu":
+        memory = default_cpu_memory(available_memory())
+    elif memory is None:
+        memory = default_cuda_memory(device_memory(device), peak_cuda_memory(served, limits, device))
+    per_block = bytes_per_block(list(served.shapes.values()), limits.block_size, served.cache_dtype)
+    return resolve_cache_size(
+        config, limits, model_max_len=served.max_context, memory_bytes=memory, bytes_per_block=per_block
+    )
+
+
+def _engine_info(
+    config: EngineConfig,
+    served: ServedModel,
+    limits: BatchLimits,
+    size: CacheSize,
+    eos: list[int],
+    *,
+    device: torch.device,
+    load_time_s: float,
+) -> EngineInfo:
+    causal_lm = served.model.causal_lm
+    return EngineInfo(
+        model=config.model,
+        architecture=served.model.name,
+        num_parameters=int(causal_lm.num_parameters()),
+        weight_bytes=int(causal_lm.get_memory_footprint()),
+        dtype=str(causal_lm.dtype).removeprefix("torch."),
+        device=device.type,
+        device_name=device_name(device),
+        attention_backend=served.backend.name,
+        vocab_size=served.model.vocab_size,
+        eos_token_ids=eos,
+        max_model_len=size.max_model_len,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        num_kv_blocks=size.num_blocks,
+        block_size=size.block_size,
+        kv_cache_bytes=size.num_bytes,
+        enable_prefix_caching=config.enable_prefix_caching,
+        batching=config.batching,
+        load_time_s=load_time_s,
+    )
+
+
+@dataclass(slots=True)
+class _Request:
+    """What the runner remembers of a request between steps. Arrays have room to grow; the counts say how full."""
+
+    token_ids: NDArray[np.int64]
+    num_tokens: int
+    block_table: NDArray[np.int32]
+    num_blocks: int
+    row: SamplingRow
+    # Finite logits at the last token that was sampled from vouch for all keys and values that they came from.
+    is_finite: bool = False
+
+    def append(self, token_id: int) -> None:
+        if self.num_tokens == len(self.token_ids):
+            self.token_ids = np.concatenate([self.token_ids, np.empty_like(self.token_ids)])
+        self.token_ids[self.num_tokens] = token_id
+        self.num_tokens += 1
+        if self.row.counts is not None:
+            self.row.counts.add(token_id)
+
+    def extend_blocks(self, block_ids: list[int]) -> None:
+        needed = self.num_blocks + len(block_ids)
+        if needed > len(self.block_table):
+            grown = np.zeros(max(needed, 2 * len(self.block_table)), dtype=np.int32)
+            grown[: self.num_blocks] = self.block_table[: self.num_blocks]
+            self.block_table = grown
+        self.block_table[self.num_blocks : needed] = block_ids
+        self.num_blocks = needed
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One request's share of a step, and where its tokens lie in the flat batch."""
+
+    request_id: str
+    request: _Request
+    first: int  # position of its first token of this step
+    num_tokens: int
+    samples: bool
+    offset: int  # of its first token in the flat batch
+
+    @property
+    def end(self) -> int:
+        return self.first + self.num_tokens
+
+
+class ModelRunner:
+    """Executes plans for one model on one device. Used by one thread.
+
+    `device_monitor` says how busy the device is.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        attention: PagedAttention,
+        sampler: Sampler,
+        *,
+        block_size: int,
+        device: torch.device,
+        device_monitor: DeviceMonitor,
+        seed: int = 0,
+    ) -> None:
+        self.device_monitor: DeviceMonitor | None = device_monitor
+        self._model = model
+        self._attention = attention
+        self._sampler = sampler
+        self._block_size = block_size
+        self._device = device
+        self._seed = seed
+        self._requests: dict[str, _Request] = {}
+        self._suspect_blocks: set[int] = set()
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step: forget what was released, take in what is new, compute, sample.
+
+        A request whose own logits are not finite is named in `errors`; the others are not affected.
+        """
+        for request_id in plan.released:
+            self._release(request_id)
+        for new in plan.new_requests:
+            self._requests[new.request_id] = self._request(new)
+        if not plan.scheduled:
+            return StepResult(sampled_token_ids={})
+        parts = self._parts(plan.scheduled)
+        hidden = self._run(parts)
+        prompt_logprobs = self._prompt_logprobs(parts, hidden)
+        errors = self._broken_prompts(parts, prompt_logprobs)
+        result = self._sample([p for p in parts if p.samples and p.request_id not in errors], hidden)
+        return StepResult(
+            sampled_token_ids=result.sampled_token_ids,
+            logprobs=result.logprobs,
+            prompt_logprobs={k: v for k, v in prompt_logprobs.items() if k not in errors},
+            errors=errors | result.errors,
+        )
+
+    def _request(self, new: NewRequest) -> _Request:
+        token_ids = np.array(new.token_ids, dtype=np.int64)
+        row = SamplingRow(new.sampling, self._seed_of(new), new.num_prompt_tokens)
+        if has_penalties(new.sampling):
+            row.counts = penalty_counts(token_ids, new.num_prompt_tokens, self._model.vocab_size, self._device)
+        return _Request(token_ids, len(token_ids), np.zeros(16, dtype=np.int32), 0, row)
+
+    def _seed_of(self, new: NewRequest) -> int:
+        if new.sampling.seed is not None:
+            return new.sampling.seed
+        digest = hashlib.blake2b(f"{self._seed} {new.request_id}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little")
+
+    def _release(self, request_id: str) -> None:
+        request = self._requests.pop(request_id, None)
+        if request is not None and not request.is_finite:
+            self._suspect_blocks.update(request.block_table[: request.num_blocks].tolist())
+
+    def _parts(self, scheduled: list[ScheduledRequest]) -> list[_Part]:
+        """Single tokens first: the attention takes them together."""
+        parts = []
+        offset = 0
+        for item in sorted(scheduled, key=lambda item: item.num_tokens > 1):
+            request = self._requests[item.request_id]
+            self._scrub(request, item)
+            request.extend_blocks(item.new_block_ids)
+            assert item.num_computed_tokens + item.num_tokens <= request.num_tokens
+            part = _Part(item.request_id, request, item.num_computed_tokens, item.num_tokens, item.samples, offset)
+            assert part.end <= request.num_blocks * self._block_size
+            parts.append(part)
+            offset += item.num_tokens
+        return parts
+
+    def _scrub(self, request: _Request, item: ScheduledRequest) -> None:
+        """Make blocks finite that may not be, before another request fills them.
+
+        Not sooner: one with the same prompt may find them by its prefix, and has to break in the same way.
+        """
+        if not self._suspect_blocks:
+            return
+        num_found = max(0, item.num_computed_tokens // self._block_size - request.num_blocks)
+        stale = self._suspect_blocks.intersection(item.new_block_ids[num_found:])
+        if stale:
+            self._attention.scrub(torch.tensor(sorted(stale), device=self._device))
+            self._suspect_blocks -= stale
+
+    def _run(self, parts: list[_Part]) -> Tensor:
+        """(num_tokens, hidden_size)"""
+        token_ids = np.concatenate([part.request.token_ids[part.first : part.end] for part in parts])
+        positions = np.concatenate([np.arange(part.first, part.end, dtype=np.int64) for part in parts])
+        self._attention.begin_step(self._metadata(parts))
+        with attending(self._attention):
+            return self._model.hidden_states(self._to_device(token_ids), self._to_device(positions))
+
+    def _metadata(self, parts: list[_Part]) -> AttentionMetadata:
+        width = math.ceil(max(part.end for part in parts) / self._block_size)
+        tables = np.zeros((len(parts), width), dtype=np.int32)
+        for row, part in zip(tables, parts, strict=True):
+            used = math.ceil(part.end / self._block_size)
+            row[:used] = part.request.block_table[:used]
+        return batch_metadata([(p.first, p.end) for p in parts], tables, self._block_size, self._device)
+
+    def _to_device(self, array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def _sample(self, parts: list[_Part], hidden: Tensor) -> StepResult:
+        if not parts:
+            return StepResult(sampled_token_ids={})
+        last = np.array([part.offset + part.num_tokens - 1 for part in parts], dtype=np.int64)
+        logits = self._model.logits(hidden[self._to_device(last)])
+        rows = [part.request.row for part in parts]
+        sampled = self._sampler.sample(logits, rows, [part.request.num_tokens for part in parts])
+        tokens: dict[str, list[int]] = {}
+        errors: dict[str, str] = {}
+        for part, token_id, is_finite in zip(parts, sampled.token_ids, sampled.is_finite, strict=True):
+            if is_finite:
+                part.request.append(token_id)
+                part.request.is_finite = True
+                tokens[part.request_id] = [token_id]
+            else:
+                part.request.is_finite = False
+                errors[part.request_id] = _NOT_FINITE
+        logprobs: dict[str, list[TokenLogprobs]] = {}
+        for part, entry in zip(parts, sampled.logprobs, strict=False):
+            if entry is not None and part.request_id in tokens:
+                logprobs[part.request_id] = [entry]
+        return StepResult(sampled_token_ids=tokens, logprobs=logprobs, errors=errors)
+
+    def _prompt_logprobs(self, parts: list[_Part], hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
+        return {
+            part.request_id: self._prompt_logprobs_of(part, num_top, hidden)
+            for part in parts
+            if (num_top := part.request.row.sampling.prompt_logprobs) is not None
+            and part.first < part.request.row.num_prompt_tokens - 1
+        }
+
+    def _prompt_logprobs_of(self, part: _Part, num_top: int, hidden: Tensor) -> list[TokenLogprobs]:
+        """Each position of the chunk tells of the prompt token after it; the last one of the prompt tells none."""
+        last = min(part.end, part.request.row.num_prompt_tokens - 1)
+        entries: list[TokenLogprobs] = []
+        for first in range(part.first, last, _LOGPROB_ROWS):
+            end = min(first + _LOGPROB_ROWS, last)
+            rows = hidden[part.offset + first - part.first : part.offset + end - part.first]
+            logprobs = torch.log_softmax(self._model.logits(rows).float(), dim=-1)
+            tokens = self._to_device(part.request.token_ids[first + 1 : end + 1])
+            entries += token_logprobs(logprobs, tokens, [num_top] * (end - first))
+        return entries
+
+    @staticmethod
+    def _broken_prompts(parts: list[_Part], prompt_logprobs: dict[str, list[TokenLogprobs]]) -> dict[str, str]:
+        """Requests with a NaN in their prompt's log-probabilities (-inf is a legal one)."""
+        errors = {}
+        for part in parts:
+            if any(math.isnan(entry.logprob) for entry in prompt_logprobs.get(part.request_id, [])):
+                part.request.is_finite = False
+                errors[part.request_id] = _NOT_FINITE
+        return errors

@@ -1,0 +1,52 @@
+"""What the `model` setting names: a local directory, a GGUF file, or a repository on the Hugging Face hub.
+
+Knows nothing of torch or transformers, so that the text side, which reads only the tokenizer, shares it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import ModelLoadError
+
+_GGUF_SUFFIX = ".gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What transformers takes: a directory or hub id, and the GGUF file in it if it is one."""
+
+    path_or_id: str
+    gguf_file: str | None
+    is_local: bool
+
+    @property
+    def directory(self) -> Path | None:
+        return Path(self.path_or_id) if self.is_local else None
+
+
+def model_source(model: str) -> ModelSource:
+    """Raises `ModelLoadError` where `model` is plainly a path and nothing is there."""
+    path = Path(model).expanduser()
+    if path.suffix.lower() == _GGUF_SUFFIX:
+        return _gguf_source(model, path)
+    if model and path.is_dir():
+        return ModelSource(str(path), None, is_local=True)
+    if model and path.exists():
+        raise ModelLoadError(f"{model} is neither a model directory nor a {_GGUF_SUFFIX} file")
+    if _looks_like_a_path(model):
+        raise ModelLoadError(f"there is no model at {model}: no such directory")
+    return ModelSource(model, None, is_local=False)
+
+
+def _gguf_source(model: str, path: Path) -> ModelSource:
+    """A file here, or `owner/name/file.gguf` on the hub."""
+    if path.is_file():
+        return ModelSource(str(path.parent), path.name, is_local=True)
+    if _looks_like_a_path(str(path.parent)) or len(path.parts) != 3:
+        raise ModelLoadError(f"there is no GGUF file at {model}")
+    return ModelSource(path.parent.as_posix(), path.name, is_local=False)
+
+
+def _looks_like_a_path(model: str) -> bool:
+    """Hub ids are `name` or `owner/name`, and start with neither a dot, a tilde nor a slash."""
+    return model.startswith((".", "~", "/")) or model.count("/") > 1 or "\\" in model or not model

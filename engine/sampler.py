@@ -1,0 +1,278 @@
+"""From logits to tokens: a list of logits processors, then one draw per row, vectorized over the batch.
+
+A processor that no row asked for costs nothing; an all-greedy batch is one argmax. The random number of a token is
+a pure function of (seed, position), so what shares a row's batch never changes its draw. Knows nothing of the model,
+the cache or how requests are scheduled.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.messages import TokenLogprobs
+from engine.sampling_params import SamplingParams
+
+# Candidates looked at before a whole row is sorted for top_p: nearly always enough, and far cheaper.
+_TOP_P_CANDIDATES = 1024
+_MAX_TOP_K = 2**24  # exact in float32, and more than any vocabulary
+
+
+@dataclass(slots=True)
+class SamplingRow:
+    """What the sampler knows of one request. `token_ids` is read, never kept, and may grow between steps."""
+
+    sampling: SamplingParams
+    seed: int
+    num_prompt_tokens: int
+    counts: "PenaltyCounts | None" = None
+
+
+@dataclass(slots=True)
+class PenaltyCounts:
+    """The tokens that a request's penalties look at; kept only while a penalty is on."""
+
+    output_counts: Tensor  # (vocab_size,) float32
+    in_prompt: Tensor  # (vocab_size,) bool
+
+    def add(self, token_id: int) -> None:
+        self.output_counts[token_id] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """One entry per row. `is_finite` False: the model's logits were broken, and the token means nothing."""
+
+    token_ids: list[int]
+    is_finite: list[bool]
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+
+
+def has_penalties(sampling: SamplingParams) -> bool:
+    return sampling.presence_penalty != 0 or sampling.frequency_penalty != 0 or sampling.repetition_penalty != 1
+
+
+def is_greedy(sampling: SamplingParams) -> bool:
+    return sampling.is_greedy or sampling.top_k == 1
+
+
+def penalty_counts(
+    token_ids: NDArray[np.int64], num_prompt_tokens: int, vocab_size: int, device: torch.device
+) -> PenaltyCounts:
+    """Counts of a request that may already have generated tokens (resumed, or back from preemption)."""
+    prompt = torch.zeros(vocab_size, dtype=torch.bool)
+    prompt[torch.from_numpy(token_ids[:num_prompt_tokens])] = True
+    output = torch.from_numpy(np.bincount(token_ids[num_prompt_tokens:], minlength=vocab_size))
+    return PenaltyCounts(output.to(device, torch.float32), prompt.to(device))
+
+
+class Sampler:
+    """Used by one thread. Rows of `logits` match `rows` and `positions` throughout."""
+
+    def __init__(self, eos_token_ids: Sequence[int]) -> None:
+        self._eos_token_ids = list(eos_token_ids)
+        self._processors: list[Callable[[Tensor, Sequence[SamplingRow], Sequence[int]], None]] = [
+            apply_penalties,
+            apply_logit_bias,
+            self._mask_until_min_tokens,
+        ]
+
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> SampledRows:
+        """One token for each row of `logits` (num_rows, vocab_size), whose memory it may overwrite.
+
+        `positions` are those of the new tokens: the number of tokens the request has.
+        """
+        logits = logits.float()
+        best, argmax = logits.max(dim=-1)
+        finite = torch.isfinite(best)
+        logprobs = self._raw_log_softmax(logits, rows)
+        if _is_touched(rows, positions):
+            for process in self._processors:
+                process(logits, rows, positions)
+            argmax = logits.argmax(dim=-1)
+        tokens = self._draw(logits, rows, positions, argmax, finite)
+        token_ids: list[int] = tokens.tolist()
+        return SampledRows(token_ids, finite.tolist(), _chosen_logprobs(logprobs, rows, tokens))
+
+    @staticmethod
+    def _raw_log_softmax(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], Tensor]:
+        """Before any processor: log-probabilities are those of the model's own distribution."""
+        wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
+        return wanted, torch.log_softmax(logits[wanted], dim=-1) if wanted else logits[:0]
+
+    def _draw(
+        self,
+        logits: Tensor,
+        rows: Sequence[SamplingRow],
+        positions: Sequence[int],
+        argmax: Tensor,
+        finite: Tensor,
+    ) -> Tensor:
+        random_rows = [i for i, row in enumerate(rows) if not is_greedy(row.sampling)]
+        if not random_rows:
+            return argmax
+        index = torch.tensor(random_rows, device=logits.device)
+        chosen = logits[index]
+        chosen[~finite[index]] = 0.0  # the row is reported as broken: any token will do
+        seeds = [rows[i].seed for i in random_rows]
+        uniform = uniforms(seeds, [positions[i] for i in random_rows])
+        params = [rows[i].sampling for i in random_rows]
+        argmax[index] = draw(chosen, params, torch.from_numpy(uniform).to(logits.device))
+        return argmax
+
+    def _mask_until_min_tokens(self, logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+        """Rows below `min_tokens` cannot sample a token that would end them."""
+        for i, row in enumerate(rows):
+            if positions[i] - row.num_prompt_tokens >= row.sampling.min_tokens:
+                continue
+            stops = list(row.sampling.stop_token_ids)
+            stops += [] if row.sampling.ignore_eos else self._eos_token_ids
+            # Finite: were every other token impossible, the row would still have one to draw.
+            logits[i, stops] = torch.finfo(logits.dtype).min
+
+
+def _is_touched(rows: Sequence[SamplingRow], positions: Sequence[int]) -> bool:
+    """Whether any processor changes any row."""
+    return any(
+        row.counts is not None or row.sampling.logit_bias or row.sampling.min_tokens > p - row.num_prompt_tokens
+        for row, p in zip(rows, positions, strict=True)
+    )
+
+
+def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+    """Repetition (CTRL: over prompt and output), then frequency and presence (OpenAI: over the output)."""
+    counted = [(i, row.counts, row.sampling) for i, row in enumerate(rows) if row.counts is not None]
+    if not counted:
+        return
+    index = torch.tensor([i for i, _, _ in counted], device=logits.device)
+    values = [[s.repetition_penalty, s.frequency_penalty, s.presence_penalty] for _, _, s in counted]
+    repetition, frequency, presence = torch.tensor(values, device=logits.device).unsqueeze(-1).unbind(1)
+    output = torch.stack([counts.output_counts for _, counts, _ in counted])
+    in_output = output > 0
+    seen = torch.stack([counts.in_prompt for _, counts, _ in counted]) | in_output
+    chosen = logits[index]
+    repeated = torch.where(chosen > 0, chosen / repetition, chosen * repetition)
+    chosen = torch.where(seen, repeated, chosen)
+    logits[index] = chosen - frequency * output - presence * in_output
+
+
+def apply_logit_bias(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+    """Add each row's biases: one scatter for the batch."""
+    triples = [(i, token, bias) for i, row in enumerate(rows) for token, bias in row.sampling.logit_bias.items()]
+    if not triples:
+        return
+    at, tokens, biases = zip(*triples, strict=True)
+    index = (torch.tensor(at, device=logits.device), torch.tensor(tokens, device=logits.device))
+    logits.index_put_(index, torch.tensor(biases, dtype=logits.dtype, device=logits.device), accumulate=True)
+
+
+def draw(logits: Tensor, params: Sequence[SamplingParams], uniform: Tensor) -> Tensor:
+    """Sample each row of (num_rows, vocab_size) at its temperature, within its top_k, top_p and min_p.
+
+    top_p counts what top_k left, and min_p is relative to the most likely token. `uniform` is in [0, 1).
+    """
+    columns = [[p.temperature, p.min_p, p.top_p, float(min(p.top_k, _MAX_TOP_K))] for p in params]
+    temperature, min_p, top_p, top_k = torch.tensor(columns, device=logits.device).unsqueeze(-1).unbind(1)
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+    probs = torch.exp(scaled)  # relative to the most likely token, which has 1
+    below = probs < min_p if any(p.min_p > 0 for p in params) else None
+    truncated = [i for i, p in enumerate(params) if p.top_p < 1 or p.top_k > 0]
+    if truncated:
+        index = torch.tensor(truncated, device=logits.device)
+        probs[index] = truncate(probs[index], top_k[index].long(), top_p[index])
+    if below is not None:
+        probs[below] = 0.0
+    return invert_cdf(probs, uniform)
+
+
+def truncate(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Zero all but each row's `top_k` likeliest tokens, and of these all but the fewest that reach `top_p`.
+
+    Columns of shape (num_rows, 1); `top_k` below 1 is no limit. Always keeps the likeliest token.
+    """
+    vocab_size = probs.shape[-1]
+    limit = torch.where(top_k > 0, top_k, vocab_size).clamp(max=vocab_size)
+    finite_k = limit[limit < vocab_size]
+    width = max(_TOP_P_CANDIDATES, int(finite_k.max()) if finite_k.numel() else 0)
+    if width < vocab_size:
+        kept, is_enough = _truncate_sorted(probs, *probs.topk(width, dim=-1), limit, top_p)
+        if is_enough:
+            return kept
+    return _truncate_sorted(probs, *probs.sort(dim=-1, descending=True), limit, top_p)[0]
+
+
+def _truncate_sorted(
+    probs: Tensor, values: Tensor, indices: Tensor, limit: Tensor, top_p: Tensor
+) -> tuple[Tensor, bool]:
+    """`values`, `indices`: the likeliest tokens in order. Also says whether they were enough to decide."""
+    rank = torch.arange(values.shape[-1], device=probs.device)
+    values = torch.where(rank < limit, values, 0.0)
+    is_whole = limit <= values.shape[-1]
+    total = torch.where(is_whole, values.sum(dim=-1, keepdim=True), probs.sum(dim=-1, keepdim=True))
+    before = values.cumsum(dim=-1, dtype=torch.float64) - values
+    reached = before + values
+    keep = (before < top_p * total) | (rank == 0) | (top_p >= 1)
+    is_enough = bool((is_whole | (reached[:, -1:] >= top_p * total)).all())
+    return torch.zeros_like(probs).scatter_(-1, indices, torch.where(keep, values, 0.0)), is_enough
+
+
+def invert_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the running sum of `probs` passes `uniform` of its total; never one of probability 0.
+
+    In vocabulary order: sorted order would change the draw whenever two likely tokens swap places by rounding.
+    """
+    cdf = probs.cumsum(dim=-1)
+    total = cdf[:, -1:]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    target = torch.minimum(uniform.to(cdf.dtype).unsqueeze(-1) * total, below_total)
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1)
+
+
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
+    """A number in [0, 1) for each (seed, position): SplitMix64's finalizer as a counter-based generator.
+
+    https://doi.org/10.1145/2714064.2660195. 24 bits, so that the number is exact in float32.
+    """
+    seed = np.array([s & 0xFFFF_FFFF_FFFF_FFFF for s in seeds], dtype=np.uint64)
+    counter = np.array(positions, dtype=np.uint64)
+    bits = _mix(_mix(seed + _GOLDEN) + (counter + np.uint64(1)) * _GOLDEN)
+    return ((bits >> np.uint64(40)).astype(np.float32)) * np.float32(2**-24)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))
+
+
+def _chosen_logprobs(
+    logprobs: tuple[list[int], Tensor], rows: Sequence[SamplingRow], tokens: Tensor
+) -> list[TokenLogprobs | None]:
+    wanted, table = logprobs
+    if not wanted:
+        return []
+    counts = [rows[i].sampling.logprobs or 0 for i in wanted]
+    entries: list[TokenLogprobs | None] = [None] * len(rows)
+    for i, entry in zip(wanted, token_logprobs(table, tokens[wanted], counts), strict=True):
+        entries[i] = entry
+    return entries
+
+
+def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
+    """For each row of (num_rows, vocab_size) log-probabilities, its token's and the `num_top` best."""
+    chosen: list[float] = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
+    width = min(max(num_top), logprobs.shape[-1])
+    values, indices = logprobs.topk(width, dim=-1)
+    tops = zip(indices.tolist(), values.tolist(), strict=True)
+    return [
+        TokenLogprobs(token_id=token, logprob=logprob, top=list(zip(ids[:n], vals[:n], strict=True)))
+        for token, logprob, n, (ids, vals) in zip(tokens.tolist(), chosen, num_top, tops, strict=True)
+    ]

@@ -1,0 +1,423 @@
+"""Loading real files through transformers: what is served, what is refused, and in which words."""
+
+import gc
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+
+from engine import model_loader
+from engine.device import CpuMonitor, cpu_has_bfloat16
+from engine.errors import ModelLoadError
+from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan
+from engine.model_loader import load_causal_lm, model_context
+from engine.model_runner import ModelRunner, build_executor
+from engine.sampling_params import SamplingParams
+from tests.integration.tiny_models import (
+    CONTEXT,
+    EOS_TOKEN_ID,
+    VOCAB_SIZE,
+    build_model,
+    engine_config,
+    set_config,
+)
+
+CPU = torch.device("cpu")
+PROMPT = [5, 6, 7, 8, 9]
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return build_model("llama", tmp_path / "llama")
+
+
+def greedy(runner: ModelRunner, prompt: list[int], count: int = 6) -> list[int]:
+    """A few tokens of one request, by hand-written plans."""
+    new = NewRequest(
+        request_id="r",
+        token_ids=prompt,
+        num_prompt_tokens=len(prompt),
+        sampling=SamplingParams(temperature=0, max_tokens=count),
+    )
+    scheduled = ScheduledRequest(request_id="r", num_computed_tokens=0, num_tokens=len(prompt), new_block_ids=[0, 1])
+    plan = StepPlan(scheduled=[scheduled], new_requests=[new], released=["r"])
+    tokens: list[int] = []
+    for i in range(count):
+        tokens += runner.execute(plan).sampled_token_ids["r"]
+        step = ScheduledRequest(request_id="r", num_computed_tokens=len(prompt) + i, num_tokens=1)
+        plan = StepPlan(scheduled=[step])
+    return tokens
+
+
+def test_info_says_what_was_resolved(llama: Path) -> None:
+    info, _ = build_executor(engine_config(llama, max_num_seqs=3))
+    weights = sum(w.numel() for w in load_causal_lm(engine_config(llama), CPU).parameters())
+    assert info == EngineInfo(
+        model=str(llama),
+        architecture="LlamaForCausalLM",
+        num_parameters=weights,
+        weight_bytes=info.weight_bytes,
+        dtype="float32",
+        device="cpu",
+        device_name=info.device_name,
+        attention_backend="torch",
+        vocab_size=VOCAB_SIZE,
+        eos_token_ids=[EOS_TOKEN_ID],
+        max_model_len=CONTEXT,
+        max_num_seqs=3,
+        max_num_batched_tokens=16,
+        num_kv_blocks=3 * CONTEXT // 8,
+        block_size=8,
+        kv_cache_bytes=3 * CONTEXT * 3 * 2 * 2 * 16 * 4,  # tokens, layers, K and V, heads, dim, bytes
+        enable_prefix_caching=True,
+        batching="continuous",
+        load_time_s=info.load_time_s,
+    )
+    assert info.weight_bytes >= weights * 4
+    assert info.device_name
+    assert info.load_time_s > 0
+
+
+def test_plain_checkpoint_is_mapped_and_equals_what_from_pretrained_loads(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped = load_causal_lm(engine_config(llama), CPU)
+    monkeypatch.setattr(model_loader, "map_checkpoint", lambda *_: None)
+    loaded = load_causal_lm(engine_config(llama), CPU)
+    assert mapped.state_dict().keys() == loaded.state_dict().keys()
+    for (name, a), b in zip(mapped.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for (name, a), b in zip(mapped.named_buffers(), loaded.buffers(), strict=True):
+        assert torch.equal(a, b), name
+    assert mapped.generation_config.to_dict() == loaded.generation_config.to_dict()
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    directory = build_model("llama", tmp_path, tie_word_embeddings=True)
+    causal_lm = load_causal_lm(engine_config(directory), CPU)
+    assert causal_lm.lm_head.weight is causal_lm.model.embed_tokens.weight
+
+
+def test_several_files_load_like_one(tmp_path: Path, llama: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    whole = greedy(build_executor(engine_config(llama))[1], PROMPT)
+    assert greedy(build_executor(engine_config(tmp_path / "parts"))[1], PROMPT) == whole
+
+
+def test_gguf_file_is_served(tmp_path: Path, llama: Path) -> None:
+    file = write_gguf(llama, tmp_path / "llama.gguf")
+    info, runner = build_executor(engine_config(file))
+    assert info.architecture == "LlamaForCausalLM"
+    assert info.max_model_len == CONTEXT
+    assert greedy(runner, PROMPT) == greedy(build_executor(engine_config(llama))[1], PROMPT)
+
+
+def write_gguf(directory: Path, file: Path) -> Path:
+    """The tiny Llama in llama.cpp's format: its names, and rotary weights in its interleaved order."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    config = model.config
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_eos_token_id(EOS_TOKEN_ID)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        array = interleaved(weight, heads) if heads else weight
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return halves.swapaxes(1, 2).reshape(rows, columns).contiguous()
+
+
+def test_dtype_auto_is_the_checkpoints_own(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory = build_model("llama", tmp_path)
+    AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).save_pretrained(directory)
+    expected = "bfloat16" if cpu_has_bfloat16() else "float32"
+    assert build_executor(engine_config(directory, dtype="auto"))[0].dtype == expected
+
+
+def test_float16_checkpoint_is_not_computed_in_float16_on_a_cpu(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory = build_model("llama", tmp_path)
+    AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float16).save_pretrained(directory)
+    info, runner = build_executor(engine_config(directory, dtype="auto"))
+    assert info.dtype == ("bfloat16" if cpu_has_bfloat16() else "float32")
+    assert len(greedy(runner, PROMPT)) == 6
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_dtype_follows_what_the_cpu_computes_well(
+    has_bfloat16: bool, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_loader, "cpu_has_bfloat16", lambda: has_bfloat16)
+    set_config(llama, dtype="float16")
+    causal_lm = load_causal_lm(engine_config(llama, dtype="auto"), CPU)
+    assert causal_lm.dtype == (torch.bfloat16 if has_bfloat16 else torch.float32)
+
+
+def test_explicit_float16_on_a_cpu_is_honoured_with_a_warning(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert load_causal_lm(engine_config(llama, dtype="float16"), CPU).dtype == torch.float16
+    assert "slow" in caplog.text
+
+
+def refusal(model: Path | str, **overrides: Any) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        build_executor(engine_config(Path(model), **overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    assert "nowhere: no such directory" in refusal(tmp_path / "nowhere")
+    assert "no GGUF file" in refusal(tmp_path / "nowhere.gguf")
+
+
+def test_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "neither" in refusal(tmp_path / "notes.txt")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF but not really")
+    assert "broken.gguf" in refusal(tmp_path / "broken.gguf")
+
+
+def test_directory_without_config_is_refused(tmp_path: Path) -> None:
+    assert "no config.json" in refusal(tmp_path)
+
+
+def test_config_that_is_no_json_is_refused(llama: Path) -> None:
+    (llama / "config.json").write_text("{")
+    assert str(llama) in refusal(llama)
+
+
+def test_pickled_weights_are_refused(llama: Path) -> None:
+    (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
+    message = refusal(llama)
+    assert "no .safetensors" in message
+    assert "pickles" in message
+
+
+def test_truncated_weights_are_refused(llama: Path) -> None:
+    data = (llama / "model.safetensors").read_bytes()
+    (llama / "model.safetensors").write_bytes(data[: len(data) // 2])
+    assert str(llama) in refusal(llama)
+
+
+def test_checkpoint_that_lacks_weights_is_refused(llama: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(llama / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+    message = refusal(llama)
+    assert "lacks 1 of" in message
+    assert "layers.1.mlp.up_proj" in message
+
+
+def write_config(directory: Path, class_name: str, architecture: str, **settings: Any) -> Path:
+    """A checkpoint of a kind that is refused by its configuration, before any weight is read."""
+    import transformers
+
+    config = getattr(transformers, class_name)(**settings)
+    config.architectures = [architecture]
+    config.save_pretrained(directory)
+    (directory / "model.safetensors").write_bytes(b"")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("class_name", "architecture", "reason"),
+    [
+        ("T5Config", "T5ForConditionalGeneration", "not a causal language model"),
+        ("MarianConfig", "MarianForCausalLM", "encoder-decoder"),
+        ("MambaConfig", "MambaForCausalLM", "recurrent state|layers of type"),
+        ("RwkvConfig", "RwkvForCausalLM", "recurrent state|layers of type"),
+        ("JambaConfig", "JambaForCausalLM", "layers of type linear_attention"),
+        ("Qwen3NextConfig", "Qwen3NextForCausalLM", "layers of type linear_attention"),
+        ("Zamba2Config", "Zamba2ForCausalLM", "recurrent state|layers of type"),
+        ("Llama4TextConfig", "Llama4ForCausalLM", "layers of type chunked_attention"),
+        ("BloomConfig", "BloomForCausalLM", "attention interface"),
+        ("LlamaConfig", "LlamaModel", "not a causal language model"),
+        ("BertConfig", "BertForMaskedLM", "not a causal language model"),
+        ("LlavaConfig", "LlavaForConditionalGeneration", "not a causal language model"),
+        ("Gemma3Config", "Gemma3ForConditionalGeneration", "multi-modal"),
+    ],
+)
+def test_architecture_that_a_paged_cache_cannot_serve_is_refused_by_name(
+    class_name: str, architecture: str, reason: str, tmp_path: Path
+) -> None:
+    directory = write_config(tmp_path, class_name, architecture)
+    with pytest.raises(ModelLoadError, match=reason) as caught:
+        load_causal_lm(engine_config(directory), CPU)
+    assert architecture in str(caught.value)
+
+
+def test_convolution_layers_are_refused(tmp_path: Path) -> None:
+    directory = write_config(tmp_path, "Lfm2Config", "Lfm2ForCausalLM", full_attn_idxs=[2, 5])
+    with pytest.raises(ModelLoadError, match="layers of type conv"):
+        load_causal_lm(engine_config(directory), CPU)
+
+
+def test_unknown_architecture_is_refused(llama: Path) -> None:
+    set_config(llama, architectures=["MegaForCausalLM"])
+    assert "MegaForCausalLM" in refusal(llama)
+    set_config(llama, model_type="mega")
+    assert "mega" in refusal(llama)
+
+
+def test_remote_code_is_not_run_unless_asked_for(llama: Path) -> None:
+    (llama / "evil.py").write_text("raise SystemExit('ran')")
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    set_config(llama, model_type="evil", auto_map=auto_map)
+    assert str(llama) in refusal(llama)
+
+
+def test_state_outside_attention_is_found_by_running_the_model(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that mixes neighbouring tokens, as a convolution does, is right only when run whole."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    plain: Callable[..., torch.Tensor] = LlamaMLP.forward
+
+    def mixing(self: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        return plain(self, x + 0.5 * x.roll(1, dims=1))
+
+    monkeypatch.setattr(LlamaMLP, "forward", mixing)
+    assert "state outside attention" in refusal(llama)
+
+
+def test_ignored_positions_are_found_by_running_the_model(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    plain: Callable[..., Any] = LlamaRotaryEmbedding.forward
+
+    def counting(self: LlamaRotaryEmbedding, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        return plain(self, x, torch.arange(x.shape[1]).unsqueeze(0))
+
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", counting)
+    assert "tokens come in chunks" in refusal(llama)
+
+
+def test_model_whose_code_fails_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    def broken(self: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("shapes\ndo not match")
+
+    monkeypatch.setattr(LlamaMLP, "forward", broken)
+    assert "first run of LlamaForCausalLM failed: shapes do not match" in refusal(llama)
+
+
+def test_quantizing_while_loading_is_refused_for_now(llama: Path) -> None:
+    assert "int8" in refusal(llama, quantization="int8")
+
+
+def test_context_and_memory_are_checked_at_start_up(llama: Path) -> None:
+    assert "257" in refusal(llama, max_model_len=CONTEXT + 1)
+    assert "tokens fit" in refusal(llama, max_model_len=CONTEXT, kv_cache_memory=10_000)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_refused(llama: Path) -> None:
+    assert "no CUDA device" in refusal(llama, device="cuda")
+
+
+def test_context_stops_where_rotary_scaling_would_depend_on_the_batch(tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+    }
+    directory = build_model("phi3", tmp_path, rope_parameters=rope, original_max_position_embeddings=64)
+    config = load_causal_lm(engine_config(directory), CPU).config
+    assert config.max_position_embeddings == CONTEXT
+    assert model_context(config, {config.sliding_window}) == 64
+
+
+def test_context_stops_at_a_window_that_the_layers_do_not_attend_with(tmp_path: Path) -> None:
+    config = load_causal_lm(engine_config(build_model("mistral", tmp_path)), CPU).config
+    assert model_context(config, {config.sliding_window}) == CONTEXT
+    assert model_context(config, {None}) == config.sliding_window
+    config.layer_types = ["full_attention"]
+    assert model_context(config, {None}) == CONTEXT
+
+
+def test_collector_runs_again_after_loading(llama: Path) -> None:
+    gc.enable()
+    build_executor(engine_config(llama))
+    assert gc.isenabled()
+
+
+def test_executor_says_how_busy_its_device_is(llama: Path) -> None:
+    _, runner = build_executor(engine_config(llama))
+    assert isinstance(runner.device_monitor, CpuMonitor)
+    utilization, used, total = runner.device_monitor.sample()
+    assert utilization is not None
+    assert 0 <= utilization <= 1
+    assert used is not None
+    assert total is not None
+    assert 0 < used < total
+
+
+LEAN = """
+import json, sys
+from engine.lean_imports import import_transformers
+import_transformers()
+from engine.model_runner import build_executor
+from tests.integration.tiny_models import engine_config
+from pathlib import Path
+_, runner = build_executor(engine_config(Path(sys.argv[1])))
+heavy = {"sympy", "torch._dynamo", "torch._inductor", "torch.distributed.tensor"} & set(sys.modules)
+import torch, transformers
+compiled = torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item()
+from torch.distributed.tensor import DTensor
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+prompt = torch.tensor([[5, 6, 7, 8, 9]])
+tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False)
+print(json.dumps([sorted(heavy), compiled, tokens[0, 5:].tolist()]))
+"""
+
+
+def test_lean_imports_leave_out_the_compiler_and_leave_it_usable(llama: Path) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", LEAN, str(llama)], capture_output=True, text=True, cwd=root, check=True
+    )
+    heavy, compiled, tokens = json.loads(done.stdout.splitlines()[-1])
+    assert heavy == []
+    assert compiled == 2
+    assert tokens == greedy(build_executor(engine_config(llama))[1], PROMPT)

@@ -1,0 +1,145 @@
+"""Builds tiny models with random weights, one of each family, and a byte-level tokenizer for them.
+
+Weights are larger than an initializer would make them, and the output embedding is not tied to the input one, so that
+greedy decoding wanders through the vocabulary instead of repeating one token.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from config.engine_config import EngineConfig
+
+VOCAB_SIZE = 320
+EOS_TOKEN_ID = 2
+CONTEXT = 256
+
+_DENSE: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+_GEMMA: dict[str, Any] = _DENSE | {
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 12,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+_MOE: dict[str, Any] = _DENSE | {"num_experts_per_tok": 2}
+
+# Family -> configuration class, and what differs from its defaults. Windows are shorter than the tests' prompts.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _DENSE),
+    "mistral": ("MistralConfig", _DENSE | {"sliding_window": 10}),
+    "qwen2": ("Qwen2Config", _DENSE),
+    "qwen3": ("Qwen3Config", _DENSE),
+    "gemma2": ("Gemma2Config", _GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0}),
+    "gemma3": ("Gemma3TextConfig", _GEMMA),
+    "phi": ("PhiConfig", _DENSE | {"hidden_size": 64, "partial_rotary_factor": 0.5}),
+    "phi3": ("Phi3Config", _DENSE | {"hidden_size": 64, "sliding_window": 20, "pad_token_id": 0}),
+    "gpt2": ("GPT2Config", {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT}),
+    "gpt_neox": ("GPTNeoXConfig", _DENSE | {"hidden_size": 64, "rotary_pct": 0.25}),
+    "opt": ("OPTConfig", _DENSE | {"ffn_dim": 80, "word_embed_proj_dim": 48}),
+    "mixtral": ("MixtralConfig", _MOE | {"num_local_experts": 4, "sliding_window": None}),
+    "qwen3_moe": ("Qwen3MoeConfig", _MOE | {"num_experts": 6, "moe_intermediate_size": 40}),
+    "gpt_oss": ("GptOssConfig", _MOE | {"num_local_experts": 4, "sliding_window": 12}),
+}
+
+
+def build_model(family: str, directory: Path, **overrides: Any) -> Path:
+    """Write a model of this family (float32, safetensors) and return its directory."""
+    import torch
+    import transformers
+
+    class_name, settings = FAMILIES[family]
+    config = getattr(transformers, class_name)(
+        **{
+            "vocab_size": VOCAB_SIZE,
+            "max_position_embeddings": CONTEXT,
+            "bos_token_id": 1,
+            "eos_token_id": EOS_TOKEN_ID,
+            "tie_word_embeddings": False,
+            **settings,
+            **overrides,
+        }
+    )
+    torch.manual_seed(20)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    _make_lively(model)
+    model.save_pretrained(directory)
+    return directory
+
+
+def _make_lively(model: Any) -> None:
+    """Give every layer a say in the output: variance-preserving matrices, and biases and gains that differ."""
+    import torch
+
+    generator = torch.Generator().manual_seed(21)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.dim() < 2:
+                weight.add_(0.2 * noise)
+            elif "embed" in name or "wte" in name or "wpe" in name:
+                weight.copy_(noise)
+            else:
+                weight.copy_(noise * 1.5 / weight.shape[-1] ** 0.5)
+
+
+def build_tokenizer(directory: Path, chat_template: str | None = None) -> Path:
+    """Add a byte-level tokenizer of `VOCAB_SIZE` tokens to a model directory: 4 special ones, 256 bytes, words."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", "<user>"])}
+    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocab[symbol] = len(vocab)
+    merges = _merges(vocab, VOCAB_SIZE - len(vocab))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in list(vocab)[:4]])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    if chat_template is not None:
+        fast.chat_template = chat_template
+    fast.save_pretrained(directory)
+    return directory
+
+
+def _merges(vocab: dict[str, int], count: int) -> list[tuple[str, str]]:
+    """Pairs of lower-case letters, common ones first: enough for tokens of more than one byte to occur."""
+    letters = "etaoinshrdlu"
+    merges = [(a, b) for a in letters for b in letters][:count]
+    for a, b in merges:
+        vocab[a + b] = len(vocab)
+    return merges
+
+
+def set_config(directory: Path, **values: Any) -> None:
+    """Change a written model's config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def engine_config(model: Path, **overrides: Any) -> EngineConfig:
+    """Small and in float32 on the CPU, unless told otherwise."""
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "dtype": "float32",
+        "device": "cpu",
+        "quantization": None,
+        "trust_remote_code": False,
+        "max_model_len": None,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 16,
+        "kv_cache_memory": None,
+        "block_size": 8,
+        "enable_prefix_caching": True,
+        "batching": "continuous",
+        "batch_wait_ms": 0.0,
+        "seed": 0,
+        "log_level": "warning",
+    }
+    return EngineConfig(**settings | overrides)

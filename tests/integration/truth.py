@@ -1,0 +1,153 @@
+"""Requests with known answers, and a way to serve them at random moments: what the truth tests share."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.core import EngineCore
+from engine.messages import AddRequest, EngineInfo, RequestDelta
+from engine.model_runner import ModelRunner
+from engine.sampling_params import SamplingParams
+from tests.integration.tiny_models import VOCAB_SIZE
+
+NUM_REQUESTS = 40
+MAX_MODEL_LEN = 96
+BLOCK_SIZE = 4
+# Two logits closer than this are a tie: which one wins says nothing about what was computed.
+TIE = 1e-3
+
+FIRST_TOKEN = 4  # smaller ids are special
+
+
+@dataclass(frozen=True)
+class Case:
+    prompt: list[int]
+    sampling: SamplingParams
+    expected: list[int]
+
+
+@dataclass
+class Outcome:
+    token_ids: list[int]
+    deltas: list[RequestDelta]
+
+    @property
+    def error(self) -> str | None:
+        return self.deltas[-1].error
+
+
+@dataclass(frozen=True)
+class Run:
+    outcomes: list[Outcome]
+    num_preemptions: int
+    num_cached_tokens: int
+    max_running: int
+
+
+def core_with_few_blocks(
+    executor: tuple[EngineInfo, ModelRunner], num_blocks: int = MAX_MODEL_LEN // BLOCK_SIZE
+) -> EngineCore:
+    info, runner = executor
+    fields = {name: getattr(info, name) for name in info.__struct_fields__}
+    assert num_blocks <= info.num_kv_blocks
+    return EngineCore(EngineInfo(**fields | {"num_kv_blocks": num_blocks}), runner)
+
+
+def prompts(rng: random.Random) -> Iterator[list[int]]:
+    """Of 1 to 60 tokens; every third begins like some other."""
+    prefixes = [random_tokens(rng, length) for length in (16, 33)]
+    while True:
+        yield random_tokens(rng, rng.randint(1, 60))
+        yield random_tokens(rng, rng.randint(1, 20))
+        yield rng.choice(prefixes) + random_tokens(rng, rng.randint(1, 20))
+
+
+def random_tokens(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(FIRST_TOKEN, VOCAB_SIZE) for _ in range(count)]
+
+
+def greedy_cases(directory: Path, rng: random.Random, count: int) -> list[Case]:
+    """Requests with what `generate` makes of them; those in which it met a tie are left out."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    model.generation_config.eos_token_id = None
+    cases: list[Case] = []
+    for prompt in prompts(rng):
+        max_tokens = rng.randint(1, 16)
+        expected = _generate(model, prompt, max_tokens)
+        if expected is not None:
+            sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+            cases.append(Case(prompt, sampling, expected))
+        if len(cases) == count:
+            break
+    return cases
+
+
+def _generate(model: Any, prompt: list[int], max_tokens: int) -> list[int] | None:
+    with torch.inference_mode():
+        result = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    best = torch.cat(result.scores).topk(2, dim=-1).values
+    if bool((best[:, 0] - best[:, 1] < TIE).any()):
+        return None
+    return list(result.sequences[0, len(prompt) :].tolist())
+
+
+def serve(core: EngineCore, cases: list[Case], rng: random.Random, name: str = "") -> Run:
+    """Run the requests, which arrive at random moments while others are running."""
+    waiting = [(f"{name}{i}", case) for i, case in enumerate(cases)]
+    outcomes = {request_id: Outcome([], []) for request_id, _ in waiting}
+    num_preemptions = num_cached = max_running = 0
+    while waiting or core.has_work:
+        for _ in range(min(len(waiting), rng.choice([0, 0, 1, 2]))):
+            request_id, case = waiting.pop(0)
+            core.add_request(
+                AddRequest(
+                    request_id=request_id,
+                    prompt_token_ids=case.prompt,
+                    sampling=case.sampling,
+                    arrival_time=0.0,
+                )
+            )
+        step = core.step()
+        num_preemptions += step.stats.num_preemptions
+        num_cached += step.stats.prefix_cache_hits
+        max_running = max(max_running, step.stats.num_running)
+        for delta in step.deltas:
+            outcomes[delta.request_id].token_ids += delta.token_ids
+            outcomes[delta.request_id].deltas.append(delta)
+    return Run(list(outcomes.values()), num_preemptions, num_cached, max_running)
+
+
+def sampled_cases(rng: random.Random, count: int) -> list[Case]:
+    """Every kind of sampling, mixed."""
+    variants: list[dict[str, Any]] = [
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_p": 0.8},
+        {"temperature": 1.3, "top_k": 20, "min_p": 0.02},
+        {"temperature": 0.9, "presence_penalty": 0.8, "frequency_penalty": 0.5, "logprobs": 2},
+        {"temperature": 1.0, "repetition_penalty": 1.4, "logit_bias": {40: 5.0}},
+        {"temperature": 0.0},
+        {"temperature": 1.0, "min_tokens": 6, "stop_token_ids": tuple(range(4, 200))},
+    ]
+    lengths = [rng.randint(3, 40) for _ in range(count)]
+    return [
+        Case(
+            random_tokens(rng, length),
+            SamplingParams(max_tokens=12, seed=1000 + i, ignore_eos=True, **variants[i % len(variants)]),
+            [],
+        )
+        for i, length in enumerate(lengths)
+    ]
