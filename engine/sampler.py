@@ -191,32 +191,35 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], uniform: Tensor) -> T
 def truncate(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Zero all but each row's `top_k` likeliest tokens, and of these all but the fewest that reach `top_p`.
 
-    Columns of shape (num_rows, 1); `top_k` below 1 is no limit. Always keeps the likeliest token.
+    Columns of shape (num_rows, 1); `top_k` below 1 is no limit. Always keeps the likeliest token, and every token
+    as likely as the last one kept: which of several equals a sort puts first depends on what shares the batch.
     """
     vocab_size = probs.shape[-1]
     limit = torch.where(top_k > 0, top_k, vocab_size).clamp(max=vocab_size)
     finite_k = limit[limit < vocab_size]
     width = max(_TOP_P_CANDIDATES, int(finite_k.max()) if finite_k.numel() else 0)
+    threshold, is_enough = None, False
     if width < vocab_size:
-        kept, is_enough = _truncate_sorted(probs, *probs.topk(width, dim=-1), limit, top_p)
-        if is_enough:
-            return kept
-    return _truncate_sorted(probs, *probs.sort(dim=-1, descending=True), limit, top_p)[0]
+        threshold, is_enough = _last_kept(probs, probs.topk(width, dim=-1).values, limit, top_p)
+    if threshold is None or not is_enough:
+        threshold, _ = _last_kept(probs, probs.sort(dim=-1, descending=True).values, limit, top_p)
+    return torch.where(probs >= threshold, probs, 0.0)
 
 
-def _truncate_sorted(
-    probs: Tensor, values: Tensor, indices: Tensor, limit: Tensor, top_p: Tensor
-) -> tuple[Tensor, bool]:
-    """`values`, `indices`: the likeliest tokens in order. Also says whether they were enough to decide."""
-    rank = torch.arange(values.shape[-1], device=probs.device)
-    values = torch.where(rank < limit, values, 0.0)
+def _last_kept(probs: Tensor, values: Tensor, limit: Tensor, top_p: Tensor) -> tuple[Tensor, bool]:
+    """The probability (num_rows, 1) of the last token kept, found in `values`, the likeliest ones in order.
+
+    Also says whether they were enough to decide.
+    """
+    is_allowed = torch.arange(values.shape[-1], device=probs.device) < limit
+    allowed = torch.where(is_allowed, values, 0.0).double()
     is_whole = limit <= values.shape[-1]
-    total = torch.where(is_whole, values.sum(dim=-1, keepdim=True), probs.sum(dim=-1, keepdim=True))
-    before = values.cumsum(dim=-1, dtype=torch.float64) - values
-    reached = before + values
-    keep = (before < top_p * total) | (rank == 0) | (top_p >= 1)
+    total = torch.where(is_whole, allowed.sum(dim=-1, keepdim=True), probs.double().sum(dim=-1, keepdim=True))
+    reached = allowed.cumsum(dim=-1)
+    keep = is_allowed & ((reached - allowed < top_p * total) | (top_p >= 1))
     is_enough = bool((is_whole | (reached[:, -1:] >= top_p * total)).all())
-    return torch.zeros_like(probs).scatter_(-1, indices, torch.where(keep, values, 0.0)), is_enough
+    last = keep.sum(dim=-1, keepdim=True).clamp(min=1) - 1
+    return values.gather(-1, last), is_enough
 
 
 def invert_cdf(probs: Tensor, uniform: Tensor) -> Tensor:

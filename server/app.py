@@ -86,7 +86,7 @@ async def _announce(context: ServingContext, metrics: Metrics) -> None:
 
 def _add_first_page(app: FastAPI) -> None:
     page = (Path(__file__).parent / "welcome.html").read_bytes()
-    headers = {"content-security-policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"}
+    headers = {"content-security-policy": "default-src 'self' 'unsafe-inline'; img-src data:; frame-ancestors 'none'"}
 
     @app.get("/", include_in_schema=False)
     async def first_page() -> Response:

@@ -16,7 +16,7 @@ VOCAB_SIZE = 50
 EOS = 0
 
 
-class PlanViolation(BaseException):  # noqa: N818 - not an error of a step, which the core would survive
+class PlanViolation(BaseException):
     """The plan is one that no executor could run correctly."""
 
 

@@ -229,3 +229,18 @@ def test_token_logprobs_gives_each_row_as_many_as_it_asks_for() -> None:
     few, many = token_logprobs(table, torch.tensor([0, 0]), [1, 3])
     assert [token for token, _ in few.top] == [2]
     assert [token for token, _ in many.top] == [0, 1, 2]
+
+
+def test_tokens_as_likely_as_the_last_one_kept_are_kept_too_whatever_shares_the_batch() -> None:
+    vocab_size = 4000
+    tied = torch.zeros(vocab_size)
+    tied[1000:1010] = 2.0
+    tied[::2] += 1.0
+    flat = torch.zeros(vocab_size)  # needs the whole row sorted, and makes its neighbour's be sorted too
+    params = [SamplingParams(top_k=7), SamplingParams(top_p=0.999)]
+    columns = torch.tensor([[p.top_k, p.top_p] for p in params]).unsqueeze(-1)
+    probs = torch.softmax(torch.stack([tied, flat]), dim=-1)
+    alone = truncate(probs[:1], columns[:1, 0].long(), columns[:1, 1])
+    together = truncate(probs, columns[:, 0].long(), columns[:, 1])
+    assert torch.equal(alone[0], together[0])
+    assert alone[0].nonzero().flatten().tolist() == list(range(1000, 1010))
