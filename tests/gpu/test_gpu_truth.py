@@ -96,6 +96,7 @@ def test_bfloat16_model_loads_and_serves_with_automatic_memory(model_of: Callabl
     core = core_with_few_blocks((info, runner), min(info.num_kv_blocks, 4))
     run = serve(core, sampled_cases(rng, 12), rng)
     assert all(outcome.error is None for outcome in run.outcomes)
+    assert runner.device_monitor is not None
     utilization, used, total = runner.device_monitor.sample()
     assert utilization is None or 0 <= utilization <= 1
     assert used is None or total is None or used <= total

@@ -146,7 +146,9 @@ def write_gguf(directory: Path, file: Path) -> Path:
     for name, weight in model.state_dict().items():
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         array = interleaved(weight, heads) if heads else weight
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array.numpy())
+        gguf_name = names.get_name(name, try_suffixes=(".weight",))
+        assert gguf_name is not None
+        writer.add_tensor(gguf_name, array.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -66,7 +66,8 @@ def build_model(family: str, directory: Path, **overrides: Any) -> Path:
         }
     )
     torch.manual_seed(20)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    make: Any = transformers.AutoModelForCausalLM.from_config
+    model = make(config, dtype=torch.float32).eval()
     _make_lively(model)
     model.save_pretrained(directory)
     return directory
@@ -101,7 +102,9 @@ def build_tokenizer(directory: Path, chat_template: str | None = None) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in list(vocab)[:4]])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    fast: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
     if chat_template is not None:
         fast.chat_template = chat_template
     fast.save_pretrained(directory)

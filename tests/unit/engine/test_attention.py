@@ -72,7 +72,7 @@ def run_step(
         for name in ("query", "keys", "values")
     )
     backend.write(layer, keys, values, meta)
-    return list(backend.attend(layer, query, spec, meta).split([b - a for a, b in spans]))
+    return list(torch.split(backend.attend(layer, query, spec, meta), [b - a for a, b in spans]))
 
 
 def shuffled_tables(num_seqs: int, width: int) -> np.ndarray:

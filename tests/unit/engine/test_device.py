@@ -1,6 +1,8 @@
 """Which device, how much memory, how busy: read from the system, so the system is made up here."""
 
+import os
 import sys
+import time
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of 8 cores and 1000 MiB, 600 of them free, with an empty control group."""
     monkeypatch.setattr(device, "_CGROUP", tmp_path)
     monkeypatch.setattr(device, "_CGROUP_V1_MEMORY", tmp_path / "v1")
-    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     memory = SimpleNamespace(total=1000 * MIB, available=600 * MIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     return tmp_path
@@ -70,7 +72,7 @@ def test_bfloat16_is_taken_from_the_processors_flags(
 
 def test_cpu_utilization_is_this_processs_share_of_its_cores(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, busy = [100.0], [5.0]
-    monkeypatch.setattr(device.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(CpuMonitor, "_cpu_time_s", lambda _: busy[0])
     monitor = CpuMonitor()
     now[0], busy[0] = 100.5, 9.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.device import DeviceMonitor
 from engine.messages import EngineInfo, StepPlan, StepResult
 from server.cli import main
 from server.commands import bench_strategies as bench
@@ -21,7 +22,7 @@ SHAPE = bench.LoadShape(
 class Instant:
     """An executor whose steps take no time: every row that samples gets token 5."""
 
-    device_monitor = None
+    device_monitor: DeviceMonitor | None = None
 
     def execute(self, plan: StepPlan) -> StepResult:
         return StepResult(sampled_token_ids={row.request_id: [5] for row in plan.scheduled if row.samples})
