@@ -146,6 +146,18 @@ def test_when_blocks_run_out_the_newest_is_preempted_and_resumes_with_its_genera
         assert engine.tokens[name] == reference(prompt(8, seed), _sampling(max_tokens=40, ignore_eos=True), 64)
 
 
+def test_a_request_gets_its_slot_only_while_the_running_ones_keep_a_block_to_grow_into() -> None:
+    engine = SimulatedEngine(num_kv_blocks=16, enable_prefix_caching=False)
+    engine.add("a", prompt(32, 1), max_tokens=30, ignore_eos=True)
+    engine.step()
+    assert engine.core.stats().num_kv_blocks_used == 8
+    engine.add("too large", prompt(32, 2), max_tokens=4, ignore_eos=True)
+    assert engine.step().stats.num_running == 1
+    engine.core.abort_requests(["too large"])
+    engine.add("fits", prompt(28, 3), max_tokens=4, ignore_eos=True)
+    assert engine.step().stats.num_running == 2
+
+
 def test_a_lower_priority_request_is_preempted_before_an_older_one_of_higher_priority() -> None:
     engine = SimulatedEngine(num_kv_blocks=16, max_num_seqs=2, enable_prefix_caching=False)
     engine.add("unimportant", prompt(8, 1), max_tokens=50, ignore_eos=True, priority=5)
