@@ -103,6 +103,7 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
         device=options.device,
         quantization=None,
         trust_remote_code=False,
+        use_generation_config=False,
         max_model_len=options.prompt_tokens + options.output_tokens,
         max_num_seqs=max(options.batch_sizes),
         max_num_batched_tokens=None,

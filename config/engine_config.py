@@ -20,6 +20,7 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"]
     quantization: Literal["int8"] | None
     trust_remote_code: bool
+    use_generation_config: bool
     max_model_len: int | None
     max_num_seqs: int | None
     max_num_batched_tokens: int | None

@@ -105,6 +105,12 @@ class Settings(BaseSettings):
     trust_remote_code: bool = _setting(
         False, "Model", "Run Python code that comes with the model. It can do anything that you can."
     )
+    use_generation_config: bool = _setting(
+        True,
+        "Model",
+        "Where a request does not say, take temperature, top_p, top_k, min_p and repetition_penalty from the"
+        " model's generation_config.json.",
+    )
 
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "Engine", "Device to run on; auto takes CUDA where there is one."
@@ -272,6 +278,7 @@ class Settings(BaseSettings):
             device=self.device,
             quantization=self.quantization,
             trust_remote_code=self.trust_remote_code,
+            use_generation_config=self.use_generation_config,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,

@@ -61,8 +61,14 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     shipped = copied.to(torch.bfloat16)
     eos, pad = model.config.eos_token_id, model.config.pad_token_id
     generation: Any = GenerationConfig
+    # Warm enough to vary a story, and cool enough to keep to the facts it knows.
     shipped.generation_config = generation(
-        eos_token_id=[eos, pad], pad_token_id=pad, bos_token_id=None, do_sample=False, max_new_tokens=256
+        eos_token_id=[eos, pad],
+        pad_token_id=pad,
+        bos_token_id=None,
+        do_sample=True,
+        temperature=0.2,
+        max_new_tokens=256,
     )
     shipped.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)

@@ -14,8 +14,9 @@ import torch
 from config.engine_config import EngineConfig
 from engine.attention import ATTENTION_NAME, attention_function
 from engine.device import cpu_has_bfloat16
-from engine.errors import ModelLoadError
+from engine.errors import InvalidRequestError, ModelLoadError
 from engine.model_source import ModelSource, model_source
+from engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ _SERVABLE_LAYERS = {"full_attention", "sliding_attention"}
 # Rotary embeddings that depend on the longest sequence of the batch beyond the original context.
 _BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 _FALLBACK_CONTEXT = 2048
+_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _MAX_REASON_CHARS = 400
 
 
@@ -233,6 +235,22 @@ def eos_token_ids(causal_lm: Any) -> list[int]:
         if eos is not None:
             return [int(token) for token in (eos if isinstance(eos, list | tuple) else [eos])]
     return []
+
+
+def sampling_defaults(causal_lm: Any) -> dict[str, float]:
+    """What the model's author recommends for requests that say nothing: what generation_config.json sets."""
+    stated = causal_lm.generation_config.to_diff_dict() if causal_lm.generation_config is not None else {}
+    defaults = {}
+    for name in _SAMPLING_DEFAULTS:
+        if (value := stated.get(name)) is None:
+            continue
+        try:
+            SamplingParams(**{name: value})
+        except (InvalidRequestError, TypeError) as error:
+            logger.warning("the model's generation_config.json is passed over: %s", error)
+        else:
+            defaults[name] = value
+    return defaults
 
 
 def one_line(error: Exception) -> str:

@@ -40,7 +40,7 @@ from engine.kv_cache import (
 )
 from engine.language_model import LanguageModel
 from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
-from engine.model_loader import eos_token_ids, load_causal_lm
+from engine.model_loader import eos_token_ids, load_causal_lm, sampling_defaults
 from engine.model_probe import ServedModel, check_paged, peak_cuda_memory, probe_model
 from engine.sampler import Sampler, SamplingRow, has_penalties, penalty_counts, token_logprobs
 
@@ -130,6 +130,7 @@ def _engine_info(
         attention_backend=served.backend.name,
         vocab_size=served.model.vocab_size,
         eos_token_ids=eos,
+        sampling_defaults=sampling_defaults(causal_lm) if config.use_generation_config else {},
         max_model_len=size.max_model_len,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,

@@ -42,6 +42,7 @@ async def start_chat_completion(ctx: ServingContext, body: Mapping[str, Any]) ->
     prompt = prompt.keep_last(tokens_to_keep(ctx, request, max_tokens))
     sampling = to_sampling_params(
         request,
+        ctx.engine.info.sampling_defaults,
         max_tokens=max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,

@@ -36,6 +36,7 @@ async def start_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "Com
     prompts = [prompt.keep_last(num_kept) for prompt in prompts]
     sampling = to_sampling_params(
         request,
+        ctx.engine.info.sampling_defaults,
         max_tokens=request.max_tokens,
         logprobs=request.logprobs,
         prompt_logprobs=_num_prompt_logprobs(request),

@@ -78,7 +78,7 @@ class GenerationBody(_Body):
     stream_options: StreamOptions | None = Field(
         None, description="`include_usage`, `continuous_usage_stats`; only with `stream`."
     )
-    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy. Default: the model's, else 1.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
     top_k: int = Field(0, ge=-1, le=MAX_TOKENS, description="Keep the k likeliest tokens; 0 or -1 is off.")
     min_p: float = Field(0.0, ge=0, le=1, description="Keep tokens at least this likely, relative to the best.")

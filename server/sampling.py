@@ -1,6 +1,7 @@
 """From a validated body to what the engine is asked for. Knows both, and nothing of tokens' text or answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from engine.errors import InvalidRequestError
 from engine.outputs import GenerationRequest
@@ -9,22 +10,27 @@ from server.context import ServingContext
 from server.prompts import EncodedPrompt
 from server.protocol import MAX_CHOICES, GenerationBody
 
+_WITH_MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
 
 def to_sampling_params(
-    body: GenerationBody, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+    body: GenerationBody,
+    defaults: Mapping[str, float],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
 ) -> SamplingParams:
-    """Raises `InvalidRequestError`. `logprobs` is the number of alternatives, 0 for the chosen token's alone."""
+    """Raises `InvalidRequestError`. `logprobs` is the number of alternatives, 0 for the chosen token's alone.
+
+    `defaults` are the model's own, for what the body does not set.
+    """
     return SamplingParams(
         n=body.n,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        min_p=body.min_p,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
-        repetition_penalty=body.repetition_penalty,
         logit_bias=_logit_bias(body.logit_bias),
         seed=body.seed,
         stop=tuple(body.stop),
@@ -34,7 +40,13 @@ def to_sampling_params(
         skip_special_tokens=body.skip_special_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        **{name: _value(body, defaults, name) for name in _WITH_MODEL_DEFAULTS},
     )
+
+
+def _value(body: GenerationBody, defaults: Mapping[str, float], name: str) -> Any:
+    stated = getattr(body, name)
+    return stated if name in body.model_fields_set else defaults.get(name, stated)
 
 
 def to_request(

@@ -52,7 +52,7 @@ def _bars(axis: Any, runs: Sequence[RunResult], values: Sequence[float], title: 
 
 
 def _occupancy(axis: Any, run: RunResult, timeline: Timeline, num_slots: int, until_s: float) -> None:
-    times = [*timeline.times_s, run.elapsed_s]
+    times = [*timeline.times_s, timeline.end_s]
     busy = [*timeline.busy_slots, 0]
     axis.fill_between(times, busy, step="post", color=_COLORS[run.strategy], linewidth=0)
     axis.set_xlim(0, until_s)

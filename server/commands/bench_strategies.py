@@ -129,6 +129,7 @@ class Timeline:
 
     times_s: list[float]
     busy_slots: list[int]
+    end_s: float
 
 
 def make_load(shape: LoadShape, vocab_size: int) -> list[Item]:
@@ -170,7 +171,7 @@ def run_strategy(
         idle=1 - sum(s.num_scheduled * s.duration_s for s in recorder.steps) / (info.max_num_seqs * elapsed),
     )
     busy = [step.num_scheduled for step in recorder.steps]
-    return result, Timeline([step.started - started for step in recorder.steps], busy)
+    return result, Timeline([step.started - started for step in recorder.steps], busy, elapsed)
 
 
 def summarize(rounds: Sequence[Sequence[RunResult]]) -> list[RunResult]:

@@ -162,6 +162,19 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.swapaxes(1, 2).reshape(rows, columns).contiguous()
 
 
+def test_sampling_defaults_are_what_generation_config_sets_within_bounds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = build_model("llama", tmp_path)
+    stated = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1000.0}
+    (directory / "generation_config.json").write_text(json.dumps(stated))
+    info, _ = build_executor(engine_config(directory))
+    assert info.sampling_defaults == {"temperature": 0.6, "top_p": 0.9}
+    assert "repetition_penalty must be above 0 and at most 100, got 1000" in caplog.text
+    info, _ = build_executor(engine_config(directory, use_generation_config=False))
+    assert info.sampling_defaults == {}
+
+
 def test_dtype_auto_is_the_checkpoints_own(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

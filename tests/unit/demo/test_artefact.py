@@ -19,7 +19,8 @@ FOLDER = Path(__file__).parents[3] / "engine" / "demo_model"
 @cache
 def answerer() -> Answerer:
     model: Any = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
-    return Answerer(model.eval(), AutoTokenizer.from_pretrained(FOLDER))
+    tokenizer: Any = AutoTokenizer.from_pretrained(FOLDER)
+    return Answerer(model.eval(), tokenizer)
 
 
 def answer(question: str) -> str:

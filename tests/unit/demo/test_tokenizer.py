@@ -1,6 +1,7 @@
 """The tokenizer: any text comes back as it was, and the chat template renders each role."""
 
 import json
+from typing import Any
 from functools import cache
 from random import Random
 
@@ -71,9 +72,8 @@ def test_generation_prompt_opens_the_assistants_turn() -> None:
 @pytest.mark.parametrize("arguments", [{"city": "Paris"}, '{"city": "Paris"}'])
 def test_tool_calls_are_rendered_from_objects_and_from_text(arguments: object) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
-    text = tokenizer().apply_chat_template(
-        [{"role": "assistant", "content": None, "tool_calls": [call]}], tokenize=False
-    )
+    messages: list[Any] = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    text = tokenizer().apply_chat_template(messages, tokenize=False)
     body = '{"name": "weather", "arguments": {"city": "Paris"}}'
     assert text == f"<|im_start|>assistant\n<tool_call>\n{body}\n</tool_call><|im_end|>\n"
 
@@ -88,7 +88,8 @@ def test_tools_are_listed_in_the_system_turn() -> None:
 
 def test_content_may_be_parts() -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
-    text = tokenizer().apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+    messages: list[Any] = [{"role": "user", "content": parts}]
+    text = tokenizer().apply_chat_template(messages, tokenize=False)
     assert text == "<|im_start|>user\none two<|im_end|>\n"
 
 

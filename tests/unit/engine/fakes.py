@@ -128,6 +128,7 @@ def fake_config(model: str | Path, **overrides: Any) -> EngineConfig:
         device="cpu",
         quantization=None,
         trust_remote_code=False,
+        use_generation_config=True,
         max_model_len=None,
         max_num_seqs=None,
         max_num_batched_tokens=None,

@@ -257,3 +257,13 @@ async def test_n_and_prompts_together_are_bounded(served: Serving) -> None:
     assert "1024" in error["message"]
     assert "16384" in error["message"]
     assert error_of(await served.post("/v1/completions", prompt=["a"] * 257), 400)["param"] == "prompt"
+
+
+async def test_sampling_that_a_request_leaves_open_is_the_models_own(tmp_path: Path) -> None:
+    executor = FakeExecutor()
+    async with serving(tmp_path, executor, info={"sampling_defaults": {"temperature": 0.25, "top_k": 40}}) as served:
+        await served.complete("a", max_tokens=1)
+        await served.complete("b", max_tokens=1, temperature=None, top_p=0.5, top_k=0)
+        await served.chat("c", max_tokens=1, temperature=1)
+    sampled = [new.sampling for plan in executor.plans for new in plan.new_requests]
+    assert [(s.temperature, s.top_k, s.top_p) for s in sampled] == [(0.25, 40, 1.0), (0.25, 0, 0.5), (1.0, 40, 1.0)]
