@@ -74,7 +74,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     enable_prefix_caching: bool
     batching: BatchingStrategy
     load_time_s: float
-    sampling_defaults: dict[str, float] = {}  # of the model's generation_config.json, by parameter
+    sampling_defaults: dict[str, int | float] = {}  # of the model's generation_config.json, by parameter
 
 
 class TokenLogprobs(Message, frozen=True):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import torch
 
 from config.engine_config import EngineConfig
@@ -237,7 +238,7 @@ def eos_token_ids(causal_lm: Any) -> list[int]:
     return []
 
 
-def sampling_defaults(causal_lm: Any) -> dict[str, float]:
+def sampling_defaults(causal_lm: Any) -> dict[str, int | float]:
     """What the model's author recommends for requests that say nothing: what generation_config.json sets."""
     stated = causal_lm.generation_config.to_diff_dict() if causal_lm.generation_config is not None else {}
     defaults = {}
@@ -245,8 +246,8 @@ def sampling_defaults(causal_lm: Any) -> dict[str, float]:
         if (value := stated.get(name)) is None:
             continue
         try:
-            SamplingParams(**{name: value})
-        except (InvalidRequestError, TypeError) as error:
+            msgspec.convert({name: value}, SamplingParams)
+        except (InvalidRequestError, msgspec.ValidationError) as error:
             logger.warning("the model's generation_config.json is passed over: %s", error)
         else:
             defaults[name] = value

@@ -166,7 +166,7 @@ def test_sampling_defaults_are_what_generation_config_sets_within_bounds(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = build_model("llama", tmp_path)
-    stated = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1000.0}
+    stated = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 4.5, "repetition_penalty": 1000.0}
     (directory / "generation_config.json").write_text(json.dumps(stated))
     info, _ = build_executor(engine_config(directory))
     assert info.sampling_defaults == {"temperature": 0.6, "top_p": 0.9}

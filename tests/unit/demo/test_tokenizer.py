@@ -1,9 +1,9 @@
 """The tokenizer: any text comes back as it was, and the chat template renders each role."""
 
 import json
-from typing import Any
 from functools import cache
 from random import Random
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
