@@ -7,16 +7,15 @@ Knows nothing of HTTP. Everything but `start` runs on the event loop, and nothin
 import asyncio
 import itertools
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from config.engine_config import EngineConfig
 from engine.admission import check_request, seed_source, split_request
+from engine.drain_rate import DrainRate
 from engine.errors import (
     EngineUnavailableError,
     InvalidRequestError,
@@ -37,8 +36,9 @@ from engine.messages import (
     StepStats,
 )
 from engine.observer import EngineObserver, NullObserver, Outcome
-from engine.output_processor import OutputProcessor, merge_output
-from engine.outputs import GenerationRequest, RequestOutput
+from engine.output_processor import OutputProcessor
+from engine.outputs import GenerationRequest
+from engine.request_stream import Choice, LiveRequest, RequestStream
 from engine.transport import ProcessTransport, Transport
 
 if TYPE_CHECKING:
@@ -49,100 +49,6 @@ logger = logging.getLogger(__name__)
 EngineState = Literal["loading", "ready", "draining", "dead"]
 
 _OFF_LOOP_CHARS = 4096  # longer texts are tokenized in a thread: about a millisecond's work
-_MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
-_UNMEASURED_RETRY_S = 10.0
-
-
-class RequestStream:
-    """The outputs of one request as they come, in no order between choices; ends when all choices have.
-
-    A reader who comes late finds what it missed merged into one output per choice. `__anext__` may be cancelled and
-    called again without loss. Use it in `async with`: leaving aborts what is unfinished. So does dropping it.
-    """
-
-    def __init__(self, live: "_LiveRequest", abort: Callable[[], None], num_prompt_tokens: list[int]) -> None:
-        self._live = live
-        self._abort = abort
-        self.num_prompt_tokens = num_prompt_tokens
-
-    def abort(self) -> None:
-        """Stop generating: the engine is told at once, and the stream ends. Idempotent."""
-        self._abort()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> RequestOutput:
-        """Raises `RequestTimeoutError` or `RequestFailedError` after what came before it."""
-        return await self._live.next_output()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._abort()
-
-    def __del__(self) -> None:
-        self._abort()
-
-
-class _LiveRequest:
-    """A request in flight: its unfinished choices, and what its reader has yet to see."""
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.choices: dict[str, _Choice] = {}
-        self.timer: asyncio.TimerHandle | None = None
-        self._pending: dict[int, RequestOutput] = {}
-        self._is_closed = False
-        self._error: OrcinusError | None = None
-        self._news = asyncio.Event()
-
-    def put(self, output: RequestOutput) -> None:
-        earlier = self._pending.get(output.index)
-        if earlier is None:
-            self._pending[output.index] = output
-        else:
-            merge_output(earlier, output)
-        self._news.set()
-
-    def close(self, error: OrcinusError | None = None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        self._is_closed = True
-        self._error = error
-        self._news.set()
-
-    def discard_pending(self) -> None:
-        self._pending.clear()
-
-    async def next_output(self) -> RequestOutput:
-        while not self._pending and not self._is_closed:
-            self._news.clear()
-            await self._news.wait()
-        if self._pending:
-            return self._pending.pop(next(iter(self._pending)))
-        if self._error is not None:
-            raise self._error
-        raise StopAsyncIteration
-
-
-class _Choice:
-    """One sequence in the engine."""
-
-    __slots__ = ("arrival_time", "engine_id", "last_token_time", "live", "num_prompt_tokens", "processor")
-
-    def __init__(
-        self, engine_id: str, live: _LiveRequest, processor: OutputProcessor, num_prompt_tokens: int, now: float
-    ) -> None:
-        self.engine_id = engine_id
-        self.live = live
-        self.processor = processor
-        self.num_prompt_tokens = num_prompt_tokens
-        self.arrival_time = now
-        self.last_token_time: float | None = None
 
 
 class AsyncEngine:
@@ -174,7 +80,7 @@ class AsyncEngine:
         self._settled = asyncio.Event()  # ready, or dead
         self._idle = asyncio.Event()
         self._idle.set()
-        self._choices: dict[str, _Choice] = {}
+        self._choices: dict[str, Choice] = {}
         self._serial = itertools.count()
         self._seeds = seed_source(config.seed)
         self._aborts: list[str] = []  # collected during a step's message, sent as one
@@ -311,14 +217,14 @@ class AsyncEngine:
 
     def _admit(self, request: GenerationRequest) -> RequestStream:
         now = time.monotonic()
-        live = _LiveRequest(request.request_id)
+        live = LiveRequest(request.request_id)
         added = []
         for sequence in split_request(request, self.info, self._seeds):
             engine_id = f"{request.request_id}.{next(self._serial)}"  # request ids need not be unique
             processor = OutputProcessor(self.tokenizer, sequence.index, sequence.prompt, sequence.sampling)
             # A prompt is counted once, as in usage, however many samples are drawn from it.
             num_counted = len(sequence.prompt) if sequence.index % request.sampling.n == 0 else 0
-            live.choices[engine_id] = _Choice(engine_id, live, processor, num_counted, now)
+            live.choices[engine_id] = Choice(engine_id, live, processor, num_counted, now)
             added.append(
                 AddRequest(
                     request_id=engine_id,
@@ -336,17 +242,17 @@ class AsyncEngine:
             live.timer = asyncio.get_running_loop().call_later(request.timeout_s, self._expire, live, request.timeout_s)
         return RequestStream(live, lambda: self._abort(live), [len(prompt) for prompt in request.prompts])
 
-    def _abort(self, live: _LiveRequest) -> None:
+    def _abort(self, live: LiveRequest) -> None:
         if live.choices:
             logger.info("request %s aborted", live.request_id)
             live.discard_pending()
             self._end(live, "abort", None)
 
-    def _expire(self, live: _LiveRequest, timeout_s: float) -> None:
+    def _expire(self, live: LiveRequest, timeout_s: float) -> None:
         logger.info("request %s timed out", live.request_id)
         self._end(live, "timeout", RequestTimeoutError(f"the request did not finish within {timeout_s:g} s"))
 
-    def _end(self, live: _LiveRequest, outcome: Outcome, error: OrcinusError | None) -> None:
+    def _end(self, live: LiveRequest, outcome: Outcome, error: OrcinusError | None) -> None:
         """End all unfinished choices of a request before their time, here and in the engine."""
         self._aborts += live.choices
         for choice in [*live.choices.values()]:
@@ -386,7 +292,7 @@ class AsyncEngine:
         self._last_step_time = now
         self.observer.on_step(outputs.stats)
 
-    def _on_delta(self, choice: _Choice, delta: RequestDelta, now: float) -> None:
+    def _on_delta(self, choice: Choice, delta: RequestDelta, now: float) -> None:
         """A fault here is this request's alone."""
         try:
             output = choice.processor.process(delta)
@@ -407,7 +313,7 @@ class AsyncEngine:
             if not choice.live.choices:
                 choice.live.close()
 
-    def _observe_tokens(self, choice: _Choice, delta: RequestDelta, num_tokens: int, now: float) -> None:
+    def _observe_tokens(self, choice: Choice, delta: RequestDelta, num_tokens: int, now: float) -> None:
         if num_tokens == 0:
             return
         if choice.last_token_time is None:
@@ -417,7 +323,7 @@ class AsyncEngine:
             self.observer.on_next_tokens(now - (choice.last_token_time or now), num_tokens)
         choice.last_token_time = now
 
-    def _finish(self, choice: _Choice, outcome: Outcome) -> None:
+    def _finish(self, choice: Choice, outcome: Outcome) -> None:
         """A choice leaves, for whatever reason. Called once for each."""
         del self._choices[choice.engine_id]
         del choice.live.choices[choice.engine_id]
@@ -476,27 +382,6 @@ class AsyncEngine:
                 return EngineUnavailableError("the server is draining and admits no more requests")
             case _:
                 return EngineUnavailableError("the model is still loading")
-
-
-class DrainRate:
-    """Choices finished per second of busy time, the last half minute counting most."""
-
-    memory_s = 30.0
-
-    def __init__(self) -> None:
-        self._busy_s = 0.0
-        self._num_finished = 0.0
-
-    def observe(self, busy_s: float, num_finished: int) -> None:
-        keep = math.exp(-busy_s / self.memory_s)
-        self._busy_s = self._busy_s * keep + busy_s
-        self._num_finished = self._num_finished * keep + num_finished
-
-    def time_for(self, num_choices: int) -> float:
-        """Seconds until so many more choices will have finished, between 1 and 120."""
-        if self._num_finished < 0.5:
-            return _UNMEASURED_RETRY_S
-        return min(max(num_choices * self._busy_s / self._num_finished, _MIN_RETRY_S), _MAX_RETRY_S)
 
 
 def _num_chars(value: Any) -> int:

@@ -32,7 +32,7 @@ class ServingTokenizer(Protocol):
 
 
 class OutputStream(Protocol):
-    """The part of `engine.async_engine.RequestStream` that the API uses."""
+    """The part of `engine.request_stream.RequestStream` that the API uses."""
 
     def __aiter__(self) -> AsyncIterator[RequestOutput]: ...
     async def __anext__(self) -> RequestOutput: ...

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from engine.async_engine import AsyncEngine, DrainRate
+from engine.async_engine import AsyncEngine
 from engine.core import EngineCore
+from engine.drain_rate import DrainRate
 from engine.engine_process import BuildExecutor
 from engine.errors import (
     ContextLengthError,
