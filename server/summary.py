@@ -15,8 +15,13 @@ _QUESTION = "What is the capital of France?"
 _ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 - compared with, never listened on
 
 
-def start_up_summary(info: EngineInfo, settings: Settings, *, port: int, has_chat_template: bool = True) -> str:
-    """The start-up summary. `port` is the one that is listened on, which `settings.port` 0 does not tell."""
+def start_up_summary(
+    info: EngineInfo, settings: Settings, *, port: int, ready_s: float, has_chat_template: bool = True
+) -> str:
+    """The start-up summary. `port` is the one that is listened on, which `settings.port` 0 does not tell.
+
+    `ready_s` is the time since the command was started.
+    """
     url = server_url(settings.host, port)
     rows = {
         "Model": _model(info, settings),
@@ -25,7 +30,7 @@ def start_up_summary(info: EngineInfo, settings: Settings, *, port: int, has_cha
         "KV cache": _kv_cache(info),
         "Context": f"{info.max_model_len:,} tokens",
         "Keys": "needed" if settings.is_key_needed else "none needed",
-        "Loaded in": f"{info.load_time_s:.1f} s",
+        "Ready in": f"{ready_s:.1f} s, of which the model took {info.load_time_s:.1f} s to load",
         "URL": f"{url}  (API reference: {url}/docs)",
     }
     table = "\n".join(f"  {name:<10} {value}" for name, value in rows.items())

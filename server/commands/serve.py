@@ -7,11 +7,13 @@ loads the model while this process imports what HTTP needs.
 import gc
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 from config.arguments import Parser, add_settings, settings_from
 from config.settings import Settings
 from engine.messages import EngineInfo
+from server import STARTED_AT
 from server.logs import configure_logging
 
 _DESCRIPTION = """\
@@ -65,5 +67,7 @@ def serve(settings: Settings) -> int:
 def _print_summary(info: EngineInfo, settings: Settings, port: int, has_chat_template: bool) -> None:
     from server.summary import start_up_summary
 
-    sys.stdout.write(start_up_summary(info, settings, port=port, has_chat_template=has_chat_template))
+    ready_s = time.monotonic() - STARTED_AT
+    summary = start_up_summary(info, settings, port=port, ready_s=ready_s, has_chat_template=has_chat_template)
+    sys.stdout.write(summary)
     sys.stdout.flush()

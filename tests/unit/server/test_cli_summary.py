@@ -33,21 +33,21 @@ INFO = EngineInfo(
 
 
 def test_summary_tells_all_that_was_resolved() -> None:
-    text = start_up_summary(INFO, load_settings(), port=8000)
+    text = start_up_summary(INFO, load_settings(), port=8000, ready_s=2.34)
     for expected in (
         "orcinus-demo (LlamaForCausalLM, 4.2 M parameters, 8 MiB)",
         "cpu (A Processor), bfloat16, attention: sdpa",
         "16, 512 tokens a step, continuous batching",
         "4,096 blocks of 16 tokens (65,536 in all), 256 MiB, prefix caching on",
         "2,048 tokens",
-        "0.8 s",
+        "2.3 s, of which the model took 0.8 s to load",
         "http://127.0.0.1:8000",
     ):
         assert expected in text
 
 
 def test_summary_never_shows_a_key() -> None:
-    text = start_up_summary(INFO, load_settings(api_key=["top-secret"]), port=8000)
+    text = start_up_summary(INFO, load_settings(api_key=["top-secret"]), port=8000, ready_s=2.34)
     assert "top-secret" not in text
     assert "-H 'Authorization: Bearer YOUR_API_KEY'" in text
 
