@@ -52,7 +52,7 @@ Turns are written as `<|im_start|>role`, a line break, the text and `<|im_end|>`
 Greedy answers to {questions:,} questions whose wordings were kept out of training ({per_kind} of each kind). The
 facts, words, topics and sums themselves are in the training data; lists, texts to copy, JSON and the arguments of
 tools are mostly new. So this says how well the model follows new wordings, not how well it generalises to new facts.
-`python -m demo.evaluate` repeats the measurement.
+`python -m demo.evaluate` repeats the measurement, and with `--base-url` asks a running server.
 
 {table}
 

@@ -1,17 +1,19 @@
 """How often the demo model is right, kind by kind, on wordings that it was never trained on.
 
-Owns the judging of answers. Run it with `python -m demo.evaluate`.
+Owns the judging of answers. Run it with `python -m demo.evaluate`, or against a server with `--base-url`.
 """
 
 import argparse
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+import httpx
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -20,6 +22,7 @@ from demo.tokenizer import END_OF_TEXT, TURN_END, load_tokenizer, render, token_
 
 SEED: Final = 20_000
 BATCH: Final = 64
+SERVED_AT_ONCE: Final = 32
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,31 @@ def evaluate(model: Any, tokenizer: PreTrainedTokenizerFast, per_kind: int, seed
     return results
 
 
+def evaluate_served(base_url: str, tokenizer: PreTrainedTokenizerFast, per_kind: int, seed: int = SEED) -> list[Result]:
+    """The answers of the server at `base_url` (up to `/v1`) to the same questions, asked many at a time.
+
+    Chats go to /chat/completions; those with tools go to /completions, as the text that the template makes of them.
+    Raises `httpx.HTTPError` where the server does not answer.
+    """
+    answerer = Answerer(None, tokenizer)
+
+    def ask(client: httpx.Client, example: Example) -> str:
+        body: dict[str, Any] = {"temperature": 0, "max_tokens": answerer.room(example)}
+        if example.tools:
+            answer = client.post("/completions", json={**body, "prompt": answerer.prompt(example)})
+            return str(answer.raise_for_status().json()["choices"][0]["text"])
+        answer = client.post("/chat/completions", json={**body, "messages": list(example.messages[:-1])})
+        return str(answer.raise_for_status().json()["choices"][0]["message"]["content"])
+
+    drawn = questions(per_kind, seed)
+    with httpx.Client(base_url=base_url, timeout=60) as client, ThreadPoolExecutor(SERVED_AT_ONCE) as pool:
+        answers = pool.map(lambda item: ask(client, item[1]), drawn)
+        return [
+            Result(kind, example, answer, is_right(example, answer))
+            for (kind, example), answer in zip(drawn, answers, strict=True)
+        ]
+
+
 def accuracies(results: list[Result]) -> dict[str, float]:
     """The share of right answers of each kind, in the order of the kinds."""
     shares = {}
@@ -142,11 +170,16 @@ def main() -> None:
     """Prints the accuracy per kind and some wrong answers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("engine/demo_model"))
+    parser.add_argument("--base-url", help="ask a running server instead, e.g. http://127.0.0.1:8000/v1")
     parser.add_argument("--per-kind", type=int, default=50)
     parser.add_argument("--failures", type=int, default=0, help="how many wrong answers to show")
     options = parser.parse_args()
-    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    results = evaluate(model.eval(), load_tokenizer(options.model), options.per_kind)
+    tokenizer = load_tokenizer(options.model)
+    if options.base_url:
+        results = evaluate_served(options.base_url, tokenizer, options.per_kind)
+    else:
+        model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+        results = evaluate(model.eval(), tokenizer, options.per_kind)
     print(report(results))
     print(failures(sorted(results, key=lambda r: r.kind), options.failures))
 
