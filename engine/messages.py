@@ -18,7 +18,7 @@ from engine.sampling_params import SamplingParams
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of all messages: immutable, and small on the wire."""
 
 
