@@ -32,6 +32,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
+        self.source = source
         self._template = _environment().from_string(source)
         self._special_tokens = dict(special_tokens)
 

@@ -93,7 +93,8 @@ class RequestDelta(Message, frozen=True):
 
     `logprobs` matches `token_ids`. `prompt_logprobs` comes once, with the first delta, one entry per prompt
     token, None for the first. `num_cached_tokens`, `queue_time_s` come with the first delta.
-    `stop_reason` is the stop token id that ended it, None for end-of-sequence.
+    `stop_reason` is the stop token id that ended it, None for end-of-sequence (and for a grammar's end).
+    `embedding` is float32, in the machine's byte order; it comes once, with the last delta.
     """
 
     request_id: str
@@ -106,6 +107,7 @@ class RequestDelta(Message, frozen=True):
     queue_time_s: float | None = None
     num_preemptions: int = 0
     error: str | None = None
+    embedding: bytes | None = None
 
 
 class StepStats(Message, frozen=True):
@@ -197,10 +199,13 @@ class StepResult(Message, frozen=True):
 
     `prompt_logprobs` holds the entries that this chunk adds: for the chunk at positions [a, b) of the prompt,
     those of prompt tokens a+1 .. b (of b itself only if it is still a prompt token). `errors` names requests
-    whose own row failed (non-finite logits); they have no sampled tokens.
+    whose own row failed (non-finite logits); they have no sampled tokens. `finished` are requests whose grammar
+    nothing can follow after the tokens sampled now. `embeddings` has those whose prompt is complete with this chunk.
     """
 
     sampled_token_ids: dict[str, list[int]]
     logprobs: dict[str, list[TokenLogprobs]] = {}
     prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
     errors: dict[str, str] = {}
+    finished: list[str] = []
+    embeddings: dict[str, bytes] = {}

@@ -28,12 +28,22 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.prompts) * self.sampling.n
 
 
+class RequestTiming(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of one choice went. Queue: until its first step; prefill: from there to its first token."""
+
+    queue_time_s: float
+    prefill_time_s: float
+    decode_time_s: float
+    num_cached_tokens: int
+    num_preemptions: int
+
+
 class RequestOutput(msgspec.Struct, kw_only=True):
     """What is new of one choice since the last output: text in whole code points, and the tokens behind it.
 
     `text` may be empty while `token_ids` is not (part of a code point, or a possible stop string held back).
     `stop_reason` is the stop string or stop token id that ended it. `num_cached_tokens`, `queue_time_s` and
-    `prompt_logprobs` come with the first output of a choice.
+    `prompt_logprobs` come with the first output of a choice, `timing` and `embedding` with its last.
     """
 
     index: int
@@ -47,3 +57,5 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     queue_time_s: float | None = None
     num_preemptions: int = 0
     error: str | None = None
+    timing: RequestTiming | None = None
+    embedding: bytes | None = None

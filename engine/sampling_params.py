@@ -6,6 +6,7 @@ Knows nothing of tokenizers: a bound that needs the vocabulary (`logit_bias`, `s
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 
@@ -17,6 +18,44 @@ MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 256
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
+MAX_ALLOWED_TOKEN_IDS = 65_536
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_TOKENS = 64
+MAX_GRAMMAR_CHARS = 256 * 1024
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+Pooling = Literal["mean", "last"]
+
+
+class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens that come before the text a grammar is about: up to and with the token sequence `end`.
+
+    `start` None: the prompt has opened the thinking. Otherwise the output may open it with the token `start` as its
+    very first one; if it begins with any other, there is no thinking.
+    """
+
+    end: tuple[int, ...]
+    start: int | None = None
+
+
+class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the generated text has to match, from its first character (after any thinking) to its last.
+
+    `source` is, by kind: nothing; a JSON schema as JSON; a regular expression; a JSON list of strings; a grammar in
+    Lark's notation or in GBNF. Compiled by `engine.grammar`, whose limits it has to keep.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+    thinking: Thinking | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.source) > MAX_GRAMMAR_CHARS:
+            raise InvalidRequestError(
+                f"a grammar or schema has at most {MAX_GRAMMAR_CHARS} characters, got {len(self.source)}",
+                "structured_outputs",
+            )
+
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -25,6 +64,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `temperature` 0 is greedy. `top_k` 0 or -1 is off. Penalties follow OpenAI (presence, frequency: over the
     generated tokens) and CTRL (repetition: over prompt and generated tokens, https://arxiv.org/abs/1909.05858).
     `min_p` follows https://arxiv.org/abs/2407.01082. `max_tokens` None is the rest of the context.
+    `allowed_token_ids` leaves only these to choose from; of each sequence of `bad_words_token_ids` the last token is
+    ruled out wherever the others have just been generated. `grammar` rules out whatever it cannot continue with.
+    With `pooling` the request is embedded instead of continued: `max_tokens` is 0, and the answer one vector.
     `stop` strings are a matter of the text side (`engine.detokenizer`); the engine core looks at token ids only.
 
     Raises `InvalidRequestError` naming the parameter, its bounds and the value given.
@@ -49,6 +91,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: Grammar | None = None
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         _check_range("n", self.n, 1, MAX_N)
@@ -71,6 +117,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_length("logit_bias", self.logit_bias, MAX_LOGIT_BIAS)
         _check_length("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         _check_length("stop", self.stop, MAX_STOP_STRINGS)
+        _check_length("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
+        _check_length("bad_words", self.bad_words_token_ids, MAX_BAD_WORDS)
+        for word in self.bad_words_token_ids:
+            _check_range("bad_words: the number of tokens of a word", len(word), 1, MAX_BAD_WORD_TOKENS)
         for stop in self.stop:
             if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
                 raise InvalidRequestError(
@@ -85,6 +135,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Raise `InvalidRequestError` where a token id lies outside the vocabulary."""
         _check_ids("logit_bias", self.logit_bias, vocab_size)
         _check_ids("stop_token_ids", self.stop_token_ids, vocab_size)
+        _check_ids("allowed_token_ids", self.allowed_token_ids, vocab_size)
+        for word in self.bad_words_token_ids:
+            _check_ids("bad_words", word, vocab_size)
 
 
 def _check_range(name: str, value: float, low: float, high: float | None, *, above: bool = False) -> None:

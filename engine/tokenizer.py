@@ -78,6 +78,15 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._chat_template is not None
 
+    @property
+    def chat_template_source(self) -> str:
+        """The text of the chat template; empty if there is none."""
+        return "" if self._chat_template is None else self._chat_template.source
+
+    def added_token_id(self, text: str) -> int | None:
+        """The id of the added token (special or not) that is written as `text`, if there is one."""
+        return self._added_ids.get(text)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Raises `InvalidRequestError` for text that is not Unicode (lone surrogates)."""
         try:
@@ -138,6 +147,10 @@ class Tokenizer:
         """The byte that a byte-fallback token such as `<0xE4>` stands for."""
         match = _BYTE_TOKEN.fullmatch(self._backend.token(token_id) or "")
         return int(match[1], 16) if match else None
+
+    @cached_property
+    def _added_ids(self) -> dict[str, int]:
+        return {token.content: token_id for token_id, token in self._backend.added_tokens.items()}
 
     @cached_property
     def _token_bytes(self) -> dict[int, bytes]:
