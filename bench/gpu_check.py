@@ -104,6 +104,7 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
         quantization=None,
         trust_remote_code=False,
         use_generation_config=False,
+        pooling="auto",
         max_model_len=options.prompt_tokens + options.output_tokens,
         max_num_seqs=max(options.batch_sizes),
         max_num_batched_tokens=None,

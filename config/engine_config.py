@@ -21,6 +21,7 @@ class EngineConfig:
     quantization: Literal["int8"] | None
     trust_remote_code: bool
     use_generation_config: bool
+    pooling: Literal["auto", "mean", "last"]
     max_model_len: int | None
     max_num_seqs: int | None
     max_num_batched_tokens: int | None

@@ -111,6 +111,12 @@ class Settings(BaseSettings):
         "Where a request does not say, take temperature, top_p, top_k, min_p and repetition_penalty from the"
         " model's generation_config.json.",
     )
+    pooling: Literal["auto", "mean", "last"] = _setting(
+        "auto",
+        "Model",
+        "How an embedding is made of a prompt's last hidden states: their mean, or the last token's. auto does what the"
+        " model's 1_Pooling/config.json (of sentence-transformers) says, and takes the mean without one.",
+    )
 
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "Engine", "Device to run on; auto takes CUDA where there is one."
@@ -279,6 +285,7 @@ class Settings(BaseSettings):
             quantization=self.quantization,
             trust_remote_code=self.trust_remote_code,
             use_generation_config=self.use_generation_config,
+            pooling=self.pooling,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,

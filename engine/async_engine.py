@@ -305,18 +305,23 @@ class AsyncEngine:
             self._finish(choice, output.finish_reason)
             self._end(choice.live, "error", RequestFailedError(output.error or "the engine gave the request up"))
             return
+        choice.queue_time_s = delta.queue_time_s or choice.queue_time_s
+        if output.finish_reason is None:
+            choice.live.put(output)
+            return
+        output.timing = choice.timing(now, output.num_preemptions)
         choice.live.put(output)
-        if output.finish_reason is not None:
-            if choice.processor.needs_abort:
-                self._aborts.append(choice.engine_id)
-            self._finish(choice, output.finish_reason)
-            if not choice.live.choices:
-                choice.live.close()
+        if choice.processor.needs_abort:
+            self._aborts.append(choice.engine_id)
+        self._finish(choice, output.finish_reason)
+        if not choice.live.choices:
+            choice.live.close()
 
     def _observe_tokens(self, choice: Choice, delta: RequestDelta, num_tokens: int, now: float) -> None:
         if num_tokens == 0:
             return
         if choice.last_token_time is None:
+            choice.first_token_time = now
             self.observer.on_first_token(now - choice.arrival_time, delta.queue_time_s or 0.0)
             num_tokens -= 1
         if num_tokens:

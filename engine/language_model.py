@@ -18,6 +18,7 @@ class _ReplayingDecoder:
         self._forward = decoder.forward
         self._output_type: type[Any] | None = None
         self.replay: Tensor | None = None
+        self.hidden_size = 0
         self.num_replays = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -27,6 +28,7 @@ class _ReplayingDecoder:
             return self._output_type(last_hidden_state=self.replay)
         output = self._forward(*args, **kwargs)
         self._output_type = type(output)
+        self.hidden_size = int(output.last_hidden_state.shape[-1])
         return output
 
 
@@ -57,6 +59,11 @@ class LanguageModel:
     @property
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of what `hidden_states` gives, which a few models project; known once the model has run."""
+        return self._replaying.hidden_size
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """(num_tokens,) ids and positions -> (num_tokens, hidden_size), after the model's last norm."""

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from config.engine_config import BatchingStrategy
-from engine.sampling_params import SamplingParams
+from engine.sampling_params import Pooling, SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -75,6 +75,8 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     batching: BatchingStrategy
     load_time_s: float
     sampling_defaults: dict[str, int | float] = {}  # of the model's generation_config.json, by parameter
+    pooling: Pooling = "mean"
+    hidden_size: int = 0  # numbers in an embedding
 
 
 class TokenLogprobs(Message, frozen=True):

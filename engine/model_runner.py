@@ -42,11 +42,13 @@ from engine.language_model import LanguageModel
 from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
 from engine.model_loader import eos_token_ids, load_causal_lm, sampling_defaults
 from engine.model_probe import ServedModel, check_paged, peak_cuda_memory, probe_model
+from engine.pooling import PooledPrompt, resolve_pooling, unit_vectors
 from engine.sampler import Sampler, SamplingRow, has_penalties, penalty_counts, token_logprobs
 
 # Rows of logits computed at a time for prompt_logprobs, so that memory does not grow with prompt x vocabulary.
 _LOGPROB_ROWS = 256
 _NOT_FINITE = "the model's logits are not finite"
+_EMBEDDING_NOT_FINITE = "the model's embedding is not finite"
 
 
 def build_executor(config: EngineConfig) -> "tuple[EngineInfo, ModelRunner]":
@@ -140,6 +142,8 @@ def _engine_info(
         enable_prefix_caching=config.enable_prefix_caching,
         batching=config.batching,
         load_time_s=load_time_s,
+        pooling=resolve_pooling(config.pooling, config.model),
+        hidden_size=served.model.hidden_size,
     )
 
 
@@ -152,7 +156,9 @@ class _Request:
     block_table: NDArray[np.int32]
     num_blocks: int
     row: SamplingRow
-    # Finite logits at the last token that was sampled from vouch for all keys and values that they came from.
+    pooled: PooledPrompt | None = None
+    # Finite logits at the last token that was sampled from vouch for all keys and values that they came from. So does
+    # a finite embedding.
     is_finite: bool = False
 
     def append(self, token_id: int) -> None:
@@ -232,12 +238,14 @@ class ModelRunner:
         hidden = self._run(parts)
         prompt_logprobs = self._prompt_logprobs(parts, hidden)
         errors = self._broken_prompts(parts, prompt_logprobs)
+        embedded = self._embed(parts, hidden)
         result = self._sample([p for p in parts if p.samples and p.request_id not in errors], hidden)
         return StepResult(
             sampled_token_ids=result.sampled_token_ids,
             logprobs=result.logprobs,
             prompt_logprobs={k: v for k, v in prompt_logprobs.items() if k not in errors},
-            errors=errors | result.errors,
+            errors=errors | embedded.errors | result.errors,
+            embeddings=embedded.embeddings,
         )
 
     def _request(self, new: NewRequest) -> _Request:
@@ -245,7 +253,8 @@ class ModelRunner:
         row = SamplingRow(new.sampling, self._seed_of(new), new.num_prompt_tokens)
         if has_penalties(new.sampling):
             row.counts = penalty_counts(token_ids, new.num_prompt_tokens, self._model.vocab_size, self._device)
-        return _Request(token_ids, len(token_ids), np.zeros(16, dtype=np.int32), 0, row)
+        pooled = None if new.sampling.pooling is None else PooledPrompt(new.sampling.pooling)
+        return _Request(token_ids, len(token_ids), np.zeros(16, dtype=np.int32), 0, row, pooled)
 
     def _seed_of(self, new: NewRequest) -> int:
         if new.sampling.seed is not None:
@@ -347,6 +356,24 @@ class ModelRunner:
             tokens = self._to_device(part.request.token_ids[first + 1 : end + 1])
             entries += token_logprobs(logprobs, tokens, [num_top] * (end - first))
         return entries
+
+    @staticmethod
+    def _embed(parts: list[_Part], hidden: Tensor) -> StepResult:
+        """Pool what was computed of prompts that are to be embedded, and give out those that are complete."""
+        complete: list[tuple[_Part, Tensor]] = []
+        for part in parts:
+            if part.request.pooled is not None:
+                vector = part.request.pooled.add(hidden[part.offset : part.offset + part.num_tokens])
+                if part.end == part.request.num_tokens:
+                    complete.append((part, vector))
+        result = StepResult(sampled_token_ids={})
+        for part, vector in zip((part for part, _ in complete), unit_vectors([v for _, v in complete]), strict=True):
+            part.request.is_finite = bool(np.isfinite(vector).all())
+            if part.request.is_finite:
+                result.embeddings[part.request_id] = vector.tobytes()
+            else:
+                result.errors[part.request_id] = _EMBEDDING_NOT_FINITE
+        return result
 
     @staticmethod
     def _broken_prompts(parts: list[_Part], prompt_logprobs: dict[str, list[TokenLogprobs]]) -> dict[str, str]:

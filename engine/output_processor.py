@@ -53,6 +53,7 @@ class OutputProcessor:
             queue_time_s=delta.queue_time_s,
             num_preemptions=delta.num_preemptions,
             error=delta.error,
+            embedding=delta.embedding,
         )
 
     def _read(self, delta: RequestDelta) -> tuple[str, int, str | None]:
@@ -94,4 +95,6 @@ def merge_output(earlier: RequestOutput, later: RequestOutput) -> None:
     earlier.finish_reason = later.finish_reason
     earlier.stop_reason = later.stop_reason
     earlier.num_preemptions = later.num_preemptions
+    earlier.timing = later.timing
+    earlier.embedding = later.embedding
     earlier.error = later.error

@@ -34,7 +34,6 @@ class RequestTiming(msgspec.Struct, frozen=True, kw_only=True):
     queue_time_s: float
     prefill_time_s: float
     decode_time_s: float
-    num_cached_tokens: int
     num_preemptions: int
 
 

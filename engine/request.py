@@ -87,8 +87,8 @@ class Request:
 
     @property
     def may_reuse_prefix(self) -> bool:
-        """Log-probabilities of the prompt need the hidden states of every prompt token."""
-        return self.sampling.prompt_logprobs is None
+        """Log-probabilities of the prompt, and their mean, need the hidden states of every prompt token."""
+        return self.sampling.prompt_logprobs is None and self.sampling.pooling != "mean"
 
     def block_hashes(self, block_size: int, num_blocks: int) -> list[bytes]:
         """Hashes of the first `num_blocks` full blocks; each covers all tokens up to its end, and the salt."""

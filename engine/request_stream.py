@@ -11,7 +11,7 @@ from typing import Self
 
 from engine.errors import OrcinusError
 from engine.output_processor import OutputProcessor, merge_output
-from engine.outputs import RequestOutput
+from engine.outputs import RequestOutput, RequestTiming
 
 
 class RequestStream:
@@ -93,7 +93,16 @@ class LiveRequest:
 class Choice:
     """One sequence in the engine."""
 
-    __slots__ = ("arrival_time", "engine_id", "last_token_time", "live", "num_prompt_tokens", "processor")
+    __slots__ = (
+        "arrival_time",
+        "engine_id",
+        "first_token_time",
+        "last_token_time",
+        "live",
+        "num_prompt_tokens",
+        "processor",
+        "queue_time_s",
+    )
 
     def __init__(
         self, engine_id: str, live: LiveRequest, processor: OutputProcessor, num_prompt_tokens: int, now: float
@@ -103,4 +112,16 @@ class Choice:
         self.processor = processor
         self.num_prompt_tokens = num_prompt_tokens
         self.arrival_time = now
+        self.queue_time_s = 0.0
+        self.first_token_time: float | None = None
         self.last_token_time: float | None = None
+
+    def timing(self, now: float, num_preemptions: int) -> RequestTiming:
+        """Of a choice whose last delta came `now`. Without tokens all that was not queueing is prefill."""
+        first = now if self.first_token_time is None else self.first_token_time
+        return RequestTiming(
+            queue_time_s=self.queue_time_s,
+            prefill_time_s=first - self.arrival_time - self.queue_time_s,
+            decode_time_s=now - first,
+            num_preemptions=num_preemptions,
+        )

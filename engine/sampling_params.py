@@ -100,6 +100,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_range("n", self.n, 1, MAX_N)
         if self.max_tokens is not None:
             _check_range("max_tokens", self.max_tokens, 0, None)
+        if self.pooling is not None and self.max_tokens != 0:
+            raise InvalidRequestError(f"with pooling, max_tokens must be 0, got {self.max_tokens}", "max_tokens")
         _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         _check_range("temperature", self.temperature, 0, 2)
         _check_range("top_p", self.top_p, 0, 1, above=True)

@@ -277,7 +277,7 @@ class Scheduler:
     def _book_sampled(self, request: Request, result: StepResult) -> RequestDelta:
         """Append what was sampled until something ends the request, and report it."""
         sampled = result.sampled_token_ids.get(request.request_id, [])
-        finish_reason: FinishReason | None = None if request.wants_tokens else "length"
+        finish_reason = None if request.wants_tokens else _reason_without_tokens(request)
         stop_reason = None
         num_accepted = 0
         for token_id in sampled:
@@ -293,6 +293,7 @@ class Scheduler:
             logprobs=None if logprobs is None else logprobs[:num_accepted],
             finish_reason=finish_reason,
             stop_reason=stop_reason,
+            embedding=result.embeddings.get(request.request_id),
         )
         if finish_reason is not None:
             self._finish(request)
@@ -320,6 +321,7 @@ class Scheduler:
         finish_reason: FinishReason | None = None,
         stop_reason: int | None = None,
         error: str | None = None,
+        embedding: bytes | None = None,
     ) -> RequestDelta:
         """A delta; the first one of a request also says how it came to run."""
         is_first, request.has_reported = not request.has_reported, True
@@ -336,6 +338,7 @@ class Scheduler:
             queue_time_s=started - request.arrival_time if is_first and started is not None else None,
             num_preemptions=request.num_preemptions,
             error=error,
+            embedding=embedding,
         )
 
     def _fail(self, request: Request, message: str) -> RequestDelta:
@@ -382,3 +385,8 @@ class Scheduler:
             assert request.num_blocks_sent <= len(table), request_id
         if not running:
             assert self._blocks.num_used_blocks == 0, "blocks are held by nobody"
+
+
+def _reason_without_tokens(request: Request) -> FinishReason:
+    """A prompt alone is a continuation cut short at 0 tokens; an embedding is all that was asked for."""
+    return "length" if request.sampling.pooling is None else "stop"

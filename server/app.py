@@ -19,17 +19,17 @@ from config.settings import Settings
 from config.version import VERSION
 from engine.errors import OrcinusError
 from server import tokenization
+from server.answers import EventStream, WholeAnswer, error_response, json_response
 from server.auth import AuthMiddleware, KeyRing
 from server.body import read_json_object
 from server.chat import start_chat_completion
 from server.completions import start_completion
 from server.context import ServingContext, ServingEngine
-from server.generation import Generation
+from server.generation import Generation, StreamableGeneration
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.openapi import describe_body, install_schemas
 from server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from server.responses import EventStream, WholeAnswer, error_response, json_response
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _add_operations(app: FastAPI, context: ServingContext, settings: Settings) -
         body = await read_json_object(request, settings.max_body_bytes)
         generation = await start(context, body)
         request.state.answer_id = generation.request.request_id
-        if generation.body.stream:
+        if isinstance(generation, StreamableGeneration) and generation.is_streamed:
             return EventStream(generation, settings.keep_alive_s)
         return WholeAnswer(generation)
 

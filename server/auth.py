@@ -11,8 +11,8 @@ import logging
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config.settings import Settings
+from server.answers import send_error
 from server.errors import AuthenticationError
-from server.responses import send_error
 
 logger = logging.getLogger(__name__)
 

@@ -1,17 +1,18 @@
 """POST /v1/chat/completions: from a body to an answer. Independent of HTTP; `server.app` puts it on a route."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from engine.outputs import GenerationRequest
+from engine.outputs import RequestOutput
+from server.chat_request import ChatRequest, prepare_chat
 from server.context import OutputStream, ServingContext
-from server.generation import Choice, Generation
+from server.generation import Choice, OpenAIGeneration
 from server.logprobs import chat_logprobs
-from server.prompts import encode_chat
+from server.message import Message
+from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from server.protocol import ChatBody, parse_chat
-from server.sampling import to_request, to_sampling_params, tokens_to_keep
 
 _encode = msgspec.json.encode
 
@@ -27,38 +28,11 @@ async def create_chat_completion(ctx: ServingContext, body: Mapping[str, Any]) -
 
 async def start_chat_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "ChatGeneration":
     """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it. Raises as above."""
-    request = parse_chat(body)
-    ctx.check_model(request.model)
-    ctx.check_ready()
-    max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    prompt = await encode_chat(
-        ctx.engine,
-        request.messages,
-        add_generation_prompt=request.add_generation_prompt,
-        continue_final_message=request.continue_final_message,
-        add_special_tokens=request.add_special_tokens,
-        variables=_template_variables(request),
-    )
-    prompt = prompt.keep_last(tokens_to_keep(ctx, request, max_tokens))
-    sampling = to_sampling_params(
-        request,
-        ctx.engine.info.sampling_defaults,
-        max_tokens=max_tokens,
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        prompt_logprobs=request.prompt_logprobs,
-    )
-    generation = to_request(ChatGeneration.new_id(), request, sampling, [prompt])
-    ctx.check_ready()
-    return ChatGeneration(ctx, request, generation, ctx.engine.submit(generation))
+    request = await prepare_chat(ctx, parse_chat(body), ChatGeneration.new_id())
+    return ChatGeneration(ctx, request, request.submit(ctx))
 
 
-def _template_variables(body: ChatBody) -> dict[str, Any]:
-    if body.reasoning_effort is None:
-        return body.chat_template_kwargs
-    return {"reasoning_effort": body.reasoning_effort, **body.chat_template_kwargs}
-
-
-class ChatGeneration(Generation):
+class ChatGeneration(OpenAIGeneration):
     """A chat completion. A stream's first event of each choice holds the role, and comes with its first text."""
 
     id_prefix = "chatcmpl"
@@ -66,19 +40,33 @@ class ChatGeneration(Generation):
     chunk_object = "chat.completion.chunk"
     body: ChatBody
 
-    def __init__(self, ctx: ServingContext, body: ChatBody, request: GenerationRequest, stream: OutputStream) -> None:
-        super().__init__(ctx, body, request, stream)
+    def __init__(self, ctx: ServingContext, request: ChatRequest, stream: OutputStream) -> None:
+        super().__init__(ctx, request.body, request.generation, stream)
+        num_choices = request.generation.num_choices
         self._text_heads = [
-            b'data: %b,"choices":[{"index":%d,"delta":{"content":' % (self._head, index)
-            for index in range(request.num_choices)
+            b'data: %b,"choices":[{"index":%d,"delta":{"content":' % (self._head, index) for index in range(num_choices)
         ]
+        self._readers = [request.new_reader() for _ in range(num_choices)]
+        self._messages = [Message() for _ in range(num_choices)]
+
+    def _collect(self, output: RequestOutput) -> None:
+        super()._collect(output)
+        self._messages[output.index].add(self._read(output))
+
+    def _read(self, output: RequestOutput) -> list[Piece]:
+        reader = self._readers[output.index]
+        if reader is None:
+            return [Content(output.text)] if output.text else []
+        pieces = reader.feed(output.text)
+        return pieces + reader.finish() if output.finish_reason else pieces
 
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        message = self._messages[choice.index]
         return {
             "index": choice.index,
-            "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+            "message": _whole_message(message),
             "logprobs": self._choice_logprobs(choice),
-            "finish_reason": choice.finish_reason,
+            "finish_reason": self._finish_reason(choice.finish_reason, bool(message.tool_calls)),
             **self._choice_extras(choice),
         }
 
@@ -86,21 +74,52 @@ class ChatGeneration(Generation):
         """The prompt is one for all choices, so what is said about it stands beside them."""
         return self._prompt_extras(self._choices[0])
 
-    def _events(self, choice: Choice) -> bytes:
+    def encode(self, output: RequestOutput) -> bytes:
+        if self._readers[output.index] is None:
+            return super().encode(output)
+        self._account(output)
+        pieces = self._read(output)
+        choice = self._choices[output.index]
+        choice.add(output)
+        has_news = pieces or output.finish_reason or (self._has_details and output.token_ids)
+        if not has_news and output.prompt_logprobs is None:
+            return b""
+        self._choices[output.index] = Choice(output.index, has_begun=True)
+        return self._piece_events(choice, pieces)
+
+    def _piece_events(self, choice: Choice, pieces: Sequence[Piece]) -> bytes:
+        """One event for each piece; what is told of tokens goes with the last of them."""
         opening = b"" if choice.has_begun else self._opening_event(choice)
-        text = "".join(choice.text)
-        if not (text or choice.finish_reason or choice.token_ids):
+        if not (pieces or choice.finish_reason or choice.token_ids):
             return opening
-        delta = {"content": text} if text else {}
-        return opening + self._event(
+        deltas = [_delta(piece) for piece in pieces] or [{}]
+        early = [
+            self._event({"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None})
+            for delta in deltas[:-1]
+        ]
+        reader = self._readers[choice.index]
+        has_calls = reader is not None and reader.num_tool_calls > 0
+        return opening + b"".join(early) + self._last_event(choice, deltas[-1], has_calls)
+
+    def _events(self, choice: Choice) -> bytes:
+        """The events of a choice that has no reader."""
+        text = "".join(choice.text)
+        return self._piece_events(choice, [Content(text)] if text else [])
+
+    def _last_event(self, choice: Choice, delta: dict[str, Any], has_calls: bool) -> bytes:
+        return self._event(
             {
                 "index": choice.index,
                 "delta": delta,
                 "logprobs": self._choice_logprobs(choice),
-                "finish_reason": choice.finish_reason,
+                "finish_reason": self._finish_reason(choice.finish_reason, has_calls),
                 **self._choice_extras(choice),
             }
         )
+
+    @staticmethod
+    def _finish_reason(reason: str | None, has_calls: bool) -> str | None:
+        return "tool_calls" if reason == "stop" and has_calls else reason
 
     def _opening_event(self, choice: Choice) -> bytes:
         entry = {
@@ -128,3 +147,31 @@ class ChatGeneration(Generation):
         if (ranked := self._ranked_prompt_logprobs(choice)) is not None:
             extras["prompt_logprobs"] = ranked
         return extras
+
+
+def _whole_message(message: Message) -> dict[str, Any]:
+    """Fields that few messages have are left out where there is nothing to say."""
+    calls = [
+        {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    return {
+        "role": "assistant",
+        "content": None if calls and not message.content else message.content,
+        "refusal": None,
+        **({"reasoning_content": message.reasoning} if message.reasoning else {}),
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    match piece:
+        case Content(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text}
+        case ToolCallStart(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+        case ToolCallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}

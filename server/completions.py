@@ -8,11 +8,12 @@ import msgspec
 from engine.messages import TokenLogprobs
 from engine.outputs import GenerationRequest
 from server.context import OutputStream, ServingContext
-from server.generation import Choice, Generation
+from server.generation import Choice, OpenAIGeneration
 from server.logprobs import TextLogprobs
 from server.prompts import EncodedPrompt, encode_prompts
 from server.protocol import CompletionBody, parse_completion
-from server.sampling import to_request, to_sampling_params, tokens_to_keep
+from server.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
+from server.structured import read_grammar
 
 _encode = msgspec.json.encode
 
@@ -34,16 +35,27 @@ async def start_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "Com
     prompts = await encode_prompts(ctx.engine, request.prompt, add_special_tokens=request.add_special_tokens)
     num_kept = tokens_to_keep(ctx, request, request.max_tokens)
     prompts = [prompt.keep_last(num_kept) for prompt in prompts]
+    grammar = read_grammar(request)
+    if grammar is not None:
+        await ctx.engine.check_grammar(grammar, "response_format" if request.response_format else "structured_outputs")
     sampling = to_sampling_params(
         request,
         ctx.engine.info.sampling_defaults,
         max_tokens=request.max_tokens,
-        logprobs=request.logprobs,
+        logprobs=_num_logprobs(request),
         prompt_logprobs=_num_prompt_logprobs(request),
+        bad_words=await encode_bad_words(ctx.engine, request.bad_words),
+        grammar=grammar,
     )
+    sampling = msgspec.structs.replace(sampling, n=request.best_of or request.n)
     generation = to_request(CompletionGeneration.new_id(), request, sampling, prompts)
     ctx.check_ready()
     return CompletionGeneration(ctx, request, generation, ctx.engine.submit(generation), prompts)
+
+
+def _num_logprobs(body: CompletionBody) -> int | None:
+    """The best of several are found by their log-probabilities, whether or not `logprobs` is asked for."""
+    return 0 if body.logprobs is None and body.has_candidates else body.logprobs
 
 
 def _num_prompt_logprobs(body: CompletionBody) -> int | None:
@@ -52,7 +64,7 @@ def _num_prompt_logprobs(body: CompletionBody) -> int | None:
     return max((number for number in asked if number is not None), default=None)
 
 
-class CompletionGeneration(Generation):
+class CompletionGeneration(OpenAIGeneration):
     """A text completion; its chunks have the shape of the whole."""
 
     id_prefix = "cmpl"
@@ -75,6 +87,24 @@ class CompletionGeneration(Generation):
         needs_text = body.echo or body.logprobs is not None
         self._prompt_texts = [prompt.read_text(self.tokenizer) for prompt in prompts] if needs_text else []
         self._logprobs: dict[int, TextLogprobs] = {}
+
+    def _whole(self) -> dict[str, Any]:
+        if not self.body.has_candidates:
+            return super()._whole()
+        self._choices = self._best_choices()
+        answer = super()._whole()
+        for index, choice in enumerate(answer["choices"]):
+            choice["index"] = index
+        return answer
+
+    def _best_choices(self) -> list[Choice]:
+        """Of each prompt's candidates the `n` with the highest log-probability per token, best first."""
+        num_candidates = self.request.sampling.n
+        best: list[Choice] = []
+        for first in range(0, len(self._choices), num_candidates):
+            candidates = sorted(self._choices[first : first + num_candidates], key=_mean_logprob, reverse=True)
+            best += candidates[: self.body.n]
+        return best
 
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
         first = {"prompt_token_ids": self._prompt_of(choice.index)} if self.body.return_token_ids else {}
@@ -104,7 +134,7 @@ class CompletionGeneration(Generation):
         return self._prompt_text(choice.index) if self.body.echo and not choice.has_begun else ""
 
     def _prompt_text(self, index: int) -> str:
-        return self._prompt_texts[index // self.body.n]
+        return self._prompt_texts[index // self.request.sampling.n]
 
     def _choice_logprobs(self, choice: Choice) -> dict[str, list[Any]] | None:
         """The arrays for the gathered tokens, after those of the prompt if this is the first time and echo asks."""
@@ -133,3 +163,7 @@ class CompletionGeneration(Generation):
         if (ranked := self._ranked_prompt_logprobs(choice)) is not None:
             extras["prompt_logprobs"] = ranked
         return extras
+
+
+def _mean_logprob(choice: Choice) -> float:
+    return sum(entry.logprob for entry in choice.logprobs) / max(len(choice.logprobs), 1)

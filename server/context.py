@@ -12,6 +12,7 @@ Both raise the errors that `server.errors.to_response` turns into a status and a
 import time
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 from config.version import VERSION
@@ -21,6 +22,7 @@ from engine.observer import EngineObserver
 from engine.outputs import GenerationRequest, RequestOutput
 from engine.sampling_params import Grammar
 from server.errors import DrainingError, ModelNotFoundError
+from server.message_reader import MessageFormat
 
 
 class ServingTokenizer(Protocol):
@@ -58,7 +60,7 @@ class ServingEngine(Protocol):
     async def render_and_encode(
         self, messages: Sequence[Mapping[str, Any]], /, *, add_special_tokens: bool = False, **options: Any
     ) -> list[int]: ...
-    async def check_grammar(self, grammar: Grammar) -> None: ...
+    async def check_grammar(self, grammar: Grammar, param: str) -> None: ...
     def submit(self, request: GenerationRequest) -> OutputStream: ...
     async def run(self) -> None: ...
     async def wait_ready(self) -> EngineInfo: ...
@@ -70,9 +72,17 @@ class ServingEngine(Protocol):
 class ServingContext:
     """One served model. `model_names[0]` is the name that responses carry; the others are aliases."""
 
-    def __init__(self, engine: ServingEngine, model_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        engine: ServingEngine,
+        model_names: Sequence[str],
+        *,
+        tool_call_parser: str = "auto",
+        reasoning_parser: str = "auto",
+    ) -> None:
         self.engine = engine
         self.model_names = tuple(model_names)
+        self._parsers = {"tool_call_parser": tool_call_parser, "reasoning_parser": reasoning_parser}
         self.created = int(time.time())
         self._fingerprint: str | None = None
 
@@ -88,6 +98,12 @@ class ServingContext:
             parts = (VERSION, info.model, info.architecture, info.dtype, info.device, info.attention_backend)
             self._fingerprint = f"fp_{zlib.crc32(repr(parts).encode()):08x}"
         return self._fingerprint
+
+    @cached_property
+    def message_format(self) -> MessageFormat:
+        """How the model writes its messages. Only once the engine is ready."""
+        tokenizer = self.engine.tokenizer
+        return MessageFormat.detect(tokenizer.chat_template_source, tokenizer.added_token_id, **self._parsers)
 
     def check_ready(self) -> None:
         """Raise `EngineUnavailableError` (or `DrainingError`) unless new work can be taken now."""

@@ -1,7 +1,8 @@
-"""An admitted request and its answer, streamed or whole: what completions and chat completions share.
+"""An admitted request and its answer, streamed or whole: what all APIs that generate share.
 
-`whole` collects one JSON object; `encode` turns one output of the engine into the bytes of its events, which is
-the hot path of streaming: what does not change within a choice is encoded once. Knows no HTTP.
+`Generation` counts and collects; `OpenAIGeneration` is what completions and chat completions have in common. `whole`
+gives one JSON object; `encode` turns one output of the engine into the bytes of its events, which is the hot path
+of streaming: what does not change within a choice is encoded once. Knows no HTTP.
 """
 
 import time
@@ -17,10 +18,13 @@ from engine.errors import RequestFailedError
 from engine.messages import TokenLogprobs
 from engine.outputs import GenerationRequest, RequestOutput
 from server.context import OutputStream, ServingContext
+from server.errors import error_body
 from server.logprobs import prompt_logprobs
-from server.protocol import GenerationBody
+from server.protocol import GenerationBody, StreamOptions
+from server.timing import Timings
 
 _encode = msgspec.json.encode
+_DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(slots=True)
@@ -51,29 +55,98 @@ class Usage:
 
     def __init__(self, request: GenerationRequest) -> None:
         self._n = request.sampling.n
-        self._prompt_tokens = sum(map(len, request.prompts))
-        self._completion_tokens = 0
-        self._cached_tokens = 0
+        self.prompt_tokens = sum(map(len, request.prompts))
+        self.completion_tokens = 0
+        self.cached_tokens = 0
 
     def add(self, output: RequestOutput) -> None:
-        self._completion_tokens += len(output.token_ids)
+        self.completion_tokens += len(output.token_ids)
         if output.num_cached_tokens and output.index % self._n == 0:
-            self._cached_tokens += output.num_cached_tokens
+            self.cached_tokens += output.num_cached_tokens
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._completion_tokens,
-            "total_tokens": self._prompt_tokens + self._completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 
 class Generation(ABC):
-    """One request in the engine. Either `whole` is awaited, or `stream` is iterated and each output encoded.
+    """One request in the engine, whose answer is one object: `whole`."""
+
+    def __init__(self, ctx: ServingContext, request: GenerationRequest, stream: OutputStream) -> None:
+        self.request = request
+        self.stream = stream
+        self.tokenizer = ctx.engine.tokenizer
+        self.usage = Usage(request)
+        self.timings = Timings()
+        self._num_open = request.num_choices
+
+    async def whole(self) -> dict[str, Any]:
+        """The complete answer. Raises what the stream raises, and never returns a part of an answer."""
+        try:
+            async for output in self.stream:
+                self._account(output)
+                self._collect(output)
+        finally:
+            self.stream.abort()
+        self._check_complete()
+        return self._whole()
+
+    def headers(self) -> dict[str, str]:
+        """Of the whole answer, once it is complete."""
+        return {"server-timing": self.timings.to_header(self.usage.cached_tokens)}
+
+    @abstractmethod
+    def _collect(self, output: RequestOutput) -> None:
+        """Keep an output for the whole answer."""
+
+    @abstractmethod
+    def _whole(self) -> dict[str, Any]:
+        """The whole answer, now that every choice is complete."""
+
+    def _account(self, output: RequestOutput) -> None:
+        if output.finish_reason in {"error", "abort"}:
+            raise RequestFailedError(output.error or f"the request ended with {output.finish_reason}")
+        self.usage.add(output)
+        self._num_open -= output.finish_reason is not None
+        if output.timing is not None:
+            self.timings.add(output.timing)
+
+    def _check_complete(self) -> None:
+        if self._num_open:
+            raise RequestFailedError("the request was ended before it was complete")
+
+
+class StreamableGeneration(Generation):
+    """A request whose answer may also be a stream: `stream` is iterated and each output encoded.
 
     Whoever iterates `stream` aborts it when leaving, for whatever reason; at its end that does nothing.
     """
+
+    def __init__(
+        self, ctx: ServingContext, request: GenerationRequest, stream: OutputStream, *, is_streamed: bool
+    ) -> None:
+        super().__init__(ctx, request, stream)
+        self.is_streamed = is_streamed
+
+    @abstractmethod
+    def encode(self, output: RequestOutput) -> bytes:
+        """The events of one output; empty while there is nothing to say. Raises `RequestFailedError`."""
+
+    @abstractmethod
+    def encode_end(self) -> bytes:
+        """The last events. Raises `RequestFailedError` if the stream ended before every choice did."""
+
+    @abstractmethod
+    def encode_error(self, error: Exception) -> bytes:
+        """The last events of a stream that an error ends."""
+
+
+class OpenAIGeneration(StreamableGeneration):
+    """A completion or a chat completion."""
 
     id_prefix: str
     whole_object: str
@@ -82,13 +155,9 @@ class Generation(ABC):
     def __init__(
         self, ctx: ServingContext, body: GenerationBody, request: GenerationRequest, stream: OutputStream
     ) -> None:
+        super().__init__(ctx, request, stream, is_streamed=body.stream)
         self.body = body
-        self.request = request
-        self.stream = stream
-        self.tokenizer = ctx.engine.tokenizer
-        self._usage = Usage(request)
         self._choices = [Choice(index) for index in range(request.num_choices)]
-        self._num_open = request.num_choices
         self._identity = {
             "id": request.request_id,
             "object": self.whole_object,
@@ -96,9 +165,10 @@ class Generation(ABC):
             "model": ctx.model_name,
             "system_fingerprint": ctx.fingerprint,
         }
-        options = body.stream_options
-        self._ends_with_usage = options is not None and options.include_usage
-        self._has_running_usage = options is not None and options.continuous_usage_stats
+        options = body.stream_options or StreamOptions.model_validate({})
+        self._ends_with_usage = options.include_usage or options.include_timing
+        self._has_timing = options.include_timing
+        self._has_running_usage = options.continuous_usage_stats
         self._has_details = sampling_has_details(request) or body.return_token_ids
         self._head = _encode({**self._identity, "object": self.chunk_object})[:-1]
 
@@ -106,24 +176,18 @@ class Generation(ABC):
     def new_id(cls) -> str:
         return f"{cls.id_prefix}-{uuid.uuid4().hex}"
 
-    async def whole(self) -> dict[str, Any]:
-        """The complete answer. Raises what the stream raises, and never returns a part of an answer."""
-        try:
-            async for output in self.stream:
-                self._account(output)
-                self._choices[output.index].add(output)
-        finally:
-            self.stream.abort()
-        self.check_complete()
+    def _collect(self, output: RequestOutput) -> None:
+        self._choices[output.index].add(output)
+
+    def _whole(self) -> dict[str, Any]:
         return {
             **self._identity,
             **self._response_extras(),
             "choices": [self._whole_choice(choice) for choice in self._choices],
-            "usage": self._usage.to_dict(),
+            "usage": self.usage.to_dict(),
         }
 
     def encode(self, output: RequestOutput) -> bytes:
-        """The events of one output; empty while there is nothing to say. Raises `RequestFailedError`."""
         self._account(output)
         choice = self._choices[output.index]
         if not self._has_details and choice.has_begun and output.finish_reason is None:
@@ -138,14 +202,17 @@ class Generation(ABC):
 
     def encode_end(self) -> bytes:
         """The event with the usage, if it was asked for."""
+        self._check_complete()
         if not self._ends_with_usage:
-            return b""
-        return b'data: %b,"choices":[],"usage":%b}\n\n' % (self._head, _encode(self._usage.to_dict()))
+            return _DONE
+        usage = self.usage.to_dict()
+        if self._has_timing:
+            usage["timing"] = self.timings.to_dict(self.usage.cached_tokens)
+        return b'data: %b,"choices":[],"usage":%b}\n\n%b' % (self._head, _encode(usage), _DONE)
 
-    def check_complete(self) -> None:
-        """Raise `RequestFailedError` if the stream ended before every choice did."""
-        if self._num_open:
-            raise RequestFailedError("the request was ended before it was complete")
+    def encode_error(self, error: Exception) -> bytes:
+        """On this event the SDK raises."""
+        return b"data: %b\n\n%b" % (_encode(error_body(error)), _DONE)
 
     @abstractmethod
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
@@ -162,12 +229,6 @@ class Generation(ABC):
     def _response_extras(self) -> dict[str, Any]:
         return {}
 
-    def _account(self, output: RequestOutput) -> None:
-        if output.finish_reason in {"error", "abort"}:
-            raise RequestFailedError(output.error or f"the request ended with {output.finish_reason}")
-        self._usage.add(output)
-        self._num_open -= output.finish_reason is not None
-
     def _event(self, choice: dict[str, Any], **extras: Any) -> bytes:
         """One chunk with one choice."""
         fields = _encode({**extras, "choices": [choice]})[1:-1]
@@ -176,7 +237,7 @@ class Generation(ABC):
     def _tail(self) -> bytes:
         """The end of a chunk, after its choices."""
         if self._has_running_usage:
-            return b',"usage":%b}\n\n' % _encode(self._usage.to_dict())
+            return b',"usage":%b}\n\n' % _encode(self.usage.to_dict())
         return b',"usage":null}\n\n' if self._ends_with_usage else b"}\n\n"
 
     def _choice_extras(self, choice: Choice) -> dict[str, Any]:

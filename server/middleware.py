@@ -11,9 +11,9 @@ import uuid
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.answers import send_error
 from server.auth import PUBLIC_PATHS
 from server.metrics import Metrics
-from server.responses import send_error
 
 logger = logging.getLogger("server.access")
 

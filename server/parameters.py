@@ -57,42 +57,26 @@ IGNORED: Mapping[str, Ignored] = {
     "prompt_cache_retention": Ignored("blocks stay cached until their memory is needed"),
     "verbosity": Ignored("the models served here have no such control", CHAT),
     "prediction": Ignored("only ever a matter of speed", CHAT),
-    "parallel_tool_calls": Ignored("without tools it means nothing", CHAT),
 }
 
 
-def _is_text_format(value: Any, _: Mapping[str, Any]) -> bool:
-    return bool(value == {"type": "text"})
-
-
-def _is_not_beyond_n(value: Any, body: Mapping[str, Any]) -> bool:
-    return isinstance(value, int) and value == (body.get("n") or 1)
-
-
-_NOT_YET = "constrained output is not supported yet"
-_NO_TOOLS = "tool calling is not supported yet"
+_OLD_NAME = "send it as {} of structured_outputs"
+_OLD_TOOLS = "the older form of tools and tool_choice"
 
 REFUSED: Mapping[str, Refused] = {
     "suffix": Refused("the models served here do not fill in the middle", COMPLETIONS),
-    "best_of": Refused("only best_of equal to n is supported", COMPLETIONS, _is_not_beyond_n),
     "use_beam_search": Refused("beam search is not supported", BOTH),
-    "tools": Refused(_NO_TOOLS, CHAT),
-    "tool_choice": Refused(_NO_TOOLS, CHAT, lambda value, _: value in ("none", "auto")),
-    "functions": Refused(_NO_TOOLS, CHAT),
-    "function_call": Refused(_NO_TOOLS, CHAT, lambda value, _: value in ("none", "auto")),
-    "response_format": Refused(_NOT_YET, BOTH, _is_text_format),
-    "structured_outputs": Refused(_NOT_YET),
-    "guided_json": Refused(_NOT_YET),
-    "guided_regex": Refused(_NOT_YET),
-    "guided_choice": Refused(_NOT_YET),
-    "guided_grammar": Refused(_NOT_YET),
+    "functions": Refused(_OLD_TOOLS, CHAT),
+    "function_call": Refused(_OLD_TOOLS, CHAT, lambda value, _: value in ("none", "auto")),
+    "guided_json": Refused(_OLD_NAME.format("json")),
+    "guided_regex": Refused(_OLD_NAME.format("regex")),
+    "guided_choice": Refused(_OLD_NAME.format("choice")),
+    "guided_grammar": Refused(_OLD_NAME.format("grammar")),
     "modalities": Refused("only text is served", CHAT, lambda value, _: value == ["text"]),
     "audio": Refused("only text is served", CHAT),
     "web_search_options": Refused("no request ever leaves this server", CHAT, lambda value, _: False),
     "moderation": Refused("there is no moderation model here", CHAT, lambda value, _: False),
     "chat_template": Refused("templates come from the operator (--chat-template)", CHAT),
-    "bad_words": Refused("use logit_bias"),
-    "allowed_token_ids": Refused("use logit_bias"),
     "length_penalty": Refused("beam search is not supported", BOTH, lambda value, _: value == 1),
     "prompt_embeds": Refused("prompts are text or token ids", COMPLETIONS),
 }

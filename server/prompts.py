@@ -5,6 +5,7 @@ fits the model is checked at admission.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +46,12 @@ class EncodedPrompt:
         return EncodedPrompt(self.token_ids[len(self.token_ids) - num_tokens :])
 
 
-async def encode_prompts(engine: ServingEngine, prompt: Any, *, add_special_tokens: bool) -> list[EncodedPrompt]:
-    """The prompts of a completion: a string, strings, token ids, or lists of them. Raises `InvalidRequestError`."""
+async def encode_prompts(
+    engine: ServingEngine, prompt: Any, *, add_special_tokens: bool, field: str = "prompt", limit: int = MAX_PROMPTS
+) -> list[EncodedPrompt]:
+    """What stands in `field`: a string, strings, token ids, or lists of them. Raises `InvalidRequestError`."""
     prompts = []
-    for part in _split_prompts(prompt):
+    for part in _split_prompts(prompt, field, limit):
         if isinstance(part, str):
             prompts.append(EncodedPrompt(await engine.encode(part, add_special_tokens=add_special_tokens), part))
             await asyncio.sleep(0)  # each may be short and all of them long
@@ -65,6 +68,7 @@ async def encode_chat(
     continue_final_message: bool,
     add_special_tokens: bool,
     variables: dict[str, Any],
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> EncodedPrompt:
     """The prompt that the chat template makes of the messages. Raises `InvalidRequestError`."""
     _check_variables(variables)
@@ -77,23 +81,24 @@ async def encode_chat(
             add_special_tokens=add_special_tokens,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            tools=tools,
             **variables,
         )
     )
 
 
-def _split_prompts(prompt: Any) -> list[Any]:
+def _split_prompts(prompt: Any, field: str, limit: int) -> list[Any]:
     """A list of strings and of lists of integers."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
-        raise _wrong_prompt(prompt)
+        raise _wrong_prompt(prompt, field)
     if _are_ids(prompt):
         return [prompt]
-    if len(prompt) > MAX_PROMPTS:
-        raise InvalidRequestError(f"prompt takes at most {MAX_PROMPTS} prompts, got {len(prompt)}", "prompt")
+    if len(prompt) > limit:
+        raise InvalidRequestError(f"{field} takes at most {limit} entries, got {len(prompt)}", field)
     if not all(isinstance(part, str) or (isinstance(part, list) and _are_ids(part)) for part in prompt):
-        raise _wrong_prompt(prompt)
+        raise _wrong_prompt(prompt, field)
     return prompt
 
 
@@ -101,10 +106,10 @@ def _are_ids(values: list[Any]) -> bool:
     return all(type(value) is int for value in values)  # a bool is no token id
 
 
-def _wrong_prompt(prompt: Any) -> InvalidRequestError:
+def _wrong_prompt(prompt: Any, field: str) -> InvalidRequestError:
     got = "an empty list" if prompt == [] else f"{type(prompt).__name__} {str(prompt)[:60]!r}"
     return InvalidRequestError(
-        f"prompt must be a string, a list of strings, a list of token ids or a list of those, got {got}", "prompt"
+        f"{field} must be a string, a list of strings, a list of token ids or a list of those, got {got}", field
     )
 
 
@@ -136,7 +141,7 @@ def _check_content(content: Any, where: str) -> None:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "refusal"):
             raise InvalidRequestError(
-                f"{where}[{i}]: only parts of type text are supported, got {kind!r:.60}", f"{where}[{i}]"
+                f"{where}[{i}]: this model takes text only, got a part of type {kind!r:.60}", f"{where}[{i}]"
             )
         if not isinstance(part.get(kind), str):
             raise InvalidRequestError(f"{where}[{i}].{kind} must be a string", f"{where}[{i}].{kind}")

@@ -13,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from engine.errors import InvalidRequestError
 from engine.sampling_params import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORDS,
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_N,
@@ -23,11 +25,13 @@ from server.parameters import Endpoint, select_parameters
 
 MAX_PROMPTS = 256
 MAX_CHOICES = 1024  # prompts x n
+MAX_INPUTS = 2048  # to be embedded
 MAX_MESSAGES = 4096
 MAX_TOKENS = 2**31 - 1
 MAX_TIMEOUT_S = 24 * 3600
 MAX_TEMPLATE_VARIABLES = 64
 MAX_DETOKENIZE = 1_000_000
+MAX_TOOLS = 128
 
 Model = TypeVar("Model", bound="_Body")
 
@@ -47,17 +51,22 @@ _STOP_SCHEMA = {
     ]
 }
 _IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
-        _IDS_SCHEMA,
-        {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPTS},
-    ]
-}
+
+
+def _prompts_schema(limit: int) -> dict[str, Any]:
+    return {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": limit},
+            _IDS_SCHEMA,
+            {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": limit},
+        ]
+    }
+
 
 Stop = Annotated[list[str], BeforeValidator(_string_to_list), WithJsonSchema(_STOP_SCHEMA)]
-Prompt = Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+Prompt = Annotated[Any, WithJsonSchema(_prompts_schema(MAX_PROMPTS))]
+Input = Annotated[Any, WithJsonSchema(_prompts_schema(MAX_INPUTS))]
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
@@ -66,17 +75,33 @@ class StreamOptions(_Body):
 
     include_usage: bool = Field(False, description="End the stream with a chunk that holds the usage.")
     continuous_usage_stats: bool = Field(False, description="Put the usage so far into every chunk.")
+    include_timing: bool = Field(False, description="End the stream with the usage, and in it where the time went.")
     include_obfuscation: bool = Field(False, description="Accepted; streams are never padded.")
 
 
-class GenerationBody(_Body):
-    """What completions and chat completions share."""
+class PromptBody(_Body):
+    """What all bodies share whose prompts the engine runs."""
 
     model: str | None = Field(None, description="Name of the served model; absent, the served one.")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, le=MAX_TOKENS, description="Keep the last k tokens of the prompt; -1: what the context allows."
+    )
+    priority: int = Field(0, ge=-(2**31), le=2**31 - 1, description="Lower runs first.")
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="Share cached prefixes only with the same salt."
+    )
+    timeout: float | None = Field(
+        None, gt=0, le=MAX_TIMEOUT_S, description="Deadline in seconds, queueing included; past it, 408."
+    )
+
+
+class GenerationBody(PromptBody):
+    """What completions and chat completions share."""
+
     n: int = Field(1, ge=1, le=MAX_N, description="Choices per prompt.")
     stream: bool = Field(False, description="Answer with server-sent events, token by token.")
     stream_options: StreamOptions | None = Field(
-        None, description="`include_usage`, `continuous_usage_stats`; only with `stream`."
+        None, description="`include_usage`, `continuous_usage_stats`, `include_timing`; only with `stream`."
     )
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy. Default: the model's, else 1.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
@@ -97,6 +122,16 @@ class GenerationBody(_Body):
     stop_token_ids: list[int] = Field(
         [], max_length=MAX_STOP_TOKEN_IDS, description=f"Up to {MAX_STOP_TOKEN_IDS} token ids that end it."
     )
+    bad_words: list[str] = Field([], max_length=MAX_BAD_WORDS // 2, description="Strings that are never generated.")
+    allowed_token_ids: list[int] = Field(
+        [], max_length=MAX_ALLOWED_TOKEN_IDS, description="Generate only these token ids."
+    )
+    response_format: dict[str, Any] | None = Field(
+        None, description="`text`, `json_object` or `json_schema` with its schema; the output matches it."
+    )
+    structured_outputs: dict[str, Any] | None = Field(
+        None, description="One of `json`, `regex`, `choice`, `grammar` (Lark or GBNF); the output matches it."
+    )
     min_tokens: TokenCount = Field(0, description="Do not end before so many tokens.")
     ignore_eos: bool = Field(False, description="Go on past the end-of-sequence token.")
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string in the text.")
@@ -105,16 +140,6 @@ class GenerationBody(_Body):
         None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt's tokens, with k alternatives."
     )
     return_token_ids: bool = Field(False, description="Add `prompt_token_ids` and `token_ids`.")
-    truncate_prompt_tokens: int | None = Field(
-        None, ge=-1, le=MAX_TOKENS, description="Keep the last k tokens of the prompt; -1: what the context allows."
-    )
-    priority: int = Field(0, ge=-(2**31), le=2**31 - 1, description="Lower runs first.")
-    cache_salt: str | None = Field(
-        None, min_length=1, max_length=256, description="Share cached prefixes only with the same salt."
-    )
-    timeout: float | None = Field(
-        None, gt=0, le=MAX_TIMEOUT_S, description="Deadline in seconds, queueing included; past it, 408."
-    )
 
 
 class CompletionBody(GenerationBody):
@@ -122,17 +147,30 @@ class CompletionBody(GenerationBody):
 
     prompt: Prompt = Field(None, description="A string, a list of strings, token ids, or lists of them.")
     max_tokens: TokenCount = Field(16, description="Tokens to generate at most; 0 runs the prompt only.")
+    best_of: int | None = Field(
+        None, ge=1, le=MAX_N, description="Generate so many and answer with the `n` likeliest per token; not streamed."
+    )
     echo: bool = Field(False, description="Begin the text (and the logprobs) with the prompt.")
     logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the tokens, with k alternatives."
     )
     add_special_tokens: bool = Field(True, description="Let the tokenizer add its own (such as BOS).")
 
+    @property
+    def has_candidates(self) -> bool:
+        """Whether more is generated than answered with."""
+        return self.best_of is not None and self.best_of > self.n
+
 
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
     messages: list[dict[str, Any]] = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
+    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Functions that the model may call.")
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="`none`, `auto`, `required`, or a function by name; the last two are enforced."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="False: one call at most. Default: true.")
     max_completion_tokens: TokenCount | None = Field(
         None, description="Tokens to generate at most; absent, what is left of the context."
     )
@@ -154,6 +192,19 @@ class ChatBody(GenerationBody):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, max_length=MAX_TEMPLATE_VARIABLES, description="More variables for the chat template."
     )
+
+
+class EmbeddingBody(PromptBody):
+    """POST /v1/embeddings."""
+
+    input: Input = Field(None, description="What to embed: a string, a list of strings, token ids, or lists of them.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="`float`, or `base64` of little-endian float32."
+    )
+    dimensions: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="Keep the first k numbers of each embedding, made of length 1 again."
+    )
+    add_special_tokens: bool = Field(True, description="Let the tokenizer add its own (such as BOS).")
 
 
 class TokenizeBody(_Body):
@@ -193,6 +244,7 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionBody:
     _check_stream_options(request)
     if request.prompt is None:
         raise InvalidRequestError("prompt is required", "prompt")
+    _check_best_of(request)
     return request
 
 
@@ -203,6 +255,14 @@ def parse_chat(body: Mapping[str, Any]) -> ChatBody:
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
     _check_one_limit(request)
+    return request
+
+
+def parse_embedding(body: Mapping[str, Any]) -> EmbeddingBody:
+    """The body of a request for embeddings. Raises `InvalidRequestError`."""
+    request = _validate(EmbeddingBody, select_parameters(body, EmbeddingBody, "embeddings"))
+    if request.input is None:
+        raise InvalidRequestError("input is required", "input")
     return request
 
 
@@ -230,6 +290,16 @@ def _check_one_limit(request: ChatBody) -> None:
         raise InvalidRequestError(
             f"max_completion_tokens ({new}) and max_tokens ({old}) are two names of one limit: give one",
             "max_tokens",
+        )
+
+
+def _check_best_of(body: CompletionBody) -> None:
+    if body.best_of is not None and body.best_of < body.n:
+        raise InvalidRequestError(f"best_of must be at least n ({body.n}), got {body.best_of}", "best_of")
+    if body.has_candidates and body.stream:
+        raise InvalidRequestError(
+            f"best_of ({body.best_of}) beyond n ({body.n}) cannot be streamed: which is best is known at the end",
+            "best_of",
         )
 
 

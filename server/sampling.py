@@ -5,10 +5,10 @@ from typing import Any
 
 from engine.errors import InvalidRequestError
 from engine.outputs import GenerationRequest
-from engine.sampling_params import SamplingParams
-from server.context import ServingContext
+from engine.sampling_params import Grammar, SamplingParams
+from server.context import ServingContext, ServingEngine
 from server.prompts import EncodedPrompt
-from server.protocol import MAX_CHOICES, GenerationBody
+from server.protocol import MAX_CHOICES, GenerationBody, PromptBody
 
 _WITH_MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -20,10 +20,12 @@ def to_sampling_params(
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None,
+    bad_words: Sequence[tuple[int, ...]] = (),
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """Raises `InvalidRequestError`. `logprobs` is the number of alternatives, 0 for the chosen token's alone.
 
-    `defaults` are the model's own, for what the body does not set.
+    `defaults` are the model's own, for what the body does not set. `bad_words` come from `encode_bad_words`.
     """
     return SamplingParams(
         n=body.n,
@@ -40,8 +42,20 @@ def to_sampling_params(
         skip_special_tokens=body.skip_special_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        allowed_token_ids=tuple(body.allowed_token_ids),
+        bad_words_token_ids=tuple(bad_words),
+        grammar=grammar,
         **{name: _value(body, defaults, name) for name in _WITH_MODEL_DEFAULTS},
     )
+
+
+async def encode_bad_words(engine: ServingEngine, words: Sequence[str]) -> list[tuple[int, ...]]:
+    """The tokens of each word as a text begins with it, and as it follows a space."""
+    if "" in words:
+        raise InvalidRequestError("bad_words must not have an empty string", "bad_words")
+    spellings = [spelling for word in words for spelling in (word, " " + word.lstrip())]
+    encoded = [tuple(await engine.encode(text, add_special_tokens=False)) for text in spellings]
+    return list(dict.fromkeys(ids for ids in encoded if ids))
 
 
 def _value(body: GenerationBody, defaults: Mapping[str, float], name: str) -> Any:
@@ -53,9 +67,9 @@ def to_request(
     response_id: str, body: GenerationBody, sampling: SamplingParams, prompts: Sequence[EncodedPrompt]
 ) -> GenerationRequest:
     """Raises `InvalidRequestError` for too many choices."""
-    if (num_choices := len(prompts) * body.n) > MAX_CHOICES:
+    if (num_choices := len(prompts) * sampling.n) > MAX_CHOICES:
         raise InvalidRequestError(
-            f"prompts times n must be at most {MAX_CHOICES}, got {len(prompts)} x {body.n} = {num_choices}", "n"
+            f"prompts times n must be at most {MAX_CHOICES}, got {len(prompts)} x {sampling.n} = {num_choices}", "n"
         )
     return GenerationRequest(
         request_id=response_id,
@@ -67,7 +81,7 @@ def to_request(
     )
 
 
-def tokens_to_keep(ctx: ServingContext, body: GenerationBody, max_tokens: int | None) -> int | None:
+def tokens_to_keep(ctx: ServingContext, body: PromptBody, max_tokens: int | None) -> int | None:
     """How many of a prompt's last tokens `truncate_prompt_tokens` keeps; None: all."""
     if body.truncate_prompt_tokens != -1:
         return body.truncate_prompt_tokens

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import ROOT, ServerProcess, StartServer
+from tests.server_process import ROOT, ServerProcess, StartServer
 
 CHAT = "/v1/chat/completions"
 TIMEOUT_S = 120

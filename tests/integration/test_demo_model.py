@@ -3,7 +3,7 @@
 from config.settings import demo_model_path
 from demo.evaluate import accuracies, evaluate_served
 from demo.tokenizer import load_tokenizer
-from tests.integration.conftest import ServerProcess
+from tests.server_process import ServerProcess
 
 
 def test_most_held_out_questions_are_answered_right_through_the_server(server: ServerProcess) -> None:

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.conftest import ServerProcess, StartServer
+from tests.server_process import ServerProcess, StartServer
 
 LONG = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
 KILLED_CLIENT = """

@@ -79,6 +79,8 @@ def test_info_says_what_was_resolved(llama: Path) -> None:
         enable_prefix_caching=True,
         batching="continuous",
         load_time_s=info.load_time_s,
+        pooling="mean",
+        hidden_size=48,
     )
     assert info.weight_bytes >= weights * 4
     assert info.device_name

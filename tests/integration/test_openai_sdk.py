@@ -14,7 +14,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageParam
 
-from tests.integration.conftest import ServerProcess, StartServer
+from tests.server_process import ServerProcess, StartServer
 
 MODEL = "orcinus-demo"
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]

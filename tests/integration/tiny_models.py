@@ -135,6 +135,7 @@ def engine_config(model: Path, **overrides: Any) -> EngineConfig:
         "quantization": None,
         "trust_remote_code": False,
         "use_generation_config": True,
+        "pooling": "auto",
         "max_model_len": None,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 16,

@@ -4,6 +4,8 @@ Token ids 0 to 255 are the bytes themselves, so a test reads `[72, 105]` as "Hi"
 """
 
 import json
+import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +18,14 @@ from tokenizers.models import BPE
 from config.engine_config import EngineConfig
 from engine.core import Executor
 from engine.messages import EngineInfo, StepPlan, StepResult, TokenLogprobs
-from engine.sampling_params import SamplingParams
+from engine.sampling_params import Pooling, SamplingParams
 
 if TYPE_CHECKING:
     from engine.device import DeviceMonitor
 
 END_OF_TEXT, MESSAGE_START, MESSAGE_END = 256, 257, 258
 VOCAB_SIZE = 259
+EMBEDDING_SIZE = 8
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
@@ -87,7 +90,16 @@ class FakeExecutor:
                 result.sampled_token_ids[scheduled.request_id] = [token]
                 if sampling.logprobs is not None:
                     result.logprobs[scheduled.request_id] = [token_logprobs(token, sampling.logprobs)]
+            if sampling.pooling is not None and scheduled.num_computed_tokens + scheduled.num_tokens == len(tokens):
+                result.embeddings[scheduled.request_id] = array("f", embedding(tokens, sampling.pooling)).tobytes()
         return result
+
+
+def embedding(token_ids: Sequence[int], pooling: Pooling) -> list[float]:
+    """A vector of length 1 that tells how often each residue is among the tokens, or that of the last one."""
+    pooled = token_ids if pooling == "mean" else token_ids[-1:]
+    counts = [sum(token_id % EMBEDDING_SIZE == residue for token_id in pooled) for residue in range(EMBEDDING_SIZE)]
+    return [count / math.hypot(*counts) for count in counts]
 
 
 def token_logprobs(token_id: int, num_top: int) -> TokenLogprobs:
@@ -116,6 +128,7 @@ def fake_info(**overrides: Any) -> EngineInfo:
         enable_prefix_caching=True,
         batching="continuous",
         load_time_s=0.0,
+        hidden_size=EMBEDDING_SIZE,
     )
     return msgspec.structs.replace(info, **overrides)
 
@@ -129,6 +142,7 @@ def fake_config(model: str | Path, **overrides: Any) -> EngineConfig:
         quantization=None,
         trust_remote_code=False,
         use_generation_config=True,
+        pooling="auto",
         max_model_len=None,
         max_num_seqs=None,
         max_num_batched_tokens=None,

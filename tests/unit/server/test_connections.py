@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.errors import EngineUnavailableError
-from server import responses
+from server import answers
 from server.lifecycle import DrainingServer, ListenError, listen
 from tests.unit.engine.fakes import FakeExecutor, alphabet, says
 from tests.unit.server.serving import Gate, Serving, events_of, listening, serving, until
@@ -128,7 +128,7 @@ async def test_no_byte_is_sent_while_a_prompt_waits_so_that_errors_keep_their_st
 
 
 async def test_a_client_that_does_not_read_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(responses, "WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(answers, "WRITE_TIMEOUT_S", 0.2)
     info = {"max_model_len": 200_000, "num_kv_blocks": 20_000}
     async with serving(tmp_path, info=info, keep_alive_s=0.05) as served, listening(served) as (_, port):
         async with connect(port) as client:

@@ -11,7 +11,7 @@ from openai.resources.chat import Completions as ChatCompletions
 
 from engine.errors import InvalidRequestError
 from engine.outputs import GenerationRequest
-from engine.sampling_params import SamplingParams
+from engine.sampling_params import Grammar, SamplingParams
 from server.parameters import IGNORED, REFUSED, Endpoint, parameter_table
 from server.protocol import GENERATION_BODIES, parse_chat, parse_completion
 from tests.unit.engine.fakes import FakeExecutor, says
@@ -81,12 +81,21 @@ def test_no_parameter_has_two_decisions() -> None:
 @pytest.mark.parametrize("endpoint", PATHS)
 async def test_every_sampling_parameter_reaches_the_engine(served: Serving, recorder: Recorder, endpoint: str) -> None:
     logprobs = {"logprobs": True, "top_logprobs": 4} if endpoint == "chat" else {"logprobs": 4}
-    body = {**BODIES[endpoint], **EVERY_SAMPLING_FIELD, **logprobs, "max_tokens": 5}
+    limits = {"allowed_token_ids": [97, 98], "bad_words": ["ab"], "structured_outputs": {"choice": ["a", "b"]}}
+    body = {**BODIES[endpoint], **EVERY_SAMPLING_FIELD, **logprobs, **limits, "max_tokens": 5}
     await served.post(PATHS[endpoint], **body, priority=-3, cache_salt="salt", timeout=2.5)
     [request] = recorder.requests
     wanted = {**EVERY_SAMPLING_FIELD, "logit_bias": {7: -100.0, 8: 1.5}, "stop": ("a", "b"), "stop_token_ids": (9,)}
-    assert request.sampling == SamplingParams(**wanted, logprobs=4, max_tokens=5)
-    assert set(EVERY_SAMPLING_FIELD) | {"logprobs", "max_tokens"} == set(SamplingParams.__struct_fields__)
+    assert request.sampling == SamplingParams(
+        **wanted,
+        logprobs=4,
+        max_tokens=5,
+        allowed_token_ids=(97, 98),
+        bad_words_token_ids=((97, 98), (32, 97, 98)),
+        grammar=Grammar("choice", '["a", "b"]'),
+    )
+    others = {"logprobs", "max_tokens", "allowed_token_ids", "bad_words_token_ids", "grammar", "pooling"}
+    assert set(EVERY_SAMPLING_FIELD) | others == set(SamplingParams.__struct_fields__)
     assert (request.priority, request.cache_salt, request.timeout_s) == (-3, "salt", 2.5)
 
 

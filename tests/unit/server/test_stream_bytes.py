@@ -8,12 +8,14 @@ import pytest
 
 from engine.errors import RequestFailedError
 from engine.messages import TokenLogprobs
-from engine.outputs import RequestOutput
+from engine.outputs import RequestOutput, RequestTiming
 from server.chat import start_chat_completion
 from server.completions import start_completion
-from server.generation import Generation
+from server.generation import OpenAIGeneration
 from tests.unit.engine.fakes import FakeExecutor
 from tests.unit.server.serving import Gate, Serving, serving, user
+
+DONE = "data: [DONE]\n\n"
 
 
 @pytest.fixture
@@ -25,11 +27,11 @@ async def silent(tmp_path: Path) -> AsyncIterator[Serving]:
         gate.open()
 
 
-async def complete(served: Serving, prompt: Any = "ab", **body: Any) -> Generation:
+async def complete(served: Serving, prompt: Any = "ab", **body: Any) -> OpenAIGeneration:
     return await start_completion(served.app.state.context, {"prompt": prompt, "stream": True, **body})
 
 
-async def chat(served: Serving, **body: Any) -> Generation:
+async def chat(served: Serving, **body: Any) -> OpenAIGeneration:
     body = {"messages": [user("x")], "stream": True, **body}
     return await start_chat_completion(served.app.state.context, body)
 
@@ -42,10 +44,11 @@ def chosen(text: str) -> list[TokenLogprobs]:
     return [TokenLogprobs(token_id=byte, logprob=-0.5) for byte in text.encode()]
 
 
-def written(generation: Generation, events: bytes) -> str:
+def written(generation: OpenAIGeneration, events: bytes) -> str:
     """The events, less what all chunks of a generation begin with."""
     head = generation._head.decode()
-    assert all(event.startswith(f"data: {head},") for event in events.decode().split("\n\n") if event)
+    text = events.decode()
+    assert all(event.startswith(f"data: {head},") for event in text.removesuffix(DONE).split("\n\n") if event)
     return events.decode().replace(head + ",", "")
 
 
@@ -63,7 +66,7 @@ async def test_chunks_of_a_completion(silent: Serving) -> None:
     assert written(generation, generation.encode(said("", "length"))) == (
         'data: "choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"length"}]}\n\n'
     )
-    assert generation.encode_end() == b""
+    assert generation.encode_end() == DONE.encode()
 
 
 async def test_chunks_of_a_chat(silent: Serving) -> None:
@@ -96,9 +99,25 @@ async def test_usage_is_null_in_chunks_and_whole_in_the_last(silent: Serving) ->
     assert first.endswith('"finish_reason":null}],"usage":null}\n\n')
     second = written(generation, generation.encode(said("abc")))
     assert second.endswith('"finish_reason":null}],"usage":null}\n\n')
+    generation.encode(said("", "stop"))
     assert written(generation, generation.encode_end()) == (
         'data: "choices":[],"usage":{"prompt_tokens":2,"completion_tokens":6,"total_tokens":8,'
-        '"prompt_tokens_details":{"cached_tokens":1}}}\n\n'
+        '"prompt_tokens_details":{"cached_tokens":1}}}\n\ndata: [DONE]\n\n'
+    )
+
+
+async def test_timing_is_an_extension_of_the_last_usage(silent: Serving) -> None:
+    generation = await complete(silent, n=2, stream_options={"include_timing": True})
+    for index in range(2):
+        timing = RequestTiming(queue_time_s=0.5 + index, prefill_time_s=1.5, decode_time_s=2, num_preemptions=1)
+        generation.encode(said("a", "stop", index=index, timing=timing))
+    assert written(generation, generation.encode_end()) == (
+        'data: "choices":[],"usage":{"prompt_tokens":2,"completion_tokens":2,"total_tokens":4,'
+        '"prompt_tokens_details":{"cached_tokens":0},"timing":{"queue_time_s":1.5,"prefill_time_s":1.5,'
+        '"decode_time_s":2.0,"cached_tokens":0,"preemptions":2}}}\n\ndata: [DONE]\n\n'
+    )
+    assert generation.headers()["server-timing"] == (
+        "queue;dur=1500.000, prefill;dur=1500.000, decode;dur=2000.000, cached_tokens;desc=0, preemptions;desc=2"
     )
 
 
@@ -106,7 +125,8 @@ async def test_running_usage_is_that_of_the_moment(silent: Serving) -> None:
     generation = await chat(silent, stream_options={"continuous_usage_stats": True})
     assert '"completion_tokens":3,' in written(generation, generation.encode(said("abc")))
     assert '"completion_tokens":5,' in written(generation, generation.encode(said("de")))
-    assert generation.encode_end() == b""
+    assert '"completion_tokens":6,' in written(generation, generation.encode(said("f", "stop")))
+    assert generation.encode_end() == DONE.encode()
 
 
 async def test_echo_comes_once_with_the_logprobs_of_the_prompt(silent: Serving) -> None:
@@ -160,4 +180,4 @@ async def test_an_output_that_failed_is_an_error_and_no_chunk(silent: Serving, f
     with pytest.raises(RequestFailedError, match="broken"):
         generation.encode(said("x", finish_reason, error="broken"))
     with pytest.raises(RequestFailedError, match="before it was complete"):
-        generation.check_complete()
+        generation.encode_end()

@@ -7,21 +7,20 @@ Knows ASGI and bytes; what is in the bytes comes from `server.generation`.
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.errors import error_body, is_expected, to_response
-from server.generation import Generation
+from server.errors import is_expected, to_response
+from server.generation import Generation, StreamableGeneration
 
 logger = logging.getLogger(__name__)
 
 WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long is given up
 KEEP_ALIVE = b": keep-alive\n\n"
-DONE = b"data: [DONE]\n\n"
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -36,8 +35,8 @@ class SlowReaderError(Exception):
     """The client does not read what it asked for."""
 
 
-def json_response(content: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status, media_type="application/json")
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
 def error_response(error: Exception) -> Response:
@@ -54,11 +53,6 @@ async def send_error(error: Exception, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-def error_event(error: Exception) -> bytes:
-    """An error inside a stream, on which the SDK raises."""
-    return b"data: %b\n\n" % msgspec.json.encode(error_body(error))
-
-
 class WholeAnswer(Response):
     """The complete answer as one JSON object."""
 
@@ -69,7 +63,7 @@ class WholeAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         content = await run_until_disconnect(receive, self._generation.whole())
         if content is not None:
-            await json_response(content)(scope, receive, send)
+            await json_response(content, headers=self._generation.headers())(scope, receive, send)
 
 
 class EventStream(Response):
@@ -78,7 +72,7 @@ class EventStream(Response):
     Silence is broken by a comment every `keep_alive_s`; the first one also sends the response's headers.
     """
 
-    def __init__(self, generation: Generation, keep_alive_s: float) -> None:
+    def __init__(self, generation: StreamableGeneration, keep_alive_s: float) -> None:
         super().__init__()
         self._generation = generation
         self._keep_alive_s = keep_alive_s
@@ -101,18 +95,14 @@ class EventStream(Response):
             async for output in generation.stream:
                 if events := generation.encode(output):
                     await self._write(events)
-            generation.check_complete()
             last = generation.encode_end()
         except Exception as error:
             if not self._is_started:
                 raise
-            last = self._describe(error)
-        await self._write(last + DONE, is_last=True)
-
-    def _describe(self, error: Exception) -> bytes:
-        if not is_expected(error):
-            logger.error("%s: failed in its stream", self._generation.request.request_id, exc_info=error)
-        return error_event(error)
+            if not is_expected(error):
+                logger.error("%s: failed in its stream", generation.request.request_id, exc_info=error)
+            last = generation.encode_error(error)
+        await self._write(last, is_last=True)
 
     async def _keep_alive(self) -> None:
         """Runs beside the events until they end."""

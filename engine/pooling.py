@@ -1,0 +1,94 @@
+"""How a prompt becomes one vector: the pooling that its model was made for, and the pooling of hidden states.
+
+Knows nothing of steps, chunks' origins and requests: what it is given, in order, is one prompt.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from engine.errors import ModelLoadError
+from engine.model_source import model_source
+from engine.sampling_params import Pooling
+
+logger = logging.getLogger(__name__)
+
+# Where sentence-transformers writes how a model's hidden states are pooled.
+POOLING_FILE = "1_Pooling/config.json"
+_DEFAULT: Pooling = "mean"
+# As newer versions name the mode, and as older ones switch it on.
+_MODES: dict[str, Pooling] = {"mean": "mean", "lasttoken": "last"}
+_SWITCHES: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+
+
+def resolve_pooling(setting: Literal["auto", "mean", "last"], model: str) -> Pooling:
+    """What `auto` means for this model: what its author says, else the mean. Raises `ModelLoadError`."""
+    if setting != "auto":
+        return setting
+    path = _pooling_file(model)
+    if path is None:
+        return _DEFAULT
+    pooling = _read_pooling(path)
+    if pooling is None:
+        logger.warning("%s asks for no pooling that is served here (mean, last): embeddings use the mean", path)
+    return pooling or _DEFAULT
+
+
+def _pooling_file(model: str) -> Path | None:
+    source = model_source(model)
+    if source.directory is not None:
+        path = source.directory / POOLING_FILE
+        return path if path.is_file() else None
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(source.path_or_id, POOLING_FILE, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise ModelLoadError(f"cannot ask the hub for {model}'s {POOLING_FILE}: {error}") from error
+    return None if found is None else Path(found)
+
+
+def _read_pooling(path: Path) -> Pooling | None:
+    """None where it is another one, several at once, or not to be read."""
+    try:
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if "pooling_mode" in config:
+            return _MODES.get(str(config["pooling_mode"]))
+        modes = [name for name, value in config.items() if name.startswith("pooling_mode_") and value]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return _SWITCHES.get(modes[0]) if len(modes) == 1 else None
+
+
+class PooledPrompt:
+    """The hidden states of one prompt, chunk by chunk, as one vector of float32. Its length means nothing."""
+
+    __slots__ = ("_pooling", "_sum")
+
+    def __init__(self, pooling: Pooling) -> None:
+        self._pooling = pooling
+        self._sum: Tensor | None = None
+
+    def add(self, hidden: Tensor) -> Tensor:
+        """Take in the next tokens' (num_tokens, hidden_size); returns the (hidden_size,) of all so far."""
+        if self._pooling == "last":
+            return hidden[-1].float()
+        chunk = hidden.sum(dim=0, dtype=torch.float32)
+        self._sum = chunk if self._sum is None else self._sum + chunk
+        return self._sum  # what is made of length 1 needs no division
+
+
+def unit_vectors(vectors: Sequence[Tensor]) -> NDArray[np.float32]:
+    """(num_vectors, hidden_size) on the CPU, each made of length 1."""
+    if not vectors:
+        return np.empty((0, 0), dtype=np.float32)
+    rows: NDArray[np.float32] = normalize(torch.stack(list(vectors)), dim=-1).cpu().numpy()
+    return rows

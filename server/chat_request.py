@@ -1,0 +1,111 @@
+"""From the body of a chat to what is asked of the engine, and how its answer is to be read.
+
+Shared by every API that speaks in messages: each makes a `ChatBody` of its own form, and writes the answer in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from engine.errors import InvalidRequestError
+from engine.outputs import GenerationRequest
+from engine.sampling_params import Grammar
+from server.context import OutputStream, ServingContext
+from server.message_reader import MessageReader
+from server.prompts import encode_chat
+from server.protocol import ChatBody
+from server.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
+from server.structured import read_grammar
+from server.tools.request import ToolUse, read_tool_use
+
+_TAIL_TOKENS = 64  # of the prompt: enough to see whether the template has opened the model's thinking
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat that the engine can take. `new_reader` gives the reader of one choice; None: all text is content."""
+
+    body: ChatBody
+    generation: GenerationRequest
+    tool_use: ToolUse | None
+    new_reader: Callable[[], MessageReader | None]
+
+    def submit(self, ctx: ServingContext) -> OutputStream:
+        """Nothing is awaited between the last check and the engine's. Raises what admission raises."""
+        ctx.check_ready()
+        return ctx.engine.submit(self.generation)
+
+
+async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str) -> ChatRequest:
+    """Check, render and tokenize. Raises `InvalidRequestError`, `ModelNotFoundError`, `EngineUnavailableError`."""
+    ctx.check_model(body.model)
+    ctx.check_ready()
+    form = ctx.message_format
+    tool_use = _usable_tools(ctx, body)
+    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    prompt = await encode_chat(
+        ctx.engine,
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        add_special_tokens=body.add_special_tokens,
+        variables=_template_variables(body),
+        tools=None if tool_use is None else tool_use.raw,
+    )
+    tail = ctx.engine.tokenizer.decode(prompt.token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
+    sampling = to_sampling_params(
+        body,
+        ctx.engine.info.sampling_defaults,
+        max_tokens=max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
+        bad_words=await encode_bad_words(ctx.engine, body.bad_words),
+        grammar=await _grammar(ctx, body, tool_use, tail),
+    )
+    if form.needs_special_tokens and form.reader(tail, tool_use) is not None:
+        sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
+    prompt = prompt.keep_last(tokens_to_keep(ctx, body, max_tokens))
+    generation = to_request(request_id, body, sampling, [prompt])
+    return ChatRequest(body, generation, tool_use, lambda: form.reader(tail, tool_use))
+
+
+def _usable_tools(ctx: ServingContext, body: ChatBody) -> ToolUse | None:
+    """The tools that the model is told of: none where it must not call any."""
+    tool_use = read_tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    if tool_use is None or tool_use.choice == "none":
+        return None
+    ctx.message_format.check(tool_use)
+    return tool_use
+
+
+async def _grammar(ctx: ServingContext, body: ChatBody, tool_use: ToolUse | None, tail: str) -> Grammar | None:
+    """A call that must be made comes before the form of an answer, which then is not given."""
+    form = ctx.message_format
+    asked = read_grammar(body)
+    calls = None if tool_use is None else form.grammar(tail, tool_use)
+    if calls is not None:
+        await ctx.engine.check_grammar(calls, "tools")
+        return calls
+    if asked is None:
+        return None
+    if tool_use is not None:
+        raise InvalidRequestError(
+            "tools that the model may or may not call cannot be combined with a form that its answer must have: "
+            'set tool_choice to "none" or "required"',
+            "response_format",
+        )
+    asked = msgspec.structs.replace(asked, thinking=form.thinking(tail))
+    await ctx.engine.check_grammar(asked, "response_format" if body.response_format else "structured_outputs")
+    return asked
+
+
+def _template_variables(body: ChatBody) -> dict[str, Any]:
+    """`reasoning_effort` as templates know it; "none" also by the name that others have for it."""
+    if body.reasoning_effort is None:
+        return body.chat_template_kwargs
+    effort: dict[str, Any] = {"reasoning_effort": body.reasoning_effort}
+    if body.reasoning_effort == "none":
+        effort["enable_thinking"] = False
+    return {**effort, **body.chat_template_kwargs}

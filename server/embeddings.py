@@ -1,0 +1,145 @@
+"""POST /v1/embeddings: from a body to vectors. Independent of HTTP; `server.app` puts it on a route.
+
+Every input is a prompt of which nothing is generated, and goes the way of all prompts. Knows nothing of how a vector
+comes about.
+"""
+
+import asyncio
+import math
+import sys
+import uuid
+from array import array
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from engine.errors import InvalidRequestError
+from engine.outputs import GenerationRequest, RequestOutput
+from engine.sampling_params import SamplingParams
+from server.context import OutputStream, ServingContext
+from server.generation import Generation
+from server.prompts import EncodedPrompt, encode_prompts
+from server.protocol import MAX_INPUTS, EmbeddingBody, parse_embedding
+from server.sampling import tokens_to_keep
+
+_encode = msgspec.json.encode
+_OFF_LOOP_BYTES = 128 * 1024  # more than these are written in a thread: about a millisecond's work
+_BYTES_PER_NUMBER = 4
+
+
+async def start_embeddings(ctx: ServingContext, body: Mapping[str, Any]) -> "EmbeddingGeneration":
+    """Check, tokenize and submit; nothing is awaited after the engine has admitted it.
+
+    Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
+    `EngineUnavailableError`.
+    """
+    request = parse_embedding(body)
+    ctx.check_model(request.model)
+    ctx.check_ready()
+    _check_dimensions(request.dimensions, ctx.engine.info.hidden_size)
+    with _naming_input():
+        prompts = await _encode_inputs(ctx, request)
+        generation = GenerationRequest(
+            request_id=f"embd-{uuid.uuid4().hex}",
+            prompts=[prompt.token_ids for prompt in prompts],
+            sampling=SamplingParams(max_tokens=0, pooling=ctx.engine.info.pooling),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            timeout_s=request.timeout,
+        )
+        ctx.check_ready()
+        return EmbeddingGeneration(ctx, request, generation, ctx.engine.submit(generation))
+
+
+class EmbeddingGeneration(Generation):
+    """An admitted request for embeddings. In its answer the vectors are JSON already: they are most of it."""
+
+    def __init__(
+        self, ctx: ServingContext, body: EmbeddingBody, request: GenerationRequest, stream: OutputStream
+    ) -> None:
+        super().__init__(ctx, request, stream)
+        self._body = body
+        self._model_name = ctx.model_name
+        self._vectors = [b""] * request.num_choices
+
+    async def whole(self) -> dict[str, Any]:
+        answer = await super().whole()
+        write = partial(_write_vectors, self._vectors, self._body)
+        is_long = sum(map(len, self._vectors)) > _OFF_LOOP_BYTES
+        written = await asyncio.to_thread(write) if is_long else write()
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(written)]
+        return {**answer, "data": data}
+
+    def _collect(self, output: RequestOutput) -> None:
+        assert output.embedding is not None, "an input's only output has its vector"
+        self._vectors[output.index] = output.embedding
+
+    def _whole(self) -> dict[str, Any]:
+        tokens = self.usage.prompt_tokens
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "data": [], "model": self._model_name, "usage": usage}
+
+
+async def _encode_inputs(ctx: ServingContext, body: EmbeddingBody) -> list[EncodedPrompt]:
+    _check_not_empty(body.input)
+    prompts = await encode_prompts(
+        ctx.engine, body.input, add_special_tokens=body.add_special_tokens, field="input", limit=MAX_INPUTS
+    )
+    num_kept = tokens_to_keep(ctx, body, max_tokens=0)
+    return [prompt.keep_last(num_kept) for prompt in prompts]
+
+
+def _check_not_empty(given: Any) -> None:
+    """Of an empty text some tokenizers make a token of their own."""
+    for index, part in enumerate(given if isinstance(given, list) else [given]):
+        if part in ("", []):
+            where = f"input[{index}]" if isinstance(given, list) else "input"
+            raise InvalidRequestError(f"{where} is empty: it must have at least one token", "input")
+
+
+def _check_dimensions(dimensions: int | None, hidden_size: int) -> None:
+    if dimensions is not None and dimensions > hidden_size:
+        raise InvalidRequestError(
+            f"dimensions must be at most {hidden_size}, the size of this model's embeddings, got {dimensions}",
+            "dimensions",
+        )
+
+
+@contextmanager
+def _naming_input() -> Iterator[None]:
+    """The engine's checks speak of prompts and of choices, which are both the inputs here."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        error.param = "input" if error.param in ("prompt", "n") else error.param
+        raise
+
+
+def _write_vectors(vectors: Sequence[bytes], body: EmbeddingBody) -> list[msgspec.Raw]:
+    """One by one, so that a thread that does this lets others run in between."""
+    write = _write_base64 if body.encoding_format == "base64" else _write_floats
+    return [msgspec.Raw(write(_shorten(vector, body.dimensions))) for vector in vectors]
+
+
+def _shorten(vector: bytes, dimensions: int | None) -> bytes:
+    """The first numbers alone, made of length 1 again, for models that put what matters most there."""
+    if dimensions is None or dimensions * _BYTES_PER_NUMBER == len(vector):
+        return vector
+    kept = array("f", vector[: dimensions * _BYTES_PER_NUMBER])
+    length = math.hypot(*kept) or 1.0
+    return array("f", [number / length for number in kept]).tobytes()
+
+
+def _write_floats(vector: bytes) -> bytes:
+    return _encode(array("f", vector).tolist())
+
+
+def _write_base64(vector: bytes) -> bytes:
+    numbers = array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return b'"%b"' % b64encode(numbers)

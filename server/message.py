@@ -1,0 +1,44 @@
+"""A chat message put together from its pieces, for answers that are given whole."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """`arguments` is JSON text, as the model wrote it."""
+
+    call_id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Message:
+    """What the model said, so far."""
+
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    _content: list[str] = field(default_factory=list)
+    _reasoning: list[str] = field(default_factory=list)
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    def add(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            match piece:
+                case Content(text):
+                    self._content.append(text)
+                case Reasoning(text):
+                    self._reasoning.append(text)
+                case ToolCallStart(_, call_id, name):
+                    self.tool_calls.append(ToolCall(call_id, name))
+                case ToolCallArguments(index, text):
+                    self.tool_calls[index].arguments += text

@@ -1,0 +1,123 @@
+"""From `response_format` and `structured_outputs` to the grammar that the output has to match.
+
+Checks their shape; what a schema or a grammar may contain is checked where it is compiled (`engine.grammar`).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine.errors import InvalidRequestError
+from engine.sampling_params import Grammar
+from server.protocol import GenerationBody
+
+_FORMATS = ("text", "json_object", "json_schema")
+MAX_CHOICE_STRINGS = 4096
+
+
+def read_grammar(body: GenerationBody) -> Grammar | None:
+    """The grammar that a body asks for. Raises `InvalidRequestError`."""
+    grammar = read_response_format(body.response_format)
+    if body.structured_outputs is None:
+        return grammar
+    if grammar is not None:
+        raise InvalidRequestError(
+            "response_format and structured_outputs both say what to generate: give one", "structured_outputs"
+        )
+    return _read_structured_outputs(body.structured_outputs)
+
+
+def read_response_format(response_format: Mapping[str, Any] | None) -> Grammar | None:
+    """OpenAI's form, with the schema under `json_schema`."""
+    if response_format is None:
+        return None
+    match response_format.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return Grammar("json_object")
+        case "json_schema":
+            return _read_json_schema(response_format.get("json_schema"))
+        case other:
+            raise InvalidRequestError(
+                f"response_format.type must be one of {', '.join(_FORMATS)}, got {other!r:.60}", "response_format.type"
+            )
+
+
+def schema_grammar(schema: Any, param: str) -> Grammar:
+    """`schema` is parsed JSON: an object, or true and false, which are schemas too."""
+    if not isinstance(schema, (dict, bool)):
+        raise InvalidRequestError(f"{param} must be a JSON schema, got {schema!r:.60}", param)
+    return Grammar("json_schema", json.dumps(schema, ensure_ascii=False))
+
+
+def _read_json_schema(described: Any) -> Grammar:
+    where = "response_format.json_schema"
+    if not isinstance(described, dict):
+        raise InvalidRequestError(f"{where} must be an object with name and schema, got {described!r:.60}", where)
+    if "schema" not in described:
+        raise InvalidRequestError(f"{where}.schema is required", f"{where}.schema")
+    return schema_grammar(described["schema"], f"{where}.schema")
+
+
+def _read_structured_outputs(asked: Mapping[str, Any]) -> Grammar:
+    given = {name: value for name, value in asked.items() if value is not None}
+    if unknown := sorted(given.keys() - _READERS.keys()):
+        raise InvalidRequestError(
+            f"structured_outputs takes one of {', '.join(_READERS)}, got {unknown[0]!r:.60}", "structured_outputs"
+        )
+    if len(given) != 1:
+        raise InvalidRequestError(
+            f"structured_outputs takes exactly one of {', '.join(_READERS)}, got {len(given)}", "structured_outputs"
+        )
+    [(name, value)] = given.items()
+    return _READERS[name](value)
+
+
+def _read_json(value: Any) -> Grammar:
+    """A schema, as an object or as text."""
+    where = "structured_outputs.json"
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise InvalidRequestError(f"{where} is not valid JSON", where) from None
+    return schema_grammar(value, where)
+
+
+def _read_json_object(value: Any) -> Grammar:
+    if value is not True:
+        raise InvalidRequestError("structured_outputs.json_object must be true", "structured_outputs.json_object")
+    return Grammar("json_object")
+
+
+def _read_choice(value: Any) -> Grammar:
+    where = "structured_outputs.choice"
+    if not isinstance(value, list) or not value or not all(isinstance(choice, str) and choice for choice in value):
+        raise InvalidRequestError(f"{where} must be a list of strings that are not empty", where)
+    if len(value) > MAX_CHOICE_STRINGS:
+        raise InvalidRequestError(f"{where} takes at most {MAX_CHOICE_STRINGS} strings, got {len(value)}", where)
+    return Grammar("choice", json.dumps(value, ensure_ascii=False))
+
+
+def _read_regex(value: Any) -> Grammar:
+    return Grammar("regex", _read_text(value, "structured_outputs.regex"))
+
+
+def _read_grammar(value: Any) -> Grammar:
+    return Grammar("grammar", _read_text(value, "structured_outputs.grammar"))
+
+
+def _read_text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequestError(f"{where} must be a string that is not empty", where)
+    return value
+
+
+_READERS: Mapping[str, Callable[[Any], Grammar]] = {
+    "json": _read_json,
+    "regex": _read_regex,
+    "choice": _read_choice,
+    "grammar": _read_grammar,
+    "json_object": _read_json_object,
+}

@@ -1,0 +1,1 @@
+"""Tools that a model may call: what a request says of them, and how models write their calls."""

@@ -1,0 +1,92 @@
+"""A real server process on the demo model, on a free port, for tests and for the conformance run.
+
+Knows how to start, ask and end it; what it should answer is the business of whoever asks.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+START_TIMEOUT_S = 60.0
+
+
+class ServerProcess:
+    """`orcinus serve ARGS` with what it prints. It is ready once made."""
+
+    def __init__(self, *args: str) -> None:
+        command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", *args]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ORCINUS_")}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines: list[str] = []
+        self._has_url = threading.Event()
+        self._url = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def url(self) -> str:
+        """Known once the server is ready."""
+        assert self._has_url.wait(START_TIMEOUT_S), self.log
+        assert self._url, self.log
+        return self._url
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=30)
+
+    def metric(self, name: str) -> float:
+        """The value of a sample, whose name is given with its labels as /metrics writes them."""
+        match = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        assert match is not None, f"no sample {name}"
+        return float(match[1])
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float = 30.0) -> int:
+        """The exit code."""
+        code = self.process.wait(timeout_s)
+        self._reader.join(timeout_s)
+        return code
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self.process.poll() is None:
+            self.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if (match := re.match(r"\s+URL\s+(http://\S+)", line)) is not None:
+                self._url = match[1]
+                self._has_url.set()
+        self._has_url.set()
+
+
+StartServer = Callable[..., ServerProcess]
