@@ -25,11 +25,12 @@ from server.body import read_json_object
 from server.chat import start_chat_completion
 from server.completions import start_completion
 from server.context import ServingContext, ServingEngine
+from server.embeddings import start_embeddings
 from server.generation import Generation, StreamableGeneration
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.openapi import describe_body, install_schemas
-from server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from server.protocol import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def create_app(engine: ServingEngine, settings: Settings) -> FastAPI:
     _add_models(app, context)
     _add_operations(app, context, settings)
     _add_layers(app, metrics, KeyRing(settings))
-    install_schemas(app, (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody))
+    install_schemas(app, (CompletionBody, ChatBody, EmbeddingBody, TokenizeBody, DetokenizeBody))
     return app
 
 
@@ -146,6 +147,10 @@ def _add_operations(app: FastAPI, context: ServingContext, settings: Settings) -
     @app.post("/v1/chat/completions", tags=["generation"], openapi_extra=describe_body(ChatBody))
     async def chat_completions(request: Request) -> Response:
         return await generate(request, start_chat_completion)
+
+    @app.post("/v1/embeddings", tags=["embeddings"], openapi_extra=describe_body(EmbeddingBody))
+    async def embeddings(request: Request) -> Response:
+        return await generate(request, start_embeddings)
 
     @app.post("/tokenize", tags=["tokens"], openapi_extra=describe_body(TokenizeBody))
     async def tokenize(request: Request) -> Response:

@@ -10,7 +10,7 @@ from server.chat_request import ChatRequest, prepare_chat
 from server.context import OutputStream, ServingContext
 from server.generation import Choice, OpenAIGeneration
 from server.logprobs import chat_logprobs
-from server.message import Message
+from server.message import Message, read_pieces
 from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from server.protocol import ChatBody, parse_chat
 
@@ -51,14 +51,7 @@ class ChatGeneration(OpenAIGeneration):
 
     def _collect(self, output: RequestOutput) -> None:
         super()._collect(output)
-        self._messages[output.index].add(self._read(output))
-
-    def _read(self, output: RequestOutput) -> list[Piece]:
-        reader = self._readers[output.index]
-        if reader is None:
-            return [Content(output.text)] if output.text else []
-        pieces = reader.feed(output.text)
-        return pieces + reader.finish() if output.finish_reason else pieces
+        self._messages[output.index].add(read_pieces(self._readers[output.index], output))
 
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
         message = self._messages[choice.index]
@@ -78,7 +71,7 @@ class ChatGeneration(OpenAIGeneration):
         if self._readers[output.index] is None:
             return super().encode(output)
         self._account(output)
-        pieces = self._read(output)
+        pieces = read_pieces(self._readers[output.index], output)
         choice = self._choices[output.index]
         choice.add(output)
         has_news = pieces or output.finish_reason or (self._has_details and output.token_ids)

@@ -1,8 +1,10 @@
-"""A chat message put together from its pieces, for answers that are given whole."""
+"""A chat message read out of what the engine generates, and put together for answers that are given whole."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from engine.outputs import RequestOutput
+from server.message_reader import MessageReader
 from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 
 
@@ -42,3 +44,11 @@ class Message:
                     self.tool_calls.append(ToolCall(call_id, name))
                 case ToolCallArguments(index, text):
                     self.tool_calls[index].arguments += text
+
+
+def read_pieces(reader: MessageReader | None, output: RequestOutput) -> list[Piece]:
+    """What an output adds to its message. Without a reader all text is content."""
+    if reader is None:
+        return [Content(output.text)] if output.text else []
+    pieces = reader.feed(output.text)
+    return pieces + reader.finish() if output.finish_reason else pieces

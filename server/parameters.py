@@ -13,10 +13,11 @@ from pydantic import BaseModel
 
 from engine.errors import InvalidRequestError
 
-Endpoint = Literal["completions", "chat"]
+Endpoint = Literal["completions", "chat", "embeddings"]
 BOTH: tuple[Endpoint, ...] = ("completions", "chat")
 CHAT: tuple[Endpoint, ...] = ("chat",)
 COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
+ALL: tuple[Endpoint, ...] = (*BOTH, "embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class ParameterRow:
 
 
 IGNORED: Mapping[str, Ignored] = {
-    "user": Ignored("no accounts here"),
+    "user": Ignored("no accounts here", ALL),
     "metadata": Ignored("nothing is stored"),
     "store": Ignored("nothing is stored"),
     "service_tier": Ignored("one tier; see `priority`"),

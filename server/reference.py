@@ -20,7 +20,7 @@ from config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
 from config.values import describe_allowed, format_default, group_of, value_kind
 from server.metrics import METRICS
 from server.parameters import Endpoint, parameter_table
-from server.protocol import ChatBody, CompletionBody
+from server.protocol import ChatBody, CompletionBody, EmbeddingBody
 
 
 def settings_table() -> str:
@@ -50,7 +50,11 @@ def metrics_table() -> str:
 
 def parameters_table() -> str:
     """All request parameters that have a decision, the unsupported ones included."""
-    endpoints: Mapping[Endpoint, type[BaseModel]] = {"completions": CompletionBody, "chat": ChatBody}
+    endpoints: Mapping[Endpoint, type[BaseModel]] = {
+        "completions": CompletionBody,
+        "chat": ChatBody,
+        "embeddings": EmbeddingBody,
+    }
     rows = [(f"`{row.name}`", row.support, ", ".join(row.endpoints), row.note) for row in parameter_table(endpoints)]
     return table(("Parameter", "Support", "Endpoints", "Note"), rows)
 

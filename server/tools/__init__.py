@@ -1,1 +1,1 @@
-"""Tools that a model may call: what a request says of them, and how models write their calls."""
+"""Tools: what a request says of them, how models write calls of them, and the grammars that make a model call them."""

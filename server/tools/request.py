@@ -1,12 +1,32 @@
-"""PLACEHOLDER, to be overwritten by its owner."""
+"""`tools` and `tool_choice` of a chat completion, checked and made one value. Knows no model and no format of calls.
 
+Null equals absent, at every level. What a tool has beyond its name, description, parameters and `strict` is kept for
+the chat template, which may show it to the model.
+"""
+
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
+from engine.errors import InvalidRequestError
+
+MAX_TOOLS = 128
+MAX_TOOLS_CHARS = 128 * 1024  # of all of them together, as JSON
+MAX_PARAMETERS_DEPTH = 32
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
+
+Choice = Literal["none", "auto", "required"]
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
+    """A function that the model may call. `parameters` is the JSON schema of its arguments, an object."""
+
     name: str
     description: str | None
     parameters: Mapping[str, Any]
@@ -15,12 +35,189 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
+    """The tools of a request and what the model is to do with them.
+
+    `forced_name` is the one tool to call, with `choice` "required". `raw` is for the chat template; with `choice`
+    "none" it is empty, so that the model knows of no tools. `strict` tools are enforced where a call is (`choice`
+    "required"): with "auto" the model is left to itself, for it cannot be known in advance that it will call one.
+    """
+
     tools: tuple[Tool, ...]
-    choice: Literal["none", "auto", "required"]
+    choice: Choice
     forced_name: str | None
     parallel: bool
     raw: list[dict[str, Any]]
 
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """Those that an enforced call may name."""
+        return tuple(tool for tool in self.tools if self.forced_name in (None, tool.name))
 
-def read_tool_use(tools: Any, tool_choice: Any, parallel_tool_calls: bool | None) -> ToolUse | None:
-    return None
+
+def read_tool_use(tools: Any, tool_choice: Any, parallel_tool_calls: Any = None) -> ToolUse | None:
+    """None where there are no tools. Raises `InvalidRequestError` naming the part that is wrong."""
+    raw = _read_list(tools)
+    if not raw:
+        _check_choice_without_tools(tool_choice)
+        return None
+    functions = [_read_function(tool, f"tools[{i}]") for i, tool in enumerate(raw)]
+    known = tuple(_read_tool(function, f"tools[{i}].function") for i, function in enumerate(functions))
+    _check_unique(known)
+    _check_size(functions)
+    choice, forced_name, allowed = _read_choice(tool_choice, {tool.name for tool in known})
+    return ToolUse(
+        tools=tuple(tool for tool in known if tool.name in allowed),
+        choice=choice,
+        forced_name=forced_name,
+        parallel=_read_parallel(parallel_tool_calls),
+        raw=[_to_raw(function) for function in functions if choice != "none" and function["name"] in allowed],
+    )
+
+
+def _read_list(tools: Any) -> list[Any]:
+    if tools is None:
+        return []
+    if not isinstance(tools, list):
+        raise InvalidRequestError("tools must be a list", "tools")
+    if len(tools) > MAX_TOOLS:
+        raise InvalidRequestError(f"tools takes at most {MAX_TOOLS} entries, got {len(tools)}", "tools")
+    return tools
+
+
+def _read_function(tool: Any, path: str) -> dict[str, Any]:
+    """The `function` of a tool, less what is null."""
+    tool = _object(tool, path)
+    if tool.get("type") != "function":
+        raise InvalidRequestError(f"{path}.type must be 'function', got {_shorten(tool.get('type'))}", f"{path}.type")
+    return _object(tool.get("function"), f"{path}.function")
+
+
+def _read_tool(function: Mapping[str, Any], path: str) -> Tool:
+    strict = function.get("strict", False)
+    if not isinstance(strict, bool):
+        raise InvalidRequestError(f"{path}.strict must be a boolean, got {_shorten(strict)}", f"{path}.strict")
+    description = function.get("description")
+    if not isinstance(description, str | None):
+        raise InvalidRequestError(f"{path}.description must be a string", f"{path}.description")
+    name = _read_name(function.get("name"), f"{path}.name")
+    return Tool(name, description, _read_parameters(function.get("parameters"), f"{path}.parameters"), strict)
+
+
+def _read_name(name: Any, path: str) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidRequestError(
+            f"{path} must be 1 to 64 letters, digits, underscores and dashes, got {_shorten(name)}", path
+        )
+    return name
+
+
+def _read_parameters(schema: Any, path: str) -> Mapping[str, Any]:
+    if schema is None:
+        return _NO_PARAMETERS
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(f"{path} must be a JSON schema, an object, got {_shorten(schema)}", path)
+    if schema.get("type", "object") != "object":
+        raise InvalidRequestError(f"{path}.type must be 'object', got {_shorten(schema['type'])}", f"{path}.type")
+    if not isinstance(schema.get("properties", {}), dict):
+        raise InvalidRequestError(f"{path}.properties must be an object", f"{path}.properties")
+    _check_depth(schema, path)
+    return schema
+
+
+def _check_depth(schema: Any, path: str) -> None:
+    """Level by level, so that no depth overflows the stack."""
+    level = [schema]
+    for _ in range(MAX_PARAMETERS_DEPTH):
+        level = [part for value in level for part in _parts(value)]
+        if not level:
+            return
+    raise InvalidRequestError(f"{path} nests deeper than {MAX_PARAMETERS_DEPTH} levels", path)
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> list[Any]:
+    inner = value.values() if isinstance(value, dict) else value
+    return [part for part in inner if isinstance(part, dict | list)]
+
+
+def _check_unique(tools: tuple[Tool, ...]) -> None:
+    seen: set[str] = set()
+    for i, tool in enumerate(tools):
+        if tool.name in seen:
+            raise InvalidRequestError(f"tools has two functions named {tool.name!r}", f"tools[{i}].function.name")
+        seen.add(tool.name)
+
+
+def _check_size(functions: list[dict[str, Any]]) -> None:
+    num_chars = len(msgspec.json.encode(functions).decode())
+    if num_chars > MAX_TOOLS_CHARS:
+        raise InvalidRequestError(f"tools takes at most {MAX_TOOLS_CHARS} characters, got {num_chars}", "tools")
+
+
+def _check_choice_without_tools(tool_choice: Any) -> None:
+    if tool_choice not in (None, "none", "auto"):
+        raise InvalidRequestError("tool_choice needs tools, and the request has none", "tool_choice")
+
+
+def _read_choice(value: Any, known: set[str]) -> tuple[Choice, str | None, set[str]]:
+    """What is chosen, the tool that is forced, and the names of the tools that may be called."""
+    match value:
+        case None:
+            return "auto", None, known
+        case "none" | "auto" | "required":
+            return value, None, known
+        case {"type": "function"}:
+            return "required", _read_choice_name(value, "tool_choice", known), known
+        case {"type": "allowed_tools"}:
+            return _read_allowed(value, known)
+    raise InvalidRequestError(
+        "tool_choice must be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools', "
+        f"got {_shorten(value)}",
+        "tool_choice",
+    )
+
+
+def _read_choice_name(value: Any, path: str, known: set[str]) -> str:
+    """The name in `{"type": "function", "function": {"name": ...}}`."""
+    name = _object(_object(value, path).get("function"), f"{path}.function").get("name")
+    if not isinstance(name, str) or name not in known:
+        raise InvalidRequestError(
+            f"{path}.function.name must name one of the tools, got {_shorten(name)}", f"{path}.function.name"
+        )
+    return name
+
+
+def _read_allowed(value: Any, known: set[str]) -> tuple[Choice, None, set[str]]:
+    path = "tool_choice.allowed_tools"
+    allowed = _object(value.get("allowed_tools"), path)
+    mode, tools = allowed.get("mode"), allowed.get("tools")
+    if mode not in ("auto", "required"):
+        raise InvalidRequestError(f"{path}.mode must be 'auto' or 'required', got {_shorten(mode)}", f"{path}.mode")
+    if not isinstance(tools, list) or not 1 <= len(tools) <= MAX_TOOLS:
+        raise InvalidRequestError(f"{path}.tools must be a list of 1 to {MAX_TOOLS} tools", f"{path}.tools")
+    return mode, None, {_read_choice_name(tool, f"{path}.tools[{i}]", known) for i, tool in enumerate(tools)}
+
+
+def _read_parallel(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, bool):
+        raise InvalidRequestError(
+            f"parallel_tool_calls must be a boolean, got {_shorten(value)}", "parallel_tool_calls"
+        )
+    return value
+
+
+def _to_raw(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"parameters": _NO_PARAMETERS, **function}}
+
+
+def _object(value: Any, path: str) -> dict[str, Any]:
+    """An object, less what is null."""
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"{path} must be an object, got {_shorten(value)}", path)
+    return {key: part for key, part in value.items() if part is not None}
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

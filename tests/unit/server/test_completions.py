@@ -186,7 +186,7 @@ async def test_context_overflow_gives_both_numbers(served: Serving) -> None:
 
 async def test_stream_has_exactly_these_bytes(tmp_path: Path) -> None:
     async with serving(tmp_path, FakeExecutor(says("Hi"))) as served:
-        response = await served.post("/v1/completions", prompt="ab", stream=True, stop="never", logprobs=None)
+        response = await served.post("/v1/completions", prompt="ab", stream=True, stop="Hi!", logprobs=None)
         head, first = response.text.split('"choices":', 1)
         assert response.text == (
             head + '"choices":[{"index":0,"text":"Hi","logprobs":null,"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'

@@ -109,7 +109,7 @@ async def test_usage_is_null_in_chunks_and_whole_in_the_last(silent: Serving) ->
 async def test_timing_is_an_extension_of_the_last_usage(silent: Serving) -> None:
     generation = await complete(silent, n=2, stream_options={"include_timing": True})
     for index in range(2):
-        timing = RequestTiming(queue_time_s=0.5 + index, prefill_time_s=1.5, decode_time_s=2, num_preemptions=1)
+        timing = RequestTiming(queue_time_s=0.5 + index, prefill_time_s=1.5, decode_time_s=2.0, num_preemptions=1)
         generation.encode(said("a", "stop", index=index, timing=timing))
     assert written(generation, generation.encode_end()) == (
         'data: "choices":[],"usage":{"prompt_tokens":2,"completion_tokens":2,"total_tokens":4,'

@@ -1,0 +1,135 @@
+"""Text that comes in parts, read by generators that wait where they need more of it.
+
+A reader is written as if all the text were there: it peeks, takes, and looks for markers with `yield from`; whenever
+the text runs out it is suspended until `IncomingText.add` or `end`. Where a part ends therefore never changes what is
+read. Knows nothing of messages.
+"""
+
+import re
+from collections.abc import Callable, Collection, Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+Reading = Generator[None, None, T]
+
+_SPACE = re.compile(r"[ \t\r\n]+")
+
+
+class Markers:
+    """A few strings to look for. Where two begin at one place, the longer one counts."""
+
+    def __init__(self, markers: Collection[str]) -> None:
+        self._pattern = re.compile("|".join(re.escape(marker) for marker in sorted(markers, key=len, reverse=True)))
+        self._beginnings = {marker[:length] for marker in markers for length in range(1, len(marker))}
+        self._longest = max(map(len, markers))
+
+    def find(self, text: str, start: int) -> re.Match[str] | None:
+        return self._pattern.search(text, start)
+
+    def num_held_back(self, text: str, start: int) -> int:
+        """How many characters at the end may turn out to begin a marker."""
+        for length in range(min(self._longest - 1, len(text) - start), 0, -1):
+            if text[-length:] in self._beginnings:
+                return length
+        return 0
+
+
+class IncomingText:
+    """What has come and was not read yet. One generator reads it."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._position = 0
+        self._is_at_end = False
+
+    def add(self, text: str) -> None:
+        self._text = self._text[self._position :] + text
+        self._position = 0
+
+    def end(self) -> None:
+        """No more will come: whoever waits for more gets what there is."""
+        self._is_at_end = True
+
+    def peek(self) -> Reading[str]:
+        """The next character; at the end of the text, nothing."""
+        while self._position == len(self._text):
+            if self._is_at_end:
+                return ""
+            yield
+        return self._text[self._position]
+
+    def take(self) -> str:
+        """The character that was peeked at."""
+        self._position += 1
+        return self._text[self._position - 1]
+
+    def take_run(self, pattern: re.Pattern[str]) -> str:
+        """As much as is there and matches `pattern`, which has to match character by character."""
+        match = pattern.match(self._text, self._position)
+        if match is None:
+            return ""
+        self._position = match.end()
+        return match[0]
+
+    def take_all(self, pattern: re.Pattern[str]) -> Reading[str]:
+        """As much as matches `pattern`, whatever it takes to have it all."""
+        runs: list[str] = []
+        while (yield from self.peek()) and (run := self.take_run(pattern)):
+            runs.append(run)
+        return "".join(runs)
+
+    def take_space(self) -> Reading[str]:
+        return (yield from self.take_all(_SPACE))
+
+    def take_if(self, marker: str) -> Reading[str]:
+        """`marker` if it comes next, otherwise nothing."""
+        while len(self._text) - self._position < len(marker):
+            if self._is_at_end or not marker.startswith(self._text[self._position :]):
+                return ""
+            yield
+        if not self._text.startswith(marker, self._position):
+            return ""
+        self._position += len(marker)
+        return marker
+
+    def read_until(self, markers: Markers, give: Callable[[str], None]) -> Reading[str]:
+        """Give away what comes before the first marker, as it comes. The marker, or nothing at the end."""
+        while True:
+            if match := markers.find(self._text, self._position):
+                self._give(match.start(), give)
+                self._position = match.end()
+                return match[0]
+            held_back = 0 if self._is_at_end else markers.num_held_back(self._text, self._position)
+            self._give(len(self._text) - held_back, give)
+            if self._is_at_end:
+                return ""
+            yield
+
+    def read_rest(self, give: Callable[[str], None]) -> Reading[None]:
+        """Give away everything there is and will be."""
+        while not self._is_at_end:
+            self._give(len(self._text), give)
+            yield
+        self._give(len(self._text), give)
+
+    def _give(self, end: int, give: Callable[[str], None]) -> None:
+        if end > self._position:
+            given = self._text[self._position : end]
+            self._position = end
+            give(given)
+
+
+class TextReader:
+    """A generator at work on incoming text. `feed` and `end` run it as far as the text goes."""
+
+    def __init__(self, text: IncomingText, reading: Reading[None]) -> None:
+        self._text = text
+        self._reading = reading
+
+    def feed(self, text: str) -> None:
+        self._text.add(text)
+        next(self._reading, None)
+
+    def end(self) -> None:
+        self._text.end()
+        next(self._reading, None)

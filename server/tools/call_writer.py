@@ -1,0 +1,91 @@
+"""The pieces of a message with calls, in the order in which a format's reader finds them.
+
+Owns the ids of calls, the white space around them, which is not content, and what is held back while it is not known
+whether it is a call. Knows no format.
+"""
+
+import secrets
+import string
+from collections.abc import Callable
+
+from server.pieces import Content, Piece, ToolCallArguments, ToolCallStart
+
+_ALPHANUMERIC = string.ascii_letters + string.digits
+_SPACE = " \t\r\n"
+
+
+def openai_call_id() -> str:
+    return "call_" + "".join(secrets.choice(_ALPHANUMERIC) for _ in range(24))
+
+
+def mistral_call_id() -> str:
+    """Mistral's templates take no other ids than these."""
+    return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
+
+
+class CallWriter:
+    """Takes down what a reader finds; `take` hands it over.
+
+    What is held turns into content with `release`, or is forgotten as the frame of a call with `drop`. Without
+    `parallel`, every call after the first is left out.
+    """
+
+    def __init__(self, *, parallel: bool, new_call_id: Callable[[], str] = openai_call_id) -> None:
+        self.num_calls = 0
+        self._max_calls = None if parallel else 1
+        self._new_call_id = new_call_id
+        self._pieces: list[Piece] = []
+        self._held: list[str] = []
+        self._space: list[str] = []  # at the end of the content so far: a call may follow
+        self._follows_call = False
+        self._is_left_out = False
+
+    def take(self) -> list[Piece]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def content(self, text: str) -> None:
+        body = text.rstrip(_SPACE)
+        space = text[len(body) :]
+        if body and self._follows_call:
+            body = body.lstrip(_SPACE)
+            self._space.clear()
+            self._follows_call = False
+        if body:
+            self._pieces.append(Content("".join(self._space) + body))
+            self._space.clear()
+        if space:
+            self._space.append(space)
+
+    def hold(self, text: str) -> None:
+        if text:
+            self._held.append(text)
+
+    def release(self) -> None:
+        held = "".join(self._held)
+        self._held.clear()
+        self.content(held)
+
+    def drop(self) -> None:
+        self._held.clear()
+
+    def start_call(self, name: str) -> None:
+        """What was held and what was white space before it belong to the call."""
+        self._held.clear()
+        self._space.clear()
+        self._follows_call = True
+        self._is_left_out = self.num_calls == self._max_calls
+        if not self._is_left_out:
+            self._pieces.append(ToolCallStart(self.num_calls, self._new_call_id(), name))
+            self.num_calls += 1
+
+    def arguments(self, text: str) -> None:
+        """More arguments of the call that was started last."""
+        if text and not self._is_left_out:
+            self._pieces.append(ToolCallArguments(self.num_calls - 1, text))
+
+    def finish(self) -> None:
+        self.release()
+        if self._space and not self._follows_call:
+            self._pieces.append(Content("".join(self._space)))
+        self._space.clear()

@@ -1,0 +1,87 @@
+"""The official Anthropic SDK."""
+
+from typing import Any
+
+import anthropic
+from anthropic import Anthropic
+
+MODEL = "orcinus-demo"
+QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
+WEATHER_QUESTION: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+WEATHER: Any = {
+    "name": "get_weather",
+    "description": "Get the weather in a city",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+def client_of(url: str) -> Any:
+    return Anthropic(base_url=url, api_key="none", max_retries=0, timeout=60)
+
+
+def ask(url: str, **body: Any) -> Any:
+    asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 64, "temperature": 0, **body}
+    return client_of(url).messages.create(**asked)
+
+
+def check_a_message(url: str) -> None:
+    message = ask(url)
+    assert (message.type, message.role, message.stop_reason) == ("message", "assistant", "end_turn")
+    [block] = message.content
+    assert "Paris" in block.text
+    assert message.usage.input_tokens > 0
+    assert message.usage.output_tokens > 0
+
+
+def check_limits_and_stop_sequences(url: str) -> None:
+    assert ask(url, max_tokens=2).stop_reason == "max_tokens"
+    stopped = ask(url, stop_sequences=["Paris"])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "Paris")
+
+
+def check_a_stream(url: str) -> None:
+    with client_of(url).messages.stream(model=MODEL, messages=QUESTION, max_tokens=64, temperature=0) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert "Paris" in text
+    assert final.content[0].text == text == ask(url).content[0].text
+    assert final.stop_reason == "end_turn"
+
+
+def check_a_round_trip_with_a_tool(url: str) -> None:
+    asked = ask(url, messages=WEATHER_QUESTION, tools=[WEATHER])
+    assert asked.stop_reason == "tool_use"
+    [use] = [block for block in asked.content if block.type == "tool_use"]
+    assert (use.name, use.input) == ("get_weather", {"city": "Paris"})
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": '{"temperature": 21, "condition": "sunny"}'}
+    turns = [
+        *WEATHER_QUESTION,
+        {"role": "assistant", "content": [block.model_dump() for block in asked.content]},
+        {"role": "user", "content": [result]},
+    ]
+    answer = ask(url, messages=turns, tools=[WEATHER])
+    assert "sunny" in answer.content[0].text
+
+
+def check_a_streamed_use_of_a_tool(url: str) -> None:
+    with client_of(url).messages.stream(
+        model=MODEL, messages=WEATHER_QUESTION, max_tokens=64, temperature=0, tools=[WEATHER]
+    ) as stream:
+        final = stream.get_final_message()
+    [use] = [block for block in final.content if block.type == "tool_use"]
+    assert (use.name, use.input) == ("get_weather", {"city": "Paris"})
+
+
+def check_counting_tokens(url: str) -> None:
+    counted = client_of(url).messages.count_tokens(model=MODEL, messages=QUESTION)
+    assert counted.input_tokens == ask(url).usage.input_tokens
+
+
+def check_errors(url: str) -> None:
+    for kind, body in ((anthropic.NotFoundError, {"model": "gpt-5"}), (anthropic.BadRequestError, {"temperature": 9})):
+        try:
+            ask(url, **body)
+        except kind as error:
+            assert error.body["type"] == "error"
+            continue
+        raise AssertionError(f"no {kind.__name__}")
