@@ -14,6 +14,10 @@ PIP_INSTALL = $(BIN)/python -m pip install $(if $(TORCH_INDEX_URL),--extra-index
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
+# Client libraries of others, which want older releases of what .venv has: an environment of their own.
+CLIENTS_VENV := .venv-clients
+CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -33,9 +37,16 @@ install: $(DEV_STAMP) ## Make .venv with the project (editable) and the developm
 serve: $(RUN_STAMP) ## Install what serving needs, and serve the demo model on port 8000
 	@exec $(BIN)/orcinus serve $(ARGS)
 
+.PHONY: clients
+clients: $(CLIENTS_STAMP) ## Make .venv-clients with the client libraries that the tests use
+
 .PHONY: test
-test: $(DEV_STAMP) ## Run the tests
+test: $(DEV_STAMP) $(CLIENTS_STAMP) ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: conformance
+conformance: $(DEV_STAMP) ## Check the HTTP contract on a real server, and write docs/conformance.md
+	$(BIN)/python -m tests.conformance
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## Check style and formatting (ruff)
@@ -78,7 +89,7 @@ smoke: wheel ## Install the wheel into an empty environment and talk to the serv
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEV_STAMP): pyproject.toml
@@ -89,6 +100,11 @@ $(DEV_STAMP): pyproject.toml
 $(RUN_STAMP): pyproject.toml
 	$(make-venv)
 	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(CLIENTS_STAMP): pyproject.toml
+	$(PYTHON) -m venv --upgrade-deps $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --group clients
 	@touch $@
 
 define make-venv

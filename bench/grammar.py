@@ -90,12 +90,12 @@ class LLGuidance(Library):
         self._tokenizer = LLTokenizer(Wrapper(_Vocabulary(vocabulary)))
 
     def compile(self, kind: str, source: str) -> Any:
-        convert: Callable[[str], str] = {
+        converters: dict[str, Any] = {
             "json_schema": self._matcher.grammar_from_json_schema,
             "regex": self._matcher.grammar_from_regex,
             "grammar": self._matcher.grammar_from_lark,
-        }[kind]
-        matcher = self._matcher(self._tokenizer, convert(source), log_level=0)
+        }
+        matcher = self._matcher(self._tokenizer, converters[kind](source), log_level=0)
         if matcher.is_error():
             raise ValueError(matcher.get_error())
         return matcher
@@ -106,7 +106,7 @@ class LLGuidance(Library):
             raise RuntimeError(matcher.get_error())
 
     def accept_byte(self, matcher: Any, byte: int) -> bool:
-        return matcher.try_consume_tokens([byte]) == 1
+        return bool(matcher.try_consume_tokens([byte]) == 1)
 
     def is_complete(self, matcher: Any) -> bool:
         return bool(matcher.is_accepting())
@@ -116,7 +116,7 @@ class XGrammar(Library):
     def __init__(self, vocabulary: list[bytes]) -> None:
         super().__init__(vocabulary)
         import torch
-        import xgrammar
+        import xgrammar  # type: ignore[import-not-found]
 
         self._xgrammar = xgrammar
         raw: list[Any] = list(vocabulary)
@@ -125,12 +125,12 @@ class XGrammar(Library):
         self._bitmask = torch.from_numpy(self.mask)
 
     def compile(self, kind: str, source: str) -> Any:
-        compiler: Callable[[str], Any] = {
+        compilers: dict[str, Any] = {
             "json_schema": partial(self._compiler.compile_json_schema, strict_mode=False),
             "regex": self._compiler.compile_regex,
             "grammar": self._compiler.compile_grammar,
-        }[kind]
-        return self._xgrammar.GrammarMatcher(compiler(source))
+        }
+        return self._xgrammar.GrammarMatcher(compilers[kind](source))
 
     def fill(self, matcher: Any) -> None:
         matcher.fill_next_token_bitmask(self._bitmask.unsqueeze(0))
@@ -382,7 +382,8 @@ def main() -> None:
     parser.add_argument("--bomb", nargs=2, metavar=("LIBRARY", "BOMB"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.bomb is not None:
-        run_bomb(*args.bomb, args.vocab_size)
+        library_name, bomb_name = args.bomb
+        run_bomb(library_name, bomb_name, args.vocab_size)
         return
     for name in LIBRARIES:
         if importlib.util.find_spec(name) is not None:

@@ -102,6 +102,12 @@ class Settings(BaseSettings):
     chat_template: str | None = _setting(
         None, "Model", "Chat template to use instead of the model's: a file, or Jinja text.", "FILE"
     )
+    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic"] = _setting(
+        "auto", "Model", "How the model writes calls of tools; auto tells by its chat template."
+    )
+    reasoning_parser: Literal["auto", "none", "think"] = _setting(
+        "auto", "Model", "How the model marks what it thinks before it answers; auto tells by its chat template."
+    )
     trust_remote_code: bool = _setting(
         False, "Model", "Run Python code that comes with the model. It can do anything that you can."
     )

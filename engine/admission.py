@@ -79,8 +79,8 @@ def _check_context(num_prompt_tokens: int, max_tokens: int | None, max_model_len
     wanted = 1 if max_tokens is None else max_tokens
     if num_prompt_tokens + wanted <= max_model_len:
         return
-    asked = "" if max_tokens is None else f" and max_tokens {max_tokens} ask for {num_prompt_tokens + wanted}"
+    asked = f" and max_tokens {max_tokens} ask for {num_prompt_tokens + wanted}" if max_tokens else " are too many"
     raise ContextLengthError(
-        f"the context of this model is {max_model_len} tokens: the prompt's {num_prompt_tokens}{asked or ' fill it'}",
+        f"the context of this model is {max_model_len} tokens: the prompt's {num_prompt_tokens}{asked}",
         "max_tokens" if num_prompt_tokens < max_model_len else "prompt",
     )

@@ -39,9 +39,11 @@ from engine.observer import EngineObserver, NullObserver, Outcome
 from engine.output_processor import OutputProcessor
 from engine.outputs import GenerationRequest
 from engine.request_stream import Choice, LiveRequest, RequestStream
+from engine.sampling_params import Grammar
 from engine.transport import ProcessTransport, Transport
 
 if TYPE_CHECKING:
+    from engine.grammar_gate import GrammarGate
     from engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class AsyncEngine:
         self._drain_rate = DrainRate()
         self._num_finished = 0
         self._last_step_time = time.monotonic()
+        self._grammar_gate: GrammarGate | None = None
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -132,6 +135,8 @@ class AsyncEngine:
     async def aclose(self) -> None:
         """Fail what is in flight and end the engine. Idempotent."""
         self._die(EngineUnavailableError("the server is shutting down"))
+        if self._grammar_gate is not None:
+            await self._grammar_gate.aclose()
         await self._transport.aclose()
 
     # --- state ----------------------------------------------------------------------------------------------
@@ -185,6 +190,19 @@ class AsyncEngine:
             return render()
         return await asyncio.to_thread(render)
 
+    async def check_grammar(self, grammar: Grammar, param: str) -> None:
+        """Raises `InvalidRequestError`, which blames `param`, for a grammar that the engine cannot follow.
+
+        To be called before a request with it is submitted: what passes here is compiled in the engine process.
+        """
+        if self._grammar_gate is None:
+            from engine.grammar_gate import GrammarGate, ServedVocabulary
+
+            config, info = self._config, self.info
+            vocabulary = ServedVocabulary(config.model, config.trust_remote_code, info.vocab_size, info.eos_token_ids)
+            self._grammar_gate = GrammarGate(vocabulary)
+        await self._grammar_gate.check(grammar, param)
+
     # --- requests -------------------------------------------------------------------------------------------
 
     def submit(self, request: GenerationRequest) -> RequestStream:
@@ -207,7 +225,11 @@ class AsyncEngine:
         num_slots = self.stats.num_slots or self.info.max_num_seqs
         most = num_slots + self._max_queue_len
         if request.num_choices > most:
-            raise InvalidRequestError(f"at most {most} choices fit slots and queue, got {request.num_choices}", "n")
+            raise InvalidRequestError(
+                f"at most {most} choices fit slots and queue (max_queue_len is {self._max_queue_len}),"
+                f" got {request.num_choices}",
+                "n",
+            )
         num_missing = len(self._choices) + request.num_choices - most
         if num_missing > 0:
             raise QueueFullError(

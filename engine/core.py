@@ -7,12 +7,15 @@ executor is handed in.
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from engine.block_manager import BlockManager
 from engine.messages import AddRequest, EngineInfo, RequestDelta, StepOutputs, StepPlan, StepResult, StepStats
+from engine.preparation import Preparation
+from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler, SchedulerLimits
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ class Executor(Protocol):
     """Whoever runs the model: `engine.model_runner.ModelRunner`, or a fake in the tests."""
 
     device_monitor: "DeviceMonitor | None"
+
+    def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
+        """Begin what takes time before a request can run; None if there is nothing. It may run in other threads."""
 
     def execute(self, plan: StepPlan) -> StepResult: ...
 
@@ -52,27 +58,37 @@ class EngineCore:
         self._blocks = BlockManager(info.num_kv_blocks, info.block_size)
         self.scheduler = Scheduler(limits, self._blocks, clock)
         self._executor = executor
+        self._preparation = Preparation(executor)
         self._clock = clock
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._preparation)
 
     def wait_time_s(self) -> float | None:
         """How long `step` will have nothing to run although there is work; None: it has now."""
-        return self.scheduler.wait_time_s()
+        waits_s = [self._preparation.wait_time_s()] if self._preparation else []
+        if self.scheduler.has_work:
+            waits_s.append(self.scheduler.wait_time_s() or 0.0)
+        return min(waits_s, default=0.0) or None
 
     def add_request(self, request: AddRequest) -> None:
-        self.scheduler.add(request)
+        if not self._preparation.hold(request):
+            self.scheduler.add(request)
 
     def abort_requests(self, request_ids: list[str]) -> None:
+        self._preparation.abort(request_ids)
         self.scheduler.abort(request_ids)
 
     def step(self) -> StepOutputs:
         """Run one iteration. A fault of the executor ends the requests of that step, with an error."""
         started = self._clock()
+        ready, deltas = self._preparation.settle()
+        for request in ready:
+            self.scheduler.add(request)
         plan = self.scheduler.schedule()
-        deltas = self._run(plan) if plan.scheduled else []
+        if plan.scheduled:
+            deltas += self._run(plan)
         return StepOutputs(deltas=deltas, stats=self._step_stats(deltas, self._clock() - started))
 
     def _run(self, plan: StepPlan) -> list[RequestDelta]:
@@ -89,7 +105,7 @@ class EngineCore:
         utilization, used_bytes, total_bytes = (None, None, None) if monitor is None else monitor.sample()
         return StepStats(
             num_running=self.scheduler.num_running,
-            num_waiting=self.scheduler.num_waiting,
+            num_waiting=self.scheduler.num_waiting + len(self._preparation),
             num_slots=self.scheduler.num_slots,
             num_kv_blocks=self._blocks.num_blocks,
             num_kv_blocks_used=self._blocks.num_used_blocks,

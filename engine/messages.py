@@ -97,6 +97,7 @@ class RequestDelta(Message, frozen=True):
     token, None for the first. `num_cached_tokens`, `queue_time_s` come with the first delta.
     `stop_reason` is the stop token id that ended it, None for end-of-sequence (and for a grammar's end).
     `embedding` is float32, in the machine's byte order; it comes once, with the last delta.
+    `ends_in_text` tells that a request which stopped did so after its last token, which is text, and not by it.
     """
 
     request_id: str
@@ -110,6 +111,7 @@ class RequestDelta(Message, frozen=True):
     num_preemptions: int = 0
     error: str | None = None
     embedding: bytes | None = None
+    ends_in_text: bool = False
 
 
 class StepStats(Message, frozen=True):

@@ -8,9 +8,12 @@ import gc
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,11 +46,17 @@ from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan, 
 from engine.model_loader import eos_token_ids, load_causal_lm, sampling_defaults
 from engine.model_probe import ServedModel, check_paged, peak_cuda_memory, probe_model
 from engine.pooling import PooledPrompt, resolve_pooling, unit_vectors
-from engine.sampler import Sampler, SamplingRow, has_penalties, penalty_counts, token_logprobs
+from engine.sampler import BadWords, SampledRows, Sampler, SamplingRow, has_penalties, penalty_counts, token_logprobs
+from engine.sampling_params import SamplingParams
+from engine.token_masks import MaskFiller, pack_tokens
+
+if TYPE_CHECKING:
+    from engine.grammar import GrammarCompiler
 
 # Rows of logits computed at a time for prompt_logprobs, so that memory does not grow with prompt x vocabulary.
 _LOGPROB_ROWS = 256
 _NOT_FINITE = "the model's logits are not finite"
+_NO_CHOICE = "every token is ruled out by the request's own parameters"
 _EMBEDDING_NOT_FINITE = "the model's embedding is not finite"
 
 
@@ -77,11 +86,22 @@ def build_executor(config: EngineConfig) -> "tuple[EngineInfo, ModelRunner]":
         block_size=size.block_size,
         device=device,
         device_monitor=device_monitor(device),
+        make_compiler=lambda: _grammar_compiler(config, served, eos),
         seed=config.seed or 0,
     )
     load_time_s = time.monotonic() - started
     info = _engine_info(config, served, limits, size, eos, device=device, load_time_s=load_time_s)
     return info, runner
+
+
+def _grammar_compiler(config: EngineConfig, served: ServedModel, eos: list[int]) -> "GrammarCompiler":
+    from engine.grammar import GrammarCompiler
+    from engine.tokenizer import Tokenizer
+
+    def load() -> Tokenizer:
+        return Tokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
+
+    return GrammarCompiler(load, served.model.vocab_size, eos)
 
 
 @contextmanager
@@ -166,8 +186,7 @@ class _Request:
             self.token_ids = np.concatenate([self.token_ids, np.empty_like(self.token_ids)])
         self.token_ids[self.num_tokens] = token_id
         self.num_tokens += 1
-        if self.row.counts is not None:
-            self.row.counts.add(token_id)
+        self.row.add(token_id)
 
     def extend_blocks(self, block_ids: list[int]) -> None:
         needed = self.num_blocks + len(block_ids)
@@ -198,7 +217,7 @@ class _Part:
 class ModelRunner:
     """Executes plans for one model on one device. Used by one thread.
 
-    `device_monitor` says how busy the device is.
+    `device_monitor` says how busy the device is. `make_compiler` is called when a request first brings a grammar.
     """
 
     def __init__(
@@ -210,6 +229,7 @@ class ModelRunner:
         block_size: int,
         device: torch.device,
         device_monitor: DeviceMonitor,
+        make_compiler: "Callable[[], GrammarCompiler]",
         seed: int = 0,
     ) -> None:
         self.device_monitor: DeviceMonitor | None = device_monitor
@@ -218,15 +238,22 @@ class ModelRunner:
         self._sampler = sampler
         self._block_size = block_size
         self._device = device
+        self._make_compiler = make_compiler
         self._seed = seed
+        self._masks = MaskFiller()
         self._requests: dict[str, _Request] = {}
         self._suspect_blocks: set[int] = set()
+
+    def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
+        """Begin to compile the request's grammar, if it has one that is not at hand."""
+        return None if sampling.grammar is None else self._grammars.prepare(sampling.grammar)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step: forget what was released, take in what is new, compute, sample.
 
-        A request whose own logits are not finite is named in `errors`; the others are not affected.
+        A request whose own logits are not finite, or whose parameters leave no token to choose, is named in `errors`;
+        the others are not affected.
         """
         for request_id in plan.released:
             self._release(request_id)
@@ -235,6 +262,7 @@ class ModelRunner:
         if not plan.scheduled:
             return StepResult(sampled_token_ids={})
         parts = self._parts(plan.scheduled)
+        self._start_masks(parts)
         hidden = self._run(parts)
         prompt_logprobs = self._prompt_logprobs(parts, hidden)
         errors = self._broken_prompts(parts, prompt_logprobs)
@@ -245,16 +273,38 @@ class ModelRunner:
             logprobs=result.logprobs,
             prompt_logprobs={k: v for k, v in prompt_logprobs.items() if k not in errors},
             errors=errors | embedded.errors | result.errors,
+            finished=result.finished,
             embeddings=embedded.embeddings,
         )
 
     def _request(self, new: NewRequest) -> _Request:
         token_ids = np.array(new.token_ids, dtype=np.int64)
-        row = SamplingRow(new.sampling, self._seed_of(new), new.num_prompt_tokens)
-        if has_penalties(new.sampling):
-            row.counts = penalty_counts(token_ids, new.num_prompt_tokens, self._model.vocab_size, self._device)
+        row = self._row(new, token_ids)
         pooled = None if new.sampling.pooling is None else PooledPrompt(new.sampling.pooling)
         return _Request(token_ids, len(token_ids), np.zeros(16, dtype=np.int32), 0, row, pooled)
+
+    def _row(self, new: NewRequest, token_ids: NDArray[np.int64]) -> SamplingRow:
+        sampling, vocab_size = new.sampling, self._model.vocab_size
+        output = new.token_ids[new.num_prompt_tokens :]
+        row = SamplingRow(sampling, self._seed_of(new), new.num_prompt_tokens)
+        if has_penalties(sampling):
+            row.counts = penalty_counts(token_ids, new.num_prompt_tokens, vocab_size, self._device)
+        if sampling.bad_words_token_ids:
+            row.bad_words = BadWords(sampling.bad_words_token_ids, output)
+        if sampling.allowed_token_ids:
+            row.allowed = pack_tokens(sampling.allowed_token_ids, vocab_size)
+        if sampling.grammar is not None:
+            row.matcher = self._grammars.matcher(sampling.grammar, ignore_eos=sampling.ignore_eos, tokens=output)
+        return row
+
+    @cached_property
+    def _grammars(self) -> "GrammarCompiler":
+        return self._make_compiler()
+
+    def _start_masks(self, parts: list[_Part]) -> None:
+        """What may come next is known before the model runs, and found out meanwhile."""
+        matchers = [part.request.row.matcher for part in parts if part.samples]
+        self._masks.start([matcher for matcher in matchers if matcher is not None and matcher.error is None])
 
     def _seed_of(self, new: NewRequest) -> int:
         if new.sampling.seed is not None:
@@ -320,22 +370,36 @@ class ModelRunner:
         last = np.array([part.offset + part.num_tokens - 1 for part in parts], dtype=np.int64)
         logits = self._model.logits(hidden[self._to_device(last)])
         rows = [part.request.row for part in parts]
+        self._masks.wait()
         sampled = self._sampler.sample(logits, rows, [part.request.num_tokens for part in parts])
         tokens: dict[str, list[int]] = {}
         errors: dict[str, str] = {}
-        for part, token_id, is_finite in zip(parts, sampled.token_ids, sampled.is_finite, strict=True):
-            if is_finite:
-                part.request.append(token_id)
-                part.request.is_finite = True
-                tokens[part.request_id] = [token_id]
+        for row, part in enumerate(parts):
+            error = self._take_token(part.request, sampled, row)
+            if error is None:
+                tokens[part.request_id] = [sampled.token_ids[row]]
             else:
-                part.request.is_finite = False
-                errors[part.request_id] = _NOT_FINITE
+                errors[part.request_id] = error
         logprobs: dict[str, list[TokenLogprobs]] = {}
         for part, entry in zip(parts, sampled.logprobs, strict=False):
             if entry is not None and part.request_id in tokens:
                 logprobs[part.request_id] = [entry]
-        return StepResult(sampled_token_ids=tokens, logprobs=logprobs, errors=errors)
+        finished = [p.request_id for p in parts if p.request.row.is_finished and p.request_id in tokens]
+        return StepResult(sampled_token_ids=tokens, logprobs=logprobs, errors=errors, finished=finished)
+
+    @staticmethod
+    def _take_token(request: _Request, sampled: SampledRows, row: int) -> str | None:
+        """Append the token of one row; returns why it could not be."""
+        request.is_finite = sampled.is_finite[row]
+        matcher = request.row.matcher
+        if not request.is_finite:
+            return _NOT_FINITE
+        if matcher is not None and matcher.error is not None:
+            return matcher.error
+        if not sampled.has_choice[row]:
+            return _NO_CHOICE
+        request.append(sampled.token_ids[row])
+        return None if matcher is None else matcher.error
 
     def _prompt_logprobs(self, parts: list[_Part], hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
         return {

@@ -66,7 +66,7 @@ class OutputProcessor:
 
     def _readable(self, delta: RequestDelta) -> list[int]:
         """The tokens that have text: the one that stopped the request has none, unless asked for."""
-        is_stopped_by_token = delta.finish_reason == "stop" and delta.token_ids
+        is_stopped_by_token = delta.finish_reason == "stop" and delta.token_ids and not delta.ends_in_text
         if is_stopped_by_token and not self._sampling.include_stop_str_in_output:
             return delta.token_ids[:-1]
         return delta.token_ids

@@ -2,9 +2,10 @@
 
 A processor that no row asked for costs nothing; an all-greedy batch is one argmax. The random number of a token is
 a pure function of (seed, position), so what shares a row's batch never changes its draw. Knows nothing of the model,
-the cache or how requests are scheduled.
+the cache or how requests are scheduled; of a grammar it sees the tokens that may come next.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from engine.messages import TokenLogprobs
 from engine.sampling_params import SamplingParams
+from engine.token_masks import Matcher
 
 # Candidates looked at before a whole row is sorted for top_p: nearly always enough, and far cheaper.
 _TOP_P_CANDIDATES = 1024
@@ -23,12 +25,35 @@ _MAX_TOP_K = 2**24  # exact in float32, and more than any vocabulary
 
 @dataclass(slots=True)
 class SamplingRow:
-    """What the sampler knows of one request. `token_ids` is read, never kept, and may grow between steps."""
+    """What the sampler knows of one request. What follows its tokens is there only while the request asks for it."""
 
     sampling: SamplingParams
     seed: int
     num_prompt_tokens: int
     counts: "PenaltyCounts | None" = None
+    bad_words: "BadWords | None" = None
+    allowed: NDArray[np.int32] | None = None  # packed, as the mask of `matcher`
+    matcher: Matcher | None = None
+
+    def add(self, token_id: int) -> None:
+        """Take in the token that was chosen."""
+        if self.counts is not None:
+            self.counts.add(token_id)
+        if self.bad_words is not None:
+            self.bad_words.add(token_id)
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing can follow."""
+        return self.matcher is not None and self.matcher.is_finished
+
+    def mask(self) -> NDArray[np.int32] | None:
+        """A bit for each token that may come next; None if any may."""
+        if self.matcher is None or self.allowed is None:
+            return self.allowed if self.matcher is None else self.matcher.mask
+        return self.allowed & self.matcher.mask
 
 
 @dataclass(slots=True)
@@ -42,12 +67,31 @@ class PenaltyCounts:
         self.output_counts[token_id] += 1
 
 
+class BadWords:
+    """Token sequences that must not come up, and as much of the output as it takes to see one coming."""
+
+    def __init__(self, words: Sequence[tuple[int, ...]], output_token_ids: Sequence[int]) -> None:
+        self._words = words
+        self._recent = deque(output_token_ids, maxlen=max(map(len, words)))
+
+    def add(self, token_id: int) -> None:
+        self._recent.append(token_id)
+
+    def last_tokens(self) -> list[int]:
+        """Those that would complete a word now."""
+        recent = tuple(self._recent)
+        return [word[-1] for word in self._words if len(word) == 1 or recent[1 - len(word) :] == word[:-1]]
+
+
 @dataclass(frozen=True, slots=True)
 class SampledRows:
-    """One entry per row. `is_finite` False: the model's logits were broken, and the token means nothing."""
+    """One entry per row. The token means nothing where `is_finite` is False, because the model's logits were broken,
+    or `has_choice` is, because every token was ruled out.
+    """
 
     token_ids: list[int]
     is_finite: list[bool]
+    has_choice: list[bool]
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
 
 
@@ -78,6 +122,8 @@ class Sampler:
             apply_penalties,
             apply_logit_bias,
             self._mask_until_min_tokens,
+            rule_out_bad_words,
+            apply_masks,
         ]
 
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> SampledRows:
@@ -88,14 +134,16 @@ class Sampler:
         logits = logits.float()
         best, argmax = logits.max(dim=-1)
         finite = torch.isfinite(best)
+        has_choice = torch.ones_like(finite)
         logprobs = self._raw_log_softmax(logits, rows)
         if _is_touched(rows, positions):
             for process in self._processors:
                 process(logits, rows, positions)
-            argmax = logits.argmax(dim=-1)
-        tokens = self._draw(logits, rows, positions, argmax, finite)
+            best, argmax = logits.max(dim=-1)
+            has_choice = best != -torch.inf
+        tokens = self._draw(logits, rows, positions, argmax, finite & has_choice)
         token_ids: list[int] = tokens.tolist()
-        return SampledRows(token_ids, finite.tolist(), _chosen_logprobs(logprobs, rows, tokens))
+        return SampledRows(token_ids, finite.tolist(), has_choice.tolist(), _chosen_logprobs(logprobs, rows, tokens))
 
     @staticmethod
     def _raw_log_softmax(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], Tensor]:
@@ -109,14 +157,14 @@ class Sampler:
         rows: Sequence[SamplingRow],
         positions: Sequence[int],
         argmax: Tensor,
-        finite: Tensor,
+        can_draw: Tensor,
     ) -> Tensor:
         random_rows = [i for i, row in enumerate(rows) if not is_greedy(row.sampling)]
         if not random_rows:
             return argmax
         index = torch.tensor(random_rows, device=logits.device)
         chosen = logits[index]
-        chosen[~finite[index]] = 0.0  # the row is reported as broken: any token will do
+        chosen[~can_draw[index]] = 0.0  # the row is reported as broken: any token will do
         seeds = [rows[i].seed for i in random_rows]
         uniform = uniforms(seeds, [positions[i] for i in random_rows])
         params = [rows[i].sampling for i in random_rows]
@@ -137,7 +185,12 @@ class Sampler:
 def _is_touched(rows: Sequence[SamplingRow], positions: Sequence[int]) -> bool:
     """Whether any processor changes any row."""
     return any(
-        row.counts is not None or row.sampling.logit_bias or row.sampling.min_tokens > p - row.num_prompt_tokens
+        row.counts is not None
+        or row.bad_words is not None
+        or row.allowed is not None
+        or row.matcher is not None
+        or row.sampling.logit_bias
+        or row.sampling.min_tokens > p - row.num_prompt_tokens
         for row, p in zip(rows, positions, strict=True)
     )
 
@@ -167,6 +220,33 @@ def apply_logit_bias(logits: Tensor, rows: Sequence[SamplingRow], positions: Seq
     at, tokens, biases = zip(*triples, strict=True)
     index = (torch.tensor(at, device=logits.device), torch.tensor(tokens, device=logits.device))
     logits.index_put_(index, torch.tensor(biases, dtype=logits.dtype, device=logits.device), accumulate=True)
+
+
+def rule_out_bad_words(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+    """Make impossible what would complete a bad word: one scatter for the batch."""
+    watched = [(i, row.bad_words) for i, row in enumerate(rows) if row.bad_words is not None]
+    pairs = [(i, token) for i, bad_words in watched for token in bad_words.last_tokens()]
+    if not pairs:
+        return
+    at, tokens = torch.tensor(pairs, device=logits.device).unbind(1)
+    logits[at, tokens] = -torch.inf
+
+
+def apply_masks(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+    """Leave each row the tokens of its mask: the packed masks of the batch go to the device as one array."""
+    masks = [(i, mask) for i, row in enumerate(rows) if (mask := row.mask()) is not None]
+    if not masks:
+        return
+    packed = np.stack([mask for _, mask in masks]).view(np.uint8)
+    allowed = unpack_bits(torch.from_numpy(packed).to(logits.device))[:, : logits.shape[-1]]
+    index = torch.tensor([i for i, _ in masks], device=logits.device)
+    logits[index] = logits[index].masked_fill_(~allowed, -torch.inf)
+
+
+def unpack_bits(packed: Tensor) -> Tensor:
+    """(num_rows, num_bytes) uint8 to (num_rows, 8 * num_bytes) bool, the lowest bit first."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1).bool()
 
 
 def draw(logits: Tensor, params: Sequence[SamplingParams], uniform: Tensor) -> Tensor:

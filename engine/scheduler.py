@@ -286,16 +286,18 @@ class Scheduler:
             finish_reason, stop_reason = self._finish_reason(request, token_id)
             if finish_reason is not None:
                 break
+        is_complete = finish_reason != "stop" and request.request_id in result.finished
         logprobs = result.logprobs.get(request.request_id)
         delta = self._report(
             request,
             token_ids=sampled[:num_accepted],
             logprobs=None if logprobs is None else logprobs[:num_accepted],
-            finish_reason=finish_reason,
+            finish_reason="stop" if is_complete else finish_reason,
             stop_reason=stop_reason,
             embedding=result.embeddings.get(request.request_id),
+            ends_in_text=is_complete and request.token_ids[-1] not in self.limits.eos_token_ids,
         )
-        if finish_reason is not None:
+        if delta.finish_reason is not None:
             self._finish(request)
         return delta
 
@@ -322,6 +324,7 @@ class Scheduler:
         stop_reason: int | None = None,
         error: str | None = None,
         embedding: bytes | None = None,
+        ends_in_text: bool = False,
     ) -> RequestDelta:
         """A delta; the first one of a request also says how it came to run."""
         is_first, request.has_reported = not request.has_reported, True
@@ -339,6 +342,7 @@ class Scheduler:
             num_preemptions=request.num_preemptions,
             error=error,
             embedding=embedding,
+            ends_in_text=ends_in_text,
         )
 
     def _fail(self, request: Request, message: str) -> RequestDelta:

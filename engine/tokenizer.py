@@ -83,6 +83,11 @@ class Tokenizer:
         """The text of the chat template; empty if there is none."""
         return "" if self._chat_template is None else self._chat_template.source
 
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """How the special tokens are written; `decode` leaves them out unless told otherwise."""
+        return frozenset(token.content for token in self._backend.added_tokens.values() if token.special)
+
     def added_token_id(self, text: str) -> int | None:
         """The id of the added token (special or not) that is written as `text`, if there is one."""
         return self._added_ids.get(text)

@@ -14,7 +14,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.errors import is_expected, to_response
+from server.errors import ErrorResponse, is_expected, to_response
 from server.generation import Generation, StreamableGeneration
 
 logger = logging.getLogger(__name__)
@@ -39,18 +39,22 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
-def error_response(error: Exception) -> Response:
-    answer = to_response(error)
+def error_response(error: Exception, scope: Scope) -> Response:
+    answer = _describe_error(error, scope)
     return Response(answer.body, answer.status, answer.headers)
 
 
-async def send_error(error: Exception, send: Send) -> None:
+async def send_error(error: Exception, scope: Scope, send: Send) -> None:
     """Answer with an error from outside a route."""
-    answer = to_response(error)
+    answer = _describe_error(error, scope)
     headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
     headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+def _describe_error(error: Exception, scope: Scope) -> ErrorResponse:
+    return to_response(error, scope["path"], scope["state"]["request_id"])
 
 
 class WholeAnswer(Response):

@@ -27,10 +27,20 @@ from server.completions import start_completion
 from server.context import ServingContext, ServingEngine
 from server.embeddings import start_embeddings
 from server.generation import Generation, StreamableGeneration
+from server.messages_api import count_tokens, start_message
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.openapi import describe_body, install_schemas
-from server.protocol import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
+from server.protocol import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    MessagesBody,
+    ResponseBody,
+    TokenizeBody,
+)
+from server.responses import start_response
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +56,7 @@ def create_app(engine: ServingEngine, settings: Settings) -> FastAPI:
     """
     metrics = Metrics()
     engine.observer = metrics
-    context = ServingContext(engine, settings.model_names)
+    context = ServingContext(engine, settings)
     app = FastAPI(
         title="Orcinus",
         version=VERSION,
@@ -61,7 +71,9 @@ def create_app(engine: ServingEngine, settings: Settings) -> FastAPI:
     _add_models(app, context)
     _add_operations(app, context, settings)
     _add_layers(app, metrics, KeyRing(settings))
-    install_schemas(app, (CompletionBody, ChatBody, EmbeddingBody, TokenizeBody, DetokenizeBody))
+    install_schemas(
+        app, (CompletionBody, ChatBody, ResponseBody, MessagesBody, EmbeddingBody, TokenizeBody, DetokenizeBody)
+    )
     return app
 
 
@@ -148,6 +160,22 @@ def _add_operations(app: FastAPI, context: ServingContext, settings: Settings) -
     async def chat_completions(request: Request) -> Response:
         return await generate(request, start_chat_completion)
 
+    @app.post("/v1/responses", tags=["generation"], openapi_extra=describe_body(ResponseBody))
+    async def responses(request: Request) -> Response:
+        return await generate(request, start_response)
+
+    @app.api_route("/v1/responses/{response_id:path}", methods=["GET", "DELETE"], include_in_schema=False)
+    async def stored_response(response_id: str) -> Response:
+        raise HTTPException(404, f"no response {response_id[:100]!r}: responses are not stored here")
+
+    @app.post("/v1/messages", tags=["generation"], openapi_extra=describe_body(MessagesBody, "AnthropicError"))
+    async def messages(request: Request) -> Response:
+        return await generate(request, start_message)
+
+    @app.post("/v1/messages/count_tokens", tags=["tokens"], openapi_extra=describe_body(MessagesBody, "AnthropicError"))
+    async def message_tokens(request: Request) -> Response:
+        return await answer(request, count_tokens)
+
     @app.post("/v1/embeddings", tags=["embeddings"], openapi_extra=describe_body(EmbeddingBody))
     async def embeddings(request: Request) -> Response:
         return await generate(request, start_embeddings)
@@ -171,7 +199,7 @@ def _add_layers(app: FastAPI, metrics: Metrics, keys: KeyRing) -> None:
     ]
 
     async def respond(request: Request, error: Exception) -> Response:
-        return error_response(error)
+        return error_response(error, request.scope)
 
     for kind in (OrcinusError, HTTPException):
         app.add_exception_handler(kind, respond)

@@ -34,12 +34,16 @@ class KeyRing:
     def is_needed(self) -> bool:
         return self._settings.is_key_needed
 
-    def check(self, authorization: str | None) -> None:
-        """Raise `AuthenticationError` unless the header's value holds a valid key."""
-        if authorization is None:
-            raise AuthenticationError("an API key is needed: send it as 'Authorization: Bearer KEY'")
-        scheme, _, key = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not self._is_valid(key.strip()):
+    def check(self, authorization: str | None, api_key: str | None = None) -> None:
+        """Raise `AuthenticationError` unless one of the two headers' values holds a valid key.
+
+        `authorization` is "Bearer KEY", `api_key` (x-api-key, which clients of Anthropic's API send) the key alone.
+        Some send both, one of them a placeholder: either may be the valid one.
+        """
+        if authorization is None and api_key is None:
+            raise AuthenticationError("an API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
+        verdicts = [self._is_valid(key) for key in (_bearer_key(authorization), api_key) if key is not None]
+        if not any(verdicts):
             raise AuthenticationError("the API key is not valid")
 
     def _is_valid(self, key: str) -> bool:
@@ -81,16 +85,22 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._keys.is_needed and scope["path"] not in PUBLIC_PATHS:
             try:
-                self._keys.check(_authorization(scope))
+                self._keys.check(_header(scope, b"authorization"), _header(scope, b"x-api-key"))
             except AuthenticationError as error:
-                await send_error(error, send)
+                await send_error(error, scope, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _authorization(scope: Scope) -> str | None:
-    values = [value for name, value in scope["headers"] if name == b"authorization"]
-    return values[0].decode("latin-1") if len(values) == 1 else None
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    """The header's value, if there is one and not more: which of two would count cannot be known."""
+    values = [value for name, value in scope["headers"] if name == wanted]
+    return values[0].decode("latin-1").strip() if len(values) == 1 else None
+
+
+def _bearer_key(authorization: str | None) -> str | None:
+    scheme, _, key = (authorization or "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
 
 
 def _digest(key: str) -> bytes:

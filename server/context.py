@@ -2,7 +2,7 @@
 
 Independent of HTTP, so that a file of requests can be answered in process:
 
-    ctx = ServingContext(engine, settings.model_names)
+    ctx = ServingContext(engine, settings)
     response = await completions.create_completion(ctx, body)        # dict, as the API returns it
     response = await chat.create_chat_completion(ctx, body)
 
@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+from config.settings import Settings
 from config.version import VERSION
 from engine.errors import EngineUnavailableError
 from engine.messages import EngineInfo
@@ -30,6 +31,8 @@ class ServingTokenizer(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]: ...
+    @property
+    def special_tokens(self) -> frozenset[str]: ...
     @property
     def chat_template_source(self) -> str: ...
     def added_token_id(self, text: str) -> int | None: ...
@@ -75,14 +78,14 @@ class ServingContext:
     def __init__(
         self,
         engine: ServingEngine,
-        model_names: Sequence[str],
-        *,
-        tool_call_parser: str = "auto",
-        reasoning_parser: str = "auto",
+        settings: Settings,
     ) -> None:
         self.engine = engine
-        self.model_names = tuple(model_names)
-        self._parsers = {"tool_call_parser": tool_call_parser, "reasoning_parser": reasoning_parser}
+        self.model_names = tuple(settings.model_names)
+        self._parsers = {
+            "tool_call_parser": settings.tool_call_parser,
+            "reasoning_parser": settings.reasoning_parser,
+        }
         self.created = int(time.time())
         self._fingerprint: str | None = None
 
@@ -103,7 +106,12 @@ class ServingContext:
     def message_format(self) -> MessageFormat:
         """How the model writes its messages. Only once the engine is ready."""
         tokenizer = self.engine.tokenizer
-        return MessageFormat.detect(tokenizer.chat_template_source, tokenizer.added_token_id, **self._parsers)
+        return MessageFormat.detect(
+            tokenizer.chat_template_source,
+            tokenizer.added_token_id,
+            special_tokens=tokenizer.special_tokens,
+            **self._parsers,
+        )
 
     def check_ready(self) -> None:
         """Raise `EngineUnavailableError` (or `DrainingError`) unless new work can be taken now."""

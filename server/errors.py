@@ -1,4 +1,4 @@
-"""One table from exceptions to HTTP, and the one shape of an error body.
+"""One table from exceptions to HTTP, and the two shapes of an error body: OpenAI's, and Anthropic's on its own paths.
 
 Every error that leaves the server, as a response or inside a stream, is made here. A message of ours goes out
 as it is; of an exception that nobody expected, nothing does.
@@ -84,6 +84,15 @@ ERROR_TABLE: Mapping[type[BaseException], ErrorKind] = {
 }
 
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
+# What Anthropic's API calls an error, by its status; others are invalid_request_error or, from 500 on, api_error.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 _UNEXPECTED_MESSAGE = "the server failed while it handled this request"
 
 
@@ -114,10 +123,24 @@ def error_body(error: BaseException) -> dict[str, Any]:
     }
 
 
-def to_response(error: BaseException) -> ErrorResponse:
-    """The status, the headers and the body that answer with this error."""
+def speaks_anthropic(path: str) -> bool:
+    """Whether requests to this path are of Anthropic's API."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def anthropic_error_body(error: BaseException, request_id: str | None = None) -> dict[str, Any]:
+    """`{"type": "error", "error": {"type", "message"}, "request_id"}`, the last where it is known."""
+    status = kind_of(error).status
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    body = {"type": "error", "error": {"type": kind, "message": _message(error)[:MAX_MESSAGE_CHARS]}}
+    return body if request_id is None else {**body, "request_id": request_id}
+
+
+def to_response(error: BaseException, path: str = "", request_id: str | None = None) -> ErrorResponse:
+    """The status, the headers and the body that answer a request to `path` with this error."""
     headers = {"content-type": "application/json", **_extra_headers(error)}
-    return ErrorResponse(kind_of(error).status, headers, msgspec.json.encode(error_body(error)))
+    body = anthropic_error_body(error, request_id) if speaks_anthropic(path) else error_body(error)
+    return ErrorResponse(kind_of(error).status, headers, msgspec.json.encode(body))
 
 
 def _message(error: BaseException) -> str:

@@ -24,6 +24,7 @@ class Markers:
         self._longest = max(map(len, markers))
 
     def find(self, text: str, start: int) -> re.Match[str] | None:
+        """The first one that is there."""
         return self._pattern.search(text, start)
 
     def num_held_back(self, text: str, start: int) -> int:
@@ -81,13 +82,17 @@ class IncomingText:
     def take_space(self) -> Reading[str]:
         return (yield from self.take_all(_SPACE))
 
-    def take_if(self, marker: str) -> Reading[str]:
-        """`marker` if it comes next, otherwise nothing."""
+    def comes(self, marker: str) -> Reading[bool]:
+        """Whether `marker` comes next."""
         while len(self._text) - self._position < len(marker):
             if self._is_at_end or not marker.startswith(self._text[self._position :]):
-                return ""
+                return False
             yield
-        if not self._text.startswith(marker, self._position):
+        return self._text.startswith(marker, self._position)
+
+    def take_if(self, marker: str) -> Reading[str]:
+        """`marker` if it comes next, otherwise nothing."""
+        if not (yield from self.comes(marker)):
             return ""
         self._position += len(marker)
         return marker
@@ -95,12 +100,14 @@ class IncomingText:
     def read_until(self, markers: Markers, give: Callable[[str], None]) -> Reading[str]:
         """Give away what comes before the first marker, as it comes. The marker, or nothing at the end."""
         while True:
-            if match := markers.find(self._text, self._position):
+            held_back = 0 if self._is_at_end else markers.num_held_back(self._text, self._position)
+            sure = len(self._text) - held_back
+            match = markers.find(self._text, self._position)
+            if match and match.start() < sure:
                 self._give(match.start(), give)
                 self._position = match.end()
                 return match[0]
-            held_back = 0 if self._is_at_end else markers.num_held_back(self._text, self._position)
-            self._give(len(self._text) - held_back, give)
+            self._give(sure, give)
             if self._is_at_end:
                 return ""
             yield

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.answers import send_error
 from server.auth import PUBLIC_PATHS
+from server.errors import speaks_anthropic
 from server.metrics import Metrics
 
 logger = logging.getLogger("server.access")
@@ -71,13 +72,18 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", []), (b"x-request-id", self.request_id.encode())]
+            message["headers"] = [*message.get("headers", []), *self._id_headers()]
         await self._send(message)
+
+    def _id_headers(self) -> list[tuple[bytes, bytes]]:
+        """Anthropic's clients look for the id under a name of its own."""
+        names = (b"x-request-id", b"request-id") if speaks_anthropic(self._scope["path"]) else (b"x-request-id",)
+        return [(name, self.request_id.encode()) for name in names]
 
     async def fail(self) -> None:
         """After an exception that nobody expected. A response that has begun can only be cut off."""
         if self.status == CLIENT_LEFT:
-            await send_error(RuntimeError(), self.send)
+            await send_error(RuntimeError(), self._scope, self.send)
 
     def log(self) -> None:
         level = logging.DEBUG if self._scope["path"] in PUBLIC_PATHS else logging.INFO

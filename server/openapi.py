@@ -28,12 +28,27 @@ _ERROR_SCHEMA = {
 }
 
 
-def describe_body(model: type[BaseModel]) -> dict[str, Any]:
+_ANTHROPIC_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+        "request_id": {"type": "string"},
+    },
+}
+
+
+def describe_body(model: type[BaseModel], error_schema: str = "Error") -> dict[str, Any]:
     """What a route that parses `model` itself adds to its entry."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     error = {
         "description": "An error",
-        "content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}},
+        "content": {"application/json": {"schema": {"$ref": _REF.format(model=error_schema)}}},
     }
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
@@ -56,5 +71,5 @@ def _build(app: FastAPI, models: Sequence[type[BaseModel]]) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas.update(definitions["$defs"], Error=_ERROR_SCHEMA)
+    schemas.update(definitions["$defs"], Error=_ERROR_SCHEMA, AnthropicError=_ANTHROPIC_ERROR_SCHEMA)
     return document

@@ -13,11 +13,14 @@ from pydantic import BaseModel
 
 from engine.errors import InvalidRequestError
 
-Endpoint = Literal["completions", "chat", "embeddings"]
+Endpoint = Literal["completions", "chat", "responses", "messages", "embeddings"]
 BOTH: tuple[Endpoint, ...] = ("completions", "chat")
 CHAT: tuple[Endpoint, ...] = ("chat",)
 COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
-ALL: tuple[Endpoint, ...] = (*BOTH, "embeddings")
+RESPONSES: tuple[Endpoint, ...] = ("responses",)
+MESSAGES: tuple[Endpoint, ...] = ("messages",)
+GENERATING: tuple[Endpoint, ...] = (*BOTH, *RESPONSES)
+ALL: tuple[Endpoint, ...] = (*GENERATING, "embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +52,31 @@ class ParameterRow:
 
 IGNORED: Mapping[str, Ignored] = {
     "user": Ignored("no accounts here", ALL),
-    "metadata": Ignored("nothing is stored"),
-    "store": Ignored("nothing is stored"),
-    "service_tier": Ignored("one tier; see `priority`"),
-    "safety_identifier": Ignored("no accounts here"),
-    "prompt_cache_key": Ignored("the prefix cache finds shared prefixes by itself"),
-    "prompt_cache_options": Ignored("the prefix cache needs none"),
-    "prompt_cache_retention": Ignored("blocks stay cached until their memory is needed"),
+    "metadata": Ignored("nothing is stored", (*BOTH, *MESSAGES)),
+    "store": Ignored("nothing is stored", GENERATING),
+    "service_tier": Ignored("one tier; see `priority`", (*GENERATING, *MESSAGES)),
+    "safety_identifier": Ignored("no accounts here", GENERATING),
+    "prompt_cache_key": Ignored("the prefix cache finds shared prefixes by itself", GENERATING),
+    "prompt_cache_options": Ignored("the prefix cache needs none", GENERATING),
+    "prompt_cache_retention": Ignored("blocks stay cached until their memory is needed", GENERATING),
     "verbosity": Ignored("the models served here have no such control", CHAT),
     "prediction": Ignored("only ever a matter of speed", CHAT),
+    "max_tool_calls": Ignored("no tool is run here, so there is nothing to limit", RESPONSES),
+    "access_programs": Ignored("no accounts here", RESPONSES),
+    "background_options": Ignored("nothing runs in the background", RESPONSES),
+    "image": Ignored("only text is served", RESPONSES),
+    "cache_control": Ignored("the prefix cache finds shared prefixes by itself", MESSAGES),
+    "diagnostics": Ignored("the prefix cache finds shared prefixes by itself", MESSAGES),
+    "speed": Ignored("only ever a matter of speed", MESSAGES),
+    "user_profile_id": Ignored("no accounts here", MESSAGES),
+    "billing_policy": Ignored("nothing is billed", MESSAGES),
+    "fallback_credit_token": Ignored("nothing is billed", MESSAGES),
 }
 
 
 _OLD_NAME = "send it as {} of structured_outputs"
 _OLD_TOOLS = "the older form of tools and tool_choice"
+_NOT_STORED = "nothing is stored here: send the whole conversation as input"
 
 REFUSED: Mapping[str, Refused] = {
     "suffix": Refused("the models served here do not fill in the middle", COMPLETIONS),
@@ -76,9 +90,20 @@ REFUSED: Mapping[str, Refused] = {
     "modalities": Refused("only text is served", CHAT, lambda value, _: value == ["text"]),
     "audio": Refused("only text is served", CHAT),
     "web_search_options": Refused("no request ever leaves this server", CHAT, lambda value, _: False),
-    "moderation": Refused("there is no moderation model here", CHAT, lambda value, _: False),
+    "moderation": Refused("there is no moderation model here", (*CHAT, *RESPONSES), lambda value, _: False),
     "chat_template": Refused("templates come from the operator (--chat-template)", CHAT),
     "length_penalty": Refused("beam search is not supported", BOTH, lambda value, _: value == 1),
+    "previous_response_id": Refused(_NOT_STORED, RESPONSES),
+    "conversation": Refused(_NOT_STORED, RESPONSES),
+    "prompt": Refused("no prompts are stored here: send it as input and instructions", RESPONSES),
+    "background": Refused("nothing is stored here that could be asked for later", RESPONSES),
+    "context_management": Refused("the conversation is never compacted", (*RESPONSES, *MESSAGES)),
+    "compaction": Refused("the conversation is never compacted", MESSAGES),
+    "container": Refused("no code is run here", MESSAGES),
+    "mcp_servers": Refused("no request ever leaves this server", MESSAGES),
+    "thread": Refused("nothing is stored", MESSAGES),
+    "fallbacks": Refused("one model is served", MESSAGES),
+    "inference_geo": Refused("this server does not know where it stands", MESSAGES),
     "prompt_embeds": Refused("prompts are text or token ids", COMPLETIONS),
 }
 
@@ -100,12 +125,15 @@ def select_parameters(body: Mapping[str, Any], model: type[BaseModel], endpoint:
 
 
 def parameter_table(models: Mapping[Endpoint, type[BaseModel]]) -> list[ParameterRow]:
-    """Every parameter that has a decision, in the order of the tables; the note of a field is its description."""
-    fields = {name: field for model in models.values() for name, field in model.model_fields.items()}
-    rows = []
-    for name, field in fields.items():
-        endpoints = tuple(e for e, model in models.items() if name in model.model_fields)
-        rows.append(ParameterRow(name, "supported", endpoints, field.description or ""))
+    """Every parameter that has a decision, in the order of the tables; the note of a field is its description.
+
+    A name that endpoints use in different ways has a row for each.
+    """
+    supported: dict[tuple[str, str], list[Endpoint]] = {}
+    for endpoint, model in models.items():
+        for name, field in model.model_fields.items():
+            supported.setdefault((name, field.description or ""), []).append(endpoint)
+    rows = [ParameterRow(name, "supported", tuple(places), note) for (name, note), places in supported.items()]
     rows += [ParameterRow(name, "ignored", row.endpoints, row.why) for name, row in IGNORED.items()]
     rows += [ParameterRow(name, "refused", row.endpoints, row.why) for name, row in REFUSED.items()]
     return rows

@@ -6,7 +6,7 @@ model (vocabulary, context, template) is checked elsewhere.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from annotated_types import MaxLen
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -32,6 +32,7 @@ MAX_TIMEOUT_S = 24 * 3600
 MAX_TEMPLATE_VARIABLES = 64
 MAX_DETOKENIZE = 1_000_000
 MAX_TOOLS = 128
+MAX_METADATA = 16
 
 Model = TypeVar("Model", bound="_Body")
 
@@ -64,10 +65,27 @@ def _prompts_schema(limit: int) -> dict[str, Any]:
     }
 
 
+_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+
 Stop = Annotated[list[str], BeforeValidator(_string_to_list), WithJsonSchema(_STOP_SCHEMA)]
 Prompt = Annotated[Any, WithJsonSchema(_prompts_schema(MAX_PROMPTS))]
 Input = Annotated[Any, WithJsonSchema(_prompts_schema(MAX_INPUTS))]
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+Texts = Annotated[Any, WithJsonSchema(_TEXTS_SCHEMA)]
+_ITEMS_SCHEMA = {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": MAX_MESSAGES}
+ResponseInput = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _ITEMS_SCHEMA]})]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+IncludedPart = Literal[
+    "message.output_text.logprobs",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+]
 
 
 class StreamOptions(_Body):
@@ -95,14 +113,10 @@ class PromptBody(_Body):
     )
 
 
-class GenerationBody(PromptBody):
-    """What completions and chat completions share."""
+class SamplingBody(PromptBody):
+    """What all bodies share that ask for text."""
 
-    n: int = Field(1, ge=1, le=MAX_N, description="Choices per prompt.")
     stream: bool = Field(False, description="Answer with server-sent events, token by token.")
-    stream_options: StreamOptions | None = Field(
-        None, description="`include_usage`, `continuous_usage_stats`, `include_timing`; only with `stream`."
-    )
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy. Default: the model's, else 1.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
     top_k: int = Field(0, ge=-1, le=MAX_TOKENS, description="Keep the k likeliest tokens; 0 or -1 is off.")
@@ -126,9 +140,6 @@ class GenerationBody(PromptBody):
     allowed_token_ids: list[int] = Field(
         [], max_length=MAX_ALLOWED_TOKEN_IDS, description="Generate only these token ids."
     )
-    response_format: dict[str, Any] | None = Field(
-        None, description="`text`, `json_object` or `json_schema` with its schema; the output matches it."
-    )
     structured_outputs: dict[str, Any] | None = Field(
         None, description="One of `json`, `regex`, `choice`, `grammar` (Lark or GBNF); the output matches it."
     )
@@ -136,6 +147,18 @@ class GenerationBody(PromptBody):
     ignore_eos: bool = Field(False, description="Go on past the end-of-sequence token.")
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string in the text.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
+
+
+class GenerationBody(SamplingBody):
+    """What completions and chat completions share."""
+
+    n: int = Field(1, ge=1, le=MAX_N, description="Choices per prompt.")
+    stream_options: StreamOptions | None = Field(
+        None, description="`include_usage`, `continuous_usage_stats`, `include_timing`; only with `stream`."
+    )
+    response_format: dict[str, Any] | None = Field(
+        None, description="`text`, `json_object` or `json_schema` with its schema; the output matches it."
+    )
     prompt_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt's tokens, with k alternatives."
     )
@@ -194,6 +217,84 @@ class ChatBody(GenerationBody):
     )
 
 
+class ResponseStreamOptions(_Body):
+    """`stream_options` of a response, which always ends with its usage."""
+
+    include_obfuscation: bool = Field(False, description="Accepted; streams are never padded.")
+
+
+class TextFormat(_Body):
+    """`text.format`: what `response_format` is elsewhere, flat."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field("text", description="The form of the text.")
+    name: str | None = Field(None, max_length=64, description="Of the schema; needed with one.")
+    description: str | None = Field(None, description="Of the schema; not shown to the model.")
+    json_schema: dict[str, Any] | None = Field(None, alias="schema", description="The schema; the text matches it.")
+    strict: bool | None = Field(None, description="Accepted; schemas are always enforced.")
+
+
+class TextOptions(_Body):
+    """`text`."""
+
+    format: TextFormat | None = Field(None, description="`text`, `json_object`, or `json_schema` with its schema.")
+    verbosity: Literal["low", "medium", "high"] | None = Field(
+        None, description="Accepted; the models served here have no such control."
+    )
+
+
+class ReasoningOptions(_Body):
+    """`reasoning`."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="Handed to the chat template, which may use it."
+    )
+    summary: Literal["auto", "concise", "detailed"] | None = Field(
+        None, description="Accepted; reasoning is given whole."
+    )
+    generate_summary: Literal["auto", "concise", "detailed"] | None = Field(
+        None, description="Older name of `summary`."
+    )
+
+
+class ResponseBody(SamplingBody):
+    """POST /v1/responses."""
+
+    input: ResponseInput = Field(None, description="The conversation: a string, or messages and what came of tools.")
+    instructions: str | None = Field(None, description="A system message before the conversation.")
+    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
+        None, description="Tokens to generate at most, reasoning included; absent, what is left of the context."
+    )
+    stream_options: ResponseStreamOptions | None = Field(
+        None, description="`include_obfuscation`, which changes nothing; only with `stream`."
+    )
+    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Functions that the model may call.")
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="`none`, `auto`, `required`, or a function by name; the last two are enforced."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="False: one call at most. Default: true.")
+    text: TextOptions | None = Field(None, description="`format`: `text`, `json_object` or `json_schema`.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the text's tokens, with k alternatives."
+    )
+    include: list[IncludedPart] = Field(
+        [], max_length=32, description="`message.output_text.logprobs`; the others name nothing that is made here."
+    )
+    reasoning: ReasoningOptions | None = Field(None, description="`effort`, for the chat template.")
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="`auto`: keep of the prompt's end what the context allows, as `truncate_prompt_tokens` -1."
+    )
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        {}, max_length=MAX_METADATA, description="Given back in the response."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, max_length=MAX_TEMPLATE_VARIABLES, description="More variables for the chat template."
+    )
+
+    @property
+    def has_logprobs(self) -> bool:
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in self.include
+
+
 class EmbeddingBody(PromptBody):
     """POST /v1/embeddings."""
 
@@ -205,6 +306,54 @@ class EmbeddingBody(PromptBody):
         None, ge=1, le=MAX_TOKENS, description="Keep the first k numbers of each embedding, made of length 1 again."
     )
     add_special_tokens: bool = Field(True, description="Let the tokenizer add its own (such as BOS).")
+
+
+class ThinkingOptions(_Body):
+    """`thinking` of a message. A budget is an aim, which the models served here know nothing of."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: TokenCount | None = Field(None, description="Accepted, not held to: `max_tokens` is the limit.")
+    display: Literal["summarized"] | None = Field(None, description="Accepted; thinking is shown as it is.")
+
+
+class MessagesToolChoice(_Body):
+    """`tool_choice` of a message."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = Field(None, description="The tool to call, with type `tool`.")
+    disable_parallel_tool_use: bool = Field(False, description="One call at most.")
+
+
+class OutputConfig(_Body):
+    """`output_config` of a message."""
+
+    effort: str | None = Field(None, max_length=32, description="Handed to the chat template, which may use it.")
+    format: dict[str, Any] | None = Field(None, description="`json_schema` with its schema; the text matches it.")
+
+
+class MessagesBody(SamplingBody):
+    """POST /v1/messages, and /v1/messages/count_tokens, where of these only `messages` is needed."""
+
+    messages: list[dict[str, Any]] = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
+    system: Texts = Field(None, description="What comes before the conversation: a string, or blocks of text.")
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="Tokens to generate at most; /v1/messages needs it."
+    )
+    stop_sequences: list[str] = Field([], max_length=MAX_STOP_STRINGS, description="Anthropic's name of `stop`.")
+    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Tools that the model may call.")
+    tool_choice: MessagesToolChoice | None = Field(
+        None, description="`auto`, `any`, `tool` with a name, or `none`; `any` and `tool` are enforced."
+    )
+    thinking: ThinkingOptions | None = Field(
+        None, description="Turns thinking on or off where the chat template can; its budget is not held to."
+    )
+    output_config: OutputConfig | None = Field(
+        None, description="`effort` for the chat template; `format`: a schema that the text matches."
+    )
+    output_format: dict[str, Any] | None = Field(None, description="Older place of `output_config.format`.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, max_length=MAX_TEMPLATE_VARIABLES, description="More variables for the chat template."
+    )
 
 
 class TokenizeBody(_Body):
@@ -258,11 +407,46 @@ def parse_chat(body: Mapping[str, Any]) -> ChatBody:
     return request
 
 
+def parse_response(body: Mapping[str, Any]) -> ResponseBody:
+    """The body of a response. Raises `InvalidRequestError`."""
+    request = _validate(ResponseBody, select_parameters(body, ResponseBody, "responses"))
+    _check_stream_options(request)
+    if request.input is None:
+        raise InvalidRequestError("input is required", "input")
+    if request.truncation == "auto" and request.truncate_prompt_tokens is not None:
+        raise InvalidRequestError(
+            "truncation and truncate_prompt_tokens both say what to keep of the prompt: give one", "truncation"
+        )
+    if request.text is not None and request.text.format is not None:
+        _check_format(request.text.format)
+    return request
+
+
 def parse_embedding(body: Mapping[str, Any]) -> EmbeddingBody:
     """The body of a request for embeddings. Raises `InvalidRequestError`."""
     request = _validate(EmbeddingBody, select_parameters(body, EmbeddingBody, "embeddings"))
     if request.input is None:
         raise InvalidRequestError("input is required", "input")
+    return request
+
+
+def parse_messages(body: Mapping[str, Any]) -> MessagesBody:
+    """The body of a message. Raises `InvalidRequestError`."""
+    request = parse_message_count(body)
+    if request.max_tokens is None:
+        raise InvalidRequestError("max_tokens is required", "max_tokens")
+    return request
+
+
+def parse_message_count(body: Mapping[str, Any]) -> MessagesBody:
+    """The body of a message whose tokens are to be counted. Raises `InvalidRequestError`."""
+    request = _validate(MessagesBody, select_parameters(body, MessagesBody, "messages"))
+    if not request.messages:
+        raise InvalidRequestError("messages must have at least one message, got none", "messages")
+    if request.stop and request.stop_sequences:
+        raise InvalidRequestError("stop and stop_sequences are two names of one list: give one", "stop_sequences")
+    if request.output_format is not None and request.output_config is not None and request.output_config.format:
+        raise InvalidRequestError("output_format and output_config.format are one thing: give one", "output_format")
     return request
 
 
@@ -279,7 +463,16 @@ def parse_detokenize(body: Mapping[str, Any]) -> DetokenizeBody:
     return _validate(DetokenizeBody, _without_nulls(body))
 
 
-def _check_stream_options(request: GenerationBody) -> None:
+def _check_format(chosen: TextFormat) -> None:
+    if chosen.type != "json_schema":
+        return
+    if chosen.name is None:
+        raise InvalidRequestError("text.format.name is required with a schema", "text.format.name")
+    if chosen.json_schema is None:
+        raise InvalidRequestError("text.format.schema is required", "text.format.schema")
+
+
+def _check_stream_options(request: GenerationBody | ResponseBody) -> None:
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("stream_options is only allowed when stream is true", "stream_options")
 
@@ -304,15 +497,23 @@ def _check_best_of(body: CompletionBody) -> None:
 
 
 def _validate(model: type[Model], values: dict[str, Any]) -> Model:
-    if isinstance(options := values.get("stream_options"), dict):
-        values["stream_options"] = _without_nulls(options)
-        _check_names(StreamOptions, values["stream_options"], "stream_options.")
     _check_names(model, values)
     _check_sizes(model, values)
+    for name, value in values.items():
+        part = _part_model(model, name)
+        if part is not None and isinstance(value, dict):
+            values[name] = _without_nulls(value)
+            _check_names(part, values[name], f"{name}.")
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise _first_problem(error) from None
+
+
+def _part_model(model: type[_Body], name: str) -> type[_Body] | None:
+    """The model of a field that is an object with fields of its own."""
+    kinds = get_args(model.model_fields[name].annotation)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, _Body)), None)
 
 
 def _check_names(model: type[_Body], values: Mapping[str, Any], prefix: str = "") -> None:

@@ -14,6 +14,8 @@ from server.incoming_text import IncomingText, Markers, Reading, TextReader
 OPENING = "<think>"
 CLOSING = "</think>"
 
+_OTHER_CHANNELS = "<|channel|>"  # Harmony's, which has thinking in a channel of its own
+
 _NEWLINES = re.compile(r"\n+")
 _END = Markers([CLOSING])
 
@@ -22,7 +24,7 @@ Start = Literal["open", "undecided", "over"]
 
 def thinks(template: str) -> bool:
     """Whether models with this chat template write their thinking between the tags."""
-    return OPENING in template or CLOSING in template
+    return (OPENING in template or CLOSING in template) and _OTHER_CHANNELS not in template
 
 
 def start_of_output(prompt_tail: str) -> Start:

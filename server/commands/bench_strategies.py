@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -86,6 +87,9 @@ class Recorder:
     scheduler: Scheduler | None = None
     steps: list["StepRecord"] = field(default_factory=list)
     device_monitor: "DeviceMonitor | None" = None
+
+    def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
+        return self.executor.prepare(sampling)
 
     def execute(self, plan: StepPlan) -> StepResult:
         assert self.scheduler is not None, "the recorder belongs to no core yet"

@@ -217,7 +217,7 @@ async def _engine_answers(settings: Settings) -> AsyncIterator[tuple[dict[str, A
     try:
         info = await engine.wait_ready()
         look_ahead = max(_MIN_LOOK_AHEAD, _LOOK_AHEAD_PER_SLOT * info.max_num_seqs)
-        yield _answers(engine, settings.model_names), look_ahead
+        yield _answers(engine, settings), look_ahead
     finally:
         await engine.aclose()
         await asyncio.gather(running, return_exceptions=True)
@@ -230,12 +230,12 @@ def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     return build_executor(config)
 
 
-def _answers(engine: "ServingEngine", model_names: Sequence[str]) -> dict[str, Answer]:
+def _answers(engine: "ServingEngine", settings: Settings) -> dict[str, Answer]:
     from server.chat import create_chat_completion
     from server.completions import create_completion
     from server.context import ServingContext
 
-    context = ServingContext(engine, model_names)
+    context = ServingContext(engine, settings)
     return {
         "/v1/chat/completions": lambda body: create_chat_completion(context, body),
         "/v1/completions": lambda body: create_completion(context, body),

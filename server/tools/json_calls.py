@@ -2,7 +2,7 @@
 
 The arguments are handed on as the model writes them, character by character the same, whether they are good JSON or
 not: the client is told what the model said. The keys may come in any order; arguments that come before the name are
-held back until it is known. Before a call is recognized, whatever does not fit makes all of it content again.
+held back until it is known. Until a call is recognized, whatever does not fit makes all of it content again.
 """
 
 import json
@@ -13,61 +13,230 @@ from dataclasses import dataclass
 from server.incoming_text import IncomingText, Reading
 from server.tools.call_writer import CallWriter
 
-MAX_NAME_CHARS = 256
+MAX_KEY_CHARS = 256
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
+_CALL_KEYS = ("name", *_ARGUMENT_KEYS, "type", "id")
 _PLAIN = re.compile(r'[^"{}\[\]<]+')
 _IN_STRING = re.compile(r'[^"\\]+')
-_IN_NAME = re.compile(r'[^"\\\x00-\x1f]+')
 _SCALAR = re.compile(r"[A-Za-z0-9.+-]+")
 _SEPARATORS = re.compile(r"[,; \t\r\n]+")
 
 
 @dataclass(frozen=True, slots=True)
 class CallRules:
-    """When an object is a call.
+    """What makes an object a call.
 
-    `known_names` None: with any name, and with or without arguments, for a marker has said that it is a call.
-    Otherwise only with one of these names and with arguments: it could be an answer in JSON.
-    `closing` ends arguments that the model forgot to close, outside of strings.
+    With `known_names` it needs one of these names, arguments, and no keys but a call's: nothing else tells it from an
+    answer in JSON. With None it comes after a marker, and a name is enough. `closing` ends arguments that the model
+    forgot to close.
     """
 
     known_names: Collection[str] | None = None
     closing: str = ""
 
 
-async_unused = None
+def read_calls(text: IncomingText, writer: CallWriter, rules: CallRules) -> Reading[bool]:
+    """Objects one after another, or a list of them, up to what is neither. Whether there was a call.
+
+    What was held before is part of the first call, or else of the content.
+    """
+    is_list = (yield from text.peek()) == "["
+    if is_list:
+        writer.hold(text.take())
+    has_call = False
+    while (yield from _read_next(text, writer, rules)):
+        has_call = True
+    if has_call and is_list and (yield from text.peek()) == "]":
+        text.take()
+        writer.drop()
+    writer.release()
+    return has_call
 
 
-class JsonCalls:
-    """Reads calls one after another. Each method takes what it has read, and holds it until a call is recognized."""
+def read_arguments(text: IncomingText, give: Callable[[str], None], closing: str = "") -> Reading[bool]:
+    """Give away the object (or list) that comes next, brackets balanced. Whether it is complete."""
+    depth = 0
+    while char := (yield from text.peek()):
+        if run := text.take_run(_PLAIN):
+            give(run)
+        elif char == '"':
+            yield from _read_string(text, give)
+        elif char == "<" and closing and (yield from text.comes(closing)):
+            return False
+        else:
+            give(text.take())
+            depth += (char in "{[") - (char in "}]")
+            if depth == 0 and char in "}]":
+                return True
+    return False
+
+
+def _read_next(text: IncomingText, writer: CallWriter, rules: CallRules) -> Reading[bool]:
+    writer.hold((yield from text.take_all(_SEPARATORS)))
+    if (yield from text.peek()) != "{":
+        return False
+    return (yield from _Call(text, writer, rules).read())
+
+
+def _read_string(text: IncomingText, give: Callable[[str], None]) -> Reading[bool]:
+    give(text.take())
+    while char := (yield from text.peek()):
+        if run := text.take_run(_IN_STRING):
+            give(run)
+            continue
+        give(text.take())
+        if char == '"':
+            return True
+        if (yield from text.peek()):
+            give(text.take())
+    return False
+
+
+class _Call:
+    """One object. Everything but the arguments of a recognized call is held."""
 
     def __init__(self, text: IncomingText, writer: CallWriter, rules: CallRules) -> None:
         self._text = text
         self._writer = writer
         self._rules = rules
+        self._name: str | None = None
+        self._early_arguments: str | None = None
+        self._is_recognized = False
 
     def read(self) -> Reading[bool]:
-        """Objects, or a list of them, up to what is neither. Whether the first one was a call.
-
-        What does not fit is content when this returns, and so is what was held before.
-        """
-        is_list = (yield from self._text.peek()) == "["
-        if is_list:
-            self._hold_next()
-        has_call = False
-        while (yield from self._read_next()):
-            has_call = True
-        if has_call and is_list and (yield from self._text.peek()) == "]":
-            self._text.take()
+        self._hold_next()
+        while (yield from self._next_character()) != "}":
+            if not (yield from self._read_member()):
+                return self._is_recognized
+            if (yield from self._next_character()) == ",":
+                self._hold_next()
+        self._hold_next()
+        if not self._is_recognized and self._name is not None and self._rules.known_names is None:
+            self._start("{}")
+        if self._is_recognized:
             self._writer.drop()
-        self._writer.release()
-        return has_call
+        return self._is_recognized
 
-    def _read_next(self) -> Reading[bool]:
-        """The next object, with what separates it from the one before."""
-        self._writer.hold((yield from self._text.take_all(_SEPARATORS)))
-        return (yield from self._text.peek()) == "{" and (yield from _Call(self._text, self._writer, self._rules).read())
+    def _read_member(self) -> Reading[bool]:
+        """A key and its value. False where it is neither well formed nor part of a call."""
+        key = yield from self._read_key()
+        if key is None or not self._may_have(key) or (yield from self._next_character()) != ":":
+            return False
+        self._hold_next()
+        yield from self._next_character()
+        if key == "name" and self._name is None:
+            return (yield from self._read_name())
+        if key in _ARGUMENT_KEYS and not self._is_recognized:
+            return (yield from self._read_arguments())
+        return (yield from self._skip_value())
+
+    def _may_have(self, key: str) -> bool:
+        return self._is_recognized or self._rules.known_names is None or key in _CALL_KEYS
+
+    def _read_name(self) -> Reading[bool]:
+        name = yield from self._read_key()
+        known = self._rules.known_names
+        if not name or not name.isprintable() or (known is not None and name not in known):
+            return False
+        self._name = name
+        if self._early_arguments is not None:
+            self._start(self._early_arguments)
+        return True
+
+    def _read_arguments(self) -> Reading[bool]:
+        char = yield from self._text.peek()
+        if char == '"':
+            return (yield from self._read_quoted_arguments())
+        if char == "n":
+            return (yield from self._skip_value())
+        if char != "{":
+            return False
+        if self._name is None:
+            return (yield from self._read_early_arguments())
+        self._start("")
+        return (yield from read_arguments(self._text, self._writer.arguments, self._rules.closing))
+
+    def _read_early_arguments(self) -> Reading[bool]:
+        parts: list[str] = []
+        is_complete = yield from read_arguments(self._text, self._hold_in(parts), self._rules.closing)
+        self._early_arguments = "".join(parts)
+        return is_complete
+
+    def _read_quoted_arguments(self) -> Reading[bool]:
+        """An object that was written as JSON once more, into a string."""
+        parts: list[str] = []
+        yield from _read_string(self._text, self._hold_in(parts))
+        arguments = _unquote_object("".join(parts))
+        if arguments is None:
+            return False
+        if self._name is None:
+            self._early_arguments = arguments
+        else:
+            self._start(arguments)
+        return True
+
+    def _skip_value(self) -> Reading[bool]:
+        char = yield from self._text.peek()
+        if char == '"':
+            return (yield from _read_string(self._text, self._writer.hold))
+        if char in ("{", "["):
+            return (yield from read_arguments(self._text, self._writer.hold, self._rules.closing))
+        scalar = yield from self._text.take_all(_SCALAR)
+        self._writer.hold(scalar)
+        return bool(scalar)
+
+    def _read_key(self) -> Reading[str | None]:
+        """A short JSON string, decoded; None where there is none."""
+        if (yield from self._text.peek()) != '"':
+            return None
+        parts: list[str] = []
+        hold = self._hold_in(parts)
+        hold(self._text.take())
+        while (char := (yield from self._text.peek())) >= " " and len(parts) < MAX_KEY_CHARS:
+            hold(self._text.take())
+            if char == '"':
+                return _loads_string("".join(parts))
+            if char == "\\" and (yield from self._text.peek()):
+                hold(self._text.take())
+        return None
+
+    def _start(self, arguments: str) -> None:
+        assert self._name is not None
+        self._is_recognized = True
+        self._writer.start_call(self._name)
+        self._writer.arguments(arguments)
+
+    def _next_character(self) -> Reading[str]:
+        """What comes after white space, which is held."""
+        self._writer.hold((yield from self._text.take_space()))
+        return (yield from self._text.peek())
 
     def _hold_next(self) -> None:
         self._writer.hold(self._text.take())
+
+    def _hold_in(self, parts: list[str]) -> Callable[[str], None]:
+        """Hold what is given, and keep it in `parts` too."""
+
+        def hold(text: str) -> None:
+            self._writer.hold(text)
+            parts.append(text)
+
+        return hold
+
+
+def _loads_string(quoted: str) -> str | None:
+    try:
+        return str(json.loads(quoted))
+    except ValueError:
+        return None
+
+
+def _unquote_object(quoted: str) -> str | None:
+    """The text of the object that is written in the string `quoted`."""
+    try:
+        text = json.loads(quoted, strict=False)
+        text.encode()  # raises on half a surrogate pair
+        return text if isinstance(json.loads(text), dict) else None
+    except (ValueError, RecursionError):
+        return None

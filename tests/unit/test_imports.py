@@ -27,6 +27,7 @@ PURE = (
     "engine.messages",
     "engine.observer",
     "engine.outputs",
+    "engine.preparation",
     "engine.request",
     "engine.sampling_params",
     "engine.scheduler",

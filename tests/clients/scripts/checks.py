@@ -1,8 +1,8 @@
 """Runs the checks of a client's script and says of each, as JSON, whether it passed. Knows no client.
 
-    python -m checks SCRIPT URL
+    python -m tests.clients.scripts.checks SCRIPT URL
 
-A check is a function `check_*` of the script, and takes the address of a server. The process may talk to this
+A check is a function `check_*` of the module SCRIPT, and takes the address of a server. The process may talk to this
 machine alone: whatever else a client tries to reach ends the check with an error.
 """
 

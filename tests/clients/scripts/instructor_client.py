@@ -3,7 +3,8 @@
 from typing import Any
 
 import instructor
-from openai_sdk import COUNTRY_QUESTION, MODEL, Country, client_of
+
+from tests.clients.scripts.openai_sdk import COUNTRY_QUESTION, MODEL, Country, client_of
 
 
 def country(url: str, mode: Any) -> Any:

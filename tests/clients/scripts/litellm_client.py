@@ -5,7 +5,8 @@ import json
 from typing import Any
 
 import litellm
-from openai_sdk import QUESTION, WEATHER, WEATHER_QUESTION
+
+from tests.clients.scripts.openai_sdk import QUESTION, WEATHER, WEATHER_QUESTION
 
 MODEL = "openai/orcinus-demo"
 

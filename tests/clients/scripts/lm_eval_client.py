@@ -1,13 +1,13 @@
 """LM Evaluation Harness: scores of the tasks in a folder, written as JSON.
 
-    python lm_eval_client.py URL TOKENIZER FOLDER TASK...
+python lm_eval_client.py URL TOKENIZER FOLDER TASK...
 """
 
 import json
 import sys
 from typing import Any
 
-from checks import refuse_network
+from tests.clients.scripts.checks import refuse_network
 
 
 def evaluate(url: str, tokenizer: str, folder: str, tasks: list[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ WEATHER: Any = {
     },
 }
 WEATHER_QUESTION: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
-COUNTRY_QUESTION: Any = [{"role": "user", "content": "Give me France as JSON."}]
+COUNTRY_QUESTION: Any = [{"role": "user", "content": "Describe France in JSON with the keys country and capital."}]
 
 
 class Country(BaseModel):
@@ -144,7 +144,10 @@ def check_a_streamed_response(url: str) -> None:
 
 def check_parsing_a_response_into_a_model(url: str) -> None:
     response = client_of(url).responses.parse(
-        model=MODEL, input="Give me France as JSON.", temperature=0, text_format=Country
+        model=MODEL,
+        input="Describe France in JSON with the keys country and capital.",
+        temperature=0,
+        text_format=Country,
     )
     assert response.output_parsed == Country(country="France", capital="Paris")
 
@@ -155,7 +158,11 @@ def check_a_round_trip_with_a_tool_of_responses(url: str) -> None:
     asked = client.responses.create(model=MODEL, input=WEATHER_QUESTION, temperature=0, tools=[tool])
     [call] = [item for item in asked.output if item.type == "function_call"]
     assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Paris"})
-    output = {"type": "function_call_output", "call_id": call.call_id, "output": '{"temperature": 21, "condition": "sunny"}'}
+    output = {
+        "type": "function_call_output",
+        "call_id": call.call_id,
+        "output": '{"temperature": 21, "condition": "sunny"}',
+    }
     conversation: Any = [*WEATHER_QUESTION, *[item.to_dict() for item in asked.output], output]
     answer = client.responses.create(model=MODEL, input=conversation, temperature=0, tools=[tool])
     assert "sunny" in answer.output_text

@@ -7,6 +7,7 @@ import json
 import math
 from array import array
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,11 @@ class FakeExecutor:
         self._before_step = before_step
         self._requests: dict[str, tuple[list[int], int, SamplingParams]] = {}
         self.plans: list[StepPlan] = []
+        self.preparing: dict[str, Future[Any]] = {}
+
+    def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
+        """Only what `preparing` names, by its grammar's source, takes time."""
+        return None if sampling.grammar is None else self.preparing.get(sampling.grammar.source)
 
     def execute(self, plan: StepPlan) -> StepResult:
         self.plans.append(plan)

@@ -55,6 +55,9 @@ class Simulator:
         self._states: dict[str, _State] = {}
         self._kv: dict[int, int] = {}
 
+    def prepare(self, sampling: SamplingParams) -> None:
+        """Everything is at hand."""
+
     def execute(self, plan: StepPlan) -> StepResult:
         try:
             return self._execute(plan)

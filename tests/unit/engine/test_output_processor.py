@@ -132,3 +132,9 @@ def test_outputs_merge_to_the_same_however_the_deltas_are_cut(
     assert len(at_once.logprobs or []) == len(at_once.token_ids)
     if is_finished and at_once.stop_reason is None:
         assert at_once.text == text
+
+
+def test_the_last_token_of_a_finished_grammar_is_text(tokenizer: Tokenizer) -> None:
+    output = processor(tokenizer).process(delta("yes", "stop", ends_in_text=True))
+    assert (output.text, output.finish_reason, output.stop_reason) == ("yes", "stop", None)
+    assert processor(tokenizer, stop=("zz",)).process(delta("yes", "stop", ends_in_text=True)).text == "yes"

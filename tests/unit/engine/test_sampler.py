@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.sampler import (
+    BadWords,
     Sampler,
     SamplingRow,
     draw,
@@ -18,6 +19,7 @@ from engine.sampler import (
     uniforms,
 )
 from engine.sampling_params import SamplingParams
+from engine.token_masks import pack_tokens
 
 EOS = 1
 
@@ -28,6 +30,34 @@ def row(prompt: list[int] | None = None, output: list[int] | None = None, **para
     made = SamplingRow(sampling, sampling.seed or 0, len(prompt))
     if has_penalties(sampling):
         made.counts = penalty_counts(np.array(prompt + output), len(prompt), 8, torch.device("cpu"))
+    if sampling.bad_words_token_ids:
+        made.bad_words = BadWords(sampling.bad_words_token_ids, output)
+    if sampling.allowed_token_ids:
+        made.allowed = pack_tokens(sampling.allowed_token_ids, 8)
+    return made
+
+
+class FakeMatcher:
+    """A grammar that allows `token_ids`, and is finished after one of them."""
+
+    def __init__(self, token_ids: list[int], vocab_size: int = 8) -> None:
+        self.mask = pack_tokens(token_ids, vocab_size)
+        self.error: str | None = None
+        self.is_finished = False
+
+    def fill_mask(self) -> None:
+        raise AssertionError("masks are filled before sampling")
+
+    def accept(self, token_id: int) -> None:
+        self.is_finished = True
+
+    def give_up(self, reason: str) -> None:
+        self.error = reason
+
+
+def masked(token_ids: list[int], **params: Any) -> SamplingRow:
+    made = row(**params)
+    made.matcher = FakeMatcher(token_ids)
     return made
 
 
@@ -244,3 +274,85 @@ def test_tokens_as_likely_as_the_last_one_kept_are_kept_too_whatever_shares_the_
     together = truncate(probs, columns[:, 0].long(), columns[:, 1])
     assert torch.equal(alone[0], together[0])
     assert alone[0].nonzero().flatten().tolist() == list(range(1000, 1010))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_mask_leaves_only_its_tokens(temperature: float) -> None:
+    logits = [9.0, 0, 8.0, 7.0, 6.5, 0, 0, 10.0]
+    drawn = {sample(logits, masked([3, 4], temperature=temperature, seed=seed)) for seed in range(40)}
+    assert drawn == ({3} if temperature == 0 else {3, 4})
+
+
+@pytest.mark.parametrize("vocab_size", [1, 8, 31, 32, 33, 64, 1000])
+def test_any_token_of_any_vocabulary_can_be_the_only_one(vocab_size: int) -> None:
+    for token_id in {0, vocab_size // 2, vocab_size - 1}:
+        made = row()
+        made.matcher = FakeMatcher([token_id, vocab_size], vocab_size)  # the last one is the end that no model has
+        sampled = Sampler([EOS]).sample(torch.zeros(1, vocab_size), [made], [1])
+        assert (sampled.token_ids, sampled.has_choice) == ([token_id], [True])
+
+
+def test_a_mask_holds_whatever_penalties_and_biases_say() -> None:
+    params: dict[str, Any] = {"temperature": 0, "presence_penalty": 2.0, "logit_bias": {0: 100, 5: -100}}
+    made = row(output=[5, 5], **params)
+    made.matcher = FakeMatcher([5])
+    assert sample([0.0] * 8, made, 3) == 5
+
+
+def test_the_end_that_a_mask_asks_for_comes_even_before_min_tokens() -> None:
+    assert sample([0.0] * 8, masked([EOS], temperature=0, min_tokens=5)) == EOS
+    assert sample([0.0] * 8, masked([EOS, 6], temperature=0, min_tokens=5)) == 6
+
+
+def test_allowed_tokens_are_the_only_ones_and_meet_those_of_a_grammar() -> None:
+    logits = [9.0, 0, 8.0, 7.0, 1.0, 0, 0, 10.0]
+    assert sample(logits, row(temperature=0, allowed_token_ids=(3, 4))) == 3
+    assert sample(logits, masked([4, 7], temperature=0, allowed_token_ids=(3, 4))) == 4
+
+
+def test_the_last_token_of_a_bad_word_is_ruled_out_where_the_others_were_generated() -> None:
+    logits = [0.0, 0, 9.0, 8.0, 0, 0, 0, 0]
+    params: dict[str, Any] = {"temperature": 0, "bad_words_token_ids": ((5, 6, 2), (3, 3))}
+    assert sample(logits, row(output=[5, 6], **params), 3) == 3
+    assert sample(logits, row(output=[6], **params), 2) == 2
+    assert sample(logits, row(prompt=[5, 6], output=[4], **params), 4) == 2
+    made = row(output=[5], **params)
+    assert sample(logits, made, 2) == 2
+    made.add(6)
+    assert sample(logits, made, 3) == 3
+    assert sample(logits, row(temperature=0, bad_words_token_ids=((2,),))) == 3
+
+
+def test_a_row_without_a_token_to_choose_is_reported_and_leaves_the_others_alone() -> None:
+    rows = [
+        masked([]),
+        row(temperature=0),
+        row(allowed_token_ids=(3,), bad_words_token_ids=((3,),), temperature=0, logprobs=1),
+        masked([4], top_p=0.5),
+    ]
+    sampled = Sampler([EOS]).sample(torch.zeros(4, 8), rows, [1, 1, 1, 1])
+    assert sampled.has_choice == [False, True, False, True]
+    assert sampled.is_finite == [True] * 4
+    assert (sampled.token_ids[1], sampled.token_ids[3]) == (0, 4)
+
+
+def test_logprobs_are_those_before_any_mask() -> None:
+    logits = [0.5, 0, 2.0, 1.0, 0, 0, 0, 0]
+    expected = torch.log_softmax(torch.tensor(logits), dim=-1)
+    made = masked([3], temperature=0, logprobs=1)
+    (entry,) = Sampler([EOS]).sample(torch.tensor([logits]), [made], [1]).logprobs
+    assert entry is not None
+    assert (entry.token_id, entry.top[0][0]) == (3, 2)
+    assert entry.logprob == pytest.approx(float(expected[3]))
+
+
+def test_a_row_takes_its_token_in_wherever_it_is_followed() -> None:
+    made = masked([3], presence_penalty=1.0, bad_words_token_ids=((3, 4),))
+    was_finished = made.is_finished
+    made.add(3)
+    assert (was_finished, made.is_finished) == (False, True)
+    assert made.counts is not None
+    assert made.counts.output_counts[3] == 1
+    assert made.bad_words is not None
+    assert made.bad_words.last_tokens() == [4]
+    assert not row().is_finished

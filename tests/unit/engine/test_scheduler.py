@@ -220,6 +220,27 @@ def test_prompt_logprobs_or_the_switch_keep_the_prefix_cache_out(fields: dict[st
     assert engine.cached_tokens["b"] == 0
 
 
+@pytest.mark.parametrize(("pooling", "num_cached_tokens"), [("mean", 0), ("last", 12)])
+def test_an_embedding_reuses_a_prefix_unless_it_needs_every_token(pooling: str, num_cached_tokens: int) -> None:
+    engine = SimulatedEngine()
+    engine.add("a", prompt(16), max_tokens=2, ignore_eos=True)
+    engine.run()
+    engine.add("b", prompt(16), max_tokens=0, pooling=pooling)
+    engine.run()
+    assert engine.cached_tokens["b"] == num_cached_tokens
+    assert engine.finish_reasons["b"] == "stop"
+    assert engine.tokens["b"] == []
+
+
+def test_the_mean_of_a_prompt_leaves_its_blocks_for_others_to_find() -> None:
+    engine = SimulatedEngine()
+    engine.add("a", prompt(16), max_tokens=0, pooling="mean")
+    engine.run()
+    engine.add("b", prompt(16), max_tokens=2, ignore_eos=True)
+    engine.run()
+    assert engine.cached_tokens["b"] == 12
+
+
 def test_a_resumed_request_continues_after_the_tokens_it_brings() -> None:
     whole = reference(prompt(6), _sampling(max_tokens=12, ignore_eos=True), 64)
     engine = SimulatedEngine()

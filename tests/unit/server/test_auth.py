@@ -1,4 +1,4 @@
-"""API keys: what they guard, how they are compared, and when their file is read again."""
+"""API keys: what they guard, where they are sent, how they are compared, and when their file is read again."""
 
 import os
 from collections.abc import AsyncIterator
@@ -27,20 +27,52 @@ async def ask(served: Serving, path: str = "/v1/models", **headers: str) -> http
 
 async def test_every_route_but_the_public_ones_is_guarded(guarded: Serving) -> None:
     paths = {route.path for route in guarded.app.routes if hasattr(route, "path")}
-    assert {"/v1/completions", "/v1/models", "/tokenize", "/version", "/openapi.json", "/docs"} <= paths
+    assert {"/v1/completions", "/v1/messages", "/v1/models", "/tokenize", "/version", "/openapi.json", "/docs"} <= paths
     for path in paths | {"/v1/nothing", "/metrics/", "//metrics", "/v1/models/x"}:
         response = await ask(guarded, path)
         if path in PUBLIC:
             assert response.status_code == 200
         else:
-            error = error_of(response, 401)
-            assert error["code"] == "invalid_api_key"
+            assert response.status_code == 401
+            assert "an API key is needed" in response.json()["error"]["message"]
             assert response.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("header", ["Bearer first", "bearer first", "BEARER  first"])
 async def test_a_valid_key_opens(guarded: Serving, header: str) -> None:
     assert (await ask(guarded, authorization=header)).status_code == 200
+
+
+async def test_a_valid_key_opens_as_x_api_key_too(guarded: Serving) -> None:
+    assert (await guarded.client.get("/v1/models", headers={"x-api-key": "first"})).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", "Bearer first", "firs", "first2"])
+async def test_any_other_x_api_key_does_not(guarded: Serving, key: str) -> None:
+    response = await guarded.client.get("/v1/models", headers={"x-api-key": key})
+    assert error_of(response, 401)["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "api_key", "status"),
+    [
+        ("Bearer first", "wrong", 200),
+        ("Bearer wrong", "first", 200),
+        ("Basic wrong", "first", 200),
+        ("Bearer wrong", "wrong", 401),
+        ("first", "Bearer first", 401),
+    ],
+)
+async def test_of_two_headers_one_has_to_be_valid(
+    guarded: Serving, authorization: str, api_key: str, status: int
+) -> None:
+    headers = {"authorization": authorization, "x-api-key": api_key}
+    assert (await guarded.client.get("/v1/models", headers=headers)).status_code == status
+
+
+async def test_two_x_api_key_headers_are_none(guarded: Serving) -> None:
+    headers = [("x-api-key", "first"), ("x-api-key", "other")]
+    error_of(await guarded.client.get("/v1/models", headers=headers), 401)
 
 
 @pytest.mark.parametrize("header", ["", "first", "Bearer", "Bearer ", "Basic first", "Bearer firs", "Bearer first2"])

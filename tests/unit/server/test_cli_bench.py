@@ -10,6 +10,7 @@ import pytest
 
 from engine.device import DeviceMonitor
 from engine.messages import EngineInfo, StepPlan, StepResult
+from engine.sampling_params import SamplingParams
 from server.cli import main
 from server.commands import bench_strategies as bench
 from tests.unit.server.test_cli_summary import INFO
@@ -23,6 +24,9 @@ class Instant:
     """An executor whose steps take no time: every row that samples gets token 5."""
 
     device_monitor: DeviceMonitor | None = None
+
+    def prepare(self, sampling: SamplingParams) -> None:
+        """Nothing takes time here either."""
 
     def execute(self, plan: StepPlan) -> StepResult:
         return StepResult(sampled_token_ids={row.request_id: [5] for row in plan.scheduled if row.samples})

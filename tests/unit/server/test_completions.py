@@ -1,5 +1,6 @@
 """POST /v1/completions: the shapes and rules of whole answers, and the exact bytes of streams."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 from openai.types import Completion
 
 from engine.messages import TokenLogprobs
+from engine.outputs import RequestOutput
+from server.completions import start_completion
 from tests.unit.engine.fakes import END_OF_TEXT, FakeExecutor, echoes, says
 from tests.unit.server.serving import Serving, error_of, events_of, serving
 
@@ -267,3 +270,82 @@ async def test_sampling_that_a_request_leaves_open_is_the_models_own(tmp_path: P
         await served.chat("c", max_tokens=1, temperature=1)
     sampled = [new.sampling for plan in executor.plans for new in plan.new_requests]
     assert [(s.temperature, s.top_k, s.top_p) for s in sampled] == [(0.25, 40, 1.0), (0.25, 0, 0.5), (1.0, 40, 1.0)]
+
+
+class Outputs:
+    """A stream of outputs made by hand."""
+
+    def __init__(self, *outputs: RequestOutput) -> None:
+        self._outputs = iter(outputs)
+
+    def __aiter__(self) -> "Outputs":
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        try:
+            return next(self._outputs)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    def abort(self) -> None: ...
+
+
+def candidate(index: int, text: str, *logprobs: float) -> RequestOutput:
+    entries = [TokenLogprobs(token_id=97, logprob=logprob) for logprob in logprobs]
+    tokens = [97] * len(entries)
+    return RequestOutput(index=index, text=text, token_ids=tokens, logprobs=entries, finish_reason="stop")
+
+
+async def test_best_of_answers_with_the_likeliest_per_token(served: Serving) -> None:
+    body = {"prompt": ["p", "q"], "n": 2, "best_of": 3, "echo": True}
+    generation = await start_completion(served.app.state.context, body)
+    assert (generation.request.sampling.n, generation.request.sampling.logprobs) == (3, 0)
+    generation.stream.abort()
+    generation.stream = Outputs(
+        candidate(0, "a", -3.0),
+        candidate(1, "b", -1.0, -1.0),
+        candidate(2, "c", -1.5),
+        candidate(5, "f", -0.1),
+        candidate(4, "e", -0.2),
+        candidate(3, "d", -0.3),
+    )
+    answer = await generation.whole()
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "pb"),
+        (1, "pc"),
+        (2, "qf"),
+        (3, "qe"),
+    ]
+    assert all(choice["logprobs"] is None for choice in answer["choices"])
+    assert answer["usage"]["completion_tokens"] == 7, "all candidates were generated"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"n": 3, "best_of": 2}, r"at least n \(3\), got 2"),
+        ({"best_of": 2, "stream": True}, "cannot be streamed"),
+        ({"best_of": 129}, "less than or equal to 128"),
+    ],
+)
+async def test_a_best_of_that_cannot_be_is_refused(served: Serving, body: dict[str, Any], words: str) -> None:
+    error = error_of(await served.post("/v1/completions", prompt="x", **body), 400)
+    assert error["param"] == "best_of"
+    assert re.search(words, error["message"])
+
+
+async def test_best_of_equal_to_n_may_be_streamed(served: Serving) -> None:
+    response = await served.post("/v1/completions", prompt="x", n=2, best_of=2, stream=True, max_tokens=1)
+    assert {event["choices"][0]["index"] for event in events_of(response.text)} == {0, 1}
+
+
+async def test_a_whole_answer_says_where_its_time_went(served: Serving) -> None:
+    prompt = "p" * 40
+    await served.complete(prompt)
+    response = await served.post("/v1/completions", prompt=prompt, max_tokens=3)
+    timing = re.fullmatch(
+        r"queue;dur=([\d.]+), prefill;dur=([\d.]+), decode;dur=([\d.]+), cached_tokens;desc=32, preemptions;desc=0",
+        response.headers["server-timing"],
+    )
+    assert timing is not None
+    assert all(float(milliseconds) < 60_000 for milliseconds in timing.groups())

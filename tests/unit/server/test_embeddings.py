@@ -39,7 +39,7 @@ async def embed(served: Serving, given: Any, **body: Any) -> dict[str, Any]:
     return answer_of(await served.post(URL, input=given, **body))
 
 
-def vectors_of(answer: dict[str, Any]) -> list[list[float]]:
+def vectors_of(answer: dict[str, Any]) -> list[Any]:
     return [entry["embedding"] for entry in answer["data"]]
 
 
@@ -91,7 +91,7 @@ async def test_base64_holds_the_same_numbers_as_little_endian_float32(served: Se
 async def test_bytes_are_swapped_where_the_machine_is_big_endian(monkeypatch: pytest.MonkeyPatch) -> None:
     native = struct.pack("=2f", 1.0, 2.0)
     swapped = struct.pack("=2f", 1.0, 2.0)[3::-1] + struct.pack("=f", 2.0)[::-1]
-    monkeypatch.setattr(embeddings.sys, "byteorder", "big")
+    monkeypatch.setattr("sys.byteorder", "big")
     body = parse_embedding({"input": "x", "encoding_format": "base64"})
     [written] = embeddings._write_vectors([native], body)
     assert base64.b64decode(json.loads(bytes(written))) == swapped
@@ -203,6 +203,15 @@ def test_every_parameter_of_the_sdk_has_a_decision() -> None:
     assert all(field.description for field in EmbeddingBody.model_fields.values())
 
 
+async def test_the_openapi_document_has_the_bounds_of_the_body(served: Serving) -> None:
+    document = answer_of(await served.client.get("/openapi.json"))
+    body = document["paths"][URL]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/EmbeddingBody"}
+    properties = document["components"]["schemas"]["EmbeddingBody"]["properties"]
+    assert [form.get("maxItems") for form in properties["input"]["anyOf"]] == [None, 2048, None, 2048]
+    assert set(properties) == set(EmbeddingBody.model_fields)
+
+
 async def test_priority_salt_and_special_tokens_reach_the_engine(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         requests = []
@@ -232,7 +241,7 @@ async def test_inputs_that_find_the_queue_full_are_refused_as_a_whole(tmp_path: 
     gate = Gate()
     async with serving(tmp_path, FakeExecutor(before_step=gate), info={"max_num_seqs": 1}, max_queue_len=3) as served:
         first = asyncio.create_task(served.post(URL, input=["a"] * 3))
-        await until(lambda: served.engine.num_running)
+        await until(lambda: served.engine.num_queued)
         refused = await served.post(URL, input=["b"] * 3)
         assert error_of(refused, 429)["code"] == "queue_full"
         assert int(refused.headers["retry-after"]) >= 1
@@ -276,7 +285,7 @@ async def test_leaving_ends_the_request_and_frees_its_slots(tmp_path: Path) -> N
     async with serving(tmp_path, FakeExecutor(before_step=gate)) as served, listening(served) as (_, port):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             asking = asyncio.create_task(client.post(URL, json={"input": ["a", "b"]}))
-            await until(lambda: served.engine.num_running)
+            await until(lambda: served.engine.num_queued)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
         await until(lambda: served.engine.num_running + served.engine.num_queued == 0)

@@ -1,9 +1,11 @@
-"""One table, one shape: what each error becomes, inside routes and outside."""
+"""One table, two shapes: what each error becomes, inside routes and outside."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from engine.errors import (
     ContextLengthError,
@@ -17,7 +19,17 @@ from engine.errors import (
 )
 from engine.messages import StepPlan
 from server.completions import start_completion
-from server.errors import DrainingError, ModelNotFoundError, error_body, kind_of, to_response
+from server.errors import (
+    AuthenticationError,
+    BodyTooLargeError,
+    DrainingError,
+    ModelNotFoundError,
+    UnsupportedMediaTypeError,
+    error_body,
+    kind_of,
+    speaks_anthropic,
+    to_response,
+)
 from tests.unit.engine.fakes import FakeExecutor, alphabet
 from tests.unit.server.serving import Gate, Serving, error_of, events_of, generation_request, serving, until, user
 
@@ -40,6 +52,47 @@ from tests.unit.server.serving import Gate, Serving, error_of, events_of, genera
 def test_each_error_has_its_status_type_and_code(error: OrcinusError, status: int, kind: str, code: str) -> None:
     assert (kind_of(error).status, kind_of(error).type, kind_of(error).code) == (status, kind, code)
     assert set(error_body(error)["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InvalidRequestError("x", "n"), "invalid_request_error"),
+        (ContextLengthError("x"), "invalid_request_error"),
+        (AuthenticationError("x"), "authentication_error"),
+        (ModelNotFoundError("x", "model"), "not_found_error"),
+        (RequestTimeoutError("x"), "timeout_error"),
+        (BodyTooLargeError("x"), "request_too_large"),
+        (UnsupportedMediaTypeError("x"), "invalid_request_error"),
+        (QueueFullError("x", 3.2), "rate_limit_error"),
+        (RequestFailedError("x"), "api_error"),
+        (EngineUnavailableError("x"), "overloaded_error"),
+        (DrainingError("x"), "overloaded_error"),
+        (ZeroDivisionError("secret"), "api_error"),
+        (HTTPException(404), "not_found_error"),
+        (HTTPException(405), "invalid_request_error"),
+    ],
+)
+def test_on_paths_of_anthropics_api_the_same_errors_have_its_shape(error: Exception, kind: str) -> None:
+    answer, other = to_response(error, "/v1/messages", "id"), to_response(error, "/v1/completions", "id")
+    message = json.loads(other.body)["error"]["message"]
+    assert json.loads(answer.body) == {"type": "error", "error": {"type": kind, "message": message}, "request_id": "id"}
+    assert (answer.status, answer.headers) == (other.status, other.headers)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_anthropic"),
+    [
+        ("/v1/messages", True),
+        ("/v1/messages/count_tokens", True),
+        ("/v1/messages/", True),
+        ("/v1/messagesx", False),
+        ("/v1/chat/completions", False),
+        ("/x/v1/messages", False),
+    ],
+)
+def test_the_path_tells_whose_api_it_is(path: str, is_anthropic: bool) -> None:
+    assert speaks_anthropic(path) == is_anthropic
 
 
 def test_nothing_of_an_unexpected_error_gets_out() -> None:

@@ -60,7 +60,9 @@ def check_a_round_trip_with_a_tool(url: str) -> None:
 def check_structured_output(url: str) -> None:
     for method in ("json_schema", "function_calling"):
         model = model_of(url).with_structured_output(Country, method=method)
-        assert model.invoke("Give me France as JSON.") == Country(country="France", capital="Paris"), method
+        assert model.invoke("Describe France in JSON with the keys country and capital.") == Country(
+            country="France", capital="Paris"
+        ), method
 
 
 def check_the_responses_api(url: str) -> None:

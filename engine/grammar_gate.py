@@ -1,0 +1,133 @@
+"""Tries grammars out before they reach the engine: in a process of its own, with bounds on its time and memory.
+
+A grammar comes from anybody, and may make the code that compiles it use more time or memory than there is, or end its
+process. Used by the server process on its event loop, which it never holds up; what the other process does is
+`engine.grammar_trial`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import OrderedDict
+
+import msgspec
+
+from engine.errors import InvalidRequestError
+from engine.sampling_params import Grammar, GrammarKind
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 5.0
+_START_TIMEOUT_S = 60.0  # of the process, and of the tokenizer in it
+_MAX_VERDICTS = 1024
+
+
+class ServedVocabulary(msgspec.Struct, frozen=True):
+    """Whose tokens grammars are compiled for: enough to load them anew. The first line that the process reads."""
+
+    model: str
+    trust_remote_code: bool
+    vocab_size: int
+    eos_token_ids: list[int]
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """A grammar to try out, as one line of JSON."""
+
+    kind: GrammarKind
+    source: str
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What is wrong with a grammar, if anything; before the first one, that the process is ready."""
+
+    fault: str | None = None
+
+
+class GrammarGate:
+    """Remembers its verdicts. One grammar is tried at a time, in a process that starts with the first one."""
+
+    def __init__(self, vocabulary: ServedVocabulary, *, timeout_s: float = _TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._process = TrialProcess(vocabulary)
+        self._one_at_a_time = asyncio.Lock()
+        self._verdicts: OrderedDict[tuple[GrammarKind, str], asyncio.Task[Verdict]] = OrderedDict()
+
+    async def check(self, grammar: Grammar, param: str) -> None:
+        """Raises `InvalidRequestError`, which blames `param`, for a grammar that cannot be served.
+
+        A trial goes on when whoever asked for it leaves: others may ask for the same.
+        """
+        key = grammar.kind, grammar.source
+        task = self._verdicts.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._verdicts[key] = asyncio.create_task(self._judge(*key))
+        self._verdicts.move_to_end(key)
+        if len(self._verdicts) > _MAX_VERDICTS:
+            self._verdicts.popitem(last=False)
+        verdict = await asyncio.shield(task)
+        if verdict.fault is not None:
+            raise InvalidRequestError(verdict.fault, param)
+
+    async def aclose(self) -> None:
+        """End the trials that are under way, and the process."""
+        unfinished = [task for task in self._verdicts.values() if not task.done()]
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+        await self._process.end()
+
+    async def _judge(self, kind: GrammarKind, source: str) -> Verdict:
+        async with self._one_at_a_time:
+            try:
+                await self._process.start()
+                async with asyncio.timeout(self._timeout_s):
+                    return await self._process.ask(Trial(kind, source))
+            except TimeoutError:
+                fault = f"it took longer than {self._timeout_s:g} s to compile"
+            except EOFError:
+                fault = "compiling it took too much memory"
+            await self._process.end()
+            logger.warning("a grammar of %d characters was refused: %s", len(source), fault)
+            return Verdict(f"the grammar is too complex: {fault}")
+
+
+class TrialProcess:
+    """The process in which grammars are tried out. Ends with the server: when its standard input does."""
+
+    def __init__(self, vocabulary: ServedVocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._process: Process | None = None
+
+    async def start(self) -> None:
+        """Unless it is running. Raises `TimeoutError` or `EOFError` where it does not come up."""
+        if self._process is not None and self._process.returncode is None:
+            return
+        modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
+        command = [sys.executable, "-P", "-m", "engine.grammar_trial"]
+        environment = {**os.environ, "PYTHONPATH": modules}
+        self._process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment)
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            await self.ask(self._vocabulary)
+
+    async def ask(self, message: ServedVocabulary | Trial) -> Verdict:
+        """Raises `EOFError` if the process ends over it."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(msgspec.json.encode(message) + b"\n")
+        line = await self._process.stdout.readline()
+        if not line:
+            raise EOFError
+        return msgspec.json.decode(line, type=Verdict)
+
+    async def end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()

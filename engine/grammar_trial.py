@@ -1,0 +1,89 @@
+"""What is wrong with a grammar: compile it and follow it a few tokens at random, in a process that may be lost by it.
+
+Started by `engine.grammar_gate`: one line of JSON in, one out. Knows nothing of requests.
+"""
+
+import random
+import signal
+import sys
+import time
+
+import msgspec
+import psutil
+
+from engine.errors import InvalidRequestError
+from engine.grammar import GrammarCompiler, GrammarMatcher
+from engine.grammar_gate import ServedVocabulary, Trial, Verdict
+from engine.token_masks import tokens_in
+from engine.tokenizer import Tokenizer
+
+_MEMORY_BYTES = 1 << 30
+_MAX_MASK_S = 0.25  # of processor time: well below what the engine waits for
+_NUM_WALKS, _WALK_TOKENS = 3, 32
+
+
+def main() -> None:
+    """Ends with its standard input. Ctrl-C reaches the whole process group, but the server decides when this ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    compiler = load_compiler(msgspec.json.decode(sys.stdin.buffer.readline(), type=ServedVocabulary))
+    _limit_memory()
+    _answer(Verdict())
+    for line in sys.stdin.buffer:
+        trial = msgspec.json.decode(line, type=Trial)
+        _answer(Verdict(find_fault(compiler, trial)))
+
+
+def load_compiler(vocabulary: ServedVocabulary) -> GrammarCompiler:
+    tokenizer = Tokenizer.load(vocabulary.model, trust_remote_code=vocabulary.trust_remote_code)
+    compiler = GrammarCompiler(lambda: tokenizer, vocabulary.vocab_size, vocabulary.eos_token_ids)
+    assert compiler.vocabulary.size == vocabulary.vocab_size  # it is loaded now
+    return compiler
+
+
+def find_fault(compiler: GrammarCompiler, trial: Trial) -> str | None:
+    """The reason why a grammar cannot be served, fit for a user's eyes; None if it can."""
+    rng = random.Random(trial.source)  # noqa: S311  (no secrets)
+    try:
+        compiled = compiler.compile(trial.kind, trial.source)
+        walks = (_walk(GrammarMatcher(compiled.deep_copy(), compiler.vocabulary), rng) for _ in range(_NUM_WALKS))
+        return next((fault for fault in walks if fault is not None), None)
+    except InvalidRequestError as error:
+        return str(error)
+    except MemoryError:
+        return f"the grammar is too complex: it needs more than {_MEMORY_BYTES >> 20} MiB"
+
+
+def _walk(matcher: GrammarMatcher, rng: random.Random) -> str | None:
+    """Follow random tokens for a while. What is too slow or beyond a limit here would be so in the engine."""
+    for _ in range(_WALK_TOKENS):
+        started = time.thread_time()
+        matcher.fill_mask()
+        if time.thread_time() - started > _MAX_MASK_S:
+            return "the grammar is too complex: a single step takes too long"
+        allowed = tokens_in(matcher.mask)
+        if matcher.error is None and not len(allowed):
+            return "the grammar allows no text at all"
+        if matcher.error is None:
+            matcher.accept(int(rng.choice(allowed)))
+        if matcher.error is not None or matcher.is_finished:
+            return matcher.error
+    return None
+
+
+def _answer(verdict: Verdict) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _limit_memory() -> None:
+    """What has been loaded by now does not count as the grammars'."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    limit = psutil.Process().memory_info().vms + _MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()

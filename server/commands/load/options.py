@@ -1,0 +1,130 @@
+"""The flags that `orcinus bench serve` and `orcinus bench sweep` have in common, and what can be wrong with them."""
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+from config.arguments import Parser
+from config.settings import SettingsError
+from engine.errors import OrcinusError
+from server.commands.bench_report import NO_MATPLOTLIB
+from server.commands.load.lengths import parse_lengths
+
+_DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def whole_number(text: str) -> int:
+    """A number from 1. Raises `ArgumentTypeError`."""
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Above 0, and possibly `inf`. Raises `ArgumentTypeError`."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
+
+
+def add_target_options(parser: Parser) -> None:
+    target = parser.add_argument_group("Server")
+    target.add_argument(
+        "--base-url", default=_DEFAULT_URL, metavar="URL", help=f"where it is [default: {_DEFAULT_URL}]"
+    )
+    target.add_argument("--model", metavar="NAME", help="model to ask [default: the first of /v1/models]")
+    target.add_argument(
+        "--endpoint",
+        choices=("completions", "chat"),
+        default="completions",
+        help="which API [default: completions]",
+    )
+    target.add_argument("--api-key", metavar="KEY", help="key to send")
+    target.add_argument(
+        "--timeout-s",
+        type=positive_number,
+        default=600.0,
+        metavar="S",
+        help="a request that takes longer has failed [default: 600]",
+    )
+
+
+def add_prompt_options(parser: Parser) -> None:
+    prompts = parser.add_argument_group(
+        "Prompts and outputs", "LENGTH is 128, uniform:32..128 or exponential:64,8..256 (mean, shortest..longest)."
+    )
+    for name, default, text in (
+        ("prompt-tokens", "128", "tokens of a prompt"),
+        ("output-tokens", "64", "most tokens of an answer"),
+    ):
+        prompts.add_argument(
+            f"--{name}",
+            type=parse_lengths,
+            default=parse_lengths(default),
+            metavar="LENGTH",
+            help=f"{text} [default: {default}]",
+        )
+    prompts.add_argument(
+        "--shared-prefix-tokens", type=whole_number, default=0, metavar="N", help="more tokens, the same in all prompts"
+    )
+    prompts.add_argument(
+        "--num-prefixes",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="different shared prefixes, in turn [default: 1]",
+    )
+    prompts.add_argument(
+        "--prompt-form",
+        choices=("auto", "tokens", "text"),
+        default="auto",
+        help="random token ids or random words [default: token ids where the server gives and takes them]",
+    )
+    prompts.add_argument(
+        "--vocab-size", type=whole_number, metavar="N", help="take token ids below N [default: ask /tokenize for some]"
+    )
+    prompts.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="FILE",
+        help='JSONL instead of random prompts: {"prompt": ...} or {"messages": ...}, and perhaps "max_tokens"',
+    )
+    prompts.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same load [default: 0]")
+    _add_generation_options(prompts)
+
+
+def add_report_options(parser: Parser, plot_help: str) -> None:
+    report = parser.add_argument_group("Report")
+    report.add_argument("--json", type=Path, metavar="FILE", help="write all numbers of all requests to FILE")
+    report.add_argument("--plot", type=Path, metavar="FILE", help=plot_help)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """What can be known to be wrong before anything is sent. Raises `SettingsError` and `OrcinusError`."""
+    if args.endpoint == "chat" and (args.prompt_form == "tokens" or args.vocab_size is not None):
+        raise SettingsError("the chat endpoint takes no token ids; use --endpoint completions")
+    for file in (args.json, args.plot):
+        if file is not None and not file.parent.is_dir():
+            raise SettingsError(f"there is no directory {file.parent} to write {file} in")
+    if args.plot is not None and find_spec("matplotlib") is None:
+        raise OrcinusError(NO_MATPLOTLIB)
+
+
+def _add_generation_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 for the likeliest tokens [default: 0]"
+    )
+    group.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        help="generate all tokens (sends ignore_eos and min_tokens, which not every server has)",
+    )
+    group.add_argument("--warmup", type=_count, default=0, metavar="N", help="requests before, not counted [default: 0]")
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else whole_number(text)

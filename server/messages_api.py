@@ -1,0 +1,191 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's Messages API. Independent of HTTP.
+
+The content of a message is blocks, in the order in which the model writes them; streamed and whole answers are made
+of the same ones.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import from_json
+
+from engine.outputs import RequestOutput
+from server.chat_request import ChatRequest, prepare_chat
+from server.context import OutputStream, ServingContext
+from server.errors import anthropic_error_body
+from server.messages_input import CALL_ID_PREFIX, to_chat_body
+from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from server.protocol import parse_message_count, parse_messages
+from server.single_message import SingleMessageGeneration, encode_event
+
+INVALID_JSON = "INVALID_JSON"  # the key that Anthropic's documentation suggests for arguments that are not JSON
+
+
+async def start_message(ctx: ServingContext, body: Mapping[str, Any]) -> "MessageGeneration":
+    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
+
+    Raises what `server.errors.to_response` maps.
+    """
+    parsed = parse_messages(body)
+    request = await prepare_chat(ctx, to_chat_body(parsed), _new_id())
+    return MessageGeneration(ctx, request, request.submit(ctx), is_streamed=parsed.stream)
+
+
+async def count_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
+    """How long the prompt of a message would be. Checks what the message itself would be checked for."""
+    request = await prepare_chat(ctx, to_chat_body(parse_message_count(body)), _new_id())
+    [prompt] = request.generation.prompts
+    return {"input_tokens": len(prompt)}
+
+
+@dataclass(slots=True)
+class _Block:
+    """A block of content: how it begins, and the text that has come of it."""
+
+    opening: dict[str, Any]
+    text: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return str(self.opening["type"])
+
+    def whole(self) -> dict[str, Any]:
+        text = "".join(self.text)
+        if self.kind == "tool_use":
+            return {**self.opening, "input": read_input(text)}
+        return {**self.opening, self.kind: text}
+
+
+class MessageGeneration(SingleMessageGeneration):
+    """A message. A stream opens one block after another, each when it is known what comes next."""
+
+    def __init__(self, ctx: ServingContext, request: ChatRequest, stream: OutputStream, *, is_streamed: bool) -> None:
+        super().__init__(ctx, request, stream, is_streamed=is_streamed)
+        self._identity = {
+            "id": request.generation.request_id,
+            "type": "message",
+            "role": "assistant",
+            "model": ctx.model_name,
+        }
+        self._blocks: list[_Block] = []
+
+    def _collect(self, output: RequestOutput) -> None:
+        for piece in self._take(output):
+            if self._begins_block(piece):
+                self._blocks.append(_Block(_opening(piece)))
+            if not isinstance(piece, ToolCallStart):
+                self._blocks[-1].text.append(piece.text)
+
+    def _whole(self) -> dict[str, Any]:
+        content = [block.whole() for block in self._blocks]
+        return {**self._identity, "content": content, **self._stop(), "usage": self._usage()}
+
+    def encode_error(self, error: Exception) -> bytes:
+        """On this event the SDK raises."""
+        return encode_event("error", anthropic_error_body(error))
+
+    def _opening_events(self) -> bytes:
+        nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
+        return _event("message_start", message={**self._identity, **nothing, "usage": self._usage()})
+
+    def _piece_events(self, piece: Piece) -> bytes:
+        events = b""
+        if self._begins_block(piece):
+            events = self._end_of_block()
+            self._blocks.append(_Block(_opening(piece)))
+            events += self._block_event("content_block_start", content_block=self._blocks[-1].opening)
+        delta = _delta(piece)
+        return events if delta is None else events + self._block_event("content_block_delta", delta=delta)
+
+    def _closing_events(self) -> bytes:
+        ending = _event("message_delta", delta=self._stop(), usage=self._usage())
+        return self._end_of_block() + ending + _event("message_stop")
+
+    def _begins_block(self, piece: Piece) -> bool:
+        if isinstance(piece, ToolCallStart) or not self._blocks:
+            return True
+        return self._blocks[-1].kind != _KINDS[type(piece)]
+
+    def _end_of_block(self) -> bytes:
+        if not self._blocks:
+            return b""
+        stop = self._block_event("content_block_stop")
+        if self._blocks[-1].kind != "thinking":
+            return stop
+        return self._block_event("content_block_delta", delta={"type": "signature_delta", "signature": ""}) + stop
+
+    def _block_event(self, kind: str, **fields: Any) -> bytes:
+        """Of the block that was begun last."""
+        return _event(kind, index=len(self._blocks) - 1, **fields)
+
+    def _stop(self) -> dict[str, Any]:
+        if isinstance(self.stop_reason, str):
+            return {"stop_reason": "stop_sequence", "stop_sequence": self.stop_reason}
+        if self.finish_reason == "length":
+            return {"stop_reason": "max_tokens", "stop_sequence": None}
+        return {"stop_reason": "tool_use" if self.message.tool_calls else "end_turn", "stop_sequence": None}
+
+    def _usage(self) -> dict[str, int]:
+        """Here, unlike elsewhere, tokens that were cached are not among the input's."""
+        return {
+            "input_tokens": self.usage.prompt_tokens - self.usage.cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": self.usage.cached_tokens,
+            "output_tokens": self.usage.completion_tokens,
+        }
+
+
+def read_input(arguments: str) -> dict[str, Any]:
+    """The arguments of a call as an object: of JSON that was cut off what is complete, of anything else the text."""
+    try:
+        value = from_json(arguments or "{}", allow_inf_nan=False, allow_partial=True)
+    except ValueError:
+        return {INVALID_JSON: arguments}
+    return value if isinstance(value, dict) else {INVALID_JSON: arguments}
+
+
+_KINDS: Mapping[type[Piece], str] = {
+    Content: "text",
+    Reasoning: "thinking",
+    ToolCallStart: "tool_use",
+    ToolCallArguments: "tool_use",
+}
+
+
+def _opening(piece: Piece) -> dict[str, Any]:
+    match piece:
+        case Content():
+            return {"type": "text", "text": ""}
+        case Reasoning():
+            return {"type": "thinking", "thinking": "", "signature": ""}
+        case ToolCallStart(_, call_id, name):
+            return {"type": "tool_use", "id": _tool_use_id(call_id), "name": name, "input": {}}
+        case ToolCallArguments(index):
+            raise AssertionError(f"arguments of call {index} come before it, or after what follows it")
+
+
+def _delta(piece: Piece) -> dict[str, str] | None:
+    match piece:
+        case Content(text):
+            return {"type": "text_delta", "text": text}
+        case Reasoning(text):
+            return {"type": "thinking_delta", "thinking": text}
+        case ToolCallArguments(_, text):
+            return {"type": "input_json_delta", "partial_json": text}
+        case ToolCallStart():
+            return None
+
+
+def _tool_use_id(call_id: str) -> str:
+    """With the prefix that clients expect, which `server.messages_input` takes off again."""
+    return CALL_ID_PREFIX + call_id.removeprefix("call_")
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return encode_event(kind, {"type": kind, **fields})
+
+
+def _new_id() -> str:
+    return f"msg_{uuid.uuid4().hex}"

@@ -1,0 +1,218 @@
+"""From a conversation as Anthropic's API writes it to the one chat body that the server renders and runs.
+
+Reads blocks: text, thinking, and tools' uses and results. What else a block may say (`cache_control`, `citations`,
+`signature`, `caller`) is for other models or for other servers, and is passed over. Knows nothing of answers.
+"""
+
+from collections.abc import Collection, Mapping
+from itertools import groupby
+from typing import Any
+
+from engine.errors import InvalidRequestError
+from server.protocol import ChatBody, MessagesBody, SamplingBody, ThinkingOptions, parse_chat
+
+CALL_ID_PREFIX = "toolu_"
+
+_TEXT = ("text",)
+_USER = ("text", "tool_result")
+_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
+_THINKS = {"enabled": True, "adaptive": True, "disabled": False}
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+_TOOL_FIELDS = {
+    "name": "name",
+    "description": "description",
+    "input_schema": "parameters",
+    "strict": "strict",
+    "input_examples": "input_examples",  # for the template, which shows the model the whole tool
+}
+_IGNORED_TOOL_FIELDS = {"type", "cache_control", "eager_input_streaming"}
+_REFUSED_TOOL_FIELDS = {  # unless they say what is so anyway
+    "allowed_callers": (["direct"], "tools are called by the model alone"),
+    "defer_loading": (False, "the model is told of all tools at once"),
+}
+
+Block = dict[str, Any]
+Message = dict[str, Any]
+
+
+def to_chat_body(body: MessagesBody) -> ChatBody:
+    """The same request as a chat completion. Raises `InvalidRequestError`."""
+    messages = _read_system(body.system)
+    for index, message in enumerate(body.messages):
+        messages += _read_message(message, f"messages[{index}]")
+    names = (SamplingBody.model_fields.keys() & body.model_fields_set) - {"stream", "stop"}
+    return parse_chat(
+        {
+            **{name: getattr(body, name) for name in names},
+            "max_tokens": body.max_tokens,
+            "stop": body.stop_sequences or body.stop,
+            "messages": messages,
+            "continue_final_message": _is_prefilled(messages),
+            "tools": [_read_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools)],
+            "response_format": _read_format(body),
+            "reasoning_effort": None if body.output_config is None else body.output_config.effort,
+            "chat_template_kwargs": {**_read_thinking(body.thinking), **body.chat_template_kwargs},
+            **_read_tool_choice(body),
+        }
+    )
+
+
+def _read_system(system: Any) -> list[Message]:
+    if not system:
+        return []
+    return [{"role": "system", "content": _join(_read_blocks(system, "system", _TEXT))}]
+
+
+def _read_message(message: Mapping[str, Any], where: str) -> list[Message]:
+    """More than one, where a user's message has the results of tools."""
+    for name in message:
+        if name not in ("role", "content"):
+            raise InvalidRequestError(f"{where} has role and content, got {name[:100]!r}", where)
+    content, inside = message.get("content"), f"{where}.content"
+    match message.get("role"):
+        case "user":
+            return _read_user(_read_blocks(content, inside, _USER), inside)
+        case "assistant":
+            return [_read_assistant(_read_blocks(content, inside, _ASSISTANT), inside)]
+        case "system":
+            return [{"role": "system", "content": _join(_read_blocks(content, inside, _TEXT))}]
+        case role:
+            raise InvalidRequestError(
+                f"{where}.role must be one of user, assistant, system, got {role!r:.100}", f"{where}.role"
+            )
+
+
+def _read_blocks(content: Any, where: str, kinds: Collection[str]) -> list[Block]:
+    """Blocks of these kinds, with their text or thinking in place. A string is one block of text."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not content:
+        raise InvalidRequestError(f"{where} must be a string or a list of blocks, got {content!r:.60}", where)
+    for index, block in enumerate(content):
+        _check_block(block, f"{where}[{index}]", kinds)
+    return content
+
+
+def _check_block(block: Any, where: str, kinds: Collection[str]) -> None:
+    kind = block.get("type") if isinstance(block, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        raise InvalidRequestError(
+            f"{where}: this model takes text only, here in blocks of type {', '.join(kinds)}; got {kind!r:.60}", where
+        )
+    for name in ("text", "thinking"):
+        if kind == name and not isinstance(block.get(name), str):
+            raise InvalidRequestError(f"{where}.{name} must be a string", f"{where}.{name}")
+
+
+def _read_user(blocks: list[Block], where: str) -> list[Message]:
+    """Each result of a tool is a message of its own; the text between them is the user's."""
+    messages: list[Message] = []
+    numbered = enumerate(blocks)
+    for kind, group in groupby(numbered, key=lambda entry: entry[1]["type"]):
+        if kind == "tool_result":
+            messages += [_read_result(block, f"{where}[{index}]") for index, block in group]
+        else:
+            messages.append({"role": "user", "content": _join([block for _, block in group])})
+    return messages
+
+
+def _read_result(block: Block, where: str) -> Message:
+    content = block.get("content")
+    text = _join(_read_blocks(content, f"{where}.content", _TEXT)) if content else ""
+    if block.get("is_error"):
+        text = f"Error: {text}"  # a chat template has no other place for it
+    return {"role": "tool", "tool_call_id": _read_call_id(block, "tool_use_id", where), "content": text}
+
+
+def _read_assistant(blocks: list[Block], where: str) -> Message:
+    message: Message = {"role": "assistant", "content": _join(block for block in blocks if block["type"] == "text")}
+    if thoughts := [block["thinking"] for block in blocks if block["type"] == "thinking"]:
+        message["reasoning_content"] = "\n".join(thoughts)
+    calls = [_read_use(block, f"{where}[{i}]") for i, block in enumerate(blocks) if block["type"] == "tool_use"]
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _read_use(block: Block, where: str) -> dict[str, Any]:
+    call_id = _read_call_id(block, "id", where)
+    name, arguments = block.get("name"), block.get("input")
+    if not isinstance(name, str):
+        raise InvalidRequestError(f"{where}.name must be a string, got {name!r:.60}", f"{where}.name")
+    if not isinstance(arguments, dict):
+        raise InvalidRequestError(f"{where}.input must be an object, got {arguments!r:.60}", f"{where}.input")
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _read_call_id(block: Block, name: str, where: str) -> str:
+    """As the model's own format has it: without the prefix that it was given on its way out."""
+    call_id = block.get(name)
+    if not isinstance(call_id, str):
+        raise InvalidRequestError(f"{where}.{name} must be a string, got {call_id!r:.60}", f"{where}.{name}")
+    return call_id.removeprefix(CALL_ID_PREFIX)
+
+
+def _join(blocks: Any) -> str:
+    return "\n".join(block["text"] for block in blocks)
+
+
+def _is_prefilled(messages: list[Message]) -> bool:
+    """Whether the assistant has begun its message already."""
+    if messages[-1]["role"] != "assistant":
+        return False
+    if "tool_calls" in messages[-1]:
+        raise InvalidRequestError("the last message uses tools: answer it with their tool_result blocks", "messages")
+    return True
+
+
+def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if (kind := tool.get("type")) not in (None, "custom"):
+        raise InvalidRequestError(
+            f"{where}.type {kind!r:.100} is not supported: no tool is run here, and a tool of the client's has "
+            "an input_schema and no type of its own",
+            f"{where}.type",
+        )
+    if not isinstance(tool.get("input_schema"), dict):
+        raise InvalidRequestError(f"{where}.input_schema must be a JSON schema, an object", f"{where}.input_schema")
+    for name, value in tool.items():
+        if name not in _TOOL_FIELDS and name not in _IGNORED_TOOL_FIELDS:
+            _check_tool_field(name, value, where)
+    return {"type": "function", "function": {new: tool[old] for old, new in _TOOL_FIELDS.items() if old in tool}}
+
+
+def _check_tool_field(name: str, value: Any, where: str) -> None:
+    field = f"{where}.{name[:100]}"
+    if name not in _REFUSED_TOOL_FIELDS:
+        raise InvalidRequestError(f"unknown parameter {field!r}", field)
+    harmless, why = _REFUSED_TOOL_FIELDS[name]
+    if value is not None and value != harmless:
+        raise InvalidRequestError(f"{field} is not supported: {why}", field)
+
+
+def _read_tool_choice(body: MessagesBody) -> dict[str, Any]:
+    choice = body.tool_choice
+    if choice is None:
+        return {}
+    return {
+        "tool_choice": _CHOICES.get(choice.type) or _forced_tool(choice.name, body),
+        "parallel_tool_calls": not choice.disable_parallel_tool_use,
+    }
+
+
+def _forced_tool(name: str | None, body: MessagesBody) -> dict[str, Any]:
+    if name is None or name not in [tool.get("name") for tool in body.tools]:
+        raise InvalidRequestError(f"tool_choice.name must name one of the tools, got {name!r:.100}", "tool_choice.name")
+    return {"type": "function", "function": {"name": name}}
+
+
+def _read_thinking(thinking: ThinkingOptions | None) -> dict[str, bool]:
+    """Under the name that most templates know. A budget is an aim; the limit is max_tokens, thinking included."""
+    return {} if thinking is None else {"enable_thinking": _THINKS[thinking.type]}
+
+
+def _read_format(body: MessagesBody) -> dict[str, Any] | None:
+    form = body.output_format or (body.output_config and body.output_config.format)
+    if not form:
+        return None
+    where = "output_format" if body.output_format else "output_config.format"
+    if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+        raise InvalidRequestError(f"{where} must be of type json_schema, with a schema that is an object", where)
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": form["schema"]}}

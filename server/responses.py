@@ -1,0 +1,221 @@
+"""POST /v1/responses: from a body to an answer. Independent of HTTP; `server.app` puts it on a route.
+
+A response is a chat completion in another form: `server.responses_input` makes a chat of what is asked, and
+`server.responses_output` items of what is said. Nothing is stored.
+"""
+
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from engine.outputs import RequestOutput
+from server.chat_request import ChatRequest, prepare_chat
+from server.context import OutputStream, ServingContext
+from server.errors import error_body
+from server.generation import Usage
+from server.logprobs import chat_logprobs
+from server.pieces import Content, Piece, Reasoning, ToolCallStart
+from server.protocol import ResponseBody, TextOptions, parse_response
+from server.responses_input import naming_parameters_of_responses, to_chat_body
+from server.responses_output import Event, OutputItems
+from server.single_message import SingleMessageGeneration, encode_event
+
+
+async def create_response(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole answer to a parsed body, as the API returns it (`stream` in the body is the caller's business).
+
+    Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
+    `EngineUnavailableError`, `RequestTimeoutError`, `RequestFailedError`.
+    """
+    return await (await start_response(ctx, body)).whole()
+
+
+async def start_response(ctx: ServingContext, body: Mapping[str, Any]) -> "ResponseGeneration":
+    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it. Raises as above."""
+    asked = parse_response(body)
+    chat = to_chat_body(asked)
+    with naming_parameters_of_responses():
+        request = await prepare_chat(ctx, chat, f"resp_{uuid.uuid4().hex}")
+        return ResponseGeneration(ctx, asked, request, request.submit(ctx))
+
+
+class ResponseGeneration(SingleMessageGeneration):
+    """A response. Its events are numbered, and end with one that holds the whole of it."""
+
+    def __init__(self, ctx: ServingContext, asked: ResponseBody, request: ChatRequest, stream: OutputStream) -> None:
+        super().__init__(ctx, request, stream, is_streamed=asked.stream)
+        self._asked = asked
+        self._created_at = int(time.time())
+        self._model = ctx.model_name
+        self._cached_block_size = ctx.engine.info.block_size if ctx.engine.info.enable_prefix_caching else None
+        self._has_logprobs = asked.has_logprobs
+        self._items = OutputItems()
+        self._new_logprobs: list[dict[str, Any]] = []
+        self._thinking = ThinkingCount()
+        self._num_events = 0
+
+    def _collect(self, output: RequestOutput) -> None:
+        for piece in self._take(output):
+            self._add(piece)
+
+    def _whole(self) -> dict[str, Any]:
+        self._end_items()
+        return self._response(self._final_status, usage=self._usage())
+
+    def _opening_events(self) -> bytes:
+        response = self._response("in_progress")
+        return self._encode({"type": f"response.{name}", "response": response} for name in ("created", "in_progress"))
+
+    def _piece_events(self, piece: Piece) -> bytes:
+        return self._encode(self._add(piece))
+
+    def _closing_events(self) -> bytes:
+        events = self._end_items()
+        response = self._response(self._final_status, usage=self._usage())
+        return self._encode([*events, {"type": f"response.{self._final_status}", "response": response}])
+
+    def encode_error(self, error: Exception) -> bytes:
+        """The response as failed, which is its last state, and an event on which the SDK raises: it has an `error`."""
+        problem = error_body(error)["error"]
+        opening = b"" if self._has_begun else self._opening_events()
+        self._items.close("incomplete")
+        failure = {**problem, "code": "server_error"}  # of the few codes that the specification has, the one that fits
+        response = self._response("failed", usage=self._usage(), error=failure)
+        last = {**problem, "code": problem["code"] or problem["type"], "error": problem, "type": "error"}
+        return opening + self._encode([{"type": "response.failed", "response": response}, last])
+
+    def _take(self, output: RequestOutput) -> list[Piece]:
+        pieces = super()._take(output)
+        self._thinking.add(len(output.token_ids), pieces)
+        if self._has_logprobs:
+            self._new_logprobs += chat_logprobs(self.tokenizer, output.logprobs or [])["content"]
+            if pieces and not any(isinstance(piece, Content) for piece in pieces):
+                self._new_logprobs = []  # of tokens that are no text of a message
+        return pieces
+
+    def _add(self, piece: Piece) -> list[Event]:
+        return self._items.add(piece, self._logprobs_so_far() if isinstance(piece, Content) else ())
+
+    def _end_items(self) -> list[Event]:
+        return self._items.end(self._final_status, self._logprobs_so_far())
+
+    def _logprobs_so_far(self) -> list[dict[str, Any]]:
+        """Those that no event has had."""
+        taken, self._new_logprobs = self._new_logprobs, []
+        return taken
+
+    @property
+    def _final_status(self) -> Any:
+        return "incomplete" if self.finish_reason == "length" else "completed"
+
+    def _encode(self, events: Iterable[Event]) -> bytes:
+        return b"".join(map(self._encode_numbered, events))
+
+    def _encode_numbered(self, event: Event) -> bytes:
+        number = self._num_events
+        self._num_events += 1
+        return encode_event(event["type"], {**event, "sequence_number": number})
+
+    def _response(
+        self, status: str, *, usage: dict[str, Any] | None = None, error: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        asked = self._asked
+        sampling = self.request.sampling
+        return {
+            "id": self.request.request_id,
+            "object": "response",
+            "created_at": self._created_at,
+            "status": status,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "error": error,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "background": False,
+            "instructions": asked.instructions,
+            "max_output_tokens": asked.max_output_tokens,
+            "max_tool_calls": None,
+            "metadata": asked.metadata,
+            "model": self._model,
+            "output": self._items.to_list(),
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": _reasoning(asked),
+            "service_tier": "default",
+            "store": False,
+            "temperature": sampling.temperature,
+            "text": _text(asked.text),
+            "tool_choice": asked.tool_choice or "auto",
+            "tools": [_tool(tool) for tool in asked.tools],
+            "top_logprobs": asked.top_logprobs or 0,
+            "top_p": sampling.top_p,
+            "truncation": asked.truncation or "disabled",
+            "usage": usage,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self.usage
+        return {
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {
+                "cached_tokens": usage.cached_tokens,
+                "cache_write_tokens": self._num_written_to_cache(usage),
+            },
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": self._thinking.num_tokens},
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        }
+
+    def _num_written_to_cache(self, usage: Usage) -> int:
+        """The prompt's tokens in whole blocks, of which later requests can have what this one computed."""
+        if self._cached_block_size is None:
+            return 0
+        in_blocks = usage.prompt_tokens - usage.prompt_tokens % self._cached_block_size
+        return max(in_blocks - usage.cached_tokens, 0)
+
+
+class ThinkingCount:
+    """How many tokens the model spent on thinking, which comes first: those until something else is said.
+
+    Markers count with what they end. An output that has both is divided by the lengths of their texts; otherwise the
+    count is exact but for tokens that begin a call, whose name is not known yet.
+    """
+
+    def __init__(self) -> None:
+        self._num_before_answer = 0
+        self._has_thought = False
+        self._has_answered = False
+
+    @property
+    def num_tokens(self) -> int:
+        return self._num_before_answer if self._has_thought else 0
+
+    def add(self, num_tokens: int, pieces: Sequence[Piece]) -> None:
+        if self._has_answered:
+            return
+        num_thought_chars = sum(len(piece.text) for piece in pieces if isinstance(piece, Reasoning))
+        self._has_thought |= num_thought_chars > 0
+        self._has_answered = any(not isinstance(piece, Reasoning) for piece in pieces)
+        if self._has_answered:
+            num_chars = sum(len(piece.text) for piece in pieces if not isinstance(piece, ToolCallStart))
+            num_tokens = round(num_tokens * num_thought_chars / max(num_chars, 1))
+        self._num_before_answer += num_tokens
+
+
+def _reasoning(asked: ResponseBody) -> dict[str, Any]:
+    given = asked.reasoning
+    return {"effort": given.effort, "summary": given.summary} if given else {"effort": None, "summary": None}
+
+
+def _text(asked: TextOptions | None) -> dict[str, Any]:
+    given = {} if asked is None else asked.model_dump(by_alias=True, exclude_none=True)
+    return {"format": {"type": "text"}, **given}
+
+
+def _tool(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "name": given["name"],
+        "description": given.get("description"),
+        "parameters": given.get("parameters"),
+        "strict": given.get("strict") or False,
+    }

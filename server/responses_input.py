@@ -1,0 +1,245 @@
+"""What a client of POST /v1/responses asks for, in the terms of a chat: messages, tools, and the other parameters.
+
+Knows the forms of both APIs, and nothing of templates or tokens. Nothing is stored between two responses, so the input
+is the whole conversation, with the items that earlier responses had as output.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engine.errors import InvalidRequestError
+from server.protocol import MAX_MESSAGES, ChatBody, ResponseBody, SamplingBody, TextFormat
+
+ROLES = ("user", "assistant", "system", "developer")
+
+_TEXT_PARTS = ("input_text", "output_text", "text")
+_REASONING_PARTS = ("reasoning_text", "summary_text")
+
+# Names of a chat's parameters in errors, and what they are called in this API.
+_OTHER_NAMES = (
+    (re.compile(r"^(tools\[\d+\])\.function"), r"\1"),
+    (re.compile(r"^tool_choice\.allowed_tools"), "tool_choice"),
+    (re.compile(r"^(tool_choice.*)\.function"), r"\1"),
+    (re.compile(r"^response_format(\.json_schema)?"), "text.format"),
+    (re.compile(r"^(messages|prompt)$"), "input"),
+    (re.compile(r"^max_tokens$"), "max_output_tokens"),
+)
+
+
+def to_chat_body(body: ResponseBody) -> ChatBody:
+    """Raises `InvalidRequestError`. What the body leaves to the model's defaults stays so."""
+    stated = {name: getattr(body, name) for name in SamplingBody.model_fields if name in body.model_fields_set}
+    if body.truncation == "auto":
+        stated["truncate_prompt_tokens"] = -1
+    return ChatBody.model_construct(
+        **stated,
+        messages=read_input(body.input, body.instructions),
+        max_completion_tokens=body.max_output_tokens,
+        tools=[_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools)],
+        tool_choice=_read_tool_choice(body.tool_choice),
+        parallel_tool_calls=body.parallel_tool_calls,
+        response_format=_read_format(body.text.format if body.text else None),
+        logprobs=body.has_logprobs,
+        top_logprobs=body.top_logprobs,
+        reasoning_effort=body.reasoning.effort if body.reasoning else None,
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
+
+
+@contextlib.contextmanager
+def naming_parameters_of_responses() -> Iterator[None]:
+    """Errors about the parameters of a chat leave here with the names that the client knows."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise _renamed(error) from error
+
+
+def read_input(given: Any, instructions: str | None = None) -> list[dict[str, Any]]:
+    """The messages of a chat. Raises `InvalidRequestError` naming the item that is wrong."""
+    conversation = _Conversation()
+    if instructions is not None:
+        conversation.add({"role": "system", "content": instructions})
+    if isinstance(given, str):
+        conversation.add({"role": "user", "content": given})
+        return conversation.messages
+    if not isinstance(given, list) or not 1 <= len(given) <= MAX_MESSAGES:
+        got = f"{len(given)} items" if isinstance(given, list) else f"{given!r:.60}"
+        raise InvalidRequestError(f"input must be a string or a list of 1 to {MAX_MESSAGES} items, got {got}", "input")
+    for i, item in enumerate(given):
+        _read_item(conversation, item, f"input[{i}]")
+    conversation.end_turn()
+    return conversation.messages
+
+
+class _Conversation:
+    """Messages in the making. What the assistant thought, said and called in one turn is one message."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._turn: dict[str, Any] = {}
+
+    def add(self, message: dict[str, Any]) -> None:
+        """A message of somebody other than the assistant."""
+        self.end_turn()
+        self.messages.append(message)
+
+    def think(self, text: str) -> None:
+        if self._has_acted:
+            self.end_turn()
+        earlier = self._turn.get("reasoning_content")
+        self._turn["reasoning_content"] = text if earlier is None else f"{earlier}\n{text}"
+
+    def say(self, content: Any) -> None:
+        if self._has_acted:
+            self.end_turn()
+        self._turn["content"] = content
+
+    def call(self, call_id: str, name: str, arguments: str) -> None:
+        function = {"name": name, "arguments": arguments}
+        self._turn.setdefault("tool_calls", []).append({"id": call_id, "type": "function", "function": function})
+
+    def end_turn(self) -> None:
+        """Thoughts that led to nothing are left out."""
+        if self._has_acted:
+            self.messages.append({"role": "assistant", **self._turn})
+        self._turn = {}
+
+    @property
+    def _has_acted(self) -> bool:
+        return "content" in self._turn or "tool_calls" in self._turn
+
+
+def _read_item(conversation: _Conversation, given: Any, where: str) -> None:
+    item = _object(given, where)
+    match item.get("type", "message" if "role" in item else "item_reference"):
+        case "message":
+            _read_message(conversation, item, where)
+        case "reasoning":
+            if text := _read_reasoning(item, where):
+                conversation.think(text)
+        case "function_call":
+            conversation.call(*(_string(item, name, where) for name in ("call_id", "name", "arguments")))
+        case "function_call_output":
+            call_id = _string(item, "call_id", where)
+            content = _read_content(item.get("output"), f"{where}.output")
+            conversation.add({"role": "tool", "tool_call_id": call_id, "content": content})
+        case "item_reference":
+            raise InvalidRequestError(f"{where} refers to an item, and none is stored here: send the item", where)
+        case other:
+            raise InvalidRequestError(
+                f"{where}.type must be message, reasoning, function_call or function_call_output, got {other!r:.60}",
+                f"{where}.type",
+            )
+
+
+def _read_message(conversation: _Conversation, item: Mapping[str, Any], where: str) -> None:
+    role = item.get("role")
+    if role not in ROLES:
+        raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r:.60}", f"{where}.role")
+    content = _read_content(item.get("content"), f"{where}.content")
+    if role == "assistant":
+        conversation.say(content)
+    else:
+        conversation.add({"role": role, "content": content})
+
+
+def _read_content(content: Any, where: str) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content
+    return [_read_part(part, f"{where}[{i}]") for i, part in enumerate(_list(content, where))]
+
+
+def _read_part(given: Any, where: str) -> dict[str, str]:
+    part = _object(given, where)
+    kind = part.get("type")
+    if kind in _TEXT_PARTS:
+        return {"type": "text", "text": _string(part, "text", where)}
+    if kind == "refusal":
+        return {"type": "refusal", "refusal": _string(part, "refusal", where)}
+    raise InvalidRequestError(f"{where}: this model takes text only, got a part of type {kind!r:.60}", where)
+
+
+def _read_reasoning(item: Mapping[str, Any], where: str) -> str:
+    """The thoughts if the item has them, otherwise their summary. What is encrypted was not encrypted here."""
+    for name in ("content", "summary"):
+        parts = [
+            _read_thought(part, f"{where}.{name}[{i}]")
+            for i, part in enumerate(_list(item.get(name, []), f"{where}.{name}"))
+        ]
+        if parts:
+            return "\n".join(parts)
+    return ""
+
+
+def _read_thought(given: Any, where: str) -> str:
+    part = _object(given, where)
+    if part.get("type") not in _REASONING_PARTS:
+        raise InvalidRequestError(
+            f"{where}.type must be one of {', '.join(_REASONING_PARTS)}, got {part.get('type')!r:.60}", f"{where}.type"
+        )
+    return _string(part, "text", where)
+
+
+def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The form of a chat, where a function's fields lie one level deeper."""
+    if tool.get("type") != "function":
+        raise InvalidRequestError(
+            f"{where}.type must be 'function': no other tools are run here, got {tool.get('type')!r:.60}",
+            f"{where}.type",
+        )
+    return {"type": "function", "function": _without_type(tool)}
+
+
+def _read_tool_choice(choice: Any) -> Any:
+    match choice:
+        case {"type": "function"}:
+            return {"type": "function", "function": _without_type(choice)}
+        case {"type": "allowed_tools", "tools": [*tools]}:
+            nested = [_read_tool_choice(tool) for tool in tools]
+            return {"type": "allowed_tools", "allowed_tools": {**_without_type(choice), "tools": nested}}
+    return choice
+
+
+def _without_type(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name != "type"}
+
+
+def _read_format(form: TextFormat | None) -> dict[str, Any] | None:
+    if form is None:
+        return None
+    if form.type != "json_schema":
+        return {"type": form.type}
+    return {"type": "json_schema", "json_schema": {"name": form.name, "schema": form.json_schema}}
+
+
+def _renamed(error: InvalidRequestError) -> InvalidRequestError:
+    """The same error with the other name, in its text too."""
+    if error.param is None:
+        return error
+    name = error.param
+    for pattern, other in _OTHER_NAMES:
+        name = pattern.sub(other, name)
+    return type(error)(str(error).replace(error.param, name), name)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    """An object, less what is null."""
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"{where} must be an object, got {value!r:.60}", where)
+    return {key: part for key, part in value.items() if part is not None}
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidRequestError(f"{where} must be a string or a list of parts, got {value!r:.60}", where)
+    return value
+
+
+def _string(item: Mapping[str, Any], name: str, where: str) -> str:
+    value = item.get(name)
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{where}.{name} must be a string, got {value!r:.60}", f"{where}.{name}")
+    return value

@@ -1,0 +1,58 @@
+"""The ways in which models write calls, by name, and which of them a chat template speaks of."""
+
+import re
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+from server.incoming_text import IncomingText, Reading
+from server.tools.call_writer import CallWriter
+from server.tools.hermes import Hermes
+from server.tools.lark import Terminal
+from server.tools.llama3_json import Llama3Json
+from server.tools.mistral import Mistral
+from server.tools.pythonic import Pythonic
+from server.tools.request import ToolUse
+
+
+class ToolFormat(Protocol):
+    """One way of writing calls. `markers` are what has to stay in the text for `read` to find them."""
+
+    name: ClassVar[str]
+    markers: ClassVar[tuple[str, ...]]
+
+    def new_call_id(self) -> str: ...
+
+    def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
+        """Read an answer to its end, and write down what it says."""
+
+    def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
+        """Lark rules of which `calls` is what the model has to write. Raises `InvalidRequestError`."""
+
+
+# In this order: some templates have the signs of two of them.
+_FORMATS: Mapping[str, type[Hermes] | type[Mistral] | type[Pythonic] | type[Llama3Json]] = {
+    "mistral": Mistral,
+    "hermes": Hermes,
+    "pythonic": Pythonic,
+    "llama3_json": Llama3Json,
+}
+FORMAT_NAMES = tuple(_FORMATS)
+
+_OTHER_FORMATS = ("<function=", "<|channel|>")  # Qwen 3 Coder's, and Harmony
+_TOOLS = re.compile(r"\btools\b")
+
+
+def find_format(template: str) -> ToolFormat | None:
+    """The format that a chat template asks for; Hermes' if it has tools and says nothing that is known here."""
+    if any(sign in template for sign in _OTHER_FORMATS):
+        return None
+    for kind in _FORMATS.values():
+        if found := kind.find(template):
+            return found
+    return Hermes() if _TOOLS.search(template) else None
+
+
+def named_format(name: str, template: str) -> ToolFormat:
+    """The format that the operator named, in the variant that suits the template."""
+    kind = _FORMATS[name]
+    return kind.find(template) or kind()

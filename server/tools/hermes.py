@@ -1,0 +1,51 @@
+"""Calls in the way of Hermes 2 Pro, which Qwen 2.5 and Qwen 3 write too: JSON objects between tags.
+
+    <tool_call>
+    {"name": "get_weather", "arguments": {"city": "Paris"}}
+    </tool_call>
+
+Text may stand before, between and after them. Objects of the same shape in one pair of tags are calls as well.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from server.incoming_text import IncomingText, Markers, Reading
+from server.tools.call_writer import CallWriter, openai_call_id
+from server.tools.json_calls import CallRules, read_calls
+from server.tools.lark import Terminal, json_call_rules, quote, repeated
+from server.tools.request import ToolUse
+
+OPENING = "<tool_call>"
+CLOSING = "</tool_call>"
+
+_RULES = CallRules(closing=CLOSING)
+_OUTSIDE = Markers([OPENING])
+_INSIDE = Markers([OPENING, CLOSING])
+
+
+@dataclass(frozen=True, slots=True)
+class Hermes:
+    name: ClassVar[str] = "hermes"
+    markers: ClassVar[tuple[str, ...]] = (OPENING, CLOSING)
+
+    @classmethod
+    def find(cls, template: str) -> "Hermes | None":
+        """Qwen 3 Coder has the same tags around calls in XML."""
+        return cls() if OPENING in template and "<function=" not in template else None
+
+    def new_call_id(self) -> str:
+        return openai_call_id()
+
+    def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
+        is_inside = False
+        while marker := (yield from text.read_until(_INSIDE if is_inside else _OUTSIDE, writer.content)):
+            is_inside = False
+            if marker == OPENING:
+                writer.hold(marker)
+                is_inside = yield from read_calls(text, writer, _RULES)
+
+    def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
+        calls = repeated("call", quote("\n"), tool_use)
+        call = f'{terminal(OPENING)} "\\n" object "\\n" {terminal(CLOSING)}'
+        return f"calls: {calls}\ncall: {call}\n{json_call_rules(tool_use, 'arguments')}"

@@ -1,0 +1,65 @@
+"""Pieces of grammars in Lark's notation, as llguidance reads it, for those that make a model write calls.
+
+JSON is written with the separators that models were trained on and no other white space, of which a model could write
+without end.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from server.tools.request import Tool, ToolUse
+
+MAX_CALLS = 16  # of a model that has to call tools and may call several
+
+Terminal = Callable[[str], str]  # how a marker is written in a grammar: as a token of its own, or as text
+
+_WRITING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_OPTIONS = "x-guidance"  # llguidance's own key in a schema; nobody else is to set it
+_COMPOSING = ("$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties", "unevaluatedProperties")
+
+
+def quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def inline_json(schema: Mapping[str, Any], *, strict: bool) -> str:
+    """What matches the schema. Unless `strict`, keywords that cannot be enforced are left alone."""
+    options = _WRITING if strict else {**_WRITING, "lenient": True}
+    return "%json " + json.dumps({**schema, _OPTIONS: options}, ensure_ascii=False)
+
+
+def arguments_schema(tool: Tool) -> dict[str, Any]:
+    """The schema of a call's arguments. Where it just lists properties and says nothing of others, there are none."""
+    schema = {"type": "object", "properties": {}, **tool.parameters}
+    if any(key in schema for key in _COMPOSING) or not set(required_arguments(tool)) <= schema["properties"].keys():
+        return schema
+    return {"additionalProperties": False, **schema}
+
+
+def required_arguments(tool: Tool) -> list[str]:
+    names = tool.parameters.get("required")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def one_of(names: Iterable[str]) -> str:
+    return "(" + " | ".join(names) + ")"
+
+
+def repeated(rule: str, separator: str, tool_use: ToolUse) -> str:
+    """One call, or several where the request allows it. `separator` may be empty."""
+    if tool_use.forced_name is not None or not tool_use.parallel:
+        return rule
+    more = f"{separator} {rule}" if separator else rule
+    return f"{rule} ({more}){{0,{MAX_CALLS - 1}}}"
+
+
+def json_call_rules(tool_use: ToolUse, arguments_key: str) -> str:
+    """The rule `object`: `{"name": ..., "arguments": {...}}` for each of the tools."""
+    tools = tool_use.callable_tools
+    rules = ["object: " + " | ".join(f"object_{i}" for i in range(len(tools)))]
+    for i, tool in enumerate(tools):
+        head = quote(f'{{"name": "{tool.name}", "{arguments_key}": ')
+        rules.append(f'object_{i}: {head} arguments_{i} "}}"')
+        rules.append(f"arguments_{i}: {inline_json(arguments_schema(tool), strict=tool.strict)}")
+    return "\n".join(rules)

@@ -1,0 +1,46 @@
+"""Calls in the way of Llama 3.1, 3.2 and 3.3: the whole answer is one, in JSON, without any marker.
+
+    {"name": "get_weather", "parameters": {"city": "Paris"}}
+
+Several stand in a list, or with semicolons or white space between them. The special token before them is optional. An
+answer that is JSON but names none of the request's tools is an answer.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from server.incoming_text import IncomingText, Reading
+from server.tools.call_writer import CallWriter, openai_call_id
+from server.tools.json_calls import CallRules, read_calls
+from server.tools.lark import Terminal, json_call_rules, quote, repeated
+from server.tools.request import ToolUse
+
+TAG = "<|python_tag|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Json:
+    name: ClassVar[str] = "llama3_json"
+    markers: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def find(cls, template: str) -> "Llama3Json | None":
+        signs = ('{"name": ', '"parameters": ', "ipython")
+        return cls() if all(sign in template for sign in signs) else None
+
+    def new_call_id(self) -> str:
+        return openai_call_id()
+
+    def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
+        writer.hold((yield from text.take_space()))
+        writer.hold((yield from text.take_if(TAG)))
+        writer.hold((yield from text.take_space()))
+        if (yield from text.peek()) in ("{", "["):
+            rules = CallRules(known_names={tool.name for tool in tool_use.tools})
+            yield from read_calls(text, writer, rules)
+        writer.release()
+        yield from text.read_rest(writer.content)
+
+    def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
+        calls = repeated("object", quote("; "), tool_use)
+        return f"calls: {calls}\n{json_call_rules(tool_use, 'parameters')}"

@@ -1,0 +1,201 @@
+"""Calls as a list of Python calls, which Llama 3.2, Llama 4 and ToolACE write: the whole answer is one.
+
+    [get_weather(city="Paris", days=3), get_time()]
+
+The special tokens around it are optional. Arguments are handed on one by one, as each is complete. An answer that is a
+list but calls none of the request's tools is an answer.
+"""
+
+import keyword
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from engine.errors import InvalidRequestError
+from server.incoming_text import IncomingText, Reading
+from server.tools.call_writer import CallWriter, openai_call_id
+from server.tools.lark import Terminal, inline_json, one_of, quote, repeated, required_arguments
+from server.tools.python_literals import to_json
+from server.tools.request import Tool, ToolUse
+
+OPENING = "<|python_start|>"
+CLOSING = "<|python_end|>"
+
+_NAME = re.compile(r"[\w-]+")
+_PLAIN = re.compile(r"""[^"'()\[\]{},]+""")
+_IN_STRING = {mark: re.compile(rf"[^{mark}\\]+") for mark in "\"'"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pythonic:
+    name: ClassVar[str] = "pythonic"
+    markers: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def find(cls, template: str) -> "Pythonic | None":
+        return cls() if "[func_name1(" in template else None
+
+    def new_call_id(self) -> str:
+        return openai_call_id()
+
+    def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
+        yield from _Calls(text, writer, {tool.name for tool in tool_use.tools}).read()
+        writer.release()
+        yield from text.read_rest(writer.content)
+
+    def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
+        tools = tool_use.callable_tools
+        calls = repeated("call", quote(", "), tool_use)
+        rules = [f'calls: "[" {calls} "]"', f"call: {one_of(f'call_{i}' for i in range(len(tools)))}"]
+        for i, tool in enumerate(tools):
+            rules += _call_rules(tool, f"call_{i}")
+        return "\n".join(rules)
+
+
+class _Calls:
+    """Whatever has been read is held, until a call has its first argument or its end."""
+
+    def __init__(self, text: IncomingText, writer: CallWriter, known_names: set[str]) -> None:
+        self._text = text
+        self._writer = writer
+        self._known_names = known_names
+
+    def read(self) -> Reading[None]:
+        """Up to the end of the list, or to what does not fit."""
+        yield from self._next_character()
+        self._writer.hold((yield from self._text.take_if(OPENING)))
+        if not (yield from self._take("[")):
+            return
+        while has_call := (yield from self._read_call()):
+            if not (yield from self._take(",")):
+                break
+        if has_call and (yield from self._take("]")):
+            yield from self._next_character()
+            yield from self._text.take_if(CLOSING)
+            self._writer.drop()
+
+    def _read_call(self) -> Reading[bool]:
+        """False where something does not fit."""
+        name = yield from self._read_name()
+        if name not in self._known_names or not (yield from self._take("(")):
+            return False
+        has_arguments = False
+        while (yield from self._next_character()) != ")":
+            argument = yield from self._read_argument()
+            if argument is None:
+                return False
+            self._hand_on(", " + argument if has_arguments else "{" + argument, None if has_arguments else name)
+            has_arguments = True
+            if not (yield from self._take(",")) and (yield from self._text.peek()) != ")":
+                return False
+        self._text.take()
+        self._hand_on("}" if has_arguments else "{}", None if has_arguments else name)
+        return True
+
+    def _hand_on(self, arguments: str, begun_call: str | None) -> None:
+        if begun_call is not None:
+            self._writer.start_call(begun_call)
+        self._writer.arguments(arguments)
+        self._writer.drop()
+
+    def _read_argument(self) -> Reading[str | None]:
+        """`name=value` as a member of a JSON object."""
+        name = yield from self._read_name()
+        if not name or not (yield from self._take("=")):
+            return None
+        parts: list[str] = []
+        yield from self._read_value(parts)
+        value = to_json("".join(parts))
+        return None if value is None else f'"{name}": {value}'
+
+    def _read_value(self, parts: list[str]) -> Reading[None]:
+        """Up to the comma or bracket that ends it."""
+        depth = 0
+        while char := (yield from self._text.peek()):
+            if run := self._text.take_run(_PLAIN):
+                self._keep(run, parts)
+            elif char in "\"'":
+                yield from self._read_string(char, parts)
+            elif depth == 0 and char in ",)]}":
+                return
+            else:
+                depth += (char in "([{") - (char in ")]}")
+                self._keep(self._text.take(), parts)
+
+    def _read_string(self, mark: str, parts: list[str]) -> Reading[None]:
+        end = mark * 3 if (yield from self._text.comes(mark * 3)) else mark
+        self._keep((yield from self._text.take_if(end)), parts)
+        while (yield from self._text.peek()):
+            if run := self._text.take_run(_IN_STRING[mark]):
+                self._keep(run, parts)
+            elif (yield from self._text.comes(end)):
+                self._keep((yield from self._text.take_if(end)), parts)
+                return
+            elif self._keep(self._text.take(), parts) == "\\" and (yield from self._text.peek()):
+                self._keep(self._text.take(), parts)
+
+    def _keep(self, text: str, parts: list[str]) -> str:
+        self._writer.hold(text)
+        parts.append(text)
+        return text
+
+    def _read_name(self) -> Reading[str]:
+        yield from self._next_character()
+        name = yield from self._text.take_all(_NAME)
+        self._writer.hold(name)
+        return name
+
+    def _take(self, char: str) -> Reading[bool]:
+        """Take and hold `char` if it is what comes next."""
+        if (yield from self._next_character()) != char:
+            return False
+        self._writer.hold(self._text.take())
+        return True
+
+    def _next_character(self) -> Reading[str]:
+        """What comes after white space, which is held."""
+        self._writer.hold((yield from self._text.take_space()))
+        return (yield from self._text.peek())
+
+
+def _call_rules(tool: Tool, rule: str) -> list[str]:
+    """The call of one tool: the arguments that it needs first, then the others, each in the schema's order."""
+    schemas = _argument_schemas(tool)
+    required = set(required_arguments(tool))
+    names = sorted(schemas, key=lambda name: name not in required)
+    rules = [f'{rule}: {quote(f"{tool.name}(")} {_arguments(rule, len(required), len(names))} ")"']
+    for i, name in enumerate(names):
+        rules.append(f"{rule}_{i}: {quote(f'{name}=')} {rule}_{i}_value")
+        rules.append(f"{rule}_{i}_value: {inline_json(schemas[name], strict=tool.strict)}")
+        rules.append(f'{rule}_{i}_on: (", " {rule}_{i})? {_following(rule, i + 1, len(names))}')
+    return rules
+
+
+def _arguments(rule: str, num_required: int, num_all: int) -> str:
+    """`<rule>_<i>` is an argument; `<rule>_<i>_on` is it and those after it, with commas, each of them optional."""
+    if num_required:
+        required = ' ", " '.join(f"{rule}_{i}" for i in range(num_required))
+        return f"{required} {_following(rule, num_required, num_all)}"
+    firsts = [f"{rule}_{i} {_following(rule, i + 1, num_all)}" for i in range(num_all)]
+    return f"{one_of(firsts)}?" if firsts else ""
+
+
+def _following(rule: str, i: int, num_all: int) -> str:
+    return f"{rule}_{i}_on" if i < num_all else ""
+
+
+def _argument_schemas(tool: Tool) -> dict[str, Any]:
+    """What a call can be written of: a schema for each argument that has a name in Python.
+
+    Raises `InvalidRequestError` if that is not enough for a call.
+    """
+    shared = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
+    schemas = tool.parameters.get("properties", {})
+    named = {name: schema for name, schema in schemas.items() if name.isidentifier() and not keyword.iskeyword(name)}
+    if missing := [name for name in required_arguments(tool) if name not in named]:
+        raise InvalidRequestError(
+            f"this model calls tools in Python, and the argument {missing[0]!r} that {tool.name} requires "
+            "is not listed in its properties or has no name of Python's",
+            "tools",
+        )
+    return {name: {**schema, **shared} if isinstance(schema, dict) else shared for name, schema in named.items()}

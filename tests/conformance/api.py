@@ -1,0 +1,147 @@
+"""How the rows talk to a server: every answer is checked against its type on the way. Knows no row."""
+
+import contextlib
+from collections.abc import Iterator
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from openai import BaseModel
+from openai.types import Completion, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response
+
+from tests.conformance.schema import check_embeddings, check_type
+from tests.conformance.sse import read_chunks, read_json
+from tests.server_process import ServerProcess
+
+TIMEOUT_S = 60.0
+KEY = "conformance-key"
+JSON = "application/json"
+
+
+class Api:
+    """A client of one running server. Greedy unless a row says otherwise. Servers that a row starts end with it."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.http.close()
+
+    @cached_property
+    def openapi(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.http.get("/openapi.json").json()
+        return found
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """The one that is served."""
+        [found] = self.ask("GET", "/v1/models")["data"]
+        return check_type(Model, found)
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A JSON object that comes with status 200."""
+        response = self.http.request(method, path, json=body)
+        assert response.status_code == 200, f"{path}: status {response.status_code}: {response.text[:500]}"
+        assert response.headers["content-type"] == JSON
+        found: dict[str, Any] = read_json(response.content)
+        return found
+
+    def complete(self, prompt: Any = "Once upon a time", **body: Any) -> dict[str, Any]:
+        """A whole text completion."""
+        answer = self.ask("POST", "/v1/completions", {"prompt": prompt, "temperature": 0, **body})
+        return checked_whole(Completion, answer)
+
+    def chat(self, messages: Any = "What is the capital of France?", **body: Any) -> dict[str, Any]:
+        """A whole chat completion; a string is a user's message."""
+        answer = self.ask("POST", "/v1/chat/completions", {"messages": talk(messages), "temperature": 0, **body})
+        return checked_whole(ChatCompletion, answer)
+
+    def complete_stream(self, prompt: Any = "Once upon a time", **body: Any) -> list[dict[str, Any]]:
+        stream = self.stream("/v1/completions", {"prompt": prompt, "temperature": 0, **body})
+        return [check_type(Completion, chunk) for chunk in read_chunks(stream)]
+
+    def chat_stream(self, messages: Any = "What is the capital of France?", **body: Any) -> list[dict[str, Any]]:
+        stream = self.stream("/v1/chat/completions", {"messages": talk(messages), "temperature": 0, **body})
+        return [check_type(ChatCompletionChunk, chunk) for chunk in read_chunks(stream)]
+
+    def respond(self, given: Any = "What is the capital of France?", **body: Any) -> dict[str, Any]:
+        """A whole answer of the responses API."""
+        answer = self.ask("POST", "/v1/responses", {"input": given, "temperature": 0, **body})
+        return check_type(Response, answer)
+
+    def embed(self, given: Any, **body: Any) -> dict[str, Any]:
+        return check_embeddings(self.ask("POST", "/v1/embeddings", {"input": given, **body}))
+
+    def tokens(self, text: str) -> list[int]:
+        found: list[int] = self.ask("POST", "/tokenize", {"prompt": text})["tokens"]
+        return found
+
+    def stream(self, path: str, body: dict[str, Any]) -> bytes:
+        """The bytes of a whole stream."""
+        response = self.http.post(path, json={**body, "stream": True})
+        assert response.status_code == 200, f"{path}: status {response.status_code}: {response.text[:500]}"
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert response.headers["cache-control"] == "no-cache"
+        return response.content
+
+    def refuse(self, path: str, body: Any, status: int = 400) -> dict[str, Any]:
+        """The error that answers; bytes go out as they are."""
+        content: Any = (
+            {"content": body, "headers": {"content-type": JSON}} if isinstance(body, bytes) else {"json": body}
+        )
+        return error_of(self.http.post(path, **content), status)
+
+    def refuse_completion(self, status: int = 400, **body: Any) -> dict[str, Any]:
+        return self.refuse("/v1/completions", {"prompt": "x", **body}, status)
+
+    def refuse_chat(self, status: int = 400, **body: Any) -> dict[str, Any]:
+        return self.refuse("/v1/chat/completions", {"messages": talk("x"), **body}, status)
+
+
+def talk(messages: Any) -> Any:
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+
+
+def checked_whole(kind: type[BaseModel], answer: dict[str, Any]) -> dict[str, Any]:
+    check_type(kind, answer)
+    usage = answer["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert all(choice["finish_reason"] is not None for choice in answer["choices"])
+    return answer
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """What an error response says, whose shape is checked to the letter."""
+    assert response.status_code == status, f"expected {status}, got {response.status_code}: {response.text[:500]}"
+    assert response.headers["content-type"] == JSON
+    body = read_json(response.content)
+    assert list(body) == ["error"]
+    return check_error(body["error"])
+
+
+def check_error(error: dict[str, Any]) -> dict[str, Any]:
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert isinstance(error["type"], str)
+    assert isinstance(error["param"], str | None)
+    assert isinstance(error["code"], str | None)
+    return error
+
+
+@contextlib.contextmanager
+def small_server(*args: str) -> Iterator[tuple[ServerProcess, Api]]:
+    """A server of the row's own with one slot, one place in the queue, and a key."""
+    server = ServerProcess("--max-num-seqs", "1", "--max-queue-len", "1", "--api-key", KEY, *args)
+    try:
+        with Api(server.url, KEY) as api:
+            yield server, api
+    finally:
+        server.close()

@@ -1,0 +1,185 @@
+"""Grammars through the whole engine on the demo model: texts validate, bombs fail alone, and batches agree."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import jsonschema
+import pytest
+
+from config.settings import load_settings
+from engine import LLM, SamplingParams
+from engine.async_engine import AsyncEngine
+from engine.errors import InvalidRequestError, RequestFailedError
+from engine.messages import StepOutputs
+from engine.outputs import GenerationRequest, RequestOutput
+from engine.sampling_params import Grammar, Thinking
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "minLength": 1, "maxLength": 16},
+        "population": {"type": "integer", "minimum": 1, "maximum": 40_000_000},
+        "kind": {"enum": ["capital", "port"]},
+        "near": {"type": "array", "items": {"type": "string", "maxLength": 8}, "maxItems": 2},
+    },
+    "required": ["city", "population", "kind"],
+    "additionalProperties": False,
+}
+JSON = Grammar("json_schema", json.dumps(SCHEMA))
+HIDDEN_BOMB = Grammar("regex", "x(a{1000}){1000}")
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(device="cpu", dtype="float32", max_num_seqs=16, kv_cache_memory="32MiB")
+
+
+def tokens(llm: LLM, prompts: list[str], params: list[SamplingParams]) -> list[list[int]]:
+    return [result.outputs[0].token_ids for result in llm.generate(prompts, params)]
+
+
+def test_two_hundred_samples_of_a_schema_are_valid(llm: LLM) -> None:
+    params = SamplingParams(n=100, max_tokens=250, temperature=1.0, seed=5, grammar=JSON)
+    results = llm.generate(["A city: ", "Paris is"], params)
+    outputs = [output for result in results for output in result.outputs]
+    assert [output.finish_reason for output in outputs] == ["stop"] * 200
+    for output in outputs:
+        jsonschema.validate(json.loads(output.text), SCHEMA)
+    assert len({output.text for output in outputs}) > 50
+
+
+@pytest.mark.parametrize(
+    ("grammar", "texts"),
+    [
+        (Grammar("choice", '["Paris", "Rome", "Ro"]'), {"Paris", "Rome", "Ro"}),
+        (Grammar("regex", "[ab]{2}"), {"aa", "ab", "ba", "bb"}),
+        (Grammar("grammar", 'root ::= "yes" | "no" "pe"?'), {"yes", "no", "nope"}),
+    ],
+)
+def test_texts_are_whole_and_stop_by_themselves(llm: LLM, grammar: Grammar, texts: set[str]) -> None:
+    for extra in ({}, {"ignore_eos": True}, {"min_tokens": 20}):
+        params = SamplingParams(n=8, max_tokens=30, seed=1, grammar=grammar, **extra)
+        outputs = llm.generate("The capital of Italy is ", params)[0].outputs
+        assert {output.text for output in outputs} <= texts
+        assert {(output.finish_reason, output.stop_reason) for output in outputs} == {("stop", None)}
+
+
+def test_greedy_choice_is_the_likeliest_that_is_allowed(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=9, temperature=0, grammar=Grammar("choice", '[" Rome", " Paris", " Berlin"]'))
+    assert llm.generate("The capital of France is", params)[0].outputs[0].text == " Paris"
+
+
+def test_a_request_has_the_same_tokens_alone_and_among_others_with_and_without_grammars(llm: LLM) -> None:
+    params = [
+        SamplingParams(max_tokens=40, temperature=1.0, seed=1, grammar=JSON),
+        SamplingParams(max_tokens=20, temperature=1.0, seed=2, ignore_eos=True),
+        SamplingParams(max_tokens=40, temperature=0, grammar=Grammar("json_object")),
+        SamplingParams(max_tokens=20, temperature=0, presence_penalty=1.0, ignore_eos=True),
+        SamplingParams(max_tokens=20, seed=5, grammar=Grammar("regex", "[a-z ]{40}"), bad_words_token_ids=((97,),)),
+        SamplingParams(max_tokens=20, seed=6, allowed_token_ids=tuple(range(300, 340)), ignore_eos=True),
+    ]
+    prompts = [f"Number {i}: " for i in range(len(params))]
+    together = tokens(llm, prompts, params)
+    for i in range(len(params)):
+        assert tokens(llm, [prompts[i]], [params[i]]) == [together[i]]
+    assert set(together[5]) <= set(range(300, 340))
+
+
+def test_preempted_requests_go_on_with_their_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks for fewer tokens than the requests come to."""
+    small = LLM(device="cpu", dtype="float32", max_num_seqs=12, kv_cache_memory="2MiB", max_model_len=256)
+    params = SamplingParams(max_tokens=200, temperature=1.0, seed=3, n=12, grammar=JSON)
+    num_preemptions, step = [], small._core.step
+
+    def counting_step() -> StepOutputs:
+        outputs = step()
+        num_preemptions.append(outputs.stats.num_preemptions)
+        return outputs
+
+    monkeypatch.setattr(small._core, "step", counting_step)
+    for output in small.generate("A city: ", params)[0].outputs:
+        assert output.finish_reason == "stop"
+        jsonschema.validate(json.loads(output.text), SCHEMA)
+    assert sum(num_preemptions) > 0
+
+
+def test_thinking_comes_before_the_grammar(llm: LLM) -> None:
+    end = llm.tokenizer.encode("\n", add_special_tokens=False)
+    grammar = Grammar("choice", '["yes", "no"]', thinking=Thinking(end=tuple(end)))
+    params = SamplingParams(max_tokens=400, seed=4, n=4, grammar=grammar, logit_bias={end[-1]: 3.0})
+    for output in llm.generate("Think: ", params)[0].outputs:
+        assert output.finish_reason == "stop"
+        assert output.text.rpartition("\n")[2] in ("yes", "no")
+
+
+def test_parameters_that_leave_nothing_to_choose_fail_their_request_alone(llm: LLM) -> None:
+    params = [
+        SamplingParams(max_tokens=5, seed=1, grammar=Grammar("regex", "[0-9]+"), allowed_token_ids=(0,)),
+        SamplingParams(max_tokens=5, seed=1, ignore_eos=True),
+    ]
+    failed, fine = (result.outputs[0] for result in llm.generate(["x", "y"], params))
+    assert failed.finish_reason == "error"
+    assert "ruled out" in (failed.error or "")
+    assert len(fine.token_ids) == 5
+
+
+@asynccontextmanager
+async def running_engine() -> AsyncIterator[AsyncEngine]:
+    config = load_settings(device="cpu", max_num_seqs=4, kv_cache_memory="32MiB").engine_config()
+    engine = AsyncEngine(config, max_queue_len=8)
+    engine.start()
+    run = asyncio.create_task(engine.run())
+    try:
+        await engine.wait_ready()
+        yield engine
+    finally:
+        await engine.aclose()
+        await run
+
+
+def request(engine: AsyncEngine, max_tokens: int, grammar: Grammar | None = None) -> GenerationRequest:
+    sampling = SamplingParams(max_tokens=max_tokens, seed=1, grammar=grammar, ignore_eos=grammar is None)
+    return GenerationRequest(request_id="test", prompts=[engine.tokenizer.encode("Hello")], sampling=sampling)
+
+
+async def read(stream: AsyncIterator[RequestOutput]) -> str:
+    return "".join([output.text async for output in stream])
+
+
+async def longest_gap_s(stream: AsyncIterator[RequestOutput]) -> float:
+    times = [time.monotonic()]
+    async for _ in stream:
+        times.append(time.monotonic())
+    return max(later - earlier for earlier, later in pairwise(times))
+
+
+async def test_bombs_fail_alone_and_the_others_go_on() -> None:
+    """One is refused by the gate; another, which got past it, fails in the engine. Their neighbour streams on."""
+    async with running_engine() as engine:
+        await read(engine.submit(request(engine, 5, JSON)))
+        neighbour = asyncio.create_task(longest_gap_s(engine.submit(request(engine, 400))))
+        with pytest.raises(InvalidRequestError, match="too complex"):
+            await engine.check_grammar(Grammar("regex", "(a{1000}){1000}"), "structured_outputs")
+        with pytest.raises(RequestFailedError, match="too complex"):
+            await read(engine.submit(request(engine, 5, HIDDEN_BOMB)))
+        with pytest.raises(RequestFailedError, match="regular expression"):
+            await read(engine.submit(request(engine, 5, Grammar("regex", "[a"))))
+        with pytest.raises(InvalidRequestError, match="uniqueItems"):
+            await engine.check_grammar(Grammar("json_schema", '{"uniqueItems": true}'), "response_format")
+        assert await neighbour < 3
+        await engine.check_grammar(JSON, "response_format")
+        jsonschema.validate(json.loads(await read(engine.submit(request(engine, 250, JSON)))), SCHEMA)
+
+
+async def test_a_request_that_leaves_while_its_grammar_is_compiled_is_forgotten() -> None:
+    async with running_engine() as engine:
+        large = Grammar("json_schema", json.dumps({"properties": {f"p{i}": {} for i in range(2000)}}))
+        stream = engine.submit(request(engine, 5, large))
+        stream.abort()
+        assert await read(engine.submit(request(engine, 3, Grammar("regex", "abc")))) == "abc"
+        assert engine.num_queued == 0

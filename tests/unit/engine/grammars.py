@@ -1,0 +1,72 @@
+"""Grammars over the tokens of bytes and of the demo model, and walks through them at random."""
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+from engine.grammar import GrammarCompiler, GrammarMatcher
+from engine.sampling_params import Grammar, Thinking
+from engine.token_masks import tokens_in
+from engine.tokenizer import Tokenizer
+
+DEMO_MODEL = Path(__file__).parents[3] / "engine" / "demo_model"
+DEMO_VOCAB_SIZE = 2048
+DEMO_ENDS = (2, 0)
+
+
+def demo_compiler() -> GrammarCompiler:
+    return GrammarCompiler(lambda: Tokenizer.load(str(DEMO_MODEL)), DEMO_VOCAB_SIZE, DEMO_ENDS)
+
+
+def allowed(matcher: GrammarMatcher) -> set[int]:
+    matcher.fill_mask()
+    assert matcher.error is None, matcher.error
+    return {int(token_id) for token_id in tokens_in(matcher.mask)}
+
+
+def texts_allowed(matcher: GrammarMatcher, tokenizer: Tokenizer) -> set[str]:
+    """What may come next, as text; an end is ''."""
+    ids = allowed(matcher)
+    return {"" if i in tokenizer.special_ids else tokenizer.token_bytes(i).decode(errors="replace") for i in ids}
+
+
+def feed(matcher: GrammarMatcher, token_ids: Iterable[int]) -> GrammarMatcher:
+    for token_id in token_ids:
+        assert token_id in allowed(matcher), token_id
+        matcher.accept(token_id)
+        assert matcher.error is None, matcher.error
+    return matcher
+
+
+def accepts(compiler: GrammarCompiler, grammar: Grammar, text: str) -> bool:
+    """Whether the whole text, byte by byte or in the model's own tokens, is one that the grammar allows."""
+    matcher = compiler.matcher(grammar)
+    for token_id in compiler.vocabulary(text):
+        if token_id not in allowed(matcher):
+            return False
+        matcher.accept(token_id)
+    return bool(allowed(matcher) & set(compiler.vocabulary.end_ids))
+
+
+def random_text(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, max_tokens: int) -> str | None:
+    """Follow tokens chosen at random to an end, for which some bias helps; None if it takes too long."""
+    matcher = compiler.matcher(grammar)
+    text = b""
+    for _ in range(max_tokens):
+        ids = allowed(matcher)
+        assert ids, "nothing may follow"
+        if ids & set(compiler.vocabulary.end_ids) and rng.random() < 0.3:
+            return text.decode()
+        closing = [i for i in ids if compiler.vocabulary.tokens[i][:1] in (b'"', b"}", b"]", b",")]
+        token_id = rng.choice(closing if closing and rng.random() < 0.3 else sorted(ids))
+        if token_id in compiler.vocabulary.end_ids:
+            return text.decode()
+        matcher.accept(token_id)
+        text += compiler.vocabulary.tokens[token_id]
+        if matcher.is_finished:
+            return text.decode()
+    return None
+
+
+def thinking(end: str, start: int | None = None) -> Thinking:
+    return Thinking(end=tuple(end.encode()), start=start)

@@ -1,0 +1,159 @@
+"""The process that tries grammars out: what it refuses, what is remembered, and that losing it costs nobody else."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from engine.errors import InvalidRequestError
+from engine.grammar_gate import GrammarGate, ServedVocabulary, Trial
+from engine.grammar_trial import find_fault, load_compiler
+from engine.sampling_params import Grammar, GrammarKind
+from tests.unit.engine.grammars import DEMO_ENDS, DEMO_MODEL, DEMO_VOCAB_SIZE, demo_compiler
+
+DEMO = ServedVocabulary(str(DEMO_MODEL), False, DEMO_VOCAB_SIZE, list(DEMO_ENDS))
+FINE = Grammar("regex", "[a-z]+")
+BOMB = Grammar("regex", "(a{1000}){1000}")
+
+
+@asynccontextmanager
+async def gate_with(timeout_s: float = 30.0) -> AsyncIterator[GrammarGate]:
+    gate = GrammarGate(DEMO, timeout_s=timeout_s)
+    try:
+        yield gate
+    finally:
+        await gate.aclose()
+
+
+def pid_of(gate: GrammarGate) -> int:
+    process = gate._process._process
+    assert process is not None
+    return process.pid
+
+
+async def refusal(gate: GrammarGate, grammar: Grammar) -> str:
+    with pytest.raises(InvalidRequestError) as caught:
+        await gate.check(grammar, "response_format")
+    assert caught.value.param == "response_format"
+    return str(caught.value)
+
+
+async def test_what_is_wrong_is_said_by_name_and_the_process_stays() -> None:
+    async with gate_with() as gate:
+        await gate.check(FINE, "response_format")
+        pid = pid_of(gate)
+        assert "uniqueItems" in await refusal(gate, Grammar("json_schema", '{"uniqueItems": true}'))
+        assert "too complex" in await refusal(gate, BOMB)
+        await gate.check(Grammar("json_object"), "response_format")
+        assert pid_of(gate) == pid
+
+
+async def test_a_verdict_is_remembered_and_shared_by_all_who_ask_at_once() -> None:
+    async with gate_with() as gate:
+        await asyncio.gather(*(gate.check(FINE, "a") for _ in range(20)))
+        os.kill(pid_of(gate), signal.SIGSTOP)  # nobody can be asked any more
+        await gate.check(FINE, "b")
+        assert len(gate._verdicts) == 1
+
+
+async def test_a_trial_that_takes_too_long_ends_its_process_and_the_next_has_a_new_one() -> None:
+    async with gate_with() as gate:
+        await gate.check(FINE, "a")
+        pid = pid_of(gate)
+        os.kill(pid, signal.SIGSTOP)
+        gate._timeout_s = 0.05
+        assert "took longer than 0.05 s" in await refusal(gate, Grammar("regex", "b"))
+        gate._timeout_s = 30.0
+        await gate.check(Grammar("regex", "c"), "a")
+        assert pid_of(gate) != pid
+
+
+async def test_a_trial_that_ends_its_process_is_refused_and_the_next_has_a_new_one() -> None:
+    async with gate_with() as gate:
+        await gate.check(FINE, "a")
+        os.kill(pid_of(gate), signal.SIGSTOP)
+        asked = asyncio.create_task(refusal(gate, Grammar("regex", "b")))
+        await asyncio.sleep(0)
+        os.kill(pid_of(gate), signal.SIGKILL)
+        assert "too much memory" in await asked
+        await gate.check(Grammar("regex", "c"), "a")
+
+
+async def test_a_process_that_ended_between_trials_is_replaced() -> None:
+    async with gate_with() as gate:
+        await gate.check(FINE, "a")
+        process = gate._process._process
+        assert process is not None
+        process.kill()
+        await process.wait()
+        await gate.check(Grammar("regex", "c"), "a")
+
+
+async def test_who_leaves_does_not_end_the_trial_for_the_others() -> None:
+    async with gate_with() as gate:
+        first = asyncio.create_task(gate.check(FINE, "a"))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(gate.check(FINE, "a"))
+        await asyncio.sleep(0)
+        first.cancel()
+        await second
+        assert first.cancelled()
+
+
+async def test_closing_ends_what_is_under_way() -> None:
+    async with gate_with() as gate:
+        await gate.check(FINE, "a")
+        os.kill(pid_of(gate), signal.SIGSTOP)
+        asked = asyncio.create_task(gate.check(Grammar("regex", "b"), "a"))
+        await asyncio.sleep(0)
+        await gate.aclose()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+
+async def test_the_oldest_verdicts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.grammar_gate._MAX_VERDICTS", 2)
+    async with gate_with() as gate:
+        for pattern in ("a", "b", "a", "c"):
+            await gate.check(Grammar("regex", pattern), "a")
+        assert [source for _, source in gate._verdicts] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "words"),
+    [
+        ("regex", "(a{1000}){1000}", "a single step takes too long"),
+        ("json_schema", '{"type": "string", "pattern": "^b(a{1000}){1000}$"}', "a single step takes too long"),
+        ("json_schema", '{"$ref": "#"}', "no text matches"),
+        ("json_schema", json.dumps({"type": "object", "properties": {f"p{i}": {} for i in range(900)}}), "max is 2000"),
+        (
+            "json_schema",
+            json.dumps({"allOf": [{"anyOf": [{"minimum": i}, {"maximum": -i}]} for i in range(20)]}),
+            "too large",
+        ),
+        ("regex", "(" * 5000 + "a" + ")" * 5000, "regular expression"),
+        ("grammar", "start: " + "(" * 5000 + '"a"' + ")" * 5000, "nested"),
+    ],
+)
+def test_bombs_are_refused_with_a_reason(kind: GrammarKind, source: str, words: str) -> None:
+    assert words in (find_fault(demo_compiler(), Trial(kind, source)) or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("regex", "(.*a){30}"),
+        ("regex", "(a|b)*a(a|b){5000}"),
+        ("regex", "(x+x+)+y"),
+        ("grammar", 'start: s\ns: s s | "a" | s s s\n'),
+        ("grammar", 'start: s\ns: s s | "" | "a"\n'),
+        ("json_schema", '{"type": "string", "maxLength": 1000000}'),
+        ("json_schema", json.dumps({"enum": [f"value {i}" for i in range(10_000)]})),
+    ],
+)
+def test_what_only_looks_like_a_bomb_is_served(kind: GrammarKind, source: str) -> None:
+    assert find_fault(load_compiler(DEMO), Trial(kind, source)) is None

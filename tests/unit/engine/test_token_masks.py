@@ -1,0 +1,96 @@
+"""Packed sets of tokens, and the threads that fill them: whoever takes too long is given up, and nobody else."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.token_masks import MaskFiller, empty_mask, pack_tokens, tokens_in
+
+WAIT_S = 30.0
+
+
+class Matcher:
+    """Fills its mask with token 1, once `may_run` is set."""
+
+    def __init__(self, may_run: threading.Event | None = None, fault: Exception | None = None) -> None:
+        self.mask = empty_mask(40)
+        self.error: str | None = None
+        self.is_finished = False
+        self.has_begun = threading.Event()
+        self._may_run = may_run
+        self._fault = fault
+
+    def fill_mask(self) -> None:
+        self.has_begun.set()
+        if self._may_run is not None:
+            assert self._may_run.wait(WAIT_S)
+        if self._fault is not None:
+            raise self._fault
+        self.mask[:] = pack_tokens([1], 40)
+
+    def accept(self, token_id: int) -> None:
+        raise AssertionError("nobody sampled")
+
+    def give_up(self, reason: str) -> None:
+        self.error = reason
+
+
+@given(st.integers(1, 200).flatmap(lambda size: st.tuples(st.just(size), st.sets(st.integers(0, size)))))
+def test_a_packed_set_has_its_tokens_and_room_for_one_more_than_there_are(case: tuple[int, set[int]]) -> None:
+    size, token_ids = case
+    mask = pack_tokens(token_ids, size)
+    assert set(tokens_in(mask).tolist()) == token_ids
+    assert mask.shape == empty_mask(size).shape == ((size + 1 + 31) // 32,)
+    assert mask.dtype == np.int32
+
+
+def test_masks_are_filled_while_something_else_is_done() -> None:
+    filler, matchers = MaskFiller(), [Matcher() for _ in range(9)]
+    filler.start(matchers)
+    filler.wait()
+    assert all(tokens_in(matcher.mask).tolist() == [1] for matcher in matchers)
+    assert [matcher.error for matcher in matchers] == [None] * 9
+    filler.start([])
+    filler.wait()
+
+
+def test_a_mask_that_takes_too_long_fails_alone_even_where_it_holds_every_thread() -> None:
+    filler, may_run = MaskFiller(timeout_s=0.05), threading.Event()
+    slow, others = [Matcher(may_run) for _ in range(4)], [Matcher() for _ in range(3)]
+    try:
+        filler.start([*slow, *others])
+        for matcher in slow:
+            assert matcher.has_begun.wait(WAIT_S)
+        filler.wait()
+        assert ["too complex" in (matcher.error or "") for matcher in slow] == [True] * 4
+        assert [matcher.error for matcher in others] == [None] * 3
+        assert all(tokens_in(matcher.mask).tolist() == [1] for matcher in others)
+        filler.start(others)
+        filler.wait()
+        assert [matcher.error for matcher in others] == [None] * 3
+    finally:
+        may_run.set()
+
+
+def test_a_mask_that_cannot_be_filled_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    filler, broken, other = MaskFiller(), Matcher(fault=ValueError("no")), Matcher()
+    filler.start([broken, other])
+    filler.wait()
+    assert broken.error == "the grammar cannot be followed: ValueError"
+    assert other.error is None
+    assert "filling a mask failed" in caplog.text
+
+
+def test_what_nobody_waited_for_is_forgotten() -> None:
+    filler, may_run, other = MaskFiller(timeout_s=0.05), threading.Event(), Matcher()
+    stuck = Matcher(may_run)
+    try:
+        filler.start([stuck])
+        filler.start([other])
+        filler.wait()
+        assert other.error is stuck.error is None
+    finally:
+        may_run.set()

@@ -1,0 +1,80 @@
+"""Requests with tools, and readers fed in parts, for the tests of what models write."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from server.message_reader import MessageFormat, join_pieces
+from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from server.tools.request import ToolUse, read_tool_use
+
+WEATHER: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+    "required": ["city"],
+}
+
+
+def function(name: str, parameters: dict[str, Any] | None = None, **rest: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **rest}}
+
+
+WEATHER_AND_TIME = [function("get_weather", WEATHER), function("get_time")]
+
+
+def tool_use(
+    tools: Sequence[dict[str, Any]] = WEATHER_AND_TIME, choice: Any = "auto", *, parallel: bool = True
+) -> ToolUse:
+    use = read_tool_use(list(tools), choice, parallel)
+    assert use is not None
+    return use
+
+
+def detect(template: str, *, special_tokens: Collection[str] = (), **options: str) -> MessageFormat:
+    return MessageFormat.detect(template, lambda text: None, special_tokens=special_tokens, **options)
+
+
+def read_parts(
+    message_format: MessageFormat, parts: Iterable[str], *, tail: str = "", use: ToolUse | None = None
+) -> list[list[Piece]]:
+    """What each part gave, and at last what the end did, with ids left out."""
+    reader = message_format.reader(tail, use)
+    assert reader is not None
+    given = [reader.feed(part) for part in parts]
+    return [[_without_id(piece) for piece in pieces] for pieces in (*given, reader.finish())]
+
+
+def read_all(
+    message_format: MessageFormat, parts: Iterable[str], *, tail: str = "", use: ToolUse | None = None
+) -> list[Piece]:
+    return join_pieces([piece for pieces in read_parts(message_format, parts, tail=tail, use=use) for piece in pieces])
+
+
+def read(template: str, text: str, *, tail: str = "", use: ToolUse | None = None) -> list[Piece]:
+    """The pieces of a text, which are the same whether it comes at once or character by character."""
+    use = use or tool_use()
+    pieces = read_all(detect(template), [text], tail=tail, use=use)
+    assert read_all(detect(template), text, tail=tail, use=use) == pieces
+    return pieces
+
+
+def cut(text: str, places: Iterable[int]) -> list[str]:
+    bounds = [0, *sorted({place % (len(text) + 1) for place in places}), len(text)]
+    return [text[start:end] for start, end in pairwise(bounds)]
+
+
+def call(index: int, name: str, arguments: str) -> list[Piece]:
+    return [ToolCallStart(index, "", name), ToolCallArguments(index, arguments)]
+
+
+def content(text: str) -> list[Piece]:
+    return [Content(text)]
+
+
+def reasoning(text: str) -> list[Piece]:
+    return [Reasoning(text)]
+
+
+def _without_id(piece: Piece) -> Piece:
+    return replace(piece, call_id="") if isinstance(piece, ToolCallStart) else piece
