@@ -179,7 +179,7 @@ class Settings(BaseSettings):
         None, "Server", "File with more keys, one a line; empty lines and lines with # are skipped.", "FILE"
     )
     max_queue_len: int = _setting(
-        1024,
+        2048,
         "Server",
         "Sequences that may wait for a slot; one more is refused with 429.",
         "N",

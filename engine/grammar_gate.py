@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 60.0  # of the process, and of the tokenizer in it
 _MAX_VERDICTS = 1024
+_DOUBTFUL_S = 60.0  # how long a verdict counts that a busy machine may be to blame for
 
 
 class ServedVocabulary(msgspec.Struct, frozen=True):
@@ -61,6 +62,8 @@ class GrammarGate:
 
         A trial goes on when whoever asked for it leaves: others may ask for the same.
         """
+        if grammar.kind == "json_object":
+            return  # nothing in it is the client's
         key = grammar.kind, grammar.source
         task = self._verdicts.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
@@ -91,6 +94,7 @@ class GrammarGate:
             except EOFError:
                 fault = "compiling it took too much memory"
             await self._process.end()
+            asyncio.get_running_loop().call_later(_DOUBTFUL_S, self._verdicts.pop, (kind, source), None)
             logger.warning("a grammar of %d characters was refused: %s", len(source), fault)
             return Verdict(f"the grammar is too complex: {fault}")
 

@@ -233,20 +233,22 @@ def rule_out_bad_words(logits: Tensor, rows: Sequence[SamplingRow], positions: S
 
 
 def apply_masks(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
-    """Leave each row the tokens of its mask: the packed masks of the batch go to the device as one array."""
+    """Leave each row the tokens of its mask: one operation for the batch."""
     masks = [(i, mask) for i, row in enumerate(rows) if (mask := row.mask()) is not None]
     if not masks:
         return
-    packed = np.stack([mask for _, mask in masks]).view(np.uint8)
-    allowed = unpack_bits(torch.from_numpy(packed).to(logits.device))[:, : logits.shape[-1]]
+    forbidden = unpack_bits(~np.stack([mask for _, mask in masks]), logits.shape[-1]).to(logits.device)
+    if len(masks) == len(rows):
+        logits.masked_fill_(forbidden, -torch.inf)
+        return
     index = torch.tensor([i for i, _ in masks], device=logits.device)
-    logits[index] = logits[index].masked_fill_(~allowed, -torch.inf)
+    logits[index] = logits[index].masked_fill_(forbidden, -torch.inf)
 
 
-def unpack_bits(packed: Tensor) -> Tensor:
-    """(num_rows, num_bytes) uint8 to (num_rows, 8 * num_bytes) bool, the lowest bit first."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1).bool()
+def unpack_bits(packed: NDArray[np.int32], num_bits: int) -> Tensor:
+    """(num_rows, num_words) to (num_rows, num_bits), the lowest bit first. By numpy: several times as fast as torch."""
+    bits = np.unpackbits(packed.view(np.uint8), axis=-1, count=num_bits, bitorder="little")
+    return torch.from_numpy(bits).view(torch.bool)
 
 
 def draw(logits: Tensor, params: Sequence[SamplingParams], uniform: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sets of tokens as packed bits, and the threads that fill those of grammars while the model runs.
+"""Sets of tokens as packed bits, and the thread that fills those of grammars while the model runs.
 
 A mask has one bit for each token, 32 to a word, the lowest first, and room for one token more than the model has: the
 end that `engine.grammar` gives to models without one. Knows nothing of grammars.
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 logger = logging.getLogger(__name__)
 
 _WORD_BITS = 32
-_NUM_THREADS = 4
 # A mask takes microseconds, and milliseconds at worst: what goes on for this long has no bound.
-_TIMEOUT_S = 0.5
+_TIMEOUT_S = 1.0
 
 
 class Matcher(Protocol):
@@ -48,36 +47,59 @@ def tokens_in(mask: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 class MaskFiller:
-    """Fills the masks of a batch. Used by one thread: `start`, then `wait`."""
+    """Fills the masks of a batch, one after the other, in a thread. Used by one thread: `start`, then `wait`."""
 
     def __init__(self, timeout_s: float = _TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
-        self._threads: ThreadPoolExecutor | None = None
-        self._pending: dict[Future[None], Matcher] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._batch: _Batch | None = None
 
     def start(self, matchers: Sequence[Matcher]) -> None:
-        self._pending = {}
+        if self._batch is not None and not self._batch.future.done():  # its time is over, or its step failed
+            self._abandon(self._batch)
+        self._batch = None
         if matchers:
-            threads = self._threads = self._threads or ThreadPoolExecutor(_NUM_THREADS, "mask")
-            self._pending = {threads.submit(matcher.fill_mask): matcher for matcher in matchers}
+            self._thread = self._thread or ThreadPoolExecutor(1, "mask")
+            self._batch = _Batch(matchers)
+            self._batch.future = self._thread.submit(self._batch.fill)
 
     def wait(self) -> None:
         """Until every mask is filled, but not for long: a matcher that takes too long is given up."""
-        while self._pending:
-            done, late = wait(self._pending, self._timeout_s)
-            for future in done:
-                if (error := future.exception()) is not None:
-                    logger.error("filling a mask failed", exc_info=error)
-                    self._pending[future].give_up(f"the grammar cannot be followed: {type(error).__name__}")
-            waiting = [self._pending[future] for future in late if future.cancel()]
-            for future in late:
-                if not future.cancelled():
-                    self._pending[future].give_up(f"the grammar is too complex: a step took over {self._timeout_s} s")
-            if late:  # some threads stay busy: whoever waited for one of them starts again with new ones
-                self._abandon_threads()
-            self.start(waiting)
+        while self._batch is not None:
+            position = self._batch.position
+            done, _ = wait([self._batch.future], self._timeout_s)
+            if done:
+                self._batch = None
+            elif self._batch.position == position:
+                self._give_up_current(self._batch)
 
-    def _abandon_threads(self) -> None:
-        assert self._threads is not None
-        self._threads.shutdown(wait=False)
-        self._threads = None
+    def _give_up_current(self, batch: "_Batch") -> None:
+        """Its thread stays busy: whoever waited for it goes on with another."""
+        guilty = batch.position
+        batch.matchers[guilty].give_up(f"the grammar is too complex: a step took over {self._timeout_s:g} s")
+        self.start(batch.matchers[guilty + 1 :])
+
+    def _abandon(self, batch: "_Batch") -> None:
+        assert self._thread is not None
+        batch.is_abandoned = True
+        self._thread.shutdown(wait=False)
+        self._thread = None
+
+
+class _Batch:
+    def __init__(self, matchers: Sequence[Matcher]) -> None:
+        self.matchers = matchers
+        self.position = 0
+        self.is_abandoned = False
+        self.future: Future[None] = Future()
+
+    def fill(self) -> None:
+        for position, matcher in enumerate(self.matchers):
+            self.position = position
+            try:
+                matcher.fill_mask()
+            except Exception as error:
+                logger.exception("filling a mask failed")
+                matcher.give_up(f"the grammar cannot be followed: {type(error).__name__}")
+            if self.is_abandoned:
+                return

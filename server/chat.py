@@ -17,17 +17,12 @@ from server.protocol import ChatBody, parse_chat
 _encode = msgspec.json.encode
 
 
-async def create_chat_completion(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole answer to a parsed body, as the API returns it (`stream` in the body is the caller's business).
+async def start_chat_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "ChatGeneration":
+    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
-    `EngineUnavailableError`, `RequestTimeoutError`, `RequestFailedError`.
+    `EngineUnavailableError`.
     """
-    return await (await start_chat_completion(ctx, body)).whole()
-
-
-async def start_chat_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "ChatGeneration":
-    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it. Raises as above."""
     request = await prepare_chat(ctx, parse_chat(body), ChatGeneration.new_id())
     return ChatGeneration(ctx, request, request.submit(ctx))
 

@@ -18,17 +18,12 @@ from server.structured import read_grammar
 _encode = msgspec.json.encode
 
 
-async def create_completion(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole answer to a parsed body, as the API returns it (`stream` in the body is the caller's business).
+async def start_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "CompletionGeneration":
+    """Check, tokenize and submit; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
-    `EngineUnavailableError`, `RequestTimeoutError`, `RequestFailedError`.
+    `EngineUnavailableError`.
     """
-    return await (await start_completion(ctx, body)).whole()
-
-
-async def start_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "CompletionGeneration":
-    """Check, tokenize and submit; nothing is awaited after the engine has admitted it. Raises as above."""
     request = parse_completion(body)
     ctx.check_model(request.model)
     ctx.check_ready()

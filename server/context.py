@@ -3,10 +3,10 @@
 Independent of HTTP, so that a file of requests can be answered in process:
 
     ctx = ServingContext(engine, settings)
-    response = await completions.create_completion(ctx, body)        # dict, as the API returns it
-    response = await chat.create_chat_completion(ctx, body)
+    generation = await chat.start_chat_completion(ctx, body)
+    response = await generation.whole()  # dict, as the API returns it
 
-Both raise the errors that `server.errors.to_response` turns into a status and a body.
+Both calls raise the errors that `server.errors.to_response` turns into a status and a body.
 """
 
 import time

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from pydantic_core import from_json
 
 from engine.outputs import RequestOutput
@@ -19,6 +20,8 @@ from server.messages_input import CALL_ID_PREFIX, to_chat_body
 from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from server.protocol import parse_message_count, parse_messages
 from server.single_message import SingleMessageGeneration, encode_event
+
+_encode = msgspec.json.encode
 
 INVALID_JSON = "INVALID_JSON"  # the key that Anthropic's documentation suggests for arguments that are not JSON
 
@@ -59,7 +62,7 @@ class _Block:
 
 
 class MessageGeneration(SingleMessageGeneration):
-    """A message. A stream opens one block after another, each when it is known what comes next."""
+    """A message. A stream writes its blocks one after another, and ends each when something of another kind comes."""
 
     def __init__(self, ctx: ServingContext, request: ChatRequest, stream: OutputStream, *, is_streamed: bool) -> None:
         super().__init__(ctx, request, stream, is_streamed=is_streamed)
@@ -70,6 +73,7 @@ class MessageGeneration(SingleMessageGeneration):
             "model": ctx.model_name,
         }
         self._blocks: list[_Block] = []
+        self._delta_head = b""  # of the block that was begun last
 
     def _collect(self, output: RequestOutput) -> None:
         for piece in self._take(output):
@@ -91,13 +95,20 @@ class MessageGeneration(SingleMessageGeneration):
         return _event("message_start", message={**self._identity, **nothing, "usage": self._usage()})
 
     def _piece_events(self, piece: Piece) -> bytes:
-        events = b""
-        if self._begins_block(piece):
-            events = self._end_of_block()
-            self._blocks.append(_Block(_opening(piece)))
-            events += self._block_event("content_block_start", content_block=self._blocks[-1].opening)
-        delta = _delta(piece)
-        return events if delta is None else events + self._block_event("content_block_delta", delta=delta)
+        events = self._begin_block(piece) if self._begins_block(piece) else b""
+        if isinstance(piece, ToolCallStart):
+            return events
+        return b"%b%b%b}}\n\n" % (events, self._delta_head, _encode(piece.text))
+
+    def _begin_block(self, piece: Piece) -> bytes:
+        """The events between two blocks. What is the same in all deltas of the new one is encoded here, once."""
+        end = self._end_of_block()
+        block = _Block(_opening(piece))
+        self._blocks.append(block)
+        kind, name = _DELTAS[block.kind]
+        delta = self._block_event("content_block_delta", delta={"type": kind, name: ""})
+        self._delta_head = delta.removesuffix(b'""}}\n\n')
+        return end + self._block_event("content_block_start", content_block=block.opening)
 
     def _closing_events(self) -> bytes:
         ending = _event("message_delta", delta=self._stop(), usage=self._usage())
@@ -154,6 +165,13 @@ _KINDS: Mapping[type[Piece], str] = {
 }
 
 
+_DELTAS = {
+    "text": ("text_delta", "text"),
+    "thinking": ("thinking_delta", "thinking"),
+    "tool_use": ("input_json_delta", "partial_json"),
+}
+
+
 def _opening(piece: Piece) -> dict[str, Any]:
     match piece:
         case Content():
@@ -164,18 +182,6 @@ def _opening(piece: Piece) -> dict[str, Any]:
             return {"type": "tool_use", "id": _tool_use_id(call_id), "name": name, "input": {}}
         case ToolCallArguments(index):
             raise AssertionError(f"arguments of call {index} come before it, or after what follows it")
-
-
-def _delta(piece: Piece) -> dict[str, str] | None:
-    match piece:
-        case Content(text):
-            return {"type": "text_delta", "text": text}
-        case Reasoning(text):
-            return {"type": "thinking_delta", "thinking": text}
-        case ToolCallArguments(_, text):
-            return {"type": "input_json_delta", "partial_json": text}
-        case ToolCallStart():
-            return None
 
 
 def _tool_use_id(call_id: str) -> str:

@@ -97,7 +97,9 @@ REFUSED: Mapping[str, Refused] = {
     "conversation": Refused(_NOT_STORED, RESPONSES),
     "prompt": Refused("no prompts are stored here: send it as input and instructions", RESPONSES),
     "background": Refused("nothing is stored here that could be asked for later", RESPONSES),
-    "context_management": Refused("the conversation is never compacted", (*RESPONSES, *MESSAGES)),
+    "context_management": Refused(
+        "the conversation is never compacted", (*RESPONSES, *MESSAGES), lambda value, _: _keeps_all(value)
+    ),
     "compaction": Refused("the conversation is never compacted", MESSAGES),
     "container": Refused("no code is run here", MESSAGES),
     "mcp_servers": Refused("no request ever leaves this server", MESSAGES),
@@ -137,6 +139,14 @@ def parameter_table(models: Mapping[Endpoint, type[BaseModel]]) -> list[Paramete
     rows += [ParameterRow(name, "ignored", row.endpoints, row.why) for name, row in IGNORED.items()]
     rows += [ParameterRow(name, "refused", row.endpoints, row.why) for name, row in REFUSED.items()]
     return rows
+
+
+def _keeps_all(context_management: Any) -> bool:
+    """Whether the edits, in Anthropic's form, say of all there is that it stays; some clients always send them."""
+    edits = context_management.get("edits") if isinstance(context_management, dict) else context_management
+    if not isinstance(edits, list):
+        return not edits
+    return all(isinstance(edit, dict) and edit.get("keep") == "all" for edit in edits)
 
 
 def _check_asks_nothing(name: str, value: Any, body: Mapping[str, Any], endpoint: Endpoint) -> None:

@@ -20,7 +20,7 @@ from config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
 from config.values import describe_allowed, format_default, group_of, value_kind
 from server.metrics import METRICS
 from server.parameters import Endpoint, parameter_table
-from server.protocol import ChatBody, CompletionBody, EmbeddingBody, ResponseBody
+from server.protocol import ChatBody, CompletionBody, EmbeddingBody, MessagesBody, ResponseBody
 
 
 def settings_table() -> str:
@@ -54,6 +54,7 @@ def parameters_table() -> str:
         "completions": CompletionBody,
         "chat": ChatBody,
         "responses": ResponseBody,
+        "messages": MessagesBody,
         "embeddings": EmbeddingBody,
     }
     rows = [(f"`{row.name}`", row.support, ", ".join(row.endpoints), row.note) for row in parameter_table(endpoints)]

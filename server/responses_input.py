@@ -197,9 +197,10 @@ def _read_tool_choice(choice: Any) -> Any:
     match choice:
         case {"type": "function"}:
             return {"type": "function", "function": _without_type(choice)}
-        case {"type": "allowed_tools", "tools": [*tools]}:
-            nested = [_read_tool_choice(tool) for tool in tools]
-            return {"type": "allowed_tools", "allowed_tools": {**_without_type(choice), "tools": nested}}
+        case {"type": "allowed_tools"}:
+            tools = choice.get("tools")
+            nested = [_read_tool_choice(tool) for tool in tools] if isinstance(tools, list) else tools
+            return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": nested}}
     return choice
 
 

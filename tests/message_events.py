@@ -1,4 +1,4 @@
-"""A strict reader of the streams of Anthropic's Messages API: it checks the framing and the order, and gives the message."""
+"""A strict reader of the streams of Anthropic's Messages API: checks framing and order, and gives the message."""
 
 import json
 from collections.abc import Iterable, Iterator

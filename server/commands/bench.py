@@ -5,7 +5,16 @@ from importlib import import_module
 
 from config.settings import SettingsError
 
-_BENCHES = {"strategies": "the four batching strategies of the engine on one load of uneven lengths"}
+_BENCHES = {
+    "strategies": "the four batching strategies of the engine on one load of uneven lengths",
+    "serve": "load on any running server with an OpenAI API: throughput and latencies",
+    "sweep": "the same at one batch size after the other",
+}
+_EXAMPLES = """\
+examples:
+  orcinus bench strategies --rounds 5 --json strategies.json --plot strategies.png
+  orcinus bench serve --base-url http://127.0.0.1:8000 --max-concurrency 32
+  orcinus bench sweep --concurrency 1,8,64 --ignore-eos --plot sweep.png"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,5 +30,5 @@ def _print_help() -> int:
     print("usage: orcinus bench MEASUREMENT [OPTIONS]\n\nMeasurements:")
     for name, text in _BENCHES.items():
         print(f"  {name:<12} {text}")
-    print("\nexample:\n  orcinus bench strategies --rounds 5 --json strategies.json --plot strategies.png")
+    print(f"\n{_EXAMPLES}")
     return 0

@@ -1,47 +1,60 @@
-"""The plot of `orcinus bench strategies`: throughput and latency, and how full the slots were over time."""
+"""How measurements are drawn, and the plot of `orcinus bench strategies`.
 
-from collections.abc import Mapping, Sequence
+That one shows throughput and latency, and how full the slots were over time.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from server.commands.bench_strategies import RunResult, Timeline
+if TYPE_CHECKING:
+    from server.commands.bench_strategies import RunResult, Timeline
 
+MAIN_COLOR = "#0b6e99"
 _COLORS = {
-    "continuous": "#0b6e99",
+    "continuous": MAIN_COLOR,
     "static": "#d9822b",
     "interleaved": "#7a7a7a",
     "sequential": "#b0b0b0",
 }
 
 
-def plot_strategies(runs: Sequence[RunResult], timelines: Mapping[str, Timeline], heading: str, file: Path) -> None:
-    """Write the plot to `file`, whose suffix chooses the format."""
+@contextmanager
+def drawing(file: Path, size: tuple[float, float], heading: str) -> Iterator[Any]:
+    """A figure of `size` in inches to draw in, written to `file`, whose suffix chooses the format."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure: Any = pyplot.figure(figsize=(12, 1.8 + 1.5 * len(runs)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.7])
-    speed, latency = left.subplots(2, 1)
-    _bars(speed, runs, [run.output_tokens_per_s for run in runs], "output tokens/s", "{:.0f}")
-    _bars(latency, runs, [run.mean_ttft_s for run in runs], "mean time to first token (s)", "{:.2f}")
-    until_s = 1.1 * _second_fastest(runs)
-    axes = right.subplots(len(runs), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, run in zip(axes, runs, strict=True):
-        _occupancy(axis, run, timelines[run.strategy], max(run.num_slots for run in runs), until_s)
-    axes[-1].set_xlabel("seconds since all requests arrived (last round)")
+    figure = pyplot.figure(figsize=size, layout="constrained")
+    yield figure
     figure.suptitle(heading, fontsize=8)
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
 
 
-def _second_fastest(runs: Sequence[RunResult]) -> float:
+def plot_strategies(runs: Sequence["RunResult"], timelines: Mapping[str, "Timeline"], heading: str, file: Path) -> None:
+    """Write the plot to `file`."""
+    with drawing(file, (12, 1.8 + 1.5 * len(runs)), heading) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.7])
+        speed, latency = left.subplots(2, 1)
+        _bars(speed, runs, [run.output_tokens_per_s for run in runs], "output tokens/s", "{:.0f}")
+        _bars(latency, runs, [run.mean_ttft_s for run in runs], "mean time to first token (s)", "{:.2f}")
+        until_s = 1.1 * _second_fastest(runs)
+        axes = right.subplots(len(runs), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, run in zip(axes, runs, strict=True):
+            _occupancy(axis, run, timelines[run.strategy], max(run.num_slots for run in runs), until_s)
+        axes[-1].set_xlabel("seconds since all requests arrived (last round)")
+
+
+def _second_fastest(runs: Sequence["RunResult"]) -> float:
     """The time that the plot shows: strategies without batching take so long that they would squeeze the others."""
     return sorted(run.elapsed_s for run in runs)[:2][-1]
 
 
-def _bars(axis: Any, runs: Sequence[RunResult], values: Sequence[float], title: str, label: str) -> None:
+def _bars(axis: Any, runs: Sequence["RunResult"], values: Sequence[float], title: str, label: str) -> None:
     names = [run.strategy for run in runs]
     bars = axis.barh(names, values, color=[_COLORS[name] for name in names])
     axis.bar_label(bars, labels=[label.format(value) for value in values], padding=3, fontsize=9)
@@ -51,7 +64,7 @@ def _bars(axis: Any, runs: Sequence[RunResult], values: Sequence[float], title: 
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _occupancy(axis: Any, run: RunResult, timeline: Timeline, num_slots: int, until_s: float) -> None:
+def _occupancy(axis: Any, run: "RunResult", timeline: "Timeline", num_slots: int, until_s: float) -> None:
     times = [*timeline.times_s, timeline.end_s]
     busy = [*timeline.busy_slots, 0]
     axis.fill_between(times, busy, step="post", color=_COLORS[run.strategy], linewidth=0)

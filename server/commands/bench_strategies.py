@@ -30,6 +30,7 @@ from engine.errors import OrcinusError
 from engine.messages import AddRequest, EngineInfo, StepPlan, StepResult
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler
+from server.commands.bench_report import NO_MATPLOTLIB, markdown_table, percentile
 from server.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _BASELINE: BatchingStrategy = "static"
 _DEFAULT_SLOTS = 16
 _DEFAULT_PLOT = Path("strategies.png")
 _WARM_UP_TOKENS = 8
-_NO_MATPLOTLIB = "the plot needs matplotlib; install it with: pip install 'orcinus[bench]'"
 
 _DESCRIPTION = """\
 Compare the batching strategies in one engine, with one model, on one load: all requests arrive at once, prompts
@@ -169,7 +169,7 @@ def run_strategy(
         elapsed_s=elapsed,
         output_tokens_per_s=num_tokens / elapsed,
         mean_ttft_s=statistics.fmean(time - started for time in first.values()),
-        p99_ttft_s=_percentile([time - started for time in first.values()], 0.99),
+        p99_ttft_s=percentile([time - started for time in first.values()], 99),
         mean_e2e_s=statistics.fmean(time - started for time in last.values()),
         slots_full=_slots_full(recorder.steps, num_slots),
         idle=1 - sum(s.num_scheduled * s.duration_s for s in recorder.steps) / (info.max_num_seqs * elapsed),
@@ -206,11 +206,7 @@ def format_table(runs: Sequence[RunResult]) -> str:
         "idle": lambda run: f"{run.idle:.1%}",
         "steps": lambda run: f"{run.num_steps}",
     }
-    cells = [list(columns), *([show(run) for show in columns.values()] for run in runs)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = [_table_line(row, widths) for row in cells]
-    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return markdown_table([list(columns), *([show(run) for show in columns.values()] for run in runs)])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -304,10 +300,6 @@ def _slots_full(steps: Iterable[StepRecord], num_slots: int) -> float | None:
     return statistics.fmean(shares) if shares else None
 
 
-def _percentile(values: Sequence[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
 def _median_run(runs: Sequence[RunResult], vs_static: float | None) -> RunResult:
     names = [name for name in RunResult.__slots__ if name not in ("strategy", "vs_static")]
     values: dict[str, Any] = {}
@@ -316,14 +308,6 @@ def _median_run(runs: Sequence[RunResult], vs_static: float | None) -> RunResult
         values[name] = statistics.median(known) if known else None
     whole = {name: int(values[name]) for name in ("num_requests", "num_slots", "num_steps")}
     return RunResult(strategy=runs[0].strategy, **(values | whole), vs_static=vs_static)
-
-
-def _table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = [
-        f"{cell:>{width}}" if i else f"{cell:<{width}}"
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return f"| {' | '.join(aligned)} |"
 
 
 def _rotated(strategies: Sequence[BatchingStrategy], by: int) -> list[BatchingStrategy]:
@@ -374,8 +358,8 @@ def _plot_file(args: argparse.Namespace) -> Path | None:
     if find_spec("matplotlib") is not None:
         return args.plot or _DEFAULT_PLOT
     if args.plot is not None:
-        raise OrcinusError(_NO_MATPLOTLIB)
-    print(f"There will be no plot: {_NO_MATPLOTLIB}", file=sys.stderr)
+        raise OrcinusError(NO_MATPLOTLIB)
+    print(f"There will be no plot: {NO_MATPLOTLIB}", file=sys.stderr)
     return None
 
 

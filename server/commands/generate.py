@@ -28,7 +28,10 @@ from engine.messages import EngineInfo
 from server.logs import configure_logging
 
 if TYPE_CHECKING:
-    from server.context import ServingEngine
+    from server.context import ServingContext, ServingEngine
+    from server.generation import Generation
+
+    Start = Callable[[ServingContext, Mapping[str, Any]], Awaitable[Generation]]
 
 _DESCRIPTION = """\
 Answer a file of requests with the engine, without a server. Each line of FILE is one request, as in a batch file
@@ -37,8 +40,8 @@ of the OpenAI API:
   {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
    "body": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}}
 
-url is /v1/chat/completions or /v1/completions. The answers come in the order of the requests; a line that cannot
-be answered gives a line with an error.
+url is /v1/chat/completions, /v1/completions, /v1/embeddings or /v1/responses. The answers come in the order of the
+requests; a line that cannot be answered gives a line with an error.
 """
 _EPILOG = """\
 examples:
@@ -231,15 +234,22 @@ def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
 
 
 def _answers(engine: "ServingEngine", settings: Settings) -> dict[str, Answer]:
-    from server.chat import create_chat_completion
-    from server.completions import create_completion
+    from server.chat import start_chat_completion
+    from server.completions import start_completion
     from server.context import ServingContext
+    from server.embeddings import start_embeddings
 
     context = ServingContext(engine, settings)
-    return {
-        "/v1/chat/completions": lambda body: create_chat_completion(context, body),
-        "/v1/completions": lambda body: create_completion(context, body),
+    starts: dict[str, Start] = {
+        "/v1/chat/completions": start_chat_completion,
+        "/v1/completions": start_completion,
+        "/v1/embeddings": start_embeddings,
     }
+    return {url: partial(_answer, start, context) for url, start in starts.items()}
+
+
+async def _answer(start: "Start", context: "ServingContext", body: dict[str, Any]) -> dict[str, Any]:
+    return await (await start(context, body)).whole()
 
 
 async def _respond(answer: Answer, body: dict[str, Any]) -> dict[str, Any]:

@@ -70,9 +70,8 @@ class CallWriter:
         self._held.clear()
 
     def start_call(self, name: str) -> None:
-        """What was held and what was white space before it belong to the call."""
+        """What was held belongs to the call."""
         self._held.clear()
-        self._space.clear()
         self._follows_call = True
         self._is_left_out = self.num_calls == self._max_calls
         if not self._is_left_out:

@@ -38,7 +38,7 @@ _FORMATS: Mapping[str, type[Hermes] | type[Mistral] | type[Pythonic] | type[Llam
 }
 FORMAT_NAMES = tuple(_FORMATS)
 
-_OTHER_FORMATS = ("<function=", "<|channel|>")  # Qwen 3 Coder's, and Harmony
+_OTHER_FORMATS = ("<function=", "<|channel|>")  # Qwen 3 Coder's XML, in tags like Hermes', and Harmony
 _TOOLS = re.compile(r"\btools\b")
 
 

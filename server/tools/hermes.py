@@ -31,8 +31,7 @@ class Hermes:
 
     @classmethod
     def find(cls, template: str) -> "Hermes | None":
-        """Qwen 3 Coder has the same tags around calls in XML."""
-        return cls() if OPENING in template and "<function=" not in template else None
+        return cls() if OPENING in template else None
 
     def new_call_id(self) -> str:
         return openai_call_id()

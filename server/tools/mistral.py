@@ -74,14 +74,15 @@ class Mistral:
 
 
 def _read_named_call(text: IncomingText, writer: CallWriter) -> Reading[None]:
+    """Where no bracket comes next."""
     name = yield from text.take_all(_NAME)
     writer.hold(name)
-    if name and (yield from text.comes(CALL_ID)):
+    if (yield from text.comes(CALL_ID)):
         writer.hold((yield from text.take_if(CALL_ID)))
         writer.hold((yield from text.take_all(_NAME)))
     writer.hold((yield from text.take_if(ARGUMENTS)))
     writer.hold((yield from text.take_space()))
-    if not name or (yield from text.peek()) != "{":
+    if (yield from text.peek()) != "{":
         writer.release()
         return
     writer.start_call(name)

@@ -1,7 +1,10 @@
 """How the rows talk to a server: every answer is checked against its type on the way. Knows no row."""
 
 import contextlib
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -18,13 +21,16 @@ from tests.server_process import ServerProcess
 
 TIMEOUT_S = 60.0
 KEY = "conformance-key"
+LONG: dict[str, Any] = {"prompt": "On and on", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
 JSON = "application/json"
 
 
 class Api:
-    """A client of one running server. Greedy unless a row says otherwise. Servers that a row starts end with it."""
+    """A client of one running server. Greedy unless a row says otherwise. The other servers it starts end with it."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
+        self.url = url
+        self._servers = contextlib.ExitStack()
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self.http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
 
@@ -33,6 +39,12 @@ class Api:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.http.close()
+        self._servers.close()
+
+    @cached_property
+    def small(self) -> "SmallServer":
+        """A server with a key, which is soon full; for all rows that leave it as they found it."""
+        return self._servers.enter_context(small_server())
 
     @cached_property
     def openapi(self) -> dict[str, Any]:
@@ -136,12 +148,37 @@ def check_error(error: dict[str, Any]) -> dict[str, Any]:
     return error
 
 
+@dataclass(frozen=True, slots=True)
+class SmallServer:
+    """`process` has one slot, two places in the queue, and a key, which `api` sends."""
+
+    process: ServerProcess
+    api: Api
+
+    @contextlib.contextmanager
+    def busy(self, *, num_waiting: int = 0) -> Iterator[None]:
+        """While its slot is taken, and so many places in the queue."""
+        with ThreadPoolExecutor() as threads:
+            threads.submit(self.api.stream, "/v1/completions", LONG)
+            self.wait_for("orcinus_slots_in_use", 1)
+            for number in range(num_waiting):
+                threads.submit(self.api.stream, "/v1/completions", {**LONG, "max_tokens": 1})
+                self.wait_for("orcinus_queue_depth", number + 1)
+            yield
+
+    def wait_for(self, metric: str, value: float) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while (current := self.process.metric(metric)) != value:
+            assert time.monotonic() < deadline, f"{metric} stays {current}"
+
+
 @contextlib.contextmanager
-def small_server(*args: str) -> Iterator[tuple[ServerProcess, Api]]:
-    """A server of the row's own with one slot, one place in the queue, and a key."""
-    server = ServerProcess("--max-num-seqs", "1", "--max-queue-len", "1", "--api-key", KEY, *args)
+def small_server() -> Iterator[SmallServer]:
+    """A server that may be broken."""
+    limits = ("--max-num-seqs", "1", "--max-queue-len", "2", "--max-body-bytes", "10000", "--keep-alive-s", "0.2")
+    process = ServerProcess("--api-key", KEY, *limits)
     try:
-        with Api(server.url, KEY) as api:
-            yield server, api
+        with Api(process.url, KEY) as api:
+            yield SmallServer(process, api)
     finally:
-        server.close()
+        process.close()

@@ -3,6 +3,7 @@
 It is handed bytes and the time at which they came, and reads no clock and no socket.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +71,7 @@ class RequestRecord:
     @property
     def gaps_s(self) -> list[float]:
         """The times between chunks."""
-        return [later - earlier for earlier, later in zip(self.chunk_times_s, self.chunk_times_s[1:], strict=False)]
+        return [later - earlier for earlier, later in itertools.pairwise(self.chunk_times_s)]
 
 
 class _Details(msgspec.Struct):
@@ -107,6 +108,7 @@ class _Event(msgspec.Struct):
     error: Any = None
 
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError)
 _decode = msgspec.json.Decoder(_Event).decode
 
 
@@ -152,7 +154,7 @@ class AnswerStream:
             return
         try:
             event = _decode(data)
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise RequestFailedError("an event of the stream is not what OpenAI's API has", str(error)) from None
         if event.error is not None:
             raise RequestFailedError("an error in the stream", error_message(event.error))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.commands.bench_report import percentile
-from server.commands.load.answers import RequestRecord
+from server.commands.load.answers import LoadError, RequestRecord
 from server.commands.load.run import LoadRun
 
 OBJECTIVES = ("ttft", "tpot", "e2el")
@@ -67,14 +67,18 @@ class Summary:
 
 
 def summarize(run: LoadRun, objectives_ms: Mapping[str, float]) -> Summary:
-    """Failed requests count as failed and nowhere else. At least one must have succeeded."""
+    """Failed requests count as failed and nowhere else. Raises `LoadError` if there are no others."""
+    failures = dict(Counter(record.failure for record in run.records if record.failure is not None).most_common())
     good = [record for record in run.records if record.failure is None]
+    if not good:
+        counted = ", ".join(f"{count} x {reason}" for reason, count in failures.items())
+        raise LoadError(f"no request succeeded: {counted}; the first error: {first_error(run)}")
     output_tokens = sum(record.output_tokens for record in good)
     prompt_tokens = _sum_known([record.prompt_tokens for record in good])
     total_tokens = None if prompt_tokens is None else prompt_tokens + output_tokens
     return Summary(
         num_succeeded=len(good),
-        failures=dict(Counter(record.failure for record in run.records if record.failure is not None).most_common()),
+        failures=failures,
         duration_s=run.duration_s,
         asked_prompt_tokens=_sum_known([record.asked_prompt_tokens for record in good]),
         prompt_tokens=prompt_tokens,
@@ -95,6 +99,11 @@ def summarize(run: LoadRun, objectives_ms: Mapping[str, float]) -> Summary:
         goodput=_goodput(run, objectives_ms) if objectives_ms else None,
         client_cpu=run.client_cpu,
     )
+
+
+def first_error(run: LoadRun) -> str | None:
+    """What the first failed request was told."""
+    return next((record.error for record in run.records if record.failure is not None), None)
 
 
 def spread(values_s: Sequence[float]) -> Spread | None:

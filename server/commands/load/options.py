@@ -97,10 +97,12 @@ def add_prompt_options(parser: Parser) -> None:
     _add_generation_options(prompts)
 
 
-def add_report_options(parser: Parser, plot_help: str) -> None:
+def add_report_options(parser: Parser, plot_help: str) -> "argparse._ArgumentGroup":
+    """The group of these flags, for more of them."""
     report = parser.add_argument_group("Report")
     report.add_argument("--json", type=Path, metavar="FILE", help="write all numbers of all requests to FILE")
     report.add_argument("--plot", type=Path, metavar="FILE", help=plot_help)
+    return report
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -123,7 +125,9 @@ def _add_generation_options(group: "argparse._ArgumentGroup") -> None:
         action="store_true",
         help="generate all tokens (sends ignore_eos and min_tokens, which not every server has)",
     )
-    group.add_argument("--warmup", type=_count, default=0, metavar="N", help="requests before, not counted [default: 0]")
+    group.add_argument(
+        "--warmup", type=_count, default=0, metavar="N", help="requests before, not counted [default: 0]"
+    )
 
 
 def _count(text: str) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from config.settings import SettingsError
+from server.commands.load.answers import NOT_JSON
 from server.commands.load.lengths import Lengths
 
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -121,7 +122,7 @@ def _lines(file: Path) -> Iterator[_Line]:
             continue
         try:
             yield msgspec.json.decode(line, type=_Line)
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise SettingsError(f"{file}, line {number} is no request: {error}") from None
 
 

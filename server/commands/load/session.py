@@ -4,19 +4,14 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Coroutine, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-import msgspec
-
 from config.version import VERSION
-from server.commands.load.answers import LoadError, RequestRecord
-from server.commands.load.figures import Summary
 from server.commands.load.http_client import HttpClient
 from server.commands.load.prompts import WORDS, LoadItem, PromptShape, Writer, random_items, read_dataset
 from server.commands.load.run import LoadRun, run_load
-from server.commands.load.summary_table import format_failures
 from server.commands.load.target import Target, check_answers, choose_writer, first_model
 
 _DEFAULT_REQUESTS = 100
@@ -113,9 +108,3 @@ def run_on_fast_loop(main: Coroutine[Any, Any, _T]) -> _T:
     except ImportError:
         return asyncio.run(main)
     return uvloop.run(main)
-
-
-def check_some_succeeded(run: LoadRun, summary: Summary | None) -> None: ...
-
-
-def write_json(report: dict[str, Any], args: argparse.Namespace) -> None: ...

@@ -1,12 +1,13 @@
 """The printed summary of a load, laid out and named as users of other load generators know it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from server.commands.load.figures import Spread, Summary
 
 _LABEL_WIDTH = 44
 _VALUE_WIDTH = 12
 _BUSY_CLIENT = 0.8
+_MERGED = 1.05  # tokens per chunk; below are answers whose last token has no text
 
 
 def format_summary(summary: Summary, objectives_ms: Mapping[str, float]) -> str:
@@ -21,12 +22,7 @@ def format_summary(summary: Summary, objectives_ms: Mapping[str, float]) -> str:
     return "\n".join(sections) + "\n" + "=" * (_LABEL_WIDTH + _VALUE_WIDTH) + (f"\n{notes}" if notes else "")
 
 
-def format_failures(failures: Mapping[str, int]) -> str:
-    """What went wrong how often, for one line."""
-    return ", ".join(f"{count} x {reason}" for reason, count in failures.items())
-
-
-def _section(title: str, rule: str, rows: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> str:
+def _section(title: str, rule: str, rows: Iterable[tuple[str, str]]) -> str:
     heading = f" {title} ".center(_LABEL_WIDTH + _VALUE_WIDTH, rule)
     return "\n".join([heading, *(f"{label:<{_LABEL_WIDTH}}{value:>{_VALUE_WIDTH}}" for label, value in rows)])
 
@@ -75,7 +71,7 @@ def _goodput(summary: Summary, objectives_ms: Mapping[str, float]) -> Iterator[t
 def _notes(summary: Summary) -> Iterator[str]:
     if not summary.are_tokens_counted:
         yield "the server counts no tokens: every chunk is taken for one"
-    elif summary.tokens_per_chunk > 1.01:
+    elif summary.tokens_per_chunk > _MERGED:
         yield f"a chunk holds {summary.tokens_per_chunk:.2f} tokens on average: ITL is per chunk, TPOT per token"
     if summary.cached_tokens:
         yield "the server had seen some prompts before; another --seed makes new ones"

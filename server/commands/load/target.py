@@ -11,7 +11,14 @@ from typing import Any, Literal
 import msgspec
 
 from config.settings import SettingsError
-from server.commands.load.answers import AnswerStream, LoadError, RequestFailedError, RequestRecord, error_message
+from server.commands.load.answers import (
+    NOT_JSON,
+    AnswerStream,
+    LoadError,
+    RequestFailedError,
+    RequestRecord,
+    error_message,
+)
 from server.commands.load.http_client import EVENT_STREAM, HttpClient, Response
 from server.commands.load.prompts import WORDS, LoadItem, Prompt, Writer
 
@@ -64,7 +71,7 @@ async def first_model(client: HttpClient) -> str:
     _check(response)
     try:
         return str(msgspec.json.decode(response.body)["data"][0]["id"])
-    except (msgspec.DecodeError, LookupError, TypeError):
+    except (*NOT_JSON, LookupError, TypeError):
         raise LoadError("/v1/models of the server lists no model; name one with --model") from None
 
 
@@ -121,7 +128,7 @@ async def _tokenize(client: HttpClient, body: dict[str, Any]) -> set[int]:
     response = await client.post("/tokenize", msgspec.json.encode(body))
     try:
         return set(msgspec.json.decode(response.body, type=_Tokenized).tokens)
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return set()
 
 
@@ -168,6 +175,6 @@ def _check(response: Response) -> None:
         return
     try:
         detail = error_message(msgspec.json.decode(response.body)["error"])
-    except (msgspec.DecodeError, LookupError, TypeError):
+    except (*NOT_JSON, LookupError, TypeError):
         detail = response.body[:200].decode("utf-8", "replace")
     raise RequestFailedError(f"HTTP {response.status}", detail, is_refusal=400 <= response.status < 500)

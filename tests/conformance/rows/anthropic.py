@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from tests.conformance.api import JSON, KEY, Api, small_server, talk
+from tests.conformance.api import JSON, KEY, Api, talk
 from tests.conformance.registry import row
 from tests.conformance.rows.tools import QUESTION, RESULT, WEATHER
 from tests.conformance.sse import read_json, read_named
@@ -128,11 +128,10 @@ def errors(api: Api) -> None:
 
 
 @row("anthropic.key", "The key comes as `x-api-key` or as a bearer token; without one it is 401 `authentication_error`")
-def key(_: Api) -> None:
-    with small_server() as (server, api):
-        assert send(api, max_tokens=1)
-        url, body = f"{server.url}/v1/messages", body_of("Hi", max_tokens=1)
-        assert httpx.post(url, json=body, headers={"x-api-key": KEY}).status_code == 200
-        for headers in ({}, {"x-api-key": "wrong"}):
-            error = error_of(httpx.post(url, json=body, headers=headers), 401)
-            assert error["type"] == "authentication_error"
+def key(api: Api) -> None:
+    assert send(api.small.api, max_tokens=1)
+    url, body = f"{api.small.process.url}/v1/messages", body_of("Hi", max_tokens=1)
+    assert httpx.post(url, json=body, headers={"x-api-key": KEY}).status_code == 200
+    for headers in ({}, {"x-api-key": "wrong"}):
+        error = error_of(httpx.post(url, json=body, headers=headers), 401)
+        assert error["type"] == "authentication_error"

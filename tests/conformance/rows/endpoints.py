@@ -3,8 +3,9 @@
 from openai.types import Model
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conformance.api import Api, error_of, small_server, talk
+from tests.conformance.api import Api, error_of, talk
 from tests.conformance.registry import row
+from tests.conformance.rows import anthropic
 from tests.conformance.schema import check_type
 
 CHAT = "What is the capital of France?"
@@ -133,11 +134,12 @@ def generated(api: Api) -> float:
 
 
 @row("auth", "With a key set, every route asks for it but the probes and /metrics; a wrong key is a 401 like none")
-def auth(_: Api) -> None:
-    with small_server() as (server, api), Api(server.url) as anonymous, Api(server.url, "wrong") as wrong:
-        for path, methods in api.openapi["paths"].items():
+def auth(api: Api) -> None:
+    known, url = api.small.api, api.small.process.url
+    with Api(url) as anonymous, Api(url, "wrong") as wrong:
+        for path, methods in known.openapi["paths"].items():
             for method in methods:
-                status = api.http.request(method, path.replace("{model}", api.model["id"])).status_code
+                status = known.http.request(method, path.replace("{model}", known.model["id"])).status_code
                 assert status not in {401, 403}, path
                 for stranger in (anonymous, wrong):
                     check_locked(stranger, method, path)
@@ -150,6 +152,9 @@ def check_locked(stranger: Api, method: str, path: str) -> None:
     if path in PUBLIC:
         assert response.status_code == 200, path
         return
+    assert response.headers["www-authenticate"] == "Bearer"
+    if path.startswith("/v1/messages"):
+        assert anthropic.error_of(response, 401)["type"] == "authentication_error"
+        return
     error = error_of(response, 401)
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
-    assert response.headers["www-authenticate"] == "Bearer"

@@ -1,24 +1,20 @@
 """Errors: status, type, code, param and headers."""
 
-import signal
-import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import psutil
 
-from tests.conformance.api import JSON, KEY, Api, check_error, error_of, small_server
+from tests.conformance.api import JSON, LONG, Api, check_error, error_of, small_server
 from tests.conformance.registry import row
-from tests.conformance.rows.streaming import LONG
 from tests.conformance.sse import Event, read_events, read_json
-from tests.server_process import ServerProcess
+
+STREAM = {**LONG, "stream": True}
 
 
-@row(
-    "errors.shape",
-    "An error is `{error: {message, type, param, code}}`, its code a string or null, its param the field",
-)
+@row("errors.shape", "An error is `{error: {message, type, param, code}}`; its code is a string or null")
 def shape(api: Api) -> None:
     error = api.refuse_completion(n=0)
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "n", None)
@@ -60,50 +56,40 @@ def media_type(api: Api) -> None:
 
 
 @row("errors.body_size", "A body over the limit is 413 with the limit, announced or not")
-def body_size(_: Api) -> None:
-    with small_server("--max-body-bytes", "1000") as (_server, api):
-        for content in (b" " * 1001, (b" " * 500 for _ in range(4))):
-            response = api.http.post("/v1/completions", content=content, headers={"content-type": JSON})
-            assert "1000" in error_of(response, 413)["message"]
+def body_size(api: Api) -> None:
+    for content in (b" " * 10_001, (b" " * 5000 for _ in range(4))):
+        response = api.small.api.http.post("/v1/completions", content=content, headers={"content-type": JSON})
+        assert "10000" in error_of(response, 413)["message"]
 
 
 @row("errors.queue_full", "A full queue is 429 `queue_full` with `Retry-After` in seconds")
-def queue_full(_: Api) -> None:
-    with small_server() as (server, api):
-        waiters = [threading.Thread(target=api.stream, args=("/v1/completions", LONG)) for _ in range(2)]
-        waiters[0].start()
-        wait_for(server, "orcinus_slots_in_use")
-        waiters[1].start()
-        wait_for(server, "orcinus_queue_depth")
-        response = api.http.post("/v1/completions", json={"prompt": "x"})
-        for waiter in waiters:
-            waiter.join()
+def queue_full(api: Api) -> None:
+    with api.small.busy(num_waiting=2):
+        response = api.small.api.http.post("/v1/completions", json={"prompt": "x"})
     error = error_of(response, 429)
     assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
     assert 1 <= int(response.headers["retry-after"]) <= 120
 
 
-def wait_for(server: ServerProcess, metric: str) -> None:
-    while server.metric(metric) == 0:
-        assert server.process.poll() is None
+@row("errors.queued_too_long", "A deadline that passes in the queue is 408 too")
+def queued_too_long(api: Api) -> None:
+    with api.small.busy():
+        error = api.small.api.refuse_completion(408, timeout=0.1, stream=True)
+    assert error["type"] == "timeout"
 
 
-@row(
-    "errors.draining",
-    "A server that is told to end finishes its streams; new work is 503 `draining`, /live stays green",
-)
+@row("errors.draining", "A server told to end finishes its streams; new work is 503 `draining`, /live stays green")
 def draining(_: Api) -> None:
-    with small_server() as (server, api):
-        with api.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            server.process.send_signal(signal.SIGTERM)
-            while api.http.get("/ready").status_code == 200:
-                pass
-            refused = api.http.post("/v1/completions", json={"prompt": "x"})
-            live = api.http.get("/live")
-            rest = [line for line in lines if line]
-        assert server.wait() == 0
+    with small_server() as small, small.api.http.stream("POST", "/v1/completions", json=STREAM) as stream:
+        http = small.api.http
+        lines = stream.iter_lines()
+        next(lines)
+        small.process.terminate()
+        while http.get("/ready").status_code == 200:
+            pass
+        refused = http.post("/v1/completions", json={"prompt": "x"})
+        live = http.get("/live")
+        rest = [line for line in lines if line]
     error = error_of(refused, 503)
     assert (error["type"], error["code"], live.status_code) == ("server_error", "draining", 200)
     assert int(refused.headers["retry-after"]) >= 1
@@ -111,28 +97,34 @@ def draining(_: Api) -> None:
     assert read_json(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
 
 
-@row("errors.engine", "When the engine dies, streams end with an error on which the SDK raises, then [DONE]")
+@row("errors.engine", "When the engine dies, streams end with an error and [DONE], and whole answers with a 5xx")
 def engine(_: Api) -> None:
-    with small_server("--max-num-seqs", "2") as (server, api):
-        sdk = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
-        chunks = sdk.completions.create(
-            model=api.model["id"], prompt="On", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
-        )
-        next(iter(chunks))
-        *_chunks, error, done = read_events(killed_stream(server, api))
-        assert raises(openai.APIError, chunks)
+    with small_server() as small, ThreadPoolExecutor() as threads:
+        with small.api.http.stream("POST", "/v1/completions", json=STREAM) as stream:
+            pieces = stream.iter_bytes()
+            head = next(pieces)
+            whole = threads.submit(small.api.http.post, "/v1/completions", json={"prompt": "x"})
+            small.wait_for("orcinus_queue_depth", 1)
+            [process] = psutil.Process(small.process.pid).children()
+            process.kill()
+            *_chunks, error, done = read_events(head + b"".join(pieces))
+        assert whole.result().status_code in {500, 503}
+        assert error_of(whole.result(), whole.result().status_code)["type"] == "server_error"
     assert done == Event("[DONE]")
     assert check_error(read_json(error.data)["error"])["type"] == "server_error"
 
 
-def killed_stream(server: ServerProcess, api: Api) -> bytes:
-    """What comes of a stream whose engine is killed after its first bytes."""
-    with api.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as stream:
-        pieces = stream.iter_bytes()
-        head = next(pieces)
-        [process] = psutil.Process(server.pid).children()
-        process.kill()
-        return head + b"".join(pieces)
+@row("errors.sdk_raises", "On an error inside a stream the SDK raises")
+def sdk_raises(api: Api) -> None:
+    client = openai.OpenAI(base_url=f"{api.url}/v1", api_key="none", max_retries=0)
+    stream = client.completions.create(
+        model=api.model["id"],
+        prompt="On",
+        max_tokens=1500,
+        stream=True,
+        extra_body={"ignore_eos": True, "timeout": 0.3},
+    )
+    assert raises(openai.APIError, stream)
 
 
 def raises(kind: type[Exception], values: Iterable[Any]) -> bool:

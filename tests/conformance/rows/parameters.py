@@ -6,6 +6,7 @@ schema gives them, at each endpoint that has it.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,8 +177,8 @@ def ids_of(answer: dict[str, Any]) -> list[int]:
 
 
 def run(api: Api, **body: Any) -> list[int]:
-    """24 tokens, past the end of the answer."""
-    return ids_of(api.complete(max_tokens=24, ignore_eos=True, return_token_ids=True, **body))
+    """12 tokens, past the end of the answer."""
+    return ids_of(api.complete(max_tokens=12, ignore_eos=True, return_token_ids=True, **body))
 
 
 def draw(api: Api, seed: int, **body: Any) -> list[int]:
@@ -353,10 +354,25 @@ def truncate_prompt_tokens(api: Api) -> None:
     assert long["usage"]["total_tokens"] == api.model["max_model_len"]
 
 
-@effect("priority", "any 32-bit number is accepted")
+@effect("priority", "the lower of two that wait runs first, whichever came first")
 def priority(api: Api) -> None:
-    for given in (-(2**31), 0, 2**31 - 1):
-        api.complete(priority=given, max_tokens=1)
+    for given in ((-(2**31), 2**31 - 1), (7, -7)):
+        assert order_of(api, given) == sorted(given)
+
+
+def order_of(api: Api, priorities: tuple[int, int]) -> list[int]:
+    """The order in which requests end that wait, in the order given, for the one slot."""
+    ends: list[int] = []
+
+    def run_with(given: int) -> None:
+        api.small.api.complete(priority=given, max_tokens=64, ignore_eos=True)
+        ends.append(given)
+
+    with ThreadPoolExecutor() as threads, api.small.busy():
+        for number, given in enumerate(priorities, start=1):
+            threads.submit(run_with, given)
+            api.small.wait_for("orcinus_queue_depth", number)
+    return ends
 
 
 @effect("cache_salt", "keeps cached prefixes to those with the same salt")

@@ -1,16 +1,13 @@
 """What holds for streams, byte by byte."""
 
 import itertools
-import threading
 from typing import Any
 
 from openai._streaming import SSEDecoder
 
-from tests.conformance.api import Api, check_error, small_server
+from tests.conformance.api import LONG, Api, check_error
 from tests.conformance.registry import row
 from tests.conformance.sse import Event, read_events, read_json
-
-LONG: dict[str, Any] = {"prompt": "On and on", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
 
 
 def texts(chunks: list[dict[str, Any]]) -> str:
@@ -141,21 +138,16 @@ def echo(api: Api) -> None:
 
 
 @row("streaming.keep_alive", "A stream with nothing to say gets comments, so that nobody cuts it")
-def keep_alive(_: Api) -> None:
-    with small_server("--keep-alive-s", "0.2") as (server, api):
-        busy = threading.Thread(target=api.stream, args=("/v1/completions", LONG))
-        busy.start()
-        while server.metric("orcinus_slots_in_use") == 0:
-            assert busy.is_alive()
-        stream = api.stream("/v1/completions", {"prompt": "x", "max_tokens": 1})
-        busy.join()
+def keep_alive(api: Api) -> None:
+    with api.small.busy():
+        stream = api.small.api.stream("/v1/completions", {"prompt": "x", "max_tokens": 1})
     assert stream.startswith(b":")
     assert len(read_events(stream)) == 2
 
 
 @row("streaming.deadline", "A deadline that passes within a stream is an error event, then [DONE]; no finish reason")
 def deadline(api: Api) -> None:
-    stream = api.stream("/v1/completions", {**LONG, "timeout": 0.3})
+    stream = api.stream("/v1/completions", {**LONG, "max_tokens": 1500, "timeout": 0.3})
     *chunks, error, done = read_events(stream)
     assert done == Event("[DONE]")
     assert check_error(read_json(error.data)["error"])["type"] == "timeout"

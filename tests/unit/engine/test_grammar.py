@@ -342,6 +342,15 @@ def test_grammars_may_be_written_as_lark_and_as_gbnf(compiler: GrammarCompiler, 
     assert not accepts(compiler, grammar, "hello ada")
 
 
+def test_a_lark_grammar_may_have_schemas_and_tokens_in_it(compiler: GrammarCompiler) -> None:
+    options = '"x-guidance": {"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}'
+    grammar = Grammar("grammar", f'start: <[{MESSAGE_START}]> %json {{"type": "object", {options}}} <[{MESSAGE_END}]>')
+    matcher = feed(compiler.matcher(grammar), [MESSAGE_START, *b'{"a": 1, "b": 2}'])
+    assert allowed(matcher) == {MESSAGE_END}
+    matcher.accept(MESSAGE_END)
+    assert matcher.is_finished
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

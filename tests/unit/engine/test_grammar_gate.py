@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -48,8 +49,14 @@ async def test_what_is_wrong_is_said_by_name_and_the_process_stays() -> None:
         pid = pid_of(gate)
         assert "uniqueItems" in await refusal(gate, Grammar("json_schema", '{"uniqueItems": true}'))
         assert "too complex" in await refusal(gate, BOMB)
-        await gate.check(Grammar("json_object"), "response_format")
+        await gate.check(Grammar("json_schema", "true"), "response_format")
         assert pid_of(gate) == pid
+
+
+async def test_a_json_object_is_fine_without_a_trial() -> None:
+    async with gate_with() as gate:
+        await gate.check(Grammar("json_object"), "response_format")
+        assert gate._process._process is None
 
 
 async def test_a_verdict_is_remembered_and_shared_by_all_who_ask_at_once() -> None:
@@ -60,7 +67,10 @@ async def test_a_verdict_is_remembered_and_shared_by_all_who_ask_at_once() -> No
         assert len(gate._verdicts) == 1
 
 
-async def test_a_trial_that_takes_too_long_ends_its_process_and_the_next_has_a_new_one() -> None:
+async def test_a_trial_that_takes_too_long_ends_its_process_and_the_next_has_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.grammar_gate._DOUBTFUL_S", 0.0)
     async with gate_with() as gate:
         await gate.check(FINE, "a")
         pid = pid_of(gate)
@@ -70,6 +80,7 @@ async def test_a_trial_that_takes_too_long_ends_its_process_and_the_next_has_a_n
         gate._timeout_s = 30.0
         await gate.check(Grammar("regex", "c"), "a")
         assert pid_of(gate) != pid
+        await gate.check(Grammar("regex", "b"), "a")  # the machine may have been busy
 
 
 async def test_a_trial_that_ends_its_process_is_refused_and_the_next_has_a_new_one() -> None:
@@ -143,6 +154,15 @@ def test_bombs_are_refused_with_a_reason(kind: GrammarKind, source: str, words: 
     assert words in (find_fault(demo_compiler(), Trial(kind, source)) or "")
 
 
+def fan_out(levels: int) -> dict[str, Any]:
+    """Each definition names the next one twice: 2 ** levels if it is written out."""
+    named = {
+        f"d{i}": {"type": "object", "properties": {name: {"$ref": f"#/$defs/d{i + 1}"} for name in "ab"}}
+        for i in range(levels)
+    }
+    return {"$defs": {**named, f"d{levels}": {"type": "null"}}, "$ref": "#/$defs/d0"}
+
+
 @pytest.mark.parametrize(
     ("kind", "source"),
     [
@@ -151,6 +171,8 @@ def test_bombs_are_refused_with_a_reason(kind: GrammarKind, source: str, words: 
         ("regex", "(x+x+)+y"),
         ("grammar", 'start: s\ns: s s | "a" | s s s\n'),
         ("grammar", 'start: s\ns: s s | "" | "a"\n'),
+        ("grammar", 'start: s\ns: s "a" | "a"\n'),
+        ("json_schema", json.dumps(fan_out(30))),
         ("json_schema", '{"type": "string", "maxLength": 1000000}'),
         ("json_schema", json.dumps({"enum": [f"value {i}" for i in range(10_000)]})),
     ],

@@ -38,6 +38,12 @@ def test_the_end_of_the_thinking_and_the_answer_may_come_in_one_part() -> None:
     assert read_parts(thinker(), parts) == [reasoning("a"), [*reasoning("b"), *content("c")], []]
 
 
+@pytest.mark.parametrize("text", ["<thin", "<think", " a <tool_c", "\n</s"])
+def test_what_was_held_back_at_any_stage_comes_out_at_the_end(text: str) -> None:
+    message_format = detect(templates.QWEN_3, special_tokens=["</s>", "<tool_call>"])
+    assert read_all(message_format, [text], use=tool_use()) == content(text)
+
+
 def test_reasoning_is_read_without_tools() -> None:
     assert read_all(thinker(), ["<think>a</think>b <tool_call>"]) == [*reasoning("a"), *content("b <tool_call>")]
 

@@ -634,6 +634,26 @@ def test_refused_parameters_are_named(name: str) -> None:
         parse_messages({"messages": [user("x")], "max_tokens": 1, name: [{"a": "b"}]})
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_refused"),
+    [
+        ({"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}, False),
+        ({"edits": []}, False),
+        ({}, False),
+        ({"edits": [{"type": "clear_thinking_20251015"}]}, True),
+        ({"edits": [{"keep": "all"}, {"type": "clear_tool_uses_20250919"}]}, True),
+        ({"edits": "x"}, True),
+        ([5], True),
+    ],
+)
+def test_a_management_of_the_context_may_say_that_all_is_kept(asked: Any, is_refused: bool) -> None:
+    if not is_refused:
+        assert chat_of(user("x"), context_management=asked) == chat_of(user("x"))
+        return
+    with pytest.raises(InvalidRequestError, match="context_management is not supported"):
+        chat_of(user("x"), context_management=asked)
+
+
 MANY = 150_000
 
 

@@ -83,7 +83,7 @@ def test_hermes(text: str, pieces: list[Piece]) -> None:
         '<tool_call>{"name": "a\nb", "arguments": {}}</tool_call>',
         '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
         '<tool_call>{"name": "f", "arguments": "[1]"}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": "\\ud800"}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": "{\\"a\\": \\"\\ud800\\"}"}</tool_call>',
         '<tool_call>{"arguments": {"a": 1}}</tool_call>',
         "<tool_call>{'name': 'f'}</tool_call>",
         "<tool_call>[]</tool_call>",

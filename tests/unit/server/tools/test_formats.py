@@ -1,7 +1,10 @@
 """Which way of writing calls and thoughts a chat template speaks of."""
 
+from pathlib import Path
+
 import pytest
 
+import engine
 from engine.errors import InvalidRequestError
 from server.tools.mistral import Mistral
 from tests.unit.server.tools import templates
@@ -34,6 +37,14 @@ from tests.unit.server.tools.calling import detect, tool_use
 def test_the_format_of_calls_is_found_in_the_template(template: str, name: str | None) -> None:
     found = detect(template).tool_format
     assert (found.name if found else None) == name
+
+
+def test_the_demo_model_writes_calls_as_hermes_does() -> None:
+    template = Path(engine.__file__).parent / "demo_model" / "chat_template.jinja"
+    found = detect(template.read_text("utf-8"))
+    assert found.tool_format is not None
+    assert found.tool_format.name == "hermes"
+    assert not found.has_reasoning
 
 
 def test_the_variant_of_mistrals_format_is_found_in_the_template() -> None:

@@ -1,0 +1,135 @@
+"""`orcinus bench sweep`: the load of `orcinus bench serve` at one batch size after the other.
+
+Each batch size gets requests of the same lengths that say something else, so that no prefix cache makes the later ones
+look faster than the first.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from config.arguments import Parser
+from server.commands.bench_report import markdown_table
+from server.commands.load.figures import Spread, Summary, summarize
+from server.commands.load.options import (
+    add_prompt_options,
+    add_report_options,
+    add_target_options,
+    check_options,
+    whole_number,
+)
+from server.commands.load.raw_numbers import write_numbers
+from server.commands.load.run import LoadRun
+from server.commands.load.session import client_of, open_session, run_on_fast_loop
+
+_DEFAULT_SIZES = "1,2,4,8,16,32,64,128"
+_REQUESTS_PER_STREAM = 4
+_FEWEST_REQUESTS = 8
+
+_DESCRIPTION = """\
+Measure a running server with an OpenAI API at several batch sizes: so many requests are under way at a time, each is
+followed by the next one. Prints one table. What each request is, `orcinus bench serve --help` explains.
+"""
+_EPILOG = """\
+columns:
+  output tok/s  generated tokens over the time of the whole load
+  TTFT, ITL     time to first token, time between chunks of an answer
+  ratio         output tok/s over that of the first batch size
+
+examples:
+  orcinus bench sweep --ignore-eos --warmup 8
+  orcinus bench sweep --base-url http://gpu:8000 --concurrency 1,8,64,256 --ignore-eos --plot sweep.png
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """What was measured at one batch size."""
+
+    size: int
+    run: LoadRun
+    summary: Summary
+
+
+def format_sweep(points: Sequence[SweepPoint]) -> str:
+    """One line for each batch size."""
+    head = ["batch size", "requests", "failed", "output tok/s", "ratio", "TTFT median", "TTFT p99", "ITL median"]
+    rows = [_row(point, points[0]) for point in points]
+    return markdown_table([[*head, "ITL p99", "client CPU"], *rows])
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _parser().parse(argv)
+    check_options(args)
+    points, description = run_on_fast_loop(_measure(args))
+    print(f"{description}\n\n{format_sweep(points)}")
+    if args.json is not None:
+        write_numbers(args.json, description, args, [(point.run, point.summary) for point in points])
+    if args.plot is not None:
+        from server.commands.load.plots import plot_sweep
+
+        files = plot_sweep(points, description, args.plot)
+        print(f"\nThe plots are in {' and '.join(map(str, files))}")
+    return 0
+
+
+async def _measure(args: argparse.Namespace) -> tuple[list[SweepPoint], str]:
+    points = []
+    async with client_of(args) as client:
+        session = await open_session(client, args)
+        await session.warm_up(max(args.concurrency))
+        for size in args.concurrency:
+            items = session.items(_num_requests(args.num_requests, size), f"batch size {size}")
+            run = await session.run(items, name=f"batch size {size}", max_concurrency=size)
+            points.append(SweepPoint(size, run, summarize(run, {})))
+    return points, session.describe()
+
+
+def _num_requests(wanted: int | None, size: int) -> int:
+    """Never fewer than fill the batch."""
+    return max(wanted or max(_REQUESTS_PER_STREAM * size, _FEWEST_REQUESTS), size)
+
+
+def _row(point: SweepPoint, first: SweepPoint) -> list[str]:
+    summary = point.summary
+    return [
+        f"{point.size}",
+        f"{len(point.run.records)}",
+        f"{summary.num_failed}",
+        f"{summary.output_tokens_per_s:.1f}",
+        f"{summary.output_tokens_per_s / first.summary.output_tokens_per_s:.2f}x",
+        *_latency(summary.ttft_ms),
+        *_latency(summary.itl_ms),
+        f"{summary.client_cpu:.0%}",
+    ]
+
+
+def _latency(spread: Spread | None) -> tuple[str, str]:
+    return ("–", "–") if spread is None else (f"{spread.median:.1f} ms", f"{spread.p99:.1f} ms")
+
+
+def _sizes(text: str) -> list[int]:
+    return [whole_number(part) for part in text.split(",")]
+
+
+def _parser() -> Parser:
+    parser = Parser("orcinus bench sweep", "[OPTIONS]", _DESCRIPTION, _EPILOG)
+    add_target_options(parser)
+    load = parser.add_argument_group("Load")
+    load.add_argument(
+        "--concurrency",
+        type=_sizes,
+        default=_sizes(_DEFAULT_SIZES),
+        metavar="LIST",
+        help=f"batch sizes, with commas [default: {_DEFAULT_SIZES}]",
+    )
+    load.add_argument(
+        "--num-requests",
+        type=whole_number,
+        metavar="N",
+        help=f"at each batch size, and never fewer than that [default: {_REQUESTS_PER_STREAM} times the batch size,"
+        f" at least {_FEWEST_REQUESTS}]",
+    )
+    add_prompt_options(parser)
+    add_report_options(parser, "draw FILE-throughput and FILE-latency, with the suffix of FILE")
+    return parser

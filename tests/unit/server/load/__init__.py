@@ -1,0 +1,1 @@
+"""Tests of the load generator behind `orcinus bench serve` and `orcinus bench sweep`."""

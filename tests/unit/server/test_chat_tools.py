@@ -1,0 +1,161 @@
+"""Calls of tools and reasoning in chat completions: what template and engine are given, and the shape of answers."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from engine.sampling_params import Grammar
+from server.chat_request import prepare_chat
+from server.protocol import parse_chat
+from tests.unit.engine.fakes import FakeExecutor, says
+from tests.unit.server.serving import Serving, error_of, events_of, serving, user
+
+TEMPLATE = (
+    "{% if tools %}<tools>{{ tools | tojson }}</tools><tool_call>{% endif %}"
+    "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}CALL {{ call.function.arguments.city }}{% endfor %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+THINKING_TEMPLATE = TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+ARGUMENTS = '{"city": "Zürich"}'
+CALL = f'<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
+
+
+@pytest.fixture
+async def calling(tmp_path: Path) -> AsyncIterator[Serving]:
+    room = {"max_model_len": 1024, "num_kv_blocks": 256}
+    executor = FakeExecutor(says(f"Well.\n{CALL}\n{CALL}"))
+    async with serving(tmp_path, executor, template=TEMPLATE, info=room) as running:
+        yield running
+
+
+async def chunks_of(served: Serving, **body: Any) -> list[ChatCompletionChunk]:
+    response = await served.post("/v1/chat/completions", messages=[user("hi")], stream=True, **body)
+    return [ChatCompletionChunk.model_validate(event, strict=True) for event in events_of(response.text)]
+
+
+async def test_calls_are_read_out_of_the_text(calling: Serving) -> None:
+    answer = ChatCompletion.model_validate(await calling.chat(tools=[WEATHER]), strict=True)
+    [choice] = answer.choices
+    assert (choice.message.content, choice.finish_reason) == ("Well.", "tool_calls")
+    calls = choice.message.tool_calls or []
+    assert [(call.type, call.function.name, call.function.arguments) for call in calls if call.type == "function"] == [
+        ("function", "get_weather", ARGUMENTS)
+    ] * 2
+    assert len({call.id for call in calls}) == 2
+
+
+async def test_a_message_of_calls_alone_has_no_content(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeExecutor(says(CALL)), template=TEMPLATE) as served:
+        [choice] = (await served.chat(tools=[WEATHER]))["choices"]
+        assert choice["message"]["content"] is None
+        assert "reasoning_content" not in choice["message"]
+
+
+async def test_streamed_calls_join_to_those_of_the_whole_answer(calling: Serving) -> None:
+    chunks = await chunks_of(calling, tools=[WEATHER])
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert (deltas[0].role, deltas[0].content) == ("assistant", "")
+    assert "".join(delta.content or "" for delta in deltas) == "Well."
+    parts = [part for delta in deltas for part in delta.tool_calls or []]
+    for index in range(2):
+        first, *rest = [part for part in parts if part.index == index]
+        assert first.id is not None
+        assert first.type == "function"
+        assert first.function is not None
+        assert (first.function.name, first.function.arguments) == ("get_weather", "")
+        assert all(part.id is None for part in rest)
+        assert "".join((part.function and part.function.arguments) or "" for part in rest) == ARGUMENTS
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert reasons[-1] == "tool_calls"
+    assert set(reasons[:-1]) == {None}
+
+
+async def test_a_call_cut_off_by_the_limit_is_no_finished_call(calling: Serving) -> None:
+    num_tokens = len(f"Well.\n{CALL}".partition(ARGUMENTS)[0]) + 9
+    [choice] = (await calling.chat(tools=[WEATHER], max_tokens=num_tokens))["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == ARGUMENTS[:9]
+
+
+async def test_without_parallel_calls_only_the_first_is_given(calling: Serving) -> None:
+    [choice] = (await calling.chat(tools=[WEATHER], parallel_tool_calls=False))["choices"]
+    assert len(choice["message"]["tool_calls"]) == 1
+
+
+@pytest.mark.parametrize("body", [{}, {"tools": [WEATHER], "tool_choice": "none"}])
+async def test_without_tools_a_call_is_text(calling: Serving, body: dict[str, Any]) -> None:
+    [choice] = (await calling.chat(**body))["choices"]
+    assert choice["message"]["content"] == f"Well.\n{CALL}\n{CALL}"
+    assert choice["finish_reason"] == "stop"
+    assert "tool_calls" not in choice["message"]
+
+
+async def test_the_template_is_given_the_tools_and_the_calls_of_the_conversation(calling: Serving) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": ARGUMENTS}}
+    messages = [
+        user("hi"),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "sunny"}]},
+    ]
+    context = calling.app.state.context
+    request = await prepare_chat(context, parse_chat({"messages": messages, "tools": [WEATHER]}), "id")
+    prompt = context.engine.tokenizer.decode(request.generation.prompts[0], skip_special_tokens=False)
+    tools, _, rest = prompt.removeprefix("<tools>").partition("</tools>")
+    assert json.loads(tools) == [WEATHER]
+    assert "CALL Zürich<|end|>" in rest
+    assert "<|start|>tool\nsunny<|end|>" in rest
+
+
+async def test_a_required_call_has_a_grammar(calling: Serving) -> None:
+    context = calling.app.state.context
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        body = {"messages": [user("x")], "tools": [WEATHER], "tool_choice": choice}
+        grammar = (await prepare_chat(context, parse_chat(body), "id")).generation.sampling.grammar
+        assert grammar is not None
+        assert "get_weather" in grammar.source
+    body = {"messages": [user("x")], "tools": [WEATHER]}
+    assert (await prepare_chat(context, parse_chat(body), "id")).generation.sampling.grammar is None
+
+
+async def test_tools_for_a_model_without_any_are_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeExecutor(says("x"))) as served:
+        error = error_of(await served.post("/v1/chat/completions", messages=[user("x")], tools=[WEATHER]), 400)
+        assert error["param"] == "tools"
+        assert "--tool-call-parser" in error["message"]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_reasoning_is_split_from_content(tmp_path: Path, is_streamed: bool) -> None:
+    text = "Let me see.\n</think>\n\nIt is 4."
+    async with serving(tmp_path, FakeExecutor(says(text)), template=THINKING_TEMPLATE) as served:
+        if is_streamed:
+            deltas = [chunk.choices[0].delta.to_dict() for chunk in await chunks_of(served)]
+            reasoning = "".join(str(delta.get("reasoning_content", "")) for delta in deltas)
+            content = "".join(str(delta.get("content", "")) for delta in deltas)
+        else:
+            message = (await served.chat())["choices"][0]["message"]
+            reasoning, content = message["reasoning_content"], message["content"]
+        assert (reasoning, content) == ("Let me see.", "It is 4.")
+
+
+async def test_a_form_needs_to_know_where_the_thinking_ends(tmp_path: Path) -> None:
+    asked = {"messages": [user("x")], "response_format": {"type": "json_object"}}
+    async with serving(tmp_path, FakeExecutor(says("x")), template=THINKING_TEMPLATE) as served:
+        error = error_of(await served.post("/v1/chat/completions", **asked), 400)
+        assert "</think> is no token of its own" in error["message"]
+    settings: dict[str, Any] = {"template": THINKING_TEMPLATE, "reasoning_parser": "none"}
+    async with serving(tmp_path / "other", FakeExecutor(says("x")), **settings) as served:
+        request = await prepare_chat(served.app.state.context, parse_chat(asked), "id")
+        assert request.generation.sampling.grammar == Grammar("json_object")
