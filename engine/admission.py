@@ -80,7 +80,8 @@ def _check_context(num_prompt_tokens: int, max_tokens: int | None, max_model_len
     if num_prompt_tokens + wanted <= max_model_len:
         return
     asked = f" and max_tokens {max_tokens} ask for {num_prompt_tokens + wanted}" if max_tokens else " are too many"
+    # Clients tell this error from others by the first words of OpenAI's message.
     raise ContextLengthError(
-        f"the context of this model is {max_model_len} tokens: the prompt's {num_prompt_tokens}{asked}",
+        f"this model's maximum context length is {max_model_len} tokens: the prompt's {num_prompt_tokens}{asked}",
         "max_tokens" if num_prompt_tokens < max_model_len else "prompt",
     )

@@ -206,7 +206,7 @@ def _refusal(kind: GrammarKind, error: str) -> str:
     what = {"regex": "regular expression", "choice": "list of choices", "grammar": "grammar"}.get(kind, "schema")
     if kind != "grammar":
         error = error.partition("\n   1 | ")[0]  # the grammar that was made of it
-    return f"the {what} cannot be used: {_one_line(error)}"
+    return f"the {what} cannot be used: {_one_line(error).replace('Unimplemented keys', 'not supported')}"
 
 
 def _one_line(error: str) -> str:

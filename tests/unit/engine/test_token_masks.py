@@ -19,10 +19,12 @@ class Matcher:
         self.mask = empty_mask(40)
         self.error: str | None = None
         self.is_finished = False
+        self.num_fills = 0
         self._may_run = may_run
         self._fault = fault
 
     def fill_mask(self) -> None:
+        self.num_fills += 1
         if self._may_run is not None:
             assert self._may_run.wait(WAIT_S)
         if self._fault is not None:
@@ -90,3 +92,14 @@ def test_what_nobody_waited_for_is_forgotten() -> None:
         assert other.error is stuck.error is None
     finally:
         may_run.set()
+
+
+def test_a_thread_that_was_given_up_leaves_the_other_masks_alone() -> None:
+    filler, may_run, other = MaskFiller(timeout_s=0.05), threading.Event(), Matcher()
+    filler.start([Matcher(may_run), other])
+    batch = filler._batch
+    assert batch is not None
+    filler.wait()
+    may_run.set()
+    batch.future.result(WAIT_S)
+    assert other.num_fills == 1

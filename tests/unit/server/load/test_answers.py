@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.commands.load.answers import AnswerStream, RequestFailedError, RequestRecord
@@ -113,6 +113,7 @@ def test_an_event_that_is_none_of_openais_fails_the_request(data: bytes) -> None
         fed((10.5, b"data: " + data + b"\n\n"))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_bytes_may_be_cut_anywhere(data: st.DataObject) -> None:
     whole = text("é", None) + b": ping\n\n" + text("b", "length") + event(choices=[], usage=USAGE) + DONE

@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.commands.bench_report import markdown_table, percentile
@@ -126,6 +127,7 @@ def test_one_request_after_the_other_is_one_at_a_time() -> None:
     assert peak_concurrency([record(0.0, 3.0), record(1.0, 2.0), record(1.5, 3.0)]) == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0.001, 100)), min_size=1))
 def test_the_peak_is_what_counting_at_every_start_gives(times: list[tuple[float, float]]) -> None:
     records = [record(sent_s, sent_s + lasts_s) for sent_s, lasts_s in times]
@@ -143,10 +145,9 @@ def test_the_peak_throughput_is_at_least_the_mean_one() -> None:
     assert summarize(LoadRun([record(0.0, 0.25)], 0.25, 0.0), {}).peak_output_tokens_per_s == 16.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.sampled_from([50, 90, 99]))
 def test_percentiles_are_those_of_numpy(values: list[float], percent: int) -> None:
-    import numpy as np
-
     assert percentile(values, percent) == pytest.approx(np.percentile(values, percent), abs=1e-6)
 
 

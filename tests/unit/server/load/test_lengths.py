@@ -6,7 +6,7 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.commands.load.arrivals import arrival_times
@@ -35,6 +35,7 @@ def test_exponential_lengths_have_their_mean_and_are_clipped() -> None:
     assert {min(draws("exponential:64,8..256")), max(draws("exponential:64,8..256"))} == {8, 256}
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(0, 500), st.floats(0.5, 1000), st.integers())
 def test_no_length_is_out_of_its_bounds(shortest: int, more: int, mean: float, seed: int) -> None:
     lengths = Lengths("", shortest, shortest + more, mean)
