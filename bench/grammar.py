@@ -3,7 +3,7 @@
     python bench/grammar.py [--vocab-size 128000]
 
 llguidance, which the engine uses, and xgrammar if it is installed. The vocabulary is made of pieces of the manual that
-comes with Python. Each bomb runs in a process of its own, with 2 GiB of memory and 10 s, on one vocabulary for all.
+comes with Python. Each bomb runs in a process of its own, with 2 GiB of memory and 20 s, its start included.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import numpy as np
 
 _END = 256
 _BOMB_MEMORY_BYTES = 2 << 30
-_BOMB_TIME_S = 10.0
+_BOMB_TIME_S = 20.0
 _MASKED_TEXT_BYTES = 600
 
 
@@ -345,9 +345,9 @@ def run_bomb(library_name: str, bomb_name: str, vocab_size: int) -> None:
 def _bomb_in_process(library_name: str, bomb_name: str, vocab_size: int) -> str:
     command = [sys.executable, __file__, "--vocab-size", str(vocab_size), "--bomb", library_name, bomb_name]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_BOMB_TIME_S + 10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_BOMB_TIME_S, check=False)
     except subprocess.TimeoutExpired:
-        return f"killed after {_BOMB_TIME_S + 10:.0f} s"
+        return f"killed after {_BOMB_TIME_S:.0f} s"
     if done.returncode != 0:
         return f"the process died with code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
     return done.stdout.rstrip()

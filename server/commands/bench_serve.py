@@ -4,6 +4,7 @@ A client of HTTP and nothing else: it works on any such server, and on this one 
 """
 
 import argparse
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from server.commands.load.options import (
     add_target_options,
     check_options,
     positive_number,
+    rate,
     whole_number,
 )
 from server.commands.load.raw_numbers import write_numbers
@@ -74,7 +76,7 @@ async def _measure(args: argparse.Namespace) -> tuple[LoadRun, str]:
 
 def _describe_pace(args: argparse.Namespace) -> str:
     at_a_time = f", at most {args.max_concurrency} at a time" if args.max_concurrency else ""
-    if args.request_rate == float("inf"):
+    if math.isinf(args.request_rate):
         return f"as fast as they are taken{at_a_time}"
     return f"{args.request_rate:g} a second (burstiness {args.burstiness:g}){at_a_time}"
 
@@ -94,8 +96,8 @@ def _parser() -> Parser:
     )
     load.add_argument(
         "--request-rate",
-        type=positive_number,
-        default=float("inf"),
+        type=rate,
+        default=math.inf,
         metavar="R",
         help="requests a second, on average [default: inf, all at once]",
     )

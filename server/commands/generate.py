@@ -238,12 +238,14 @@ def _answers(engine: "ServingEngine", settings: Settings) -> dict[str, Answer]:
     from server.completions import start_completion
     from server.context import ServingContext
     from server.embeddings import start_embeddings
+    from server.responses import start_response
 
     context = ServingContext(engine, settings)
     starts: dict[str, Start] = {
         "/v1/chat/completions": start_chat_completion,
         "/v1/completions": start_completion,
         "/v1/embeddings": start_embeddings,
+        "/v1/responses": start_response,
     }
     return {url: partial(_answer, start, context) for url, start in starts.items()}
 

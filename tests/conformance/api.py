@@ -14,6 +14,7 @@ from openai import BaseModel
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conformance.schema import check_embeddings, check_type
 from tests.conformance.sse import read_chunks, read_json
@@ -95,6 +96,12 @@ class Api:
         found: list[int] = self.ask("POST", "/tokenize", {"prompt": text})["tokens"]
         return found
 
+    def metric(self, name: str) -> float:
+        """The value of a sample without labels."""
+        families = text_string_to_metric_families(self.http.get("/metrics").text)
+        [value] = [sample.value for family in families for sample in family.samples if sample.name == name]
+        return value
+
     def stream(self, path: str, body: dict[str, Any]) -> bytes:
         """The bytes of a whole stream."""
         response = self.http.post(path, json={**body, "stream": True})
@@ -158,18 +165,22 @@ class SmallServer:
     @contextlib.contextmanager
     def busy(self, *, num_waiting: int = 0) -> Iterator[None]:
         """While its slot is taken, and so many places in the queue."""
-        with ThreadPoolExecutor() as threads:
-            threads.submit(self.api.stream, "/v1/completions", LONG)
-            self.wait_for("orcinus_slots_in_use", 1)
+        with (
+            ThreadPoolExecutor() as threads,
+            self.api.http.stream(
+                "POST", "/v1/completions", json={**LONG, "max_tokens": 2000, "stream": True}
+            ) as holder,
+        ):
+            next(holder.iter_bytes())
             for number in range(num_waiting):
-                threads.submit(self.api.stream, "/v1/completions", {**LONG, "max_tokens": 1})
-                self.wait_for("orcinus_queue_depth", number + 1)
+                threads.submit(self.api.complete, max_tokens=1)
+                self.wait_for_queue(number + 1)
             yield
 
-    def wait_for(self, metric: str, value: float) -> None:
+    def wait_for_queue(self, depth: int) -> None:
         deadline = time.monotonic() + TIMEOUT_S
-        while (current := self.process.metric(metric)) != value:
-            assert time.monotonic() < deadline, f"{metric} stays {current}"
+        while (current := self.api.metric("orcinus_queue_depth")) != depth:
+            assert time.monotonic() < deadline, f"{current} requests are in the queue, not {depth}"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 
 from config.settings import load_settings
@@ -115,6 +116,15 @@ def test_thinking_comes_before_the_grammar(llm: LLM) -> None:
     for output in llm.generate("Think: ", params)[0].outputs:
         assert output.finish_reason == "stop"
         assert output.text.rpartition("\n")[2] in ("yes", "no")
+
+
+def test_bad_words_do_not_come_up(llm: LLM) -> None:
+    prompt, params = "The capital of France is", SamplingParams(max_tokens=8, temperature=0)
+    (free,) = tokens(llm, [prompt], [params])
+    banned = msgspec.structs.replace(params, bad_words_token_ids=((free[1], free[2]),))
+    (found,) = tokens(llm, [prompt], [banned])
+    assert found[:2] == free[:2]
+    assert found[2] != free[2]
 
 
 def test_parameters_that_leave_nothing_to_choose_fail_their_request_alone(llm: LLM) -> None:

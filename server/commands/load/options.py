@@ -1,6 +1,7 @@
 """The flags that `orcinus bench serve` and `orcinus bench sweep` have in common, and what can be wrong with them."""
 
 import argparse
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,14 +22,19 @@ def whole_number(text: str) -> int:
 
 
 def positive_number(text: str) -> float:
-    """Above 0, and possibly `inf`. Raises `ArgumentTypeError`."""
+    """Above 0 and finite. Raises `ArgumentTypeError`."""
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not number > 0:
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return number
+
+
+def rate(text: str) -> float:
+    """A number above 0, or `inf`. Raises `ArgumentTypeError`."""
+    return math.inf if text == "inf" else positive_number(text)
 
 
 def add_target_options(parser: Parser) -> None:

@@ -104,7 +104,7 @@ def engine(_: Api) -> None:
             pieces = stream.iter_bytes()
             head = next(pieces)
             whole = threads.submit(small.api.http.post, "/v1/completions", json={"prompt": "x"})
-            small.wait_for("orcinus_queue_depth", 1)
+            small.wait_for_queue(1)
             [process] = psutil.Process(small.process.pid).children()
             process.kill()
             *_chunks, error, done = read_events(head + b"".join(pieces))

@@ -365,13 +365,13 @@ def order_of(api: Api, priorities: tuple[int, int]) -> list[int]:
     ends: list[int] = []
 
     def run_with(given: int) -> None:
-        api.small.api.complete(priority=given, max_tokens=64, ignore_eos=True)
+        api.small.api.complete(priority=given, max_tokens=32, ignore_eos=True)
         ends.append(given)
 
     with ThreadPoolExecutor() as threads, api.small.busy():
         for number, given in enumerate(priorities, start=1):
             threads.submit(run_with, given)
-            api.small.wait_for("orcinus_queue_depth", number)
+            api.small.wait_for_queue(number)
     return ends
 
 

@@ -1,5 +1,6 @@
 """What holds for streams, byte by byte."""
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -139,10 +140,16 @@ def echo(api: Api) -> None:
 
 @row("streaming.keep_alive", "A stream with nothing to say gets comments, so that nobody cuts it")
 def keep_alive(api: Api) -> None:
-    with api.small.busy():
-        stream = api.small.api.stream("/v1/completions", {"prompt": "x", "max_tokens": 1})
-    assert stream.startswith(b":")
-    assert len(read_events(stream)) == 2
+    with contextlib.ExitStack() as holder:
+        holder.enter_context(api.small.busy())
+        asked = {"prompt": "x", "max_tokens": 1, "stream": True}
+        with api.small.api.http.stream("POST", "/v1/completions", json=asked) as stream:
+            pieces = stream.iter_bytes()
+            comment = next(pieces)
+            holder.close()
+            rest = b"".join(pieces)
+    assert comment.startswith(b":")
+    assert len(read_events(comment + rest)) == 2
 
 
 @row("streaming.deadline", "A deadline that passes within a stream is an error event, then [DONE]; no finish reason")

@@ -1,6 +1,7 @@
 """`orcinus bench serve` on a server that a test makes as capable as it needs."""
 
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from server.cli import main
 from server.commands.load import options
+from server.commands.load.arrivals import arrival_times
 from tests.unit.server.load.scripted import ScriptedServer, as_llama_cpp, as_vllm, scripted_server
 
 Captured = pytest.CaptureFixture[str]
@@ -185,6 +187,14 @@ def test_no_server_is_one_line_and_exit_code_1(server: ScriptedServer, capsys: C
     assert capsys.readouterr().err == "orcinus bench: cannot connect to 127.0.0.1 port 1: Connection refused\n"
 
 
+def test_no_request_is_sent_before_it_is_due(server: ScriptedServer, tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    assert bench(server, "--request-rate", "100", "--burstiness", "2", "--seed", "3", "--json", str(numbers)) == 0
+    due = arrival_times(6, 100.0, 2.0, random.Random("arrivals 3"))
+    sent = [request["sent_s"] for request in json.loads(numbers.read_text())["runs"][0]["requests"]]
+    assert all(sent_s > due_s - 0.002 for sent_s, due_s in zip(sent, due, strict=True))  # timers tick in milliseconds
+
+
 def test_all_numbers_and_a_plot_are_written_without_the_key(server: ScriptedServer, tmp_path: Path) -> None:
     numbers, plot = tmp_path / "numbers.json", tmp_path / "plot.svg"
     argv = ["--json", str(numbers), "--plot", str(plot), "--api-key", "sesame", "--request-rate", "400"]
@@ -206,6 +216,7 @@ def test_all_numbers_and_a_plot_are_written_without_the_key(server: ScriptedServ
         (["--num-requests", "0"], "'0' is no whole number from 1"),
         (["--request-rate", "nan"], "'nan' is no number above 0"),
         (["--burstiness", "x"], "'x' is no number above 0"),
+        (["--burstiness", "inf"], "'inf' is no number above 0"),
         (["--goodput", "ttft:fast"], "'ttft:fast' is no objective"),
         (["--endpoint", "chat", "--vocab-size", "9"], "the chat endpoint takes no token ids"),
         (["--json", "/no/dir/x.json"], "there is no directory /no/dir to write /no/dir/x.json in"),

@@ -826,6 +826,13 @@ async def test_a_call_can_be_required(silent: Serving, recorder: Recorder, choic
     assert "add" in request.sampling.grammar.source
 
 
+async def test_one_call_at_most_can_be_asked_for(silent: Serving, recorder: Recorder) -> None:
+    for is_parallel in (None, True, False):
+        await silent.post(URL, input="x", tools=[ADD], tool_choice="required", parallel_tool_calls=is_parallel)
+    default, many, one = [request.sampling.grammar for request in recorder.requests]
+    assert default == many != one
+
+
 async def test_effort_reaches_the_template(tmp_path: Path) -> None:
     template = "{{ messages[0].content }} {{ reasoning_effort }} {{ style }}"
     async with serving(tmp_path, FakeExecutor(echoes), template=template) as served:

@@ -136,9 +136,7 @@ def test_python_calls_are_read_as_they_were_written(calls: list[Call], places: l
 
 
 @given(
-    thought=_TEXT.map(lambda text: text.strip("\n").replace("</think>", "").lstrip()).filter(
-        lambda text: not text.startswith("<think>")
-    ),
+    thought=content_without("<think>", "</think>"),
     answer=content_without("<tool_call>"),
     calls=calls_with(_TEXT),
     is_open=st.booleans(),
