@@ -3,6 +3,7 @@
 Shared by every API that speaks in messages: each makes a `ChatBody` of its own form, and writes the answer in it.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,23 +83,33 @@ def _usable_tools(ctx: ServingContext, body: ChatBody) -> ToolUse | None:
 
 async def _grammar(ctx: ServingContext, body: ChatBody, tool_use: ToolUse | None, tail: str) -> Grammar | None:
     """A call that must be made comes before the form of an answer, which then is not given."""
-    form = ctx.message_format
     asked = read_grammar(body)
-    calls = None if tool_use is None else form.grammar(tail, tool_use)
-    if calls is not None:
-        await ctx.engine.check_grammar(calls, "tools")
-        return calls
-    if asked is None:
-        return None
+    param = "response_format" if body.response_format else "structured_outputs"
     if tool_use is not None:
-        raise InvalidRequestError(
-            "tools that the model may or may not call cannot be combined with a form that its answer must have: "
-            'set tool_choice to "none" or "required"',
-            "response_format",
-        )
-    asked = msgspec.structs.replace(asked, thinking=form.thinking(tail))
-    await ctx.engine.check_grammar(asked, "response_format" if body.response_format else "structured_outputs")
-    return asked
+        schema = None if asked is None or tool_use.choice == "required" else _answer_schema(asked)
+        grammar = ctx.message_format.grammar(tail, tool_use, schema)
+        param = "tools" if schema is None else param
+    else:
+        grammar = asked and msgspec.structs.replace(asked, thinking=ctx.message_format.thinking(tail))
+    if grammar is not None:
+        await ctx.engine.check_grammar(grammar, param)
+    return grammar
+
+
+def _answer_schema(asked: Grammar) -> dict[str, Any]:
+    """The schema of an answer that the model may give instead of calling a tool."""
+    match asked.kind:
+        case "json_object":
+            return {"type": "object"}
+        case "json_schema":
+            schema = json.loads(asked.source)
+            return schema if isinstance(schema, dict) else {}
+        case _:
+            raise InvalidRequestError(
+                "where the model may call tools or not, the form of its answer can only be JSON: "
+                'set tool_choice to "none" or "required"',
+                "structured_outputs",
+            )
 
 
 def _template_variables(body: ChatBody) -> dict[str, Any]:

@@ -9,10 +9,11 @@ tool, and could do nothing with the text. Without a marker, only the names of th
 answer.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
+from typing import Any
 
 from engine.errors import InvalidRequestError
 from engine.sampling_params import Grammar, Thinking
@@ -21,7 +22,7 @@ from server.pieces import Content, Piece, Reasoning, ToolCallStart
 from server.reasoning import CLOSING, OPENING, Start, split_reasoning, start_of_output, thinks
 from server.tools.call_writer import CallWriter
 from server.tools.formats import FORMAT_NAMES, ToolFormat, find_format, named_format
-from server.tools.lark import quote
+from server.tools.lark import inline_json, quote
 from server.tools.request import ToolUse
 
 TOOL_CALL_PARSERS = ("auto", "none", *FORMAT_NAMES)
@@ -92,17 +93,24 @@ class MessageFormat:
             return None
         return MessageReader(start, tool_format, tool_use, self._meaningless_tokens(tool_format))
 
-    def grammar(self, prompt_tail: str, tool_use: ToolUse) -> Grammar | None:
+    def grammar(
+        self, prompt_tail: str, tool_use: ToolUse, answer_schema: Mapping[str, Any] | None = None
+    ) -> Grammar | None:
         """What makes the model call a tool, or the tool that is named; None where it is left to the model.
 
+        With `answer_schema` what is left to the model is a choice: calls, or an answer in JSON that matches it.
         Raises `InvalidRequestError` if there is no such grammar.
         """
         self.check(tool_use)
-        if self.tool_format is None or tool_use.choice != "required":
+        if self.tool_format is None or (tool_use.choice != "required" and answer_schema is None):
             return None
-        thinking = self.thinking(prompt_tail)
-        start = f"start: {quote(chr(10))}{{0,2}} calls" if thinking else "start: calls"
         rules = self.tool_format.grammar_rules(tool_use, self._terminal)
+        output = "calls"
+        if tool_use.choice != "required" and answer_schema is not None:
+            output = "(calls | answer)"
+            rules += f"\nanswer: {inline_json(answer_schema, strict=True)}"
+        thinking = self.thinking(prompt_tail)
+        start = f"start: {quote(chr(10))}{{0,2}} {output}" if thinking else f"start: {output}"
         return Grammar(kind="grammar", source=f"{start}\n{rules}\n", thinking=thinking)
 
     def thinking(self, prompt_tail: str) -> Thinking | None:

@@ -22,17 +22,12 @@ from server.responses_output import Event, OutputItems
 from server.single_message import SingleMessageGeneration, encode_event
 
 
-async def create_response(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole answer to a parsed body, as the API returns it (`stream` in the body is the caller's business).
+async def start_response(ctx: ServingContext, body: Mapping[str, Any]) -> "ResponseGeneration":
+    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
-    `EngineUnavailableError`, `RequestTimeoutError`, `RequestFailedError`.
+    `EngineUnavailableError`.
     """
-    return await (await start_response(ctx, body)).whole()
-
-
-async def start_response(ctx: ServingContext, body: Mapping[str, Any]) -> "ResponseGeneration":
-    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it. Raises as above."""
     asked = parse_response(body)
     chat = to_chat_body(asked)
     with naming_parameters_of_responses():

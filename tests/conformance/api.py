@@ -176,6 +176,7 @@ class SmallServer:
                 threads.submit(self.api.complete, max_tokens=1)
                 self.wait_for_queue(number + 1)
             yield
+            pieces.close()
 
     def wait_for_queue(self, depth: int) -> None:
         deadline = time.monotonic() + TIMEOUT_S

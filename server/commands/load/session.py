@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -102,9 +103,19 @@ def client_of(args: argparse.Namespace) -> HttpClient:
 
 
 def run_on_fast_loop(main: Coroutine[Any, Any, _T]) -> _T:
-    """`asyncio.run`, on uvloop where there is one."""
+    """`asyncio.run`, on uvloop where there is one, and with as many connections as this process may have."""
+    _allow_many_connections()
     try:
         import uvloop
     except ImportError:
         return asyncio.run(main)
     return uvloop.run(main)
+
+
+def _allow_many_connections() -> None:
+    """Every request under way is an open file, of which many systems allow 1024 unless asked."""
+    with contextlib.suppress(ImportError, ValueError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))

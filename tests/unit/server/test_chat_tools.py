@@ -159,3 +159,20 @@ async def test_a_form_needs_to_know_where_the_thinking_ends(tmp_path: Path) -> N
     async with serving(tmp_path / "other", FakeExecutor(says("x")), **settings) as served:
         request = await prepare_chat(served.app.state.context, parse_chat(asked), "id")
         assert request.generation.sampling.grammar == Grammar("json_object")
+
+
+async def test_the_model_may_call_or_answer_in_the_form_that_is_asked_for(calling: Serving) -> None:
+    schema = {"type": "object", "properties": {"is_sunny": {"type": "boolean"}}}
+    context = calling.app.state.context
+    asked = {"messages": [user("x")], "tools": [WEATHER]}
+    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "sky", "schema": schema}}}
+    grammar = (await prepare_chat(context, parse_chat({**asked, **form}), "id")).generation.sampling.grammar
+    assert grammar is not None
+    assert "start: (calls | answer)" in grammar.source
+    assert "is_sunny" in grammar.source
+    forced = parse_chat({**asked, **form, "tool_choice": "required"})
+    grammar = (await prepare_chat(context, forced, "id")).generation.sampling.grammar
+    assert grammar is not None
+    assert "is_sunny" not in grammar.source
+    error = error_of(await calling.post("/v1/chat/completions", **asked, structured_outputs={"regex": "a"}), 400)
+    assert (error["param"], "can only be JSON" in error["message"]) == ("structured_outputs", True)

@@ -84,6 +84,11 @@ def test_an_answer_without_text_has_its_first_token_at_its_end() -> None:
     assert (answer.ttft_s, answer.e2e_s, answer.output_tokens) == (1.0, 1.0, 6)
 
 
+def test_an_answer_ends_with_its_last_text_where_nothing_says_why() -> None:
+    answer = record((10.5, text("a")), (11.0, text("")), (11.5, DONE))
+    assert (answer.e2e_s, answer.finish_reason) == (0.5, None)
+
+
 def test_comments_other_fields_and_carriage_returns_are_passed_over() -> None:
     lines = b": ping\r\nevent: message\r\nid: 4\r\n" + text("a").replace(b"\n", b"\r\n") + b"data:[DONE]\r\n"
     assert record((10.5, lines)).chunk_times_s == [10.5]

@@ -114,7 +114,8 @@ async def test_a_stream_is_handed_on_as_it_comes_with_the_time_of_the_clock() ->
 
 async def test_an_error_is_not_handed_to_the_sink() -> None:
     sink = Sink()
-    async with talking([whole(b"no", "429 Too Many Requests")]) as (_, client):
+    error = whole(b"no", "429 Too Many Requests").replace(b"application/json", b"text/event-stream")
+    async with talking([error]) as (_, client):
         response = await client.post("/x", b"", sink)
     assert (response.status, response.body, sink.data) == (429, b"no", b"")
 
@@ -133,7 +134,7 @@ async def test_two_requests_at_a_time_have_two_connections() -> None:
 
 
 async def test_a_connection_that_the_server_ends_is_not_used_again() -> None:
-    async with talking([whole(b"1", more="Connection: close\r\n"), None], [whole(b"2")]) as (script, client):
+    async with talking([whole(b"1", more="Connection: close\r\n")], [whole(b"2")]) as (script, client):
         assert [(await client.get("/x")).body for _ in range(2)] == [b"1", b"2"]
     assert script.num_connections == 2
 
