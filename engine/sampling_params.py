@@ -57,7 +57,6 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
             )
 
 
-
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of one request, with the names and meaning of the OpenAI API and its common extensions.
 

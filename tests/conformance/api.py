@@ -22,7 +22,7 @@ from tests.server_process import ServerProcess
 
 TIMEOUT_S = 60.0
 KEY = "conformance-key"
-LONG: dict[str, Any] = {"prompt": "On and on", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+LONG: dict[str, Any] = {"prompt": "On and on", "max_tokens": 200, "ignore_eos": True, "temperature": 0}
 JSON = "application/json"
 
 
@@ -165,18 +165,17 @@ class SmallServer:
     @contextlib.contextmanager
     def busy(self, *, num_waiting: int = 0) -> Iterator[None]:
         """While its slot is taken, and so many places in the queue."""
+        endless = {**LONG, "max_tokens": 2000, "stream": True}
         with (
             ThreadPoolExecutor() as threads,
-            self.api.http.stream(
-                "POST", "/v1/completions", json={**LONG, "max_tokens": 2000, "stream": True}
-            ) as holder,
+            self.api.http.stream("POST", "/v1/completions", json=endless) as holder,
         ):
-            next(holder.iter_bytes())
+            pieces = holder.iter_bytes()
+            next(pieces)
             for number in range(num_waiting):
                 threads.submit(self.api.complete, max_tokens=1)
                 self.wait_for_queue(number + 1)
             yield
-            pieces.close()
 
     def wait_for_queue(self, depth: int) -> None:
         deadline = time.monotonic() + TIMEOUT_S
