@@ -364,6 +364,7 @@ class TokenizeBody(_Body):
     messages: list[dict[str, Any]] | None = Field(
         None, max_length=MAX_MESSAGES, description="Or a chat to render and tokenize."
     )
+    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="As in chat completions.")
     add_special_tokens: bool | None = Field(None, description="Default: true for text, false for a chat.")
     add_generation_prompt: bool | None = Field(None, description="As in chat completions.")
     continue_final_message: bool = Field(False, description="As in chat completions.")

@@ -8,6 +8,7 @@ from engine.errors import InvalidRequestError
 from server.context import ServingContext
 from server.prompts import encode_chat
 from server.protocol import TokenizeBody, parse_detokenize, parse_tokenize
+from server.tools.request import read_tool_use
 
 _OFF_LOOP_TOKENS = 4096
 
@@ -44,6 +45,8 @@ async def _token_ids(ctx: ServingContext, request: TokenizeBody) -> list[int]:
     if request.prompt is not None:
         add_special_tokens = request.add_special_tokens is not False
         return await ctx.engine.encode(request.prompt, add_special_tokens=add_special_tokens)
+    tool_use = read_tool_use(request.tools, None)
+    ctx.message_format.check(tool_use)
     chat = await encode_chat(
         ctx.engine,
         request.messages or [],
@@ -51,5 +54,6 @@ async def _token_ids(ctx: ServingContext, request: TokenizeBody) -> list[int]:
         continue_final_message=request.continue_final_message,
         add_special_tokens=request.add_special_tokens is True,
         variables=request.chat_template_kwargs,
+        tools=None if tool_use is None else tool_use.raw,
     )
     return chat.token_ids

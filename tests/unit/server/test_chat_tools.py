@@ -12,7 +12,7 @@ from engine.sampling_params import Grammar
 from server.chat_request import prepare_chat
 from server.protocol import parse_chat
 from tests.unit.engine.fakes import FakeExecutor, says
-from tests.unit.server.serving import Serving, error_of, events_of, serving, user
+from tests.unit.server.serving import Serving, answer_of, error_of, events_of, serving, user
 
 TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools><tool_call>{% endif %}"
@@ -176,3 +176,11 @@ async def test_the_model_may_call_or_answer_in_the_form_that_is_asked_for(callin
     assert "is_sunny" not in grammar.source
     error = error_of(await calling.post("/v1/chat/completions", **asked, structured_outputs={"regex": "a"}), 400)
     assert (error["param"], "can only be JSON" in error["message"]) == ("structured_outputs", True)
+
+
+async def test_tokenize_counts_the_tools_too(calling: Serving) -> None:
+    asked = {"messages": [user("x")], "tools": [WEATHER]}
+    answer = answer_of(await calling.post("/tokenize", **asked))
+    request = await prepare_chat(calling.app.state.context, parse_chat(asked), "id")
+    assert answer["tokens"] == request.generation.prompts[0]
+    assert answer["count"] > answer_of(await calling.post("/tokenize", messages=[user("x")]))["count"]
