@@ -37,6 +37,8 @@ class ServedModel:
     """A loaded model and how its attention is to be served. `expected_logits` are those of the probe's tokens."""
 
     model: LanguageModel
+    num_parameters: int
+    weight_bytes: int
     backend: AttentionBackend
     shapes: dict[nn.Module, LayerShape]
     cache_dtype: torch.dtype
@@ -62,6 +64,8 @@ def probe_model(causal_lm: Any, device: torch.device) -> ServedModel:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
     return ServedModel(
         model=model,
+        num_parameters=int(causal_lm.num_parameters()),
+        weight_bytes=int(causal_lm.get_memory_footprint()),
         backend=choose_backend(device, probe.dtype),
         shapes=probe.shapes,
         cache_dtype=probe.dtype,

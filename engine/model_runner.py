@@ -45,6 +45,7 @@ from engine.language_model import LanguageModel
 from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
 from engine.model_loader import eos_token_ids, load_causal_lm, sampling_defaults
 from engine.model_probe import ServedModel, check_paged, peak_cuda_memory, probe_model
+from engine.packed_linear import can_pack, pack_linears
 from engine.pooling import PooledPrompt, resolve_pooling, unit_vectors
 from engine.sampler import BadWords, SampledRows, Sampler, SamplingRow, has_penalties, penalty_counts, token_logprobs
 from engine.sampling_params import SamplingParams
@@ -73,6 +74,9 @@ def build_executor(config: EngineConfig) -> "tuple[EngineInfo, ModelRunner]":
     with torch.inference_mode():
         served = probe_model(causal_lm, device)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
+        if can_pack(device, causal_lm.dtype):
+            # A head that shares its weight with the embedding stays: packed it would be there twice.
+            pack_linears(causal_lm, keep=[causal_lm.get_input_embeddings().weight])
         check_paged(served, limits.block_size, device)
         size = _cache_size(config, served, limits, device)
         layers = allocate_cache(
@@ -144,8 +148,8 @@ def _engine_info(
     return EngineInfo(
         model=config.model,
         architecture=served.model.name,
-        num_parameters=int(causal_lm.num_parameters()),
-        weight_bytes=int(causal_lm.get_memory_footprint()),
+        num_parameters=served.num_parameters,
+        weight_bytes=served.weight_bytes,
         dtype=str(causal_lm.dtype).removeprefix("torch."),
         device=device.type,
         device_name=device_name(device),

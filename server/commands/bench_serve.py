@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from config.arguments import Parser
+from config.settings import SettingsError
 from server.commands.load.arrivals import arrival_times
 from server.commands.load.figures import first_error, parse_objectives, summarize
 from server.commands.load.options import (
@@ -47,6 +48,8 @@ examples:
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse(argv)
     check_options(args)
+    if args.burstiness != 1 and math.isinf(args.request_rate):
+        raise SettingsError("--burstiness needs --request-rate: without a rate all requests come at once")
     run, description = run_on_fast_loop(_measure(args))
     objectives_ms = args.goodput or {}
     summary = summarize(run, objectives_ms)

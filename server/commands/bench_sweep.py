@@ -21,6 +21,7 @@ from server.commands.load.options import (
 from server.commands.load.raw_numbers import write_numbers
 from server.commands.load.run import LoadRun
 from server.commands.load.session import client_of, open_session, run_on_fast_loop
+from server.commands.load.summary_table import notes_on
 
 _DEFAULT_SIZES = "1,2,4,8,16,32,64,128"
 _REQUESTS_PER_STREAM = 4
@@ -52,10 +53,11 @@ class SweepPoint:
 
 
 def format_sweep(points: Sequence[SweepPoint]) -> str:
-    """One line for each batch size."""
+    """One line for each batch size, and what is to be said of them."""
     head = ["batch size", "requests", "failed", "output tok/s", "ratio", "TTFT median", "TTFT p99", "ITL median"]
     rows = [_row(point, points[0]) for point in points]
-    return markdown_table([[*head, "ITL p99", "client CPU"], *rows])
+    table = markdown_table([[*head, "ITL p99", "client CPU"], *rows])
+    return "\n".join([table, *notes_on([point.summary for point in points])])
 
 
 def main(argv: Sequence[str]) -> int:

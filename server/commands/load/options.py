@@ -75,7 +75,7 @@ def add_prompt_options(parser: Parser) -> None:
             help=f"{text} [default: {default}]",
         )
     prompts.add_argument(
-        "--shared-prefix-tokens", type=whole_number, default=0, metavar="N", help="more tokens, the same in all prompts"
+        "--shared-prefix-tokens", type=_count, default=0, metavar="N", help="more tokens, the same in all prompts"
     )
     prompts.add_argument(
         "--num-prefixes",
@@ -115,6 +115,10 @@ def check_options(args: argparse.Namespace) -> None:
     """What can be known to be wrong before anything is sent. Raises `SettingsError` and `OrcinusError`."""
     if args.endpoint == "chat" and (args.prompt_form == "tokens" or args.vocab_size is not None):
         raise SettingsError("the chat endpoint takes no token ids; use --endpoint completions")
+    if args.dataset is not None and (args.prompt_form, args.vocab_size, args.shared_prefix_tokens) != ("auto", None, 0):
+        raise SettingsError("a dataset has its own prompts; leave out what random ones are made of")
+    if args.num_prefixes > 1 and not args.shared_prefix_tokens:
+        raise SettingsError("--num-prefixes needs --shared-prefix-tokens")
     for file in (args.json, args.plot):
         if file is not None and not file.parent.is_dir():
             raise SettingsError(f"there is no directory {file.parent} to write {file} in")

@@ -1,6 +1,6 @@
 """The printed summary of a load, laid out and named as users of other load generators know it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from server.commands.load.figures import Spread, Summary
 
@@ -18,8 +18,12 @@ def format_summary(summary: Summary, objectives_ms: Mapping[str, float]) -> str:
     if summary.goodput is not None:
         sections.append(_section("Goodput", "-", _goodput(summary, objectives_ms)))
     sections.append(_section("Client", "-", [("Client CPU (share of one core):", f"{summary.client_cpu:.1%}")]))
-    notes = "\n".join(f"Note: {note}" for note in _notes(summary))
-    return "\n".join(sections) + "\n" + "=" * (_LABEL_WIDTH + _VALUE_WIDTH) + (f"\n{notes}" if notes else "")
+    return "\n".join([*sections, "=" * (_LABEL_WIDTH + _VALUE_WIDTH), *notes_on([summary])])
+
+
+def notes_on(summaries: Sequence[Summary]) -> list[str]:
+    """A line for each thing that makes the numbers less than they seem."""
+    return [f"Note: {note}" for note in dict.fromkeys(note for summary in summaries for note in _notes(summary))]
 
 
 def _section(title: str, rule: str, rows: Iterable[tuple[str, str]]) -> str:

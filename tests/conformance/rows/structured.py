@@ -8,7 +8,7 @@ import jsonschema
 
 from tests.conformance.api import Api
 from tests.conformance.registry import row
-from tests.conformance.rows.tools import WEATHER
+from tests.conformance.rows.tools import QUESTION, WEATHER
 
 COUNTRY = "Describe France in JSON with the keys country and capital."
 SCHEMA: dict[str, Any] = {
@@ -126,8 +126,12 @@ def refused(api: Api) -> None:
             assert (refuse(**body)["param"] or "").startswith(place), body
 
 
-@row("structured.tools", "A form of the answer and tools that may or may not be called are refused together, by name")
+@row("structured.tools", "With tools at hand too, an answer is a call or text that matches, even if drawn at random")
 def with_tools(api: Api) -> None:
-    body: dict[str, Any] = {"response_format": schema_format(SCHEMA), "tools": [WEATHER]}
-    assert api.refuse_chat(**body)["param"] == "response_format"
-    assert api.chat(COUNTRY, **body, tool_choice="none")["choices"][0]["message"]["content"]
+    body: dict[str, Any] = {"response_format": schema_format(SCHEMA), "tools": [WEATHER], "max_tokens": 100}
+    assert api.chat(QUESTION, **body)["choices"][0]["finish_reason"] == "tool_calls"
+    for choice in api.chat(COUNTRY, **body, temperature=1, seed=1, n=4)["choices"]:
+        if choice["finish_reason"] == "stop":
+            jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
+    silent = api.chat(COUNTRY, **body, tool_choice="none")["choices"][0]["message"]
+    assert json.loads(silent["content"]) == {"country": "France", "capital": "Paris"}

@@ -81,11 +81,11 @@ def test_token_ids_may_be_any_of_a_vocabulary_that_is_named(server: ScriptedServ
 
 def test_a_server_that_takes_no_token_ids_gets_text(server: ScriptedServer, capsys: Captured) -> None:
     server.tokenize, server.takes_token_ids, server.tokens_per_word = as_vllm, False, 2
-    assert bench(server, "--prompt-tokens", "103") == 0
+    assert bench(server, "--prompt-tokens", "1003") == 0
     printed = capsys.readouterr().out
     assert "random words" in printed
-    assert {len(body["prompt"].split()) for body in server.load()} == {50}
-    assert rows_of(printed)["Prompt tokens, counted by the server:"] == f"{6 * 103}"
+    assert {len(body["prompt"].split()) for body in server.load()} == {500}
+    assert rows_of(printed)["Prompt tokens, counted by the server:"] == f"{6 * 1003}"
 
 
 def test_token_ids_that_must_be_and_cannot_are_an_error(server: ScriptedServer, capsys: Captured) -> None:
@@ -219,6 +219,9 @@ def test_all_numbers_and_a_plot_are_written_without_the_key(server: ScriptedServ
         (["--burstiness", "inf"], "'inf' is no number above 0"),
         (["--goodput", "ttft:fast"], "'ttft:fast' is no objective"),
         (["--endpoint", "chat", "--vocab-size", "9"], "the chat endpoint takes no token ids"),
+        (["--dataset", "x.jsonl", "--vocab-size", "9"], "a dataset has its own prompts"),
+        (["--num-prefixes", "2"], "--num-prefixes needs --shared-prefix-tokens"),
+        (["--burstiness", "2"], "--burstiness needs --request-rate"),
         (["--json", "/no/dir/x.json"], "there is no directory /no/dir to write /no/dir/x.json in"),
         (["--base-url", "localhost:8000"], "is no URL of a server"),
         (["--rate", "4"], "unknown flag: --rate"),

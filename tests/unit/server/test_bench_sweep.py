@@ -17,14 +17,16 @@ def sweep(server: ScriptedServer, *argv: str) -> int:
 
 def test_every_batch_size_has_a_line_enough_requests_and_prompts_of_its_own(capsys: Captured) -> None:
     with scripted_server() as server:
+        server.has_usage = False
         assert sweep(server, "--concurrency", "1,3", "--num-requests", "2") == 0
-    _, *table = capsys.readouterr().out.split("\n\n")
-    head, _, one, three = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[0].splitlines()]
+    *table, note = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    head, _, one, three = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
     assert head[:5] == ["batch size", "requests", "failed", "output tok/s", "ratio"]
     assert (one[:3], one[4]) == (["1", "2", "0"], "1.00x")
     assert three[:3] == ["3", "3", "0"]
     assert float(three[4].rstrip("x")) == pytest.approx(float(three[3]) / float(one[3]), abs=0.02)
     assert one[5].endswith(" ms")
+    assert note == "Note: the server counts no tokens: every chunk is taken for one"
     load = server.load()
     assert len({body["prompt"] for body in load}) == len(load) == 5
     assert {body["max_tokens"] for body in load[:2]} <= {body["max_tokens"] for body in load[2:]}

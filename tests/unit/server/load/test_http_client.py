@@ -33,6 +33,7 @@ class Script:
         self.answers = list(answers)
         self.requests: list[bytes] = []
         self.num_connections = 0
+        self.has_lost_one = asyncio.Event()
         self.port = 0
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,6 +44,7 @@ class Script:
                 if not await _say(writer, self.answers.pop(0)):
                     return
             await reader.read()
+        self.has_lost_one.set()
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:
@@ -179,10 +181,12 @@ async def test_what_the_sink_refuses_fails_the_request_and_ends_its_connection()
     assert script.num_connections == 2
 
 
-async def test_a_server_that_does_not_answer_in_time_fails() -> None:
-    async with talking([STREAM], timeout_s=0.05) as (_, client):
+async def test_a_server_that_does_not_answer_in_time_fails_and_is_left() -> None:
+    async with talking([STREAM], timeout_s=0.05) as (script, client):
         with pytest.raises(RequestFailedError, match=r"it took longer than 0\.05 s"):
             await client.post("/x", b"", Sink())
+        async with asyncio.timeout(10):
+            await script.has_lost_one.wait()
 
 
 async def test_no_server_is_named() -> None:
