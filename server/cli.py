@@ -14,7 +14,7 @@ COMMANDS = {
     "serve": "serve a model over the OpenAI HTTP API",
     "chat": "talk to a running server from the terminal",
     "generate": "run a file of prompts (OpenAI batch format) through the engine, without a server",
-    "bench": "measure: compare the batching strategies on one load",
+    "bench": "measure: load a server, sweep batch sizes, compare the batching strategies",
 }
 
 _HELP = """\
@@ -35,7 +35,7 @@ Examples:
   orcinus chat                                   in a second terminal
   orcinus chat "What is the capital of France?"
   orcinus generate prompts.jsonl -o answers.jsonl
-  orcinus bench strategies --plot strategies.png
+  orcinus bench serve --base-url http://127.0.0.1:8000 --max-concurrency 32
 
 Settings come from the command line, then ORCINUS_* environment variables, then a YAML file (--config FILE or
 ORCINUS_CONFIG), then defaults. --max-num-seqs 8, ORCINUS_MAX_NUM_SEQS=8 and "max_num_seqs: 8" say the same.

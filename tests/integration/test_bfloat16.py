@@ -12,7 +12,7 @@ from engine.llm import LLM
 from engine.sampling_params import SamplingParams
 
 TEXTS = [
-    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital of France is Paris.",
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital is Paris.",
     "<|im_start|>user\nCount from 3 to 9.<|im_end|>\n<|im_start|>assistant\n3, 4, 5, 6, 7, 8, 9",
     "The sea is wide and the boat is small. " * 12,
 ]

@@ -1,0 +1,455 @@
+// Attention over the paged cache for one instruction set. attention.cpp includes this file once per set, each time in
+// a namespace of its own, with these macros:
+//   NATIVE_BF16  1 where pairs of bfloat16 are multiplied in hardware; otherwise they are widened to float32 first
+//   TILE_ROWS, TILE_VECTORS  the accumulators that a matrix product keeps in registers: rows times vectors of 16
+//   STRIP        vectors of 16 that a decode sums values into at once
+//
+// Every query looks at its keys in tiles that begin at multiples of TILE positions, whatever shares the batch, the
+// block size or the chunk: its result depends on nothing but its own sequence.
+
+// ---- vectors of 16 lanes, lowered by the compiler to whatever the instruction set has
+
+INLINE f32x16 splat(float x) { return f32x16{} + x; }
+
+INLINE f32x16 load(const float* p) { return *reinterpret_cast<const f32x16_unaligned*>(p); }
+
+INLINE void store(float* p, f32x16 x) { *reinterpret_cast<f32x16_unaligned*>(p) = x; }
+
+INLINE f32x16 widen(const bf16* p) {
+    const u16x16 raw = *reinterpret_cast<const u16x16_unaligned*>(p);
+    return bits_as<f32x16>(__builtin_convertvector(raw, u32x16) << 16);
+}
+
+INLINE f32x16 load_as_float(const float* p) { return load(p); }
+INLINE f32x16 load_as_float(const bf16* p) { return widen(p); }
+
+INLINE float sum_of(f32x16 x) {
+    const Halves<f32x16, f32x8> h16(x);
+    const Halves<f32x8, f32x4> h8(h16.low + h16.high);
+    const f32x4 v = h8.low + h8.high;
+    return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
+INLINE float max_of(f32x16 x) {
+    const Halves<f32x16, f32x8> h16(x);
+    const Halves<f32x8, f32x4> h8(h16.low > h16.high ? h16.low : h16.high);
+    const f32x4 v = h8.low > h8.high ? h8.low : h8.high;
+    const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+}
+
+// exp to about 2 units in the last place; 0 below -87, and NaN stays NaN.
+INLINE f32x16 exp_of(f32x16 x) {
+    const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const f32x16 shifted = x * 1.44269504f + shift;
+    const f32x16 n = shifted - shift;
+    const f32x16 r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    f32x16 p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const u32x16 scaled = bits_as<u32x16>(p) + (bits_as<u32x16>(shifted) << 23);
+    const f32x16 y = x == x ? bits_as<f32x16>(scaled) : x;
+    return x < -87.0f ? f32x16{} : y;
+}
+
+INLINE f32x16 tanh_of(f32x16 x) {
+    const f32x16 top = splat(40.0f);
+    const f32x16 doubled = x * 2.0f;
+    return 1.0f - 2.0f / (exp_of(doubled > top ? top : doubled) + 1.0f);
+}
+
+// ---- what differs between multiplying float32 and multiplying pairs of bfloat16
+
+// Rows of the cache come as they are stored; queries and weights have been packed into `Packed`. One step of a
+// product takes one 32-bit lane: a float32, or two bfloat16.
+struct Single {
+    typedef float Packed;
+    static const int PER_LANE = 1;
+    static const int STRIDE = 16;  // elements of a row that `dot` takes
+
+    template <class Stored> static INLINE f32x16 dot(f32x16 sum, const float* query, const Stored* row, long) {
+        return load(query) * load_as_float(row) + sum;
+    }
+
+    template <class Stored> static INLINE f32x16 dot_tail(f32x16 sum, const float* query, const Stored* row, long left) {
+        Stored padded[STRIDE] = {};
+        __builtin_memcpy(padded, row, left * sizeof(Stored));
+        return load(query) * load_as_float(padded) + sum;
+    }
+
+    static INLINE f32x16 multiply(f32x16 sum, const uint32_t* lane, const uint32_t* column) {
+        float x;
+        __builtin_memcpy(&x, lane, sizeof x);
+        return x * load(reinterpret_cast<const float*>(column)) + sum;
+    }
+};
+
+#if NATIVE_BF16
+struct Pairs {
+    typedef bf16 Packed;
+    static const int PER_LANE = 2;
+    static const int STRIDE = 32;
+
+    static INLINE f32x16 dot(f32x16 sum, const bf16* query, const bf16* row, long) {
+        return as_vector(_mm512_dpbf16_ps(as_m512(sum), as_bh(_mm512_loadu_si512(query)), as_bh(_mm512_loadu_si512(row))));
+    }
+
+    static INLINE f32x16 dot_tail(f32x16 sum, const bf16* query, const bf16* row, long left) {
+        const __m512i padded = _mm512_maskz_loadu_epi16((1u << left) - 1, row);
+        return as_vector(_mm512_dpbf16_ps(as_m512(sum), as_bh(_mm512_loadu_si512(query)), as_bh(padded)));
+    }
+
+    static INLINE f32x16 multiply(f32x16 sum, const uint32_t* lane, const uint32_t* column) {
+        const __m512i x = _mm512_set1_epi32(static_cast<int>(*lane));
+        return as_vector(_mm512_dpbf16_ps(as_m512(sum), as_bh(x), as_bh(_mm512_loadu_si512(column))));
+    }
+};
+
+INLINE void round_16(bf16* out, f32x16 x) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(as_m512(x));
+    __builtin_memcpy(out, &rounded, sizeof rounded);
+}
+#else
+INLINE void round_16(bf16* out, f32x16 x) {
+    for (int i = 0; i < 16; i++) out[i] = round_to_bf16(x[i]);
+}
+#endif
+INLINE void round_16(float* out, f32x16 x) { store(out, x); }
+
+template <class Stored> struct Arithmetic { typedef Single Type; };
+#if NATIVE_BF16
+template <> struct Arithmetic<bf16> { typedef Pairs Type; };
+#endif
+
+template <class Packed, class Stored> INLINE void pack_row(Packed* out, const Stored* row, long dim, long padded) {
+    long d = 0;
+    for (; d < dim; d++) out[d] = convert<Packed>(row[d]);
+    for (; d < padded; d++) out[d] = Packed{};
+}
+
+template <class Stored> INLINE void write_row(Stored* out, const float* sums, float factor, long dim) {
+    long d = 0;
+    for (; d + 16 <= dim; d += 16) round_16(out + d, load(sums + d) * factor);
+    if (d == dim) return;
+    Stored last[16];
+    round_16(last, load(sums + d) * factor);
+    __builtin_memcpy(out + d, last, (dim - d) * sizeof(Stored));
+}
+
+// ---- the softmax of one tile
+
+// Turns the scores of one row into weights, of which those outside [first, end) become 0. `max` and `sum` are the
+// row's so far. Returns what sums made with the former maximum have to be multiplied with.
+template <class Packed>
+INLINE float soften(float* scores, Packed* weights, long first, long end, const Call& call, float& max, float& sum) {
+    const bool partial = first > 0 || end < TILE;
+    f32x16 s[TILE / 16];
+    f32x16 top = splat(max);
+    for (int i = 0; i < TILE / 16; i++) {
+        s[i] = load(scores + 16 * i) * call.scale;
+        if (call.softcap > 0) s[i] = tanh_of(s[i] / call.softcap) * call.softcap;
+        if (partial) {
+            const f32x16 column = COLUMNS + 16.0f * static_cast<float>(i);
+            s[i] = (column >= static_cast<float>(first)) & (column < static_cast<float>(end)) ? s[i] : splat(-INFINITY);
+        }
+        top = s[i] > top ? s[i] : top;
+    }
+    const float new_max = max_of(top);
+    const float origin = new_max == -INFINITY ? 0.0f : new_max;
+    f32x16 total = {};
+    for (int i = 0; i < TILE / 16; i++) {
+        const f32x16 weight = exp_of(s[i] - origin);
+        total += weight;
+        round_16(weights + 16 * i, weight);
+    }
+    const float factor = max == new_max ? 1.0f : exp_of(splat(max - origin))[0];
+    max = new_max;
+    sum = sum * factor + sum_of(total);
+    return factor;
+}
+
+INLINE void scale_row(float* row, float factor, long padded) {
+    if (factor == 1.0f) return;
+    for (long d = 0; d < padded; d += 16) store(row + d, load(row + d) * factor);
+}
+
+// ---- one token against its cache: rows are the query heads that share a KV head
+
+// scores[row][0..4) of four keys.
+template <class A, int ROWS, class Stored>
+INLINE void dot_4(const typename A::Packed* query, long padded, const Stored* const* keys, long dim, float* scores) {
+    f32x16 sums[ROWS][4] = {};
+    long d = 0;
+    for (; d + A::STRIDE <= dim; d += A::STRIDE)
+        for (int r = 0; r < ROWS; r++)
+            for (int j = 0; j < 4; j++) sums[r][j] = A::dot(sums[r][j], query + r * padded + d, keys[j] + d, 0);
+    if (d < dim)
+        for (int r = 0; r < ROWS; r++)
+            for (int j = 0; j < 4; j++)
+                sums[r][j] = A::dot_tail(sums[r][j], query + r * padded + d, keys[j] + d, dim - d);
+    for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < 4; j++) scores[r * TILE + j] = sum_of(sums[r][j]);
+}
+
+template <class A, class Stored>
+INLINE void dot_tile(const typename A::Packed* query, long rows, long padded, const Stored* const* keys, long count,
+                     long dim, float* scores) {
+    for (long j = 0; j < count; j += 4) {
+        long r = 0;
+        for (; r + 2 <= rows; r += 2) dot_4<A, 2>(query + r * padded, padded, keys + j, dim, scores + r * TILE + j);
+        if (r < rows) dot_4<A, 1>(query + r * padded, padded, keys + j, dim, scores + r * TILE + j);
+    }
+}
+
+// sums[row][d..] += weights[row] * values, for a strip of N vectors.
+template <int ROWS, int N, class Stored>
+INLINE void add_strip(Single, float* sums, long padded, const float* weights, const Stored* const* values, long count,
+                      long d) {
+    f32x16 s[ROWS][N];
+    for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < N; i++) s[r][i] = load(sums + r * padded + d + 16 * i);
+    for (long j = 0; j < count; j++)
+        for (int i = 0; i < N; i++) {
+            const f32x16 value = load_as_float(values[j] + d + 16 * i);
+            for (int r = 0; r < ROWS; r++) s[r][i] = weights[r * TILE + j] * value + s[r][i];
+        }
+    for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < N; i++) store(sums + r * padded + d + 16 * i, s[r][i]);
+}
+
+#if NATIVE_BF16
+// Two rows of values are interleaved, which leaves the sums of 32 dimensions in the order of `unpacklo` and
+// `unpackhi`; `restore_order` undoes it at the end.
+template <int ROWS, int N>
+INLINE void add_strip(Pairs, float* sums, long padded, const bf16* weights, const bf16* const* values, long count,
+                      long d) {
+    f32x16 s[ROWS][N];
+    for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < N; i++) s[r][i] = load(sums + r * padded + d + 16 * i);
+    for (long j = 0; j < count; j += 2)
+        for (int i = 0; i < N; i += 2) {
+            const __m512i a = _mm512_loadu_si512(values[j] + d + 16 * i);
+            const __m512i b = _mm512_loadu_si512(values[j + 1] + d + 16 * i);
+            const __m512bh low = as_bh(_mm512_unpacklo_epi16(a, b)), high = as_bh(_mm512_unpackhi_epi16(a, b));
+            for (int r = 0; r < ROWS; r++) {
+                int pair;
+                __builtin_memcpy(&pair, weights + r * TILE + j, sizeof pair);
+                const __m512bh w = as_bh(_mm512_set1_epi32(pair));
+                s[r][i] = as_vector(_mm512_dpbf16_ps(as_m512(s[r][i]), low, w));
+                s[r][i + 1] = as_vector(_mm512_dpbf16_ps(as_m512(s[r][i + 1]), high, w));
+            }
+        }
+    for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < N; i++) store(sums + r * padded + d + 16 * i, s[r][i]);
+}
+#endif
+
+INLINE void restore_order(Single, float*, long) {}
+
+#if NATIVE_BF16
+INLINE void restore_order(Pairs, float* row, long dim) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (long d = 0; d + 32 <= dim; d += 32) {
+        const __m512 low = _mm512_loadu_ps(row + d), high = _mm512_loadu_ps(row + d + 16);
+        _mm512_storeu_ps(row + d, _mm512_permutex2var_ps(low, first, high));
+        _mm512_storeu_ps(row + d + 16, _mm512_permutex2var_ps(low, second, high));
+    }
+}
+#endif
+
+template <class A, int ROWS, class Stored>
+INLINE void add_values(float* sums, long padded, const typename A::Packed* weights, const Stored* const* values,
+                       long count, long dim) {
+    const int step = A::STRIDE / 16;
+    long d = 0;
+    for (; d + 16 * STRIP <= dim; d += 16 * STRIP)
+        add_strip<ROWS, STRIP>(A(), sums, padded, weights, values, count, d);
+    for (; d + A::STRIDE <= dim; d += A::STRIDE)
+        add_strip<ROWS, step>(A(), sums, padded, weights, values, count, d);
+    for (; d < dim; d++)
+        for (int r = 0; r < ROWS; r++)
+            for (long j = 0; j < count; j++)
+                sums[r * padded + d] += convert<float>(weights[r * TILE + j]) * convert<float>(values[j][d]);
+}
+
+template <class A, class Stored> void decode(const Call& call, const Item& item) {
+    typedef typename A::Packed Packed;
+    const long rows = call.num_heads / call.num_kv_heads;
+    const long key_padded = round_up(call.key_dim, A::STRIDE), value_padded = round_up(call.value_dim, 32);
+    Scratch scratch;
+    Packed* query = scratch.take<Packed>(rows * key_padded);
+    float* scores = scratch.take<float>(rows * TILE);
+    Packed* weights = scratch.take<Packed>(rows * TILE);
+    float* state = item.partial != nullptr ? item.partial : scratch.take<float>(rows * (2 + value_padded));
+    float *max = state, *sum = state + rows, *sums = state + 2 * rows;
+    for (long r = 0; r < rows; r++) {
+        pack_row(query + r * key_padded, call.query_row<Stored>(item.token, item.head * rows + r), call.key_dim, key_padded);
+        max[r] = item.begins_with_sink ? call.sink(item.head * rows + r) : -INFINITY;
+        sum[r] = max[r] == -INFINITY ? 0.0f : 1.0f;
+    }
+    __builtin_memset(sums, 0, rows * value_padded * sizeof(float));
+    const Stored *keys[TILE], *values[TILE];
+    for (long tile = item.first / TILE * TILE; tile < item.end; tile += TILE) {
+        const long first = item.first > tile ? item.first - tile : 0;
+        const long end = item.end - tile < TILE ? item.end - tile : TILE;
+        const long begin = first & ~3L;  // dot products come in fours, and pairs of values in twos
+        locate(call, item, tile + begin, end - begin, keys, values);
+        dot_tile<A>(query, rows, key_padded, keys, end - begin, call.key_dim, scores + begin);
+        for (long r = 0; r < rows; r++) {
+            const float factor = soften(scores + r * TILE, weights + r * TILE, first, end, call, max[r], sum[r]);
+            scale_row(sums + r * value_padded, factor, value_padded);
+        }
+        long r = 0;
+        for (; r + 2 <= rows; r += 2)
+            add_values<A, 2>(sums + r * value_padded, value_padded, weights + r * TILE + begin, values, end - begin, call.value_dim);
+        if (r < rows)
+            add_values<A, 1>(sums + r * value_padded, value_padded, weights + r * TILE + begin, values, end - begin, call.value_dim);
+    }
+    for (long r = 0; r < rows; r++) restore_order(A(), sums + r * value_padded, call.value_dim);
+    if (item.partial != nullptr) return;
+    for (long r = 0; r < rows; r++)
+        write_row(call.out_row<Stored>(item.token, item.head * rows + r), sums + r * value_padded, 1.0f / sum[r], call.value_dim);
+}
+
+// Joins the parts of one long sequence, in their order. The first has the sink in it.
+template <class Stored> void merge(const Call& call, const Item& item, const float* partials, long num_parts) {
+    const long rows = call.num_heads / call.num_kv_heads;
+    const long padded = round_up(call.value_dim, 32), size = rows * (2 + padded);
+    Scratch scratch;
+    float* sums = scratch.take<float>(padded);
+    for (long r = 0; r < rows; r++) {
+        float max = -INFINITY, sum = 0.0f;
+        for (long p = 0; p < num_parts; p++) max = partials[p * size + r] > max ? partials[p * size + r] : max;
+        __builtin_memset(sums, 0, padded * sizeof(float));
+        for (long p = 0; p < num_parts; p++) {
+            const float* part = partials + p * size;
+            const float factor = exp_of(splat(part[r] - max))[0];
+            sum += part[rows + r] * factor;
+            for (long d = 0; d < padded; d += 16)
+                store(sums + d, load(part + 2 * rows + r * padded + d) * factor + load(sums + d));
+        }
+        write_row(call.out_row<Stored>(item.token, item.head * rows + r), sums, 1.0f / sum, call.value_dim);
+    }
+}
+
+// ---- several tokens of one sequence: matrix products over tiles of keys
+
+// c[R][16 * N] (+)= a[R][steps] * b[steps][16 * N], in lanes of 32 bits.
+template <class A, int R, int N>
+INLINE void product_block(const uint32_t* a, long lda, const uint32_t* b, long ldb, long steps, float* c, long ldc,
+                          bool add) {
+    f32x16 s[R][N];
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < N; i++) s[r][i] = add ? load(c + r * ldc + 16 * i) : f32x16{};
+    for (long k = 0; k < steps; k++)
+        for (int r = 0; r < R; r++)
+            for (int i = 0; i < N; i++) s[r][i] = A::multiply(s[r][i], a + r * lda + k, b + k * ldb + 16 * i);
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < N; i++) store(c + r * ldc + 16 * i, s[r][i]);
+}
+
+template <class A, int N>
+void product_columns(const uint32_t* a, long lda, const uint32_t* b, long ldb, long rows, long steps, float* c, long ldc,
+                     bool add) {
+    long r = 0;
+    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
+        product_block<A, TILE_ROWS, N>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, add);
+    for (; r < rows; r++) product_block<A, 1, N>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, add);
+}
+
+template <class A>
+void product(const void* a, long lda, const uint32_t* b, long ldb, long rows, long columns, long steps, float* c,
+             long ldc, bool add) {
+    const uint32_t* lanes = static_cast<const uint32_t*>(a);
+    long n = 0;
+    for (; n + 16 * TILE_VECTORS <= columns; n += 16 * TILE_VECTORS)
+        product_columns<A, TILE_VECTORS>(lanes, lda, b + n, ldb, rows, steps, c + n, ldc, add);
+    for (; n < columns; n += 16) product_columns<A, 1>(lanes, lda, b + n, ldb, rows, steps, c + n, ldc, add);
+}
+
+// Keys as columns: out[lane of the dimension][key].
+template <class A, class Stored>
+INLINE void pack_keys(uint32_t* out, const Stored* const* keys, long count, long dim) {
+    typedef typename A::Packed Packed;
+    for (long j = 0; j < TILE; j++)
+        for (long d = 0; d < dim; d += A::PER_LANE) {
+            Packed lane[A::PER_LANE] = {};
+            if (j < count)
+                for (long i = 0; i < A::PER_LANE && d + i < dim; i++) lane[i] = convert<Packed>(keys[j][d + i]);
+            __builtin_memcpy(out + d / A::PER_LANE * TILE + j, lane, sizeof lane);
+        }
+}
+
+// Values as rows, those of a lane side by side: out[lane of the key][dimension].
+template <class A, class Stored>
+INLINE void pack_values(uint32_t* out, const Stored* const* values, long count, long dim, long padded) {
+    typedef typename A::Packed Packed;
+    for (long j = 0; j < TILE; j += A::PER_LANE) {
+        Packed* row = reinterpret_cast<Packed*>(out + j / A::PER_LANE * padded);
+        for (long i = 0; i < A::PER_LANE; i++) {
+            const Stored* value = j + i < count ? values[j + i] : nullptr;
+            for (long d = 0; d < dim; d++) row[d * A::PER_LANE + i] = value ? convert<Packed>(value[d]) : Packed{};
+            for (long d = dim; d < padded; d++) row[d * A::PER_LANE + i] = Packed{};
+        }
+    }
+}
+
+template <class A, class Stored> void prefill(const Call& call, const Item& item) {
+    typedef typename A::Packed Packed;
+    const long group = call.num_heads / call.num_kv_heads, rows = item.num_tokens * group;
+    const long key_padded = round_up(call.key_dim, 2), value_padded = round_up(call.value_dim, 16);
+    const long lanes = key_padded / A::PER_LANE;
+    Scratch scratch;
+    Packed* query = scratch.take<Packed>(rows * key_padded);
+    Packed* weights = scratch.take<Packed>(rows * TILE);
+    float* scores = scratch.take<float>(rows * TILE);
+    float* sums = scratch.take<float>(rows * value_padded);
+    float* max = scratch.take<float>(rows);
+    float* sum = scratch.take<float>(rows);
+    uint32_t* packed_keys = scratch.take<uint32_t>(lanes * TILE);
+    uint32_t* packed_values = scratch.take<uint32_t>(TILE / A::PER_LANE * value_padded);
+    __builtin_memset(sums, 0, rows * value_padded * sizeof(float));
+    for (long r = 0; r < rows; r++) {
+        const long head = item.head * group + r % group;
+        pack_row(query + r * key_padded, call.query_row<Stored>(item.token + r / group, head), call.key_dim, key_padded);
+        max[r] = call.sink(head);
+        sum[r] = max[r] == -INFINITY ? 0.0f : 1.0f;
+    }
+    const Stored *keys[TILE], *values[TILE];
+    for (long tile = item.first / TILE * TILE; tile < item.end; tile += TILE) {
+        const long count = item.end - tile < TILE ? item.end - tile : TILE;
+        // Tokens of the item that see any key of the tile.
+        const long from = tile > item.position ? tile - item.position : 0;
+        const long last = call.window > 0 ? tile + count - 1 + call.window - item.position : item.num_tokens;
+        const long to = last < item.num_tokens ? last : item.num_tokens;
+        if (from >= to) continue;
+        locate(call, item, tile, count, keys, values);
+        pack_keys<A>(packed_keys, keys, count, call.key_dim);
+        pack_values<A>(packed_values, values, count, call.value_dim, value_padded);
+        const long r0 = from * group, active = (to - from) * group;
+        product<A>(query + r0 * key_padded, lanes, packed_keys, TILE, active, TILE, lanes, scores, TILE, false);
+        for (long r = r0; r < r0 + active; r++) {
+            const long position = item.position + r / group;
+            const long first = call.window > 0 ? position + 1 - call.window - tile : 0;
+            const float factor = soften(scores + (r - r0) * TILE, weights + (r - r0) * TILE, first, position + 1 - tile, call, max[r], sum[r]);
+            scale_row(sums + r * value_padded, factor, value_padded);
+        }
+        product<A>(weights, TILE / A::PER_LANE, packed_values, value_padded, active, value_padded, TILE / A::PER_LANE,
+                   sums + r0 * value_padded, value_padded, true);
+    }
+    for (long r = 0; r < rows; r++)
+        write_row(call.out_row<Stored>(item.token + r / group, item.head * group + r % group), sums + r * value_padded,
+                  1.0f / sum[r], call.value_dim);
+}
+
+template <class Stored> Kernels kernels_of() {
+    typedef typename Arithmetic<Stored>::Type A;
+    return Kernels{decode<A, Stored>, prefill<A, Stored>, merge<Stored>};
+}
+
+Kernels kernels_for(bool is_bf16) { return is_bf16 ? kernels_of<bf16>() : kernels_of<float>(); }
