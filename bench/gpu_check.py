@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from bench.random_model import write_model
 from config.engine_config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddRequest, EngineInfo
@@ -26,18 +26,6 @@ from engine.model_runner import ModelRunner, build_executor
 from engine.sampling_params import SamplingParams
 
 ROOT = Path(__file__).parents[1]
-QWEN3_06B: dict[str, Any] = {
-    "vocab_size": 151_936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40_960,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,7 @@ def main() -> int:
         print("the truth tests failed: no throughput is measured of a wrong answer")
         return passed.returncode
     with tempfile.TemporaryDirectory() as scratch:
-        model = options.model or random_model(Path(scratch))
+        model = options.model or str(write_model("qwen3-0.6b", Path(scratch)))
         info, runner = build_executor(engine_config(options, model))
         rows = [
             measure(info, runner, size, options.prompt_tokens, options.output_tokens) for size in options.batch_sizes
@@ -84,16 +72,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def _sizes(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
-
-
-def random_model(directory: Path) -> str:
-    """Qwen3-0.6B's shape with random weights, in bfloat16."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(Qwen3Config(**QWEN3_06B, dtype=torch.bfloat16)).bfloat16().save_pretrained(directory)
-    return str(directory)
 
 
 def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from ctypes import pointer
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -20,7 +21,10 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engine.kernels.library import Call, Layer, Library, Step, Team, load_library, team_of
+
 ATTENTION_NAME = "orcinus_paged"
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 # Rows of a decode batch are gathered together while the longest needs at most this many times the blocks of the
 # shortest: padding stays below half of the work, and a batch falls into few groups.
@@ -122,14 +126,22 @@ class AttentionBackend(Protocol):
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCache: ...
 
-    def write(self, layer: LayerCache, keys: Tensor, values: Tensor, meta: AttentionMetadata) -> None:
-        """Store the step's new keys and values in their slots."""
-
     def scrub(self, layer: LayerCache, block_ids: Tensor) -> None:
         """Make the blocks finite, before another sequence gets them."""
 
-    def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
-        """Causal attention of the step's queries over their own sequences; (num_tokens, num_heads, value_dim)."""
+    def run(
+        self,
+        layer: LayerCache,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        spec: AttentionSpec,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        """Store the step's new keys and values in their slots, then attend: each query causally, over its own sequence.
+
+        Returns (num_tokens, num_heads, value_dim).
+        """
 
 
 class LayerAttention(Protocol):
@@ -198,9 +210,7 @@ class PagedAttention:
 
     def __call__(self, module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
         assert self._meta is not None
-        layer = self._layers[module]
-        self.backend.write(layer, keys, values, self._meta)
-        return self.backend.attend(layer, query, spec, self._meta)
+        return self.backend.run(self._layers[module], query, keys, values, spec, self._meta)
 
 
 class ShapeProbe:
@@ -301,6 +311,11 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return torch.from_numpy(raw).view(dtype).view(shape)
 
 
+def scrub_blocks(layer: LayerCache, block_ids: Tensor) -> None:
+    for cached in (layer.keys, layer.values):
+        cached[block_ids] = torch.nan_to_num(cached[block_ids], 0.0, 0.0, 0.0)
+
+
 class TorchBackend:
     """Gathers each sequence's blocks, then attends with torch's own operations. Runs on every device.
 
@@ -320,13 +335,24 @@ class TorchBackend:
         base = (num_blocks, block_size, shape.num_kv_heads)
         return LayerCache(zeros((*base, shape.key_dim), dtype, device), zeros((*base, shape.value_dim), dtype, device))
 
+    def run(
+        self,
+        layer: LayerCache,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        spec: AttentionSpec,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        self.write(layer, keys, values, meta)
+        return self.attend(layer, query, spec, meta)
+
     def write(self, layer: LayerCache, keys: Tensor, values: Tensor, meta: AttentionMetadata) -> None:
         layer.keys.flatten(0, 1).index_copy_(0, meta.slots, keys.to(layer.keys.dtype))
         layer.values.flatten(0, 1).index_copy_(0, meta.slots, values.to(layer.values.dtype))
 
     def scrub(self, layer: LayerCache, block_ids: Tensor) -> None:
-        for cached in (layer.keys, layer.values):
-            cached[block_ids] = torch.nan_to_num(cached[block_ids], 0.0, 0.0, 0.0)
+        scrub_blocks(layer, block_ids)
 
     def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
         gathers = self._gathers_of(meta, spec.window)
@@ -445,12 +471,117 @@ class VarlenBackend(TorchBackend):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _NativeCache(LayerCache):
+    native: Layer  # addresses of the two tensors
+
+
+class NativeBackend:
+    """Reads and writes the paged cache in place, on a CPU, with a kernel of our own (`engine/kernels`).
+
+    Blocks are `(kv_heads, block_size, dim)`: the keys of one head are read one after the other.
+    """
+
+    block_size_multiple = 1
+
+    def __init__(self, library: Library) -> None:
+        self.name = f"native-{library.instruction_set}"
+        self._library = library
+        self._meta: AttentionMetadata | None = None
+        self._step = Step()
+        self._team = Team()
+
+    def allocate(
+        self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> LayerCache:
+        assert dtype in NATIVE_DTYPES
+        base = (num_blocks, shape.num_kv_heads, block_size)
+        keys, values = (zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
+        native = Layer(
+            keys=keys.data_ptr(),
+            values=values.data_ptr(),
+            num_kv_heads=shape.num_kv_heads,
+            key_dim=shape.key_dim,
+            value_dim=shape.value_dim,
+            is_bf16=dtype is torch.bfloat16,
+        )
+        return _NativeCache(keys, values, native)
+
+    def scrub(self, layer: LayerCache, block_ids: Tensor) -> None:
+        scrub_blocks(layer, block_ids)
+
+    def run(
+        self,
+        layer: LayerCache,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        spec: AttentionSpec,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        assert isinstance(layer, _NativeCache)
+        self._begin(meta)
+        rows, keys, values = (_as_rows(tensor, layer.keys.dtype) for tensor in (query, keys, values))
+        out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[2])
+        sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
+        self._library.attend(
+            Call(
+                step=pointer(self._step),
+                layer=pointer(layer.native),
+                query=rows.data_ptr(),
+                new_keys=keys.data_ptr(),
+                new_values=values.data_ptr(),
+                out=out.data_ptr(),
+                query_token=rows.stride(0),
+                query_head=rows.stride(1),
+                key_token=keys.stride(0),
+                key_head=keys.stride(1),
+                value_token=values.stride(0),
+                value_head=values.stride(1),
+                num_heads=rows.shape[1],
+                window=spec.window or 0,
+                scale=spec.scale,
+                softcap=spec.softcap or 0.0,
+                sinks=None if sinks is None else sinks.data_ptr(),
+            ),
+            self._team,
+        )
+        return out.to(query.dtype)
+
+    def _begin(self, meta: AttentionMetadata) -> None:
+        """All layers of a step share its addresses."""
+        if self._meta is meta:
+            return
+        self._meta = meta
+        self._team = team_of(torch.get_num_threads())
+        self._step = Step(
+            num_tokens=meta.query_start[-1],
+            num_seqs=meta.num_seqs,
+            block_size=meta.block_size,
+            table_stride=meta.block_tables.stride(0),
+            query_start=meta.query_start_tensor.data_ptr(),
+            seq_lens=meta.seq_lens_tensor.data_ptr(),
+            block_tables=meta.block_tables.data_ptr(),
+            slots=meta.slots.data_ptr(),
+        )
+
+
+def _as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In this dtype, and with its last dimension in one piece; the strides of the others may be anything."""
+    tensor = tensor.to(dtype)
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
 def choose_backend(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
     """The fastest backend that this device, this dtype and this torch have."""
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
         varlen_attn = _paged_varlen_attn()
         if varlen_attn is not None and torch.cuda.get_device_capability(device) >= (8, 0):
             return VarlenBackend(varlen_attn)
+    if device.type == "cpu" and dtype in NATIVE_DTYPES:
+        library = load_library()
+        if library is not None:
+            return NativeBackend(library)
     return TorchBackend()
 
 

@@ -23,6 +23,12 @@ INLINE f32x16 widen(const bf16* p) {
 INLINE f32x16 load_as_float(const float* p) { return load(p); }
 INLINE f32x16 load_as_float(const bf16* p) { return widen(p); }
 
+template <class Stored> INLINE f32x16 load_first(const Stored* p, long count) {
+    Stored padded[16] = {};
+    __builtin_memcpy(padded, p, count * sizeof(Stored));
+    return load_as_float(padded);
+}
+
 INLINE float sum_of(f32x16 x) {
     const Halves<f32x16, f32x8> h16(x);
     const Halves<f32x8, f32x4> h8(h16.low + h16.high);
@@ -71,14 +77,12 @@ struct Single {
     static const int PER_LANE = 1;
     static const int STRIDE = 16;  // elements of a row that `dot` takes
 
-    template <class Stored> static INLINE f32x16 dot(f32x16 sum, const float* query, const Stored* row, long) {
+    template <class Stored> static INLINE f32x16 dot(f32x16 sum, const float* query, const Stored* row) {
         return load(query) * load_as_float(row) + sum;
     }
 
     template <class Stored> static INLINE f32x16 dot_tail(f32x16 sum, const float* query, const Stored* row, long left) {
-        Stored padded[STRIDE] = {};
-        __builtin_memcpy(padded, row, left * sizeof(Stored));
-        return load(query) * load_as_float(padded) + sum;
+        return load(query) * load_first(row, left) + sum;
     }
 
     static INLINE f32x16 multiply(f32x16 sum, const uint32_t* lane, const uint32_t* column) {
@@ -89,12 +93,16 @@ struct Single {
 };
 
 #if NATIVE_BF16
+INLINE __m512 as_m512(f32x16 x) { return reinterpret_cast<__m512>(x); }
+INLINE f32x16 as_vector(__m512 x) { return reinterpret_cast<f32x16>(x); }
+INLINE __m512bh as_bh(__m512i x) { return reinterpret_cast<__m512bh>(x); }
+
 struct Pairs {
     typedef bf16 Packed;
     static const int PER_LANE = 2;
     static const int STRIDE = 32;
 
-    static INLINE f32x16 dot(f32x16 sum, const bf16* query, const bf16* row, long) {
+    static INLINE f32x16 dot(f32x16 sum, const bf16* query, const bf16* row) {
         return as_vector(_mm512_dpbf16_ps(as_m512(sum), as_bh(_mm512_loadu_si512(query)), as_bh(_mm512_loadu_si512(row))));
     }
 
@@ -149,6 +157,7 @@ INLINE float soften(float* scores, Packed* weights, long first, long end, const 
     const bool partial = first > 0 || end < TILE;
     f32x16 s[TILE / 16];
     f32x16 top = splat(max);
+    UNROLL
     for (int i = 0; i < TILE / 16; i++) {
         s[i] = load(scores + 16 * i) * call.scale;
         if (call.softcap > 0) s[i] = tanh_of(s[i] / call.softcap) * call.softcap;
@@ -161,6 +170,7 @@ INLINE float soften(float* scores, Packed* weights, long first, long end, const 
     const float new_max = max_of(top);
     const float origin = new_max == -INFINITY ? 0.0f : new_max;
     f32x16 total = {};
+    UNROLL
     for (int i = 0; i < TILE / 16; i++) {
         const f32x16 weight = exp_of(s[i] - origin);
         total += weight;
@@ -185,13 +195,19 @@ INLINE void dot_4(const typename A::Packed* query, long padded, const Stored* co
     f32x16 sums[ROWS][4] = {};
     long d = 0;
     for (; d + A::STRIDE <= dim; d += A::STRIDE)
+        UNROLL
         for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < 4; j++) sums[r][j] = A::dot(sums[r][j], query + r * padded + d, keys[j] + d, 0);
+            UNROLL
+            for (int j = 0; j < 4; j++) sums[r][j] = A::dot(sums[r][j], query + r * padded + d, keys[j] + d);
     if (d < dim)
+        UNROLL
         for (int r = 0; r < ROWS; r++)
+            UNROLL
             for (int j = 0; j < 4; j++)
                 sums[r][j] = A::dot_tail(sums[r][j], query + r * padded + d, keys[j] + d, dim - d);
+    UNROLL
     for (int r = 0; r < ROWS; r++)
+        UNROLL
         for (int j = 0; j < 4; j++) scores[r * TILE + j] = sum_of(sums[r][j]);
 }
 
@@ -205,19 +221,26 @@ INLINE void dot_tile(const typename A::Packed* query, long rows, long padded, co
     }
 }
 
-// sums[row][d..] += weights[row] * values, for a strip of N vectors.
+// sums[row][d..] += weights[row] * values, for a strip of N vectors, of which the last STRIDE has `left` dimensions.
 template <int ROWS, int N, class Stored>
 INLINE void add_strip(Single, float* sums, long padded, const float* weights, const Stored* const* values, long count,
-                      long d) {
+                      long d, long left) {
     f32x16 s[ROWS][N];
+    UNROLL
     for (int r = 0; r < ROWS; r++)
+        UNROLL
         for (int i = 0; i < N; i++) s[r][i] = load(sums + r * padded + d + 16 * i);
     for (long j = 0; j < count; j++)
+        UNROLL
         for (int i = 0; i < N; i++) {
-            const f32x16 value = load_as_float(values[j] + d + 16 * i);
+            const Stored* p = values[j] + d + 16 * i;
+            const f32x16 value = N > 1 || left == 16 ? load_as_float(p) : load_first(p, left);
+            UNROLL
             for (int r = 0; r < ROWS; r++) s[r][i] = weights[r * TILE + j] * value + s[r][i];
         }
+    UNROLL
     for (int r = 0; r < ROWS; r++)
+        UNROLL
         for (int i = 0; i < N; i++) store(sums + r * padded + d + 16 * i, s[r][i]);
 }
 
@@ -226,15 +249,20 @@ INLINE void add_strip(Single, float* sums, long padded, const float* weights, co
 // `unpackhi`; `restore_order` undoes it at the end.
 template <int ROWS, int N>
 INLINE void add_strip(Pairs, float* sums, long padded, const bf16* weights, const bf16* const* values, long count,
-                      long d) {
+                      long d, long left) {
+    const __mmask32 valid = static_cast<__mmask32>((uint64_t{1} << left) - 1);
     f32x16 s[ROWS][N];
+    UNROLL
     for (int r = 0; r < ROWS; r++)
+        UNROLL
         for (int i = 0; i < N; i++) s[r][i] = load(sums + r * padded + d + 16 * i);
     for (long j = 0; j < count; j += 2)
+        UNROLL
         for (int i = 0; i < N; i += 2) {
-            const __m512i a = _mm512_loadu_si512(values[j] + d + 16 * i);
-            const __m512i b = _mm512_loadu_si512(values[j + 1] + d + 16 * i);
+            const __m512i a = _mm512_maskz_loadu_epi16(valid, values[j] + d + 16 * i);
+            const __m512i b = _mm512_maskz_loadu_epi16(valid, values[j + 1] + d + 16 * i);
             const __m512bh low = as_bh(_mm512_unpacklo_epi16(a, b)), high = as_bh(_mm512_unpackhi_epi16(a, b));
+            UNROLL
             for (int r = 0; r < ROWS; r++) {
                 int pair;
                 __builtin_memcpy(&pair, weights + r * TILE + j, sizeof pair);
@@ -243,7 +271,9 @@ INLINE void add_strip(Pairs, float* sums, long padded, const bf16* weights, cons
                 s[r][i + 1] = as_vector(_mm512_dpbf16_ps(as_m512(s[r][i + 1]), high, w));
             }
         }
+    UNROLL
     for (int r = 0; r < ROWS; r++)
+        UNROLL
         for (int i = 0; i < N; i++) store(sums + r * padded + d + 16 * i, s[r][i]);
 }
 #endif
@@ -254,7 +284,7 @@ INLINE void restore_order(Single, float*, long) {}
 INLINE void restore_order(Pairs, float* row, long dim) {
     const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (long d = 0; d + 32 <= dim; d += 32) {
+    for (long d = 0; d < dim; d += 32) {
         const __m512 low = _mm512_loadu_ps(row + d), high = _mm512_loadu_ps(row + d + 16);
         _mm512_storeu_ps(row + d, _mm512_permutex2var_ps(low, first, high));
         _mm512_storeu_ps(row + d + 16, _mm512_permutex2var_ps(low, second, high));
@@ -268,28 +298,25 @@ INLINE void add_values(float* sums, long padded, const typename A::Packed* weigh
     const int step = A::STRIDE / 16;
     long d = 0;
     for (; d + 16 * STRIP <= dim; d += 16 * STRIP)
-        add_strip<ROWS, STRIP>(A(), sums, padded, weights, values, count, d);
-    for (; d + A::STRIDE <= dim; d += A::STRIDE)
-        add_strip<ROWS, step>(A(), sums, padded, weights, values, count, d);
-    for (; d < dim; d++)
-        for (int r = 0; r < ROWS; r++)
-            for (long j = 0; j < count; j++)
-                sums[r * padded + d] += convert<float>(weights[r * TILE + j]) * convert<float>(values[j][d]);
+        add_strip<ROWS, STRIP>(A(), sums, padded, weights, values, count, d, A::STRIDE);
+    for (; d < dim; d += A::STRIDE)
+        add_strip<ROWS, step>(A(), sums, padded, weights, values, count, d, dim - d < A::STRIDE ? dim - d : A::STRIDE);
 }
 
-template <class A, class Stored> void decode(const Call& call, const Item& item) {
+template <class A, class Stored> void decode(const Call& call, const Item& item, char* memory) {
     typedef typename A::Packed Packed;
-    const long rows = call.num_heads / call.num_kv_heads;
-    const long key_padded = round_up(call.key_dim, A::STRIDE), value_padded = round_up(call.value_dim, 32);
-    Scratch scratch;
+    const long key_dim = call.layer->key_dim, value_dim = call.layer->value_dim;
+    const long rows = call.num_heads / call.layer->num_kv_heads;
+    const long key_padded = round_up(key_dim, A::STRIDE), value_padded = round_up(value_dim, 32);
+    Scratch scratch(memory);
     Packed* query = scratch.take<Packed>(rows * key_padded);
     float* scores = scratch.take<float>(rows * TILE);
     Packed* weights = scratch.take<Packed>(rows * TILE);
     float* state = item.partial != nullptr ? item.partial : scratch.take<float>(rows * (2 + value_padded));
     float *max = state, *sum = state + rows, *sums = state + 2 * rows;
     for (long r = 0; r < rows; r++) {
-        pack_row(query + r * key_padded, call.query_row<Stored>(item.token, item.head * rows + r), call.key_dim, key_padded);
-        max[r] = item.begins_with_sink ? call.sink(item.head * rows + r) : -INFINITY;
+        pack_row(query + r * key_padded, query_row<Stored>(call, item.token, item.head * rows + r), key_dim, key_padded);
+        max[r] = item.is_first_part ? sink_of(call, item.head * rows + r) : -INFINITY;
         sum[r] = max[r] == -INFINITY ? 0.0f : 1.0f;
     }
     __builtin_memset(sums, 0, rows * value_padded * sizeof(float));
@@ -299,28 +326,28 @@ template <class A, class Stored> void decode(const Call& call, const Item& item)
         const long end = item.end - tile < TILE ? item.end - tile : TILE;
         const long begin = first & ~3L;  // dot products come in fours, and pairs of values in twos
         locate(call, item, tile + begin, end - begin, keys, values);
-        dot_tile<A>(query, rows, key_padded, keys, end - begin, call.key_dim, scores + begin);
+        dot_tile<A>(query, rows, key_padded, keys, end - begin, key_dim, scores + begin);
         for (long r = 0; r < rows; r++) {
             const float factor = soften(scores + r * TILE, weights + r * TILE, first, end, call, max[r], sum[r]);
             scale_row(sums + r * value_padded, factor, value_padded);
         }
         long r = 0;
         for (; r + 2 <= rows; r += 2)
-            add_values<A, 2>(sums + r * value_padded, value_padded, weights + r * TILE + begin, values, end - begin, call.value_dim);
+            add_values<A, 2>(sums + r * value_padded, value_padded, weights + r * TILE + begin, values, end - begin, value_dim);
         if (r < rows)
-            add_values<A, 1>(sums + r * value_padded, value_padded, weights + r * TILE + begin, values, end - begin, call.value_dim);
+            add_values<A, 1>(sums + r * value_padded, value_padded, weights + r * TILE + begin, values, end - begin, value_dim);
     }
-    for (long r = 0; r < rows; r++) restore_order(A(), sums + r * value_padded, call.value_dim);
+    for (long r = 0; r < rows; r++) restore_order(A(), sums + r * value_padded, value_dim);
     if (item.partial != nullptr) return;
     for (long r = 0; r < rows; r++)
-        write_row(call.out_row<Stored>(item.token, item.head * rows + r), sums + r * value_padded, 1.0f / sum[r], call.value_dim);
+        write_row(out_row<Stored>(call, item.token, item.head * rows + r), sums + r * value_padded, 1.0f / sum[r], value_dim);
 }
 
 // Joins the parts of one long sequence, in their order. The first has the sink in it.
-template <class Stored> void merge(const Call& call, const Item& item, const float* partials, long num_parts) {
-    const long rows = call.num_heads / call.num_kv_heads;
-    const long padded = round_up(call.value_dim, 32), size = rows * (2 + padded);
-    Scratch scratch;
+template <class Stored> void merge(const Call& call, const Item& item, const float* partials, long num_parts, char* memory) {
+    const long rows = call.num_heads / call.layer->num_kv_heads, value_dim = call.layer->value_dim;
+    const long padded = round_up(value_dim, 32), size = round_up(rows * (2 + padded), 16);
+    Scratch scratch(memory);
     float* sums = scratch.take<float>(padded);
     for (long r = 0; r < rows; r++) {
         float max = -INFINITY, sum = 0.0f;
@@ -333,7 +360,7 @@ template <class Stored> void merge(const Call& call, const Item& item, const flo
             for (long d = 0; d < padded; d += 16)
                 store(sums + d, load(part + 2 * rows + r * padded + d) * factor + load(sums + d));
         }
-        write_row(call.out_row<Stored>(item.token, item.head * rows + r), sums, 1.0f / sum, call.value_dim);
+        write_row(out_row<Stored>(call, item.token, item.head * rows + r), sums, 1.0f / sum, value_dim);
     }
 }
 
@@ -344,12 +371,18 @@ template <class A, int R, int N>
 INLINE void product_block(const uint32_t* a, long lda, const uint32_t* b, long ldb, long steps, float* c, long ldc,
                           bool add) {
     f32x16 s[R][N];
+    UNROLL
     for (int r = 0; r < R; r++)
+        UNROLL
         for (int i = 0; i < N; i++) s[r][i] = add ? load(c + r * ldc + 16 * i) : f32x16{};
     for (long k = 0; k < steps; k++)
+        UNROLL
         for (int r = 0; r < R; r++)
+            UNROLL
             for (int i = 0; i < N; i++) s[r][i] = A::multiply(s[r][i], a + r * lda + k, b + k * ldb + 16 * i);
+    UNROLL
     for (int r = 0; r < R; r++)
+        UNROLL
         for (int i = 0; i < N; i++) store(c + r * ldc + 16 * i, s[r][i]);
 }
 
@@ -399,12 +432,13 @@ INLINE void pack_values(uint32_t* out, const Stored* const* values, long count, 
     }
 }
 
-template <class A, class Stored> void prefill(const Call& call, const Item& item) {
+template <class A, class Stored> void prefill(const Call& call, const Item& item, char* memory) {
     typedef typename A::Packed Packed;
-    const long group = call.num_heads / call.num_kv_heads, rows = item.num_tokens * group;
-    const long key_padded = round_up(call.key_dim, 2), value_padded = round_up(call.value_dim, 16);
+    const long key_dim = call.layer->key_dim, value_dim = call.layer->value_dim;
+    const long group = call.num_heads / call.layer->num_kv_heads, rows = item.num_tokens * group;
+    const long key_padded = round_up(key_dim, 2), value_padded = round_up(value_dim, 16);
     const long lanes = key_padded / A::PER_LANE;
-    Scratch scratch;
+    Scratch scratch(memory);
     Packed* query = scratch.take<Packed>(rows * key_padded);
     Packed* weights = scratch.take<Packed>(rows * TILE);
     float* scores = scratch.take<float>(rows * TILE);
@@ -416,8 +450,8 @@ template <class A, class Stored> void prefill(const Call& call, const Item& item
     __builtin_memset(sums, 0, rows * value_padded * sizeof(float));
     for (long r = 0; r < rows; r++) {
         const long head = item.head * group + r % group;
-        pack_row(query + r * key_padded, call.query_row<Stored>(item.token + r / group, head), call.key_dim, key_padded);
-        max[r] = call.sink(head);
+        pack_row(query + r * key_padded, query_row<Stored>(call, item.token + r / group, head), key_dim, key_padded);
+        max[r] = sink_of(call, head);
         sum[r] = max[r] == -INFINITY ? 0.0f : 1.0f;
     }
     const Stored *keys[TILE], *values[TILE];
@@ -429,8 +463,8 @@ template <class A, class Stored> void prefill(const Call& call, const Item& item
         const long to = last < item.num_tokens ? last : item.num_tokens;
         if (from >= to) continue;
         locate(call, item, tile, count, keys, values);
-        pack_keys<A>(packed_keys, keys, count, call.key_dim);
-        pack_values<A>(packed_values, values, count, call.value_dim, value_padded);
+        pack_keys<A>(packed_keys, keys, count, key_dim);
+        pack_values<A>(packed_values, values, count, value_dim, value_padded);
         const long r0 = from * group, active = (to - from) * group;
         product<A>(query + r0 * key_padded, lanes, packed_keys, TILE, active, TILE, lanes, scores, TILE, false);
         for (long r = r0; r < r0 + active; r++) {
@@ -443,8 +477,8 @@ template <class A, class Stored> void prefill(const Call& call, const Item& item
                    sums + r0 * value_padded, value_padded, true);
     }
     for (long r = 0; r < rows; r++)
-        write_row(call.out_row<Stored>(item.token + r / group, item.head * group + r % group), sums + r * value_padded,
-                  1.0f / sum[r], call.value_dim);
+        write_row(out_row<Stored>(call, item.token + r / group, item.head * group + r % group), sums + r * value_padded,
+                  1.0f / sum[r], value_dim);
 }
 
 template <class Stored> Kernels kernels_of() {

@@ -18,7 +18,7 @@ from openai.types.chat import (
     chat_completion,
     chat_completion_chunk,
 )
-from openai.types.responses import Response
+from openai.types.responses import Response, ResponseError
 
 # Optional in the SDK's types, which so allow for other endpoints and older answers; here they never miss.
 ALWAYS_THERE: Mapping[type[BaseModel], frozenset[str]] = {
@@ -44,6 +44,7 @@ EXTENSIONS: Mapping[type[BaseModel], frozenset[str]] = {
     CompletionUsage: frozenset({"timing"}),
     Model: frozenset({"max_model_len"}),
     Response: frozenset({"store"}),  # which OpenAI's own answers have too
+    ResponseError: frozenset({"param", "type"}),  # as errors have elsewhere
     chat_completion.Choice: frozenset({"stop_reason", "token_ids"}),
     chat_completion_chunk.Choice: frozenset({"stop_reason", "token_ids"}),
     chat_completion_chunk.ChoiceDelta: frozenset({"reasoning_content"}),

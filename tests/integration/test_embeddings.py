@@ -21,10 +21,10 @@ from engine.messages import AddRequest, EngineInfo, RequestDelta
 from engine.model_runner import ModelRunner, build_executor
 from engine.pooling import POOLING_FILE
 from engine.sampling_params import Pooling, SamplingParams
-from tests.integration.conftest import ServerProcess, StartServer
 from tests.integration.test_truth import poisoned_model
 from tests.integration.tiny_models import VOCAB_SIZE, build_model, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, core_with_few_blocks, prompts, random_tokens
+from tests.server_process import ServerProcess, StartServer
 
 MODEL = "orcinus-demo"
 TEXTS = ["The capital of France is Paris.", "A dog", "Once upon a time there was a small town by the sea."]

@@ -6,6 +6,7 @@ import httpx
 
 from tests.conformance.api import JSON, KEY, Api, talk
 from tests.conformance.registry import row
+from tests.conformance.rows.streaming import doomed_stream
 from tests.conformance.rows.tools import QUESTION, RESULT, WEATHER
 from tests.conformance.sse import read_json, read_named
 
@@ -125,6 +126,15 @@ def errors(api: Api) -> None:
     wrong: list[dict[str, Any]] = [{"temperature": 9}, {"max_tokens": 0}, {"temprature": 1}, {"messages": []}]
     for body in wrong:
         assert refuse(api, **body)["type"] == "invalid_request_error", body
+
+
+@row(
+    "anthropic.deadline", "A deadline that passes within a stream ends it with an `error` event of type `timeout_error`"
+)
+def deadline(api: Api) -> None:
+    body = body_of(FRANCE, max_tokens=1900, ignore_eos=True)
+    *_, error = read_named(doomed_stream(api, "/v1/messages", body))
+    assert (error["type"], error["error"]["type"]) == ("error", "timeout_error")
 
 
 @row("anthropic.key", "The key comes as `x-api-key` or as a bearer token; without one it is 401 `authentication_error`")

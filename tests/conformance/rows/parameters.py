@@ -240,17 +240,21 @@ def min_p(api: Api) -> None:
     assert draw(api, 1, min_p=0) == draw(api, 1)
 
 
-def penalized(api: Api, **penalty: float) -> tuple[list[str], list[dict[str, float]]]:
+def penalized(api: Api, prompt: str, **penalty: float) -> tuple[list[str], list[dict[str, float]]]:
     """The tokens, and the likeliest 20 at each place."""
-    answer = api.complete("one two one two one two", logprobs=20, max_tokens=24, ignore_eos=True, **penalty)
+    answer = api.complete(prompt, logprobs=20, max_tokens=40, ignore_eos=True, **penalty)
     logprobs = answer["choices"][0]["logprobs"]
     return logprobs["tokens"], logprobs["top_logprobs"]
 
 
 def check_penalty(api: Api, name: str, cost: Callable[[int], float]) -> None:
     """At each place the token is the best of the likeliest, less what those generated before cost."""
-    tokens, tops = penalized(api, **{name: 2})
-    assert tokens != penalized(api)[0]
+    for strength in (-1.0, 0.5, 1.0, 2.0):
+        for prompt in ("one two one two one two", "Once upon a time", COUNT):
+            check_choices(*penalized(api, prompt, **{name: strength}), lambda count: strength * cost(count))  # noqa: B023
+
+
+def check_choices(tokens: list[str], tops: list[dict[str, float]], cost: Callable[[int], float]) -> None:
     for place, (token, top) in enumerate(zip(tokens, tops, strict=True)):
         scores = {other: logprob - cost(tokens[:place].count(other)) for other, logprob in top.items()}
         assert scores[token] >= max(scores.values()) - 1e-3
@@ -258,12 +262,12 @@ def check_penalty(api: Api, name: str, cost: Callable[[int], float]) -> None:
 
 @effect("presence_penalty", "takes so much from the log-probability of every token that was generated before")
 def presence_penalty(api: Api) -> None:
-    check_penalty(api, "presence_penalty", lambda count: 2.0 * (count > 0))
+    check_penalty(api, "presence_penalty", lambda count: float(count > 0))
 
 
 @effect("frequency_penalty", "takes so much for each time that a token was generated before")
 def frequency_penalty(api: Api) -> None:
-    check_penalty(api, "frequency_penalty", lambda count: 2.0 * count)
+    check_penalty(api, "frequency_penalty", float)
 
 
 @effect("repetition_penalty", "100 leaves no token of the prompt or the answer to be repeated")

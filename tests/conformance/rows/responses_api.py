@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from tests.conformance.api import Api, talk
 from tests.conformance.registry import row
+from tests.conformance.rows.streaming import doomed_stream
 from tests.conformance.rows.structured import COUNTRY, SCHEMA
 from tests.conformance.rows.tools import QUESTION, RESULT, WEATHER
 from tests.conformance.schema import check_type
@@ -25,7 +26,11 @@ def text_of(response: dict[str, Any]) -> str:
 
 def events_of(api: Api, given: Any = FRANCE, **body: Any) -> list[dict[str, Any]]:
     """The events of a stream, each of a type that the SDK knows and with all that it asks for."""
-    events = read_named(api.stream("/v1/responses", {"input": given, "temperature": 0, **body}))
+    return checked_events(api.stream("/v1/responses", {"input": given, "temperature": 0, **body}))
+
+
+def checked_events(stream: bytes) -> list[dict[str, Any]]:
+    events = read_named(stream)
     for event in events:
         EVENT.validate_python(event, strict=True)
         if "response" in event:
@@ -121,6 +126,17 @@ def tool_stream(api: Api) -> None:
 def structured(api: Api) -> None:
     form = {"format": {"type": "json_schema", "name": "country", "schema": SCHEMA, "strict": True}}
     assert json.loads(text_of(api.respond(COUNTRY, text=form))) == {"country": "France", "capital": "Paris"}
+
+
+@row(
+    "responses_api.deadline", "A deadline that passes within a stream is `response.failed` with the error, then `error`"
+)
+def deadline(api: Api) -> None:
+    body = {"input": FRANCE, "max_output_tokens": 1900, "ignore_eos": True}
+    *_, failed, error = checked_events(doomed_stream(api, "/v1/responses", body))
+    assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
+    assert failed["response"]["error"]["message"] == error["message"]
+    assert (error["type"], error["code"]) == ("error", "timeout")
 
 
 @row("responses_api.stateless", "What would need a store is refused by name; `store` itself is accepted")

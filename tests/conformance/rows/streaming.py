@@ -11,7 +11,7 @@ from tests.conformance.registry import row
 from tests.conformance.sse import Event, read_events, read_json
 
 # Far more than can be generated before the longest deadline.
-DOOMED = {**LONG, "max_tokens": 1900, "n": 16, "stream": True}
+DOOMED = {**LONG, "max_tokens": 1900, "n": 16}
 DEADLINES_S = (0.3, 1.0, 3.0, 9.0)
 
 
@@ -158,16 +158,16 @@ def keep_alive(api: Api) -> None:
 
 @row("streaming.deadline", "A deadline that passes within a stream is an error event, then [DONE]; no finish reason")
 def deadline(api: Api) -> None:
-    *chunks, error, done = read_events(doomed_stream(api))
+    *chunks, error, done = read_events(doomed_stream(api, "/v1/completions", DOOMED))
     assert done == Event("[DONE]")
     assert check_error(read_json(error.data)["error"])["type"] == "timeout"
     assert not any(read_json(chunk.data)["choices"][0]["finish_reason"] for chunk in chunks)
 
 
-def doomed_stream(api: Api) -> bytes:
+def doomed_stream(api: Api, path: str, body: dict[str, Any]) -> bytes:
     """One that begins and is then cut by its deadline; on a slow machine the first deadline may be too short."""
     for timeout_s in DEADLINES_S:
-        response = api.http.post("/v1/completions", json={**DOOMED, "timeout": timeout_s})
+        response = api.http.post(path, json={**body, "stream": True, "timeout": timeout_s})
         if response.status_code == 200:
             return response.content
     raise AssertionError("no stream began before its deadline")

@@ -57,6 +57,12 @@ def round_trip(api: Api) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+@row("tools.tokenize", "/tokenize counts tools as the template writes them")
+def tokenized(api: Api) -> None:
+    rendered = api.ask("POST", "/tokenize", {"messages": talk(QUESTION), "tools": [WEATHER]})
+    assert rendered["count"] == api.chat(QUESTION, tools=[WEATHER])["usage"]["prompt_tokens"]
+
+
 @row("tools.stream", "A streamed call begins with id and name, its arguments come in parts, and join to the whole call")
 def streamed(api: Api) -> None:
     chunks = api.chat_stream(QUESTION, tools=[WEATHER])

@@ -1,0 +1,508 @@
+// Attention over a paged KV cache, read and written in place. A plain C interface, called through ctypes: knows
+// nothing of Python or torch but the memory that it is pointed to.
+//
+// One call serves one layer of one step. Its work is cut into items that any number of threads take from a counter:
+// one item is a part of one sequence's keys for the query heads that share a KV head (decode), or some tokens of a
+// longer chunk for those heads (prefill). The threads are those of the OpenMP runtime that the process has, whose two
+// entry points are handed in: a second runtime would fight with it for the cores.
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef float f32x16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t u16x16_unaligned __attribute__((vector_size(32), aligned(2), may_alias));
+
+const f32x16 COLUMNS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Keys that are looked at together.
+const long TILE = 64;
+// Keys of one sequence that one decode item takes: longer ones are shared out. A multiple of TILE.
+const long PART = 512;
+// Query rows (tokens times heads of a group) of a prefill item: the more, the less often keys are repacked.
+const long CHUNK_ROWS = 256;
+// Below this many multiplications, waking the other threads costs more than they save.
+const double SERIAL_WORK = 100e3;
+
+template <class To, class From> INLINE To bits_as(From x) {
+    To y;
+    static_assert(sizeof x == sizeof y, "");
+    __builtin_memcpy(&y, &x, sizeof y);
+    return y;
+}
+
+template <class Whole, class Half> struct Halves {
+    Half low, high;
+    INLINE Halves(Whole x) {
+        __builtin_memcpy(&low, &x, sizeof low);
+        __builtin_memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+    }
+};
+
+INLINE bf16 round_to_bf16(float x) {
+    const uint32_t bits = bits_as<uint32_t>(x);
+    if (x != x) return bf16{static_cast<uint16_t>(bits >> 16 | 0x40)};
+    return bf16{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+INLINE void assign(float& to, float from) { to = from; }
+INLINE void assign(bf16& to, bf16 from) { to = from; }
+INLINE void assign(float& to, bf16 from) { to = bits_as<float>(static_cast<uint32_t>(from.bits) << 16); }
+
+template <class To, class From> INLINE To convert(From from) {
+    To to;
+    assign(to, from);
+    return to;
+}
+
+INLINE long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
+INLINE long least(long a, long b) { return a < b ? a : b; }
+INLINE long most(long a, long b) { return a > b ? a : b; }
+
+}  // namespace
+
+// ---- what the caller fills in; engine/kernels/library.py has the same fields in the same order
+
+extern "C" {
+
+// Where the tokens of a step lie: sequence i has tokens query_start[i] to query_start[i + 1].
+struct Step {
+    int64_t num_tokens, num_seqs, block_size, table_stride;
+    const int32_t *query_start, *seq_lens, *block_tables;
+    const int64_t* slots;
+};
+
+// One layer's cache: blocks of (num_kv_heads, block_size, dim).
+struct Layer {
+    void *keys, *values;
+    int64_t num_kv_heads, key_dim, value_dim, is_bf16;
+};
+
+// Strides count elements; the last dimension is contiguous. A window, a softcap or sinks of 0 mean none.
+struct Call {
+    const Step* step;
+    const Layer* layer;
+    const void *query, *new_keys, *new_values;
+    void* out;
+    int64_t query_token, query_head, key_token, key_head, value_token, value_head;
+    int64_t num_heads, window;
+    float scale, softcap;
+    const float* sinks;
+};
+
+// GOMP_parallel and GOMP_barrier of the OpenMP runtime; without them the calling thread works alone.
+struct Team {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+    void (*barrier)();
+    int64_t num_threads;
+};
+}
+
+namespace {
+
+template <class Stored> INLINE const Stored* query_row(const Call& call, long token, long head) {
+    return static_cast<const Stored*>(call.query) + token * call.query_token + head * call.query_head;
+}
+
+template <class Stored> INLINE Stored* out_row(const Call& call, long token, long head) {
+    return static_cast<Stored*>(call.out) + (token * call.num_heads + head) * call.layer->value_dim;
+}
+
+INLINE float sink_of(const Call& call, long head) { return call.sinks ? call.sinks[head] : -INFINITY; }
+
+struct Item {
+    long sequence, head;      // a KV head
+    long token, num_tokens;   // in the step
+    long position;            // of the first token, in its sequence
+    long first, end;          // keys that any of its tokens may see
+    bool is_first_part;
+    float* partial;           // where the state of one part of several goes; or null
+};
+
+// Memory that an item works in, from its thread's share.
+class Scratch {
+public:
+    explicit INLINE Scratch(char* at) : at_(at) {}
+    template <class T> INLINE T* take(long count) {
+        T* taken = reinterpret_cast<T*>(at_);
+        at_ += round_up(count * sizeof(T), 64);
+        return taken;
+    }
+
+private:
+    char* at_;
+};
+
+// An upper bound of what any item takes.
+long scratch_bytes(const Call& call) {
+    const long group = call.num_heads / call.layer->num_kv_heads;
+    const long rows = most(CHUNK_ROWS, group);
+    const long keys = round_up(call.layer->key_dim, 32), values = round_up(call.layer->value_dim, 32);
+    return 4 * (rows * (keys + values + 2 * TILE + 4) + TILE * (keys + values)) + 64 * 16;
+}
+
+INLINE const int32_t* table_of(const Step& step, long sequence) {
+    return step.block_tables + sequence * step.table_stride;
+}
+
+// Pointers to `count` keys and values from a position on; the last is repeated up to a multiple of four.
+template <class Stored>
+INLINE void locate(const Call& call, const Item& item, long position, long count, const Stored** keys,
+                   const Stored** values) {
+    const Layer& layer = *call.layer;
+    const long block_size = call.step->block_size;
+    const int32_t* table = table_of(*call.step, item.sequence);
+    long block = position / block_size, row = position % block_size;
+    for (long j = 0; j < count; block++, row = 0) {
+        const long first_row = (table[block] * layer.num_kv_heads + item.head) * block_size;
+        for (; row < block_size && j < count; row++, j++) {
+            keys[j] = static_cast<const Stored*>(layer.keys) + (first_row + row) * layer.key_dim;
+            values[j] = static_cast<const Stored*>(layer.values) + (first_row + row) * layer.value_dim;
+        }
+    }
+    for (long j = count; j % 4; j++) {
+        keys[j] = keys[count - 1];
+        values[j] = values[count - 1];
+    }
+}
+
+struct Kernels {
+    void (*decode)(const Call&, const Item&, char* scratch);
+    void (*prefill)(const Call&, const Item&, char* scratch);
+    void (*merge)(const Call&, const Item&, const float* partials, long num_parts, char* scratch);
+};
+
+// ---- the instruction sets
+
+#define NATIVE_BF16 0
+namespace generic {
+#define TILE_ROWS 2
+#define TILE_VECTORS 1
+#define STRIP 1
+#include "attention.inl"
+#undef TILE_ROWS
+#undef TILE_VECTORS
+#undef STRIP
+}  // namespace generic
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#define PRAGMA(text) _Pragma(#text)
+#define BEGIN_TARGET(features) PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET _Pragma("clang attribute pop")
+#else
+#define PRAGMA(text) _Pragma(#text)
+#define BEGIN_TARGET(features) _Pragma("GCC push_options") PRAGMA(GCC target(features))
+#define END_TARGET _Pragma("GCC pop_options")
+#endif
+
+BEGIN_TARGET("avx2,fma")
+namespace avx2 {
+#define TILE_ROWS 4
+#define TILE_VECTORS 1
+#define STRIP 2
+#include "attention.inl"
+#undef TILE_ROWS
+#undef TILE_VECTORS
+}  // namespace avx2
+END_TARGET
+#undef STRIP
+
+#define TILE_ROWS 6
+#define TILE_VECTORS 4
+#define STRIP 8
+BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
+namespace avx512 {
+#include "attention.inl"
+}  // namespace avx512
+END_TARGET
+
+#undef NATIVE_BF16
+#define NATIVE_BF16 1
+BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
+namespace avx512_bf16 {
+#include "attention.inl"
+}  // namespace avx512_bf16
+END_TARGET
+
+#endif
+
+Kernels kernels_for(int64_t level, bool is_bf16) {
+#if defined(__x86_64__)
+    if (level == 3) return avx512_bf16::kernels_for(is_bf16);
+    if (level == 2) return avx512::kernels_for(is_bf16);
+    if (level == 1) return avx2::kernels_for(is_bf16);
+#endif
+    (void)level;
+    return generic::kernels_for(is_bf16);
+}
+
+// ---- cutting a step into items
+
+class Work {
+public:
+    // `first_items` has room for one number per sequence and one more.
+    Work(const Call& call, int64_t* first_items) : call(call), first_items_(first_items) {
+        int64_t total = 0;
+        for (long i = 0; i < call.step->num_seqs; i++) {
+            first_items_[i] = total;
+            total += parts_of(i) * call.layer->num_kv_heads;
+        }
+        first_items_[call.step->num_seqs] = total;
+    }
+
+    long num_items() const { return first_items_[call.step->num_seqs]; }
+
+    long parts_of(long sequence) const {
+        const long tokens = tokens_of(sequence);
+        if (tokens > 1) return (tokens + chunk_tokens() - 1) / chunk_tokens();
+        return (call.step->seq_lens[sequence] - 1) / PART - first_key(call.step->seq_lens[sequence] - 1) / PART + 1;
+    }
+
+    long tokens_of(long sequence) const {
+        return call.step->query_start[sequence + 1] - call.step->query_start[sequence];
+    }
+
+    // Items number the parts of a head one after the other.
+    Item item(long number, long* part) const {
+        Item item = {};
+        item.sequence = sequence_of(number);
+        const long within = number - first_items_[item.sequence], num_parts = parts_of(item.sequence);
+        item.head = within / num_parts;
+        *part = within % num_parts;
+        item.token = call.step->query_start[item.sequence];
+        item.num_tokens = tokens_of(item.sequence);
+        item.position = call.step->seq_lens[item.sequence] - item.num_tokens;
+        if (item.num_tokens > 1)
+            take_tokens(item, *part);
+        else
+            take_keys(item, *part);
+        return item;
+    }
+
+    double multiplications() const {
+        double count = 0;
+        for (long i = 0; i < call.step->num_seqs; i++)
+            count += double(tokens_of(i)) * (call.window > 0 ? least(call.window, call.step->seq_lens[i]) : call.step->seq_lens[i]);
+        return count * call.num_heads * (call.layer->key_dim + call.layer->value_dim);
+    }
+
+    const Call& call;
+
+private:
+    long chunk_tokens() const { return most(1, CHUNK_ROWS * call.layer->num_kv_heads / call.num_heads); }
+
+    long first_key(long position) const { return call.window > 0 ? most(0, position + 1 - call.window) : 0; }
+
+    long sequence_of(long number) const {
+        long low = 0, high = call.step->num_seqs;
+        while (high - low > 1) {
+            const long middle = (low + high) / 2;
+            (first_items_[middle] <= number ? low : high) = middle;
+        }
+        return low;
+    }
+
+    void take_tokens(Item& item, long part) const {
+        const long skipped = part * chunk_tokens();
+        item.token += skipped;
+        item.position += skipped;
+        item.num_tokens = least(chunk_tokens(), item.num_tokens - skipped);
+        item.first = first_key(item.position);
+        item.end = item.position + item.num_tokens;
+    }
+
+    void take_keys(Item& item, long part) const {
+        const long first = first_key(item.position), begin = (first / PART + part) * PART;
+        item.first = most(first, begin);
+        item.is_first_part = part == 0;
+        item.end = least(begin + PART, item.position + 1);
+    }
+
+    int64_t* first_items_;
+};
+
+// ---- doing it
+
+const long WRITE_TOKENS = 8;
+
+template <class Stored>
+void write_tokens(const Call& call, long first, long end) {
+    const Layer& layer = *call.layer;
+    const long block_size = call.step->block_size;
+    for (long token = first; token < end; token++) {
+        const long block = call.step->slots[token] / block_size, row = call.step->slots[token] % block_size;
+        for (long head = 0; head < layer.num_kv_heads; head++) {
+            const long to = (block * layer.num_kv_heads + head) * block_size + row;
+            __builtin_memcpy(static_cast<Stored*>(layer.keys) + to * layer.key_dim,
+                             static_cast<const Stored*>(call.new_keys) + token * call.key_token + head * call.key_head,
+                             layer.key_dim * sizeof(Stored));
+            __builtin_memcpy(
+                static_cast<Stored*>(layer.values) + to * layer.value_dim,
+                static_cast<const Stored*>(call.new_values) + token * call.value_token + head * call.value_head,
+                layer.value_dim * sizeof(Stored));
+        }
+    }
+}
+
+struct Job {
+    const Work& work;
+    Kernels kernels;
+    void (*barrier)();
+    char* scratch;
+    long scratch_bytes;
+    float* partials;  // of all items, where some have several parts
+    long partial_floats;
+    std::atomic<int32_t>* missing;  // parts of each sequence and head
+    std::atomic<long> next_thread, next_write, next_item;
+};
+
+void write_all(Job& job) {
+    const Call& call = job.work.call;
+    const long num_tokens = call.step->num_tokens;
+    for (long first; (first = job.next_write.fetch_add(WRITE_TOKENS)) < num_tokens;) {
+        const long end = least(first + WRITE_TOKENS, num_tokens);
+        call.layer->is_bf16 ? write_tokens<bf16>(call, first, end) : write_tokens<float>(call, first, end);
+    }
+}
+
+void run_part(Job& job, Item& item, long number, long part, long num_parts, char* scratch) {
+    const Call& call = job.work.call;
+    item.partial = job.partials + number * job.partial_floats;
+    job.kernels.decode(call, item, scratch);
+    if (job.missing[item.sequence * call.layer->num_kv_heads + item.head].fetch_sub(1) > 1) return;
+    job.kernels.merge(call, item, job.partials + (number - part) * job.partial_floats, num_parts, scratch);
+}
+
+void run_item(Job& job, long number, char* scratch) {
+    long part;
+    Item item = job.work.item(number, &part);
+    if (job.work.tokens_of(item.sequence) > 1) return job.kernels.prefill(job.work.call, item, scratch);
+    const long num_parts = job.work.parts_of(item.sequence);
+    if (num_parts > 1) return run_part(job, item, number, part, num_parts, scratch);
+    job.kernels.decode(job.work.call, item, scratch);
+}
+
+void run_thread(void* data) {
+    Job& job = *static_cast<Job*>(data);
+    char* scratch = job.scratch + job.next_thread.fetch_add(1) * job.scratch_bytes;
+    write_all(job);
+    if (job.barrier != nullptr) job.barrier();
+    // From the last to the first: long chunks come last in a step, and the tokens that see most come last in them.
+    const long num_items = job.work.num_items();
+    for (long taken; (taken = job.next_item.fetch_add(1)) < num_items;) run_item(job, num_items - 1 - taken, scratch);
+}
+
+// Memory that a calling thread keeps from call to call.
+class Arena {
+public:
+    // Null where there is not enough; what it held before is gone.
+    char* reserve(long bytes) {
+        if (bytes <= capacity_) return memory_;
+        free(memory_);
+        capacity_ = round_up(bytes + bytes / 2, 64);
+        memory_ = static_cast<char*>(aligned_alloc(64, capacity_));
+        if (memory_ == nullptr) capacity_ = 0;
+        return memory_;
+    }
+
+private:
+    char* memory_ = nullptr;
+    long capacity_ = 0;
+};
+
+thread_local Arena item_arena, work_arena;
+
+bool has_parts(const Work& work) {
+    for (long i = 0; i < work.call.step->num_seqs; i++)
+        if (work.tokens_of(i) == 1 && work.parts_of(i) > 1) return true;
+    return false;
+}
+
+// How many parts of each head are yet to come; the thread that does the last one joins them.
+void count_parts(const Work& work, std::atomic<int32_t>* missing) {
+    const long num_heads = work.call.layer->num_kv_heads;
+    for (long i = 0; i < work.call.step->num_seqs; i++)
+        for (long head = 0; head < num_heads; head++)
+            new (&missing[i * num_heads + head]) std::atomic<int32_t>(static_cast<int32_t>(work.parts_of(i)));
+}
+
+void run(Job& job, const Team& team, bool alone) {
+    if (alone) return run_thread(&job);
+    job.barrier = team.barrier;
+    team.parallel(run_thread, &job, static_cast<unsigned>(team.num_threads), 0);
+}
+
+}  // namespace
+
+extern "C" {
+
+// The best instruction set of this CPU: 0 generic, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16.
+EXPORT int64_t orcinus_best_level() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+        return 1;
+    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+#else
+    return 0;
+#endif
+}
+
+// Which sources this was built from.
+EXPORT const char* orcinus_source() { return ORCINUS_SOURCE; }
+
+// Writes the step's new keys and values, then attends. Returns 0, or 1 without memory to work in.
+EXPORT int64_t orcinus_attend(const Call* call, const Team* team, int64_t level) {
+    const long num_seqs = call->step->num_seqs, num_kv_heads = call->layer->num_kv_heads;
+    char* items = item_arena.reserve((num_seqs + 1) * sizeof(int64_t));
+    if (items == nullptr) return 1;
+    const Work work(*call, reinterpret_cast<int64_t*>(items));
+    const bool alone = team->parallel == nullptr || team->num_threads < 2 || work.multiplications() < SERIAL_WORK;
+    const bool in_parts = has_parts(work);
+    const long per_thread = scratch_bytes(*call), all_threads = per_thread * (alone ? 1 : team->num_threads);
+    const long state = 2 + round_up(call->layer->value_dim, 32);
+    const long partial_floats = round_up(call->num_heads / num_kv_heads * state, 16);
+    const long partial_bytes = in_parts ? work.num_items() * partial_floats * sizeof(float) : 0;
+    const long counter_bytes = in_parts ? num_seqs * num_kv_heads * sizeof(int32_t) : 0;
+    char* memory = work_arena.reserve(all_threads + partial_bytes + counter_bytes);
+    if (memory == nullptr) return 1;
+    Job job = {work, kernels_for(level, call->layer->is_bf16 != 0), nullptr, memory, per_thread, nullptr, partial_floats,
+               nullptr, {0}, {0}, {0}};
+    if (in_parts) {
+        job.partials = reinterpret_cast<float*>(memory + all_threads);
+        job.missing = reinterpret_cast<std::atomic<int32_t>*>(memory + all_threads + partial_bytes);
+        count_parts(work, job.missing);
+    }
+    run(job, *team, alone);
+    return 0;
+}
+}

@@ -1,0 +1,101 @@
+"""Compiles the native kernels: when a wheel is built, or at first use where that did not happen.
+
+Knows the compiler's arguments and where the result is kept; nothing of what the kernels do. Standard library alone:
+setup.py runs this file before anything is installed.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+SOURCES = ("attention.cpp", "attention.inl")
+LIBRARY_NAME = "_attention.so"
+# No -march: what a wheel ships must run on any CPU of its architecture, and picks its instruction set when it is loaded.
+FLAGS = (
+    "-O2",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-Wno-psabi",
+)
+_COMPILERS = ("g++", "clang++", "c++")
+_TIMEOUT_S = 120
+
+
+def source_hash() -> str:
+    """Of the sources and of how they are compiled."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for name in SOURCES:
+        digest.update((FOLDER / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_library(target: Path) -> None:
+    """Raises `RuntimeError` without a compiler or when it fails, `OSError` where the file cannot be written."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, _COMPILERS), None)
+    if compiler is None:
+        raise RuntimeError("there is no C++ compiler")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, unfinished = tempfile.mkstemp(dir=target.parent, prefix=target.name)
+    os.close(descriptor)
+    try:
+        _run_compiler(compiler, unfinished)
+        Path(unfinished).chmod(0o755)
+        Path(unfinished).replace(target)  # at once: another process may be looking for it
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def _run_compiler(compiler: str, output: str) -> None:
+    command = [*compiler.split(), *FLAGS, f'-DORCINUS_SOURCE="{source_hash()}"', str(FOLDER / SOURCES[0]), "-o", output]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeError(f"{compiler} did not run: {error}") from error
+    if done.returncode != 0:
+        raise RuntimeError(f"{compiler} failed: {done.stderr.strip()[-500:]}")
+
+
+def library_path() -> Path:
+    """The library that came with the package if it was built from these sources; otherwise one in the user's cache.
+
+    The latter is compiled if it is not there yet, and the errors are those of `compile_library`.
+    """
+    shipped = FOLDER / LIBRARY_NAME
+    if shipped.is_file() and _source_of(shipped) == source_hash():
+        return shipped
+    cached = cache_folder() / f"attention-{platform.machine()}-{source_hash()}.so"
+    if not cached.is_file():
+        compile_library(cached)
+    return cached
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "orcinus" / "kernels"
+
+
+def _source_of(library: Path) -> str:
+    """What the library says that it was built from; nothing for one that cannot be asked."""
+    try:
+        function = ctypes.CDLL(str(library)).orcinus_source
+    except (OSError, AttributeError):
+        return ""
+    function.restype = ctypes.c_char_p
+    return str(function().decode())
+
+
+if __name__ == "__main__":
+    compile_library(Path(sys.argv[1]))
