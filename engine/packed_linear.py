@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.device import cpu_has_bfloat16
+from engine.mapped_weights import MappedFiles
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +35,19 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 def pack_linears(model: nn.Module, *, keep: Sequence[Tensor] = ()) -> int:
     """Pack every plain `nn.Linear` inside `model` but those whose weight is one of `keep`. Returns how many."""
     kept = {weight.data_ptr() for weight in keep}
+    files = MappedFiles()
     count = 0
     for parent in list(model.modules()):
         for names in _mergeable(parent, kept):
             merge = _Merge([getattr(parent, name) for name in names])
             for index, name in enumerate(names):
+                files.let_go(getattr(parent, name).weight)
                 setattr(parent, name, _MergedLinear(merge, index))
             count += len(names)
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and _is_packable(child, kept):
                 setattr(parent, name, PackedLinear(child.weight, child.bias))
+                files.let_go(child.weight)
                 count += 1
     return count
 
