@@ -24,13 +24,17 @@ RUN python -m venv /opt/orcinus
 ENV PATH=/opt/orcinus/bin:$PATH
 WORKDIR /src
 
+# For the native kernels; the image that runs has no compiler.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+
 # The dependencies are a layer of their own: gigabytes that an edit of the sources leaves in the cache.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip pip install --requirement requirements.txt
 
-COPY README.md LICENSE ./
+COPY README.md LICENSE setup.py ./
 COPY config config
 COPY engine engine
 COPY server server

@@ -79,14 +79,15 @@ class Arm:
         width = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
         merged = torch.randn(num_tokens, width, generator=torch.Generator().manual_seed(1)).to(dtype)
         heads = merged.view(num_tokens, -1, model.head_dim)
-        self._query, self._keys, self._values = heads.split([model.num_heads, model.num_kv_heads, model.num_kv_heads], 1)
+        sizes = [model.num_heads, model.num_kv_heads, model.num_kv_heads]
+        self._query, self._keys, self._values = torch.split(heads, sizes, dim=1)
 
     def step(self, clock: Callable[[], float]) -> float:
         """Milliseconds of one step."""
         started = clock()
         meta = batch_metadata(self._load.spans, self._tables, self._block_size, CPU)
         for layer in self._layers:
-            self._backend.run(layer, self._query, self._keys, self._values, self._spec, meta)
+            self._backend.run(layer, self._query, self._keys, self._values, spec=self._spec, meta=meta)
         return (clock() - started) * 1e3
 
 
@@ -126,7 +127,9 @@ def compare(model: Model, load: Load, args: argparse.Namespace) -> None:
     first = next(iter(times.values()))
     for name, measured in times.items():
         ratio = statistics.median(a / b for a, b in zip(first, measured, strict=True))
-        print(f"{model.name:5} {load.name:24} {name:16} {statistics.median(measured):9.3f} ms {ratio:6.2f}x", flush=True)
+        print(
+            f"{model.name:5} {load.name:24} {name:16} {statistics.median(measured):9.3f} ms {ratio:6.2f}x", flush=True
+        )
 
 
 def main() -> None:

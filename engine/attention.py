@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from ctypes import pointer
+from ctypes import addressof
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -135,6 +135,7 @@ class AttentionBackend(Protocol):
         query: Tensor,
         keys: Tensor,
         values: Tensor,
+        *,
         spec: AttentionSpec,
         meta: AttentionMetadata,
     ) -> Tensor:
@@ -210,7 +211,7 @@ class PagedAttention:
 
     def __call__(self, module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
         assert self._meta is not None
-        return self.backend.run(self._layers[module], query, keys, values, spec, self._meta)
+        return self.backend.run(self._layers[module], query, keys, values, spec=spec, meta=self._meta)
 
 
 class ShapeProbe:
@@ -341,6 +342,7 @@ class TorchBackend:
         query: Tensor,
         keys: Tensor,
         values: Tensor,
+        *,
         spec: AttentionSpec,
         meta: AttentionMetadata,
     ) -> Tensor:
@@ -516,37 +518,40 @@ class NativeBackend:
         query: Tensor,
         keys: Tensor,
         values: Tensor,
+        *,
         spec: AttentionSpec,
         meta: AttentionMetadata,
     ) -> Tensor:
         assert isinstance(layer, _NativeCache)
         self._begin(meta)
         rows, keys, values = (_as_rows(tensor, layer.keys.dtype) for tensor in (query, keys, values))
-        out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[2])
+        num_tokens, num_heads, _ = rows.shape
+        out = rows.new_empty(num_tokens, num_heads, layer.native.value_dim)
+        query_token, query_head, _ = rows.stride()
+        key_token, key_head, _ = keys.stride()
+        value_token, value_head, _ = values.stride()
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
-        self._library.attend(
-            Call(
-                step=pointer(self._step),
-                layer=pointer(layer.native),
-                query=rows.data_ptr(),
-                new_keys=keys.data_ptr(),
-                new_values=values.data_ptr(),
-                out=out.data_ptr(),
-                query_token=rows.stride(0),
-                query_head=rows.stride(1),
-                key_token=keys.stride(0),
-                key_head=keys.stride(1),
-                value_token=values.stride(0),
-                value_head=values.stride(1),
-                num_heads=rows.shape[1],
-                window=spec.window or 0,
-                scale=spec.scale,
-                softcap=spec.softcap or 0.0,
-                sinks=None if sinks is None else sinks.data_ptr(),
-            ),
-            self._team,
+        call = Call(
+            step=addressof(self._step),
+            layer=addressof(layer.native),
+            query=rows.data_ptr(),
+            new_keys=keys.data_ptr(),
+            new_values=values.data_ptr(),
+            out=out.data_ptr(),
+            query_token=query_token,
+            query_head=query_head,
+            key_token=key_token,
+            key_head=key_head,
+            value_token=value_token,
+            value_head=value_head,
+            num_heads=num_heads,
+            window=spec.window or 0,
+            scale=spec.scale,
+            softcap=spec.softcap or 0.0,
+            sinks=None if sinks is None else sinks.data_ptr(),
         )
-        return out.to(query.dtype)
+        self._library.attend(call, self._team)
+        return out if out.dtype is query.dtype else out.to(query.dtype)
 
     def _begin(self, meta: AttentionMetadata) -> None:
         """All layers of a step share its addresses."""
@@ -568,7 +573,8 @@ class NativeBackend:
 
 def _as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """In this dtype, and with its last dimension in one piece; the strides of the others may be anything."""
-    tensor = tensor.to(dtype)
+    if tensor.dtype is not dtype:
+        tensor = tensor.to(dtype)
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 

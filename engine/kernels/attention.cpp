@@ -3,8 +3,10 @@
 //
 // One call serves one layer of one step. Its work is cut into items that any number of threads take from a counter:
 // one item is a part of one sequence's keys for the query heads that share a KV head (decode), or some tokens of a
-// longer chunk for those heads (prefill). The threads are those of the OpenMP runtime that the process has, whose two
-// entry points are handed in: a second runtime would fight with it for the cores.
+// longer chunk for those heads (prefill). The threads are those of the OpenMP runtime that the process has, whose entry
+// point is handed in: a second runtime would fight with it for the cores.
+
+#include <sched.h>
 
 #include <atomic>
 #include <cmath>
@@ -46,6 +48,9 @@ const long TILE = 64;
 const long PART = 512;
 // Query rows (tokens times heads of a group) of a prefill item: the more, the less often keys are repacked.
 const long CHUNK_ROWS = 256;
+// Decode items that each thread should find, if there are that many heads: the fewer heads an item has, the less of
+// what it reads lies together.
+const long ITEMS_PER_THREAD = 4;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 100e3;
 
@@ -70,15 +75,8 @@ INLINE bf16 round_to_bf16(float x) {
     return bf16{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
-INLINE void assign(float& to, float from) { to = from; }
-INLINE void assign(bf16& to, bf16 from) { to = from; }
-INLINE void assign(float& to, bf16 from) { to = bits_as<float>(static_cast<uint32_t>(from.bits) << 16); }
-
-template <class To, class From> INLINE To convert(From from) {
-    To to;
-    assign(to, from);
-    return to;
-}
+INLINE float to_float(float x) { return x; }
+INLINE float to_float(bf16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
 
 INLINE long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 INLINE long least(long a, long b) { return a < b ? a : b; }
@@ -115,10 +113,9 @@ struct Call {
     const float* sinks;
 };
 
-// GOMP_parallel and GOMP_barrier of the OpenMP runtime; without them the calling thread works alone.
+// GOMP_parallel of the OpenMP runtime; without it the calling thread works alone.
 struct Team {
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
-    void (*barrier)();
     int64_t num_threads;
 };
 }
@@ -133,10 +130,14 @@ template <class Stored> INLINE Stored* out_row(const Call& call, long token, lon
     return static_cast<Stored*>(call.out) + (token * call.num_heads + head) * call.layer->value_dim;
 }
 
+// Query heads that share a KV head.
+INLINE long group_of(const Call& call) { return call.num_heads / call.layer->num_kv_heads; }
+
 INLINE float sink_of(const Call& call, long head) { return call.sinks ? call.sinks[head] : -INFINITY; }
 
 struct Item {
-    long sequence, head;      // a KV head
+    long sequence;
+    long head, num_heads;     // KV heads
     long token, num_tokens;   // in the step
     long position;            // of the first token, in its sequence
     long first, end;          // keys that any of its tokens may see
@@ -160,8 +161,7 @@ private:
 
 // An upper bound of what any item takes.
 long scratch_bytes(const Call& call) {
-    const long group = call.num_heads / call.layer->num_kv_heads;
-    const long rows = most(CHUNK_ROWS, group);
+    const long rows = most(CHUNK_ROWS, call.num_heads);
     const long keys = round_up(call.layer->key_dim, 32), values = round_up(call.layer->value_dim, 32);
     return 4 * (rows * (keys + values + 2 * TILE + 4) + TILE * (keys + values)) + 64 * 16;
 }
@@ -194,11 +194,12 @@ INLINE void locate(const Call& call, const Item& item, long position, long count
 struct Kernels {
     void (*decode)(const Call&, const Item&, char* scratch);
     void (*prefill)(const Call&, const Item&, char* scratch);
-    void (*merge)(const Call&, const Item&, const float* partials, long num_parts, char* scratch);
+    void (*merge)(const Call&, const Item&, const float* partials, long partial_floats, long num_parts, char* scratch);
 };
 
 // ---- the instruction sets
 
+#define AVX512 0
 #define NATIVE_BF16 0
 namespace generic {
 #define TILE_ROWS 2
@@ -233,7 +234,9 @@ namespace avx2 {
 }  // namespace avx2
 END_TARGET
 #undef STRIP
+#undef AVX512
 
+#define AVX512 1
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
 #define STRIP 8
@@ -255,8 +258,8 @@ END_TARGET
 
 Kernels kernels_for(int64_t level, bool is_bf16) {
 #if defined(__x86_64__)
-    if (level == 3) return avx512_bf16::kernels_for(is_bf16);
-    if (level == 2) return avx512::kernels_for(is_bf16);
+    if (level == 3 && is_bf16) return avx512_bf16::kernels_for_pairs();
+    if (level >= 2) return avx512::kernels_for(is_bf16);
     if (level == 1) return avx2::kernels_for(is_bf16);
 #endif
     (void)level;
@@ -265,19 +268,27 @@ Kernels kernels_for(int64_t level, bool is_bf16) {
 
 // ---- cutting a step into items
 
+double multiplications(const Call& call) {
+    double count = 0;
+    for (long i = 0; i < call.step->num_seqs; i++) {
+        const long tokens = call.step->query_start[i + 1] - call.step->query_start[i], keys = call.step->seq_lens[i];
+        count += double(tokens) * (call.window > 0 ? least(call.window, keys) : keys);
+    }
+    return count * call.num_heads * (call.layer->key_dim + call.layer->value_dim);
+}
+
 class Work {
 public:
     // `first_items` has room for one number per sequence and one more.
-    Work(const Call& call, int64_t* first_items) : call(call), first_items_(first_items) {
-        int64_t total = 0;
-        for (long i = 0; i < call.step->num_seqs; i++) {
-            first_items_[i] = total;
-            total += parts_of(i) * call.layer->num_kv_heads;
-        }
-        first_items_[call.step->num_seqs] = total;
+    Work(const Call& call, int64_t* first_items, long num_threads) : call(call), first_items_(first_items) {
+        for (heads_ = call.layer->num_kv_heads; count_items() < ITEMS_PER_THREAD * num_threads && heads_ > 1;)
+            heads_ = (heads_ + 1) / 2;
     }
 
     long num_items() const { return first_items_[call.step->num_seqs]; }
+
+    // KV heads that an item of this sequence takes together.
+    long heads_of(long sequence) const { return tokens_of(sequence) > 1 ? 1 : heads_; }
 
     long parts_of(long sequence) const {
         const long tokens = tokens_of(sequence);
@@ -289,12 +300,13 @@ public:
         return call.step->query_start[sequence + 1] - call.step->query_start[sequence];
     }
 
-    // Items number the parts of a head one after the other.
+    // The parts of the same heads have consecutive numbers.
     Item item(long number, long* part) const {
         Item item = {};
         item.sequence = sequence_of(number);
         const long within = number - first_items_[item.sequence], num_parts = parts_of(item.sequence);
-        item.head = within / num_parts;
+        item.head = within / num_parts * heads_of(item.sequence);
+        item.num_heads = least(heads_of(item.sequence), call.layer->num_kv_heads - item.head);
         *part = within % num_parts;
         item.token = call.step->query_start[item.sequence];
         item.num_tokens = tokens_of(item.sequence);
@@ -306,16 +318,18 @@ public:
         return item;
     }
 
-    double multiplications() const {
-        double count = 0;
-        for (long i = 0; i < call.step->num_seqs; i++)
-            count += double(tokens_of(i)) * (call.window > 0 ? least(call.window, call.step->seq_lens[i]) : call.step->seq_lens[i]);
-        return count * call.num_heads * (call.layer->key_dim + call.layer->value_dim);
-    }
-
     const Call& call;
 
 private:
+    long count_items() {
+        int64_t total = 0;
+        for (long i = 0; i < call.step->num_seqs; i++) {
+            first_items_[i] = total;
+            total += parts_of(i) * ((call.layer->num_kv_heads + heads_of(i) - 1) / heads_of(i));
+        }
+        return first_items_[call.step->num_seqs] = total;
+    }
+
     long chunk_tokens() const { return most(1, CHUNK_ROWS * call.layer->num_kv_heads / call.num_heads); }
 
     long first_key(long position) const { return call.window > 0 ? most(0, position + 1 - call.window) : 0; }
@@ -346,6 +360,7 @@ private:
     }
 
     int64_t* first_items_;
+    long heads_;
 };
 
 // ---- doing it
@@ -374,13 +389,12 @@ void write_tokens(const Call& call, long first, long end) {
 struct Job {
     const Work& work;
     Kernels kernels;
-    void (*barrier)();
     char* scratch;
     long scratch_bytes;
     float* partials;  // of all items, where some have several parts
     long partial_floats;
     std::atomic<int32_t>* missing;  // parts of each sequence and head
-    std::atomic<long> next_thread, next_write, next_item;
+    std::atomic<long> next_thread, next_write, num_written, next_item;
 };
 
 void write_all(Job& job) {
@@ -389,7 +403,10 @@ void write_all(Job& job) {
     for (long first; (first = job.next_write.fetch_add(WRITE_TOKENS)) < num_tokens;) {
         const long end = least(first + WRITE_TOKENS, num_tokens);
         call.layer->is_bf16 ? write_tokens<bf16>(call, first, end) : write_tokens<float>(call, first, end);
+        job.num_written.fetch_add(end - first, std::memory_order_release);
     }
+    // For those who are writing right now, not for threads that have not come yet, as a barrier would.
+    while (job.num_written.load(std::memory_order_acquire) < num_tokens) sched_yield();
 }
 
 void run_part(Job& job, Item& item, long number, long part, long num_parts, char* scratch) {
@@ -397,7 +414,8 @@ void run_part(Job& job, Item& item, long number, long part, long num_parts, char
     item.partial = job.partials + number * job.partial_floats;
     job.kernels.decode(call, item, scratch);
     if (job.missing[item.sequence * call.layer->num_kv_heads + item.head].fetch_sub(1) > 1) return;
-    job.kernels.merge(call, item, job.partials + (number - part) * job.partial_floats, num_parts, scratch);
+    const float* first = job.partials + (number - part) * job.partial_floats;
+    job.kernels.merge(call, item, first, job.partial_floats, num_parts, scratch);
 }
 
 void run_item(Job& job, long number, char* scratch) {
@@ -413,7 +431,6 @@ void run_thread(void* data) {
     Job& job = *static_cast<Job*>(data);
     char* scratch = job.scratch + job.next_thread.fetch_add(1) * job.scratch_bytes;
     write_all(job);
-    if (job.barrier != nullptr) job.barrier();
     // From the last to the first: long chunks come last in a step, and the tokens that see most come last in them.
     const long num_items = job.work.num_items();
     for (long taken; (taken = job.next_item.fetch_add(1)) < num_items;) run_item(job, num_items - 1 - taken, scratch);
@@ -455,7 +472,6 @@ void count_parts(const Work& work, std::atomic<int32_t>* missing) {
 
 void run(Job& job, const Team& team, bool alone) {
     if (alone) return run_thread(&job);
-    job.barrier = team.barrier;
     team.parallel(run_thread, &job, static_cast<unsigned>(team.num_threads), 0);
 }
 
@@ -485,18 +501,18 @@ EXPORT int64_t orcinus_attend(const Call* call, const Team* team, int64_t level)
     const long num_seqs = call->step->num_seqs, num_kv_heads = call->layer->num_kv_heads;
     char* items = item_arena.reserve((num_seqs + 1) * sizeof(int64_t));
     if (items == nullptr) return 1;
-    const Work work(*call, reinterpret_cast<int64_t*>(items));
-    const bool alone = team->parallel == nullptr || team->num_threads < 2 || work.multiplications() < SERIAL_WORK;
+    const bool alone = team->parallel == nullptr || team->num_threads < 2 || multiplications(*call) < SERIAL_WORK;
+    const Work work(*call, reinterpret_cast<int64_t*>(items), alone ? 0 : team->num_threads);
     const bool in_parts = has_parts(work);
     const long per_thread = scratch_bytes(*call), all_threads = per_thread * (alone ? 1 : team->num_threads);
     const long state = 2 + round_up(call->layer->value_dim, 32);
-    const long partial_floats = round_up(call->num_heads / num_kv_heads * state, 16);
+    const long partial_floats = round_up(call->num_heads * state, 16);
     const long partial_bytes = in_parts ? work.num_items() * partial_floats * sizeof(float) : 0;
     const long counter_bytes = in_parts ? num_seqs * num_kv_heads * sizeof(int32_t) : 0;
     char* memory = work_arena.reserve(all_threads + partial_bytes + counter_bytes);
     if (memory == nullptr) return 1;
-    Job job = {work, kernels_for(level, call->layer->is_bf16 != 0), nullptr, memory, per_thread, nullptr, partial_floats,
-               nullptr, {0}, {0}, {0}};
+    Job job = {work, kernels_for(level, call->layer->is_bf16 != 0), memory, per_thread, nullptr, partial_floats,
+               nullptr, {0}, {0}, {0}, {0}};
     if (in_parts) {
         job.partials = reinterpret_cast<float*>(memory + all_threads);
         job.missing = reinterpret_cast<std::atomic<int32_t>*>(memory + all_threads + partial_bytes);

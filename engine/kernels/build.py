@@ -6,6 +6,7 @@ setup.py runs this file before anything is installed.
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -14,10 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 FOLDER = Path(__file__).parent
 SOURCES = ("attention.cpp", "attention.inl")
 LIBRARY_NAME = "_attention.so"
-# No -march: what a wheel ships must run on any CPU of its architecture, and picks its instruction set when it is loaded.
+# No -march: what a wheel ships must run on any CPU of its architecture; the instruction set is picked at run time.
 FLAGS = (
     "-O2",
     "-std=c++17",
@@ -61,7 +64,9 @@ def compile_library(target: Path) -> None:
 def _run_compiler(compiler: str, output: str) -> None:
     command = [*compiler.split(), *FLAGS, f'-DORCINUS_SOURCE="{source_hash()}"', str(FOLDER / SOURCES[0]), "-o", output]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        done = subprocess.run(  # noqa: S603 (the user's own compiler, without a shell)
+            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(f"{compiler} did not run: {error}") from error
     if done.returncode != 0:
@@ -78,6 +83,7 @@ def library_path() -> Path:
         return shipped
     cached = cache_folder() / f"attention-{platform.machine()}-{source_hash()}.so"
     if not cached.is_file():
+        logger.info("compiling the native kernels into %s, once", cached)
         compile_library(cached)
     return cached
 

@@ -6,7 +6,7 @@ but their addresses. A machine without the library goes on without it: `load_lib
 
 import ctypes
 import logging
-from ctypes import POINTER, c_float, c_int64, c_void_p
+from ctypes import c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -50,8 +50,8 @@ class Call(ctypes.Structure):
     """`struct Call` of attention.cpp: the tensors of one layer in one step, and how it attends."""
 
     _fields_ = (
-        ("step", POINTER(Step)),
-        ("layer", POINTER(Layer)),
+        ("step", c_void_p),
+        ("layer", c_void_p),
         ("query", c_void_p),
         ("new_keys", c_void_p),
         ("new_values", c_void_p),
@@ -73,7 +73,7 @@ class Call(ctypes.Structure):
 class Team(ctypes.Structure):
     """`struct Team` of attention.cpp: the threads that help."""
 
-    _fields_ = (("parallel", c_void_p), ("barrier", c_void_p), ("num_threads", c_int64))
+    _fields_ = (("parallel", c_void_p), ("num_threads", c_int64))
 
 
 # By the numbers that the library has for them; each includes those before it.
@@ -114,17 +114,15 @@ def load_library() -> Library | None:
 
 
 @cache
-def openmp_functions() -> tuple[int | None, int | None]:
-    """Addresses of GOMP_parallel and GOMP_barrier in the runtime that torch has loaded; None without one."""
+def gomp_parallel() -> int | None:
+    """Address of the function that runs another one in every thread of torch's OpenMP runtime; None without one."""
     for path in _openmp_libraries():
         try:
-            runtime = ctypes.CDLL(path)
-            functions = (runtime.GOMP_parallel, runtime.GOMP_barrier)
+            function = ctypes.CDLL(path).GOMP_parallel
         except (OSError, AttributeError):
             continue
-        parallel, barrier = (ctypes.cast(function, c_void_p).value for function in functions)
-        return parallel, barrier
-    return None, None
+        return ctypes.cast(function, c_void_p).value
+    return None
 
 
 def _openmp_libraries() -> list[str]:
@@ -140,5 +138,4 @@ def _openmp_libraries() -> list[str]:
 
 def team_of(num_threads: int) -> Team:
     """The OpenMP threads of this process, or the calling one alone where they cannot be shared."""
-    parallel, barrier = openmp_functions()
-    return Team(parallel, barrier, num_threads)
+    return Team(gomp_parallel(), num_threads)

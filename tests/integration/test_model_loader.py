@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from engine import model_loader
+from engine.attention import choose_backend
 from engine.device import CpuMonitor, cpu_has_bfloat16
 from engine.errors import ModelLoadError
 from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan
@@ -67,7 +68,7 @@ def test_info_says_what_was_resolved(llama: Path) -> None:
         dtype="float32",
         device="cpu",
         device_name=info.device_name,
-        attention_backend="torch",
+        attention_backend=choose_backend(CPU, torch.float32).name,
         vocab_size=VOCAB_SIZE,
         eos_token_ids=[EOS_TOKEN_ID],
         max_model_len=CONTEXT,

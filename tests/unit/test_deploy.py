@@ -339,7 +339,7 @@ def test_image_copies_all_that_the_wheel_is_made_of_and_the_build_context_has_it
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert copied == packages | {"pyproject.toml", "README.md", "LICENSE"}
+    assert copied == packages | {"pyproject.toml", "setup.py", "README.md", "LICENSE"}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == allowed
 

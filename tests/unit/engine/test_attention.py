@@ -1,17 +1,21 @@
 """Attention over the paged cache against attention written down plainly."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from engine import attention
 from engine.attention import (
+    AttentionBackend,
     AttentionMetadata,
     AttentionSpec,
     LayerCache,
     LayerShape,
+    NativeBackend,
     PagedAttention,
     ShapeProbe,
     TorchBackend,
@@ -23,6 +27,8 @@ from engine.attention import (
     causal_mask,
     choose_backend,
 )
+from engine.kernels.build import library_path
+from engine.kernels.library import INSTRUCTION_SETS, Library, load_library
 
 CPU = torch.device("cpu")
 BLOCK = 4
@@ -58,8 +64,20 @@ def plain_attention(sequence: Sequence, spec: AttentionSpec) -> Tensor:
     return out
 
 
+def cpu_backends() -> Iterator[AttentionBackend]:
+    """Gathering, and the native kernel with every instruction set that this machine has."""
+    yield TorchBackend()
+    best = load_library()
+    if best is not None:
+        for level in range(INSTRUCTION_SETS.index(best.instruction_set) + 1):
+            yield NativeBackend(Library(library_path(), level))
+
+
+every_backend = pytest.mark.parametrize("backend", list(cpu_backends()), ids=lambda backend: backend.name)
+
+
 def run_step(
-    backend: TorchBackend,
+    backend: AttentionBackend,
     layer: LayerCache,
     sequences: list[Sequence],
     spans: list[tuple[int, int]],
@@ -71,8 +89,8 @@ def run_step(
         torch.cat([getattr(s, name)[a:b] for s, (a, b) in zip(sequences, spans, strict=True)])
         for name in ("query", "keys", "values")
     )
-    backend.write(layer, keys, values, meta)
-    return list(torch.split(backend.attend(layer, query, spec, meta), [b - a for a, b in spans]))
+    out = backend.run(layer, query, keys, values, spec=spec, meta=meta)
+    return list(torch.split(out, [b - a for a, b in spans]))
 
 
 def shuffled_tables(num_seqs: int, width: int) -> np.ndarray:
@@ -80,6 +98,7 @@ def shuffled_tables(num_seqs: int, width: int) -> np.ndarray:
     return blocks.reshape(num_seqs, width)
 
 
+@every_backend
 @pytest.mark.parametrize(
     "spec",
     [
@@ -93,10 +112,11 @@ def shuffled_tables(num_seqs: int, width: int) -> np.ndarray:
     ],
     ids=str,
 )
-def test_chunks_and_single_tokens_attend_like_the_whole_sequence(spec: AttentionSpec) -> None:
+def test_chunks_and_single_tokens_attend_like_the_whole_sequence(
+    backend: AttentionBackend, spec: AttentionSpec
+) -> None:
     lengths = [3, 30, 9, 17]
     sequences = [Sequence(length, seed) for seed, length in enumerate(lengths)]
-    backend = TorchBackend()
     layer = backend.allocate(LayerShape(KV_HEADS, DIM, VALUE_DIM), 32, BLOCK, torch.float32, CPU)
     tables = shuffled_tables(4, 8)
     # Chunks of different sizes up to the last two tokens, and those one by one.
@@ -132,10 +152,10 @@ def test_window_gathers_only_the_blocks_it_sees() -> None:
     assert group.blocks.tolist() == meta.block_tables[0, 14:].tolist()
 
 
-def test_another_sequences_nan_never_reaches_a_shorter_row() -> None:
+@every_backend
+def test_another_sequences_nan_never_reaches_a_shorter_row(backend: AttentionBackend) -> None:
     healthy, broken = Sequence(2, 1), Sequence(8, 2)
     broken.values[:] = torch.nan
-    backend = TorchBackend()
     layer = backend.allocate(LayerShape(KV_HEADS, DIM, VALUE_DIM), 4, BLOCK, torch.float32, CPU)
     tables = np.array([[2, 0], [0, 1]], dtype=np.int32)  # the healthy row's padding names the broken one's block
     spec = AttentionSpec(SCALE)
@@ -145,10 +165,10 @@ def test_another_sequences_nan_never_reaches_a_shorter_row() -> None:
     assert bool(out[1].isnan().all())
 
 
-def test_scrubbed_blocks_serve_the_next_sequence() -> None:
+@every_backend
+def test_scrubbed_blocks_serve_the_next_sequence(backend: AttentionBackend) -> None:
     broken, healthy = Sequence(8, 1), Sequence(6, 2)
     broken.values[:], broken.keys[:] = torch.nan, torch.inf
-    backend = TorchBackend()
     layer = backend.allocate(LayerShape(KV_HEADS, DIM, VALUE_DIM), 2, BLOCK, torch.float32, CPU)
     tables = np.array([[0, 1]], dtype=np.int32)
     spec = AttentionSpec(SCALE)
@@ -277,8 +297,18 @@ def paged_reference(
     return torch.cat(out)
 
 
-def test_cpu_gets_the_gathering_backend() -> None:
+def test_cpu_gathers_where_the_native_kernel_is_missing_or_has_no_such_dtype(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert type(choose_backend(CPU, torch.float16)) is TorchBackend
+    monkeypatch.setattr(attention, "load_library", lambda: None)
     assert type(choose_backend(CPU, torch.bfloat16)) is TorchBackend
+
+
+@pytest.mark.skipif(load_library() is None, reason="there is no native kernel here")
+def test_cpu_reads_the_cache_in_place_where_the_native_kernel_is() -> None:
+    assert type(choose_backend(CPU, torch.bfloat16)) is NativeBackend
+    assert type(choose_backend(CPU, torch.float32)) is NativeBackend
 
 
 def test_metadata_knows_the_dtypes_that_kernels_want() -> None:
