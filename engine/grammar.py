@@ -15,6 +15,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from engine.errors import InvalidRequestError
+from engine.grammar_closing import Closers, Closing
 from engine.grammar_source import llguidance_grammar
 from engine.sampling_params import Grammar, GrammarKind, Thinking
 from engine.token_masks import empty_mask, pack_tokens
@@ -51,6 +52,7 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._specials = frozenset(self.special_token_ids)
         self.ll_tokenizer = LLTokenizer(TokenizerWrapper(self), eos_token=self.end_ids)
+        self.closers = Closers(self.tokens, self.special_token_ids, self.end_ids, self.ll_tokenizer)
 
     def __call__(self, given: bytes | str) -> list[int]:
         """The tokens that the model would write a text in, without any of the special ones."""
@@ -74,16 +76,24 @@ class Vocabulary:
 class GrammarMatcher:
     """Follows one request's tokens. `mask` has a bit for each token that may come next, once `fill_mask` has run.
 
-    Used by one thread at a time. Where it cannot go on, `error` says why, and nothing it says holds any more.
+    With `max_tokens` it brings the text to an end within them, where that can be done (`engine.grammar_closing`). Used
+    by one thread at a time. Where it cannot go on, `error` says why, and nothing it says holds any more.
     """
 
     def __init__(
-        self, matcher: LLMatcher, vocabulary: Vocabulary, thinking: Thinking | None = None, *, ignore_eos: bool = False
+        self,
+        matcher: LLMatcher,
+        vocabulary: Vocabulary,
+        thinking: Thinking | None = None,
+        *,
+        ignore_eos: bool = False,
+        max_tokens: int | None = None,
     ) -> None:
         self.mask: NDArray[np.int32] = empty_mask(vocabulary.size)
         self.error: str | None = None
         self.is_finished = False  # nothing can follow
         self._matcher = matcher
+        self._closing = None if max_tokens is None else Closing(vocabulary.closers, vocabulary.end_ids, max_tokens)
         self._vocab_size = vocabulary.size
         self._ends = pack_tokens(vocabulary.end_ids, vocabulary.size)
         self._ignores_eos = ignore_eos
@@ -104,10 +114,21 @@ class GrammarMatcher:
             self.mask &= ~self._ends
         if self._opening is not None:
             self.mask |= pack_tokens([self._opening], self._vocab_size)
+        if self._closing is not None:
+            self._closing.look(self._matcher)
+
+    def choose(self, token_id: int) -> int:
+        """The token to take where `token_id` was drawn: another one if the text could not end in time after it."""
+        is_free = self._thought is not None or token_id == self._opening
+        if self._closing is None or is_free or self.error is not None:
+            return token_id
+        return self._closing.choose(self._matcher, token_id)
 
     def accept(self, token_id: int) -> None:
         """Take in the token that was chosen."""
         opening, self._opening = self._opening, None
+        if self._closing is not None:
+            self._closing.accept(token_id)
         if self._thought is not None:
             self._think(self._thought, token_id)
         elif token_id == opening:
@@ -116,6 +137,11 @@ class GrammarMatcher:
             self._matcher.consume_token(token_id)
             self._check()
             self.is_finished = self.error is None and self._matcher.is_stopped()
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether a token was taken that had not been drawn."""
+        return self._closing is not None and self._closing.is_steered
 
     def give_up(self, reason: str) -> None:
         self.error = self.error or reason
@@ -160,11 +186,20 @@ class GrammarCompiler:
             self._compiling[key] = self._threads.submit(self._compile_and_keep, *key)
         return self._compiling[key]
 
-    def matcher(self, grammar: Grammar, *, ignore_eos: bool = False, tokens: Iterable[int] = ()) -> GrammarMatcher:
+    def matcher(
+        self,
+        grammar: Grammar,
+        *,
+        ignore_eos: bool = False,
+        max_tokens: int | None = None,
+        tokens: Iterable[int] = (),
+    ) -> GrammarMatcher:
         """A matcher for a request that has generated `tokens`. Compiles here and now what was not prepared."""
         key = grammar.kind, grammar.source
         compiled = self._find(key) or self._compile_and_keep(*key)
-        matcher = GrammarMatcher(compiled.deep_copy(), self.vocabulary, grammar.thinking, ignore_eos=ignore_eos)
+        matcher = GrammarMatcher(
+            compiled.deep_copy(), self.vocabulary, grammar.thinking, ignore_eos=ignore_eos, max_tokens=max_tokens
+        )
         for token_id in tokens:
             matcher.accept(token_id)
         return matcher

@@ -204,7 +204,9 @@ class StepResult(Message, frozen=True):
     `prompt_logprobs` holds the entries that this chunk adds: for the chunk at positions [a, b) of the prompt,
     those of prompt tokens a+1 .. b (of b itself only if it is still a prompt token). `errors` names requests
     whose own row failed (non-finite logits); they have no sampled tokens. `finished` are requests whose grammar
-    nothing can follow after the tokens sampled now. `embeddings` has those whose prompt is complete with this chunk.
+    nothing can follow after the tokens sampled now. `steered` are those of which a token, this or an earlier one, is
+    not the one that was drawn, because the grammar could not have come to its end within `max_tokens` after that.
+    `embeddings` has those whose prompt is complete with this chunk.
     """
 
     sampled_token_ids: dict[str, list[int]]
@@ -212,4 +214,5 @@ class StepResult(Message, frozen=True):
     prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
     errors: dict[str, str] = {}
     finished: list[str] = []
+    steered: list[str] = []
     embeddings: dict[str, bytes] = {}

@@ -278,6 +278,7 @@ class ModelRunner:
             prompt_logprobs={k: v for k, v in prompt_logprobs.items() if k not in errors},
             errors=errors | embedded.errors | result.errors,
             finished=result.finished,
+            steered=result.steered,
             embeddings=embedded.embeddings,
         )
 
@@ -298,7 +299,9 @@ class ModelRunner:
         if sampling.allowed_token_ids:
             row.allowed = pack_tokens(sampling.allowed_token_ids, vocab_size)
         if sampling.grammar is not None:
-            row.matcher = self._grammars.matcher(sampling.grammar, ignore_eos=sampling.ignore_eos, tokens=output)
+            row.matcher = self._grammars.matcher(
+                sampling.grammar, ignore_eos=sampling.ignore_eos, max_tokens=sampling.max_tokens, tokens=output
+            )
         return row
 
     @cached_property
@@ -388,8 +391,14 @@ class ModelRunner:
         for part, entry in zip(parts, sampled.logprobs, strict=False):
             if entry is not None and part.request_id in tokens:
                 logprobs[part.request_id] = [entry]
-        finished = [p.request_id for p in parts if p.request.row.is_finished and p.request_id in tokens]
-        return StepResult(sampled_token_ids=tokens, logprobs=logprobs, errors=errors, finished=finished)
+        taken = [part for part in parts if part.request_id in tokens]
+        return StepResult(
+            sampled_token_ids=tokens,
+            logprobs=logprobs,
+            errors=errors,
+            finished=[part.request_id for part in taken if part.request.row.is_finished],
+            steered=[part.request_id for part in taken if part.request.row.is_steered],
+        )
 
     @staticmethod
     def _take_token(request: _Request, sampled: SampledRows, row: int) -> str | None:

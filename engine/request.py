@@ -30,6 +30,7 @@ class Request:
         "cache_salt",
         "first_scheduled_time",
         "has_reported",
+        "is_steered",
         "last_scheduled_step",
         "num_blocks_sent",
         "num_cached_tokens",
@@ -64,6 +65,7 @@ class Request:
         self.num_preemptions: int = 0
         self.num_blocks_sent: int = 0  # of its block table, to the executor; 0: the executor does not know it
         self.has_reported: bool = False
+        self.is_steered: bool = False  # to its grammar's end, because its tokens run out
         self.prompt_logprobs: list[TokenLogprobs | None] | None = (
             None if added.sampling.prompt_logprobs is None or added.output_token_ids else [None]
         )

@@ -49,6 +49,11 @@ class SamplingRow:
         """Whether nothing can follow."""
         return self.matcher is not None and self.matcher.is_finished
 
+    @property
+    def is_steered(self) -> bool:
+        """Whether a token was taken that had not been drawn."""
+        return self.matcher is not None and self.matcher.is_steered
+
     def mask(self) -> NDArray[np.int32] | None:
         """A bit for each token that may come next; None if any may."""
         if self.matcher is None or self.allowed is None:
@@ -141,7 +146,9 @@ class Sampler:
                 process(logits, rows, positions)
             best, argmax = logits.max(dim=-1)
             has_choice = best != -torch.inf
-        tokens = self._draw(logits, rows, positions, argmax, finite & has_choice)
+        can_draw = finite & has_choice
+        tokens = self._draw(logits, rows, positions, argmax, can_draw)
+        lead_to_ends(tokens, logits, rows, can_draw)
         token_ids: list[int] = tokens.tolist()
         return SampledRows(token_ids, finite.tolist(), has_choice.tolist(), _chosen_logprobs(logprobs, rows, tokens))
 
@@ -243,6 +250,19 @@ def apply_masks(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence
         return
     index = torch.tensor([i for i, _ in masks], device=logits.device)
     logits[index] = logits[index].masked_fill_(forbidden, -torch.inf)
+
+
+def lead_to_ends(tokens: Tensor, logits: Tensor, rows: Sequence[SamplingRow], can_draw: Tensor) -> None:
+    """Replace, in place, tokens after which a text could not end in time, unless another parameter rules that out."""
+    followed = [(i, row.matcher) for i, row in enumerate(rows) if row.matcher is not None]
+    if not followed:
+        return
+    drawn: list[int] = tokens.tolist()
+    is_drawn: list[bool] = can_draw.tolist()
+    for i, matcher in followed:
+        chosen = matcher.choose(drawn[i]) if is_drawn[i] else drawn[i]
+        if chosen != drawn[i] and chosen < logits.shape[-1] and logits[i, chosen] != -torch.inf:
+            tokens[i] = chosen
 
 
 def unpack_bits(packed: NDArray[np.int32], num_bits: int) -> Tensor:

@@ -287,15 +287,21 @@ class Scheduler:
             if finish_reason is not None:
                 break
         is_complete = finish_reason != "stop" and request.request_id in result.finished
+        finish_reason = "stop" if is_complete else finish_reason
+        is_text = request.token_ids[-1] not in self.limits.eos_token_ids
+        request.is_steered |= request.request_id in result.steered
+        if request.is_steered and finish_reason == "stop" and stop_reason is None:
+            finish_reason = "length"
+            num_accepted -= not is_text  # an end that the limit called for is not the model's
         logprobs = result.logprobs.get(request.request_id)
         delta = self._report(
             request,
             token_ids=sampled[:num_accepted],
             logprobs=None if logprobs is None else logprobs[:num_accepted],
-            finish_reason="stop" if is_complete else finish_reason,
+            finish_reason=finish_reason,
             stop_reason=stop_reason,
             embedding=result.embeddings.get(request.request_id),
-            ends_in_text=is_complete and request.token_ids[-1] not in self.limits.eos_token_ids,
+            ends_in_text=is_complete and is_text,
         )
         if delta.finish_reason is not None:
             self._finish(request)

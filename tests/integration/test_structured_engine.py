@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -16,9 +17,13 @@ from config.settings import load_settings
 from engine import LLM, SamplingParams
 from engine.async_engine import AsyncEngine
 from engine.errors import InvalidRequestError, RequestFailedError
+from engine.llm import Completion
 from engine.messages import StepOutputs
 from engine.outputs import GenerationRequest, RequestOutput
 from engine.sampling_params import Grammar, Thinking
+from server.pieces import ToolCallArguments, ToolCallStart
+from tests.unit.server.tools import templates
+from tests.unit.server.tools.calling import detect, function, read_all, tool_use
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -32,6 +37,21 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 JSON = Grammar("json_schema", json.dumps(SCHEMA))
+RAMBLING: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string"},
+        "notes": {"type": "array", "items": {"type": "string"}},
+        "place": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "at": {"type": "array", "items": {"type": "number"}}},
+            "required": ["city", "at"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["title", "notes", "place"],
+    "additionalProperties": False,
+}
 HIDDEN_BOMB = Grammar("regex", "x(a{1000}){1000}")
 
 
@@ -52,6 +72,55 @@ def test_two_hundred_samples_of_a_schema_are_valid(llm: LLM) -> None:
     for output in outputs:
         jsonschema.validate(json.loads(output.text), SCHEMA)
     assert len({output.text for output in outputs}) > 50
+
+
+def outputs_of(llm: LLM, grammar: Grammar, max_tokens: int) -> list[Completion]:
+    params = SamplingParams(n=20, max_tokens=max_tokens, temperature=1.0, seed=5, grammar=grammar)
+    return [output for result in llm.generate(["A city: ", "Paris is"], params) for output in result.outputs]
+
+
+@pytest.mark.parametrize("max_tokens", [60, 120])
+def test_answers_that_would_go_on_too_long_are_brought_to_their_end(llm: LLM, max_tokens: int) -> None:
+    outputs = outputs_of(llm, Grammar("json_schema", json.dumps(RAMBLING)), max_tokens)
+    for output in outputs:
+        jsonschema.validate(json.loads(output.text), RAMBLING)
+        assert len(output.token_ids) <= max_tokens
+    assert Counter(output.finish_reason for output in outputs)["length"] >= 30
+
+
+def test_an_object_that_ends_in_time_stops_and_one_that_would_not_is_brought_to_its_end(llm: LLM) -> None:
+    outputs = outputs_of(llm, Grammar("json_object"), 40)
+    assert all(isinstance(json.loads(output.text), dict) for output in outputs)
+    reasons = Counter(output.finish_reason for output in outputs)
+    assert reasons.keys() == {"stop", "length"}
+    assert min(reasons.values()) >= 5
+
+
+@pytest.mark.parametrize("template", [templates.QWEN_2_5, templates.LLAMA_3_1, templates.LLAMA_4_PYTHONIC])
+def test_calls_that_are_required_are_whole_within_a_tight_limit(llm: LLM, template: str) -> None:
+    use = tool_use([function("note", RAMBLING), function("stop")], "required")
+    grammar = detect(template).grammar("", use)
+    assert grammar is not None
+    outputs = outputs_of(llm, grammar, 110)
+    for output in outputs:
+        pieces = read_all(detect(template), [output.text], use=use)
+        started = [piece.name for piece in pieces if isinstance(piece, ToolCallStart)]
+        arguments = [json.loads(piece.text) for piece in pieces if isinstance(piece, ToolCallArguments)]
+        assert 1 <= len(started) == len(arguments)
+        for name, value in zip(started, arguments, strict=True):
+            jsonschema.validate(value, RAMBLING if name == "note" else {"type": "object"})
+    assert any(output.finish_reason == "length" for output in outputs)
+
+
+def test_an_end_that_the_limit_calls_for_is_no_text(llm: LLM) -> None:
+    """After one group another does not fit."""
+    grammar = Grammar("regex", "(abcdefghij)+")
+    length = len(llm.tokenizer.encode("abcdefghij", add_special_tokens=False))
+    params = SamplingParams(n=8, max_tokens=length + 2, seed=1, logprobs=0, skip_special_tokens=False, grammar=grammar)
+    for output in llm.generate("Letters: ", params)[0].outputs:
+        assert output.text == "abcdefghij"
+        assert output.finish_reason in {"stop", "length"}
+        assert len(output.token_ids) == len(output.logprobs or [])
 
 
 @pytest.mark.parametrize(

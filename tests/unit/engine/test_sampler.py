@@ -38,15 +38,20 @@ def row(prompt: list[int] | None = None, output: list[int] | None = None, **para
 
 
 class FakeMatcher:
-    """A grammar that allows `token_ids`, and is finished after one of them."""
+    """A grammar that allows `token_ids`, is finished after one of them, and takes `leading` for whatever is drawn."""
 
-    def __init__(self, token_ids: list[int], vocab_size: int = 8) -> None:
+    def __init__(self, token_ids: list[int], vocab_size: int = 8, leading: int | None = None) -> None:
         self.mask = pack_tokens(token_ids, vocab_size)
         self.error: str | None = None
         self.is_finished = False
+        self.is_steered = False
+        self._leading = leading
 
     def fill_mask(self) -> None:
         raise AssertionError("masks are filled before sampling")
+
+    def choose(self, token_id: int) -> int:
+        return token_id if self._leading is None else self._leading
 
     def accept(self, token_id: int) -> None:
         self.is_finished = True
@@ -297,6 +302,35 @@ def test_a_mask_holds_whatever_penalties_and_biases_say() -> None:
     made = row(output=[5, 5], **params)
     made.matcher = FakeMatcher([5])
     assert sample([0.0] * 8, made, 3) == 5
+
+
+def test_the_token_that_leads_to_the_end_is_taken_and_its_logprob_told() -> None:
+    for temperature in (0.0, 1.0):
+        made = row(temperature=temperature, logprobs=1)
+        made.matcher = FakeMatcher([2, 5], leading=5)
+        sampled = Sampler([EOS]).sample(torch.tensor([[0.0, 0, 90.0, 0, 0, 0, 0, 0]]), [made], [1])
+        assert sampled.token_ids == [5]
+        (entry,) = sampled.logprobs
+        assert entry is not None
+        assert (entry.token_id, entry.logprob, entry.top[0][0]) == (5, -90.0, 2)
+
+
+@pytest.mark.parametrize("params", [{"allowed_token_ids": (2,)}, {"bad_words_token_ids": ((5,),)}])
+def test_a_token_that_leads_to_the_end_is_left_out_where_another_parameter_rules_it_out(params: Any) -> None:
+    made = row(temperature=0, **params)
+    made.matcher = FakeMatcher([2, 5], leading=5)
+    assert sample([0.0] * 8, made) == 2
+    made = row(temperature=0)
+    made.matcher = FakeMatcher([2, 5], leading=8)  # the end that no model has
+    assert sample([0.0] * 8, made) == 2
+
+
+def test_a_grammar_is_not_asked_about_a_row_that_failed() -> None:
+    made = row(temperature=0)
+    made.matcher = FakeMatcher([2, 5], leading=5)
+    sampled = Sampler([EOS]).sample(torch.full((1, 8), torch.nan), [made], [1])
+    assert sampled.is_finite == [False]
+    assert sampled.token_ids != [5]
 
 
 def test_the_end_that_a_mask_asks_for_comes_even_before_min_tokens() -> None:

@@ -19,6 +19,7 @@ class Matcher:
         self.mask = empty_mask(40)
         self.error: str | None = None
         self.is_finished = False
+        self.is_steered = False
         self.num_fills = 0
         self._may_run = may_run
         self._fault = fault
@@ -30,6 +31,9 @@ class Matcher:
         if self._fault is not None:
             raise self._fault
         self.mask[:] = pack_tokens([1], 40)
+
+    def choose(self, token_id: int) -> int:
+        raise AssertionError("nobody sampled")
 
     def accept(self, token_id: int) -> None:
         raise AssertionError("nobody sampled")

@@ -1,0 +1,223 @@
+"""One command that compares this server with others that pip can install, on the same weights and requests.
+
+    python -m bench.peers --shape qwen3-0.6b --arms orcinus,vllm,openvino,transformers --output report.md
+
+Every arm is started once and held still (SIGSTOP) while another is measured, so that one alone takes CPU; all must fit
+into memory together. In each round every load goes to all arms one after the other, another one first each time.
+`--fresh` starts them anew in each round, for more than one measurement of the start.
+
+An arm is orcinus, vllm, openvino or transformers, with arguments after a colon to compare one with itself:
+`orcinus:--no-enable-prefix-caching` takes those of `orcinus serve`, `vllm:...` those of vLLM's server, and
+`openvino:--weight-format int8` those of OpenVINO's conversion. Peers are installed when they are first asked for, in
+environments of their own under .venv-peers; vLLM's takes 3.5 GB, OpenVINO's two 2 GB.
+"""
+
+import argparse
+import contextlib
+import json
+import platform
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from bench.peers.arms import Arm, Setting, parse_arms
+from bench.peers.environments import ROOT
+from bench.peers.figures import Start, Surroundings, Window, rotated, window_of
+from bench.peers.loads import Load, fixed_load, parse_streams, skewed_load, warm_up_load
+from bench.peers.machine import MemoryReader, describe_machine
+from bench.peers.report import Comparison, format_report
+from bench.peers.roofline import ModelBytes, ceiling_tokens_per_s, kv_bytes_per_token
+from bench.peers.serving import RunningArm, free_port
+from bench.random_model import SHAPES, write_model
+from engine.errors import OrcinusError
+from server.commands.load.figures import summarize
+from server.commands.load.prompts import LoadItem
+
+_MODELS = ROOT / "out" / "peers"
+_WARM_UP_SLOTS = 4
+
+
+@dataclass(slots=True)
+class Bench:
+    """One comparison under way: what is measured, and what has been so far."""
+
+    arms: Sequence[Arm]
+    loads: Sequence[Load]
+    warm_up: Load
+    setting: Setting
+    model: ModelBytes
+    memory: MemoryReader = field(default_factory=MemoryReader)
+    windows: list[Window] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+
+    def measure(self, num_rounds: int, *, is_fresh: bool) -> None:
+        """All rounds; with new processes in each of them where `is_fresh`."""
+        if is_fresh:
+            for number in range(num_rounds):
+                self._measure_rounds([number])
+        else:
+            self._measure_rounds(range(num_rounds))
+
+    def _measure_rounds(self, numbers: Sequence[int]) -> None:
+        with contextlib.ExitStack() as stack:
+            running = {arm.name: stack.enter_context(self._started(arm)) for arm in rotated(self.arms, numbers[0])}
+            for number in numbers:
+                for load in self.loads:
+                    for arm in rotated(self.arms, number):
+                        self._measure(running[arm.name], arm.name, load, number)
+
+    @contextlib.contextmanager
+    def _started(self, arm: Arm) -> Iterator[RunningArm]:
+        """Started, warmed up and held still. Its start is counted when it is stopped, with all of its memory."""
+        port = free_port()
+        log = _MODELS / f"{arm.file_name}.log"
+        _say(f"starting {arm.name}")
+        with RunningArm(arm.launch(self.setting, port), port, log) as running:
+            running.run(self.warm_up.items(self._vocab_size, "warm-up"), self.warm_up.max_concurrency)
+            running.hold()
+            yield running
+        self.starts.append(Start(arm=arm.name, startup_s=running.startup_s, peak_rss=running.peak_rss))
+
+    def _measure(self, running: RunningArm, arm: str, load: Load, number: int) -> None:
+        items = load.items(self._vocab_size, f"round {number}")
+        bandwidth = self.memory.bandwidth_gb_per_s()
+        running.resume()
+        run, foreign_cores = running.run(items, load.max_concurrency)
+        running.hold()
+        around = Surroundings(
+            arm=arm,
+            load=load.name,
+            round=number,
+            bandwidth_gb_per_s=bandwidth,
+            foreign_cores=foreign_cores,
+            ceiling_tokens_per_s=self._ceiling(items, load, bandwidth),
+        )
+        self.windows.append(window_of(run, summarize(run, {}), around))
+        _say(f"round {number + 1}, {load.name}, {arm}: {self.windows[-1].tokens_per_s:.1f} tok/s")
+
+    def _ceiling(self, items: Sequence[LoadItem], load: Load, bandwidth: float) -> float:
+        lengths = [(item.prompt_tokens or 0, item.max_tokens) for item in items]
+        return ceiling_tokens_per_s(self.model, lengths, load.max_concurrency, bandwidth)
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(self.setting.config["vocab_size"])
+
+
+def main() -> int:
+    options = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the arms are stopped too
+    try:
+        comparison = compare(options)
+    except OrcinusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report = format_report(comparison)
+    print(report)
+    if options.output is not None:
+        options.output.write_text(report)
+    if options.json is not None:
+        options.json.write_text(json.dumps(asdict(comparison), indent=1) + "\n")
+    if options.plot is not None:
+        from bench.peers.plots import plot_comparison
+
+        plot_comparison(comparison, options.plot)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b", help="random weights like this model's")
+    parser.add_argument("--model", type=Path, help="a directory in transformers' format, instead of --shape")
+    parser.add_argument("--arms", type=parse_arms, default="orcinus,vllm,openvino,transformers", help="first: compared")
+    parser.add_argument("--streams", type=parse_streams, default="1,4,16,32", help="one load for each number")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--output-tokens", type=int, default=128)
+    parser.add_argument("--skewed", action="store_true", help="a load more, of short and long answers")
+    parser.add_argument("--skewed-requests", type=int, default=64)
+    parser.add_argument("--skewed-slots", type=int, default=16)
+    parser.add_argument("--warm-up-tokens", type=int, default=16, help="of each answer of the warm-up")
+    parser.add_argument("--kv-gib", type=int, default=2, help="every arm's KV cache [default: 2]")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--fresh", action="store_true", help="start all arms anew in each round")
+    parser.add_argument("--output", type=Path, help="write the report in Markdown to this file too")
+    parser.add_argument("--json", type=Path, help="write all windows to this file")
+    parser.add_argument("--plot", type=Path, help="draw to this file")
+    return parser.parse_args()
+
+
+def compare(options: argparse.Namespace) -> Comparison:
+    model = model_directory(options)
+    for arm in options.arms:
+        arm.install(model)
+    loads = loads_of(options)
+    slots = max(load.max_concurrency for load in loads)
+    warm_up = warm_up_load(min(slots, _WARM_UP_SLOTS), options.warm_up_tokens)
+    setting = Setting(
+        model=model,
+        slots=slots,
+        max_model_len=max(load.longest for load in [*loads, warm_up]),
+        kv_gib=options.kv_gib,
+    )
+    bench = Bench(
+        arms=options.arms,
+        loads=loads,
+        warm_up=warm_up,
+        setting=setting,
+        model=ModelBytes(_weight_bytes(setting.model), kv_bytes_per_token(setting.config)),
+    )
+    bench.measure(options.rounds, is_fresh=options.fresh)
+    return Comparison(
+        heading=f"{options.model.name if options.model else options.shape}: peers on a CPU",
+        facts=_facts(bench, options.rounds),
+        arms=[arm.name for arm in options.arms],
+        loads=[load.name for load in loads],
+        windows=bench.windows,
+        starts=bench.starts,
+    )
+
+
+def loads_of(options: argparse.Namespace) -> list[Load]:
+    loads = [fixed_load(streams, options.prompt_tokens, options.output_tokens) for streams in options.streams]
+    return [*loads, skewed_load(options.skewed_requests, options.skewed_slots)] if options.skewed else loads
+
+
+def model_directory(options: argparse.Namespace) -> Path:
+    """Random weights are written once and kept."""
+    _MODELS.mkdir(parents=True, exist_ok=True)
+    if options.model is not None:
+        return Path(options.model)
+    directory = _MODELS / str(options.shape)
+    if not (directory / "tokenizer.json").is_file():
+        write_model(options.shape, directory)
+    return directory
+
+
+def _weight_bytes(model: Path) -> int:
+    """Of the files, which the shapes here read whole in each step: their embeddings are their output layer too."""
+    return sum(file.stat().st_size for file in model.glob("*.safetensors"))
+
+
+def _facts(bench: Bench, num_rounds: int) -> list[str]:
+    setting = bench.setting
+    return [
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {describe_machine()}, Python {platform.python_version()}",
+        f"`python -m bench.peers {shlex.join(sys.argv[1:])}`; {num_rounds} rounds",
+        *dict.fromkeys(f"{arm.name}: {arm.kind.version}" for arm in bench.arms),
+        f"weights {bench.model.weights / 1e9:.2f} GB, cache {bench.model.kv_per_token} bytes a token; every arm has "
+        f"{setting.slots} slots, {setting.kv_gib} GiB of cache and a context of {setting.max_model_len} tokens",
+    ]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

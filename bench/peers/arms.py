@@ -1,0 +1,162 @@
+"""The arms: how each server is installed, started and recognised as ready. It starts nothing itself."""
+
+import argparse
+import glob
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench.peers.environments import OPENVINO, OPENVINO_CONVERT, ROOT, VLLM, Environment, ensure_installed
+from bench.peers.roofline import kv_bytes_per_token
+from config.version import VERSION
+from engine.errors import OrcinusError
+
+_ALLOCATORS = "/usr/lib/*/libtcmalloc_minimal.so.4"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What all arms are given alike. `model` is a directory in transformers' format."""
+
+    model: Path
+    slots: int
+    max_model_len: int
+    kv_gib: int
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(json.loads((self.model / "config.json").read_text()))
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.kv_gib * 2**30 // kv_bytes_per_token(self.config)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A command. A server is asked at `ready_path` whether it is ready; a driver, which has none, says so itself."""
+
+    command: list[str]
+    ready_path: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One server: how its command is made of the setting, a port and extra arguments, and what it runs in."""
+
+    launch: Callable[[Setting, int, tuple[str, ...]], Launch]
+    version: str
+    environments: tuple[Environment, ...] = ()
+    prepare: Callable[[Path, tuple[str, ...]], object] | None = None
+    takes_arguments: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A kind with arguments of its own, under the name that it was asked for by."""
+
+    name: str
+    kind: Kind
+    arguments: tuple[str, ...]
+
+    @property
+    def file_name(self) -> str:
+        return "".join(letter if letter.isalnum() else "-" for letter in self.name)
+
+    def install(self, model: Path) -> None:
+        """All that takes long and is needed once only. Raises `OrcinusError`."""
+        for environment in self.kind.environments:
+            ensure_installed(environment)
+        if self.kind.prepare is not None:
+            self.kind.prepare(model, self.arguments)
+
+    def launch(self, setting: Setting, port: int) -> Launch:
+        return self.kind.launch(setting, port, self.arguments)
+
+
+def parse_arms(text: str) -> list[Arm]:
+    """`orcinus,vllm,orcinus:--no-enable-prefix-caching` as arms. Raises `ArgumentTypeError`."""
+    arms = [_parse_arm(part.strip()) for part in text.split(",")]
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an arm twice")
+    return arms
+
+
+def _parse_arm(text: str) -> Arm:
+    name, _, arguments = text.partition(":")
+    if name not in KINDS:
+        raise argparse.ArgumentTypeError(f"{name!r} is no arm; there are {', '.join(KINDS)}")
+    if arguments and not KINDS[name].takes_arguments:
+        raise argparse.ArgumentTypeError(f"{name} takes no arguments, but was given {arguments!r}")
+    return Arm(text, KINDS[name], tuple(shlex.split(arguments)))
+
+
+def _orcinus(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
+    command = [sys.executable, "-m", "server.cli", "serve", str(setting.model), "--port", str(port)]
+    command += ["--dtype", "bfloat16", "--max-num-seqs", str(setting.slots), "--device", "cpu"]
+    command += ["--max-model-len", str(setting.max_model_len), "--kv-cache-memory", f"{setting.kv_gib}GiB"]
+    return Launch(command=[*command, *arguments], ready_path="/ready", environment={"ORCINUS_LOG_LEVEL": "warning"})
+
+
+def _vllm(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
+    """With all cores and the libraries that its documentation recommends; left alone it keeps a core for HTTP."""
+    command = [str(VLLM.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(setting.model)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
+    command += ["--max-model-len", str(setting.max_model_len), "--max-num-seqs", str(setting.slots)]
+    libraries = [str(VLLM.directory / "lib" / "libiomp5.so"), *glob.glob(_ALLOCATORS)]  # noqa: PTH207
+    environment = {
+        "LD_PRELOAD": ":".join(libraries),
+        "VLLM_CPU_KVCACHE_SPACE": str(setting.kv_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    return Launch(command=[*command, *arguments], ready_path="/health", environment=environment)
+
+
+def _openvino(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
+    """The arguments are those of the conversion."""
+    model = _converted_directory(setting.model, arguments)
+    driver = "bench.peers.drivers.run_openvino"
+    return Launch(command=[str(OPENVINO.python), "-m", driver, str(model), str(setting.slots), str(setting.kv_gib)])
+
+
+def _transformers(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
+    driver = "bench.peers.drivers.run_transformers"
+    sizes = [str(setting.slots), str(setting.kv_tokens)]
+    return Launch(command=[sys.executable, "-m", driver, str(setting.model), *sizes])
+
+
+def _convert(model: Path, arguments: tuple[str, ...]) -> None:
+    """Write the model in OpenVINO's format unless it is there, in fp16 without arguments. Raises `OrcinusError`."""
+    directory = _converted_directory(model, arguments)
+    if (directory / "openvino_tokenizer.bin").is_file():
+        return
+    export = [str(OPENVINO_CONVERT.command("optimum-cli")), "export", "openvino", "--model", str(model.resolve())]
+    format_arguments = arguments or ("--weight-format", "fp16")
+    command = [*export, "--task", "text-generation-with-past", *format_arguments, str(directory)]
+    if subprocess.run(command, check=False, stdout=sys.stderr, cwd=ROOT).returncode:
+        raise OrcinusError(f"OpenVINO's conversion failed: {shlex.join(command)}")
+
+
+def _converted_directory(model: Path, arguments: tuple[str, ...]) -> Path:
+    resolved = model.resolve()
+    return resolved.with_name("-".join([resolved.name, "openvino", *(part.strip("-") for part in arguments)]))
+
+
+KINDS: Mapping[str, Kind] = {
+    "orcinus": Kind(_orcinus, f"Orcinus {VERSION}"),
+    "vllm": Kind(_vllm, VLLM.requirements[0], (VLLM,)),
+    "openvino": Kind(_openvino, OPENVINO.requirements[0], (OPENVINO, OPENVINO_CONVERT), _convert),
+    "transformers": Kind(
+        _transformers, f"transformers {metadata.version('transformers')}, continuous batching", takes_arguments=False
+    ),
+}

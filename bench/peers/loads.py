@@ -1,0 +1,59 @@
+"""The loads that every arm gets: how many requests, how long, how many at a time. Pure; it talks to nobody."""
+
+import argparse
+from dataclasses import dataclass
+
+from server.commands.load.lengths import parse_lengths
+from server.commands.load.prompts import LoadItem, PromptShape, Writer, random_items
+
+_FIRST_WORD = 259  # what comes before are special tokens and bytes, which may have no text of their own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """All requests are there at once, and `max_concurrency` of them are under way."""
+
+    name: str
+    num_requests: int
+    max_concurrency: int
+    shape: PromptShape
+
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and output together."""
+        return self.shape.prompt_tokens.longest + self.shape.output_tokens.longest
+
+    def items(self, vocab_size: int, content: str) -> list[LoadItem]:
+        """Prompts of token ids. Another `content` says something else, in as many tokens."""
+        writer = Writer(range(_FIRST_WORD, vocab_size))
+        return random_items(self.shape, writer, self.num_requests, self.name, content)
+
+
+def fixed_load(streams: int, prompt_tokens: int, output_tokens: int) -> Load:
+    """As many requests as streams, all of one length."""
+    shape = _shape(str(prompt_tokens), str(output_tokens))
+    return Load(name=f"{streams} streams", num_requests=streams, max_concurrency=streams, shape=shape)
+
+
+def skewed_load(num_requests: int, slots: int) -> Load:
+    """Short answers and some long ones, as chat has them."""
+    shape = _shape("uniform:32..128", "exponential:64,8..256")
+    return Load(name="skewed", num_requests=num_requests, max_concurrency=slots, shape=shape)
+
+
+def warm_up_load(slots: int, output_tokens: int) -> Load:
+    """What is not counted: it makes a server allocate and compile what it does at its first requests."""
+    shape = _shape("uniform:32..128", str(output_tokens))
+    return Load(name="warm-up", num_requests=2 * slots, max_concurrency=slots, shape=shape)
+
+
+def parse_streams(text: str) -> list[int]:
+    """`1,4,16` as numbers. Raises `ArgumentTypeError`."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers from 1, with commas")
+    return [int(part) for part in parts]
+
+
+def _shape(prompt_tokens: str, output_tokens: str) -> PromptShape:
+    return PromptShape(prompt_tokens=parse_lengths(prompt_tokens), output_tokens=parse_lengths(output_tokens))

@@ -1,0 +1,197 @@
+"""A running arm: started, driven, held still while others are measured, and stopped.
+
+Servers are driven over HTTP by the load generator of `orcinus bench serve`, the others by their driver. Both give the
+same records.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol, Self
+
+import psutil
+
+from bench.peers.arms import Launch
+from bench.peers.drivers.conversation import Answer
+from bench.peers.environments import ROOT
+from bench.peers.machine import Watch, tree
+from engine.errors import OrcinusError
+from server.commands.load.answers import RequestRecord
+from server.commands.load.http_client import HttpClient
+from server.commands.load.prompts import LoadItem
+from server.commands.load.run import LoadRun, run_load
+from server.commands.load.session import run_on_fast_loop
+from server.commands.load.target import Target, first_model
+
+_POLL_S = 0.05
+_START_TIMEOUT_S = 900.0
+_REQUEST_TIMEOUT_S = 900.0
+_STOP_TIMEOUT_S = 30.0
+
+
+class _Driven(Protocol):
+    def wait_until_ready(self, process: "subprocess.Popen[str]") -> None: ...
+    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun: ...
+
+
+class RunningArm:
+    """A process with its output in `log`. Raises `OrcinusError` where it ends before it is ready."""
+
+    def __init__(self, launch: Launch, port: int, log: Path) -> None:
+        self._log = log.open("w")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **launch.environment}
+        started_s = time.monotonic()
+        self._popen = subprocess.Popen(
+            launch.command,
+            stdin=subprocess.PIPE,
+            stdout=self._log if launch.ready_path else subprocess.PIPE,
+            stderr=self._log,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+        self.process = psutil.Process(self._popen.pid)
+        self._driven: _Driven = _Server(port, launch.ready_path) if launch.ready_path else _Driver(self._popen)
+        try:
+            with Watch(self.process) as watch:
+                self._driven.wait_until_ready(self._popen)
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, OrcinusError):
+                raise OrcinusError(f"{error}; its output is in {log}") from None
+            raise
+        self.startup_s = time.monotonic() - started_s
+        self.peak_rss = watch.peak_rss
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> tuple[LoadRun, float]:
+        """What was measured, and how many cores others took meanwhile."""
+        with Watch(self.process) as watch:
+            run = self._driven.run(items, max_concurrency)
+        self.peak_rss = max(self.peak_rss, watch.peak_rss)
+        return run, watch.foreign_cores
+
+    def hold(self) -> None:
+        """Take no CPU until `resume`."""
+        for member in tree(self.process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.suspend()
+
+    def resume(self) -> None:
+        for member in tree(self.process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.resume()
+
+    def stop(self) -> None:
+        """As a person would with Ctrl-C's signal; what is left of it then is killed."""
+        self.resume()
+        members = tree(self.process)
+        self._popen.terminate()
+        _, left = psutil.wait_procs(members, _STOP_TIMEOUT_S)
+        for member in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self._popen.wait()
+        for stream in (self._popen.stdin, self._popen.stdout, self._log):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+class _Server:
+    def __init__(self, port: int, ready_path: str) -> None:
+        self._port = port
+        self._ready_path = ready_path
+
+    def wait_until_ready(self, process: "subprocess.Popen[str]") -> None:
+        started_s = time.monotonic()
+        while not _is_ready(self._port, self._ready_path):
+            if process.poll() is not None or time.monotonic() - started_s > _START_TIMEOUT_S:
+                raise OrcinusError(f"{process.args!r} was not ready after {time.monotonic() - started_s:.0f} s")
+            time.sleep(_POLL_S)
+
+    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
+        return run_on_fast_loop(self._run(items, max_concurrency))
+
+    async def _run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
+        async with HttpClient(f"http://127.0.0.1:{self._port}", None, _REQUEST_TIMEOUT_S) as client:
+            target = Target(client, await first_model(client), "completions", temperature=0.0, ignore_eos=True)
+            at_once = [0.0] * len(items)
+            return await run_load(
+                target, items, arrivals=at_once, max_concurrency=max_concurrency, on_done=lambda: None
+            )
+
+
+class _Driver:
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._requests: IO[str] = process.stdin
+        self._answers: IO[str] = process.stdout
+
+    def wait_until_ready(self, process: "subprocess.Popen[str]") -> None:
+        self._read()
+
+    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
+        asked = {"requests": [(item.prompt, item.max_tokens) for item in items], "max_concurrency": max_concurrency}
+        self._requests.write(json.dumps(asked) + "\n")
+        self._requests.flush()
+        return load_run([Answer(**answer) for answer in self._read()], items)
+
+    def _read(self) -> Any:
+        line = self._answers.readline()
+        if not line:
+            raise OrcinusError("the driver ended without an answer")
+        return json.loads(line)
+
+
+def load_run(answers: Sequence[Answer], items: Sequence[LoadItem]) -> LoadRun:
+    """What a driver measured, as the load generator would have it. No client takes any CPU."""
+    started_s = min(answer.sent_s for answer in answers)
+    records = [_record(answer, item, started_s) for answer, item in zip(answers, items, strict=True)]
+    return LoadRun(records, max(record.ended_s for record in records), client_cpu=0.0)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _record(answer: Answer, item: LoadItem, started_s: float) -> RequestRecord:
+    times_s = [time_s - started_s for time_s in answer.chunk_times_s]
+    has_failed = answer.error is not None or not times_s
+    return RequestRecord(
+        sent_s=answer.sent_s - started_s,
+        ended_s=times_s[-1] if times_s else answer.sent_s - started_s,
+        asked_prompt_tokens=item.prompt_tokens,
+        asked_output_tokens=item.max_tokens,
+        chunk_times_s=times_s,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        failure="no answer" if has_failed else None,
+        error=answer.error,
+    )
+
+
+def _is_ready(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,269 @@
+"""The comparison with other servers, without any: what is asked, what it adds up to, and how an arm is handled."""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.peers.arms import Launch, Setting, parse_arms
+from bench.peers.drivers.conversation import Answer
+from bench.peers.figures import Start, Surroundings, Window, median, of, ratios, rotated, window_of
+from bench.peers.loads import fixed_load, parse_streams, skewed_load, warm_up_load
+from bench.peers.report import Comparison, format_report
+from bench.peers.roofline import ModelBytes, bytes_read, ceiling_tokens_per_s, kv_bytes_per_token
+from bench.peers.serving import RunningArm, load_run
+from engine.errors import OrcinusError
+from server.commands.load.figures import summarize
+from server.commands.load.prompts import LoadItem
+
+VOCAB_SIZE = 1000
+CONFIG = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+
+# A driver of a peer that makes a token a second and says things where only answers belong.
+FAKE_DRIVER = """
+from bench.peers.drivers.conversation import Answer, converse
+
+def run(requests, max_concurrency):
+    print("the peer talks while it runs")
+    return [Answer(len(prompt), 5.0, count, [6.0 + i for i in range(count)]) for prompt, count in requests]
+
+def load():
+    print("the peer talks while it loads")
+    return run
+
+converse(load)
+"""
+
+
+def window(arm: str, number: int, tokens_per_s: float, load: str = "1 streams", **more: Any) -> Window:
+    made = Window(
+        arm=arm,
+        load=load,
+        round=number,
+        tokens_per_s=tokens_per_s,
+        ttft_ms=100.0,
+        itl_p50_ms=10.0,
+        itl_p99_ms=20.0,
+        itl_max_ms=30.0,
+        num_failed=0,
+        missing_tokens=0,
+        bandwidth_gb_per_s=40.0,
+        foreign_cores=0.0,
+        ceiling_tokens_per_s=80.0,
+    )
+    return dataclasses.replace(made, **more)
+
+
+def comparison(windows: list[Window], arms: list[str], loads: list[str]) -> Comparison:
+    starts = [Start(arm=arm, startup_s=2.5, peak_rss=3 * 10**9) for arm in arms]
+    return Comparison(heading="Peers", facts=["a machine"], arms=arms, loads=loads, windows=windows, starts=starts)
+
+
+def cells(report: str, row: str) -> list[list[str]]:
+    """The rows of all tables that begin with `row`."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines()]
+    return [line for line in lines if line[0] == row]
+
+
+def test_every_arm_is_asked_the_same_and_every_round_something_else() -> None:
+    load = fixed_load(4, 16, 8)
+    assert load.items(VOCAB_SIZE, "round 0") == load.items(VOCAB_SIZE, "round 0")
+    assert load.items(VOCAB_SIZE, "round 0") != load.items(VOCAB_SIZE, "round 1")
+    assert [(item.prompt_tokens, item.max_tokens) for item in load.items(VOCAB_SIZE, "round 1")] == [(16, 8)] * 4
+
+
+def test_the_skewed_load_has_the_same_lengths_in_every_round() -> None:
+    load = skewed_load(64, 16)
+    first, second = load.items(VOCAB_SIZE, "round 0"), load.items(VOCAB_SIZE, "round 1")
+    assert [item.max_tokens for item in first] == [item.max_tokens for item in second]
+    assert (load.num_requests, load.max_concurrency, load.longest) == (64, 16, 384)
+    assert {32 <= len(item.prompt) <= 128 and 8 <= item.max_tokens <= 256 for item in first} == {True}
+
+
+def test_prompts_have_no_special_tokens_and_no_bytes() -> None:
+    ids = itertools.chain.from_iterable(item.prompt for item in warm_up_load(8, 4).items(VOCAB_SIZE, ""))
+    assert {259 <= int(str(token)) < VOCAB_SIZE for token in ids} == {True}
+
+
+def test_streams_are_whole_numbers() -> None:
+    assert parse_streams("1,4,16") == [1, 4, 16]
+    with pytest.raises(argparse.ArgumentTypeError, match="'1,0'"):
+        parse_streams("1,0")
+
+
+def test_a_step_reads_the_weights_once_and_the_cache_of_every_sequence() -> None:
+    model = ModelBytes(weights=1000, kv_per_token=10)
+    assert bytes_read(model, [(4, 3)], slots=1) == 3 * 1000 + (4 + 5 + 6) * 10
+    assert bytes_read(model, [(4, 3), (4, 3)], slots=2) == 3 * 1000 + 2 * (4 + 5 + 6) * 10
+    assert bytes_read(model, [(4, 3), (4, 3)], slots=1) == 6 * 1000 + 2 * (4 + 5 + 6) * 10
+
+
+def test_the_longest_answer_needs_as_many_steps_however_many_slots_there_are() -> None:
+    assert bytes_read(ModelBytes(1000, 0), [(1, 50), (1, 2), (1, 2)], slots=3) == 50 * 1000
+
+
+def test_the_ceiling_is_the_tokens_over_the_time_to_read() -> None:
+    assert ceiling_tokens_per_s(ModelBytes(10**9, 0), [(128, 128)], 1, bandwidth_gb_per_s=40.0) == pytest.approx(40.0)
+    assert ceiling_tokens_per_s(ModelBytes(10**9, 0), [(128, 8)] * 4, 4, 40.0) == pytest.approx(160.0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1), st.integers(1, 64))
+def test_more_slots_never_lower_the_ceiling(lengths: list[tuple[int, int]], slots: int) -> None:
+    model = ModelBytes(1000, 3)
+    assert ceiling_tokens_per_s(model, lengths, slots + 1, 40.0) >= ceiling_tokens_per_s(model, lengths, slots, 40.0)
+
+
+def test_the_cache_of_a_token_is_told_from_the_configuration() -> None:
+    assert kv_bytes_per_token(CONFIG) == 2 * 2 * 28 * 8 * 128
+    assert kv_bytes_per_token({"n_layer": 12, "n_head": 12, "n_embd": 768}) == 2 * 2 * 12 * 768
+
+
+def test_another_arm_is_the_first_in_each_round() -> None:
+    orders = [rotated("abc", number) for number in range(4)]
+    assert ["".join(order) for order in orders] == ["abc", "bca", "cab", "abc"]
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    windows = [
+        window("a", 0, 10.0),
+        window("b", 0, 5.0),
+        window("b", 1, 40.0),
+        window("a", 1, 20.0),
+        window("a", 2, 9.0),
+    ]
+    assert ratios(windows, "a", "b", "1 streams") == [2.0, 0.5]
+    assert ratios(windows, "a", "b", "another load") == []
+
+
+def test_a_median_is_over_the_rounds_that_have_the_figure() -> None:
+    windows = [window("a", number, 1.0, itl_max_ms=itl_ms) for number, itl_ms in enumerate((None, 4.0, 2.0))]
+    assert median(windows, lambda w: w.itl_max_ms) == 3.0
+    assert median(of(windows, "b", "1 streams"), lambda w: w.tokens_per_s) is None
+
+
+def test_a_window_tells_the_longest_gap_and_the_tokens_that_did_not_come() -> None:
+    items = [LoadItem(prompt=[1, 2], max_tokens=4, prompt_tokens=2)] * 2
+    answers = [Answer(2, 10.0, 4, [11.0, 11.1, 11.2, 11.3]), Answer(2, 10.0, 3, [11.0, 11.5, 12.0])]
+    run = load_run(answers, items)
+    around = Surroundings(
+        arm="a", load="x", round=1, bandwidth_gb_per_s=40.0, foreign_cores=0.5, ceiling_tokens_per_s=35.0
+    )
+    measured = window_of(run, summarize(run, {}), around)
+    assert measured.tokens_per_s == pytest.approx(7 / 2)
+    assert measured.share_of_ceiling == pytest.approx(0.1)
+    assert measured.ttft_ms == pytest.approx(1000.0)
+    assert measured.itl_max_ms == pytest.approx(500.0)
+    assert (measured.missing_tokens, measured.num_failed, measured.foreign_cores) == (1, 0, 0.5)
+
+
+def test_an_answer_without_tokens_has_failed() -> None:
+    items = [LoadItem(prompt=[1], max_tokens=1, prompt_tokens=1)] * 2
+    run = load_run([Answer(1, 0.0, 1, [1.0]), Answer(1, 0.0, error="out of memory")], items)
+    assert [(record.failure, record.error) for record in run.records] == [(None, None), ("no answer", "out of memory")]
+
+
+def test_the_report_has_medians_ratios_and_shares() -> None:
+    windows = [window("ours", number, speed) for number, speed in enumerate((40.0, 20.0, 30.0))]
+    windows += [window("theirs", number, speed) for number, speed in enumerate((20.0, 20.0, 20.0))]
+    report = format_report(comparison(windows, ["ours", "theirs"], ["1 streams"]))
+    ours, start = cells(report, "ours")
+    assert ours[1:8] == ["30.0", "20.0", "40.0", "100.0", "10.0", "20.0", "30.0"]
+    assert ours[8:] == ["80.0", "38%", "40.0", "0.00"]
+    assert start == ["ours", "1", "2.5", "3.0"]
+    assert cells(report, "over theirs") == [["over theirs", "1.50x (1.00 to 2.00)"]]
+    assert "not quiet" not in report
+
+
+def test_the_report_says_when_others_were_busy_and_what_did_not_come() -> None:
+    windows = [window("ours", 0, 40.0, foreign_cores=1.25), window("ours", 1, 40.0, missing_tokens=7, num_failed=1)]
+    report = format_report(comparison(windows, ["ours"], ["1 streams"]))
+    assert "in 1 of 2 windows others took more than 0.1 cores, 1.25 at most" in report
+    assert "**ours**: 1 requests failed, 7 tokens that were asked for did not come." in report
+
+
+def test_a_plot_is_drawn_even_of_an_arm_that_measured_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from bench.peers.plots import plot_comparison
+
+    plot_comparison(comparison([window("ours", 0, 40.0)], ["ours", "theirs"], ["1 streams"]), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_an_arm_may_have_arguments_of_its_own() -> None:
+    plain, without_cache = parse_arms("orcinus, orcinus:--no-enable-prefix-caching --seed 3")
+    setting = Setting(model=Path("model"), slots=4, max_model_len=256, kv_gib=2)
+    command = plain.launch(setting, 8123).command
+    assert without_cache.launch(setting, 8123).command == [*command, "--no-enable-prefix-caching", "--seed", "3"]
+    assert command[command.index("--max-num-seqs") + 1] == "4"
+    assert command[command.index("--kv-cache-memory") + 1] == "2GiB"
+
+
+def test_vllm_is_given_all_cores_and_as_much_cache() -> None:
+    [arm] = parse_arms("vllm")
+    launch = arm.launch(Setting(model=Path("model"), slots=4, max_model_len=256, kv_gib=2), 8123)
+    assert launch.environment["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert len(launch.environment["VLLM_CPU_OMP_THREADS_BIND"].split(",")) == len(psutil.Process().cpu_affinity() or [])
+
+
+def test_every_arm_without_a_server_gets_the_same_cache(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    setting = Setting(model=tmp_path, slots=4, max_model_len=256, kv_gib=2)
+    [arm] = parse_arms("transformers")
+    assert arm.launch(setting, 0).command[-3:] == [str(tmp_path), "4", str(2 * 2**30 // kv_bytes_per_token(CONFIG))]
+
+
+@pytest.mark.parametrize("text", ["orcinus,orcinus", "llamacpp", "transformers:--fast", ""])
+def test_arms_that_cannot_be_compared_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_arms(text)
+
+
+@pytest.fixture
+def fake_arm(tmp_path: Path) -> Iterator[RunningArm]:
+    with RunningArm(Launch(command=[sys.executable, "-c", FAKE_DRIVER]), 0, tmp_path / "log") as arm:
+        yield arm
+
+
+def test_a_driver_answers_load_after_load_whatever_its_peer_prints(fake_arm: RunningArm, tmp_path: Path) -> None:
+    items = [LoadItem(prompt=[7, 8, 9], max_tokens=count, prompt_tokens=3) for count in (2, 4)]
+    for _ in range(2):
+        run, _ = fake_arm.run(items, 2)
+        assert [record.output_tokens for record in run.records] == [2, 4]
+        assert [record.ttft_s for record in run.records] == [1.0, 1.0]
+        assert run.duration_s == 4.0
+    assert fake_arm.startup_s > 0
+    assert "talks while it loads" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.timeout(30)
+def test_an_arm_that_is_held_takes_no_cpu_and_goes_on_after_it(fake_arm: RunningArm) -> None:
+    fake_arm.hold()
+    os.waitid(os.P_PID, fake_arm.process.pid, os.WSTOPPED | os.WNOWAIT)
+    assert fake_arm.process.status() == psutil.STATUS_STOPPED
+    fake_arm.resume()
+    run, _ = fake_arm.run([LoadItem(prompt=[7], max_tokens=1, prompt_tokens=1)], 1)
+    assert [record.failure for record in run.records] == [None]
+
+
+def test_an_arm_that_is_held_can_be_stopped(fake_arm: RunningArm) -> None:
+    fake_arm.hold()
+    fake_arm.stop()
+    assert not fake_arm.process.is_running()
+
+
+def test_an_arm_that_does_not_start_says_where_its_output_is(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no memory')"]
+    for ready_path in (None, "/health"):
+        with pytest.raises(OrcinusError, match=f"its output is in {tmp_path}/log"):
+            RunningArm(Launch(command=command, ready_path=ready_path), 1, tmp_path / "log")
+        assert "no memory" in (tmp_path / "log").read_text()

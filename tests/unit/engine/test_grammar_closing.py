@@ -1,0 +1,301 @@
+"""Texts that are brought to an end of their grammar before their tokens run out."""
+
+import json
+import random
+from collections.abc import Collection
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import grammar_closing
+from engine.grammar import GrammarCompiler, GrammarMatcher
+from engine.grammar_closing import Closers
+from engine.sampling_params import Grammar
+from engine.token_masks import tokens_in
+from engine.tokenizer import Tokenizer
+from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
+from tests.unit.engine.grammars import demo_compiler, thinking
+from tests.unit.engine.test_grammar import SCHEMAS
+
+MANY = 10_000
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    return schema
+
+
+def rows(num_columns: int) -> dict[str, Any]:
+    """Each row that is begun is a long way from its end."""
+    columns = {f"column {i}": {"type": "string"} for i in range(num_columns)}
+    row = {"type": "object", "properties": columns, "required": [*columns], "additionalProperties": False}
+    return {"type": "array", "items": row}
+
+
+HARD: dict[str, dict[str, Any]] = {
+    **SCHEMAS,
+    "any": {},
+    "deep": nested(20),
+    "rows": rows(10),
+    "many items": {"type": "array", "items": {"type": "integer", "minimum": 100}, "minItems": 20},
+    "long strings": {"type": "array", "items": {"type": "string", "minLength": 30}, "minItems": 3},
+    "enum": {"enum": ["a long alternative", "another one", "short"]},
+    "no power of ten": {"type": "integer", "multipleOf": 7, "minimum": 10},
+    "email": {"type": "object", "properties": {"to": {"type": "string", "format": "email"}}, "required": ["to"]},
+    "free strings": {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "string"}}},
+        "required": ["a", "b"],
+    },
+}
+OTHERS = {
+    "object": Grammar("json_object"),
+    "choice": Grammar("choice", '["Paris", "Rome", "Ro"]'),
+    "groups": Grammar("regex", "(abc)*"),
+    "markers": Grammar("regex", "(?s:[^<]*)</end>"),
+    "lark": Grammar("grammar", 'start: "[" item ("," item)* "]"\nitem: /[a-z]+/ | start'),
+}
+GRAMMARS = {name: Grammar("json_schema", json.dumps(schema)) for name, schema in HARD.items()} | OTHERS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> Any:
+    """Enough of it for a machine that is busy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grammar_closing, "_TIMEOUT_S", 2.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def demo() -> GrammarCompiler:
+    return demo_compiler()
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
+    tokenizer = Tokenizer.load(str(write_byte_tokenizer(tmp_path_factory.mktemp("model"))))
+    return GrammarCompiler(lambda: tokenizer, VOCAB_SIZE, [END_OF_TEXT])
+
+
+def way(compiler: GrammarCompiler, grammar: Grammar) -> list[int]:
+    found = compiler.vocabulary.closers.way(compiler.compile(grammar.kind, grammar.source), MANY)
+    assert found is not None
+    return found
+
+
+def text_of(compiler: GrammarCompiler, token_ids: list[int]) -> str:
+    ends = compiler.vocabulary.end_ids
+    return b"".join(compiler.vocabulary.tokens[i] for i in token_ids if i not in ends).decode(errors="replace")
+
+
+def take(matcher: GrammarMatcher, drawn: int) -> int:
+    """What is taken where a token is drawn, with a mask before it, as in a step."""
+    matcher.fill_mask()
+    taken = matcher.choose(drawn)
+    matcher.accept(taken)
+    assert matcher.error is None, matcher.error
+    return taken
+
+
+def generate(matcher: GrammarMatcher, rng: random.Random, max_tokens: int, *, eager: Collection[int] = ()) -> list[int]:
+    """Tokens drawn at random from what is allowed, every other time from the `eager` ones."""
+    taken: list[int] = []
+    while len(taken) < max_tokens and not matcher.is_finished:
+        matcher.fill_mask()
+        allowed = [int(token_id) for token_id in tokens_in(matcher.mask)]
+        preferred = [token_id for token_id in allowed if token_id in eager]
+        drawn = rng.choice(preferred if preferred and rng.random() < 0.6 else allowed)
+        taken.append(matcher.choose(drawn))
+        matcher.accept(taken[-1])
+        assert matcher.error is None, matcher.error
+    return taken
+
+
+def structure(compiler: GrammarCompiler) -> set[int]:
+    """What opens and continues objects and ends strings: drawn often, it makes long ways."""
+    return {i for byte in '"{,:' for i in compiler.vocabulary(byte)}
+
+
+def is_whole(compiler: GrammarCompiler, grammar: Grammar, token_ids: list[int]) -> bool:
+    matcher = compiler.compile(grammar.kind, grammar.source)
+    return matcher.consume_tokens(token_ids) and matcher.is_accepting()
+
+
+# --- the way there --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_the_way_from_the_start_is_a_valid_text(demo: GrammarCompiler, name: str) -> None:
+    text = text_of(demo, way(demo, GRAMMARS[name]))
+    jsonschema.Draft202012Validator(HARD[name]).validate(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("any", '""'),
+        ("object", "{}"),
+        ("map", "{}"),
+        ("rows", "[]"),
+        ("groups", ""),
+        ("any of", "null"),
+        ("tuple", "[null,0]"),
+        ("tree", '{"next":null}'),
+        ("free strings", '{"a":"","b":[]}'),
+    ],
+)
+def test_the_way_is_short(demo: GrammarCompiler, name: str, text: str) -> None:
+    assert text_of(demo, way(demo, GRAMMARS[name])) == text
+
+
+def test_the_way_goes_through_special_tokens(compiler: GrammarCompiler) -> None:
+    marked = Grammar("grammar", f'start: <[{MESSAGE_START}]> "b" <[{MESSAGE_START}]>')
+    assert way(compiler, marked) == [MESSAGE_START, ord("b"), MESSAGE_START]
+
+
+def test_the_way_to_another_choice_is_taken_where_the_first_is_too_long(demo: GrammarCompiler) -> None:
+    choices = Grammar("choice", '["a very long alternative that takes many tokens", "z"]')
+    matcher = demo.compile(choices.kind, choices.source)
+    assert demo.vocabulary.closers.way(matcher, 3) == demo.vocabulary("z")
+    assert demo.vocabulary.closers.way(matcher, 0) is None
+    assert demo.vocabulary.closers.way(matcher, 3) is not None, "the matcher stays where it is"
+
+
+# --- within the limit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32), extra=st.integers(0, 60), is_eager=st.booleans())
+def test_any_text_is_whole_at_any_limit_that_the_shortest_keeps(
+    demo: GrammarCompiler, name: str, seed: int, extra: int, is_eager: bool
+) -> None:
+    grammar = GRAMMARS[name]
+    max_tokens, eager = len(way(demo, grammar)) + extra, structure(demo) if is_eager else ()
+    tokens = generate(demo.matcher(grammar, max_tokens=max_tokens), random.Random(seed), max_tokens, eager=eager)
+    assert len(tokens) <= max_tokens
+    assert is_whole(demo, grammar, [token_id for token_id in tokens if token_id not in demo.vocabulary.end_ids])
+
+
+@pytest.mark.parametrize("max_tokens", [300, 700, 1500])
+def test_a_long_text_is_whole_too(demo: GrammarCompiler, max_tokens: int) -> None:
+    grammar = GRAMMARS["rows"]
+    for seed in range(4):
+        matcher = demo.matcher(grammar, max_tokens=max_tokens)
+        tokens = generate(matcher, random.Random(seed), max_tokens, eager=structure(demo))
+        assert is_whole(demo, grammar, tokens)
+
+
+@pytest.mark.parametrize("name", ["choice", "person", "rows", "object"])
+def test_tokens_that_leave_enough_room_are_taken_as_they_are_drawn(demo: GrammarCompiler, name: str) -> None:
+    """No limit changes a text that keeps it, but for what is saved by tokens that close several things at once."""
+    num_compared = 0
+    for seed in range(30):
+        free = generate(demo.matcher(GRAMMARS[name]), random.Random(seed), 60, eager=structure(demo))
+        if is_whole(demo, GRAMMARS[name], free):
+            matcher = demo.matcher(GRAMMARS[name], max_tokens=len(free) + 10 * (name != "choice"))
+            assert [take(matcher, drawn) for drawn in free] == free
+            assert not matcher.is_steered
+            num_compared += 1
+    assert num_compared >= 3
+
+
+def test_a_token_after_which_the_text_could_not_end_in_time_is_replaced(compiler: GrammarCompiler) -> None:
+    matcher = compiler.matcher(Grammar("regex", '"[a-z]*"'), max_tokens=4)
+    assert [take(matcher, drawn) for drawn in b'"ab'] == [*b'"ab']
+    was_steered = matcher.is_steered
+    assert take(matcher, ord("c")) == ord('"')
+    assert (was_steered, matcher.is_steered, matcher.is_finished) == (False, True, True)
+
+
+def test_a_text_that_is_whole_ends_where_nothing_else_fits(compiler: GrammarCompiler) -> None:
+    matcher = compiler.matcher(GRAMMARS["groups"], max_tokens=5)
+    assert [take(matcher, drawn) for drawn in b"abc"] == [*b"abc"]
+    assert take(matcher, ord("a")) == END_OF_TEXT
+    assert matcher.is_finished
+    assert matcher.is_steered
+
+
+def test_a_limit_below_the_shortest_text_changes_nothing(compiler: GrammarCompiler) -> None:
+    matcher = compiler.matcher(Grammar("regex", '"[a-z]{3,9}"'), max_tokens=4)
+    assert [take(matcher, drawn) for drawn in b'"abc'] == [*b'"abc']
+    assert not matcher.is_steered
+
+
+def test_a_token_that_somebody_else_chose_is_followed(compiler: GrammarCompiler) -> None:
+    """Another parameter may rule out the one that leads to the end; what can be done after it is done."""
+    matcher = compiler.matcher(Grammar("regex", "(ab)*c?d"), max_tokens=4)
+    matcher.fill_mask()
+    assert matcher.choose(ord("a")) == ord("a")
+    matcher.accept(ord("c"))
+    assert not matcher.is_steered
+    assert take(matcher, ord("d")) == ord("d")
+    assert matcher.is_finished
+
+
+def test_thinking_counts_and_is_left_alone(compiler: GrammarCompiler) -> None:
+    grammar = Grammar("regex", '"[a-z]*"', thinking=thinking("!", start=MESSAGE_START))
+    matcher = compiler.matcher(grammar, max_tokens=7)
+    for token_id in [MESSAGE_START, *b'hm!"a']:
+        assert take(matcher, token_id) == token_id
+    assert take(matcher, ord("b")) == ord('"')
+    assert matcher.is_finished
+
+
+def test_a_resumed_text_keeps_to_the_same_limit(demo: GrammarCompiler) -> None:
+    grammar = GRAMMARS["free strings"]
+    tokens = generate(demo.matcher(grammar, max_tokens=40), random.Random(1), 25)
+    resumed = demo.matcher(grammar, max_tokens=40, tokens=tokens)
+    tokens += generate(resumed, random.Random(2), 40 - len(tokens))
+    assert is_whole(demo, grammar, tokens)
+
+
+# --- what it costs --------------------------------------------------------------------------------------
+
+
+def test_no_way_is_looked_for_while_there_is_a_lot_of_room(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def find(self: Closers, matcher: Any, max_tokens: int) -> list[int]:
+        looks.append(max_tokens)
+        return [1] * 10
+
+    monkeypatch.setattr(Closers, "way", find)
+    matcher = compiler.matcher(Grammar("regex", "a*"), max_tokens=MANY)
+    for _ in range(MANY - 400):
+        take(matcher, ord("a"))
+    assert max(looks) <= 2 * grammar_closing._MAX_TOKENS
+    assert len(looks) < 20
+
+
+def test_a_grammar_without_a_way_is_left_alone_and_asked_once(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(Closers, "way", lambda self, matcher, max_tokens: looks.append(max_tokens))
+    matcher = compiler.matcher(Grammar("regex", "a*"), max_tokens=5)
+    assert [take(matcher, ord("a")) for _ in range(5)] == [ord("a")] * 5
+    assert looks == [5]
+
+
+def test_a_way_that_takes_too_long_to_find_is_none(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_closing, "_TIMEOUT_S", -1.0)
+    matcher = compiler.matcher(Grammar("regex", '"[a-z]*"'), max_tokens=3)
+    assert [take(matcher, drawn) for drawn in b'"ab'] == [*b'"ab']
+    assert not matcher.is_steered
+
+
+def test_a_matcher_that_was_given_up_is_not_touched(demo: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread may still be busy with it."""
+    matcher = demo.matcher(GRAMMARS["person"], max_tokens=20)
+    matcher.fill_mask()
+    matcher.give_up("too slow")
+    monkeypatch.setattr(matcher, "_matcher", None)
+    assert matcher.choose(ord("x")) == ord("x")
