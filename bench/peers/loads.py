@@ -32,7 +32,8 @@ class Load:
 def fixed_load(streams: int, prompt_tokens: int, output_tokens: int) -> Load:
     """As many requests as streams, all of one length."""
     shape = _shape(str(prompt_tokens), str(output_tokens))
-    return Load(name=f"{streams} streams", num_requests=streams, max_concurrency=streams, shape=shape)
+    name = f"{streams} stream{'s' if streams > 1 else ''}"
+    return Load(name=name, num_requests=streams, max_concurrency=streams, shape=shape)
 
 
 def skewed_load(num_requests: int, slots: int) -> Load:

@@ -25,7 +25,9 @@ def plot_comparison(comparison: Comparison, file: Path) -> None:
         for axis, (title, value) in zip(axes, _PANELS, strict=True):
             _bars(axis, comparison, value)
             axis.set_title(title, fontsize=10, loc="left")
-        axes[0].legend(fontsize=8, frameon=False)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+        )
 
 
 def _bars(axis: Any, comparison: Comparison, value: Callable[[Window], float | None]) -> None:

@@ -255,6 +255,7 @@ def test_an_arm_that_is_held_takes_no_cpu_and_goes_on_after_it(fake_arm: Running
     assert [record.failure for record in run.records] == [None]
 
 
+@pytest.mark.timeout(20)  # killing it comes later
 def test_an_arm_that_is_held_can_be_stopped(fake_arm: RunningArm) -> None:
     fake_arm.hold()
     fake_arm.stop()
