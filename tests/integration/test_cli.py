@@ -148,12 +148,24 @@ def test_generate_gives_the_same_answers_through_pipes() -> None:
     assert len(one) == 3
 
 
+def _heed_interrupts() -> None:
+    """Whoever runs the tests in the background has made them, and what they start, deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_generate_leaves_a_valid_file(tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     endless = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True}
     prompts.write_text(_lines({"prompt": "x", "max_tokens": 1}, *[endless] * 40, url="/v1/completions"))
     command = _command("generate", str(prompts), "-o", str(out), "--max-num-seqs", "4")
-    with subprocess.Popen(command, cwd=ROOT, env=_environment(), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509 (it takes no lock)
+    ) as process:
         _wait_for_content(out, process)
         process.send_signal(signal.SIGINT)
         _, printed = process.communicate(timeout=TIMEOUT_S)
