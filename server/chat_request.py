@@ -18,7 +18,7 @@ from server.message_reader import MessageReader
 from server.prompts import encode_chat
 from server.protocol import ChatBody
 from server.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
-from server.structured import read_grammar
+from server.structured import grammar_param, read_grammar
 from server.tools.request import ToolUse, read_tool_use
 
 _TAIL_TOKENS = 64  # of the prompt: enough to see whether the template has opened the model's thinking
@@ -84,7 +84,7 @@ def _usable_tools(ctx: ServingContext, body: ChatBody) -> ToolUse | None:
 async def _grammar(ctx: ServingContext, body: ChatBody, tool_use: ToolUse | None, tail: str) -> Grammar | None:
     """A call that must be made comes before the form of an answer, which then is not given."""
     asked = read_grammar(body)
-    param = "response_format" if body.response_format else "structured_outputs"
+    param = grammar_param(body)
     if tool_use is not None:
         schema = None if asked is None or tool_use.choice == "required" else _answer_schema(asked)
         grammar = ctx.message_format.grammar(tail, tool_use, schema)

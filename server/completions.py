@@ -13,7 +13,7 @@ from server.logprobs import TextLogprobs
 from server.prompts import EncodedPrompt, encode_prompts
 from server.protocol import CompletionBody, parse_completion
 from server.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
-from server.structured import read_grammar
+from server.structured import grammar_param, read_grammar
 
 _encode = msgspec.json.encode
 
@@ -32,7 +32,7 @@ async def start_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "Com
     prompts = [prompt.keep_last(num_kept) for prompt in prompts]
     grammar = read_grammar(request)
     if grammar is not None:
-        await ctx.engine.check_grammar(grammar, "response_format" if request.response_format else "structured_outputs")
+        await ctx.engine.check_grammar(grammar, grammar_param(request))
     sampling = to_sampling_params(
         request,
         ctx.engine.info.sampling_defaults,

@@ -27,6 +27,11 @@ def read_grammar(body: GenerationBody) -> Grammar | None:
     return _read_structured_outputs(body.structured_outputs)
 
 
+def grammar_param(body: GenerationBody) -> str:
+    """The parameter to blame for the grammar that `read_grammar` gives."""
+    return "response_format" if body.response_format else "structured_outputs"
+
+
 def read_response_format(response_format: Mapping[str, Any] | None) -> Grammar | None:
     """OpenAI's form, with the schema under `json_schema`."""
     if response_format is None:
