@@ -50,8 +50,7 @@ def build_model(shape: str) -> Any:
     model_name, config_name, values = SHAPES[shape]
     torch.manual_seed(0)
     config = getattr(transformers, config_name)(**values, dtype=torch.bfloat16)
-    model = getattr(transformers, model_name)(config).bfloat16().eval().requires_grad_(False)
-    return model
+    return getattr(transformers, model_name)(config).bfloat16().eval().requires_grad_(False)
 
 
 def forward_ms(model: Any, rows: int, rounds: int) -> float:
