@@ -21,8 +21,9 @@ from pathlib import Path
 from bench.random_model import write_model
 from config.engine_config import EngineConfig
 from engine.core import EngineCore
+from engine.executor_builder import build_executor
 from engine.messages import AddRequest, EngineInfo
-from engine.model_runner import ModelRunner, build_executor
+from engine.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
 
 ROOT = Path(__file__).parents[1]

@@ -176,7 +176,7 @@ def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     from engine.lean_imports import import_transformers
 
     import_transformers()
-    from engine.model_runner import build_executor
+    from engine.executor_builder import build_executor
 
     built = build_executor(config)
     gc.freeze()

@@ -193,7 +193,7 @@ class LLM:
 
 
 def _build_executor(config: "EngineConfig") -> "tuple[EngineInfo, Executor]":
-    from engine.model_runner import build_executor
+    from engine.executor_builder import build_executor
 
     return build_executor(config)
 

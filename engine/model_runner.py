@@ -1,16 +1,13 @@
-"""Builds the executor, and executes: turns a `StepPlan` into flat tensors, runs the model once, and samples.
+"""Executes plans: turns a `StepPlan` into flat tensors, runs the model once, and samples.
 
 It keeps a copy of each running request's tokens and block table. It decides nothing: what runs, where keys and
 values lie and when a request ends come from the scheduler; tokens are chosen by the sampler.
 """
 
-import gc
 import hashlib
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,33 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from config.engine_config import EngineConfig
 from engine.attention import AttentionMetadata, PagedAttention, attending, batch_metadata
-from engine.device import (
-    DeviceMonitor,
-    available_memory,
-    device_memory,
-    device_monitor,
-    device_name,
-    resolve_device,
-    use_available_cores,
-)
-from engine.kv_cache import (
-    BatchLimits,
-    CacheSize,
-    allocate_cache,
-    bytes_per_block,
-    default_cpu_memory,
-    default_cuda_memory,
-    resolve_cache_size,
-    resolve_limits,
-)
+from engine.device import DeviceMonitor
 from engine.language_model import LanguageModel
-from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
-from engine.model_loader import eos_token_ids, load_causal_lm, sampling_defaults
-from engine.model_probe import ServedModel, check_paged, peak_cuda_memory, probe_model
-from engine.packed_linear import can_pack, pack_linears
-from engine.pooling import PooledPrompt, resolve_pooling, unit_vectors
+from engine.messages import NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
+from engine.pooling import PooledPrompt, unit_vectors
 from engine.sampler import BadWords, SampledRows, Sampler, SamplingRow, has_penalties, penalty_counts, token_logprobs
 from engine.sampling_params import SamplingParams
 from engine.token_masks import MaskFiller, pack_tokens
@@ -59,116 +34,6 @@ _LOGPROB_ROWS = 256
 _NOT_FINITE = "the model's logits are not finite"
 _NO_CHOICE = "every token is ruled out by the request's own parameters"
 _EMBEDDING_NOT_FINITE = "the model's embedding is not finite"
-
-
-def build_executor(config: EngineConfig) -> "tuple[EngineInfo, ModelRunner]":
-    """Load the model, check and warm it up, size and allocate its KV cache.
-
-    Raises `ModelLoadError` for anything that keeps the model from being served.
-    """
-    started = time.monotonic()
-    device = resolve_device(config.device)
-    use_available_cores()
-    with _collector_off():
-        causal_lm = load_causal_lm(config, device)
-    with torch.inference_mode():
-        served = probe_model(causal_lm, device)
-        limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
-        if can_pack(device, causal_lm.dtype):
-            # A head that shares its weight with the embedding stays: packed it would be there twice.
-            pack_linears(causal_lm, keep=[causal_lm.get_input_embeddings().weight])
-        check_paged(served, limits.block_size, device)
-        size = _cache_size(config, served, limits, device)
-        layers = allocate_cache(
-            served.backend, served.shapes, size.num_blocks, size.block_size, dtype=served.cache_dtype, device=device
-        )
-    eos = eos_token_ids(causal_lm)
-    runner = ModelRunner(
-        served.model,
-        PagedAttention(served.backend, layers),
-        Sampler(eos),
-        block_size=size.block_size,
-        device=device,
-        device_monitor=device_monitor(device),
-        make_compiler=lambda: _grammar_compiler(config, served, eos),
-        seed=config.seed or 0,
-    )
-    load_time_s = time.monotonic() - started
-    info = _engine_info(config, served, limits, size, eos, device=device, load_time_s=load_time_s)
-    return info, runner
-
-
-def _grammar_compiler(config: EngineConfig, served: ServedModel, eos: list[int]) -> "GrammarCompiler":
-    from engine.grammar import GrammarCompiler
-    from engine.tokenizer import Tokenizer
-
-    def load() -> Tokenizer:
-        return Tokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
-
-    return GrammarCompiler(load, served.model.vocab_size, eos)
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """Importing and loading make millions of objects that stay: collecting among them costs 0.6 s and frees nothing."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def _cache_size(config: EngineConfig, served: ServedModel, limits: BatchLimits, device: torch.device) -> CacheSize:
-    memory = config.kv_cache_memory
-    if memory is None and device.type == "cpu":
-        memory = default_cpu_memory(available_memory())
-    elif memory is None:
-        memory = default_cuda_memory(device_memory(device), peak_cuda_memory(served, limits, device))
-    per_block = bytes_per_block(list(served.shapes.values()), limits.block_size, served.cache_dtype)
-    return resolve_cache_size(
-        config, limits, model_max_len=served.max_context, memory_bytes=memory, bytes_per_block=per_block
-    )
-
-
-def _engine_info(
-    config: EngineConfig,
-    served: ServedModel,
-    limits: BatchLimits,
-    size: CacheSize,
-    eos: list[int],
-    *,
-    device: torch.device,
-    load_time_s: float,
-) -> EngineInfo:
-    causal_lm = served.model.causal_lm
-    return EngineInfo(
-        model=config.model,
-        architecture=served.model.name,
-        num_parameters=served.num_parameters,
-        weight_bytes=served.weight_bytes,
-        dtype=str(causal_lm.dtype).removeprefix("torch."),
-        device=device.type,
-        device_name=device_name(device),
-        attention_backend=served.backend.name,
-        vocab_size=served.model.vocab_size,
-        eos_token_ids=eos,
-        sampling_defaults=sampling_defaults(causal_lm) if config.use_generation_config else {},
-        max_model_len=size.max_model_len,
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-        num_kv_blocks=size.num_blocks,
-        block_size=size.block_size,
-        kv_cache_bytes=size.num_bytes,
-        enable_prefix_caching=config.enable_prefix_caching,
-        batching=config.batching,
-        load_time_s=load_time_s,
-        pooling=resolve_pooling(config.pooling, config.model),
-        hidden_size=served.model.hidden_size,
-    )
 
 
 @dataclass(slots=True)

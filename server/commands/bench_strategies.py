@@ -319,7 +319,7 @@ def _load_model(settings: Settings) -> tuple[EngineInfo, Executor]:
     from engine.lean_imports import import_transformers
 
     import_transformers()
-    from engine.model_runner import build_executor
+    from engine.executor_builder import build_executor
 
     config = settings.model_copy(update={"max_num_seqs": settings.max_num_seqs or _DEFAULT_SLOTS})
     return build_executor(config.engine_config())

@@ -228,7 +228,7 @@ async def _engine_answers(settings: Settings) -> AsyncIterator[tuple[dict[str, A
 
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     """Called in the engine's thread, so that importing torch there leaves this thread free to read the tokenizer."""
-    from engine.model_runner import build_executor
+    from engine.executor_builder import build_executor
 
     return build_executor(config)
 

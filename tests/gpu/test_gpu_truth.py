@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.attention import AttentionSpec, LayerShape, TorchBackend, VarlenBackend, batch_metadata, choose_backend
-from engine.model_runner import build_executor
+from engine.executor_builder import build_executor
 from tests.integration.tiny_models import FAMILIES, build_model, engine_config
 from tests.integration.truth import (
     BLOCK_SIZE,

@@ -17,8 +17,9 @@ from openai.types import CreateEmbeddingResponse
 
 from config.settings import demo_model_path
 from engine.core import EngineCore
+from engine.executor_builder import build_executor
 from engine.messages import AddRequest, EngineInfo, RequestDelta
-from engine.model_runner import ModelRunner, build_executor
+from engine.model_runner import ModelRunner
 from engine.pooling import POOLING_FILE
 from engine.sampling_params import Pooling, SamplingParams
 from tests.integration.test_truth import poisoned_model

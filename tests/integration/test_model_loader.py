@@ -17,9 +17,10 @@ from engine import model_loader
 from engine.attention import choose_backend
 from engine.device import CpuMonitor, cpu_has_bfloat16
 from engine.errors import ModelLoadError
+from engine.executor_builder import build_executor
 from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan
 from engine.model_loader import load_causal_lm, model_context
-from engine.model_runner import ModelRunner, build_executor
+from engine.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
 from tests.integration.tiny_models import (
     CONTEXT,
@@ -415,7 +416,7 @@ LEAN = """
 import json, sys
 from engine.lean_imports import import_transformers
 import_transformers()
-from engine.model_runner import build_executor
+from engine.executor_builder import build_executor
 from tests.integration.tiny_models import engine_config
 from pathlib import Path
 _, runner = build_executor(engine_config(Path(sys.argv[1])))
