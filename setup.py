@@ -11,7 +11,7 @@ from setuptools.errors import CompileError
 
 # By its path: the package itself is not importable while it is built.
 BUILD: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "engine" / "kernels" / "build.py"))
-EXTENSION = "engine.kernels._attention"
+EXTENSION = "engine.kernels._kernels"
 
 
 class BuildKernels(build_ext):

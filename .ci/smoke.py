@@ -9,6 +9,8 @@ directory and the home directory are new and empty. Exits non-zero, with the ser
 import http.client
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from typing import Any
 READY_WITHIN_S = 120
 STOPPED_WITHIN_S = 15
 QUESTION = "What is the capital of France?"
+COMPILERS = ("g++", "clang++", "c++")
 
 
 class SmokeError(Exception):
@@ -96,6 +99,7 @@ def running_server(orcinus: Path, workdir: Path, environment: dict[str, str]) ->
         try:
             wait_until_ready(server, port)
             print(f"smoke: ready after {time.monotonic() - began:.1f} s")
+            check_attention(server, log)
             yield port
             stop(server)
         except BaseException:
@@ -125,6 +129,25 @@ def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
             pass  # not listening yet
         time.sleep(0.1)
     raise SmokeError(f"not ready within {READY_WITHIN_S} s")
+
+
+def check_attention(server: subprocess.Popen[bytes], log: Path) -> None:
+    """Where there is a compiler the wheel has the native kernels, and the server's summary must name them."""
+    backend = attention_backend(server, log)
+    has_compiler = "CXX" in os.environ or any(map(shutil.which, COMPILERS))
+    if has_compiler and not backend.startswith("native-"):
+        raise SmokeError(f"attention is {backend}, although this machine has a compiler for the native kernels")
+    print(f"smoke: attention is {backend}")
+
+
+def attention_backend(server: subprocess.Popen[bytes], log: Path) -> str:
+    """As the summary has it, which is printed once the server is ready, and so may come a moment later."""
+    deadline = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < deadline and server.poll() is None:
+        if found := re.search(r"attention: (\S+)", log.read_text()):
+            return found[1]
+        time.sleep(0.1)
+    raise SmokeError("the server's summary names no attention backend")
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:

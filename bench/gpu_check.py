@@ -87,6 +87,7 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
         max_model_len=options.prompt_tokens + options.output_tokens,
         max_num_seqs=max(options.batch_sizes),
         max_num_batched_tokens=None,
+        target_itl_ms=None,
         kv_cache_memory=None,
         block_size=None,
         enable_prefix_caching=False,

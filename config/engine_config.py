@@ -25,6 +25,7 @@ class EngineConfig:
     max_model_len: int | None
     max_num_seqs: int | None
     max_num_batched_tokens: int | None
+    target_itl_ms: float | None
     kv_cache_memory: int | None  # bytes
     block_size: int | None  # tokens
     enable_prefix_caching: bool

@@ -133,10 +133,19 @@ class Settings(BaseSettings):
     max_num_batched_tokens: int | None = _setting(
         None,
         "Engine",
-        "Token budget of one step, decode tokens and prompt chunks together. Default: by device.",
+        "Most tokens in one step, decode tokens and prompt chunks together. Default: by device.",
         "N",
         ge=1,
         le=1_048_576,
+    )
+    target_itl_ms: float | None = _setting(
+        None,
+        "Engine",
+        "Objective: milliseconds between two tokens of a stream. Prompts are computed in chunks that fit beside the"
+        " streams, and no more requests are started than keep to it; at least one always runs. Default: no objective.",
+        "MS",
+        gt=0,
+        le=60_000,
     )
     kv_cache_memory: Bytes | None = _setting(
         None, "Engine", "Memory for the KV cache. Default: sized by what the device has.", "SIZE", ge=1
@@ -295,6 +304,7 @@ class Settings(BaseSettings):
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
+            target_itl_ms=self.target_itl_ms,
             kv_cache_memory=self.kv_cache_memory,
             block_size=self.block_size,
             enable_prefix_caching=self.enable_prefix_caching,

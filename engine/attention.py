@@ -21,7 +21,10 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engine.kernels.library import Call, Layer, Library, Step, Team, load_library, team_of
+from engine.host_memory import zeroed_bytes
+from engine.kernels.library import Attention, Cache, Library, Step, load_library
+from engine.step_layout import StepLayout, lay_out
+from engine.transfer import to_device
 
 ATTENTION_NAME = "orcinus_paged"
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
@@ -33,18 +36,14 @@ _MAX_PADDING_RATIO = 2
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """The flat tokens of one step: sequence i owns tokens `query_start[i]` to `query_start[i + 1]`.
-
-    The first `num_decodes` sequences have one token each. `seq_lens` counts the tokens of a sequence that are in
-    the cache once this step has written its own. Slot s is row `s % block_size` of block `s // block_size`.
-    """
+    """A `StepLayout` for backends: what kernels read is on the device."""
 
     query_start: list[int]  # num_seqs + 1
     seq_lens: list[int]
     num_decodes: int
     block_size: int
     slots: Tensor  # (num_tokens,) int64
-    block_tables: Tensor  # (num_seqs, max_blocks) int32; rows padded with block 0
+    block_tables: Tensor  # (num_seqs, max_blocks) int32; behind a sequence's last block anything that is a block
     query_start_tensor: Tensor  # (num_seqs + 1,) int32
     seq_lens_tensor: Tensor  # (num_seqs,) int32
 
@@ -60,24 +59,24 @@ class AttentionMetadata:
 def batch_metadata(
     spans: Sequence[tuple[int, int]], tables: NDArray[np.int32], block_size: int, device: torch.device
 ) -> AttentionMetadata:
-    """Metadata of a step in which sequence i computes positions `spans[i][0]` to `spans[i][1]`.
+    """Metadata of a step in which sequence i computes positions `spans[i][0]` to `spans[i][1]`, as in `lay_out`."""
+    firsts, ends = np.array(spans, dtype=np.int64).T
+    layout = lay_out(firsts, ends, tables, block_size)
+    return metadata_of(layout, to_device(layout.cache_arrays, device))
 
-    `tables` (num_seqs, max_blocks) holds a block id for each block a sequence reaches. Single tokens come first.
-    """
-    lengths = np.array([end - first for first, end in spans])
-    query_start = np.concatenate([[0], np.cumsum(lengths)])
-    positions = np.concatenate([np.arange(first, end) for first, end in spans])
-    blocks = tables[np.repeat(np.arange(len(spans)), lengths), positions // block_size].astype(np.int64)
-    seq_lens = [end for _, end in spans]
+
+def metadata_of(layout: StepLayout, cache_tensors: Sequence[Tensor]) -> AttentionMetadata:
+    """Metadata of a step whose `cache_arrays` are on the device."""
+    slots, block_tables, query_start, seq_lens = cache_tensors
     return AttentionMetadata(
-        query_start=query_start.tolist(),
-        seq_lens=seq_lens,
-        num_decodes=int((lengths == 1).sum()),
-        block_size=block_size,
-        slots=torch.from_numpy(blocks * block_size + positions % block_size).to(device),
-        block_tables=torch.from_numpy(tables).to(device),
-        query_start_tensor=torch.from_numpy(query_start.astype(np.int32)).to(device),
-        seq_lens_tensor=torch.tensor(seq_lens, dtype=torch.int32, device=device),
+        query_start=layout.query_start.tolist(),
+        seq_lens=layout.seq_lens.tolist(),
+        num_decodes=layout.num_decodes,
+        block_size=layout.block_size,
+        slots=slots,
+        block_tables=block_tables,
+        query_start_tensor=query_start,
+        seq_lens_tensor=seq_lens,
     )
 
 
@@ -166,6 +165,11 @@ def attending(answer: LayerAttention) -> Iterator[None]:
         _ATTENDING.reset(token)
 
 
+def answering() -> LayerAttention:
+    """Who serves the attention layers of the model that runs now."""
+    return _ATTENDING.get()
+
+
 def attention_function(  # noqa: PLR0917 (the signature is transformers')
     module: nn.Module,
     query: Tensor,
@@ -185,7 +189,7 @@ def attention_function(  # noqa: PLR0917 (the signature is transformers')
         raise UnsupportedAttentionError("it adds a position bias or an index to attention")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     spec = AttentionSpec(scale, sliding_window, softcap, s_aux)
-    out = _ATTENDING.get()(module, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), spec)
+    out = answering()(module, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), spec)
     return out.unsqueeze(0), None
 
 
@@ -213,13 +217,19 @@ class PagedAttention:
         assert self._meta is not None
         return self.backend.run(self._layers[module], query, keys, values, spec=spec, meta=self._meta)
 
+    def native_call(self, module: nn.Module, spec: AttentionSpec, num_heads: int) -> Attention:
+        """For code that calls the native kernels itself: all of a layer's call but its tensors."""
+        assert self._meta is not None
+        assert isinstance(self.backend, NativeBackend)
+        return self.backend.call(self._layers[module], num_heads, spec, self._meta)
+
 
 class ShapeProbe:
-    """Attends without a cache, over one sequence from its start, and notes each layer's shape and window."""
+    """Attends without a cache, over one sequence from its start, and notes each layer's shape and how it attends."""
 
     def __init__(self) -> None:
         self.shapes: dict[nn.Module, LayerShape] = {}
-        self.windows: set[int | None] = set()
+        self.specs: dict[nn.Module, AttentionSpec] = {}
         self.dtype: torch.dtype | None = None
 
     def __call__(self, module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
@@ -229,7 +239,7 @@ class ShapeProbe:
             raise UnsupportedAttentionError("its keys are not those of its own tokens")
         self.shapes[module] = LayerShape(keys.shape[1], keys.shape[2], values.shape[2])
         self.dtype = keys.dtype
-        self.windows.add(spec.window)
+        self.specs[module] = spec
         length = query.shape[0]
         mask = causal_mask(length, length, spec.window, query.device)
         return _attend_dense(_heads_first(query), _heads_first(keys), _heads_first(values), mask, spec)
@@ -308,8 +318,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    return zeroed_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 def scrub_blocks(layer: LayerCache, block_ids: Tensor) -> None:
@@ -475,7 +484,7 @@ class VarlenBackend(TorchBackend):
 
 @dataclass(frozen=True, slots=True)
 class _NativeCache(LayerCache):
-    native: Layer  # addresses of the two tensors
+    native: Cache  # addresses of the two tensors
 
 
 class NativeBackend:
@@ -488,10 +497,9 @@ class NativeBackend:
 
     def __init__(self, library: Library) -> None:
         self.name = f"native-{library.instruction_set}"
-        self._library = library
+        self.library = library
         self._meta: AttentionMetadata | None = None
         self._step = Step()
-        self._team = Team()
 
     def allocate(
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
@@ -499,7 +507,7 @@ class NativeBackend:
         assert dtype in NATIVE_DTYPES
         base = (num_blocks, shape.num_kv_heads, block_size)
         keys, values = (zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
-        native = Layer(
+        native = Cache(
             keys=keys.data_ptr(),
             values=values.data_ptr(),
             num_kv_heads=shape.num_kv_heads,
@@ -523,42 +531,38 @@ class NativeBackend:
         meta: AttentionMetadata,
     ) -> Tensor:
         assert isinstance(layer, _NativeCache)
-        self._begin(meta)
         rows, keys, values = (_as_rows(tensor, layer.keys.dtype) for tensor in (query, keys, values))
         num_tokens, num_heads, _ = rows.shape
         out = rows.new_empty(num_tokens, num_heads, layer.native.value_dim)
-        query_token, query_head, _ = rows.stride()
-        key_token, key_head, _ = keys.stride()
-        value_token, value_head, _ = values.stride()
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
-        call = Call(
+        call = self.call(layer, num_heads, spec, meta)
+        call.query, call.new_keys, call.new_values = rows.data_ptr(), keys.data_ptr(), values.data_ptr()
+        call.out, call.out_token = out.data_ptr(), out.stride(0)
+        call.query_token, call.query_head, _ = rows.stride()
+        call.key_token, call.key_head, _ = keys.stride()
+        call.value_token, call.value_head, _ = values.stride()
+        call.sinks = None if sinks is None else sinks.data_ptr()
+        self.library.attend(call)
+        return out if out.dtype is query.dtype else out.to(query.dtype)
+
+    def call(self, layer: LayerCache, num_heads: int, spec: AttentionSpec, meta: AttentionMetadata) -> Attention:
+        """All of a layer's call but its tensors and sinks. Good until the next step."""
+        assert isinstance(layer, _NativeCache)
+        self._begin(meta)
+        return Attention(
             step=addressof(self._step),
-            layer=addressof(layer.native),
-            query=rows.data_ptr(),
-            new_keys=keys.data_ptr(),
-            new_values=values.data_ptr(),
-            out=out.data_ptr(),
-            query_token=query_token,
-            query_head=query_head,
-            key_token=key_token,
-            key_head=key_head,
-            value_token=value_token,
-            value_head=value_head,
+            cache=addressof(layer.native),
             num_heads=num_heads,
             window=spec.window or 0,
             scale=spec.scale,
             softcap=spec.softcap or 0.0,
-            sinks=None if sinks is None else sinks.data_ptr(),
         )
-        self._library.attend(call, self._team)
-        return out if out.dtype is query.dtype else out.to(query.dtype)
 
     def _begin(self, meta: AttentionMetadata) -> None:
         """All layers of a step share its addresses."""
         if self._meta is meta:
             return
         self._meta = meta
-        self._team = team_of(torch.get_num_threads())
         self._step = Step(
             num_tokens=meta.query_start[-1],
             num_seqs=meta.num_seqs,

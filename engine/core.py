@@ -44,6 +44,7 @@ class EngineCore:
         executor: Executor,
         *,
         batch_wait_ms: float = 50.0,
+        target_itl_ms: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         limits = SchedulerLimits(
@@ -54,6 +55,7 @@ class EngineCore:
             batching=info.batching,
             batch_wait_s=batch_wait_ms / 1000,
             enable_prefix_caching=info.enable_prefix_caching,
+            target_itl_s=None if target_itl_ms is None else target_itl_ms / 1000,
         )
         self._blocks = BlockManager(info.num_kv_blocks, info.block_size)
         self.scheduler = Scheduler(limits, self._blocks, clock)
@@ -88,16 +90,18 @@ class EngineCore:
             self.scheduler.add(request)
         plan = self.scheduler.schedule()
         if plan.scheduled:
-            deltas += self._run(plan)
+            deltas += self._run(plan, started)
         return StepOutputs(deltas=deltas, stats=self._step_stats(deltas, self._clock() - started))
 
-    def _run(self, plan: StepPlan) -> list[RequestDelta]:
+    def _run(self, plan: StepPlan, started: float) -> list[RequestDelta]:
         try:
             result = self._executor.execute(plan)
         except Exception as error:
             logger.exception("step of %d requests, %d tokens failed", len(plan.scheduled), plan.num_tokens)
             return self.scheduler.fail(plan, f"the step failed: {type(error).__name__}")
-        return self.scheduler.update(plan, result)
+        deltas = self.scheduler.update(plan, result)
+        self.scheduler.observe(self._clock() - started)
+        return deltas
 
     def stats(self) -> StepStats:
         """The state of the moment, as between two steps."""

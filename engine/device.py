@@ -51,8 +51,16 @@ def device_name(device: "torch.device") -> str:
 
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX or Arm's BF16 instructions)."""
-    flags = (_cpuinfo_field("flags") or _cpuinfo_field("Features") or "").split()
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpu_features())
+
+
+def cpu_has_matrix_units() -> bool:
+    """Whether the CPU multiplies whole tiles of bfloat16 (AMX)."""
+    return "amx_bf16" in _cpu_features()
+
+
+def _cpu_features() -> list[str]:
+    return (_cpuinfo_field("flags") or _cpuinfo_field("Features") or "").split()
 
 
 def available_cores() -> int:

@@ -103,7 +103,7 @@ def _start(channel: Channel, build: BuildExecutor) -> EngineCore | None:
         message = f"loading {config.model} failed: {type(error).__name__}: {error}"
         channel.send(EngineFailed(message=message, during_start=True))
         return None
-    core = EngineCore(info, executor, batch_wait_ms=config.batch_wait_ms)
+    core = EngineCore(info, executor, batch_wait_ms=config.batch_wait_ms, target_itl_ms=config.target_itl_ms)
     channel.send(info)
     return core
 

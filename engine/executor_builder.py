@@ -14,6 +14,7 @@ import torch
 
 from config.engine_config import EngineConfig
 from engine.attention import PagedAttention
+from engine.cpu_layout import lay_out_for_cpu, weight_bytes
 from engine.device import (
     available_memory,
     device_memory,
@@ -36,7 +37,6 @@ from engine.messages import EngineInfo
 from engine.model_loader import eos_token_ids, load_causal_lm, sampling_defaults
 from engine.model_probe import ServedModel, check_paged, peak_cuda_memory, probe_model
 from engine.model_runner import ModelRunner
-from engine.packed_linear import can_pack, pack_linears
 from engine.pooling import resolve_pooling
 from engine.sampler import Sampler
 
@@ -57,9 +57,8 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     with torch.inference_mode():
         served = probe_model(causal_lm, device)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
-        if can_pack(device, causal_lm.dtype):
-            # A head that shares its weight with the embedding stays: packed it would be there twice.
-            pack_linears(causal_lm, keep=[causal_lm.get_input_embeddings().weight])
+        if device.type == "cpu":
+            lay_out_for_cpu(served, config.quantization)
         check_paged(served, limits.block_size, device)
         size = _cache_size(config, served, limits, device)
         layers = allocate_cache(
@@ -132,7 +131,7 @@ def _engine_info(
         model=config.model,
         architecture=served.model.name,
         num_parameters=served.num_parameters,
-        weight_bytes=served.weight_bytes,
+        weight_bytes=weight_bytes(causal_lm),
         dtype=str(causal_lm.dtype).removeprefix("torch."),
         device=device.type,
         device_name=device_name(device),

@@ -95,7 +95,9 @@ class LLM:
             config.model, trust_remote_code=config.trust_remote_code, chat_template=loaded.chat_template
         )
         self.info, executor = (build or _build_executor)(config)
-        self._core = EngineCore(self.info, executor, batch_wait_ms=config.batch_wait_ms)
+        self._core = EngineCore(
+            self.info, executor, batch_wait_ms=config.batch_wait_ms, target_itl_ms=config.target_itl_ms
+        )
         self._seeds = seed_source(config.seed)
         self._num_requests = 0
 

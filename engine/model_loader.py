@@ -5,6 +5,7 @@ Knows nothing of caches, requests or scheduling.
 """
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,11 +36,8 @@ def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
 
     Raises `ModelLoadError`, whatever transformers, safetensors or the hub made of it.
     """
-    if config.quantization is not None:
-        raise ModelLoadError(
-            f"quantization={config.quantization} (quantizing weights while loading) is not available in this "
-            "version; a checkpoint that is already quantized is served as it is"
-        )
+    if config.quantization is not None and device.type != "cpu":
+        raise ModelLoadError(f"quantization={config.quantization} (quantizing weights at load) is for CPUs alone so far")
     source = model_source(config.model)
     _check_files(source)
     try:
@@ -79,7 +77,7 @@ def _from_pretrained(
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {"use_safetensors": True}
     if getattr(model_config, "quantization_config", None) is not None and device.type == "cuda":
         options["device_map"] = {"": device}  # quantized weights are unpacked where they stay
-    with _no_progress_bars():
+    with progress_bars_on_a_terminal():
         causal_lm, loading = model_class.from_pretrained(
             source.path_or_id,
             config=model_config,
@@ -133,9 +131,13 @@ def _is_exactly(causal_lm: Any, weights: dict[str, torch.Tensor]) -> bool:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def progress_bars_on_a_terminal() -> Iterator[None]:
+    """transformers' own bars, and the hub's for downloads, where somebody sees them and no log is made of them."""
     from transformers.utils import logging as transformers_logging
 
+    if sys.stderr.isatty():
+        yield
+        return
     was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

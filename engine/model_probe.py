@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.attention import (
     AttentionBackend,
+    AttentionSpec,
     LayerShape,
     PagedAttention,
     ShapeProbe,
@@ -21,6 +22,7 @@ from engine.attention import (
     batch_metadata,
     choose_backend,
 )
+from engine.decoder_layers import LayerSamples, samples_of_layers
 from engine.errors import ModelLoadError
 from engine.kv_cache import BatchLimits, allocate_cache
 from engine.language_model import LanguageModel
@@ -41,6 +43,8 @@ class ServedModel:
     weight_bytes: int
     backend: AttentionBackend
     shapes: dict[nn.Module, LayerShape]
+    specs: dict[nn.Module, AttentionSpec]
+    samples: LayerSamples
     cache_dtype: torch.dtype
     max_context: int
     expected_logits: Tensor
@@ -54,7 +58,7 @@ def probe_model(causal_lm: Any, device: torch.device) -> ServedModel:
     model = LanguageModel(causal_lm)
     probe = ShapeProbe()
     try:
-        with attending(probe):
+        with attending(probe), samples_of_layers(causal_lm) as samples:
             expected = model.whole_logits(*_probe_tokens(model, device)).float()
     except UnsupportedAttentionError as error:
         raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
@@ -68,8 +72,10 @@ def probe_model(causal_lm: Any, device: torch.device) -> ServedModel:
         weight_bytes=int(causal_lm.get_memory_footprint()),
         backend=choose_backend(device, probe.dtype),
         shapes=probe.shapes,
+        specs=probe.specs,
+        samples=samples,
         cache_dtype=probe.dtype,
-        max_context=model_context(model.config, probe.windows),
+        max_context=model_context(model.config, {spec.window for spec in probe.specs.values()}),
         expected_logits=expected,
     )
 

@@ -17,14 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.attention import AttentionMetadata, PagedAttention, attending, batch_metadata
+from engine.attention import PagedAttention, attending, metadata_of
 from engine.device import DeviceMonitor
 from engine.language_model import LanguageModel
 from engine.messages import NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
 from engine.pooling import PooledPrompt, unit_vectors
+from engine.request_rows import RequestRows
 from engine.sampler import BadWords, SampledRows, Sampler, SamplingRow, has_penalties, penalty_counts, token_logprobs
 from engine.sampling_params import SamplingParams
+from engine.step_layout import StepLayout, lay_out
 from engine.token_masks import MaskFiller, pack_tokens
+from engine.transfer import to_device
 
 if TYPE_CHECKING:
     from engine.grammar import GrammarCompiler
@@ -38,33 +41,31 @@ _EMBEDDING_NOT_FINITE = "the model's embedding is not finite"
 
 @dataclass(slots=True)
 class _Request:
-    """What the runner remembers of a request between steps. Arrays have room to grow; the counts say how full."""
+    """What the runner remembers of a request between steps, beside its row in `RequestRows`."""
 
-    token_ids: NDArray[np.int64]
-    num_tokens: int
-    block_table: NDArray[np.int32]
-    num_blocks: int
+    index: int
     row: SamplingRow
     pooled: PooledPrompt | None = None
-    # Finite logits at the last token that was sampled from vouch for all keys and values that they came from. So does
-    # a finite embedding.
-    is_finite: bool = False
 
-    def append(self, token_id: int) -> None:
-        if self.num_tokens == len(self.token_ids):
-            self.token_ids = np.concatenate([self.token_ids, np.empty_like(self.token_ids)])
-        self.token_ids[self.num_tokens] = token_id
-        self.num_tokens += 1
-        self.row.add(token_id)
 
-    def extend_blocks(self, block_ids: list[int]) -> None:
-        needed = self.num_blocks + len(block_ids)
-        if needed > len(self.block_table):
-            grown = np.zeros(max(needed, 2 * len(self.block_table)), dtype=np.int32)
-            grown[: self.num_blocks] = self.block_table[: self.num_blocks]
-            self.block_table = grown
-        self.block_table[self.num_blocks : needed] = block_ids
-        self.num_blocks = needed
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The requests of a step in the order of its tokens: single ones first, as the attention takes them together."""
+
+    scheduled: list[ScheduledRequest]
+    requests: list[_Request]
+    rows: NDArray[np.int64]  # those of `requests`
+    layout: StepLayout
+
+    def part(self, i: int) -> "_Part":
+        item = self.scheduled[i]
+        return _Part(
+            item.request_id,
+            self.requests[i],
+            item.num_computed_tokens,
+            item.num_tokens,
+            int(self.layout.query_start[i]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,6 @@ class _Part:
     request: _Request
     first: int  # position of its first token of this step
     num_tokens: int
-    samples: bool
     offset: int  # of its first token in the flat batch
 
     @property
@@ -105,7 +105,7 @@ class ModelRunner:
         self._model = model
         self._attention = attention
         self._sampler = sampler
-        self._block_size = block_size
+        self._rows = RequestRows(block_size)
         self._device = device
         self._make_compiler = make_compiler
         self._seed = seed
@@ -130,13 +130,14 @@ class ModelRunner:
             self._requests[new.request_id] = self._request(new)
         if not plan.scheduled:
             return StepResult(sampled_token_ids={})
-        parts = self._parts(plan.scheduled)
-        self._start_masks(parts)
-        hidden = self._run(parts)
-        prompt_logprobs = self._prompt_logprobs(parts, hidden)
-        errors = self._broken_prompts(parts, prompt_logprobs)
-        embedded = self._embed(parts, hidden)
-        result = self._sample([p for p in parts if p.samples and p.request_id not in errors], hidden)
+        batch = self._batch(plan.scheduled)
+        self._start_masks(batch)
+        hidden = self._run(batch)
+        prompt_logprobs = self._prompt_logprobs(batch, hidden)
+        errors = self._broken_prompts(prompt_logprobs)
+        embedded = self._embed(batch, hidden)
+        sampling = [i for i, item in enumerate(batch.scheduled) if item.samples and item.request_id not in errors]
+        result = self._sample(batch, sampling, hidden)
         return StepResult(
             sampled_token_ids=result.sampled_token_ids,
             logprobs=result.logprobs,
@@ -148,16 +149,15 @@ class ModelRunner:
         )
 
     def _request(self, new: NewRequest) -> _Request:
-        token_ids = np.array(new.token_ids, dtype=np.int64)
-        row = self._row(new, token_ids)
         pooled = None if new.sampling.pooling is None else PooledPrompt(new.sampling.pooling)
-        return _Request(token_ids, len(token_ids), np.zeros(16, dtype=np.int32), 0, row, pooled)
+        return _Request(self._rows.add(new.token_ids), self._row(new), pooled)
 
-    def _row(self, new: NewRequest, token_ids: NDArray[np.int64]) -> SamplingRow:
+    def _row(self, new: NewRequest) -> SamplingRow:
         sampling, vocab_size = new.sampling, self._model.vocab_size
         output = new.token_ids[new.num_prompt_tokens :]
         row = SamplingRow(sampling, self._seed_of(new), new.num_prompt_tokens)
         if has_penalties(sampling):
+            token_ids = np.array(new.token_ids, dtype=np.int64)
             row.counts = penalty_counts(token_ids, new.num_prompt_tokens, vocab_size, self._device)
         if sampling.bad_words_token_ids:
             row.bad_words = BadWords(sampling.bad_words_token_ids, output)
@@ -173,9 +173,10 @@ class ModelRunner:
     def _grammars(self) -> "GrammarCompiler":
         return self._make_compiler()
 
-    def _start_masks(self, parts: list[_Part]) -> None:
+    def _start_masks(self, batch: _Batch) -> None:
         """What may come next is known before the model runs, and found out meanwhile."""
-        matchers = [part.request.row.matcher for part in parts if part.samples]
+        both = zip(batch.scheduled, batch.requests, strict=True)
+        matchers = [request.row.matcher for item, request in both if item.samples]
         self._masks.start([matcher for matcher in matchers if matcher is not None and matcher.error is None])
 
     def _seed_of(self, new: NewRequest) -> int:
@@ -186,23 +187,27 @@ class ModelRunner:
 
     def _release(self, request_id: str) -> None:
         request = self._requests.pop(request_id, None)
-        if request is not None and not request.is_finite:
-            self._suspect_blocks.update(request.block_table[: request.num_blocks].tolist())
+        if request is None:
+            return
+        if not self._rows.is_finite[request.index]:
+            self._suspect_blocks.update(self._rows.blocks(request.index).tolist())
+        self._rows.remove(request.index)
 
-    def _parts(self, scheduled: list[ScheduledRequest]) -> list[_Part]:
-        """Single tokens first: the attention takes them together."""
-        parts = []
-        offset = 0
-        for item in sorted(scheduled, key=lambda item: item.num_tokens > 1):
-            request = self._requests[item.request_id]
-            self._scrub(request, item)
-            request.extend_blocks(item.new_block_ids)
-            assert item.num_computed_tokens + item.num_tokens <= request.num_tokens
-            part = _Part(item.request_id, request, item.num_computed_tokens, item.num_tokens, item.samples, offset)
-            assert part.end <= request.num_blocks * self._block_size
-            parts.append(part)
-            offset += item.num_tokens
-        return parts
+    def _batch(self, scheduled: list[ScheduledRequest]) -> _Batch:
+        singles = [item for item in scheduled if item.num_tokens == 1]
+        ordered = singles + [item for item in scheduled if item.num_tokens > 1]
+        requests = [self._requests[item.request_id] for item in ordered]
+        for item, request in zip(ordered, requests, strict=True):
+            if item.new_block_ids:
+                self._scrub(request, item)
+                self._rows.extend_blocks(request.index, item.new_block_ids)
+        rows = np.array([request.index for request in requests], dtype=np.int64)
+        firsts = np.array([item.num_computed_tokens for item in ordered], dtype=np.int64)
+        ends = firsts + np.array([item.num_tokens for item in ordered], dtype=np.int64)
+        assert (ends <= self._rows.num_tokens[rows]).all()
+        assert (ends <= self._rows.num_blocks[rows] * self._rows.block_size).all()
+        tables = self._rows.tables(rows, int(ends.max()))
+        return _Batch(ordered, requests, rows, lay_out(firsts, ends, tables, self._rows.block_size))
 
     def _scrub(self, request: _Request, item: ScheduledRequest) -> None:
         """Make blocks finite that may not be, before another request fills them.
@@ -211,80 +216,52 @@ class ModelRunner:
         """
         if not self._suspect_blocks:
             return
-        num_found = max(0, item.num_computed_tokens // self._block_size - request.num_blocks)
+        num_blocks = int(self._rows.num_blocks[request.index])
+        num_found = max(0, item.num_computed_tokens // self._rows.block_size - num_blocks)
         stale = self._suspect_blocks.intersection(item.new_block_ids[num_found:])
         if stale:
             self._attention.scrub(torch.tensor(sorted(stale), device=self._device))
             self._suspect_blocks -= stale
 
-    def _run(self, parts: list[_Part]) -> Tensor:
+    def _run(self, batch: _Batch) -> Tensor:
         """(num_tokens, hidden_size)"""
-        token_ids = np.concatenate([part.request.token_ids[part.first : part.end] for part in parts])
-        positions = np.concatenate([np.arange(part.first, part.end, dtype=np.int64) for part in parts])
-        self._attention.begin_step(self._metadata(parts))
+        layout = batch.layout
+        token_ids = self._rows.tokens(batch.rows[layout.sequences], layout.positions)
+        arrays = [token_ids, layout.positions, *layout.cache_arrays]
+        ids, positions, *cache_tensors = to_device(arrays, self._device)
+        self._attention.begin_step(metadata_of(layout, cache_tensors))
         with attending(self._attention):
-            return self._model.hidden_states(self._to_device(token_ids), self._to_device(positions))
+            return self._model.hidden_states(ids, positions)
 
-    def _metadata(self, parts: list[_Part]) -> AttentionMetadata:
-        width = math.ceil(max(part.end for part in parts) / self._block_size)
-        tables = np.zeros((len(parts), width), dtype=np.int32)
-        for row, part in zip(tables, parts, strict=True):
-            used = math.ceil(part.end / self._block_size)
-            row[:used] = part.request.block_table[:used]
-        return batch_metadata([(p.first, p.end) for p in parts], tables, self._block_size, self._device)
-
-    def _to_device(self, array: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
-
-    def _sample(self, parts: list[_Part], hidden: Tensor) -> StepResult:
-        if not parts:
+    def _sample(self, batch: _Batch, sampling: list[int], hidden: Tensor) -> StepResult:
+        """One token for each of those requests of the batch."""
+        if not sampling:
             return StepResult(sampled_token_ids={})
-        last = np.array([part.offset + part.num_tokens - 1 for part in parts], dtype=np.int64)
-        logits = self._model.logits(hidden[self._to_device(last)])
-        rows = [part.request.row for part in parts]
+        index = np.array(sampling, dtype=np.int64)
+        logits = self._model.logits(self._last_hidden(batch.layout, index, hidden))
+        rows, requests = batch.rows[index], [batch.requests[i] for i in sampling]
         self._masks.wait()
-        sampled = self._sampler.sample(logits, rows, [part.request.num_tokens for part in parts])
-        tokens: dict[str, list[int]] = {}
-        errors: dict[str, str] = {}
-        for row, part in enumerate(parts):
-            error = self._take_token(part.request, sampled, row)
-            if error is None:
-                tokens[part.request_id] = [sampled.token_ids[row]]
-            else:
-                errors[part.request_id] = error
-        logprobs: dict[str, list[TokenLogprobs]] = {}
-        for part, entry in zip(parts, sampled.logprobs, strict=False):
-            if entry is not None and part.request_id in tokens:
-                logprobs[part.request_id] = [entry]
-        taken = [part for part in parts if part.request_id in tokens]
-        return StepResult(
-            sampled_token_ids=tokens,
-            logprobs=logprobs,
-            errors=errors,
-            finished=[part.request_id for part in taken if part.request.row.is_finished],
-            steered=[part.request_id for part in taken if part.request.row.is_steered],
-        )
+        sampled = self._sampler.sample(logits, [request.row for request in requests], self._rows.num_tokens[rows])
+        self._rows.is_finite[rows] = sampled.is_finite
+        failed = _failures(requests, sampled)
+        taken = [i for i in range(len(requests)) if i not in failed]
+        self._rows.append(rows[taken], [sampled.token_ids[i] for i in taken])
+        failed |= _advance(requests, taken, sampled)
+        return _sampled_result([batch.scheduled[i].request_id for i in sampling], requests, sampled, failed)
 
-    @staticmethod
-    def _take_token(request: _Request, sampled: SampledRows, row: int) -> str | None:
-        """Append the token of one row; returns why it could not be."""
-        request.is_finite = sampled.is_finite[row]
-        matcher = request.row.matcher
-        if not request.is_finite:
-            return _NOT_FINITE
-        if matcher is not None and matcher.error is not None:
-            return matcher.error
-        if not sampled.has_choice[row]:
-            return _NO_CHOICE
-        request.append(sampled.token_ids[row])
-        return None if matcher is None else matcher.error
+    def _last_hidden(self, layout: StepLayout, index: NDArray[np.int64], hidden: Tensor) -> Tensor:
+        """Of the last token of each of those sequences."""
+        if len(index) == hidden.shape[0]:
+            return hidden
+        return hidden[to_device([layout.query_start[1:][index].astype(np.int64) - 1], self._device)[0]]
 
-    def _prompt_logprobs(self, parts: list[_Part], hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
+    def _prompt_logprobs(self, batch: _Batch, hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
+        wanted = [i for i, request in enumerate(batch.requests) if request.row.sampling.prompt_logprobs is not None]
+        parts = [batch.part(i) for i in wanted]
         return {
-            part.request_id: self._prompt_logprobs_of(part, num_top, hidden)
+            part.request_id: self._prompt_logprobs_of(part, part.request.row.sampling.prompt_logprobs or 0, hidden)
             for part in parts
-            if (num_top := part.request.row.sampling.prompt_logprobs) is not None
-            and part.first < part.request.row.num_prompt_tokens - 1
+            if part.first < part.request.row.num_prompt_tokens - 1
         }
 
     def _prompt_logprobs_of(self, part: _Part, num_top: int, hidden: Tensor) -> list[TokenLogprobs]:
@@ -295,34 +272,85 @@ class ModelRunner:
             end = min(first + _LOGPROB_ROWS, last)
             rows = hidden[part.offset + first - part.first : part.offset + end - part.first]
             logprobs = torch.log_softmax(self._model.logits(rows).float(), dim=-1)
-            tokens = self._to_device(part.request.token_ids[first + 1 : end + 1])
+            following = self._rows.tokens(part.request.index, np.arange(first + 1, end + 1))
+            (tokens,) = to_device([following], self._device)
             entries += token_logprobs(logprobs, tokens, [num_top] * (end - first))
         return entries
 
-    @staticmethod
-    def _embed(parts: list[_Part], hidden: Tensor) -> StepResult:
+    def _embed(self, batch: _Batch, hidden: Tensor) -> StepResult:
         """Pool what was computed of prompts that are to be embedded, and give out those that are complete."""
         complete: list[tuple[_Part, Tensor]] = []
-        for part in parts:
-            if part.request.pooled is not None:
-                vector = part.request.pooled.add(hidden[part.offset : part.offset + part.num_tokens])
-                if part.end == part.request.num_tokens:
+        for i, request in enumerate(batch.requests):
+            if request.pooled is not None:
+                part = batch.part(i)
+                vector = request.pooled.add(hidden[part.offset : part.offset + part.num_tokens])
+                if part.end == self._rows.num_tokens[request.index]:
                     complete.append((part, vector))
         result = StepResult(sampled_token_ids={})
         for part, vector in zip((part for part, _ in complete), unit_vectors([v for _, v in complete]), strict=True):
-            part.request.is_finite = bool(np.isfinite(vector).all())
-            if part.request.is_finite:
+            is_finite = bool(np.isfinite(vector).all())
+            self._rows.is_finite[part.request.index] = is_finite
+            if is_finite:
                 result.embeddings[part.request_id] = vector.tobytes()
             else:
                 result.errors[part.request_id] = _EMBEDDING_NOT_FINITE
         return result
 
-    @staticmethod
-    def _broken_prompts(parts: list[_Part], prompt_logprobs: dict[str, list[TokenLogprobs]]) -> dict[str, str]:
+    def _broken_prompts(self, prompt_logprobs: dict[str, list[TokenLogprobs]]) -> dict[str, str]:
         """Requests with a NaN in their prompt's log-probabilities (-inf is a legal one)."""
-        errors = {}
-        for part in parts:
-            if any(math.isnan(entry.logprob) for entry in prompt_logprobs.get(part.request_id, [])):
-                part.request.is_finite = False
-                errors[part.request_id] = _NOT_FINITE
-        return errors
+        broken = [
+            request_id
+            for request_id, entries in prompt_logprobs.items()
+            if any(math.isnan(entry.logprob) for entry in entries)
+        ]
+        for request_id in broken:
+            self._rows.is_finite[self._requests[request_id].index] = False
+        return dict.fromkeys(broken, _NOT_FINITE)
+
+
+def _failures(requests: list[_Request], sampled: SampledRows) -> dict[int, str]:
+    """Why no token was chosen, of the rows where none was."""
+    failed: dict[int, str] = {}
+    if not all(sampled.is_finite):
+        failed |= {i: _NOT_FINITE for i, is_finite in enumerate(sampled.is_finite) if not is_finite}
+    for i, request in enumerate(requests):
+        matcher = request.row.matcher
+        if matcher is not None and matcher.error is not None:
+            failed.setdefault(i, matcher.error)
+    if not all(sampled.has_choice):
+        for i, has_choice in enumerate(sampled.has_choice):
+            if not has_choice:
+                failed.setdefault(i, _NO_CHOICE)
+    return failed
+
+
+def _advance(requests: list[_Request], taken: list[int], sampled: SampledRows) -> dict[int, str]:
+    """Let rows that follow their tokens take them in; returns why, of those that could not."""
+    failed = {}
+    for i in taken:
+        row = requests[i].row
+        if row.follows_tokens:
+            row.add(sampled.token_ids[i])
+            if row.matcher is not None and row.matcher.error is not None:
+                failed[i] = row.matcher.error
+    return failed
+
+
+def _sampled_result(
+    request_ids: list[str], requests: list[_Request], sampled: SampledRows, failed: dict[int, str]
+) -> StepResult:
+    pairs = zip(request_ids, sampled.token_ids, strict=True)
+    tokens = {request_id: [token_id] for i, (request_id, token_id) in enumerate(pairs) if i not in failed}
+    entries = zip(request_ids, sampled.logprobs, strict=False)
+    followed = [
+        (request_ids[i], request.row)
+        for i, request in enumerate(requests)
+        if request.row.matcher is not None and i not in failed
+    ]
+    return StepResult(
+        sampled_token_ids=tokens,
+        logprobs={name: [entry] for name, entry in entries if entry is not None and name in tokens},
+        errors={request_ids[i]: message for i, message in failed.items()},
+        finished=[request_id for request_id, row in followed if row.is_finished],
+        steered=[request_id for request_id, row in followed if row.is_steered],
+    )

@@ -1,65 +1,129 @@
-"""Linear layers for a CPU in bfloat16: weights laid out once as oneDNN multiplies them, sibling projections merged.
+"""Linear layers for a CPU with their weights laid out once for the kernels that multiply them, siblings merged.
 
-The one module that calls torch's private `mkldnn` operators. `pack_linears` changes a loaded model in place, layer by
-layer, so that at no time there are two copies of more than one. Knows nothing of architectures but the usual names of
-projections that share an input.
+Says which kernels those are: our own, in bfloat16 or 8-bit integers; where they do not run, oneDNN's for bfloat16 and
+torch's for integers. `pack_linears` changes a loaded model in place, layer by layer, so that at no time there are two
+copies of more than one. Knows nothing of architectures but the usual names of projections that share an input.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from engine.device import cpu_has_bfloat16
+from engine.device import cpu_has_bfloat16, cpu_has_matrix_units
+from engine.int8_linear import Int8Linear, joined_bias
+from engine.kernels.library import Library
 from engine.mapped_weights import MappedFiles
+from engine.native_linear import Kind, NativeLinear, can_multiply
 
 logger = logging.getLogger(__name__)
 
 # Siblings that are fed the same tensor. One product of their joined weights reads the input once.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
+# Makes one layer of the weights (out_features, in_features) and biases of several that share their input.
+Packer = Callable[[Sequence[Tensor], Sequence[Tensor | None]], nn.Module]
 
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch and this processor multiply packed weights faster than plain ones."""
-    if device.type != "cpu" or dtype != torch.bfloat16 or not cpu_has_bfloat16():
+
+def native_kind(library: Library | None, dtype: torch.dtype, quantization: str | None) -> Kind | None:
+    """What our own kernels would multiply in on this CPU, if they should.
+
+    Matrix units (AMX), which they do not use, multiply bfloat16 several times as fast.
+    """
+    kind: Kind = "int8" if quantization == "int8" else "bfloat16"
+    if library is None or not can_multiply(library, kind):
+        return None
+    if kind == "bfloat16" and (dtype is not torch.bfloat16 or cpu_has_matrix_units()):
+        return None
+    return kind
+
+
+def packer_for(library: Library | None, dtype: torch.dtype, quantization: str | None) -> Packer | None:
+    """The fastest way that this CPU has to multiply, or None if that is with the weights as they are."""
+    kind = native_kind(library, dtype, quantization)
+    if kind is not None:
+        assert library is not None
+        return partial(NativeLinear, library, kind)
+    if quantization == "int8":
+        return Int8Linear
+    return PackedLinear if dtype is torch.bfloat16 and _has_onednn() else None
+
+
+def _has_onednn() -> bool:
+    if not cpu_has_bfloat16():
         return False
     try:
-        PackedLinear(torch.zeros(16, 16, dtype=dtype), None)(torch.zeros(1, 16, dtype=dtype))
+        zeros = torch.zeros(16, 16, dtype=torch.bfloat16)
+        PackedLinear([zeros], [None])(zeros)
         return True
     except (RuntimeError, AttributeError) as error:
         logger.warning("linear layers are not packed: %s", error)
         return False
 
 
-def pack_linears(model: nn.Module, *, keep: Sequence[Tensor] = ()) -> int:
-    """Pack every plain `nn.Linear` inside `model` but those whose weight is one of `keep`. Returns how many."""
+def pack_linears(model: nn.Module, pack: Packer, dtype: torch.dtype, *, keep: Sequence[Tensor] = ()) -> int:
+    """Pack every plain `nn.Linear` of this dtype but those whose weight is one of `keep`. Returns how many."""
     kept = {weight.data_ptr() for weight in keep}
     files = MappedFiles()
     count = 0
     for parent in list(model.modules()):
-        for names in _mergeable(parent, kept):
-            merge = _Merge([getattr(parent, name) for name in names])
-            for index, name in enumerate(names):
-                files.let_go(getattr(parent, name).weight)
+        for names in _mergeable(parent, dtype, kept):
+            siblings: list[nn.Linear] = [getattr(parent, name) for name in names]
+            merge = _Merge(siblings, pack)
+            for index, (name, sibling) in enumerate(zip(names, siblings, strict=True)):
+                files.let_go(sibling.weight)
                 setattr(parent, name, _MergedLinear(merge, index))
             count += len(names)
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and _is_packable(child, kept):
-                setattr(parent, name, PackedLinear(child.weight, child.bias))
+            if _is_packable(child, dtype, kept):
+                setattr(parent, name, _packed([child], pack))
                 files.let_go(child.weight)
                 count += 1
     return count
 
 
-class PackedLinear(nn.Module):
-    """`F.linear` with a packed weight: (..., in_features) to (..., out_features), in bfloat16."""
+def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
+    """Pack a head that shares its weight with the embedding, without having it twice. False where that cannot be.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    In bfloat16 the embedding then looks its rows up in the packed weight. In 8 bits it keeps its own: of a mapped file
+    only the rows that are looked up take memory.
+    """
+    head, embedding = causal_lm.get_output_embeddings(), causal_lm.get_input_embeddings()
+    if type(embedding) is not nn.Embedding or embedding.max_norm is not None or type(head) is not nn.Linear:
+        return False
+    if head.weight.data_ptr() != embedding.weight.data_ptr():
+        return False
+    packed = _packed([head], pack)
+    if isinstance(packed, PackedLinear):  # a layout of oneDNN's own, which no row can be read from
+        return False
+    if isinstance(packed, NativeLinear) and packed.packed.kind == "bfloat16":
+        causal_lm.set_input_embeddings(PackedEmbedding(packed))
+    causal_lm.set_output_embeddings(packed)
+    MappedFiles().let_go(head.weight)
+    return True
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes of the weights that are laid out anew."""
+    return sum(getattr(module, "packed_bytes", 0) for module in model.modules())
+
+
+class PackedLinear(nn.Module):
+    """`F.linear` with a weight in oneDNN's layout: (..., in_features) to (..., out_features), in bfloat16.
+
+    The one user of torch's private `mkldnn` operators.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         super().__init__()
+        weight = torch.cat([weight.detach() for weight in weights])
         self.out_features, self.in_features = weight.shape
-        self.bias = bias
-        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.bias = joined_bias(biases)
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.packed_bytes = weight.nbytes
 
     @property
     def weight(self) -> Tensor:
@@ -71,14 +135,27 @@ class PackedLinear(nn.Module):
         return product
 
 
+class PackedEmbedding(nn.Module):
+    """`nn.Embedding` over the packed weight of a head: ids of any shape to (..., in_features)."""
+
+    def __init__(self, head: NativeLinear) -> None:
+        super().__init__()
+        self._packed = head.packed
+
+    @property
+    def weight(self) -> Tensor:
+        """(num_embeddings, embedding_dim), unpacked once more."""
+        return self._packed.unpacked()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self._packed.rows(ids.flatten()).view(*ids.shape, -1)
+
+
 class _Merge:
     """One product for projections of one input. Input and product are kept until every sibling has its part."""
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-        self.linear = PackedLinear(
-            torch.cat([linear.weight.detach() for linear in linears]), torch.cat(biases) if biases else None
-        )
+    def __init__(self, linears: Sequence[nn.Linear], pack: Packer) -> None:
+        self.linear = _packed(linears, pack)
         self.sizes = [linear.out_features for linear in linears]
         self._input: Tensor | None = None
         self._parts: tuple[Tensor, ...] = ()
@@ -103,7 +180,12 @@ class _MergedLinear(nn.Module):
         super().__init__()
         self._merge = merge
         self._index = index
-        self.in_features, self.out_features = merge.linear.in_features, merge.sizes[index]
+        self.in_features, self.out_features = int(merge.linear.in_features), merge.sizes[index]
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of all siblings, told by the first."""
+        return int(getattr(self._merge.linear, "packed_bytes", 0)) if self._index == 0 else 0
 
     @property
     def weight(self) -> Tensor:
@@ -112,22 +194,29 @@ class _MergedLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        joined = self._merge.linear.bias
-        return None if joined is None else torch.split(joined, self._merge.sizes)[self._index]
+        joined_bias = self._merge.linear.bias
+        return None if joined_bias is None else torch.split(joined_bias, self._merge.sizes)[self._index]
 
     def forward(self, x: Tensor) -> Tensor:
         return self._merge.part(self._index, x)
 
 
-def _mergeable(parent: nn.Module, kept: set[int]) -> Iterator[tuple[str, ...]]:
+def _packed(linears: Sequence[nn.Linear], pack: Packer) -> Any:
+    return pack(
+        [linear.weight.detach() for linear in linears],
+        [None if linear.bias is None else linear.bias.detach() for linear in linears],
+    )
+
+
+def _mergeable(parent: nn.Module, dtype: torch.dtype, kept: set[int]) -> Iterator[tuple[str, ...]]:
     for names in _SIBLINGS:
         siblings = [getattr(parent, name, None) for name in names]
-        if not all(_is_packable(sibling, kept) for sibling in siblings):
+        if not all(_is_packable(sibling, dtype, kept) for sibling in siblings):
             continue
         if len({(s.in_features, s.bias is None) for s in siblings if isinstance(s, nn.Linear)}) == 1:
             yield names
 
 
-def _is_packable(module: object, kept: set[int]) -> bool:
-    """Subclasses compute something of their own; hooks and shared weights expect the module as it is."""
-    return type(module) is nn.Linear and module.weight.dtype == torch.bfloat16 and module.weight.data_ptr() not in kept
+def _is_packable(module: object, dtype: torch.dtype, kept: set[int]) -> TypeGuard[nn.Linear]:
+    """Subclasses compute something of their own; shared weights and those of another precision are so for a reason."""
+    return type(module) is nn.Linear and module.weight.dtype is dtype and module.weight.data_ptr() not in kept

@@ -5,16 +5,9 @@ Pure state, owned by the scheduler. Knows nothing of blocks' ids, tensors or tex
 
 import hashlib
 from array import array
-from enum import Enum, auto
 
 from engine.messages import AddRequest, TokenLogprobs
 from engine.sampling_params import SamplingParams
-
-
-class RequestStatus(Enum):
-    WAITING = auto()
-    RUNNING = auto()
-    FINISHED = auto()
 
 
 class Request:
@@ -30,6 +23,7 @@ class Request:
         "cache_salt",
         "first_scheduled_time",
         "has_reported",
+        "is_running",
         "is_steered",
         "last_scheduled_step",
         "num_blocks_sent",
@@ -43,20 +37,21 @@ class Request:
         "queued_since",
         "request_id",
         "sampling",
-        "status",
         "token_ids",
+        "wants_tokens",
     )
 
     def __init__(self, added: AddRequest, sequence_number: int) -> None:
         self.request_id: str = added.request_id
         self.sampling: SamplingParams = added.sampling
+        self.wants_tokens: bool = added.sampling.max_tokens != 0
         self.arrival_time: float = added.arrival_time
         self.priority: int = added.priority
         self.cache_salt: str | None = added.cache_salt
         self.token_ids: list[int] = added.prompt_token_ids + added.output_token_ids
         self.num_prompt_tokens: int = len(added.prompt_token_ids)
         self.order = (added.priority, added.arrival_time, sequence_number)
-        self.status = RequestStatus.WAITING
+        self.is_running: bool = False  # it has a slot
         self.queued_since: float = added.arrival_time
         self.first_scheduled_time: float | None = None
         self.last_scheduled_step: int = -1
@@ -84,10 +79,6 @@ class Request:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
-    def wants_tokens(self) -> bool:
-        return self.sampling.max_tokens != 0
-
-    @property
     def may_reuse_prefix(self) -> bool:
         """Log-probabilities of the prompt, and their mean, need the hidden states of every prompt token."""
         return self.sampling.prompt_logprobs is None and self.sampling.pooling != "mean"
@@ -102,7 +93,6 @@ class Request:
 
     def forget_computed(self, now: float) -> None:
         """Back to the queue after a preemption: the tokens stay, what was computed of them does not."""
-        self.status = RequestStatus.WAITING
         self.queued_since = now
         self.num_computed_tokens = 0
         self.num_preemptions += 1

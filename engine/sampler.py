@@ -8,6 +8,7 @@ the cache or how requests are scheduled; of a grammar it sees the tokens that ma
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from engine.messages import TokenLogprobs
 from engine.sampling_params import SamplingParams
 from engine.token_masks import Matcher
+from engine.transfer import to_device
 
 # Candidates looked at before a whole row is sorted for top_p: nearly always enough, and far cheaper.
 _TOP_P_CANDIDATES = 1024
@@ -34,6 +36,26 @@ class SamplingRow:
     bad_words: "BadWords | None" = None
     allowed: NDArray[np.int32] | None = None  # packed, as the mask of `matcher`
     matcher: Matcher | None = None
+    # What a step asks of every row, found out once.
+    is_random: bool = field(init=False)
+    draws_by: tuple[float, float, float, float] = field(init=False)  # temperature, min_p, top_p, top_k
+    min_position: int = field(init=False)  # before it no token may end the request
+
+    def __post_init__(self) -> None:
+        sampling = self.sampling
+        self.is_random = not is_greedy(sampling)
+        self.draws_by = draw_columns(sampling)
+        self.min_position = self.num_prompt_tokens + sampling.min_tokens
+
+    @property
+    def follows_tokens(self) -> bool:
+        """Whether what may come next depends on the tokens chosen."""
+        return self.counts is not None or self.bad_words is not None or self.matcher is not None
+
+    @property
+    def is_touched(self) -> bool:
+        """Whether a processor changes its logits, other than for `min_tokens`."""
+        return self.allowed is not None or bool(self.sampling.logit_bias) or self.follows_tokens
 
     def add(self, token_id: int) -> None:
         """Take in the token that was chosen."""
@@ -123,7 +145,7 @@ class Sampler:
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = list(eos_token_ids)
-        self._processors: list[Callable[[Tensor, Sequence[SamplingRow], Sequence[int]], None]] = [
+        self._processors: list[Callable[[Tensor, Sequence[SamplingRow], NDArray[np.int64]], None]] = [
             apply_penalties,
             apply_logit_bias,
             self._mask_until_min_tokens,
@@ -131,12 +153,14 @@ class Sampler:
             apply_masks,
         ]
 
-    def sample(self, logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> SampledRows:
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int] | NDArray[np.int64]
+    ) -> SampledRows:
         """One token for each row of `logits` (num_rows, vocab_size), whose memory it may overwrite.
 
         `positions` are those of the new tokens: the number of tokens the request has.
         """
-        logits = logits.float()
+        logits, positions = logits.float(), np.asarray(positions, dtype=np.int64)
         best, argmax = logits.max(dim=-1)
         finite = torch.isfinite(best)
         has_choice = torch.ones_like(finite)
@@ -149,8 +173,10 @@ class Sampler:
         can_draw = finite & has_choice
         tokens = self._draw(logits, rows, positions, argmax, can_draw)
         lead_to_ends(tokens, logits, rows, can_draw)
-        token_ids: list[int] = tokens.tolist()
-        return SampledRows(token_ids, finite.tolist(), has_choice.tolist(), _chosen_logprobs(logprobs, rows, tokens))
+        token_ids, is_finite, can_choose = torch.stack([tokens, finite, has_choice]).tolist()
+        return SampledRows(
+            token_ids, [*map(bool, is_finite)], [*map(bool, can_choose)], _chosen_logprobs(logprobs, rows, tokens)
+        )
 
     @staticmethod
     def _raw_log_softmax(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], Tensor]:
@@ -162,47 +188,44 @@ class Sampler:
         self,
         logits: Tensor,
         rows: Sequence[SamplingRow],
-        positions: Sequence[int],
+        positions: NDArray[np.int64],
         argmax: Tensor,
         can_draw: Tensor,
     ) -> Tensor:
-        random_rows = [i for i, row in enumerate(rows) if not is_greedy(row.sampling)]
+        random_rows = [i for i, row in enumerate(rows) if row.is_random]
         if not random_rows:
             return argmax
-        index = torch.tensor(random_rows, device=logits.device)
-        chosen = logits[index]
-        chosen[~can_draw[index]] = 0.0  # the row is reported as broken: any token will do
-        seeds = [rows[i].seed for i in random_rows]
-        uniform = uniforms(seeds, [positions[i] for i in random_rows])
-        params = [rows[i].sampling for i in random_rows]
-        argmax[index] = draw(chosen, params, torch.from_numpy(uniform).to(logits.device))
+        drawn = [rows[i] for i in random_rows]
+        index = np.array(random_rows, dtype=np.int64)
+        uniform = uniforms([row.seed for row in drawn], positions[index])
+        columns = np.array([row.draws_by for row in drawn], dtype=np.float32)
+        # A row that is reported as broken gets logits of which any token will do.
+        if len(drawn) == len(rows):
+            return draw(logits.masked_fill_(~can_draw.unsqueeze(1), 0.0), columns, uniform)
+        (at,) = to_device([index], logits.device)
+        argmax[at] = draw(logits[at].masked_fill_(~can_draw[at].unsqueeze(1), 0.0), columns, uniform)
         return argmax
 
-    def _mask_until_min_tokens(self, logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+    def _mask_until_min_tokens(self, logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
         """Rows below `min_tokens` cannot sample a token that would end them."""
-        for i, row in enumerate(rows):
-            if positions[i] - row.num_prompt_tokens >= row.sampling.min_tokens:
-                continue
+        for i in np.flatnonzero(_is_below_min(rows, positions)).tolist():
+            row = rows[i]
             stops = list(row.sampling.stop_token_ids)
             stops += [] if row.sampling.ignore_eos else self._eos_token_ids
             # Finite: were every other token impossible, the row would still have one to draw.
             logits[i, stops] = torch.finfo(logits.dtype).min
 
 
-def _is_touched(rows: Sequence[SamplingRow], positions: Sequence[int]) -> bool:
+def _is_touched(rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> bool:
     """Whether any processor changes any row."""
-    return any(
-        row.counts is not None
-        or row.bad_words is not None
-        or row.allowed is not None
-        or row.matcher is not None
-        or row.sampling.logit_bias
-        or row.sampling.min_tokens > p - row.num_prompt_tokens
-        for row, p in zip(rows, positions, strict=True)
-    )
+    return any(row.is_touched for row in rows) or bool(_is_below_min(rows, positions).any())
 
 
-def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+def _is_below_min(rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return positions < np.array([row.min_position for row in rows])
+
+
+def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
     """Repetition (CTRL: over prompt and output), then frequency and presence (OpenAI: over the output)."""
     counted = [(i, row.counts, row.sampling) for i, row in enumerate(rows) if row.counts is not None]
     if not counted:
@@ -219,7 +242,7 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequ
     logits[index] = chosen - frequency * output - presence * in_output
 
 
-def apply_logit_bias(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+def apply_logit_bias(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
     """Add each row's biases: one scatter for the batch."""
     triples = [(i, token, bias) for i, row in enumerate(rows) for token, bias in row.sampling.logit_bias.items()]
     if not triples:
@@ -229,7 +252,7 @@ def apply_logit_bias(logits: Tensor, rows: Sequence[SamplingRow], positions: Seq
     logits.index_put_(index, torch.tensor(biases, dtype=logits.dtype, device=logits.device), accumulate=True)
 
 
-def rule_out_bad_words(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+def rule_out_bad_words(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
     """Make impossible what would complete a bad word: one scatter for the batch."""
     watched = [(i, row.bad_words) for i, row in enumerate(rows) if row.bad_words is not None]
     pairs = [(i, token) for i, bad_words in watched for token in bad_words.last_tokens()]
@@ -239,7 +262,7 @@ def rule_out_bad_words(logits: Tensor, rows: Sequence[SamplingRow], positions: S
     logits[at, tokens] = -torch.inf
 
 
-def apply_masks(logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int]) -> None:
+def apply_masks(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
     """Leave each row the tokens of its mask: one operation for the batch."""
     masks = [(i, mask) for i, row in enumerate(rows) if (mask := row.mask()) is not None]
     if not masks:
@@ -271,40 +294,47 @@ def unpack_bits(packed: NDArray[np.int32], num_bits: int) -> Tensor:
     return torch.from_numpy(bits).view(torch.bool)
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], uniform: Tensor) -> Tensor:
-    """Sample each row of (num_rows, vocab_size) at its temperature, within its top_k, top_p and min_p.
+def draw_columns(sampling: SamplingParams) -> tuple[float, float, float, float]:
+    """Temperature, min_p, top_p and top_k, as `draw` wants them."""
+    return sampling.temperature, sampling.min_p, sampling.top_p, float(min(sampling.top_k, _MAX_TOP_K))
+
+
+def draw(logits: Tensor, columns: NDArray[np.float32], uniform: NDArray[np.float32]) -> Tensor:
+    """Sample each row of (num_rows, vocab_size) by its `draw_columns`: within its top_k, top_p and min_p.
 
     top_p counts what top_k left, and min_p is relative to the most likely token. `uniform` is in [0, 1).
     """
-    columns = [[p.temperature, p.min_p, p.top_p, float(min(p.top_k, _MAX_TOP_K))] for p in params]
-    temperature, min_p, top_p, top_k = torch.tensor(columns, device=logits.device).unsqueeze(-1).unbind(1)
+    parameters, numbers = to_device([columns, uniform], logits.device)
+    temperature, min_p = parameters[:, :1], parameters[:, 1:2]
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     probs = torch.exp(scaled)  # relative to the most likely token, which has 1
-    below = probs < min_p if any(p.min_p > 0 for p in params) else None
-    truncated = [i for i, p in enumerate(params) if p.top_p < 1 or p.top_k > 0]
-    if truncated:
-        index = torch.tensor(truncated, device=logits.device)
-        probs[index] = truncate(probs[index], top_k[index].long(), top_p[index])
+    below = probs < min_p if (columns[:, 1] > 0).any() else None
+    truncated = np.flatnonzero((columns[:, 2] < 1) | (columns[:, 3] > 0))
+    if len(truncated) == len(columns):
+        probs = truncate(probs, columns[:, 3], columns[:, 2])
+    elif len(truncated):
+        (index,) = to_device([truncated], logits.device)
+        probs[index] = truncate(probs[index], columns[truncated, 3], columns[truncated, 2])
     if below is not None:
-        probs[below] = 0.0
-    return invert_cdf(probs, uniform)
+        probs.masked_fill_(below, 0.0)
+    return invert_cdf(probs, numbers)
 
 
-def truncate(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def truncate(probs: Tensor, top_k: NDArray[Any], top_p: NDArray[np.float32]) -> Tensor:
     """Zero all but each row's `top_k` likeliest tokens, and of these all but the fewest that reach `top_p`.
 
-    Columns of shape (num_rows, 1); `top_k` below 1 is no limit. Always keeps the likeliest token, and every token
-    as likely as the last one kept: which of several equals a sort puts first depends on what shares the batch.
+    `top_k` below 1 is no limit. Always keeps the likeliest token, and every token as likely as the last one kept:
+    which of several equals a sort puts first depends on what shares the batch.
     """
     vocab_size = probs.shape[-1]
-    limit = torch.where(top_k > 0, top_k, vocab_size).clamp(max=vocab_size)
-    finite_k = limit[limit < vocab_size]
-    width = max(_TOP_P_CANDIDATES, int(finite_k.max()) if finite_k.numel() else 0)
+    limits = np.where(top_k > 0, np.minimum(top_k, vocab_size), vocab_size).astype(np.int64)
+    limit, share = to_device([limits[:, np.newaxis], np.asarray(top_p)[:, np.newaxis]], probs.device)
+    width = max(_TOP_P_CANDIDATES, limits.max(initial=0, where=limits < vocab_size))
     threshold, is_enough = None, False
     if width < vocab_size:
-        threshold, is_enough = _last_kept(probs, probs.topk(width, dim=-1).values, limit, top_p)
+        threshold, is_enough = _last_kept(probs, probs.topk(width, dim=-1).values, limit, share)
     if threshold is None or not is_enough:
-        threshold, _ = _last_kept(probs, probs.sort(dim=-1, descending=True).values, limit, top_p)
+        threshold, _ = _last_kept(probs, probs.sort(dim=-1, descending=True).values, limit, share)
     return torch.where(probs >= threshold, probs, 0.0)
 
 
@@ -341,13 +371,13 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
+def uniforms(seeds: Sequence[int], positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
     """A number in [0, 1) for each (seed, position): SplitMix64's finalizer as a counter-based generator.
 
     https://doi.org/10.1145/2714064.2660195. 24 bits, so that the number is exact in float32.
     """
     seed = np.array([s & 0xFFFF_FFFF_FFFF_FFFF for s in seeds], dtype=np.uint64)
-    counter = np.array(positions, dtype=np.uint64)
+    counter = np.asarray(positions).astype(np.uint64)
     bits = _mix(_mix(seed + _GOLDEN) + (counter + np.uint64(1)) * _GOLDEN)
     return ((bits >> np.uint64(40)).astype(np.float32)) * np.float32(2**-24)
 

@@ -8,7 +8,7 @@ and transport; what it decides leaves as a `StepPlan`, and comes back as a `Step
 import bisect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from config.engine_config import BatchingStrategy
 from engine.batching import batching_rule
@@ -23,7 +23,8 @@ from engine.messages import (
     StepResult,
     TokenLogprobs,
 )
-from engine.request import Request, RequestStatus
+from engine.pacing import FLOWING_TOKENS, Pacing
+from engine.request import Request
 from engine.waiting_queue import WaitingQueue
 
 
@@ -39,6 +40,7 @@ class SchedulerLimits:
     batch_wait_s: float = 0.05
     enable_prefix_caching: bool = True
     max_queue_wait_s: float = 60.0
+    target_itl_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -51,6 +53,15 @@ class StepCounts:
     num_slots_refilled: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a request ends. `is_text` tells that it does after its last token, which is text, and not by it."""
+
+    reason: FinishReason
+    stop_reason: int | None = None  # the stop token
+    is_text: bool = False
 
 
 class Scheduler:
@@ -72,6 +83,7 @@ class Scheduler:
         self._clock = clock
         self._rule = batching_rule(limits.batching, limits.max_num_seqs, limits.batch_wait_s)
         self._requests: dict[str, Request] = {}
+        self._pacing = Pacing(limits.target_itl_s)
         self._waiting = WaitingQueue(limits.max_queue_wait_s)
         self._running: list[Request] = []  # by `Request.order`: the last one is the first to be preempted
         self._released: list[str] = []
@@ -122,15 +134,8 @@ class Scheduler:
         now = self._clock()
         self._admit(now)
         plan = StepPlan(scheduled=[], new_requests=[], released=[])
-        candidates = list(self._rule.select(self._running))
-        budget = self.limits.max_num_batched_tokens
-        for request in candidates:
-            if request.num_tokens_to_compute == 1 and self._grow(request, now):
-                budget -= self._schedule_tokens(plan, request, 1, now)
-        computing: set[bytes] = set()
-        for request in candidates:
-            if budget > 0 and request.status is RequestStatus.RUNNING and request.num_tokens_to_compute > 1:
-                budget -= self._schedule_chunk(plan, request, budget, computing, now)
+        prompts = self._schedule_decodes(plan, now)
+        self._schedule_prompts(plan, prompts, now)
         if plan.scheduled:  # an empty plan is not executed
             plan.released.extend(self._released)
             self._released.clear()
@@ -141,18 +146,21 @@ class Scheduler:
         deltas = []
         for scheduled in plan.scheduled:
             request = self._requests.get(scheduled.request_id)
-            if request is None or request.status is not RequestStatus.RUNNING:
+            if request is None:  # aborted while the step ran
                 continue
-            error = result.errors.get(request.request_id)
-            if error is not None:
-                deltas.append(self._fail(request, error))
+            if request.request_id in result.errors:
+                deltas.append(self._fail(request, result.errors[request.request_id]))
                 continue
             self._book_computed(request, scheduled.num_tokens)
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, [])
-            if scheduled.samples or (request.num_tokens_to_compute == 0 and not request.wants_tokens):
+            if scheduled.samples or (not request.wants_tokens and request.num_tokens_to_compute == 0):
                 deltas.append(self._book_sampled(request, result))
         return deltas
+
+    def observe(self, step_time_s: float) -> None:
+        """Tell how long the step took that was planned last, from which the next ones are paced."""
+        self._pacing.observe(self.counts.num_decode_tokens, self.counts.num_prefill_tokens, step_time_s)
 
     def fail(self, plan: StepPlan, message: str) -> list[RequestDelta]:
         """The step as a whole failed: end the requests that took part in it, with an error."""
@@ -164,12 +172,12 @@ class Scheduler:
     def _admit(self, now: float) -> None:
         if self._rule.admission_delay_s(self._running, self._waiting, now) != 0.0:
             return
-        while len(self._running) < self.num_slots:
+        while len(self._running) < self.num_slots and self._pacing.may_admit(len(self._running)):
             request = self._waiting.peek(now)
             if request is None or not self._admit_one(request):
                 return
             self._waiting.remove(request)
-            request.status = RequestStatus.RUNNING
+            request.is_running = True
             bisect.insort(self._running, request, key=lambda running: running.order)
             self.counts.num_slots_refilled += 1
 
@@ -194,15 +202,47 @@ class Scheduler:
 
     # --- one step's tokens ----------------------------------------------------------------------------------
 
+    def _schedule_decodes(self, plan: StepPlan, now: float) -> list[Request]:
+        """Schedule everybody who lacks a single token; returns those who lack more."""
+        prompts = []
+        block_size = self._blocks.block_size
+        for request in list(self._rule.select(self._running)):  # preemption changes who is running
+            if request.num_tokens_to_compute > 1:
+                prompts.append(request)
+            elif request.num_computed_tokens % block_size:  # its last block has room, and the executor knows of it
+                self._schedule_tokens(plan, request, 1, [])
+            elif self._grow(request, now):
+                self._schedule_tokens(plan, request, 1, self._unsent_blocks(plan, request, now))
+        return [request for request in prompts if request.is_running]
+
     def _grow(self, request: Request, now: float) -> bool:
         """Make room for one more token, preempting the newest if need be. False if that was `request` itself."""
-        while request.status is RequestStatus.RUNNING:
-            if len(self._blocks.block_table(request.request_id)) * self._blocks.block_size >= request.num_tokens:
-                return True
+        while request.is_running:
             if self._blocks.allocate(request.request_id, request.num_tokens) is not None:
                 return True
             self._preempt(self._running[-1], now)
         return False
+
+    def _schedule_prompts(self, plan: StepPlan, prompts: Sequence[Request], now: float) -> None:
+        """Share out among prompts, oldest first, what the decodes of this step leave them."""
+        if not prompts:
+            return
+        budget = self._prompt_budget(plan, len(prompts))
+        computing: set[bytes] = set()
+        for request in prompts:
+            if budget <= 0:
+                return
+            budget -= self._schedule_chunk(plan, request, budget, computing, now)
+
+    def _prompt_budget(self, decodes: StepPlan, num_prompts: int) -> int:
+        output_lengths = [self._requests[item.request_id].num_output_tokens for item in decodes.scheduled]
+        num_tokens = self._pacing.prompt_tokens(
+            num_decodes=self.counts.num_decode_tokens,
+            num_flowing=sum(length >= FLOWING_TOKENS for length in output_lengths),
+            num_prompts=num_prompts,
+        )
+        room = self.limits.max_num_batched_tokens - len(decodes.scheduled)
+        return room if num_tokens is None else min(room, num_tokens)
 
     def _schedule_chunk(self, plan: StepPlan, request: Request, budget: int, computing: set[bytes], now: float) -> int:
         """Schedule as much of a prompt as the budget allows; returns the tokens scheduled.
@@ -220,28 +260,34 @@ class Scheduler:
                 return 0
         num_tokens = min(request.num_tokens_to_compute, budget)
         computing.update(hashes[start : (request.num_computed_tokens + num_tokens) // block_size])
-        return self._schedule_tokens(plan, request, num_tokens, now)
+        self._schedule_tokens(plan, request, num_tokens, self._unsent_blocks(plan, request, now))
+        return num_tokens
 
-    def _schedule_tokens(self, plan: StepPlan, request: Request, num_tokens: int, now: float) -> int:
-        if request.num_blocks_sent == 0:
-            self._introduce(plan, request, now)
-        if num_tokens == 1 and request.num_output_tokens > 0:
+    def _schedule_tokens(self, plan: StepPlan, request: Request, num_tokens: int, new_block_ids: list[int]) -> None:
+        num_known = len(request.token_ids)
+        if num_tokens == 1 and num_known > request.num_prompt_tokens:
             self.counts.num_decode_tokens += 1
         else:
             self.counts.num_prefill_tokens += num_tokens
-        table = self._blocks.block_table(request.request_id)
         plan.scheduled.append(
             ScheduledRequest(
                 request_id=request.request_id,
                 num_computed_tokens=request.num_computed_tokens,
                 num_tokens=num_tokens,
-                new_block_ids=list(table[request.num_blocks_sent :]),
-                samples=num_tokens == request.num_tokens_to_compute and request.wants_tokens,
+                new_block_ids=new_block_ids,
+                samples=request.wants_tokens and request.num_computed_tokens + num_tokens == num_known,
             )
         )
-        request.num_blocks_sent = len(table)
         request.last_scheduled_step = self._step
-        return num_tokens
+
+    def _unsent_blocks(self, plan: StepPlan, request: Request, now: float) -> list[int]:
+        """What the executor lacks of a request's block table; one that it has not met is introduced."""
+        if request.num_blocks_sent == 0:
+            self._introduce(plan, request, now)
+        table = self._blocks.block_table(request.request_id)
+        unsent = list(table[request.num_blocks_sent :])
+        request.num_blocks_sent = len(table)
+        return unsent
 
     def _introduce(self, plan: StepPlan, request: Request, now: float) -> None:
         """The executor meets a request for the first time, or again after a preemption."""
@@ -268,7 +314,7 @@ class Scheduler:
         first = request.num_computed_tokens // block_size
         request.num_computed_tokens += num_tokens
         last = request.num_computed_tokens // block_size
-        if not self.limits.enable_prefix_caching or first == last:
+        if first == last or not self.limits.enable_prefix_caching:
             return
         hashes = request.block_hashes(block_size, last)
         for index in range(first, last):
@@ -276,63 +322,72 @@ class Scheduler:
 
     def _book_sampled(self, request: Request, result: StepResult) -> RequestDelta:
         """Append what was sampled until something ends the request, and report it."""
-        sampled = result.sampled_token_ids.get(request.request_id, [])
-        finish_reason = None if request.wants_tokens else _reason_without_tokens(request)
-        stop_reason = None
-        num_accepted = 0
-        for token_id in sampled:
+        request_id = request.request_id
+        sampled = result.sampled_token_ids.get(request_id, [])
+        end = None if request.wants_tokens else _end_without_tokens(request)
+        for count, token_id in enumerate(sampled, 1):
             request.token_ids.append(token_id)
-            num_accepted += 1
-            finish_reason, stop_reason = self._finish_reason(request, token_id)
-            if finish_reason is not None:
+            end = self._end(request, token_id)
+            if end is not None:
+                sampled = sampled[:count]
                 break
-        is_complete = finish_reason != "stop" and request.request_id in result.finished
-        finish_reason = "stop" if is_complete else finish_reason
-        is_text = request.token_ids[-1] not in self.limits.eos_token_ids
-        request.is_steered |= request.request_id in result.steered
-        if request.is_steered and finish_reason == "stop" and stop_reason is None:
-            finish_reason = "length"
-            num_accepted -= not is_text  # an end that the limit called for is not the model's
-        logprobs = result.logprobs.get(request.request_id)
+        if request_id in result.steered:
+            request.is_steered = True
+        if request.is_steered or request_id in result.finished:
+            end, sampled = self._end_of_grammar(request, result, end, sampled)
+        logprobs = result.logprobs.get(request_id)
         delta = self._report(
             request,
-            token_ids=sampled[:num_accepted],
-            logprobs=None if logprobs is None else logprobs[:num_accepted],
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            embedding=result.embeddings.get(request.request_id),
-            ends_in_text=is_complete and is_text,
+            sampled,
+            end,
+            logprobs=None if logprobs is None else logprobs[: len(sampled)],
+            embedding=result.embeddings.get(request_id),
         )
-        if delta.finish_reason is not None:
+        if end is not None:
             self._finish(request)
         return delta
 
-    def _finish_reason(self, request: Request, token_id: int) -> tuple[FinishReason | None, int | None]:
-        """Whether the token just appended ends the request, and which stop token did."""
+    def _end(self, request: Request, token_id: int) -> _End | None:
+        """What the token just appended ends the request by, if it does."""
         sampling = request.sampling
-        if request.num_output_tokens >= sampling.min_tokens:
+        num_tokens = len(request.token_ids)
+        num_output_tokens = num_tokens - request.num_prompt_tokens
+        if num_output_tokens >= sampling.min_tokens:
             if token_id in self.limits.eos_token_ids and not sampling.ignore_eos:
-                return "stop", None
+                return _End("stop")
             if token_id in sampling.stop_token_ids:
-                return "stop", token_id
-        is_at_limit = sampling.max_tokens is not None and request.num_output_tokens >= sampling.max_tokens
-        if is_at_limit or request.num_tokens >= self.limits.max_model_len:
-            return "length", None
-        return None, None
+                return _End("stop", stop_reason=token_id)
+        is_at_limit = sampling.max_tokens is not None and num_output_tokens >= sampling.max_tokens
+        if is_at_limit or num_tokens >= self.limits.max_model_len:
+            return _End("length")
+        return None
+
+    def _end_of_grammar(
+        self, request: Request, result: StepResult, end: _End | None, sampled: list[int]
+    ) -> tuple[_End | None, list[int]]:
+        """The end of a request whose grammar is complete, or that was steered to it, and the tokens to give out."""
+        is_text = request.token_ids[-1] not in self.limits.eos_token_ids
+        if (end is None or end.reason != "stop") and request.request_id in result.finished:
+            end = _End("stop", is_text=is_text)
+        if end is None or end.reason != "stop" or end.stop_reason is not None or not request.is_steered:
+            return end, sampled
+        # An end that the limit called for is not the model's.
+        return replace(end, reason="length"), sampled if is_text else sampled[:-1]
 
     def _report(
         self,
         request: Request,
-        *,
         token_ids: list[int],
+        end: _End | None,
+        *,
         logprobs: list[TokenLogprobs] | None = None,
-        finish_reason: FinishReason | None = None,
-        stop_reason: int | None = None,
-        error: str | None = None,
         embedding: bytes | None = None,
-        ends_in_text: bool = False,
+        error: str | None = None,
     ) -> RequestDelta:
-        """A delta; the first one of a request also says how it came to run."""
+        """A delta; the first one of a request also says how it came to run, and the last one how it ended."""
+        if request.has_reported and end is None:
+            num_preemptions = request.num_preemptions
+            return RequestDelta(request.request_id, token_ids, logprobs=logprobs, num_preemptions=num_preemptions)
         is_first, request.has_reported = not request.has_reported, True
         started = request.first_scheduled_time
         prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
@@ -341,28 +396,27 @@ class Scheduler:
             token_ids=token_ids,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
+            finish_reason=None if end is None else end.reason,
+            stop_reason=None if end is None else end.stop_reason,
             num_cached_tokens=request.num_cached_tokens if is_first else None,
             queue_time_s=started - request.arrival_time if is_first and started is not None else None,
             num_preemptions=request.num_preemptions,
             error=error,
             embedding=embedding,
-            ends_in_text=ends_in_text,
+            ends_in_text=end is not None and end.is_text,
         )
 
     def _fail(self, request: Request, message: str) -> RequestDelta:
-        delta = self._report(request, token_ids=[], finish_reason="error", error=message)
+        delta = self._report(request, [], _End("error"), error=message)
         self._finish(request)
         return delta
 
     def _finish(self, request: Request) -> None:
         """Take a request out of everything; its slot and blocks are free for the next step."""
-        if request.status is RequestStatus.RUNNING:
+        if request.is_running:
             self._leave_slot(request)
         else:
             self._waiting.remove(request)
-        request.status = RequestStatus.FINISHED
         del self._requests[request.request_id]
 
     def _preempt(self, request: Request, now: float) -> None:
@@ -373,6 +427,7 @@ class Scheduler:
         self.counts.num_preemptions += 1
 
     def _leave_slot(self, request: Request) -> None:
+        request.is_running = False
         self._running.remove(request)
         self._blocks.free(request.request_id)
         if request.num_blocks_sent:
@@ -387,7 +442,7 @@ class Scheduler:
         assert len(running) + len(self._waiting) == len(self._requests), "a request is lost"
         for request_id, request in self._requests.items():
             table = self._blocks.block_table(request_id)
-            is_running = request.status is RequestStatus.RUNNING
+            is_running = request.is_running
             assert is_running == (request_id in running) == (request_id not in self._waiting), request_id
             assert bool(table) == is_running, f"{request_id} has blocks and no slot, or the reverse"
             assert request.num_computed_tokens <= request.num_tokens, request_id
@@ -397,6 +452,6 @@ class Scheduler:
             assert self._blocks.num_used_blocks == 0, "blocks are held by nobody"
 
 
-def _reason_without_tokens(request: Request) -> FinishReason:
+def _end_without_tokens(request: Request) -> _End:
     """A prompt alone is a continuation cut short at 0 tokens; an embedding is all that was asked for."""
-    return "length" if request.sampling.pooling is None else "stop"
+    return _End("length" if request.sampling.pooling is None else "stop")

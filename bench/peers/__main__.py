@@ -2,13 +2,17 @@
 
     python -m bench.peers --shape qwen3-0.6b --arms orcinus,vllm,openvino,transformers --output report.md
 
-Every arm is started once and held still (SIGSTOP) while another is measured, so that one alone takes CPU; all must fit
-into memory together. In each round every load goes to all arms one after the other, another one first each time.
+Every arm is started once, warmed up with each load's number of streams, and held still (SIGSTOP) while another is
+measured, so that one alone takes CPU; all must fit into memory together. In each round every load goes to all arms one
+after the other, another one first each time, and to each after a short request that is not counted.
 `--fresh` starts them anew in each round, for more than one measurement of the start.
 
-An arm is orcinus, vllm, openvino or transformers, with arguments after a colon to compare one with itself:
-`orcinus:--no-enable-prefix-caching` takes those of `orcinus serve`, `vllm:...` those of vLLM's server, and
-`openvino:--weight-format int8` those of OpenVINO's conversion. Peers are installed when they are first asked for, in
+An arm is orcinus, orcinus-loop (its engine without a server), vllm, openvino or transformers, with arguments after a
+colon to compare one with itself: `orcinus:--no-enable-prefix-caching` takes those of `orcinus serve`, `vllm:...` those
+of vLLM's server, and `openvino:--weight-format int8` those of OpenVINO's conversion. `NAME=VALUE` among them is the
+environment of a server (`orcinus:OMP_WAIT_POLICY=PASSIVE`), and for OpenVINO a property of its plugin or of its
+scheduler (`openvino:KV_CACHE_PRECISION=bf16`, `openvino:max_num_batched_tokens=2048`). No OMP_*, ORCINUS_* or VLLM_*
+variable of the shell reaches any arm. Peers are installed when they are first asked for, in
 environments of their own under .venv-peers; vLLM's takes 3.5 GB, OpenVINO's two 2 GB.
 """
 
@@ -23,11 +27,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.peers.arms import Arm, Setting, parse_arms
 from bench.peers.environments import ROOT
 from bench.peers.figures import Start, Surroundings, Window, rotated, window_of
-from bench.peers.loads import Load, fixed_load, parse_streams, skewed_load, warm_up_load
+from bench.peers.loads import Load, fixed_load, parse_streams, skewed_load, wake_up_load, warm_up_of
 from bench.peers.machine import MemoryReader, describe_machine
 from bench.peers.report import Comparison, format_report
 from bench.peers.roofline import ModelBytes, ceiling_tokens_per_s, kv_bytes_per_token
@@ -37,8 +42,7 @@ from engine.errors import OrcinusError
 from server.commands.load.figures import summarize
 from server.commands.load.prompts import LoadItem
 
-_MODELS = ROOT / "out" / "peers"
-_WARM_UP_SLOTS = 4
+MODELS = ROOT / "out" / "peers"
 
 
 @dataclass(slots=True)
@@ -47,10 +51,11 @@ class Bench:
 
     arms: Sequence[Arm]
     loads: Sequence[Load]
-    warm_up: Load
+    warm_ups: Sequence[Load]
     setting: Setting
     model: ModelBytes
     memory: MemoryReader = field(default_factory=MemoryReader)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     windows: list[Window] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
 
@@ -74,26 +79,30 @@ class Bench:
     def _started(self, arm: Arm) -> Iterator[RunningArm]:
         """Started, warmed up and held still. Its start is counted when it is stopped, with all of its memory."""
         port = free_port()
-        log = _MODELS / f"{arm.file_name}.log"
+        log = MODELS / f"{arm.file_name}.log"
         _say(f"starting {arm.name}")
         with RunningArm(arm.launch(self.setting, port), port, log) as running:
-            running.run(self.warm_up.items(self._vocab_size, "warm-up"), self.warm_up.max_concurrency)
+            self.facts[arm.name] = running.facts
+            for load in self.warm_ups:
+                running.run(load.items(self._vocab_size, arm.name), load.max_concurrency)
             running.hold()
             yield running
-        self.starts.append(Start(arm=arm.name, startup_s=running.startup_s, peak_rss=running.peak_rss))
+        self.starts.append(Start(arm=arm.name, startup_s=running.startup_s, peak_bytes=running.peak_bytes))
 
     def _measure(self, running: RunningArm, arm: str, load: Load, number: int) -> None:
         items = load.items(self._vocab_size, f"round {number}")
         bandwidth = self.memory.bandwidth_gb_per_s()
         running.resume()
-        run, foreign_cores = running.run(items, load.max_concurrency)
+        running.run(wake_up_load().items(self._vocab_size, f"round {number}, {load.name}"), 1)
+        run, watch = running.run(items, load.max_concurrency)
         running.hold()
         around = Surroundings(
             arm=arm,
             load=load.name,
             round=number,
             bandwidth_gb_per_s=bandwidth,
-            foreign_cores=foreign_cores,
+            arm_cores=watch.arm_cores,
+            foreign_cores=watch.foreign_cores,
             ceiling_tokens_per_s=self._ceiling(items, load, bandwidth),
         )
         self.windows.append(window_of(run, summarize(run, {}), around))
@@ -158,19 +167,19 @@ def compare(options: argparse.Namespace) -> Comparison:
         arm.install(model)
     loads = loads_of(options)
     slots = max(load.max_concurrency for load in loads)
-    warm_up = warm_up_load(min(slots, _WARM_UP_SLOTS), options.warm_up_tokens)
+    warm_ups = [warm_up_of(load, options.warm_up_tokens) for load in loads]
     setting = Setting(
         model=model,
         slots=slots,
-        max_model_len=max(load.longest for load in [*loads, warm_up]),
+        max_model_len=max(load.longest for load in [*loads, *warm_ups, wake_up_load()]),
         kv_gib=options.kv_gib,
     )
     bench = Bench(
         arms=options.arms,
         loads=loads,
-        warm_up=warm_up,
+        warm_ups=warm_ups,
         setting=setting,
-        model=ModelBytes(_weight_bytes(setting.model), kv_bytes_per_token(setting.config)),
+        model=ModelBytes(weight_bytes(setting.model), kv_bytes_per_token(setting.config)),
     )
     bench.measure(options.rounds, is_fresh=options.fresh)
     return Comparison(
@@ -190,16 +199,16 @@ def loads_of(options: argparse.Namespace) -> list[Load]:
 
 def model_directory(options: argparse.Namespace) -> Path:
     """Random weights are written once and kept."""
-    _MODELS.mkdir(parents=True, exist_ok=True)
+    MODELS.mkdir(parents=True, exist_ok=True)
     if options.model is not None:
-        return Path(options.model)
-    directory = _MODELS / str(options.shape)
+        return Path(options.model).resolve()  # the arms run elsewhere
+    directory = MODELS / str(options.shape)
     if not (directory / "tokenizer.json").is_file():
         write_model(options.shape, directory)
     return directory
 
 
-def _weight_bytes(model: Path) -> int:
+def weight_bytes(model: Path) -> int:
     """Of the files, which the shapes here read whole in each step: their embeddings are their output layer too."""
     return sum(file.stat().st_size for file in model.glob("*.safetensors"))
 
@@ -209,10 +218,14 @@ def _facts(bench: Bench, num_rounds: int) -> list[str]:
     return [
         f"{time.strftime('%Y-%m-%d %H:%M')}, {describe_machine()}, Python {platform.python_version()}",
         f"`python -m bench.peers {shlex.join(sys.argv[1:])}`; {num_rounds} rounds",
-        *dict.fromkeys(f"{arm.name}: {arm.kind.version}" for arm in bench.arms),
+        *(_describe(arm, bench.facts.get(arm.name, {})) for arm in bench.arms),
         f"weights {bench.model.weights / 1e9:.2f} GB, cache {bench.model.kv_per_token} bytes a token; every arm has "
         f"{setting.slots} slots, {setting.kv_gib} GiB of cache and a context of {setting.max_model_len} tokens",
     ]
+
+
+def _describe(arm: Arm, facts: dict[str, Any]) -> str:
+    return "; ".join([f"{arm.name}: {arm.kind.version}", *(f"{name} {value}" for name, value in facts.items())])
 
 
 def _say(text: str) -> None:

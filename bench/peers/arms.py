@@ -4,10 +4,11 @@ import argparse
 import glob
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ from config.version import VERSION
 from engine.errors import OrcinusError
 
 _ALLOCATORS = "/usr/lib/*/libtcmalloc_minimal.so.4"
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +43,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A command. A server is asked at `ready_path` whether it is ready; a driver, which has none, says so itself."""
+    """A command. A server is asked at `ready_path` whether it is ready; a driver, which has none, says so itself.
+
+    `facts` are what a reader has to know of how it runs; a driver adds its own.
+    """
 
     command: list[str]
     ready_path: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +106,37 @@ def _parse_arm(text: str) -> Arm:
     return Arm(text, KINDS[name], tuple(shlex.split(arguments)))
 
 
+def serve(flags: Sequence[str], port: int, environment: Mapping[str, str] | None = None) -> Launch:
+    """This server, as `flags` say."""
+    command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", str(port)]
+    return Launch(
+        command=command,
+        ready_path="/health",
+        environment={"ORCINUS_LOG_LEVEL": "warning", **(environment or {})},
+        facts={"asked": "over HTTP"},
+    )
+
+
 def _orcinus(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
-    command = [sys.executable, "-m", "server.cli", "serve", str(setting.model), "--port", str(port)]
-    command += ["--dtype", "bfloat16", "--max-num-seqs", str(setting.slots), "--device", "cpu"]
-    command += ["--max-model-len", str(setting.max_model_len), "--kv-cache-memory", f"{setting.kv_gib}GiB"]
-    return Launch(command=[*command, *arguments], ready_path="/ready", environment={"ORCINUS_LOG_LEVEL": "warning"})
+    environment, flags = _split(arguments)
+    return serve([*_orcinus_flags(setting), *flags], port, environment)
+
+
+def _orcinus_loop(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
+    environment, flags = _split(arguments)
+    command = [sys.executable, "-m", "bench.peers.drivers.run_orcinus", *_orcinus_flags(setting), *flags]
+    return Launch(command=command, environment=environment, facts={"asked": "in process"})
+
+
+def _orcinus_flags(setting: Setting) -> list[str]:
+    flags = [str(setting.model), "--dtype", "bfloat16", "--max-num-seqs", str(setting.slots), "--device", "cpu"]
+    return [*flags, "--max-model-len", str(setting.max_model_len), "--kv-cache-memory", f"{setting.kv_gib}GiB"]
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What has the form `NAME=VALUE`, as in front of a shell's command, and the rest."""
+    given = [word for word in arguments if _ASSIGNMENT.fullmatch(word)]
+    return dict(word.split("=", 1) for word in given), [word for word in arguments if word not in given]
 
 
 def _vllm(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
@@ -112,48 +144,61 @@ def _vllm(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
     command = [str(VLLM.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(setting.model)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
     command += ["--max-model-len", str(setting.max_model_len), "--max-num-seqs", str(setting.slots)]
-    libraries = [str(VLLM.directory / "lib" / "libiomp5.so"), *glob.glob(_ALLOCATORS)]  # noqa: PTH207
+    given, flags = _split(arguments)
+    allocators = glob.glob(_ALLOCATORS)  # noqa: PTH207
     environment = {
-        "LD_PRELOAD": ":".join(libraries),
+        "LD_PRELOAD": ":".join([str(VLLM.directory / "lib" / "libiomp5.so"), *allocators]),
         "VLLM_CPU_KVCACHE_SPACE": str(setting.kv_gib),
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
         "VLLM_NO_USAGE_STATS": "1",
+        **given,
     }
-    return Launch(command=[*command, *arguments], ready_path="/health", environment=environment)
+    facts: dict[str, str | int] = {
+        "asked": "over HTTP",
+        "weights and cache": "bfloat16",
+        "threads on cores": environment["VLLM_CPU_OMP_THREADS_BIND"],
+        "tcmalloc": "preloaded" if allocators else "not installed",
+    }
+    return Launch(command=[*command, *flags], ready_path="/health", environment=environment, facts=facts)
 
 
 def _openvino(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
-    """The arguments are those of the conversion."""
-    model = _converted_directory(setting.model, arguments)
-    driver = "bench.peers.drivers.run_openvino"
-    return Launch(command=[str(OPENVINO.python), "-m", driver, str(model), str(setting.slots), str(setting.kv_gib)])
+    """`NAME=VALUE` is for the driver, the other arguments are those of the conversion."""
+    given, conversion = _split(arguments)
+    model = _converted_directory(setting.model, conversion)
+    command = [str(OPENVINO.python), "-m", "bench.peers.drivers.run_openvino", str(model)]
+    command += [str(setting.slots), str(setting.kv_gib), *(f"{name}={value}" for name, value in given.items())]
+    return Launch(command=command, facts={"asked": "in process", "weights": " ".join(conversion) or "fp16"})
 
 
 def _transformers(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
     driver = "bench.peers.drivers.run_transformers"
     sizes = [str(setting.slots), str(setting.kv_tokens)]
-    return Launch(command=[sys.executable, "-m", driver, str(setting.model), *sizes])
+    command = [sys.executable, "-m", driver, str(setting.model), *sizes]
+    return Launch(command=command, facts={"asked": "in process"})
 
 
 def _convert(model: Path, arguments: tuple[str, ...]) -> None:
     """Write the model in OpenVINO's format unless it is there, in fp16 without arguments. Raises `OrcinusError`."""
-    directory = _converted_directory(model, arguments)
+    _, conversion = _split(arguments)
+    directory = _converted_directory(model, conversion)
     if (directory / "openvino_tokenizer.bin").is_file():
         return
     export = [str(OPENVINO_CONVERT.command("optimum-cli")), "export", "openvino", "--model", str(model.resolve())]
-    format_arguments = arguments or ("--weight-format", "fp16")
+    format_arguments = conversion or ["--weight-format", "fp16"]
     command = [*export, "--task", "text-generation-with-past", *format_arguments, str(directory)]
     if subprocess.run(command, check=False, stdout=sys.stderr, cwd=ROOT).returncode:
         raise OrcinusError(f"OpenVINO's conversion failed: {shlex.join(command)}")
 
 
-def _converted_directory(model: Path, arguments: tuple[str, ...]) -> Path:
+def _converted_directory(model: Path, conversion: Sequence[str]) -> Path:
     resolved = model.resolve()
-    return resolved.with_name("-".join([resolved.name, "openvino", *(part.strip("-") for part in arguments)]))
+    return resolved.with_name("-".join([resolved.name, "openvino", *(part.strip("-") for part in conversion)]))
 
 
 KINDS: Mapping[str, Kind] = {
     "orcinus": Kind(_orcinus, f"Orcinus {VERSION}"),
+    "orcinus-loop": Kind(_orcinus_loop, f"Orcinus {VERSION}, its engine loop alone"),
     "vllm": Kind(_vllm, VLLM.requirements[0], (VLLM,)),
     "openvino": Kind(_openvino, OPENVINO.requirements[0], (OPENVINO, OPENVINO_CONVERT), _convert),
     "transformers": Kind(

@@ -26,6 +26,7 @@ class Window:
     num_failed: int
     missing_tokens: int
     bandwidth_gb_per_s: float
+    arm_cores: float
     foreign_cores: float
     ceiling_tokens_per_s: float
 
@@ -40,7 +41,7 @@ class Start:
 
     arm: str
     startup_s: float
-    peak_rss: int
+    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class Surroundings:
     load: str
     round: int
     bandwidth_gb_per_s: float
+    arm_cores: float
     foreign_cores: float
     ceiling_tokens_per_s: float
 
@@ -70,6 +72,7 @@ def window_of(run: LoadRun, summary: Summary, around: Surroundings) -> Window:
         num_failed=summary.num_failed,
         missing_tokens=summary.asked_output_tokens - summary.output_tokens,
         bandwidth_gb_per_s=around.bandwidth_gb_per_s,
+        arm_cores=around.arm_cores,
         foreign_cores=around.foreign_cores,
         ceiling_tokens_per_s=around.ceiling_tokens_per_s,
     )

@@ -1,7 +1,7 @@
 """The loads that every arm gets: how many requests, how long, how many at a time. Pure; it talks to nobody."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.commands.load.lengths import parse_lengths
 from server.commands.load.prompts import LoadItem, PromptShape, Writer, random_items
@@ -25,8 +25,12 @@ class Load:
 
     def items(self, vocab_size: int, content: str) -> list[LoadItem]:
         """Prompts of token ids. Another `content` says something else, in as many tokens."""
-        writer = Writer(range(_FIRST_WORD, vocab_size))
-        return random_items(self.shape, writer, self.num_requests, self.name, content)
+        return random_items(self.shape, random_writer(vocab_size), self.num_requests, self.name, content)
+
+
+def random_writer(vocab_size: int) -> Writer:
+    """Writes ids that all have text of their own."""
+    return Writer(range(_FIRST_WORD, vocab_size))
 
 
 def fixed_load(streams: int, prompt_tokens: int, output_tokens: int) -> Load:
@@ -42,10 +46,15 @@ def skewed_load(num_requests: int, slots: int) -> Load:
     return Load(name="skewed", num_requests=num_requests, max_concurrency=slots, shape=shape)
 
 
-def warm_up_load(slots: int, output_tokens: int) -> Load:
-    """What is not counted: it makes a server allocate and compile what it does at its first requests."""
-    shape = _shape("uniform:32..128", str(output_tokens))
-    return Load(name="warm-up", num_requests=2 * slots, max_concurrency=slots, shape=shape)
+def warm_up_of(load: Load, output_tokens: int) -> Load:
+    """What is not counted: it makes a server allocate and compile what it does at its first requests of this load."""
+    shape = replace(load.shape, output_tokens=parse_lengths(str(output_tokens)))
+    return replace(load, name=f"warm-up of {load.name}", num_requests=load.max_concurrency, shape=shape)
+
+
+def wake_up_load() -> Load:
+    """Not counted either: it makes an arm that was held still touch its weights again."""
+    return Load(name="wake-up", num_requests=1, max_concurrency=1, shape=_shape("32", "8"))
 
 
 def parse_streams(text: str) -> list[int]:

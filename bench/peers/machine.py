@@ -13,7 +13,6 @@ import psutil
 
 _ARRAY_BYTES = 256 * 2**20
 _READS = 3
-_SAMPLE_S = 0.2
 
 
 class MemoryReader:
@@ -43,37 +42,31 @@ class MemoryReader:
 
 
 class Watch:
-    """A window in which one process and what it started are watched: their memory, and the CPU that others took.
+    """A window in which the CPU is watched: what one process and what it started took of it, and what others took.
 
-    What this process takes itself counts as the arm's: it is the client, or waits.
+    Both are in cores. What this process takes itself counts as neither: it is the client, or waits.
     """
 
     def __init__(self, process: psutil.Process) -> None:
         self._process = process
-        self._is_over = threading.Event()
-        self._sampler = threading.Thread(target=self._sample)
-        self.peak_rss = 0
+        self.arm_cores = 0.0
         self.foreign_cores = 0.0
 
     def __enter__(self) -> Self:
         self._started_s = time.monotonic()
-        self._foreign_s = self._foreign_cpu_s()
-        self._sampler.start()
+        self._busy_s, self._arm_s, self._own_s = self._cpu_s()
         return self
 
     def __exit__(self, *exc: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._is_over.set()
-        self._sampler.join()
-        foreign_s = self._foreign_cpu_s() - self._foreign_s
-        self.foreign_cores = max(foreign_s / (time.monotonic() - self._started_s), 0.0)
+        duration_s = time.monotonic() - self._started_s
+        busy_s, arm_s, own_s = self._cpu_s()
+        self.arm_cores = (arm_s - self._arm_s) / duration_s
+        foreign_s = (busy_s - self._busy_s) - (arm_s - self._arm_s) - (own_s - self._own_s)
+        self.foreign_cores = max(foreign_s / duration_s, 0.0)
 
-    def _sample(self) -> None:
-        while not self._is_over.wait(_SAMPLE_S):
-            self.peak_rss = max(self.peak_rss, tree_rss(self._process))
-
-    def _foreign_cpu_s(self) -> float:
+    def _cpu_s(self) -> tuple[float, float, float]:
         own = psutil.Process().cpu_times()
-        return _busy_s() - tree_cpu_s(self._process) - own.user - own.system
+        return _busy_s(), tree_cpu_s(self._process), own.user + own.system
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:
@@ -84,15 +77,30 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def tree_rss(process: psutil.Process) -> int:
-    """Resident bytes; what processes share is counted once for each of them."""
-    total = 0
-    for member in tree(process):
-        try:
-            total += member.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total
+def peak_memory(process: psutil.Process) -> int:
+    """The most bytes that the process and what it started have had, what they share counted once.
+
+    The kernel keeps each one's peak; what of their memory now is counted more than once is taken off their sum. Peaks
+    of different moments add up as if they were of one, and what has ended before is not in it.
+    """
+    return sum(_peak_bytes(member.pid) for member in tree(process))
+
+
+def _peak_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        now = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:  # it has ended
+        return 0
+    return proc_bytes(status, "VmHWM") - (proc_bytes(now, "Rss") - proc_bytes(now, "Pss"))
+
+
+def proc_bytes(text: str, name: str) -> int:
+    """What a file of /proc says of `name`, in kB there; 0 where it says nothing, as of a process that has ended."""
+    for line in text.splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    return 0
 
 
 def tree_cpu_s(process: psutil.Process) -> float:

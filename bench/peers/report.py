@@ -10,7 +10,7 @@ from server.commands.bench_report import markdown_table
 _NONE = "–"
 _BUSY_CORES = 0.1
 _COLUMNS = ["output tok/s", "lowest", "highest", "TTFT", "ITL p50", "ITL p99", "ITL max"]
-_AROUND = ["ceiling", "share of it", "bandwidth", "others' CPU"]
+_AROUND = ["ceiling", "share of it", "bandwidth", "its CPU", "others' CPU"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,9 @@ _EXPLANATION = """\
 Medians over the rounds, with the lowest and the highest for tokens per second. TTFT is the median over requests, from
 sending; ITL the time between two chunks of one answer, over all requests; both in ms. The ceiling is what reading the
 weights in 16 bits and the cache would allow at the bandwidth (GB/s) that was measured just before, with nothing
-computed and no prompt read. The others' CPU is in cores: what neither the arm nor its client took."""
+computed and no prompt read; an arm with weights or a cache of fewer bits reads less and may come above it. CPU is in
+cores: what the arm took of them, its client not included, and what neither of the two took. The most memory is that of
+all processes of an arm together, what they share counted once."""
 
 
 def _load_table(comparison: Comparison, load: str) -> str:
@@ -61,6 +63,7 @@ def _load_row(arm: str, windows: Sequence[Window]) -> list[str]:
         _number(median(windows, lambda w: w.ceiling_tokens_per_s)),
         _share(median(windows, lambda w: w.share_of_ceiling)),
         _number(median(windows, lambda w: w.bandwidth_gb_per_s)),
+        _number(median(windows, lambda w: w.arm_cores), digits=2),
         _number(median(windows, lambda w: w.foreign_cores), digits=2),
     ]
 
@@ -88,7 +91,7 @@ def _start_row(arm: str, starts: Sequence[Start]) -> list[str]:
     if not starts:
         return [arm, "0", _NONE, _NONE]
     seconds = statistics.median(start.startup_s for start in starts)
-    peak_gb = statistics.median(start.peak_rss for start in starts) / 1e9
+    peak_gb = statistics.median(start.peak_bytes for start in starts) / 1e9
     return [arm, str(len(starts)), f"{seconds:.1f}", f"{peak_gb:.1f}"]
 
 

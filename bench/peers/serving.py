@@ -20,7 +20,7 @@ import psutil
 from bench.peers.arms import Launch
 from bench.peers.drivers.conversation import Answer
 from bench.peers.environments import ROOT
-from bench.peers.machine import Watch, tree
+from bench.peers.machine import Watch, peak_memory, tree
 from engine.errors import OrcinusError
 from server.commands.load.answers import RequestRecord
 from server.commands.load.http_client import HttpClient
@@ -29,23 +29,29 @@ from server.commands.load.run import LoadRun, run_load
 from server.commands.load.session import run_on_fast_loop
 from server.commands.load.target import Target, first_model
 
-_POLL_S = 0.05
+_POLL_S = 0.02
 _START_TIMEOUT_S = 900.0
 _REQUEST_TIMEOUT_S = 900.0
 _STOP_TIMEOUT_S = 30.0
+# What a shell may have set for one of the arms, or for the threads of some: none gets it but by its own arguments.
+_NOT_INHERITED = ("OMP_", "KMP_", "GOMP_", "MKL_", "OV_", "ORCINUS_", "VLLM_")
 
 
 class _Driven(Protocol):
-    def wait_until_ready(self, process: "subprocess.Popen[str]") -> None: ...
+    def wait_until_ready(self, process: "subprocess.Popen[str]") -> dict[str, Any]: ...
     def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun: ...
 
 
 class RunningArm:
-    """A process with its output in `log`. Raises `OrcinusError` where it ends before it is ready."""
+    """A process with its output in `log`. Raises `OrcinusError` where it ends before it is ready.
+
+    `facts` are what it says of itself. `peak_bytes` is its memory as of the last time that it was held.
+    """
 
     def __init__(self, launch: Launch, port: int, log: Path) -> None:
         self._log = log.open("w")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **launch.environment}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        environment = {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **launch.environment}
         started_s = time.monotonic()
         self._popen = subprocess.Popen(
             launch.command,
@@ -61,14 +67,16 @@ class RunningArm:
         self._driven: _Driven = _Server(port, launch.ready_path) if launch.ready_path else _Driver(self._popen)
         try:
             with Watch(self.process) as watch:
-                self._driven.wait_until_ready(self._popen)
+                said = self._driven.wait_until_ready(self._popen)
         except BaseException as error:
             self.stop()
             if isinstance(error, OrcinusError):
                 raise OrcinusError(f"{error}; its output is in {log}") from None
             raise
         self.startup_s = time.monotonic() - started_s
-        self.peak_rss = watch.peak_rss
+        self.startup_foreign_cores = watch.foreign_cores
+        self.facts = {**launch.facts, **said}
+        self.peak_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -76,18 +84,18 @@ class RunningArm:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> tuple[LoadRun, float]:
-        """What was measured, and how many cores others took meanwhile."""
+    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> tuple[LoadRun, Watch]:
+        """What was measured, and who took the CPU meanwhile."""
         with Watch(self.process) as watch:
             run = self._driven.run(items, max_concurrency)
-        self.peak_rss = max(self.peak_rss, watch.peak_rss)
-        return run, watch.foreign_cores
+        return run, watch
 
     def hold(self) -> None:
         """Take no CPU until `resume`."""
         for member in tree(self.process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.suspend()
+        self.peak_bytes = max(self.peak_bytes, peak_memory(self.process))
 
     def resume(self) -> None:
         for member in tree(self.process):
@@ -115,12 +123,13 @@ class _Server:
         self._port = port
         self._ready_path = ready_path
 
-    def wait_until_ready(self, process: "subprocess.Popen[str]") -> None:
+    def wait_until_ready(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
         started_s = time.monotonic()
         while not _is_ready(self._port, self._ready_path):
             if process.poll() is not None or time.monotonic() - started_s > _START_TIMEOUT_S:
                 raise OrcinusError(f"{process.args!r} was not ready after {time.monotonic() - started_s:.0f} s")
             time.sleep(_POLL_S)
+        return {}
 
     def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
         return run_on_fast_loop(self._run(items, max_concurrency))
@@ -141,8 +150,8 @@ class _Driver:
         self._requests: IO[str] = process.stdin
         self._answers: IO[str] = process.stdout
 
-    def wait_until_ready(self, process: "subprocess.Popen[str]") -> None:
-        self._read()
+    def wait_until_ready(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
+        return dict(self._read())
 
     def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
         asked = {"requests": [(item.prompt, item.max_tokens) for item in items], "max_concurrency": max_concurrency}

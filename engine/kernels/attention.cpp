@@ -3,42 +3,11 @@
 //
 // One call serves one layer of one step. Its work is cut into items that any number of threads take from a counter:
 // one item is a part of one sequence's keys for the query heads that share a KV head (decode), or some tokens of a
-// longer chunk for those heads (prefill). The threads are those of the OpenMP runtime that the process has, whose entry
-// point is handed in: a second runtime would fight with it for the cores.
+// longer chunk for those heads (prefill).
 
-#include <sched.h>
-
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <new>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#define EXPORT __attribute__((visibility("default")))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 32")
-#endif
-#define INLINE inline __attribute__((always_inline))
+#include "common.h"
 
 namespace {
-
-struct bf16 {
-    uint16_t bits;
-};
-
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef float f32x8 __attribute__((vector_size(32)));
-typedef float f32x4 __attribute__((vector_size(16)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
-typedef float f32x16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t u16x16_unaligned __attribute__((vector_size(32), aligned(2), may_alias));
 
 const f32x16 COLUMNS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
@@ -54,86 +23,18 @@ const long ITEMS_PER_THREAD = 4;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 100e3;
 
-template <class To, class From> INLINE To bits_as(From x) {
-    To y;
-    static_assert(sizeof x == sizeof y, "");
-    __builtin_memcpy(&y, &x, sizeof y);
-    return y;
-}
-
-template <class Whole, class Half> struct Halves {
-    Half low, high;
-    INLINE Halves(Whole x) {
-        __builtin_memcpy(&low, &x, sizeof low);
-        __builtin_memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
-    }
-};
-
-INLINE bf16 round_to_bf16(float x) {
-    const uint32_t bits = bits_as<uint32_t>(x);
-    if (x != x) return bf16{static_cast<uint16_t>(bits >> 16 | 0x40)};
-    return bf16{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-
-INLINE float to_float(float x) { return x; }
-INLINE float to_float(bf16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
-
-INLINE long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
-INLINE long least(long a, long b) { return a < b ? a : b; }
-INLINE long most(long a, long b) { return a > b ? a : b; }
-
-}  // namespace
-
-// ---- what the caller fills in; engine/kernels/library.py has the same fields in the same order
-
-extern "C" {
-
-// Where the tokens of a step lie: sequence i has tokens query_start[i] to query_start[i + 1].
-struct Step {
-    int64_t num_tokens, num_seqs, block_size, table_stride;
-    const int32_t *query_start, *seq_lens, *block_tables;
-    const int64_t* slots;
-};
-
-// One layer's cache: blocks of (num_kv_heads, block_size, dim).
-struct Layer {
-    void *keys, *values;
-    int64_t num_kv_heads, key_dim, value_dim, is_bf16;
-};
-
-// Strides count elements; the last dimension is contiguous. A window, a softcap or sinks of 0 mean none.
-struct Call {
-    const Step* step;
-    const Layer* layer;
-    const void *query, *new_keys, *new_values;
-    void* out;
-    int64_t query_token, query_head, key_token, key_head, value_token, value_head;
-    int64_t num_heads, window;
-    float scale, softcap;
-    const float* sinks;
-};
-
-// GOMP_parallel of the OpenMP runtime; without it the calling thread works alone.
-struct Team {
-    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
-    int64_t num_threads;
-};
-}
-
-namespace {
-
-template <class Stored> INLINE const Stored* query_row(const Call& call, long token, long head) {
+template <class Stored> INLINE const Stored* query_row(const Attention& call, long token, long head) {
     return static_cast<const Stored*>(call.query) + token * call.query_token + head * call.query_head;
 }
 
-template <class Stored> INLINE Stored* out_row(const Call& call, long token, long head) {
-    return static_cast<Stored*>(call.out) + (token * call.num_heads + head) * call.layer->value_dim;
+template <class Stored> INLINE Stored* out_row(const Attention& call, long token, long head) {
+    return static_cast<Stored*>(call.out) + token * call.out_token + head * call.cache->value_dim;
 }
 
 // Query heads that share a KV head.
-INLINE long group_of(const Call& call) { return call.num_heads / call.layer->num_kv_heads; }
+INLINE long group_of(const Attention& call) { return call.num_heads / call.cache->num_kv_heads; }
 
-INLINE float sink_of(const Call& call, long head) { return call.sinks ? call.sinks[head] : -INFINITY; }
+INLINE float sink_of(const Attention& call, long head) { return call.sinks ? call.sinks[head] : -INFINITY; }
 
 struct Item {
     long sequence;
@@ -145,24 +46,10 @@ struct Item {
     float* partial;           // where the state of one part of several goes; or null
 };
 
-// Memory that an item works in, from its thread's share.
-class Scratch {
-public:
-    explicit INLINE Scratch(char* at) : at_(at) {}
-    template <class T> INLINE T* take(long count) {
-        T* taken = reinterpret_cast<T*>(at_);
-        at_ += round_up(count * sizeof(T), 64);
-        return taken;
-    }
-
-private:
-    char* at_;
-};
-
 // An upper bound of what any item takes.
-long scratch_bytes(const Call& call) {
+long scratch_bytes(const Attention& call) {
     const long rows = most(CHUNK_ROWS, call.num_heads);
-    const long keys = round_up(call.layer->key_dim, 32), values = round_up(call.layer->value_dim, 32);
+    const long keys = round_up(call.cache->key_dim, 32), values = round_up(call.cache->value_dim, 32);
     return 4 * (rows * (keys + values + 2 * TILE + 4) + TILE * (keys + values)) + 64 * 16;
 }
 
@@ -172,17 +59,17 @@ INLINE const int32_t* table_of(const Step& step, long sequence) {
 
 // Pointers to `count` keys and values from a position on; the last is repeated up to a multiple of four.
 template <class Stored>
-INLINE void locate(const Call& call, const Item& item, long position, long count, const Stored** keys,
+INLINE void locate(const Attention& call, const Item& item, long position, long count, const Stored** keys,
                    const Stored** values) {
-    const Layer& layer = *call.layer;
+    const Cache& cache = *call.cache;
     const long block_size = call.step->block_size;
     const int32_t* table = table_of(*call.step, item.sequence);
     long block = position / block_size, row = position % block_size;
     for (long j = 0; j < count; block++, row = 0) {
-        const long first_row = (table[block] * layer.num_kv_heads + item.head) * block_size;
+        const long first_row = (table[block] * cache.num_kv_heads + item.head) * block_size;
         for (; row < block_size && j < count; row++, j++) {
-            keys[j] = static_cast<const Stored*>(layer.keys) + (first_row + row) * layer.key_dim;
-            values[j] = static_cast<const Stored*>(layer.values) + (first_row + row) * layer.value_dim;
+            keys[j] = static_cast<const Stored*>(cache.keys) + (first_row + row) * cache.key_dim;
+            values[j] = static_cast<const Stored*>(cache.values) + (first_row + row) * cache.value_dim;
         }
     }
     for (long j = count; j % 4; j++) {
@@ -192,9 +79,9 @@ INLINE void locate(const Call& call, const Item& item, long position, long count
 }
 
 struct Kernels {
-    void (*decode)(const Call&, const Item&, char* scratch);
-    void (*prefill)(const Call&, const Item&, char* scratch);
-    void (*merge)(const Call&, const Item&, const float* partials, long partial_floats, long num_parts, char* scratch);
+    void (*decode)(const Attention&, const Item&, char* scratch);
+    void (*prefill)(const Attention&, const Item&, char* scratch);
+    void (*merge)(const Attention&, const Item&, const float* partials, long partial_floats, long num_parts, char* scratch);
 };
 
 // ---- the instruction sets
@@ -212,16 +99,6 @@ namespace generic {
 }  // namespace generic
 
 #if defined(__x86_64__)
-
-#if defined(__clang__)
-#define PRAGMA(text) _Pragma(#text)
-#define BEGIN_TARGET(features) PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define END_TARGET _Pragma("clang attribute pop")
-#else
-#define PRAGMA(text) _Pragma(#text)
-#define BEGIN_TARGET(features) _Pragma("GCC push_options") PRAGMA(GCC target(features))
-#define END_TARGET _Pragma("GCC pop_options")
-#endif
 
 BEGIN_TARGET("avx2,fma")
 namespace avx2 {
@@ -268,20 +145,20 @@ Kernels kernels_for(int64_t level, bool is_bf16) {
 
 // ---- cutting a step into items
 
-double multiplications(const Call& call) {
+double multiplications(const Attention& call) {
     double count = 0;
     for (long i = 0; i < call.step->num_seqs; i++) {
         const long tokens = call.step->query_start[i + 1] - call.step->query_start[i], keys = call.step->seq_lens[i];
         count += double(tokens) * (call.window > 0 ? least(call.window, keys) : keys);
     }
-    return count * call.num_heads * (call.layer->key_dim + call.layer->value_dim);
+    return count * call.num_heads * (call.cache->key_dim + call.cache->value_dim);
 }
 
 class Work {
 public:
     // `first_items` has room for one number per sequence and one more.
-    Work(const Call& call, int64_t* first_items, long num_threads) : call(call), first_items_(first_items) {
-        for (heads_ = call.layer->num_kv_heads; count_items() < ITEMS_PER_THREAD * num_threads && heads_ > 1;)
+    Work(const Attention& call, int64_t* first_items, long num_threads) : call(call), first_items_(first_items) {
+        for (heads_ = call.cache->num_kv_heads; count_items() < ITEMS_PER_THREAD * num_threads && heads_ > 1;)
             heads_ = (heads_ + 1) / 2;
     }
 
@@ -306,7 +183,7 @@ public:
         item.sequence = sequence_of(number);
         const long within = number - first_items_[item.sequence], num_parts = parts_of(item.sequence);
         item.head = within / num_parts * heads_of(item.sequence);
-        item.num_heads = least(heads_of(item.sequence), call.layer->num_kv_heads - item.head);
+        item.num_heads = least(heads_of(item.sequence), call.cache->num_kv_heads - item.head);
         *part = within % num_parts;
         item.token = call.step->query_start[item.sequence];
         item.num_tokens = tokens_of(item.sequence);
@@ -318,19 +195,19 @@ public:
         return item;
     }
 
-    const Call& call;
+    const Attention& call;
 
 private:
     long count_items() {
         int64_t total = 0;
         for (long i = 0; i < call.step->num_seqs; i++) {
             first_items_[i] = total;
-            total += parts_of(i) * ((call.layer->num_kv_heads + heads_of(i) - 1) / heads_of(i));
+            total += parts_of(i) * ((call.cache->num_kv_heads + heads_of(i) - 1) / heads_of(i));
         }
         return first_items_[call.step->num_seqs] = total;
     }
 
-    long chunk_tokens() const { return most(1, CHUNK_ROWS * call.layer->num_kv_heads / call.num_heads); }
+    long chunk_tokens() const { return most(1, CHUNK_ROWS * call.cache->num_kv_heads / call.num_heads); }
 
     long first_key(long position) const { return call.window > 0 ? most(0, position + 1 - call.window) : 0; }
 
@@ -368,20 +245,20 @@ private:
 const long WRITE_TOKENS = 8;
 
 template <class Stored>
-void write_tokens(const Call& call, long first, long end) {
-    const Layer& layer = *call.layer;
+void write_tokens(const Attention& call, long first, long end) {
+    const Cache& cache = *call.cache;
     const long block_size = call.step->block_size;
     for (long token = first; token < end; token++) {
         const long block = call.step->slots[token] / block_size, row = call.step->slots[token] % block_size;
-        for (long head = 0; head < layer.num_kv_heads; head++) {
-            const long to = (block * layer.num_kv_heads + head) * block_size + row;
-            __builtin_memcpy(static_cast<Stored*>(layer.keys) + to * layer.key_dim,
+        for (long head = 0; head < cache.num_kv_heads; head++) {
+            const long to = (block * cache.num_kv_heads + head) * block_size + row;
+            __builtin_memcpy(static_cast<Stored*>(cache.keys) + to * cache.key_dim,
                              static_cast<const Stored*>(call.new_keys) + token * call.key_token + head * call.key_head,
-                             layer.key_dim * sizeof(Stored));
+                             cache.key_dim * sizeof(Stored));
             __builtin_memcpy(
-                static_cast<Stored*>(layer.values) + to * layer.value_dim,
+                static_cast<Stored*>(cache.values) + to * cache.value_dim,
                 static_cast<const Stored*>(call.new_values) + token * call.value_token + head * call.value_head,
-                layer.value_dim * sizeof(Stored));
+                cache.value_dim * sizeof(Stored));
         }
     }
 }
@@ -398,11 +275,11 @@ struct Job {
 };
 
 void write_all(Job& job) {
-    const Call& call = job.work.call;
+    const Attention& call = job.work.call;
     const long num_tokens = call.step->num_tokens;
     for (long first; (first = job.next_write.fetch_add(WRITE_TOKENS)) < num_tokens;) {
         const long end = least(first + WRITE_TOKENS, num_tokens);
-        call.layer->is_bf16 ? write_tokens<bf16>(call, first, end) : write_tokens<float>(call, first, end);
+        call.cache->is_bf16 ? write_tokens<bf16>(call, first, end) : write_tokens<float>(call, first, end);
         job.num_written.fetch_add(end - first, std::memory_order_release);
     }
     // For those who are writing right now, not for threads that have not come yet, as a barrier would.
@@ -410,10 +287,10 @@ void write_all(Job& job) {
 }
 
 void run_part(Job& job, Item& item, long number, long part, long num_parts, char* scratch) {
-    const Call& call = job.work.call;
+    const Attention& call = job.work.call;
     item.partial = job.partials + number * job.partial_floats;
     job.kernels.decode(call, item, scratch);
-    if (job.missing[item.sequence * call.layer->num_kv_heads + item.head].fetch_sub(1) > 1) return;
+    if (job.missing[item.sequence * call.cache->num_kv_heads + item.head].fetch_sub(1) > 1) return;
     const float* first = job.partials + (number - part) * job.partial_floats;
     job.kernels.merge(call, item, first, job.partial_floats, num_parts, scratch);
 }
@@ -436,24 +313,6 @@ void run_thread(void* data) {
     for (long taken; (taken = job.next_item.fetch_add(1)) < num_items;) run_item(job, num_items - 1 - taken, scratch);
 }
 
-// Memory that a calling thread keeps from call to call.
-class Arena {
-public:
-    // Null where there is not enough; what it held before is gone.
-    char* reserve(long bytes) {
-        if (bytes <= capacity_) return memory_;
-        free(memory_);
-        capacity_ = round_up(bytes + bytes / 2, 64);
-        memory_ = static_cast<char*>(aligned_alloc(64, capacity_));
-        if (memory_ == nullptr) capacity_ = 0;
-        return memory_;
-    }
-
-private:
-    char* memory_ = nullptr;
-    long capacity_ = 0;
-};
-
 thread_local Arena item_arena, work_arena;
 
 bool has_parts(const Work& work) {
@@ -464,7 +323,7 @@ bool has_parts(const Work& work) {
 
 // How many parts of each head are yet to come; the thread that does the last one joins them.
 void count_parts(const Work& work, std::atomic<int32_t>* missing) {
-    const long num_heads = work.call.layer->num_kv_heads;
+    const long num_heads = work.call.cache->num_kv_heads;
     for (long i = 0; i < work.call.step->num_seqs; i++)
         for (long head = 0; head < num_heads; head++)
             new (&missing[i * num_heads + head]) std::atomic<int32_t>(static_cast<int32_t>(work.parts_of(i)));
@@ -497,21 +356,21 @@ EXPORT int64_t orcinus_best_level() {
 EXPORT const char* orcinus_source() { return ORCINUS_SOURCE; }
 
 // Writes the step's new keys and values, then attends. Returns 0, or 1 without memory to work in.
-EXPORT int64_t orcinus_attend(const Call* call, const Team* team, int64_t level) {
-    const long num_seqs = call->step->num_seqs, num_kv_heads = call->layer->num_kv_heads;
+EXPORT int64_t orcinus_attend(const Attention* call, const Team* team, int64_t level) {
+    const long num_seqs = call->step->num_seqs, num_kv_heads = call->cache->num_kv_heads;
     char* items = item_arena.reserve((num_seqs + 1) * sizeof(int64_t));
     if (items == nullptr) return 1;
     const bool alone = team->parallel == nullptr || team->num_threads < 2 || multiplications(*call) < SERIAL_WORK;
     const Work work(*call, reinterpret_cast<int64_t*>(items), alone ? 0 : team->num_threads);
     const bool in_parts = has_parts(work);
     const long per_thread = scratch_bytes(*call), all_threads = per_thread * (alone ? 1 : team->num_threads);
-    const long state = 2 + round_up(call->layer->value_dim, 32);
+    const long state = 2 + round_up(call->cache->value_dim, 32);
     const long partial_floats = round_up(call->num_heads * state, 16);
     const long partial_bytes = in_parts ? work.num_items() * partial_floats * sizeof(float) : 0;
     const long counter_bytes = in_parts ? num_seqs * num_kv_heads * sizeof(int32_t) : 0;
     char* memory = work_arena.reserve(all_threads + partial_bytes + counter_bytes);
     if (memory == nullptr) return 1;
-    Job job = {work, kernels_for(level, call->layer->is_bf16 != 0), memory, per_thread, nullptr, partial_floats,
+    Job job = {work, kernels_for(level, call->cache->is_bf16 != 0), memory, per_thread, nullptr, partial_floats,
                nullptr, {0}, {0}, {0}, {0}};
     if (in_parts) {
         job.partials = reinterpret_cast<float*>(memory + all_threads);

@@ -8,87 +8,7 @@
 // Every query looks at its keys in tiles that begin at multiples of TILE positions, whatever shares the batch, the
 // block size or the chunk: its result depends on nothing but its own sequence.
 
-// ---- vectors of 16 lanes, lowered by the compiler to whatever the instruction set has
-
-#if AVX512
-INLINE __m512 as_m512(f32x16 x) { return reinterpret_cast<__m512>(x); }
-#endif
-
-INLINE f32x16 splat(float x) { return f32x16{} + x; }
-
-INLINE f32x16 load(const float* p) { return *reinterpret_cast<const f32x16_unaligned*>(p); }
-
-INLINE void store(float* p, f32x16 x) { *reinterpret_cast<f32x16_unaligned*>(p) = x; }
-
-INLINE f32x16 widen(const bf16* p) {
-    const u16x16 raw = *reinterpret_cast<const u16x16_unaligned*>(p);
-    return bits_as<f32x16>(__builtin_convertvector(raw, u32x16) << 16);
-}
-
-INLINE f32x16 load_as_float(const float* p) { return load(p); }
-INLINE f32x16 load_as_float(const bf16* p) { return widen(p); }
-
-template <class Stored> INLINE f32x16 load_first(const Stored* p, long count) {
-    Stored padded[16] = {};
-    __builtin_memcpy(padded, p, count * sizeof(Stored));
-    return load_as_float(padded);
-}
-
-INLINE float sum_of(f32x16 x) {
-    const Halves<f32x16, f32x8> h16(x);
-    const Halves<f32x8, f32x4> h8(h16.low + h16.high);
-    const f32x4 v = h8.low + h8.high;
-    return (v[0] + v[2]) + (v[1] + v[3]);
-}
-
-// The sums of four vectors, next to each other.
-INLINE void store_sums(float* out, f32x16 a, f32x16 b, f32x16 c, f32x16 d) {
-#if AVX512
-    const __m512 v0 = as_m512(a), v1 = as_m512(b), v2 = as_m512(c), v3 = as_m512(d);
-    const __m512d ab = _mm512_castps_pd(_mm512_unpacklo_ps(v0, v1) + _mm512_unpackhi_ps(v0, v1));
-    const __m512d cd = _mm512_castps_pd(_mm512_unpacklo_ps(v2, v3) + _mm512_unpackhi_ps(v2, v3));
-    const __m512 x = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)) + _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
-    const __m256 y = _mm512_castps512_ps256(x) + _mm512_extractf32x8_ps(x, 1);
-    _mm_storeu_ps(out, _mm256_castps256_ps128(y) + _mm256_extractf128_ps(y, 1));
-#else
-    out[0] = sum_of(a);
-    out[1] = sum_of(b);
-    out[2] = sum_of(c);
-    out[3] = sum_of(d);
-#endif
-}
-
-INLINE float max_of(f32x16 x) {
-    const Halves<f32x16, f32x8> h16(x);
-    const Halves<f32x8, f32x4> h8(h16.low > h16.high ? h16.low : h16.high);
-    const f32x4 v = h8.low > h8.high ? h8.low : h8.high;
-    const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
-    return a > b ? a : b;
-}
-
-// exp to about 2 units in the last place; 0 below -87, and NaN stays NaN.
-INLINE f32x16 exp_of(f32x16 x) {
-    const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    const f32x16 shifted = x * 1.44269504f + shift;
-    const f32x16 n = shifted - shift;
-    const f32x16 r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    f32x16 p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    const u32x16 scaled = bits_as<u32x16>(p) + (bits_as<u32x16>(shifted) << 23);
-    const f32x16 y = x == x ? bits_as<f32x16>(scaled) : x;
-    return x < -87.0f ? f32x16{} : y;
-}
-
-INLINE f32x16 tanh_of(f32x16 x) {
-    const f32x16 top = splat(40.0f);
-    const f32x16 doubled = x * 2.0f;
-    return 1.0f - 2.0f / (exp_of(doubled > top ? top : doubled) + 1.0f);
-}
+#include "vectors.inl"
 
 // ---- what differs between multiplying float32 and multiplying pairs of bfloat16
 
@@ -192,7 +112,7 @@ template <class Stored> INLINE void write_row(Stored* out, const float* sums, fl
 // Turns the scores of one row into weights, of which those outside [first, end) become 0. `max` and `sum` are the
 // row's so far. Returns what sums made with the former maximum have to be multiplied with.
 template <class Packed>
-INLINE float soften(float* scores, Packed* weights, long first, long end, const Call& call, float& max, float& sum) {
+INLINE float soften(float* scores, Packed* weights, long first, long end, const Attention& call, float& max, float& sum) {
     const bool partial = first > 0 || end < TILE;
     f32x16 s[TILE / 16];
     f32x16 top = splat(max);
@@ -355,9 +275,9 @@ INLINE void add_tile(float* sums, long rows, long padded, const typename A::Pack
 }
 
 // All heads of the item take a tile's keys, then its values: what they read lies one after the other.
-template <class A, class Stored> void decode(const Call& call, const Item& item, char* memory) {
+template <class A, class Stored> void decode(const Attention& call, const Item& item, char* memory) {
     typedef typename A::Packed Packed;
-    const long key_dim = call.layer->key_dim, value_dim = call.layer->value_dim, block_size = call.step->block_size;
+    const long key_dim = call.cache->key_dim, value_dim = call.cache->value_dim, block_size = call.step->block_size;
     const long group = group_of(call), rows = group * item.num_heads, first_row = group * item.head;
     const long key_padded = round_up(key_dim, A::STRIDE), value_padded = round_up(value_dim, 32);
     Scratch scratch(memory);
@@ -396,10 +316,10 @@ template <class A, class Stored> void decode(const Call& call, const Item& item,
 
 // Joins the parts of one long sequence, in their order. The first has the sink in it.
 template <class Stored>
-void merge(const Call& call, const Item& item, const float* partials, long partial_floats, long num_parts,
+void merge(const Attention& call, const Item& item, const float* partials, long partial_floats, long num_parts,
            char* memory) {
     const long rows = group_of(call) * item.num_heads, first_row = group_of(call) * item.head;
-    const long value_dim = call.layer->value_dim, padded = round_up(value_dim, 32);
+    const long value_dim = call.cache->value_dim, padded = round_up(value_dim, 32);
     Scratch scratch(memory);
     float* sums = scratch.take<float>(padded);
     for (long r = 0; r < rows; r++) {
@@ -525,9 +445,9 @@ INLINE void pack_values(Pairs, uint32_t* out, const bf16* const* values, long co
 }
 #endif
 
-template <class A, class Stored> void prefill(const Call& call, const Item& item, char* memory) {
+template <class A, class Stored> void prefill(const Attention& call, const Item& item, char* memory) {
     typedef typename A::Packed Packed;
-    const long key_dim = call.layer->key_dim, value_dim = call.layer->value_dim;
+    const long key_dim = call.cache->key_dim, value_dim = call.cache->value_dim;
     const long group = group_of(call), rows = item.num_tokens * group;
     const long key_padded = round_up(key_dim, 2), value_padded = round_up(value_dim, A::STRIDE);
     const long lanes = key_padded / A::PER_LANE;

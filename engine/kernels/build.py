@@ -18,13 +18,15 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("attention.cpp", "attention.inl")
-LIBRARY_NAME = "_attention.so"
+SOURCES = ("attention.cpp", "decoder.cpp", "linear.cpp", "pool.cpp")
+INCLUDED = ("attention.inl", "common.h", "linear.h", "linear.inl", "rows.inl", "vectors.inl")
+LIBRARY_NAME = "_kernels.so"
 # No -march: what a wheel ships must run on any CPU of its architecture; the instruction set is picked at run time.
 FLAGS = (
     "-O2",
     "-std=c++17",
     "-shared",
+    "-pthread",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-math-errno",
@@ -40,7 +42,7 @@ _TIMEOUT_S = 120
 def source_hash() -> str:
     """Of the sources and of how they are compiled."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for name in SOURCES:
+    for name in SOURCES + INCLUDED:
         digest.update((FOLDER / name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -62,7 +64,14 @@ def compile_library(target: Path) -> None:
 
 
 def _run_compiler(compiler: str, output: str) -> None:
-    command = [*compiler.split(), *FLAGS, f'-DORCINUS_SOURCE="{source_hash()}"', str(FOLDER / SOURCES[0]), "-o", output]
+    command = [
+        *compiler.split(),
+        *FLAGS,
+        f'-DORCINUS_SOURCE="{source_hash()}"',
+        *(str(FOLDER / name) for name in SOURCES),
+        "-o",
+        output,
+    ]
     try:
         done = subprocess.run(  # noqa: S603 (the user's own compiler, without a shell)
             command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
@@ -81,7 +90,7 @@ def library_path() -> Path:
     shipped = FOLDER / LIBRARY_NAME
     if shipped.is_file() and _source_of(shipped) == source_hash():
         return shipped
-    cached = cache_folder() / f"attention-{platform.machine()}-{source_hash()}.so"
+    cached = cache_folder() / f"kernels-{platform.machine()}-{source_hash()}.so"
     if not cached.is_file():
         logger.info("compiling the native kernels into %s, once", cached)
         compile_library(cached)

@@ -411,6 +411,8 @@ def _parser() -> Parser:
     run.add_argument("--plot", type=Path, metavar="FILE", help=f"where to draw [default: {_DEFAULT_PLOT}]")
     run.add_argument("--no-plot", action="store_true", help="draw nothing")
     add_settings(
-        parser, groups=("Model", "Engine", "General"), without=("batching", "served_model_name", "chat_template")
+        parser,
+        groups=("Model", "Engine", "General"),
+        without=("batching", "target_itl_ms", "served_model_name", "chat_template"),
     )
     return parser

@@ -401,6 +401,16 @@ def test_collector_runs_again_after_loading(llama: Path) -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_bars_are_for_terminals_alone(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    with model_loader.progress_bars_on_a_terminal():
+        assert transformers_logging.is_progress_bar_enabled() is is_terminal
+    assert transformers_logging.is_progress_bar_enabled()
+
+
 def test_executor_says_how_busy_its_device_is(llama: Path) -> None:
     _, runner = build_executor(engine_config(llama))
     assert isinstance(runner.device_monitor, CpuMonitor)

@@ -139,6 +139,7 @@ def engine_config(model: Path, **overrides: Any) -> EngineConfig:
         "max_model_len": None,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 16,
+        "target_itl_ms": None,
         "kv_cache_memory": None,
         "block_size": 8,
         "enable_prefix_caching": True,

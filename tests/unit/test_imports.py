@@ -27,10 +27,12 @@ PURE = (
     "engine.messages",
     "engine.observer",
     "engine.outputs",
+    "engine.pacing",
     "engine.preparation",
     "engine.request",
     "engine.sampling_params",
     "engine.scheduler",
+    "engine.step_time",
     "engine.waiting_queue",
 )
 HEAVY = frozenset({"torch", "transformers"})

@@ -1,4 +1,4 @@
-"""How a driver talks: one line of JSON that says it is ready, then one line of records for each line of requests.
+"""How a driver talks: one line of JSON when it is ready, then one line of records for each line of requests.
 
 It owns the standard streams and the slots, and knows nothing of how tokens are made. Whatever a peer's library
 prints goes to standard error.
@@ -25,14 +25,15 @@ class Answer:
 
 
 Run = Callable[[list[Request], int], list[Answer]]
+Facts = dict[str, str | int]
 
 
-def converse(load: Callable[[], Run]) -> None:
-    """Load the model, say so, and run every load that is read until there are no more."""
+def converse(load: Callable[[], tuple[Run, Facts]]) -> None:
+    """Load the model, say what it runs with, and run every load that is read until there are no more."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    run = load()
-    print(json.dumps({"ready": True}), file=replies, flush=True)
+    run, facts = load()
+    print(json.dumps(facts), file=replies, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         requests = [(prompt, max_tokens) for prompt, max_tokens in asked["requests"]]

@@ -1,5 +1,10 @@
-"""Drives OpenVINO GenAI's continuous batching, in its own environment: arguments are MODEL, SLOTS and KV_GIB."""
+"""Drives OpenVINO GenAI's continuous batching in its own environment. Arguments: MODEL SLOTS KV_GIB NAME=VALUE...
 
+A name in capitals is a property of the plugin (`KV_CACHE_PRECISION=bf16`), any other a field of `SchedulerConfig`
+(`max_num_batched_tokens=2048`).
+"""
+
+import os
 import sys
 import time
 from typing import Any
@@ -8,15 +13,32 @@ import numpy as np
 import openvino  # type: ignore[import-not-found,unused-ignore]
 import openvino_genai  # type: ignore[import-not-found,unused-ignore]
 
-from bench.peers.drivers.conversation import Answer, Request, Run, converse
+from bench.peers.drivers.conversation import Answer, Facts, Request, Run, converse
+
+_TOLD = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "INFERENCE_NUM_THREADS")
 
 
-def load(model: str, slots: int, kv_gib: int) -> Run:
+def load(model: str, slots: int, kv_gib: int, given: dict[str, str]) -> tuple[Run, Facts]:
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = slots
     scheduler.cache_size = kv_gib
-    pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU")
-    return lambda requests, max_concurrency: run(pipeline, requests, max_concurrency)
+    scheduler.dynamic_split_fuse = True
+    for name, value in given.items():
+        if not name.isupper():
+            setattr(scheduler, name, int(value))
+    # Left alone it may take fewer threads than there are cores.
+    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
+    properties |= {name: value for name, value in given.items() if name.isupper()}
+    pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", properties)
+    return lambda requests, max_concurrency: run(pipeline, requests, max_concurrency), _facts(scheduler, properties)
+
+
+def _facts(scheduler: Any, properties: dict[str, Any]) -> Facts:
+    """The plugin's own defaults where nothing was given: its cache has fewer bits than the others'."""
+    core = openvino.Core()
+    told = {name: properties[name] if name in properties else core.get_property("CPU", name) for name in _TOLD}
+    named = {name: v.get_type_name() if isinstance(v, openvino.Type) else str(v) for name, v in told.items()}
+    return {**named, "tokens a step": int(scheduler.max_num_batched_tokens)}
 
 
 def run(pipeline: Any, requests: list[Request], max_concurrency: int) -> list[Answer]:
@@ -51,4 +73,6 @@ def _read(handle: Any, answer: Answer, now_s: float) -> None:
 
 
 if __name__ == "__main__":
-    converse(lambda: load(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    converse(
+        lambda: load(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), dict(word.split("=", 1) for word in sys.argv[4:]))
+    )

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-from bench.peers.drivers.conversation import Answer, Request, Run, converse
+from bench.peers.drivers.conversation import Answer, Facts, Request, Run, converse
 
 _PAGE_SIZE = 256
 _NO_END = -1
 
 
-def load(model: str, slots: int, kv_tokens: int) -> Run:
+def load(model: str, slots: int, kv_tokens: int) -> tuple[Run, Facts]:
     weights: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="sdpa")
     manager = weights.init_continuous_batching(
         generation_config=GenerationConfig(do_sample=False, eos_token_id=_NO_END, pad_token_id=0),  # type: ignore[no-untyped-call]
@@ -26,7 +26,8 @@ def load(model: str, slots: int, kv_tokens: int) -> Run:
         ),
     )
     manager.start()
-    return lambda requests, max_concurrency: run(manager, requests, max_concurrency)
+    facts: Facts = {"weights and cache": "bfloat16", "threads": torch.get_num_threads()}
+    return lambda requests, max_concurrency: run(manager, requests, max_concurrency), facts
 
 
 def run(manager: Any, requests: list[Request], max_concurrency: int) -> list[Answer]:

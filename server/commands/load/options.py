@@ -133,7 +133,7 @@ def _add_generation_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--ignore-eos",
         action="store_true",
-        help="generate all tokens (sends ignore_eos and min_tokens, which not every server has)",
+        help="generate all tokens (sends ignore_eos, which not every server has)",
     )
     group.add_argument(
         "--warmup", type=_count, default=0, metavar="N", help="requests before, not counted [default: 0]"

@@ -51,7 +51,7 @@ class Target:
             "stream_options": {"include_usage": True},
         }
         if self.ignore_eos:
-            body |= {"ignore_eos": True, "min_tokens": item.max_tokens}
+            body["ignore_eos"] = True
         return msgspec.json.encode(body)
 
     async def ask(self, item: LoadItem, body: bytes) -> RequestRecord:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from bench.peers.arms import Launch, Setting, parse_arms
 from bench.peers.drivers.conversation import Answer
 from bench.peers.figures import Start, Surroundings, Window, median, of, ratios, rotated, window_of
-from bench.peers.loads import fixed_load, parse_streams, skewed_load, warm_up_load
+from bench.peers.loads import Load, fixed_load, parse_streams, skewed_load, wake_up_load, warm_up_of
+from bench.peers.machine import proc_bytes
 from bench.peers.report import Comparison, format_report
 from bench.peers.roofline import ModelBytes, bytes_read, ceiling_tokens_per_s, kv_bytes_per_token
 from bench.peers.serving import RunningArm, load_run
@@ -39,7 +40,7 @@ def run(requests, max_concurrency):
 
 def load():
     print("the peer talks while it loads")
-    return run
+    return run, {"threads": 2}
 
 converse(load)
 """
@@ -58,6 +59,7 @@ def window(arm: str, number: int, tokens_per_s: float, load: str = "1 streams", 
         num_failed=0,
         missing_tokens=0,
         bandwidth_gb_per_s=40.0,
+        arm_cores=1.9,
         foreign_cores=0.0,
         ceiling_tokens_per_s=80.0,
     )
@@ -65,7 +67,7 @@ def window(arm: str, number: int, tokens_per_s: float, load: str = "1 streams", 
 
 
 def comparison(windows: list[Window], arms: list[str], loads: list[str]) -> Comparison:
-    starts = [Start(arm=arm, startup_s=2.5, peak_rss=3 * 10**9) for arm in arms]
+    starts = [Start(arm=arm, startup_s=2.5, peak_bytes=3 * 10**9) for arm in arms]
     return Comparison(heading="Peers", facts=["a machine"], arms=arms, loads=loads, windows=windows, starts=starts)
 
 
@@ -91,8 +93,22 @@ def test_the_skewed_load_has_the_same_lengths_in_every_round() -> None:
 
 
 def test_prompts_have_no_special_tokens_and_no_bytes() -> None:
-    ids = itertools.chain.from_iterable(item.prompt for item in warm_up_load(8, 4).items(VOCAB_SIZE, ""))
+    ids = itertools.chain.from_iterable(item.prompt for item in fixed_load(8, 64, 4).items(VOCAB_SIZE, ""))
     assert {259 <= int(str(token)) < VOCAB_SIZE for token in ids} == {True}
+
+
+@pytest.mark.parametrize("load", [fixed_load(32, 128, 128), skewed_load(64, 16)])
+def test_an_arm_is_warmed_up_with_as_many_streams_and_as_long_prompts_that_do_not_come_again(load: Load) -> None:
+    warm_up = warm_up_of(load, 16)
+    assert (warm_up.max_concurrency, warm_up.num_requests) == (load.max_concurrency, load.max_concurrency)
+    assert warm_up.shape.prompt_tokens == load.shape.prompt_tokens
+    assert {item.max_tokens for item in warm_up.items(VOCAB_SIZE, "arm")} == {16}
+    prompts = {tuple(item.prompt) for item in load.items(VOCAB_SIZE, "round 0")}
+    assert prompts.isdisjoint(tuple(item.prompt) for item in warm_up.items(VOCAB_SIZE, "arm"))
+
+
+def test_an_arm_is_woken_up_by_one_short_request() -> None:
+    assert (wake_up_load().num_requests, wake_up_load().longest) == (1, 40)
 
 
 def test_streams_are_whole_numbers() -> None:
@@ -156,14 +172,21 @@ def test_a_window_tells_the_longest_gap_and_the_tokens_that_did_not_come() -> No
     answers = [Answer(2, 10.0, 4, [11.0, 11.1, 11.2, 11.3]), Answer(2, 10.0, 3, [11.0, 11.5, 12.0])]
     run = load_run(answers, items)
     around = Surroundings(
-        arm="a", load="x", round=1, bandwidth_gb_per_s=40.0, foreign_cores=0.5, ceiling_tokens_per_s=35.0
+        arm="a",
+        load="x",
+        round=1,
+        bandwidth_gb_per_s=40.0,
+        arm_cores=1.5,
+        foreign_cores=0.5,
+        ceiling_tokens_per_s=35.0,
     )
     measured = window_of(run, summarize(run, {}), around)
     assert measured.tokens_per_s == pytest.approx(7 / 2)
     assert measured.share_of_ceiling == pytest.approx(0.1)
     assert measured.ttft_ms == pytest.approx(1000.0)
     assert measured.itl_max_ms == pytest.approx(500.0)
-    assert (measured.missing_tokens, measured.num_failed, measured.foreign_cores) == (1, 0, 0.5)
+    assert (measured.missing_tokens, measured.num_failed) == (1, 0)
+    assert (measured.arm_cores, measured.foreign_cores) == (1.5, 0.5)
 
 
 def test_an_answer_without_tokens_has_failed() -> None:
@@ -178,7 +201,7 @@ def test_the_report_has_medians_ratios_and_shares() -> None:
     report = format_report(comparison(windows, ["ours", "theirs"], ["1 streams"]))
     ours, start = cells(report, "ours")
     assert ours[1:8] == ["30.0", "20.0", "40.0", "100.0", "10.0", "20.0", "30.0"]
-    assert ours[8:] == ["80.0", "38%", "40.0", "0.00"]
+    assert ours[8:] == ["80.0", "38%", "40.0", "1.90", "0.00"]
     assert start == ["ours", "1", "2.5", "3.0"]
     assert cells(report, "over theirs") == [["over theirs", "1.50x (1.00 to 2.00)"]]
     assert "not quiet" not in report
@@ -203,9 +226,38 @@ def test_an_arm_may_have_arguments_of_its_own() -> None:
     plain, without_cache = parse_arms("orcinus, orcinus:--no-enable-prefix-caching --seed 3")
     setting = Setting(model=Path("model"), slots=4, max_model_len=256, kv_gib=2)
     command = plain.launch(setting, 8123).command
-    assert without_cache.launch(setting, 8123).command == [*command, "--no-enable-prefix-caching", "--seed", "3"]
+    with_more = without_cache.launch(setting, 8123).command
+    assert with_more == [*command[:-2], "--no-enable-prefix-caching", "--seed", "3", *command[-2:]]
     assert command[command.index("--max-num-seqs") + 1] == "4"
     assert command[command.index("--kv-cache-memory") + 1] == "2GiB"
+
+
+def test_the_loop_alone_is_set_as_the_server_is() -> None:
+    server, loop = parse_arms("orcinus:--quantization=int8,orcinus-loop:--quantization=int8")
+    setting = Setting(model=Path("model"), slots=4, max_model_len=256, kv_gib=2)
+    served, alone = server.launch(setting, 8123).command, loop.launch(setting, 8123).command
+    assert alone[alone.index("model") :] == served[served.index("model") : served.index("--port")]
+    assert alone[-1] == "--quantization=int8"
+
+
+def test_a_server_may_have_an_environment_of_its_own() -> None:
+    setting = Setting(model=Path("model"), slots=4, max_model_len=256, kv_gib=2)
+    for arm in parse_arms("orcinus:OMP_WAIT_POLICY=PASSIVE --seed 3,vllm:OMP_WAIT_POLICY=PASSIVE"):
+        launch = arm.launch(setting, 8123)
+        assert launch.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert not any("PASSIVE" in word for word in launch.command)
+
+
+def test_openvino_tells_what_is_for_its_conversion_from_what_is_for_its_plugin() -> None:
+    setting = Setting(model=Path("model"), slots=4, max_model_len=256, kv_gib=2)
+    plain, other = parse_arms("openvino,openvino:--weight-format int8 KV_CACHE_PRECISION=bf16")
+    assert other.launch(setting, 0).command[3:] == [
+        f"{Path('model').resolve()}-openvino-weight-format-int8",
+        "4",
+        "2",
+        "KV_CACHE_PRECISION=bf16",
+    ]
+    assert plain.launch(setting, 0).command[3:] == [f"{Path('model').resolve()}-openvino", "4", "2"]
 
 
 def test_vllm_is_given_all_cores_and_as_much_cache() -> None:
@@ -242,6 +294,7 @@ def test_a_driver_answers_load_after_load_whatever_its_peer_prints(fake_arm: Run
         assert [record.ttft_s for record in run.records] == [1.0, 1.0]
         assert run.duration_s == 4.0
     assert fake_arm.startup_s > 0
+    assert fake_arm.facts == {"threads": 2}
     assert "talks while it loads" in (tmp_path / "log").read_text()
 
 
@@ -260,6 +313,28 @@ def test_an_arm_that_is_held_can_be_stopped(fake_arm: RunningArm) -> None:
     fake_arm.hold()
     fake_arm.stop()
     assert not fake_arm.process.is_running()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_the_peak_of_an_arm_is_known_once_it_is_held(fake_arm: RunningArm) -> None:
+    assert fake_arm.peak_bytes == 0
+    fake_arm.hold()
+    assert 2**20 < fake_arm.peak_bytes <= 2 * fake_arm.process.memory_info().rss
+
+
+def test_variables_of_the_shell_reach_no_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ORCINUS_MAX_NUM_SEQS", "1")
+    script = "import json, os; print(json.dumps({**os.environ}), flush=True); input()"
+    launch = Launch(command=[sys.executable, "-c", script], environment={"OMP_WAIT_POLICY": "PASSIVE"})
+    with RunningArm(launch, 0, tmp_path / "log") as arm:
+        names = {name for name in arm.facts if name.startswith(("OMP_", "ORCINUS_"))}
+    assert names == {"OMP_WAIT_POLICY"}
+
+
+def test_memory_that_processes_share_is_counted_once() -> None:
+    text = "Rss:     3072 kB\nPss:     1024 kB\nPss_Anon:   10 kB\n"
+    assert (proc_bytes(text, "Rss"), proc_bytes(text, "Pss"), proc_bytes(text, "VmHWM")) == (3 * 2**20, 2**20, 0)
 
 
 def test_an_arm_that_does_not_start_says_where_its_output_is(tmp_path: Path) -> None:

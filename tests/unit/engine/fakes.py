@@ -152,6 +152,7 @@ def fake_config(model: str | Path, **overrides: Any) -> EngineConfig:
         max_model_len=None,
         max_num_seqs=None,
         max_num_batched_tokens=None,
+        target_itl_ms=None,
         kv_cache_memory=None,
         block_size=None,
         enable_prefix_caching=True,

@@ -11,6 +11,7 @@ from engine.sampler import (
     Sampler,
     SamplingRow,
     draw,
+    draw_columns,
     has_penalties,
     invert_cdf,
     penalty_counts,
@@ -74,8 +75,8 @@ def frequencies(probs: torch.Tensor, num_draws: int = 20_000, **params: Any) -> 
     """How often each token came, over as many positions of one seed."""
     logits = probs.log().expand(num_draws, -1)
     sampling = SamplingParams(**params)
-    uniform = torch.from_numpy(uniforms([7] * num_draws, range(num_draws)))
-    tokens = draw(logits, [sampling] * num_draws, uniform)
+    columns = np.array([draw_columns(sampling)] * num_draws, dtype=np.float32)
+    tokens = draw(logits, columns, uniforms([7] * num_draws, range(num_draws)))
     return torch.bincount(tokens, minlength=probs.shape[-1]) / num_draws
 
 
@@ -167,10 +168,10 @@ def test_truncation_by_candidates_equals_truncation_by_sorting() -> None:
     """A flat distribution over a large vocabulary needs more candidates than are looked at first."""
     generator = torch.Generator().manual_seed(1)
     probs = torch.rand(3, 5000, generator=generator)
-    top_p = torch.tensor([[0.9], [0.1], [1.0]])
-    top_k = torch.tensor([[0], [0], [30]])
+    top_p = np.array([0.9, 0.1, 1.0], dtype=np.float32)
+    top_k = np.array([0, 0, 30])
     kept = truncate(probs, top_k, top_p)
-    for i, (k, p) in enumerate(zip(top_k.flatten().tolist(), top_p.flatten().tolist(), strict=True)):
+    for i, (k, p) in enumerate(zip(top_k.tolist(), top_p.tolist(), strict=True)):
         order = probs[i].argsort(descending=True)[: k or None]
         running = probs[i][order].double().cumsum(0)
         count = int((running < p * running[-1]).sum()) + 1 if p < 1 else len(order)
@@ -272,11 +273,10 @@ def test_tokens_as_likely_as_the_last_one_kept_are_kept_too_whatever_shares_the_
     tied[1000:1010] = 2.0
     tied[::2] += 1.0
     flat = torch.zeros(vocab_size)  # needs the whole row sorted, and makes its neighbour's be sorted too
-    params = [SamplingParams(top_k=7), SamplingParams(top_p=0.999)]
-    columns = torch.tensor([[p.top_k, p.top_p] for p in params]).unsqueeze(-1)
+    top_k, top_p = np.array([7, 0]), np.array([1.0, 0.999], dtype=np.float32)
     probs = torch.softmax(torch.stack([tied, flat]), dim=-1)
-    alone = truncate(probs[:1], columns[:1, 0].long(), columns[:1, 1])
-    together = truncate(probs, columns[:, 0].long(), columns[:, 1])
+    alone = truncate(probs[:1], top_k[:1], top_p[:1])
+    together = truncate(probs, top_k, top_p)
     assert torch.equal(alone[0], together[0])
     assert alone[0].nonzero().flatten().tolist() == list(range(1000, 1010))
 

@@ -58,7 +58,8 @@ def test_only_fields_of_openais_api_are_sent(server: ScriptedServer) -> None:
 def test_ends_of_answers_are_ignored_only_if_asked(server: ScriptedServer) -> None:
     assert bench(server, "--output-tokens", "5", "--ignore-eos", "--model", "other", "--temperature", "0.7") == 0
     body = server.load()[0]
-    assert (body["ignore_eos"], body["min_tokens"]) == (True, 5)
+    assert body["ignore_eos"] is True
+    assert "min_tokens" not in body  # it makes some servers mask tokens in every step
     assert (body["model"], body["temperature"]) == ("other", 0.7)
 
 

@@ -1,0 +1,46 @@
+"""How a loaded model's weights are laid out for a CPU: which parts our kernels take over, and in which numbers.
+
+The one place that decides it, once, when a model is loaded.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.attention import NativeBackend
+from engine.decoder_layers import replace_layers
+from engine.kernels.library import load_library
+from engine.model_probe import ServedModel
+from engine.packed_linear import native_kind, pack_linears, pack_tied_head, packed_bytes, packer_for
+
+logger = logging.getLogger(__name__)
+
+
+def lay_out_for_cpu(served: ServedModel, quantization: str | None) -> None:
+    """Change the model in place: whole decoder layers where that can be, then the linear layers that are left."""
+    causal_lm: Any = served.model.causal_lm
+    library, dtype = load_library(), causal_lm.dtype
+    if library is not None:
+        library.use_threads(torch.get_num_threads(), own=False)
+    kind = native_kind(library, dtype, quantization)
+    num_layers = 0
+    if kind is not None and dtype is torch.bfloat16 and isinstance(served.backend, NativeBackend):
+        attentions = {module: (shape, served.specs[module]) for module, shape in served.shapes.items()}
+        num_layers = replace_layers(causal_lm, served.samples, attentions, served.backend, kind)
+    served.samples.clear()
+    pack = packer_for(library, dtype, quantization)
+    num_linears = 0
+    if pack is not None:
+        num_linears += pack_tied_head(causal_lm, pack)
+        num_linears += pack_linears(causal_lm, pack, dtype, keep=[causal_lm.get_input_embeddings().weight])
+    if library is not None and num_layers > 0:
+        library.use_threads(torch.get_num_threads(), own=True)
+    logger.info("%d layers run natively, %d linear layers are packed (%s)", num_layers, num_linears, kind or dtype)
+
+
+def weight_bytes(causal_lm: nn.Module) -> int:
+    """Of all weights as they are used, laid out anew or not."""
+    plain = {tensor.data_ptr(): tensor.nbytes for tensor in (*causal_lm.parameters(), *causal_lm.buffers())}
+    return sum(plain.values()) + packed_bytes(causal_lm)

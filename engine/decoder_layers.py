@@ -1,0 +1,267 @@
+"""Decoder layers of the Llama family as one native call each: norms, projections, rotary positions, attention, MLP.
+
+A layer is replaced if it has the family's parts and, on what the model's own first run fed it, our kernels give what
+its own code gave. So there is no list of models: a layer that scales, clips or norms in a way of its own stays as its
+author wrote it. Knows nothing of requests; where keys and values lie comes from the attention that answers.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import addressof
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.attention import (
+    AttentionSpec,
+    LayerShape,
+    NativeBackend,
+    PagedAttention,
+    answering,
+    attending,
+    batch_metadata,
+)
+from engine.kernels.library import DecoderCall, DecoderLayer, Library
+from engine.mapped_weights import MappedFiles
+from engine.native_linear import Kind, PackedWeight
+
+logger = logging.getLogger(__name__)
+
+_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_HEAD_NORMS = ("q_norm", "k_norm")
+_MOST_HIDDEN = 16384  # MOST_HIDDEN of decoder.cpp
+_SAMPLE_BLOCK = 16
+# Of what a layer adds to its input: the noise of bfloat16, and of 8-bit weights and activations.
+_TOLERANCE: dict[Kind, float] = {"bfloat16": 0.03, "int8": 0.15}
+_ROUNDING = 2**-7  # of the sum, which is stored in bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSample:
+    """What a layer was fed, and what came out: (1, num_tokens, ...) each."""
+
+    hidden: Tensor
+    cosines: Tensor
+    sines: Tensor
+    out: Tensor
+
+
+LayerSamples = dict[nn.Module, LayerSample]
+
+
+@contextmanager
+def samples_of_layers(model: nn.Module) -> Iterator[LayerSamples]:
+    """Note what runs through every layer that may be replaced, as long as this lasts."""
+    samples: LayerSamples = {}
+
+    def note(layer: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any], out: object) -> None:
+        hidden = inputs[0] if inputs else given.get("hidden_states")
+        match given.get("position_embeddings"), hidden, out:
+            case (Tensor() as cosines, Tensor() as sines), Tensor(), Tensor():
+                samples[layer] = LayerSample(hidden.clone(), cosines, sines, out.clone())
+
+    candidates = [module for module in model.modules() if {name for name, _ in module.named_children()} == _PARTS]
+    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in candidates]
+    try:
+        yield samples
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def replace_layers(
+    model: nn.Module,
+    samples: LayerSamples,
+    attentions: dict[nn.Module, tuple[LayerShape, AttentionSpec]],
+    backend: NativeBackend,
+    kind: Kind,
+) -> int:
+    """Put `NativeDecoderLayer`s in the places of layers that they equal, packing one at a time. Returns how many."""
+    files = MappedFiles()
+    count = 0
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            attention = getattr(layer, "self_attn", None)
+            if layer not in samples or attention not in attentions:
+                continue
+            replacement = _native_layer(layer, samples[layer], *attentions[attention], backend=backend, kind=kind)
+            if replacement is None:
+                continue
+            for linear in _linears(layer):
+                files.let_go(linear.weight)
+            replacement.take_place_of(layer)
+            setattr(parent, name, replacement)
+            count += 1
+    return count
+
+
+class NativeDecoderLayer(nn.Module):
+    """One layer: (1, num_tokens, hidden_size) to the same, over the cache of whoever answers for `self_attn`."""
+
+    def __init__(self, layer: Any, shape: LayerShape, spec: AttentionSpec, library: Library, kind: Kind) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self._library, self._spec = library, spec
+        self._num_heads = attention.q_proj.out_features // shape.key_dim
+        self._qkv = _packed(library, [attention.q_proj, attention.k_proj, attention.v_proj], kind)
+        self._out = _packed(library, [attention.o_proj], kind)
+        self._gate_up = _packed(library, [mlp.gate_proj, mlp.up_proj], kind, alternates=True)
+        self._down = _packed(library, [mlp.down_proj], kind)
+        head_norms = [getattr(attention, name, None) for name in _HEAD_NORMS]
+        self._norms = [getattr(layer, name) for name in _NORMS] + head_norms
+        self._native = self._structure(shape.key_dim)
+        self.self_attn: nn.Module = attention
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(weight.nbytes for weight in (self._qkv, self._out, self._gate_up, self._down))
+
+    def take_place_of(self, layer: nn.Module) -> None:
+        """Let the layer's own projections go, and answer to the names that the model's code knows it by."""
+        for name in _PROJECTIONS:
+            delattr(self.self_attn, name)
+        for name, value in vars(layer).items():
+            if not name.startswith("_") and name not in vars(self):
+                setattr(self, name, value)
+
+    def _structure(self, head_dim: int) -> DecoderLayer:
+        weights = [None if norm is None else norm.weight.data_ptr() for norm in self._norms]
+        eps = [0.0 if norm is None else _eps(norm) for norm in self._norms]
+        return DecoderLayer(
+            qkv=addressof(self._qkv.native),
+            attention_out=addressof(self._out.native),
+            gate_up=addressof(self._gate_up.native),
+            down=addressof(self._down.native),
+            attention_norm=weights[0],
+            mlp_norm=weights[1],
+            query_norm=weights[2],
+            key_norm=weights[3],
+            attention_eps=eps[0],
+            mlp_eps=eps[1],
+            query_eps=eps[2],
+            key_eps=eps[3],
+            hidden_size=self._out.out_features,
+            num_heads=self._num_heads,
+            head_dim=head_dim,
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *_positional: object,
+        position_embeddings: tuple[Tensor, Tensor],
+        **_unused: object,
+    ) -> Tensor:
+        assert attention_mask is None
+        paged = answering()
+        assert isinstance(paged, PagedAttention)
+        call = paged.native_call(self.self_attn, self._spec, self._num_heads)
+        hidden = hidden_states[0]
+        cosines, sines = (part[0] for part in position_embeddings)
+        assert cosines.stride() == sines.stride()
+        out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+        self._library.decoder_layer(
+            DecoderCall(
+                layer=addressof(self._native),
+                attention=addressof(call),
+                hidden=hidden.data_ptr(),
+                cosines=cosines.data_ptr(),
+                sines=sines.data_ptr(),
+                out=out.data_ptr(),
+                hidden_stride=hidden.stride(0),
+                rotary_stride=cosines.stride(0),
+                rotary_dim=cosines.shape[1],
+            )
+        )
+        return out
+
+
+def _packed(library: Library, linears: list[nn.Linear], kind: Kind, *, alternates: bool = False) -> PackedWeight:
+    weights = [linear.weight.detach() for linear in linears]
+    biases = [None if linear.bias is None else linear.bias.detach() for linear in linears]
+    return PackedWeight(library, kind, weights, biases, alternates=alternates)
+
+
+def _linears(layer: Any) -> list[nn.Linear]:
+    return [getattr(layer.self_attn, name) for name in _PROJECTIONS] + [getattr(layer.mlp, name) for name in _MLP]
+
+
+def _eps(norm: Any) -> float:
+    return float(getattr(norm, "variance_epsilon", None) or norm.eps)
+
+
+def _native_layer(
+    layer: Any, sample: LayerSample, shape: LayerShape, spec: AttentionSpec, *, backend: NativeBackend, kind: Kind
+) -> NativeDecoderLayer | None:
+    """What computes the same as this layer, if anything does."""
+    if not _has_the_parts(layer, shape) or not _can_rotate(sample, shape) or spec.sinks is not None:
+        return None
+    native = NativeDecoderLayer(layer, shape, spec, backend.library, kind)
+    error = _error(native, sample, shape, backend)
+    if error <= _TOLERANCE[kind]:
+        return native
+    logger.info("%s stays as it is: native, it differs by %.2g", type(layer).__name__, error)
+    return None
+
+
+def _has_the_parts(layer: Any, shape: LayerShape) -> bool:
+    try:
+        linears = _linears(layer)
+        norms = [getattr(layer, name) for name in _NORMS]
+        norms += [norm for name in _HEAD_NORMS if (norm := getattr(layer.self_attn, name, None)) is not None]
+        widths = [norm.weight.numel() for norm in norms]
+        eps = [_eps(norm) for norm in norms]
+    except AttributeError:
+        return False
+    if any(type(linear) is not nn.Linear or linear.weight.dtype is not torch.bfloat16 for linear in linears):
+        return False
+    if any(norm.weight.dtype is not torch.bfloat16 or not norm.weight.is_contiguous() for norm in norms) or not all(
+        eps
+    ):
+        return False
+    query, key, value, out, gate, up, down = linears
+    hidden, head_dim, num_kv_heads = query.in_features, shape.key_dim, shape.num_kv_heads
+    return (
+        shape.value_dim == head_dim
+        and key.out_features == value.out_features == num_kv_heads * head_dim
+        and query.out_features == out.in_features
+        and query.out_features % (num_kv_heads * head_dim) == 0
+        and gate.out_features == up.out_features == down.in_features
+        and gate.out_features % 16 == 0
+        and all(linear.in_features == hidden for linear in (key, value, gate, up))
+        and out.out_features == down.out_features == hidden <= _MOST_HIDDEN
+        and widths == [hidden, hidden] + [head_dim] * (len(widths) - 2)
+    )
+
+
+def _can_rotate(sample: LayerSample, shape: LayerShape) -> bool:
+    rotary_dim = sample.cosines.shape[-1]
+    return (
+        rotary_dim % 32 == 0
+        and rotary_dim <= shape.key_dim
+        and sample.cosines.dtype is torch.bfloat16
+        and sample.cosines.shape[0] == 1
+    )
+
+
+def _error(layer: NativeDecoderLayer, sample: LayerSample, shape: LayerShape, backend: NativeBackend) -> float:
+    """How far the layer is off, relative to what it adds to its input, beyond the rounding of its output."""
+    num_tokens = sample.hidden.shape[1]
+    table = np.arange(-(-num_tokens // _SAMPLE_BLOCK), dtype=np.int32).reshape(1, -1)
+    cpu = torch.device("cpu")
+    cache = backend.allocate(shape, table.size, _SAMPLE_BLOCK, torch.bfloat16, cpu)
+    attention = PagedAttention(backend, {layer.self_attn: cache})
+    attention.begin_step(batch_metadata([(0, num_tokens)], table, _SAMPLE_BLOCK, cpu))
+    with attending(attention):
+        out = layer(sample.hidden, position_embeddings=(sample.cosines, sample.sines)).float()
+    wanted = sample.out.float()
+    added = float((wanted - sample.hidden.float()).norm())
+    return (float((out - wanted).norm()) - _ROUNDING * float(wanted.norm())) / max(added, 1e-30)

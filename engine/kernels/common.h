@@ -1,0 +1,168 @@
+// What the kernels share: vectors of 16 lanes, bfloat16, memory to work in, threads, and the structures of the C
+// interface. engine/kernels/library.py has the same structures with the same fields in the same order.
+
+#pragma once
+
+#include <sched.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE inline __attribute__((always_inline))
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#define BEGIN_TARGET(features) PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET _Pragma("clang attribute pop")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#define BEGIN_TARGET(features) _Pragma("GCC push_options") PRAGMA(GCC target(features))
+#define END_TARGET _Pragma("GCC pop_options")
+#endif
+
+namespace orcinus {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef float f32x16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t u16x16_unaligned __attribute__((vector_size(32), aligned(2), may_alias));
+
+template <class To, class From> INLINE To bits_as(From x) {
+    To y;
+    static_assert(sizeof x == sizeof y, "");
+    __builtin_memcpy(&y, &x, sizeof y);
+    return y;
+}
+
+template <class Whole, class Half> struct Halves {
+    Half low, high;
+    INLINE Halves(Whole x) {
+        __builtin_memcpy(&low, &x, sizeof low);
+        __builtin_memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+    }
+};
+
+INLINE bf16 round_to_bf16(float x) {
+    const uint32_t bits = bits_as<uint32_t>(x);
+    if (x != x) return bf16{static_cast<uint16_t>(bits >> 16 | 0x40)};
+    return bf16{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+INLINE float to_float(float x) { return x; }
+INLINE float to_float(bf16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
+
+INLINE long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
+INLINE long least(long a, long b) { return a < b ? a : b; }
+INLINE long most(long a, long b) { return a > b ? a : b; }
+
+// Memory that an item works in, from its thread's share.
+class Scratch {
+public:
+    explicit INLINE Scratch(char* at) : at_(at) {}
+    template <class T> INLINE T* take(long count) {
+        T* taken = reinterpret_cast<T*>(at_);
+        at_ += round_up(count * sizeof(T), 64);
+        return taken;
+    }
+
+private:
+    char* at_;
+};
+
+// Memory that a calling thread keeps from call to call.
+class Arena {
+public:
+    // Null where there is not enough; what it held before is gone.
+    char* reserve(long bytes) {
+        if (bytes <= capacity_) return memory_;
+        free(memory_);
+        capacity_ = round_up(bytes + bytes / 2, 64);
+        memory_ = static_cast<char*>(aligned_alloc(64, capacity_));
+        if (memory_ == nullptr) capacity_ = 0;
+        return memory_;
+    }
+
+private:
+    char* memory_ = nullptr;
+    long capacity_ = 0;
+};
+
+}  // namespace orcinus
+
+using namespace orcinus;
+
+extern "C" {
+
+// Where the tokens of a step lie: sequence i has tokens query_start[i] to query_start[i + 1].
+struct Step {
+    int64_t num_tokens, num_seqs, block_size, table_stride;
+    const int32_t *query_start, *seq_lens, *block_tables;
+    const int64_t* slots;
+};
+
+// One layer's cache: blocks of (num_kv_heads, block_size, dim).
+struct Cache {
+    void *keys, *values;
+    int64_t num_kv_heads, key_dim, value_dim, is_bf16;
+};
+
+// Strides count elements; the last dimension is contiguous. A window, a softcap or sinks of 0 mean none.
+struct Attention {
+    const Step* step;
+    const Cache* cache;
+    const void *query, *new_keys, *new_values;
+    void* out;
+    int64_t out_token, query_token, query_head, key_token, key_head, value_token, value_head;
+    int64_t num_heads, window;
+    float scale, softcap;
+    const float* sinks;
+};
+
+// What runs a function in several threads: GOMP_parallel of the OpenMP runtime that the process has, or
+// orcinus_parallel. Without it the calling thread works alone.
+struct Team {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+    int64_t num_threads;
+};
+
+// attention.cpp
+EXPORT int64_t orcinus_best_level();
+EXPORT int64_t orcinus_attend(const Attention* call, const Team* team, int64_t level);
+}
+
+namespace orcinus {
+
+template <class Body> struct ParallelFor {
+    const Body& body;
+    const long count;
+    std::atomic<long> next;
+
+    static void run(void* data) {
+        ParallelFor& work = *static_cast<ParallelFor*>(data);
+        for (long i; (i = work.next.fetch_add(1, std::memory_order_relaxed)) < work.count;) work.body(i);
+    }
+};
+
+// body(i) for i from 0 to count, in any order, by whichever threads come.
+template <class Body> void parallel_for(const Team& team, long count, const Body& body) {
+    ParallelFor<Body> work = {body, count, {0}};
+    if (count < 2 || team.parallel == nullptr || team.num_threads < 2) return work.run(&work);
+    team.parallel(work.run, &work, static_cast<unsigned>(least(team.num_threads, count)), 0);
+}
+
+}  // namespace orcinus

@@ -1,0 +1,73 @@
+// A tile of a product for one kind of numbers: linear.cpp includes this file once per kind, each time in a namespace of
+// its own, for the instruction set that multiplies them. KERNEL_INT8 says which kind.
+
+#if KERNEL_INT8
+typedef __m512i Sum;
+INLINE Sum dot(Sum sum, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(sum, a, b); }
+INLINE Sum zero() { return _mm512_setzero_si512(); }
+INLINE void put(uint32_t* out, Sum sum) { _mm512_store_si512(out, sum); }
+#else
+typedef __m512 Sum;
+INLINE Sum dot(Sum sum, __m512i a, __m512i b) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+INLINE Sum zero() { return _mm512_setzero_ps(); }
+INLINE void put(uint32_t* out, Sum sum) { _mm512_store_ps(out, sum); }
+#endif
+
+// NUM_ROWS rows times one panel, into (NUM_ROWS, PANEL). `next`, where there is one, is fetched from memory meanwhile:
+// with few rows what comes next is read in time anyway.
+template <int NUM_ROWS, bool FETCHES>
+void tile(const uint32_t* rows, long stride, const uint32_t* panel, long num_lanes, const uint32_t* next,
+          uint32_t* out) {
+    Sum first[NUM_ROWS], second[NUM_ROWS];
+    UNROLL for (int m = 0; m < NUM_ROWS; m++) {
+        first[m] = zero();
+        second[m] = zero();
+    }
+    for (long lane = 0; lane < num_lanes; lane++, panel += PANEL) {
+        const __m512i low = _mm512_load_si512(panel), high = _mm512_load_si512(panel + 16);
+        if (FETCHES) {
+            _mm_prefetch(next + lane * PANEL, _MM_HINT_T1);
+            _mm_prefetch(next + lane * PANEL + 16, _MM_HINT_T1);
+        } else {
+            _mm_prefetch(panel + AHEAD, _MM_HINT_T0);
+            _mm_prefetch(panel + AHEAD + 16, _MM_HINT_T0);
+        }
+        UNROLL for (int m = 0; m < NUM_ROWS; m++) {
+            const __m512i x = _mm512_set1_epi32(static_cast<int>(rows[m * stride + lane]));
+            first[m] = dot(first[m], x, low);
+            second[m] = dot(second[m], x, high);
+        }
+    }
+    UNROLL for (int m = 0; m < NUM_ROWS; m++) {
+        put(out + m * PANEL, first[m]);
+        put(out + m * PANEL + 16, second[m]);
+    }
+}
+
+template <int NUM_ROWS> TileKernel tile_of(bool fetches) {
+    return fetches ? tile<NUM_ROWS, true> : tile<NUM_ROWS, false>;
+}
+
+TileKernel tile_kernel(long num_rows, bool fetches) {
+    switch (num_rows) {
+        case 1: return tile_of<1>(fetches);
+        case 2: return tile_of<2>(fetches);
+        case 3: return tile_of<3>(fetches);
+        case 4: return tile_of<4>(fetches);
+        case 5: return tile_of<5>(fetches);
+        case 6: return tile_of<6>(fetches);
+        case 7: return tile_of<7>(fetches);
+        case 8: return tile_of<8>(fetches);
+#if !KERNEL_INT8
+        case 9: return tile_of<9>(fetches);
+        case 10: return tile_of<10>(fetches);
+        case 11: return tile_of<11>(fetches);
+        case 12: return tile_of<12>(fetches);
+        case 13: return tile_of<13>(fetches);
+        case 14: return tile_of<14>(fetches);
+#endif
+        default: return nullptr;
+    }
+}

@@ -1,0 +1,82 @@
+// Vectors of 16 lanes, lowered by the compiler to whatever the instruction set has. Included in a namespace per set, with
+// AVX512 as 1 where its intrinsics are there.
+
+#if AVX512
+INLINE __m512 as_m512(f32x16 x) { return reinterpret_cast<__m512>(x); }
+#endif
+
+INLINE f32x16 splat(float x) { return f32x16{} + x; }
+
+INLINE f32x16 load(const float* p) { return *reinterpret_cast<const f32x16_unaligned*>(p); }
+
+INLINE void store(float* p, f32x16 x) { *reinterpret_cast<f32x16_unaligned*>(p) = x; }
+
+INLINE f32x16 widen(const bf16* p) {
+    const u16x16 raw = *reinterpret_cast<const u16x16_unaligned*>(p);
+    return bits_as<f32x16>(__builtin_convertvector(raw, u32x16) << 16);
+}
+
+INLINE f32x16 load_as_float(const float* p) { return load(p); }
+INLINE f32x16 load_as_float(const bf16* p) { return widen(p); }
+
+template <class Stored> INLINE f32x16 load_first(const Stored* p, long count) {
+    Stored padded[16] = {};
+    __builtin_memcpy(padded, p, count * sizeof(Stored));
+    return load_as_float(padded);
+}
+
+INLINE float sum_of(f32x16 x) {
+    const Halves<f32x16, f32x8> h16(x);
+    const Halves<f32x8, f32x4> h8(h16.low + h16.high);
+    const f32x4 v = h8.low + h8.high;
+    return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
+// The sums of four vectors, next to each other.
+INLINE void store_sums(float* out, f32x16 a, f32x16 b, f32x16 c, f32x16 d) {
+#if AVX512
+    const __m512 v0 = as_m512(a), v1 = as_m512(b), v2 = as_m512(c), v3 = as_m512(d);
+    const __m512d ab = _mm512_castps_pd(_mm512_unpacklo_ps(v0, v1) + _mm512_unpackhi_ps(v0, v1));
+    const __m512d cd = _mm512_castps_pd(_mm512_unpacklo_ps(v2, v3) + _mm512_unpackhi_ps(v2, v3));
+    const __m512 x = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)) + _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+    const __m256 y = _mm512_castps512_ps256(x) + _mm512_extractf32x8_ps(x, 1);
+    _mm_storeu_ps(out, _mm256_castps256_ps128(y) + _mm256_extractf128_ps(y, 1));
+#else
+    out[0] = sum_of(a);
+    out[1] = sum_of(b);
+    out[2] = sum_of(c);
+    out[3] = sum_of(d);
+#endif
+}
+
+INLINE float max_of(f32x16 x) {
+    const Halves<f32x16, f32x8> h16(x);
+    const Halves<f32x8, f32x4> h8(h16.low > h16.high ? h16.low : h16.high);
+    const f32x4 v = h8.low > h8.high ? h8.low : h8.high;
+    const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+}
+
+// exp to about 2 units in the last place; 0 below -87, and NaN stays NaN.
+INLINE f32x16 exp_of(f32x16 x) {
+    const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const f32x16 shifted = x * 1.44269504f + shift;
+    const f32x16 n = shifted - shift;
+    const f32x16 r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    f32x16 p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const u32x16 scaled = bits_as<u32x16>(p) + (bits_as<u32x16>(shifted) << 23);
+    const f32x16 y = x == x ? bits_as<f32x16>(scaled) : x;
+    return x < -87.0f ? f32x16{} : y;
+}
+
+INLINE f32x16 tanh_of(f32x16 x) {
+    const f32x16 top = splat(40.0f);
+    const f32x16 doubled = x * 2.0f;
+    return 1.0f - 2.0f / (exp_of(doubled > top ? top : doubled) + 1.0f);
+}

@@ -1,0 +1,130 @@
+"""Linear layers that our own kernels multiply (`engine/kernels/linear.cpp`), in bfloat16 or in 8-bit integers.
+
+A weight is packed once, into memory of its own; several of one input can be packed as one. In 8 bits each column has
+a scale, and so has each row of what it is multiplied by, at the time: sums are exact, and rounding happens where
+numbers become integers. Knows nothing of models.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.host_memory import zeroed_bytes
+from engine.int8_linear import joined_bias
+from engine.kernels.library import Library, Linear
+
+Kind = Literal["bfloat16", "int8"]
+
+_PANEL = 32  # columns that lie together; PANEL of linear.h
+_PER_LANE = {"bfloat16": 2, "int8": 4}
+# Times 255 times 127, this is the largest sum that 32 bits hold.
+_MOST_INT8_INPUTS = 65536
+
+
+class PackedWeight:
+    """The packed rows of one or more weights (out_features, in_features), with their biases.
+
+    With `alternates`, two weights of equal size take turns by sixteen rows, as a gated product wants them.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        kind: Kind,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        *,
+        alternates: bool = False,
+    ) -> None:
+        weights = [weight.to(torch.bfloat16).contiguous() for weight in weights]
+        self.kind = kind
+        self.in_features = weights[0].shape[1]
+        self.out_features = sum(weight.shape[0] for weight in weights)
+        assert kind == "bfloat16" or self.in_features <= _MOST_INT8_INPUTS
+        self._num_lanes = -(-self.in_features // _PER_LANE[kind])
+        self._num_columns = -(-self.out_features // _PANEL) * _PANEL
+        self._panels = zeroed_bytes(self._num_columns * self._num_lanes * 4)
+        self._scales, self._sums = self._per_column(torch.float32), self._per_column(torch.int32)
+        self._bias = self._per_column(torch.float32) if any(bias is not None for bias in biases) else None
+        self.native = self._structure()
+        spread = 2 if alternates else 1
+        first = 0
+        for weight, bias in zip(weights, biases, strict=True):
+            self._pack(library, weight, bias, first, spread)
+            first += _PANEL // 2 if alternates else weight.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self._panels.nbytes
+
+    def _per_column(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(self._num_columns, dtype=dtype)
+
+    def _structure(self) -> Linear:
+        return Linear(
+            panels=self._panels.data_ptr(),
+            scales=self._scales.data_ptr(),
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            sums=self._sums.data_ptr(),
+            in_features=self.in_features,
+            out_features=self.out_features,
+            is_int8=self.kind == "int8",
+        )
+
+    def _pack(self, library: Library, weight: Tensor, bias: Tensor | None, first: int, spread: int) -> None:
+        count = weight.shape[0]
+        library.pack(self.native, weight.data_ptr(), weight.stride(0), count, first=first, spread=spread)
+        if bias is not None:
+            assert self._bias is not None
+            rows = torch.arange(count)
+            self._bias[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """(n,) columns of the packed weight, which were rows of the plain one: (n, in_features), in bfloat16."""
+        assert self.kind == "bfloat16"
+        lanes = self._panels.view(torch.int32).view(-1, self._num_lanes, _PANEL)
+        rows = lanes[indices // _PANEL, :, indices % _PANEL]
+        return rows.view(torch.bfloat16)[:, : self.in_features]
+
+    def unpacked(self) -> Tensor:
+        """(out_features, in_features) in bfloat16, in the order of the packed columns."""
+        per_lane = _PER_LANE[self.kind]
+        dtype = torch.bfloat16 if self.kind == "bfloat16" else torch.int8
+        panels = self._panels.view(dtype).view(-1, self._num_lanes, _PANEL, per_lane)
+        rows = panels.transpose(1, 2).reshape(self._num_columns, -1)[: self.out_features, : self.in_features]
+        if self.kind == "bfloat16":
+            return rows
+        return (rows.float() * self._scales[: self.out_features, None]).bfloat16()
+
+
+class NativeLinear(nn.Module):
+    """`F.linear` with a packed weight: (..., in_features) to (..., out_features), in bfloat16."""
+
+    def __init__(
+        self, library: Library, kind: Kind, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+    ) -> None:
+        super().__init__()
+        self._library = library
+        self.packed = PackedWeight(library, kind, weights, biases)
+        self.in_features, self.out_features = self.packed.in_features, self.packed.out_features
+        self.packed_bytes = self.packed.nbytes
+        self.bias = joined_bias(biases)
+
+    @property
+    def weight(self) -> Tensor:
+        """(out_features, in_features), unpacked once more: for the odd model that multiplies by hand."""
+        return self.packed.unpacked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.to(torch.bfloat16).reshape(-1, self.in_features)
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
+        out = rows.new_empty(rows.shape[0], self.out_features)
+        self._library.linear(self.packed.native, rows.data_ptr(), rows.stride(0), rows.shape[0], out.data_ptr())
+        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+
+def can_multiply(library: Library, kind: Kind) -> bool:
+    """Whether this CPU multiplies in this kind."""
+    return library.has_bf16_linear if kind == "bfloat16" else library.has_int8_linear

@@ -1,0 +1,91 @@
+"""What the model runner keeps of its requests as arrays: a row each, for tokens, block table and counts.
+
+A step reads and changes the rows of all its requests with a few numpy operations, however many there are. Knows nothing
+of sampling, plans or devices.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_FIRST_ROWS = 32
+_FIRST_TOKENS = 256
+_FIRST_BLOCKS = 16
+
+
+class RequestRows:
+    """Used by one thread. Arrays grow by doubling; a row that was removed is the next one to be used.
+
+    `is_finite` says whose blocks are known to hold finite numbers only.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.num_tokens = np.zeros(_FIRST_ROWS, dtype=np.int64)
+        self.num_blocks = np.zeros(_FIRST_ROWS, dtype=np.int64)
+        self.is_finite = np.zeros(_FIRST_ROWS, dtype=np.bool_)
+        self._tokens = np.zeros((_FIRST_ROWS, _FIRST_TOKENS), dtype=np.int32)
+        self._tables = np.zeros((_FIRST_ROWS, _FIRST_BLOCKS), dtype=np.int32)
+        self._free = list(range(_FIRST_ROWS - 1, -1, -1))
+
+    def add(self, token_ids: Sequence[int]) -> int:
+        """A row for a request with these tokens and no blocks."""
+        if not self._free:
+            self._add_rows()
+        row = self._free.pop()
+        self._reserve_tokens(len(token_ids))
+        self._tokens[row, : len(token_ids)] = token_ids
+        self.num_tokens[row] = len(token_ids)
+        self.is_finite[row] = False
+        return row
+
+    def remove(self, row: int) -> None:
+        self._tables[row, : self.num_blocks[row]] = 0
+        self.num_blocks[row] = 0
+        self._free.append(row)
+
+    def extend_blocks(self, row: int, block_ids: Sequence[int]) -> None:
+        first = int(self.num_blocks[row])
+        end = first + len(block_ids)
+        if end > self._tables.shape[1]:
+            self._tables = _widened(self._tables, end)
+        self._tables[row, first:end] = block_ids
+        self.num_blocks[row] = end
+
+    def blocks(self, row: int) -> NDArray[np.int32]:
+        return self._tables[row, : self.num_blocks[row]]
+
+    def append(self, rows: NDArray[np.int64], token_ids: Sequence[int]) -> None:
+        """One token for each of `rows`, which are all different."""
+        ends = self.num_tokens[rows]
+        self._reserve_tokens(int(ends.max(initial=0)) + 1)
+        self._tokens[rows, ends] = token_ids
+        self.num_tokens[rows] = ends + 1
+
+    def tokens(self, rows: NDArray[np.int64] | int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The token of each row at each position."""
+        tokens: NDArray[np.int32] = self._tokens[rows, positions]
+        return tokens.astype(np.int64)
+
+    def tables(self, rows: NDArray[np.int64], longest: int) -> NDArray[np.int32]:
+        """(num_rows, max_blocks), as wide as it takes for `longest` tokens; after a row's own blocks come zeros."""
+        return self._tables[:, : -(-longest // self.block_size)][rows]
+
+    def _add_rows(self) -> None:
+        count = len(self.num_tokens)
+        for name in ("num_tokens", "num_blocks", "is_finite", "_tokens", "_tables"):
+            array = getattr(self, name)
+            setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+        self._free = list(range(2 * count - 1, count - 1, -1))
+
+    def _reserve_tokens(self, count: int) -> None:
+        if count > self._tokens.shape[1]:
+            self._tokens = _widened(self._tokens, count)
+
+
+def _widened(rows: NDArray[np.int32], width: int) -> NDArray[np.int32]:
+    """The same rows with room for `width` columns or more, zeros behind what was there."""
+    widened = np.zeros((rows.shape[0], max(width, 2 * rows.shape[1])), dtype=np.int32)
+    widened[:, : rows.shape[1]] = rows
+    return widened

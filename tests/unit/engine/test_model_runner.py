@@ -1,0 +1,156 @@
+"""What a plan becomes before the model runs, and what its tokens become afterwards; the model is a stand-in."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.attention import AttentionMetadata
+from engine.device import CpuMonitor
+from engine.messages import NewRequest, ScheduledRequest, StepPlan
+from engine.model_runner import ModelRunner
+from engine.sampler import Sampler
+from engine.sampling_params import SamplingParams
+
+CPU = torch.device("cpu")
+VOCAB_SIZE = 100
+BLOCK = 4
+
+
+class CountingModel:
+    """Says the number after the last token, and notes what it was asked."""
+
+    vocab_size = VOCAB_SIZE
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[list[int], list[int]]] = []
+
+    def hidden_states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        assert token_ids.dtype == positions.dtype == torch.int64
+        self.steps.append((token_ids.tolist(), positions.tolist()))
+        return token_ids.unsqueeze(1).float()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        following = (hidden[:, 0].long() + 1) % VOCAB_SIZE
+        logits = torch.nn.functional.one_hot(following, VOCAB_SIZE).float()
+        logits[following == POISON] = torch.nan
+        return logits
+
+
+POISON = 50
+
+
+class NotedAttention:
+    def __init__(self) -> None:
+        self.metas: list[AttentionMetadata] = []
+        self.scrubbed: list[list[int]] = []
+
+    def begin_step(self, meta: AttentionMetadata) -> None:
+        self.metas.append(meta)
+
+    def scrub(self, block_ids: Tensor) -> None:
+        self.scrubbed.append(block_ids.tolist())
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.model, self.attention = CountingModel(), NotedAttention()
+        self.runner = ModelRunner(
+            self.model,  # type: ignore[arg-type]
+            self.attention,  # type: ignore[arg-type]
+            Sampler([1]),
+            block_size=BLOCK,
+            device=CPU,
+            device_monitor=CpuMonitor(),
+            make_compiler=lambda: pytest.fail("no grammar here"),
+        )
+
+    def step(
+        self, *scheduled: ScheduledRequest, new: list[NewRequest] | None = None, released: list[str] | None = None
+    ) -> dict[str, list[int]]:
+        plan = StepPlan(scheduled=list(scheduled), new_requests=new or [], released=released or [])
+        self.result = self.runner.execute(plan)
+        return self.result.sampled_token_ids
+
+
+def new(name: str, token_ids: list[int], **params: object) -> NewRequest:
+    sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
+    return NewRequest(request_id=name, token_ids=token_ids, num_prompt_tokens=len(token_ids), sampling=sampling)
+
+
+def share(name: str, first: int, count: int, blocks: list[int] | None = None, samples: bool = True) -> ScheduledRequest:
+    return ScheduledRequest(
+        request_id=name, num_computed_tokens=first, num_tokens=count, new_block_ids=blocks or [], samples=samples
+    )
+
+
+def test_single_tokens_run_before_chunks_whatever_the_order_of_the_plan() -> None:
+    bench = Bench()
+    requests = [new("a", [10, 11, 12, 13, 14, 15]), new("b", [20])]
+    assert bench.step(share("a", 0, 5, [3, 4], samples=False), share("b", 0, 1, [7]), new=requests) == {"b": [21]}
+    assert bench.model.steps == [([20, 10, 11, 12, 13, 14], [0, 0, 1, 2, 3, 4])]
+    meta = bench.attention.metas[0]
+    assert (meta.query_start, meta.seq_lens, meta.num_decodes) == ([0, 1, 6], [1, 5], 1)
+    assert meta.slots.tolist() == [28, 12, 13, 14, 15, 16]
+    assert meta.block_tables.tolist() == [[7, 0], [3, 4]]
+    assert bench.step(share("b", 1, 1), share("a", 5, 1)) == {"b": [22], "a": [16]}
+    assert bench.model.steps[1] == ([21, 15], [1, 5])
+    assert bench.attention.metas[1].slots.tolist() == [29, 17]
+
+
+def test_a_request_that_comes_back_goes_on_with_the_tokens_and_blocks_it_brings() -> None:
+    bench = Bench()
+    bench.step(share("a", 0, 2, [0, 1]), share("b", 0, 1, [2]), new=[new("a", [5, 6]), new("b", [30])])
+    bench.step(share("b", 1, 1), released=["a"])
+    tokens = bench.step(share("b", 2, 1), share("a", 0, 3, [9]), new=[new("a", [5, 6, 7])])
+    assert tokens == {"b": [33], "a": [8]}
+    assert bench.model.steps[-1] == ([32, 5, 6, 7], [2, 0, 1, 2])
+    assert bench.attention.metas[-1].block_tables.tolist() == [[2], [9]]
+
+
+def test_a_single_token_of_a_prompt_that_is_not_its_last_is_the_right_one() -> None:
+    bench = Bench()
+    assert bench.step(share("a", 0, 1, [0], samples=False), new=[new("a", [5, 6, 7])]) == {}
+    assert bench.step(share("a", 1, 2)) == {"a": [8]}
+    assert bench.model.steps == [([5], [0]), ([6, 7], [1, 2])]
+
+
+def test_many_requests_each_continue_their_own_text() -> None:
+    """More than the arrays have room for at first, in another order in each step, for longer than they have room."""
+    bench, count = Bench(), 70
+    rng = np.random.default_rng(0)
+    requests = [new(f"r{i}", [i % 7] * 200) for i in range(count)]
+    width = 75
+    for i, request in enumerate(requests):
+        blocks = [*range(i * width, (i + 1) * width)]
+        bench.step(share(request.request_id, 0, 200, blocks), new=[request])
+    for step in range(80):
+        order = rng.permutation(count)
+        tokens = bench.step(*(share(f"r{i}", 200 + step, 1) for i in order if i % 7 + step + 2 < POISON))
+        assert all(tokens[f"r{i}"] == [i % 7 + step + 2] for i in order if f"r{i}" in tokens)
+        assert list(tokens) == [f"r{i}" for i in order if f"r{i}" in tokens]
+        if not tokens:
+            break
+    slots = bench.attention.metas[70].slots.tolist()
+    assert len(set(slots)) == count
+
+
+def test_a_broken_row_fails_alone_and_its_blocks_are_scrubbed_for_the_next() -> None:
+    bench = Bench()
+    tokens = bench.step(share("a", 0, 1, [3]), share("b", 0, 1, [5]), new=[new("a", [POISON - 1]), new("b", [7])])
+    assert tokens == {"b": [8]}
+    assert bench.result.errors == {"a": "the model's logits are not finite"}
+    bench.step(share("b", 1, 1), released=["a"])
+    assert bench.attention.scrubbed == []
+    bench.step(share("c", 0, 1, [3]), new=[new("c", [1])], released=["b"])
+    assert bench.attention.scrubbed == [[3]]
+    bench.step(share("d", 0, 1, [5]), new=[new("d", [1])])
+    assert bench.attention.scrubbed == [[3]]
+
+
+def test_penalties_see_the_tokens_that_were_chosen() -> None:
+    bench = Bench()
+    bench.step(share("a", 0, 1, [0]), new=[new("a", [5], presence_penalty=2.0)])
+    counts = bench.runner._requests["a"].row.counts
+    assert counts is not None
+    assert counts.output_counts.nonzero().flatten().tolist() == [6]

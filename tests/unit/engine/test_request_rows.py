@@ -1,0 +1,69 @@
+"""Requests as rows of arrays, against requests as lists."""
+
+import random
+
+import numpy as np
+
+from engine.request_rows import RequestRows
+
+BLOCK = 4
+
+
+def rows_of(*rows: int) -> np.ndarray:
+    return np.array(rows, dtype=np.int64)
+
+
+def tokens_of(rows: RequestRows, row: int) -> list[int]:
+    return [int(token) for token in rows.tokens(row, np.arange(rows.num_tokens[row]))]
+
+
+def test_rows_hold_what_lists_would_whatever_comes_and_goes() -> None:
+    """More requests than there are rows at first, longer than there is room at first."""
+    rng, rows = random.Random(0), RequestRows(BLOCK)
+    tokens: dict[int, list[int]] = {}
+    blocks: dict[int, list[int]] = {}
+    for _ in range(600):
+        if len(tokens) < 80 and rng.random() < 0.4:
+            prompt = [rng.randrange(1000) for _ in range(rng.choice([1, 5, 300]))]
+            row = rows.add(prompt)
+            assert row not in tokens
+            tokens[row], blocks[row] = prompt, []
+        elif tokens and rng.random() < 0.3:
+            row = rng.choice([*tokens])
+            rows.remove(row)
+            del tokens[row], blocks[row]
+        chosen = rng.sample([*tokens], rng.randint(0, len(tokens)))
+        sampled = [rng.randrange(1000) for _ in chosen]
+        rows.append(rows_of(*chosen), sampled)
+        for row, token in zip(chosen, sampled, strict=True):
+            tokens[row].append(token)
+            new = [rng.randrange(1, 99) for _ in range(rng.choice([0, 1, 9]))]
+            rows.extend_blocks(row, new)
+            blocks[row] += new
+    assert len(tokens) > 40
+    for row, own in tokens.items():
+        assert tokens_of(rows, row) == own
+        assert rows.blocks(row).tolist() == blocks[row]
+
+
+def test_tables_are_as_wide_as_the_longest_and_end_in_zeros() -> None:
+    rows = RequestRows(BLOCK)
+    long, short = rows.add([1] * 9), rows.add([2])
+    rows.extend_blocks(long, [7, 8, 9])
+    rows.extend_blocks(short, [5])
+    assert rows.tables(rows_of(short, long), 9).tolist() == [[5, 0, 0], [7, 8, 9]]
+    assert rows.tables(rows_of(long), 8).tolist() == [[7, 8]]
+
+
+def test_a_row_that_is_used_again_remembers_nothing() -> None:
+    rows = RequestRows(BLOCK)
+    first = rows.add([1, 2, 3])
+    rows.extend_blocks(first, [4, 5, 6])
+    rows.is_finite[first] = True
+    rows.remove(first)
+    again = rows.add([9])
+    rows.extend_blocks(again, [8])
+    assert again == first
+    assert not rows.is_finite[again]
+    assert tokens_of(rows, again) == [9]
+    assert rows.tables(rows_of(again), 12).tolist() == [[8, 0, 0]]
