@@ -1,8 +1,10 @@
-"""Checks this engine on a GPU, from the repository alone: the truth tests, then a short throughput table.
+"""Checks this engine on a GPU, from the repository alone: the truth tests, then attention, then throughput.
 
     python -m bench.gpu_check [--output FILE] [--model DIR] [--batch-sizes 1,8,32,64,128,256]
 
-Weights are random, in the shape of Qwen3-0.6B unless a model is given: speed does not depend on what they hold.
+Weights are random, in the shape of Qwen3-0.6B unless a model is given: speed does not depend on what they hold. Each
+batch size is measured with steps replayed as CUDA graphs and with every operation launched, where both exist. A decode
+step cannot take less than reading the weights and the KV cache once: the roofline, at the bandwidth of a copy.
 Not a test, and no test imports it.
 """
 
@@ -14,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.gpu_attention import attention_table, copy_bandwidth
 from bench.random_model import write_model
 from config.engine_config import EngineConfig
 from engine.core import EngineCore
@@ -27,6 +30,7 @@ from engine.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
 
 ROOT = Path(__file__).parents[1]
+TRUTH_TESTS = ["tests/gpu", "tests/unit/engine/triton_cases.py"]
 
 
 @dataclass(frozen=True)
@@ -34,30 +38,48 @@ class Measured:
     """One row of the table. Tokens per second include the prefill; a decode step is the median one."""
 
     batch_size: int
+    is_replayed: bool
     tokens_per_s: float
     last_first_token_s: float
     decode_step_ms: float
     utilization: float | None
 
 
+@dataclass(frozen=True)
+class Device:
+    """What was measured of it before: its copies' bytes a second, and its attention backends."""
+
+    copy_bandwidth: float
+    attention_table: str
+
+
 def main() -> int:
     options = parse_arguments()
     print("truth tests", flush=True)
-    passed = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/gpu"], cwd=ROOT, check=False)
+    passed = subprocess.run([sys.executable, "-m", "pytest", "-q", *TRUTH_TESTS], cwd=ROOT, check=False)
     if passed.returncode != 0:
         print("the truth tests failed: no throughput is measured of a wrong answer")
         return passed.returncode
+    device = measure_device(options.device)
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or str(write_model("qwen3-0.6b", Path(scratch)))
         info, runner = build_executor(engine_config(options, model))
-        rows = [
-            measure(info, runner, size, options.prompt_tokens, options.output_tokens) for size in options.batch_sizes
-        ]
-    table = report(info, options, rows)
+        rows = [row for size in options.batch_sizes for row in measure(info, runner, size, options)]
+    table = report(info, options, rows, device)
     print(table)
     if options.output is not None:
         options.output.write_text(table)
     return 0
+
+
+def measure_device(name: str) -> Device:
+    import torch
+
+    device = torch.device(name)
+    bandwidth = copy_bandwidth(device)
+    table = attention_table(device, torch.bfloat16, bandwidth)
+    torch.cuda.empty_cache()  # what is left belongs to the model
+    return Device(bandwidth, table)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -98,10 +120,14 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
     )
 
 
-def measure(info: EngineInfo, runner: ModelRunner, batch_size: int, prompt_tokens: int, output_tokens: int) -> Measured:
-    """All requests arrive at once, and each generates as many tokens."""
-    _run(info, runner, batch_size, prompt_tokens, output_tokens=4)  # warm-up
-    return _run(info, runner, batch_size, prompt_tokens, output_tokens)
+def measure(info: EngineInfo, runner: ModelRunner, batch_size: int, options: argparse.Namespace) -> Iterator[Measured]:
+    """All requests arrive at once, and each generates as many tokens. With graphs first, where there are any."""
+    graphs = runner.graphs
+    for tried in [graphs, None] if graphs is not None else [None]:
+        runner.graphs = tried
+        _run(info, runner, batch_size, options.prompt_tokens, output_tokens=4)  # warm-up
+        yield _run(info, runner, batch_size, options.prompt_tokens, options.output_tokens)
+    runner.graphs = graphs
 
 
 def _run(info: EngineInfo, runner: ModelRunner, batch_size: int, prompt_tokens: int, output_tokens: int) -> Measured:
@@ -136,6 +162,7 @@ def _run(info: EngineInfo, runner: ModelRunner, batch_size: int, prompt_tokens: 
     monitor = runner.device_monitor
     return Measured(
         batch_size,
+        runner.graphs is not None and runner.graphs.can_record,
         num_tokens / elapsed_s,
         last_first_token_s,
         1000 * statistics.median(decode_steps_s),
@@ -143,32 +170,42 @@ def _run(info: EngineInfo, runner: ModelRunner, batch_size: int, prompt_tokens: 
     )
 
 
-def report(info: EngineInfo, options: argparse.Namespace, rows: Sequence[Measured]) -> str:
-    """A markdown page: what ran on what, and the table."""
+def roofline_ms(info: EngineInfo, batch_size: int, context: float, bandwidth: float) -> float:
+    """Reading all weights and, for each sequence, the keys and values of `context` tokens."""
+    kv_bytes = info.kv_cache_bytes / (info.num_kv_blocks * info.block_size)
+    return 1000 * (info.weight_bytes + batch_size * context * kv_bytes) / bandwidth
+
+
+def report(info: EngineInfo, options: argparse.Namespace, rows: Sequence[Measured], device: Device) -> str:
+    """A markdown page: what ran on what, and the tables."""
     import torch
 
+    context = options.prompt_tokens + options.output_tokens / 2
     lines = [
         f"# {info.device_name}",
         "",
         f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, Python {platform.python_version()}; "
         f"`python -m bench.gpu_check {' '.join(sys.argv[1:])}`".rstrip()
-        + ". The truth tests passed.",
+        + f". The truth tests passed. A copy reads and writes {device.copy_bandwidth / 1e9:.0f} GB/s.",
         "",
         f"{options.model or 'Qwen3-0.6B (random weights)'}, {info.num_parameters / 1e9:.2f} B parameters, "
         f"{info.dtype}, attention {info.attention_backend}, {info.num_kv_blocks} blocks of {info.block_size}, "
         f"{info.max_num_batched_tokens} tokens a step; prompts of {options.prompt_tokens}, outputs of "
         f"{options.output_tokens} tokens, all at once.",
         "",
-        "| streams | tokens/s | tokens/s each | last first token, s | decode step, ms | device busy |",
-        "|---:|---:|---:|---:|---:|---:|",
+        "| streams | CUDA graphs | tokens/s | tokens/s each | last first token, s | decode step, ms | roofline, ms "
+        "| device busy |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {row.batch_size} | {row.tokens_per_s:.0f} | {row.tokens_per_s / row.batch_size:.1f} "
-        f"| {row.last_first_token_s:.2f} | {row.decode_step_ms:.1f} "
+        f"| {row.batch_size} | {'on' if row.is_replayed else 'off'} | {row.tokens_per_s:.0f} "
+        f"| {row.tokens_per_s / row.batch_size:.1f} | {row.last_first_token_s:.2f} | {row.decode_step_ms:.1f} "
+        f"| {roofline_ms(info, row.batch_size, context, device.copy_bandwidth):.2f} "
         f"| {'–' if row.utilization is None else f'{row.utilization:.0%}'} |"
         for row in rows
     ]
-    return "\n".join(lines) + "\n"
+    lines += ["", "Attention alone, one layer:", "", device.attention_table]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ layer into the cache and attends over them; it knows nothing of requests, sampli
 in the engine knows how the cache is laid out.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from contextvars import ContextVar
 from ctypes import addressof
 from dataclasses import dataclass
 from functools import cache
+from subprocess import SubprocessError
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +27,8 @@ from engine.host_memory import zeroed_bytes
 from engine.kernels.library import Attention, Cache, Library, Step, load_library
 from engine.step_layout import StepLayout, lay_out
 from engine.transfer import to_device
+
+logger = logging.getLogger(__name__)
 
 ATTENTION_NAME = "orcinus_paged"
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
@@ -218,10 +222,15 @@ class PagedAttention:
         return self.backend.run(self._layers[module], query, keys, values, spec=spec, meta=self._meta)
 
     def native_call(self, module: nn.Module, spec: AttentionSpec, num_heads: int) -> Attention:
-        """For code that calls the native kernels itself: all of a layer's call but its tensors."""
+        """For code that calls the native kernels itself: a layer's call without its tensors, good for all steps."""
+        assert isinstance(self.backend, NativeBackend)
+        return self.backend.call(self._layers[module], num_heads, spec)
+
+    def begin_native_step(self) -> None:
+        """Let the calls of an earlier step serve this one."""
         assert self._meta is not None
         assert isinstance(self.backend, NativeBackend)
-        return self.backend.call(self._layers[module], num_heads, spec, self._meta)
+        self.backend.begin(self._meta)
 
 
 class ShapeProbe:
@@ -334,6 +343,7 @@ class TorchBackend:
 
     name = "torch"
     block_size_multiple = 1
+    can_replay = False  # whether a step of single tokens may be recorded and replayed with other lengths and blocks
 
     def __init__(self) -> None:
         self._meta: AttentionMetadata | None = None
@@ -453,19 +463,21 @@ class VarlenBackend(TorchBackend):
     """FlashAttention over the paged cache in place, as torch 2.13 ships it. CUDA, float16 and bfloat16 only.
 
     Not yet run on a GPU. What it cannot do (soft-capping, sinks, keys and values of different sizes) is left to
-    the gathering backend, which shares its layout.
+    `fallback`, which shares its layout.
     """
 
     name = "flash-varlen"
     block_size_multiple = 256  # FlashAttention 2 reads pages of multiples of 256 tokens
 
-    def __init__(self, varlen_attn: Callable[..., Tensor]) -> None:
+    def __init__(self, varlen_attn: Callable[..., Tensor], fallback: TorchBackend) -> None:
         super().__init__()
         self._varlen_attn = varlen_attn
+        self.fallback = fallback
+        self.can_replay = fallback.can_replay
 
     def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
         if spec.softcap is not None or spec.sinks is not None or layer.keys.shape != layer.values.shape:
-            return super().attend(layer, query, spec, meta)
+            return self.fallback.attend(layer, query, spec, meta)
         return self._varlen_attn(
             query,
             layer.keys,
@@ -535,7 +547,8 @@ class NativeBackend:
         num_tokens, num_heads, _ = rows.shape
         out = rows.new_empty(num_tokens, num_heads, layer.native.value_dim)
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
-        call = self.call(layer, num_heads, spec, meta)
+        self.begin(meta)
+        call = self.call(layer, num_heads, spec)
         call.query, call.new_keys, call.new_values = rows.data_ptr(), keys.data_ptr(), values.data_ptr()
         call.out, call.out_token = out.data_ptr(), out.stride(0)
         call.query_token, call.query_head, _ = rows.stride()
@@ -545,10 +558,9 @@ class NativeBackend:
         self.library.attend(call)
         return out if out.dtype is query.dtype else out.to(query.dtype)
 
-    def call(self, layer: LayerCache, num_heads: int, spec: AttentionSpec, meta: AttentionMetadata) -> Attention:
-        """All of a layer's call but its tensors and sinks. Good until the next step."""
+    def call(self, layer: LayerCache, num_heads: int, spec: AttentionSpec) -> Attention:
+        """All of a layer's call but its tensors and sinks, for the step that has begun and for those after it."""
         assert isinstance(layer, _NativeCache)
-        self._begin(meta)
         return Attention(
             step=addressof(self._step),
             cache=addressof(layer.native),
@@ -558,21 +570,16 @@ class NativeBackend:
             softcap=spec.softcap or 0.0,
         )
 
-    def _begin(self, meta: AttentionMetadata) -> None:
-        """All layers of a step share its addresses."""
+    def begin(self, meta: AttentionMetadata) -> None:
+        """All layers of a step share its addresses, which stay where they are from step to step."""
         if self._meta is meta:
             return
         self._meta = meta
-        self._step = Step(
-            num_tokens=meta.query_start[-1],
-            num_seqs=meta.num_seqs,
-            block_size=meta.block_size,
-            table_stride=meta.block_tables.stride(0),
-            query_start=meta.query_start_tensor.data_ptr(),
-            seq_lens=meta.seq_lens_tensor.data_ptr(),
-            block_tables=meta.block_tables.data_ptr(),
-            slots=meta.slots.data_ptr(),
-        )
+        step = self._step
+        step.num_tokens, step.num_seqs = meta.query_start[-1], meta.num_seqs
+        step.block_size, step.table_stride = meta.block_size, meta.block_tables.stride(0)
+        step.query_start, step.seq_lens = meta.query_start_tensor.data_ptr(), meta.seq_lens_tensor.data_ptr()
+        step.block_tables, step.slots = meta.block_tables.data_ptr(), meta.slots.data_ptr()
 
 
 def _as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -584,15 +591,33 @@ def _as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def choose_backend(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
     """The fastest backend that this device, this dtype and this torch have."""
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
-        varlen_attn = _paged_varlen_attn()
-        if varlen_attn is not None and torch.cuda.get_device_capability(device) >= (8, 0):
-            return VarlenBackend(varlen_attn)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return _backend_in_place(device, dtype)
     if device.type == "cpu" and dtype in NATIVE_DTYPES:
         library = load_library()
         if library is not None:
             return NativeBackend(library)
     return TorchBackend()
+
+
+def _backend_in_place(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    """For a GPU from Ampere on. Older ones have too little shared memory for the kernels."""
+    backend = _triton_backend(device, dtype)
+    varlen_attn = _paged_varlen_attn() if dtype in (torch.float16, torch.bfloat16) else None
+    return backend if varlen_attn is None else VarlenBackend(varlen_attn, backend)
+
+
+def _triton_backend(device: torch.device, dtype: torch.dtype) -> TorchBackend:
+    """CUDA builds of torch bring Triton along, on Linux. To launch anything it needs a C compiler."""
+    try:
+        from engine.triton_attention import TritonBackend
+
+        backend = TritonBackend(torch.cuda.get_device_properties(device).multi_processor_count)
+        backend.try_out(device, dtype)
+    except (ImportError, RuntimeError, OSError, SubprocessError) as error:
+        logger.warning("blocks of the cache are gathered before they are attended to: Triton does not work: %s", error)
+        return TorchBackend()
+    return backend
 
 
 @cache

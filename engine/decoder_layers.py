@@ -1,4 +1,4 @@
-"""Decoder layers of the Llama family as one native call each: norms, projections, rotary positions, attention, MLP.
+"""Decoder layers of the Llama family as one native call: norms, projections, rotary positions, attention, MLP.
 
 A layer is replaced if it has the family's parts and, on what the model's own first run fed it, our kernels give what
 its own code gave. So there is no list of models: a layer that scales, clips or norms in a way of its own stays as its
@@ -6,9 +6,9 @@ author wrote it. Knows nothing of requests; where keys and values lie comes from
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import addressof
+from ctypes import addressof, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.attention import (
     attending,
     batch_metadata,
 )
-from engine.kernels.library import DecoderCall, DecoderLayer, Library
+from engine.kernels.library import Attention, DecoderCall, DecoderLayer, Library
 from engine.mapped_weights import MappedFiles
 from engine.native_linear import Kind, PackedWeight
 
@@ -83,53 +83,67 @@ def replace_layers(
     backend: NativeBackend,
     kind: Kind,
 ) -> int:
-    """Put `NativeDecoderLayer`s in the places of layers that they equal, packing one at a time. Returns how many."""
-    files = MappedFiles()
+    """Put `NativeDecoder`s in the places of layers that they equal, packing one at a time. Returns how many layers.
+
+    Where all of a list's layers are native and turn by the same angles, one stands for all of them.
+    """
     count = 0
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             attention = getattr(layer, "self_attn", None)
             if layer not in samples or attention not in attentions:
                 continue
-            replacement = _native_layer(layer, samples[layer], *attentions[attention], backend=backend, kind=kind)
-            if replacement is None:
-                continue
-            for linear in _linears(layer):
-                files.let_go(linear.weight)
-            replacement.take_place_of(layer)
-            setattr(parent, name, replacement)
-            count += 1
+            native = _native_layer(layer, samples[layer], *attentions[attention], backend=backend, kind=kind)
+            if native is not None:
+                _let_go(layer)
+                native.take_names_of(layer)
+                setattr(parent, name, native)
+                count += 1
+    if len({(sample.cosines.data_ptr(), sample.sines.data_ptr()) for sample in samples.values()}) == 1:
+        _join_lists(model, backend.library)
     return count
 
 
-class NativeDecoderLayer(nn.Module):
-    """One layer: (1, num_tokens, hidden_size) to the same, over the cache of whoever answers for `self_attn`."""
+def _join_lists(model: nn.Module, library: Library) -> None:
+    for parent in list(model.modules()):
+        for name, layers in list(parent.named_children()):
+            if not isinstance(layers, nn.ModuleList) or len(layers) < 2:
+                continue
+            natives = [layer for layer in layers if isinstance(layer, NativeDecoder)]
+            if len(natives) == len(layers):
+                joined = NativeDecoder(library, [weights for native in natives for weights in native.layers])
+                joined.take_names_of(natives[0])
+                setattr(parent, name, nn.ModuleList([joined]))
+
+
+def _let_go(layer: Any) -> None:
+    """Of a layer's projections, which are packed by now."""
+    files = MappedFiles()
+    for linear in _linears(layer):
+        files.let_go(linear.weight)
+    for name in _PROJECTIONS:
+        delattr(layer.self_attn, name)
+
+
+class NativeWeights:
+    """The weights of one layer, packed; its attention module stands for its cache."""
 
     def __init__(self, layer: Any, shape: LayerShape, spec: AttentionSpec, library: Library, kind: Kind) -> None:
-        super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self._library, self._spec = library, spec
-        self._num_heads = attention.q_proj.out_features // shape.key_dim
+        self.attention: nn.Module = attention
+        self.spec = spec
+        self.num_heads = attention.q_proj.out_features // shape.key_dim
         self._qkv = _packed(library, [attention.q_proj, attention.k_proj, attention.v_proj], kind)
         self._out = _packed(library, [attention.o_proj], kind)
         self._gate_up = _packed(library, [mlp.gate_proj, mlp.up_proj], kind, alternates=True)
         self._down = _packed(library, [mlp.down_proj], kind)
         head_norms = [getattr(attention, name, None) for name in _HEAD_NORMS]
         self._norms = [getattr(layer, name) for name in _NORMS] + head_norms
-        self._native = self._structure(shape.key_dim)
-        self.self_attn: nn.Module = attention
+        self.native = self._structure(shape.key_dim)
 
     @property
-    def packed_bytes(self) -> int:
+    def nbytes(self) -> int:
         return sum(weight.nbytes for weight in (self._qkv, self._out, self._gate_up, self._down))
-
-    def take_place_of(self, layer: nn.Module) -> None:
-        """Let the layer's own projections go, and answer to the names that the model's code knows it by."""
-        for name in _PROJECTIONS:
-            delattr(self.self_attn, name)
-        for name, value in vars(layer).items():
-            if not name.startswith("_") and name not in vars(self):
-                setattr(self, name, value)
 
     def _structure(self, head_dim: int) -> DecoderLayer:
         weights = [None if norm is None else norm.weight.data_ptr() for norm in self._norms]
@@ -148,9 +162,31 @@ class NativeDecoderLayer(nn.Module):
             query_eps=eps[2],
             key_eps=eps[3],
             hidden_size=self._out.out_features,
-            num_heads=self._num_heads,
+            num_heads=self.num_heads,
             head_dim=head_dim,
         )
+
+
+class NativeDecoder(nn.Module):
+    """Consecutive layers as one: (1, num_tokens, hidden_size) to the same, over the caches of whoever answers."""
+
+    def __init__(self, library: Library, layers: Sequence[NativeWeights]) -> None:
+        super().__init__()
+        self.layers = list(layers)
+        self._library = library
+        self._addresses = (c_void_p * len(layers))(*(addressof(layer.native) for layer in layers))
+        self._served_by: PagedAttention | None = None
+        self._attentions: Any = None
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    def take_names_of(self, layer: nn.Module) -> None:
+        """Answer to what the model's code may ask of the layer that this one stands for."""
+        for name, value in vars(layer).items():
+            if not name.startswith("_") and name not in vars(self):
+                setattr(self, name, value)
 
     def forward(
         self,
@@ -161,17 +197,15 @@ class NativeDecoderLayer(nn.Module):
         **_unused: object,
     ) -> Tensor:
         assert attention_mask is None
-        paged = answering()
-        assert isinstance(paged, PagedAttention)
-        call = paged.native_call(self.self_attn, self._spec, self._num_heads)
         hidden = hidden_states[0]
         cosines, sines = (part[0] for part in position_embeddings)
         assert cosines.stride() == sines.stride()
         out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
-        self._library.decoder_layer(
+        self._library.decode(
             DecoderCall(
-                layer=addressof(self._native),
-                attention=addressof(call),
+                layers=addressof(self._addresses),
+                attentions=addressof(self._attention_calls()),
+                num_layers=len(self.layers),
                 hidden=hidden.data_ptr(),
                 cosines=cosines.data_ptr(),
                 sines=sines.data_ptr(),
@@ -182,6 +216,16 @@ class NativeDecoderLayer(nn.Module):
             )
         )
         return out
+
+    def _attention_calls(self) -> Any:
+        """The same in every step: what changes between steps is behind an address."""
+        paged = answering()
+        assert isinstance(paged, PagedAttention)
+        if paged is not self._served_by:
+            calls = [paged.native_call(layer.attention, layer.spec, layer.num_heads) for layer in self.layers]
+            self._served_by, self._attentions = paged, (Attention * len(calls))(*calls)
+        paged.begin_native_step()
+        return self._attentions
 
 
 def _packed(library: Library, linears: list[nn.Linear], kind: Kind, *, alternates: bool = False) -> PackedWeight:
@@ -200,12 +244,12 @@ def _eps(norm: Any) -> float:
 
 def _native_layer(
     layer: Any, sample: LayerSample, shape: LayerShape, spec: AttentionSpec, *, backend: NativeBackend, kind: Kind
-) -> NativeDecoderLayer | None:
+) -> NativeDecoder | None:
     """What computes the same as this layer, if anything does."""
     if not _has_the_parts(layer, shape) or not _can_rotate(sample, shape) or spec.sinks is not None:
         return None
-    native = NativeDecoderLayer(layer, shape, spec, backend.library, kind)
-    error = _error(native, sample, shape, backend)
+    native = NativeDecoder(backend.library, [NativeWeights(layer, shape, spec, backend.library, kind)])
+    error = _error(native, layer.self_attn, sample, shape, backend)
     if error <= _TOLERANCE[kind]:
         return native
     logger.info("%s stays as it is: native, it differs by %.2g", type(layer).__name__, error)
@@ -252,16 +296,18 @@ def _can_rotate(sample: LayerSample, shape: LayerShape) -> bool:
     )
 
 
-def _error(layer: NativeDecoderLayer, sample: LayerSample, shape: LayerShape, backend: NativeBackend) -> float:
+def _error(
+    native: NativeDecoder, attention: nn.Module, sample: LayerSample, shape: LayerShape, backend: NativeBackend
+) -> float:
     """How far the layer is off, relative to what it adds to its input, beyond the rounding of its output."""
     num_tokens = sample.hidden.shape[1]
     table = np.arange(-(-num_tokens // _SAMPLE_BLOCK), dtype=np.int32).reshape(1, -1)
     cpu = torch.device("cpu")
     cache = backend.allocate(shape, table.size, _SAMPLE_BLOCK, torch.bfloat16, cpu)
-    attention = PagedAttention(backend, {layer.self_attn: cache})
-    attention.begin_step(batch_metadata([(0, num_tokens)], table, _SAMPLE_BLOCK, cpu))
-    with attending(attention):
-        out = layer(sample.hidden, position_embeddings=(sample.cosines, sample.sines)).float()
+    paged = PagedAttention(backend, {attention: cache})
+    paged.begin_step(batch_metadata([(0, num_tokens)], table, _SAMPLE_BLOCK, cpu))
+    with attending(paged):
+        out = native(sample.hidden, position_embeddings=(sample.cosines, sample.sines)).float()
     wanted = sample.out.float()
     added = float((wanted - sample.hidden.float()).norm())
     return (float((out - wanted).norm()) - _ROUNDING * float(wanted.norm())) / max(added, 1e-30)

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.attention import PagedAttention, attending, metadata_of
+from engine.attention import AttentionMetadata, PagedAttention, TorchBackend, attending, metadata_of
+from engine.decode_graphs import CudaRecorder, DecodeGraphs
 from engine.device import DeviceMonitor
 from engine.language_model import LanguageModel
 from engine.messages import NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
@@ -57,6 +58,11 @@ class _Batch:
     rows: NDArray[np.int64]  # those of `requests`
     layout: StepLayout
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether each request computes one token and samples the next, and nothing else is asked for."""
+        return self.layout.is_decode and all(item.samples for item in self.scheduled)
+
     def part(self, i: int) -> "_Part":
         item = self.scheduled[i]
         return _Part(
@@ -86,7 +92,8 @@ class _Part:
 class ModelRunner:
     """Executes plans for one model on one device. Used by one thread.
 
-    `device_monitor` says how busy the device is. `make_compiler` is called when a request first brings a grammar.
+    `device_monitor` says how busy the device is. `graphs` replays steps of single tokens, where the device and the
+    attention can; None launches each operation. `make_compiler` is called when a request first brings a grammar.
     """
 
     def __init__(
@@ -110,8 +117,16 @@ class ModelRunner:
         self._make_compiler = make_compiler
         self._seed = seed
         self._masks = MaskFiller()
+        self.graphs = self._cuda_graphs()
         self._requests: dict[str, _Request] = {}
         self._suspect_blocks: set[int] = set()
+
+    def _cuda_graphs(self) -> DecodeGraphs | None:
+        if self._device.type != "cuda":
+            return None
+        backend = self._attention.backend
+        can_replay = isinstance(backend, TorchBackend) and backend.can_replay
+        return DecodeGraphs(self._compute_logits, CudaRecorder(), self._device) if can_replay else None
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
         """Begin to compile the request's grammar, if it has one that is not at hand."""
@@ -132,12 +147,13 @@ class ModelRunner:
             return StepResult(sampled_token_ids={})
         batch = self._batch(plan.scheduled)
         self._start_masks(batch)
-        hidden = self._run(batch)
+        if batch.is_plain:
+            return self._sample(batch, np.arange(len(batch.rows)), self._decode_logits(batch))
+        hidden = self._hidden_states(batch)
         prompt_logprobs = self._prompt_logprobs(batch, hidden)
         errors = self._broken_prompts(prompt_logprobs)
         embedded = self._embed(batch, hidden)
-        sampling = [i for i, item in enumerate(batch.scheduled) if item.samples and item.request_id not in errors]
-        result = self._sample(batch, sampling, hidden)
+        result = self._sample_last(batch, hidden, errors)
         return StepResult(
             sampled_token_ids=result.sampled_token_ids,
             logprobs=result.logprobs,
@@ -220,26 +236,44 @@ class ModelRunner:
         num_found = max(0, item.num_computed_tokens // self._rows.block_size - num_blocks)
         stale = self._suspect_blocks.intersection(item.new_block_ids[num_found:])
         if stale:
-            self._attention.scrub(torch.tensor(sorted(stale), device=self._device))
+            self._attention.scrub(*to_device([np.array(sorted(stale), dtype=np.int64)], self._device))
             self._suspect_blocks -= stale
 
-    def _run(self, batch: _Batch) -> Tensor:
+    def _decode_logits(self, batch: _Batch) -> Tensor:
+        """(num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
+        logits = None if self.graphs is None else self.graphs.logits(self._token_ids(batch), batch.layout)
+        return self._model.logits(self._hidden_states(batch)) if logits is None else logits
+
+    def _token_ids(self, batch: _Batch) -> NDArray[np.int64]:
+        return self._rows.tokens(batch.rows[batch.layout.sequences], batch.layout.positions)
+
+    def _hidden_states(self, batch: _Batch) -> Tensor:
         """(num_tokens, hidden_size)"""
         layout = batch.layout
-        token_ids = self._rows.tokens(batch.rows[layout.sequences], layout.positions)
-        arrays = [token_ids, layout.positions, *layout.cache_arrays]
+        arrays = [self._token_ids(batch), layout.positions, *layout.cache_arrays]
         ids, positions, *cache_tensors = to_device(arrays, self._device)
         self._attention.begin_step(metadata_of(layout, cache_tensors))
         with attending(self._attention):
             return self._model.hidden_states(ids, positions)
 
-    def _sample(self, batch: _Batch, sampling: list[int], hidden: Tensor) -> StepResult:
-        """One token for each of those requests of the batch."""
+    def _compute_logits(self, ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
+        self._attention.begin_step(meta)
+        with attending(self._attention):
+            return self._model.logits(self._model.hidden_states(ids, positions))
+
+    def _sample_last(self, batch: _Batch, hidden: Tensor, errors: dict[str, str]) -> StepResult:
+        """One token for each request that samples and has not failed."""
+        both = enumerate(batch.scheduled)
+        sampling = [i for i, item in both if item.samples and item.request_id not in errors]
         if not sampling:
             return StepResult(sampled_token_ids={})
         index = np.array(sampling, dtype=np.int64)
-        logits = self._model.logits(self._last_hidden(batch.layout, index, hidden))
-        rows, requests = batch.rows[index], [batch.requests[i] for i in sampling]
+        (last,) = to_device([batch.layout.query_start[1:][index].astype(np.int64) - 1], self._device)
+        return self._sample(batch, index, self._model.logits(hidden[last]))
+
+    def _sample(self, batch: _Batch, index: NDArray[np.int64], logits: Tensor) -> StepResult:
+        """One token for each of those requests of the batch, whose logits these are."""
+        rows, requests = batch.rows[index], [batch.requests[i] for i in index]
         self._masks.wait()
         sampled = self._sampler.sample(logits, [request.row for request in requests], self._rows.num_tokens[rows])
         self._rows.is_finite[rows] = sampled.is_finite
@@ -247,13 +281,7 @@ class ModelRunner:
         taken = [i for i in range(len(requests)) if i not in failed]
         self._rows.append(rows[taken], [sampled.token_ids[i] for i in taken])
         failed |= _advance(requests, taken, sampled)
-        return _sampled_result([batch.scheduled[i].request_id for i in sampling], requests, sampled, failed)
-
-    def _last_hidden(self, layout: StepLayout, index: NDArray[np.int64], hidden: Tensor) -> Tensor:
-        """Of the last token of each of those sequences."""
-        if len(index) == hidden.shape[0]:
-            return hidden
-        return hidden[to_device([layout.query_start[1:][index].astype(np.int64) - 1], self._device)[0]]
+        return _sampled_result([batch.scheduled[i].request_id for i in index], requests, sampled, failed)
 
     def _prompt_logprobs(self, batch: _Batch, hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
         wanted = [i for i, request in enumerate(batch.requests) if request.row.sampling.prompt_logprobs is not None]

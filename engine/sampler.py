@@ -182,7 +182,10 @@ class Sampler:
     def _raw_log_softmax(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], Tensor]:
         """Before any processor: log-probabilities are those of the model's own distribution."""
         wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
-        return wanted, torch.log_softmax(logits[wanted], dim=-1) if wanted else logits[:0]
+        if not wanted:
+            return wanted, logits[:0]
+        (index,) = to_device([np.array(wanted, dtype=np.int64)], logits.device)
+        return wanted, torch.log_softmax(logits[index], dim=-1)
 
     def _draw(
         self,
@@ -207,13 +210,22 @@ class Sampler:
         return argmax
 
     def _mask_until_min_tokens(self, logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
-        """Rows below `min_tokens` cannot sample a token that would end them."""
-        for i in np.flatnonzero(_is_below_min(rows, positions)).tolist():
-            row = rows[i]
-            stops = list(row.sampling.stop_token_ids)
-            stops += [] if row.sampling.ignore_eos else self._eos_token_ids
-            # Finite: were every other token impossible, the row would still have one to draw.
-            logits[i, stops] = torch.finfo(logits.dtype).min
+        """Rows below `min_tokens` cannot sample a token that would end them: one scatter for the batch."""
+        below = np.flatnonzero(_is_below_min(rows, positions)).tolist()
+        pairs = [(i, token) for i in below for token in self._stops(rows[i].sampling)]
+        # Finite: were every other token impossible, the row would still have one to draw.
+        _fill(logits, pairs, torch.finfo(logits.dtype).min)
+
+    def _stops(self, sampling: SamplingParams) -> list[int]:
+        return [*sampling.stop_token_ids, *([] if sampling.ignore_eos else self._eos_token_ids)]
+
+
+def _fill(logits: Tensor, pairs: Sequence[tuple[int, int]], value: float) -> None:
+    """Set the logit of each (row, token)."""
+    if not pairs:
+        return
+    (index,) = to_device([np.array(pairs, dtype=np.int64).T], logits.device)
+    logits[index[0], index[1]] = value
 
 
 def _is_touched(rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> bool:
@@ -230,9 +242,10 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow], positions: NDAr
     counted = [(i, row.counts, row.sampling) for i, row in enumerate(rows) if row.counts is not None]
     if not counted:
         return
-    index = torch.tensor([i for i, _, _ in counted], device=logits.device)
+    at = np.array([i for i, _, _ in counted], dtype=np.int64)
     values = [[s.repetition_penalty, s.frequency_penalty, s.presence_penalty] for _, _, s in counted]
-    repetition, frequency, presence = torch.tensor(values, device=logits.device).unsqueeze(-1).unbind(1)
+    index, penalties = to_device([at, np.array(values, dtype=np.float32)], logits.device)
+    repetition, frequency, presence = penalties.unsqueeze(-1).unbind(1)
     output = torch.stack([counts.output_counts for _, counts, _ in counted])
     in_output = output > 0
     seen = torch.stack([counts.in_prompt for _, counts, _ in counted]) | in_output
@@ -248,18 +261,14 @@ def apply_logit_bias(logits: Tensor, rows: Sequence[SamplingRow], positions: NDA
     if not triples:
         return
     at, tokens, biases = zip(*triples, strict=True)
-    index = (torch.tensor(at, device=logits.device), torch.tensor(tokens, device=logits.device))
-    logits.index_put_(index, torch.tensor(biases, dtype=logits.dtype, device=logits.device), accumulate=True)
+    index, added = to_device([np.array([at, tokens], dtype=np.int64), np.array(biases, np.float32)], logits.device)
+    logits.index_put_((index[0], index[1]), added, accumulate=True)
 
 
 def rule_out_bad_words(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
     """Make impossible what would complete a bad word: one scatter for the batch."""
     watched = [(i, row.bad_words) for i, row in enumerate(rows) if row.bad_words is not None]
-    pairs = [(i, token) for i, bad_words in watched for token in bad_words.last_tokens()]
-    if not pairs:
-        return
-    at, tokens = torch.tensor(pairs, device=logits.device).unbind(1)
-    logits[at, tokens] = -torch.inf
+    _fill(logits, [(i, token) for i, bad_words in watched for token in bad_words.last_tokens()], -torch.inf)
 
 
 def apply_masks(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
@@ -267,11 +276,13 @@ def apply_masks(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[
     masks = [(i, mask) for i, row in enumerate(rows) if (mask := row.mask()) is not None]
     if not masks:
         return
-    forbidden = unpack_bits(~np.stack([mask for _, mask in masks]), logits.shape[-1]).to(logits.device)
+    (packed,) = to_device([~np.stack([mask for _, mask in masks])], logits.device)
+    unpack = unpack_bits if logits.device.type == "cpu" else unpack_bits_on_device
+    forbidden = unpack(packed, logits.shape[-1])
     if len(masks) == len(rows):
         logits.masked_fill_(forbidden, -torch.inf)
         return
-    index = torch.tensor([i for i, _ in masks], device=logits.device)
+    (index,) = to_device([np.array([i for i, _ in masks], dtype=np.int64)], logits.device)
     logits[index] = logits[index].masked_fill_(forbidden, -torch.inf)
 
 
@@ -288,10 +299,16 @@ def lead_to_ends(tokens: Tensor, logits: Tensor, rows: Sequence[SamplingRow], ca
             tokens[i] = chosen
 
 
-def unpack_bits(packed: NDArray[np.int32], num_bits: int) -> Tensor:
+def unpack_bits(packed: Tensor, num_bits: int) -> Tensor:
     """(num_rows, num_words) to (num_rows, num_bits), the lowest bit first. By numpy: several times as fast as torch."""
-    bits = np.unpackbits(packed.view(np.uint8), axis=-1, count=num_bits, bitorder="little")
+    bits = np.unpackbits(packed.numpy().view(np.uint8), axis=-1, count=num_bits, bitorder="little")
     return torch.from_numpy(bits).view(torch.bool)
+
+
+def unpack_bits_on_device(packed: Tensor, num_bits: int) -> Tensor:
+    """The same by torch: a device is sent words, not bits."""
+    bits = packed.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=packed.device) & 1
+    return bits.flatten(1)[:, :num_bits].bool()
 
 
 def draw_columns(sampling: SamplingParams) -> tuple[float, float, float, float]:
@@ -396,7 +413,8 @@ def _chosen_logprobs(
         return []
     counts = [rows[i].sampling.logprobs or 0 for i in wanted]
     entries: list[TokenLogprobs | None] = [None] * len(rows)
-    for i, entry in zip(wanted, token_logprobs(table, tokens[wanted], counts), strict=True):
+    (index,) = to_device([np.array(wanted, dtype=np.int64)], tokens.device)
+    for i, entry in zip(wanted, token_logprobs(table, tokens[index], counts), strict=True):
         entries[i] = entry
     return entries
 

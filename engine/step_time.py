@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 _WINDOW = 16
+_MAX_AGE = 64  # in steps; the latest one counts however old it is
 # Steps with this share more or fewer decodes tell what so many take: the first rows of a step are nearly free.
 _ALIKE = 1 / 3
 # Chunks whose sizes differ by this share tell what one more token costs.
@@ -24,6 +25,7 @@ _MAX_STEPS_BESIDE = 32
 
 @dataclass(frozen=True, slots=True)
 class _Step:
+    number: int
     num_decodes: int
     num_prompt_tokens: int
     seconds: float
@@ -44,17 +46,21 @@ class StepTimeModel:
         self._alone: deque[_Step] = deque(maxlen=_WINDOW)  # decodes
         self._mixed: deque[_Step] = deque(maxlen=_WINDOW)  # prompts, and decodes beside them if any
         self._num_steps_beside = 0  # prompts, since decodes ran alone
+        self._num_steps = 0
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """Learn from a step that ran."""
         self.__dict__.pop("_chunk_costs", None)
-        step = _Step(num_decodes, num_prompt_tokens, seconds)
+        self._num_steps += 1
+        step = _Step(self._num_steps, num_decodes, num_prompt_tokens, seconds)
         if num_prompt_tokens == 0:
             self._alone.append(step)
             self._num_steps_beside = 0
         else:
             self._mixed.append(step)
             self._num_steps_beside += num_decodes > 0
+        while len(self._alone) > 1 and self._alone[0].number < self._num_steps - _MAX_AGE:
+            self._alone.popleft()
 
     def knows_decodes(self, num_decodes: int) -> bool:
         """Whether about so many decodes ran alone lately. If not, a step of them should."""

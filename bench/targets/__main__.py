@@ -110,15 +110,17 @@ def measure_latency(place: Place) -> list[Row]:
                     every_s=options.every_s,
                 )
             )
-    row = partial(Row, foreign_cores=watch.foreign_cores)
-    return [*_latency_rows(seen, options, row), *_roofline_rows(place, seen, bandwidth, row)]
+    model = ModelBytes(weight_bytes(place.setting.model), kv_bytes_per_token(place.setting.config))
+    others = watch.foreign_cores
+    return [*latency_rows(seen, others), *roofline_rows(seen, _STREAM_PROMPT, model, bandwidth, others)]
 
 
-def _latency_rows(seen: Interference, options: argparse.Namespace, row: "Callable[..., Row]") -> list[Row]:
+def latency_rows(seen: Interference, foreign_cores: float) -> list[Row]:
+    row = partial(Row, foreign_cores=foreign_cores)
     alone, beside = (latency_within(seen.streams, window) for window in (seen.alone, seen.with_prompts))
     ttft_s = statistics.median(record.ttft_s or 0.0 for record in seen.prompts)
     rows = []
-    for when, latency in ((f"{options.streams} streams alone", alone), ("the same while prompts arrive", beside)):
+    for when, latency in ((f"{len(seen.streams)} streams alone", alone), ("the same while prompts arrive", beside)):
         rows += [
             row(name=f"inter-token latency of {when}, median", value=latency.p50_ms, unit="ms"),
             row(name=f"inter-token latency of {when}, p99", value=latency.p99_ms, unit="ms"),
@@ -137,10 +139,12 @@ def _latency_rows(seen: Interference, options: argparse.Namespace, row: "Callabl
     ]
 
 
-def _roofline_rows(place: Place, seen: Interference, bandwidth: float, row: "Callable[..., Row]") -> list[Row]:
-    lengths = lengths_within(seen.streams, _STREAM_PROMPT, seen.alone)
+def roofline_rows(
+    seen: Interference, prompt_tokens: int, model: ModelBytes, bandwidth: float, foreign_cores: float
+) -> list[Row]:
+    row = partial(Row, foreign_cores=foreign_cores)
+    lengths = lengths_within(seen.streams, prompt_tokens, seen.alone)
     tokens_per_s = sum(tokens for _, tokens in lengths) / (seen.alone.end_s - seen.alone.start_s)
-    model = ModelBytes(weight_bytes(place.setting.model), kv_bytes_per_token(place.setting.config))
     ceiling = ceiling_tokens_per_s(model, lengths, len(lengths), bandwidth)
     return [
         row(name=f"decoding, {len(lengths)} streams", value=tokens_per_s, unit="tok/s"),

@@ -1,5 +1,5 @@
-// One decoder layer of the Llama family in bfloat16: norm, attention and gated MLP with their residuals, from the hidden
-// states of a step's tokens to those of the next layer.
+// Decoder layers of the Llama family in bfloat16: norm, attention and gated MLP with their residuals, from the hidden
+// states of a step's tokens to those behind the last layer.
 //
 // Sums are kept in float32 between what a layer stores; each intermediate result is rounded to bfloat16 once.
 
@@ -17,11 +17,13 @@ struct DecoderLayer {
     int64_t hidden_size, num_heads, head_dim;
 };
 
-// A step's hidden states (num_tokens, hidden_size), and the cosines and sines (num_tokens, rotary_dim) of its positions.
-// Strides count elements. `attention` has all but queries, keys, values and their strides.
+// Consecutive layers in one step: from hidden states (num_tokens, hidden_size) to `out`, which is contiguous, with the
+// cosines and sines (num_tokens, rotary_dim) of the tokens' positions. Strides count elements. Each layer's `attentions`
+// have all but queries, keys, values, output and their strides.
 struct DecoderCall {
-    const DecoderLayer* layer;
-    const Attention* attention;
+    const DecoderLayer* const* layers;
+    const Attention* attentions;
+    int64_t num_layers;
     const bf16 *hidden, *cosines, *sines;
     bf16* out;
     int64_t hidden_stride, rotary_stride, rotary_dim;
@@ -84,48 +86,52 @@ INLINE void turn_heads(bf16* x, const Heads& heads, long head_dim, const bf16* c
     }
 }
 
-// What the parts of one layer hand on to one another.
+// One layer, and what its parts hand on to one another.
 class Forward {
 public:
-    Forward(const DecoderCall& call, const Team& team, int64_t level)
-        : call_(call), layer_(*call.layer), team_(team), level_(level), count_(call.attention->step->num_tokens) {}
+    Forward(const DecoderCall& call, long index, const Team& team, int64_t level)
+        : call_(call), layer_(*call.layers[index]), attention_(call.attentions[index]), team_(team), level_(level),
+          count_(attention_.step->num_tokens) {}
 
     long bytes() const {
         long total = 0;
         for (const Linear* linear : {layer_.qkv, layer_.attention_out, layer_.gate_up, layer_.down})
             total = most(total, bytes_of_rows(*linear, count_));
-        const long floats = layer_.qkv->out + layer_.num_heads * layer_.head_dim + layer_.hidden_size + mlp_width();
-        return total + count_ * floats * sizeof(bf16) + 64 * 8;
+        const long values = layer_.qkv->out + heads_width() + layer_.hidden_size + mlp_width();
+        return total + count_ * values * sizeof(bf16) + 64 * 8;
     }
 
-    int64_t run(char* memory) {
+    // From `hidden` to `out`, which may be the same.
+    int64_t run(const bf16* hidden, long hidden_stride, bf16* out, char* memory) const {
         const Linear *qkv = layer_.qkv, *gate_up = layer_.gate_up;
-        const long heads_width = layer_.num_heads * layer_.head_dim, width = layer_.hidden_size;
+        const long width = layer_.hidden_size;
         Scratch scratch(memory);
         bf16* projected = scratch.take<bf16>(count_ * qkv->out);
-        bf16* attended = scratch.take<bf16>(count_ * heads_width);
+        bf16* attended = scratch.take<bf16>(count_ * heads_width());
         bf16* middle = scratch.take<bf16>(count_ * width);
         bf16* gated = scratch.take<bf16>(count_ * mlp_width());
         char* rest = scratch.take<char>(0);
 
-        const Rows normed = normalized(*qkv, rest, call_.hidden, call_.hidden_stride, layer_.attention_norm,
-                                       layer_.attention_eps);
-        multiply(*qkv, normed, Target{projected, qkv->out, nullptr, 0, false}, team_);
+        multiply(*qkv, normalized(*qkv, rest, hidden, hidden_stride, layer_.attention_norm, layer_.attention_eps),
+                 Target{projected, qkv->out, nullptr, 0, false}, team_);
         turn(projected);
         if (attend(projected, attended)) return 1;
-        multiply(*layer_.attention_out, rows(*layer_.attention_out, rest, attended, heads_width),
-                 Target{middle, width, call_.hidden, call_.hidden_stride, false}, team_);
+        multiply(*layer_.attention_out, rows(*layer_.attention_out, rest, attended, heads_width()),
+                 Target{middle, width, hidden, hidden_stride, false}, team_);
         multiply(*gate_up, normalized(*gate_up, rest, middle, width, layer_.mlp_norm, layer_.mlp_eps),
                  Target{gated, mlp_width(), nullptr, 0, true}, team_);
-        multiply(*layer_.down, rows(*layer_.down, rest, gated, mlp_width()),
-                 Target{call_.out, width, middle, width, false}, team_);
+        multiply(*layer_.down, rows(*layer_.down, rest, gated, mlp_width()), Target{out, width, middle, width, false},
+                 team_);
         return 0;
     }
 
 private:
     long mlp_width() const { return layer_.gate_up->out / 2; }
 
-    Rows normalized(const Linear& linear, char* memory, const bf16* x, long stride, const bf16* weight, float eps) {
+    long heads_width() const { return layer_.num_heads * layer_.head_dim; }
+
+    Rows normalized(const Linear& linear, char* memory, const bf16* x, long stride, const bf16* weight,
+                    float eps) const {
         Scratch scratch(memory);
         const Rows filled = rows_in(linear, scratch, count_);
         for_rows(team_, count_, [&](long row) {
@@ -136,40 +142,40 @@ private:
         return filled;
     }
 
-    Rows rows(const Linear& linear, char* memory, const bf16* x, long stride) {
+    Rows rows(const Linear& linear, char* memory, const bf16* x, long stride) const {
         Scratch scratch(memory);
         const Rows filled = rows_in(linear, scratch, count_);
         for_rows(team_, count_, [&](long row) { fill_row(linear, filled, row, x + row * stride); });
         return filled;
     }
 
-    void turn(bf16* projected) {
-        const long num_kv_heads = call_.attention->cache->num_kv_heads;
+    void turn(bf16* projected) const {
         const Heads queries = {layer_.query_norm, layer_.query_eps, layer_.num_heads};
-        const Heads keys = {layer_.key_norm, layer_.key_eps, num_kv_heads};
+        const Heads keys = {layer_.key_norm, layer_.key_eps, attention_.cache->num_kv_heads};
+        const long dim = call_.rotary_dim, stride = call_.rotary_stride;
         for_rows(team_, count_, [&](long row) {
-            const bf16 *cosines = call_.cosines + row * call_.rotary_stride, *sines = call_.sines + row * call_.rotary_stride;
+            const bf16 *cosines = call_.cosines + row * stride, *sines = call_.sines + row * stride;
             bf16* x = projected + row * layer_.qkv->out;
-            turn_heads(x, queries, layer_.head_dim, cosines, sines, call_.rotary_dim);
-            turn_heads(x + queries.count * layer_.head_dim, keys, layer_.head_dim, cosines, sines, call_.rotary_dim);
+            turn_heads(x, queries, layer_.head_dim, cosines, sines, dim);
+            turn_heads(x + heads_width(), keys, layer_.head_dim, cosines, sines, dim);
         });
     }
 
-    int64_t attend(const bf16* projected, bf16* out) {
-        Attention call = *call_.attention;
-        const long dim = layer_.head_dim, keys = call.num_heads * dim, values = keys + call.cache->num_kv_heads * dim;
-        call.query = projected;
-        call.new_keys = projected + keys;
-        call.new_values = projected + values;
-        call.query_token = call.key_token = call.value_token = layer_.qkv->out;
-        call.query_head = call.key_head = call.value_head = dim;
-        call.out = out;
-        call.out_token = layer_.num_heads * dim;
-        return orcinus_attend(&call, &team_, level_);
+    int64_t attend(const bf16* projected, bf16* out) const {
+        Attention attention = attention_;
+        attention.query = projected;
+        attention.new_keys = projected + heads_width();
+        attention.new_values = projected + heads_width() + attention.cache->num_kv_heads * layer_.head_dim;
+        attention.query_token = attention.key_token = attention.value_token = layer_.qkv->out;
+        attention.query_head = attention.key_head = attention.value_head = layer_.head_dim;
+        attention.out = out;
+        attention.out_token = heads_width();
+        return orcinus_attend(&attention, &team_, level_);
     }
 
     const DecoderCall& call_;
     const DecoderLayer& layer_;
+    const Attention& attention_;
     const Team& team_;
     const int64_t level_;
     const long count_;
@@ -180,11 +186,18 @@ private:
 extern "C" {
 
 // Returns 0, or 1 without memory to work in.
-EXPORT int64_t orcinus_decoder_layer(const DecoderCall* call, const Team* team, int64_t level) {
+EXPORT int64_t orcinus_decode(const DecoderCall* call, const Team* team, int64_t level) {
     static thread_local Arena arena;
-    Forward forward(*call, *team, level);
-    char* memory = arena.reserve(forward.bytes());
-    return memory == nullptr ? 1 : forward.run(memory);
+    const bf16* hidden = call->hidden;
+    long stride = call->hidden_stride;
+    for (long i = 0; i < call->num_layers; i++) {
+        const Forward forward(*call, i, *team, level);
+        char* memory = arena.reserve(forward.bytes());
+        if (memory == nullptr || forward.run(hidden, stride, call->out, memory)) return 1;
+        hidden = call->out;
+        stride = call->layers[i]->hidden_size;
+    }
+    return 0;
 }
 }
 
@@ -192,6 +205,6 @@ END_TARGET
 
 #else
 
-extern "C" EXPORT int64_t orcinus_decoder_layer(const DecoderCall*, const Team*, int64_t) { return 1; }
+extern "C" EXPORT int64_t orcinus_decode(const DecoderCall*, const Team*, int64_t) { return 1; }
 
 #endif

@@ -108,11 +108,12 @@ class DecoderLayer(ctypes.Structure):
 
 
 class DecoderCall(ctypes.Structure):
-    """`struct DecoderCall` of decoder.cpp: one layer's part in one step."""
+    """`struct DecoderCall` of decoder.cpp: consecutive layers in one step."""
 
     _fields_ = (
-        ("layer", c_void_p),
-        ("attention", c_void_p),
+        ("layers", c_void_p),
+        ("attentions", c_void_p),
+        ("num_layers", c_int64),
         ("hidden", c_void_p),
         ("cosines", c_void_p),
         ("sines", c_void_p),
@@ -142,12 +143,12 @@ class Library:
     def __init__(self, path: Path, level: int | None = None) -> None:
         """Raises `OSError` or `AttributeError` for a file that is not the library."""
         functions = ctypes.CDLL(str(path))
-        for name in ("best_level", "has_bf16", "has_int8", "attend", "pack", "linear", "decoder_layer"):
+        for name in ("best_level", "has_bf16", "has_int8", "attend", "pack", "linear", "decode"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
         functions.orcinus_attend.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
         functions.orcinus_linear.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
-        functions.orcinus_decoder_layer.argtypes = (c_void_p, c_void_p, c_int64)
+        functions.orcinus_decode.argtypes = (c_void_p, c_void_p, c_int64)
         self._functions = functions
         best: int = functions.orcinus_best_level()
         self._level = best if level is None else min(level, best)
@@ -179,8 +180,8 @@ class Library:
         if self._functions.orcinus_linear(addressof(linear), x, stride, count, out, addressof(self.team)):
             raise MemoryError(f"no memory for a product of {count} rows")
 
-    def decoder_layer(self, call: DecoderCall) -> None:
-        if self._functions.orcinus_decoder_layer(addressof(call), addressof(self.team), self._level):
+    def decode(self, call: DecoderCall) -> None:
+        if self._functions.orcinus_decode(addressof(call), addressof(self.team), self._level):
             raise MemoryError("no memory for the layers of this step")
 
 

@@ -1,4 +1,4 @@
-"""The truth test on a CUDA device, and its FlashAttention backend against the gathering one.
+"""The truth test on a CUDA device, with steps replayed and launched, and its attention against the gathering backend.
 
 None of this has run yet: it waits for a machine with a GPU (`make gpu-check`).
 """
@@ -39,13 +39,28 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batched_greedy_output_on_the_gpu_equals_generate_alone(family: str, model_of: Callable[[str], Path]) -> None:
-    """In float32, so through the gathering backend. The reference runs on the CPU."""
+    """In float32, so not through FlashAttention. The reference runs on the CPU."""
     rng = random.Random(family)
     cases = greedy_cases(model_of(family), rng, NUM_REQUESTS)
     config = engine_config(model_of(family), device="cuda", max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE)
-    run = serve(core_with_few_blocks(build_executor(config)), cases, rng)
-    assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]
-    assert run.num_preemptions > 0
+    info, runner = build_executor(config)
+    for name in ("replayed", "launched"):
+        run = serve(core_with_few_blocks((info, runner)), cases, rng, name)
+        assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]
+        assert run.num_preemptions > 0
+        runner.graphs = None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_oss"])
+def test_steps_of_single_tokens_are_replayed(family: str, dtype: str, model_of: Callable[[str], Path]) -> None:
+    pytest.importorskip("triton")
+    config = engine_config(model_of(family), device="cuda", dtype=dtype, block_size=None, max_num_batched_tokens=None)
+    info, runner = build_executor(config)
+    rng = random.Random(3)
+    serve(core_with_few_blocks((info, runner), info.num_kv_blocks), sampled_cases(rng, 8), rng)
+    assert runner.graphs is not None
+    assert runner.graphs.can_record
 
 
 def test_seeded_sampling_on_the_gpu_does_not_depend_on_what_shares_the_batch(
@@ -63,15 +78,18 @@ def test_seeded_sampling_on_the_gpu_does_not_depend_on_what_shares_the_batch(
 
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("heads", [(16, 8), (8, 8), (16, 1)])
-def test_flash_attention_reads_the_paged_cache_like_the_gathering_backend(
-    heads: tuple[int, int], window: int | None
+@pytest.mark.parametrize("name", ["flash-varlen", "triton"])
+def test_attention_in_place_is_that_of_the_gathering_backend(
+    name: str, heads: tuple[int, int], window: int | None
 ) -> None:
     device = torch.device("cuda")
     backend = choose_backend(device, torch.bfloat16)
-    if not isinstance(backend, VarlenBackend):
-        pytest.skip("this torch has no paged varlen_attn, or this GPU is older than Ampere")
+    if isinstance(backend, VarlenBackend) and name == "triton":
+        backend = backend.fallback
+    if not isinstance(backend, TorchBackend) or backend.name != name:
+        pytest.skip(f"this torch or this GPU has no {name}")
     num_heads, num_kv_heads = heads
-    dim, block_size = 128, backend.block_size_multiple
+    dim, block_size = 128, 256
     spans = [(699, 700), (0, 1), (300, 301), (512, 900), (0, 257)]
     tables = np.random.default_rng(0).permutation(20).astype(np.int32).reshape(5, 4)
     meta = batch_metadata(spans, tables, block_size, device)

@@ -50,10 +50,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def build_model(family: str, directory: Path, **overrides: Any) -> Path:
     """Write a model of this family (float32, safetensors) and return its directory."""
+    class_name, settings = FAMILIES[family]
+    random_model(class_name, **settings | overrides).save_pretrained(directory)
+    return directory
+
+
+def random_model(class_name: str, dtype: str = "float32", attention: str | None = None, **settings: Any) -> Any:
+    """A causal language model of this configuration class, the same at every call."""
     import torch
     import transformers
 
-    class_name, settings = FAMILIES[family]
     config = getattr(transformers, class_name)(
         **{
             "vocab_size": VOCAB_SIZE,
@@ -62,15 +68,13 @@ def build_model(family: str, directory: Path, **overrides: Any) -> Path:
             "eos_token_id": EOS_TOKEN_ID,
             "tie_word_embeddings": False,
             **settings,
-            **overrides,
         }
     )
     torch.manual_seed(20)
     make: Any = transformers.AutoModelForCausalLM.from_config
-    model = make(config, dtype=torch.float32).eval()
+    model = make(config, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
     _make_lively(model)
-    model.save_pretrained(directory)
-    return directory
+    return model
 
 
 def _make_lively(model: Any) -> None:

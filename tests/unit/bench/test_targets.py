@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.peers.drivers import run_orcinus
+from bench.peers.roofline import ModelBytes
 from bench.targets import interference
-from bench.targets.__main__ import parse_parts, prefix_pairs
+from bench.targets.__main__ import latency_rows, parse_parts, prefix_pairs, roofline_rows
 from bench.targets.figures import Row, Window, latency_within, lengths_within
-from bench.targets.interference import decode_beside_prompts
+from bench.targets.interference import Interference, decode_beside_prompts
 from bench.targets.report import as_data, format_targets
 from engine.core import EngineCore
 from engine.messages import StepPlan
-from server.commands.load.answers import LoadError, RequestFailedError
+from server.commands.load.answers import LoadError, RequestFailedError, RequestRecord
 from server.commands.load.prompts import LoadItem
 from tests.unit.engine.fakes import FakeExecutor, fake_info, says
 from tests.unit.server.load.scripted import ScriptedServer, scripted_server
@@ -104,6 +105,33 @@ def test_the_data_are_the_rows_and_whether_they_hold() -> None:
     data = as_data("Targets", ["a machine"], [row(2.34, "x", limit=2.0)])
     assert json.loads(json.dumps(data)) == data
     assert (data["rows"][0]["value"], data["rows"][0]["limit"], data["rows"][0]["holds"]) == (2.34, 2.0, False)
+
+
+def seen() -> Interference:
+    """Two streams with a token every 0.1 s alone; beside one prompt every 0.2 s, once after 1 s."""
+    times_s = [0.1 * i for i in range(11)] + [1.0 + 0.2 * i for i in range(1, 11)] + [4.0]
+    prompt = RequestRecord(sent_s=1.0, ended_s=2.0, asked_prompt_tokens=9, asked_output_tokens=1, chunk_times_s=[1.5])
+    return Interference(
+        streams=[times_s, times_s], alone=Window(0.05, 1.05), with_prompts=Window(1.05, 4.0), prompts=[prompt]
+    )
+
+
+def test_the_target_is_about_the_median_while_prompts_arrive_and_the_other_is_told_too() -> None:
+    rows = {row.name: row for row in latency_rows(seen(), 0.0)}
+    with_target = rows["p99 while prompts arrive over the median while they do"]
+    assert [row for row in rows.values() if row.limit is not None] == [with_target]
+    assert rows["inter-token latency of 2 streams alone, median"].value == pytest.approx(100)
+    assert rows["inter-token latency of the same while prompts arrive, median"].value == pytest.approx(200)
+    assert with_target.value == pytest.approx(5)
+    assert with_target.holds is False
+    assert rows["the same p99 over the median without prompts"].value == pytest.approx(10)
+    assert rows["time to first token of those prompts, median"].value == pytest.approx(500)
+
+
+def test_the_share_of_the_roofline_is_that_of_decoding_alone() -> None:
+    speed, share = roofline_rows(seen(), 32, ModelBytes(10**9, 0), 40.0, 0.0)
+    assert speed.value == pytest.approx(20)
+    assert share.value == pytest.approx(20 / 80)
 
 
 def test_parts_are_asked_for_by_name() -> None:

@@ -252,7 +252,7 @@ def test_varlen_backend_hands_the_cache_over_in_place() -> None:
     sequences = [Sequence(6, 1), Sequence(9, 2)]
     for sequence in sequences:
         sequence.values = torch.randn(sequence.values.shape[0], KV_HEADS, DIM)
-    backend = VarlenBackend(paged_reference)
+    backend = VarlenBackend(paged_reference, TorchBackend())
     layer = backend.allocate(LayerShape(KV_HEADS, DIM, DIM), 8, BLOCK, torch.float32, CPU)
     tables = shuffled_tables(2, 4)
     for window in (None, 3):

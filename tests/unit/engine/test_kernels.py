@@ -1,9 +1,8 @@
-"""The native kernel: its numbers, whatever the shapes, and what happens where it cannot be built or loaded."""
+"""The native attention kernel: its numbers, whatever the shapes; what happens where it cannot be built or loaded."""
 
 import logging
 import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine import attention
 from engine.attention import AttentionSpec, LayerCache, LayerShape, NativeBackend, batch_metadata, causal_mask
 from engine.kernels import build, library
 from engine.kernels.build import library_path
-from engine.kernels.library import INSTRUCTION_SETS, Library, Team, gomp_parallel, load_library
+from engine.kernels.library import INSTRUCTION_SETS, Library, gomp_parallel, load_library
 
 CPU = torch.device("cpu")
 BEST = load_library()
@@ -203,23 +201,17 @@ def test_query_in_another_dtype_than_the_cache_comes_back_in_its_own() -> None:
     torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
 
 
-@pytest.fixture
-def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
 @needs_kernel
-@pytest.mark.usefixtures("three_threads")
-def test_threads_change_nothing_but_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_threads_change_nothing_but_the_time(own: bool) -> None:
     case = Case(LayerShape(2, 64, 64), 8, [(1299, 1300), (699, 700), (0, 400)], torch.float32)
     spec = AttentionSpec(0.125, sinks=torch.arange(8.0))
-    shared = [case.run(native(), spec, 32) for _ in range(5)]
-    monkeypatch.setattr(attention, "team_of", lambda _: Team(None, 1))
-    alone = case.run(native(), spec, 32)
-    assert all(torch.equal(out, alone) for out in shared)
+    backend = native()
+    assert backend.library.team.num_threads == 1
+    alone = case.run(backend, spec, 32)
+    backend.library.use_threads(3, own=own)
+    assert backend.library.team.parallel
+    assert all(torch.equal(case.run(backend, spec, 32), alone) for _ in range(5))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the runtime")

@@ -2,17 +2,48 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from engine import packed_linear
-from engine.packed_linear import PackedLinear, can_pack, pack_linears
-
-pytestmark = pytest.mark.skipif(
-    not can_pack(torch.device("cpu"), torch.bfloat16), reason="this CPU does not multiply bfloat16"
+from engine.device import cpu_has_bfloat16
+from engine.int8_linear import Int8Linear
+from engine.kernels.library import load_library
+from engine.native_linear import NativeLinear, can_multiply
+from engine.packed_linear import (
+    PackedEmbedding,
+    PackedLinear,
+    Packer,
+    native_kind,
+    pack_linears,
+    pack_tied_head,
+    packed_bytes,
+    packer_for,
 )
+
+BFLOAT16 = torch.bfloat16
+LIBRARY = load_library()
+
+
+def packers() -> dict[str, Packer]:
+    """All that this machine has."""
+    found: dict[str, Packer] = {"torch int8": Int8Linear}
+    if cpu_has_bfloat16():
+        found["oneDNN"] = PackedLinear
+    if LIBRARY is not None and can_multiply(LIBRARY, "bfloat16"):
+        found["native bfloat16"] = partial(NativeLinear, LIBRARY, "bfloat16")
+    if LIBRARY is not None and can_multiply(LIBRARY, "int8"):
+        found["native int8"] = partial(NativeLinear, LIBRARY, "int8")
+    return found
+
+
+PACKERS = packers()
+each_packer = pytest.mark.parametrize("name", PACKERS)
 
 
 class Attention(nn.Module):
@@ -23,7 +54,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(48, 64, bias=has_bias)
         self.k_proj = nn.Linear(48, 16, bias=has_bias)
         self.v_proj = nn.Linear(48, 16, bias=has_bias)
-        self.o_proj = nn.Linear(64, 48, bias=has_bias)
+        self.o_proj = nn.Linear(64, 64, bias=has_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -31,71 +62,101 @@ class Attention(nn.Module):
         return together
 
 
-def assert_same(got: Tensor, wanted: Tensor) -> None:
-    """But for the last bit: the bias may be added before rounding, or after."""
-    torch.testing.assert_close(got, wanted, rtol=2**-7, atol=2**-8)
+class TiedModel(nn.Module):
+    """An embedding and a head with one weight, as transformers' models name them."""
+
+    def __init__(self, embedding: nn.Module | None = None) -> None:
+        super().__init__()
+        head: Any = nn.Linear(48, 70, bias=False)
+        self.embedding: Any = embedding or nn.Embedding(70, 48)
+        head.weight = self.embedding.weight
+        self.head = head
+
+    def get_input_embeddings(self) -> Any:
+        return self.embedding
+
+    def set_input_embeddings(self, module: nn.Module) -> None:
+        self.embedding = module
+
+    def get_output_embeddings(self) -> Any:
+        return self.head
+
+    def set_output_embeddings(self, module: nn.Module) -> None:
+        self.head = module
+
+
+def assert_same(got: Any, wanted: Any, name: str) -> None:
+    """But for the last bit: the bias may be added before rounding, or after. In 8 bits but for a few percent."""
+    if "int8" in name:
+        assert float((got - wanted).float().norm() / wanted.float().norm()) < 0.02
+    else:
+        torch.testing.assert_close(got, wanted, rtol=2**-7, atol=2**-8)
 
 
 @pytest.fixture(autouse=True)
 def bfloat16() -> Iterator[None]:
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    yield
+    torch.set_default_dtype(BFLOAT16)
+    with torch.inference_mode():
+        yield
     torch.set_default_dtype(torch.float32)
 
 
+@each_packer
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("num_rows", [1, 7, 130])
-@torch.inference_mode()
-def test_a_packed_layer_gives_what_the_plain_one_gives(num_rows: int, has_bias: bool) -> None:
+def test_a_packed_layer_gives_what_the_plain_one_gives(num_rows: int, has_bias: bool, name: str) -> None:
     linear = nn.Linear(48, 80, bias=has_bias)
-    packed = PackedLinear(linear.weight, linear.bias)
+    packed = PACKERS[name]([linear.weight], [linear.bias])
     x = torch.randn(1, num_rows, 48)
-    assert_same(packed(x), linear(x))
+    assert_same(packed(x), linear(x), name)
     sliced = torch.randn(1, num_rows, 96)[..., 16:64]
-    assert_same(packed(sliced), linear(sliced))
-    assert torch.equal(packed.weight, linear.weight)
+    assert_same(packed(sliced), linear(sliced), name)
+    assert_same(packed.weight, linear.weight, name)
 
 
+@each_packer
 @pytest.mark.parametrize("has_bias", [False, True])
-@torch.inference_mode()
-def test_merged_projections_give_what_they_gave_apart(has_bias: bool) -> None:
+def test_merged_projections_give_what_they_gave_apart(has_bias: bool, name: str) -> None:
     model = Attention(has_bias=has_bias)
     first, second = torch.randn(1, 5, 48), torch.randn(1, 9, 48)
     expected = [model(first), model(second)]
-    weights = [layer.weight.clone() for layer in (model.q_proj, model.k_proj, model.v_proj)]
-    assert pack_linears(model) == 4
+    projections = ("q_proj", "k_proj", "v_proj")
+    weights = [getattr(model, projection).weight.clone() for projection in projections]
+    biases = [getattr(model, projection).bias for projection in projections]
+    assert pack_linears(model, PACKERS[name], BFLOAT16) == 4
     for x, y in zip((first, second, first), (*expected, expected[0]), strict=True):
-        assert_same(model(x), y)
-    for layer, weight in zip((model.q_proj, model.k_proj, model.v_proj), weights, strict=True):
-        assert torch.equal(layer.weight, weight)
-        assert (layer.bias is None) != has_bias
+        assert_same(model(x), y, name)
+    for projection, weight, bias in zip(projections, weights, biases, strict=True):
+        packed = getattr(model, projection)
+        assert_same(packed.weight, weight, name)
+        assert packed.bias is None if bias is None else torch.equal(packed.bias, bias)
+        assert (packed.out_features, packed.in_features) == weight.shape
 
 
-@torch.inference_mode()
-def test_a_part_is_of_the_input_that_it_was_called_with(monkeypatch: pytest.MonkeyPatch) -> None:
+@each_packer
+def test_a_part_is_of_the_input_that_it_was_called_with(name: str) -> None:
     model = Attention()
     first, second = torch.randn(1, 3, 48), torch.randn(1, 3, 48)
     expected = [model.q_proj(first), model.k_proj(second), model.q_proj(second), model.v_proj(second)]
-    pack_linears(model)
+    pack_linears(model, PACKERS[name], BFLOAT16)
     got = [model.q_proj(first), model.k_proj(second), model.q_proj(second), model.v_proj(second)]
     for part, wanted in zip(got, expected, strict=True):
-        assert_same(part, wanted)
+        assert_same(part, wanted, name)
 
 
-@torch.inference_mode()
 def test_a_merge_multiplies_once_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Attention()
-    pack_linears(model)
+    pack_linears(model, Int8Linear, BFLOAT16)
     num_products = 0
-    multiply = PackedLinear.forward
+    multiply = Int8Linear.forward
 
-    def count(self: PackedLinear, x: Tensor) -> Tensor:
+    def count(self: Int8Linear, x: Tensor) -> Tensor:
         nonlocal num_products
         num_products += 1
         return multiply(self, x)
 
-    monkeypatch.setattr(PackedLinear, "forward", count)
+    monkeypatch.setattr(Int8Linear, "forward", count)
     x = torch.randn(1, 3, 48)
     num_references = sys.getrefcount(x)
     model(x)
@@ -103,14 +164,30 @@ def test_a_merge_multiplies_once_and_keeps_nothing(monkeypatch: pytest.MonkeyPat
     assert sys.getrefcount(x) == num_references
 
 
-def test_weights_that_are_shared_stay_as_they_are() -> None:
-    model = nn.ModuleDict({"embedding": nn.Embedding(32, 48), "head": nn.Linear(48, 32, bias=False)})
-    embedding, head = model["embedding"], model["head"]
-    assert isinstance(embedding, nn.Embedding)
-    assert isinstance(head, nn.Linear)
-    head.weight = embedding.weight
-    assert pack_linears(model, keep=[embedding.weight]) == 0
-    assert model["head"] is head
+@each_packer
+def test_bytes_of_merged_layers_are_counted_once(name: str) -> None:
+    model = Attention()
+    plain_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    pack_linears(model, PACKERS[name], BFLOAT16)
+    assert list(model.parameters()) == []
+    assert packed_bytes(model) == plain_bytes // (2 if "int8" in name else 1)
+
+
+def test_siblings_of_which_one_has_no_bias_are_packed_apart() -> None:
+    model = Attention(has_bias=True)
+    model.k_proj = nn.Linear(48, 16, bias=False)
+    x = torch.randn(1, 3, 48)
+    expected = model(x)
+    assert pack_linears(model, Int8Linear, BFLOAT16) == 4
+    assert {type(child) for child in model.children()} == {Int8Linear}
+    assert_same(model(x), expected, "int8")
+
+
+def test_weights_that_are_kept_stay_as_they_are() -> None:
+    model = TiedModel()
+    head = model.head
+    assert pack_linears(model, Int8Linear, BFLOAT16, keep=[model.embedding.weight]) == 0
+    assert model.head is head
 
 
 def test_layers_of_another_kind_stay_as_they_are() -> None:
@@ -119,21 +196,102 @@ def test_layers_of_another_kind_stay_as_they_are() -> None:
 
     model = nn.ModuleList([Own(48, 48), nn.Linear(48, 48, dtype=torch.float32)])
     before = list(model)
-    assert pack_linears(model) == 0
+    assert pack_linears(model, Int8Linear, BFLOAT16) == 0
     assert list(model) == before
 
 
-def test_without_the_operators_nothing_is_packed(
+# --- a head that shares the embedding's weight -----------------------------------------------------------
+
+
+@each_packer
+def test_tied_head_is_packed_and_the_embedding_looks_up_what_it_did(name: str) -> None:
+    model = TiedModel()
+    ids, x = torch.tensor([[3, 69, 0], [3, 12, 31]]), torch.randn(1, 5, 48)
+    rows, logits, weight = model.embedding(ids), model.head(x), model.embedding.weight
+    is_packed = pack_tied_head(model, PACKERS[name])
+    assert is_packed is (name != "oneDNN"), "no row can be read from oneDNN's layout"
+    assert torch.equal(model.embedding(ids), rows)
+    assert torch.equal(model.embedding.weight, weight)
+    assert_same(model.head(x), logits, name)
+    assert isinstance(model.embedding, PackedEmbedding) is (name == "native bfloat16")
+
+
+def test_heads_that_are_not_tied_or_compute_otherwise_are_left_alone() -> None:
+    class Scaled(nn.Embedding):
+        """Multiplies what it looks up, as Gemma's does."""
+
+    untied, without_head = TiedModel(), TiedModel()
+    untied.head = nn.Linear(48, 70, bias=False)
+    without_head.head = None
+    for model in (untied, without_head, TiedModel(Scaled(70, 48)), TiedModel(nn.Embedding(70, 48, max_norm=1.0))):
+        embedding, head = model.embedding, model.head
+        assert not pack_tied_head(model, Int8Linear)
+        assert model.embedding is embedding
+        assert model.head is head
+
+
+# --- which packing ---------------------------------------------------------------------------------------
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool, int8: bool, matrix_units: bool = False, onednn: bool = True
+) -> Any:
+    """The library of a machine that multiplies only so much."""
+    monkeypatch.setattr(packed_linear, "cpu_has_matrix_units", lambda: matrix_units)
+    monkeypatch.setattr(packed_linear, "_has_onednn", lambda: onednn)
+    return SimpleNamespace(has_bf16_linear=bfloat16, has_int8_linear=int8)
+
+
+def kind_and_packing(library: Any, dtype: torch.dtype, quantization: str | None) -> tuple[Any, Any]:
+    packer = packer_for(library, dtype, quantization)
+    return native_kind(library, dtype, quantization), packer.func if isinstance(packer, partial) else packer
+
+
+def test_our_kernels_are_taken_where_the_cpu_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = machine(monkeypatch, bfloat16=True, int8=True)
+    assert kind_and_packing(library, BFLOAT16, None) == ("bfloat16", NativeLinear)
+    assert kind_and_packing(library, BFLOAT16, "int8") == ("int8", NativeLinear)
+    assert kind_and_packing(library, torch.float32, "int8") == ("int8", NativeLinear)
+    assert kind_and_packing(library, torch.float32, None) == (None, None)
+
+
+def test_cpu_that_lacks_one_kind_uses_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = machine(monkeypatch, bfloat16=False, int8=True)
+    assert kind_and_packing(library, BFLOAT16, None) == (None, PackedLinear)
+    assert kind_and_packing(library, BFLOAT16, "int8") == ("int8", NativeLinear)
+    library = machine(monkeypatch, bfloat16=True, int8=False)
+    assert kind_and_packing(library, BFLOAT16, None) == ("bfloat16", NativeLinear)
+    assert kind_and_packing(library, BFLOAT16, "int8") == (None, Int8Linear)
+
+
+def test_matrix_units_multiply_bfloat16_faster_than_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = machine(monkeypatch, bfloat16=True, int8=True, matrix_units=True)
+    assert kind_and_packing(library, BFLOAT16, None) == (None, PackedLinear)
+    assert kind_and_packing(library, BFLOAT16, "int8") == ("int8", NativeLinear)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_machine_without_our_kernels_uses_torch(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:
+    weak = machine(monkeypatch, bfloat16=False, int8=False, onednn=onednn)
+    for library in (None, weak):
+        assert kind_and_packing(library, BFLOAT16, None) == (None, PackedLinear if onednn else None)
+        assert kind_and_packing(library, BFLOAT16, "int8") == (None, Int8Linear)
+        assert kind_and_packing(library, torch.float32, None) == (None, None)
+        assert kind_and_packing(library, torch.float32, "int8") == (None, Int8Linear)
+
+
+def test_without_onednns_operators_nothing_is_packed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*args: object) -> None:
         raise RuntimeError("no such operator")
 
+    monkeypatch.setattr(packed_linear, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(packed_linear.PackedLinear, "__init__", refuse)
-    assert not can_pack(torch.device("cpu"), torch.bfloat16)
+    assert packer_for(None, BFLOAT16, None) is None
     assert "no such operator" in caplog.text
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.bfloat16), ("cpu", torch.float32)])
-def test_packing_is_for_bfloat16_on_a_cpu(device: str, dtype: torch.dtype) -> None:
-    assert not can_pack(torch.device(device), dtype)
+def test_cpu_that_emulates_bfloat16_keeps_its_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_linear, "cpu_has_bfloat16", lambda: False)
+    assert packer_for(None, BFLOAT16, None) is None

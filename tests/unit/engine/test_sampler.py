@@ -18,6 +18,8 @@ from engine.sampler import (
     token_logprobs,
     truncate,
     uniforms,
+    unpack_bits,
+    unpack_bits_on_device,
 )
 from engine.sampling_params import SamplingParams
 from engine.token_masks import pack_tokens
@@ -295,6 +297,14 @@ def test_any_token_of_any_vocabulary_can_be_the_only_one(vocab_size: int) -> Non
         made.matcher = FakeMatcher([token_id, vocab_size], vocab_size)  # the last one is the end that no model has
         sampled = Sampler([EOS]).sample(torch.zeros(1, vocab_size), [made], [1])
         assert (sampled.token_ids, sampled.has_choice) == ([token_id], [True])
+
+
+@pytest.mark.parametrize("num_bits", [1, 31, 32, 33, 64, 1000])
+def test_bits_are_unpacked_alike_on_every_device(num_bits: int) -> None:
+    words = np.random.default_rng(0).integers(-(2**31), 2**31, (3, num_bits // 32 + 1), dtype=np.int32)
+    expected = [[bool(row[i // 32] >> (i % 32) & 1) for i in range(num_bits)] for row in words]
+    for unpack in (unpack_bits, unpack_bits_on_device):
+        assert unpack(torch.from_numpy(words), num_bits).tolist() == expected
 
 
 def test_a_mask_holds_whatever_penalties_and_biases_say() -> None:

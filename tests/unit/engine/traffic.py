@@ -92,6 +92,7 @@ class Traffic:
         while (coming or self.core.has_work) and self.clock.now < until_s:
             if not self.core.has_work:
                 self.clock.now = max(self.clock.now, coming[-1].at_s)
+            self.clock.now += self.core.wait_time_s() or 0.0
             while coming and coming[-1].at_s <= self.clock.now:
                 self._add(coming.pop(), len(coming))
             self._step(outcome)
@@ -107,7 +108,9 @@ class Traffic:
         self.core.add_request(added)
 
     def _step(self, outcome: Outcome) -> None:
+        num_steps = len(self.executor.plans)
         outputs = self.core.step()
+        assert len(self.executor.plans) > num_steps, "there is work, and nothing runs"
         outcome.max_running = max(outcome.max_running, outputs.stats.num_running)
         outcome.num_preemptions += outputs.stats.num_preemptions
         for delta in outputs.deltas:

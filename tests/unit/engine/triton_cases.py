@@ -160,5 +160,9 @@ def test_few_sequences_are_split_until_the_device_is_full_and_many_are_not() -> 
     assert split_count(2048, 528) == 1
 
 
+def test_a_backend_tries_itself_out_on_the_device_that_it_is_for() -> None:
+    TritonBackend(1).try_out(DEVICE, torch.float32)
+
+
 def test_tiles_have_room_for_wide_heads() -> None:
     assert [keys_per_tile(dim, 2) for dim in (64, 128, 256, 1024)] == [128, 64, 32, 16]

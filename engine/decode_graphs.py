@@ -1,0 +1,146 @@
+"""Steps of single tokens replayed from recordings (CUDA graphs): the host launches one thing instead of hundreds.
+
+There is a recording for each of a few batch sizes, made when one is first needed; a batch is padded to the next of
+them. Padding repeats the batch's shortest sequence: it computes what that one computes and writes the same into the
+same slot, so that nothing has to be told which rows are real. What is recorded, and how, is handed in: on a CPU the
+tests record by calling again. The CUDA side has not yet run on a GPU.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.attention import AttentionMetadata, metadata_of
+from engine.step_layout import StepLayout
+from engine.transfer import pack, unpack
+
+logger = logging.getLogger(__name__)
+
+_MIN_TABLE_WIDTH = 128
+# Below it a few sizes double, from it on they are multiples of it.
+_SIZE_STEP = 8
+
+Compute = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
+"""(token ids, positions, where they lie) -> logits."""
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Runs a function in such a way that it can be replayed: returns the replay, and the tensor that it fills each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """The step reads `inputs`, one piece of bytes, and leaves `logits`."""
+
+    inputs: Tensor
+    table_width: int
+    replay: Callable[[], None]
+    logits: Tensor
+
+
+class DecodeGraphs:
+    """Used by one thread. The logits of a step are valid until the next one."""
+
+    def __init__(self, compute: Compute, record: Record, device: torch.device) -> None:
+        self._compute = compute
+        self._record = record
+        self._device = device
+        self._recordings: dict[int, _Recording] = {}
+        self._has_failed = False
+
+    @property
+    def can_record(self) -> bool:
+        """As far as is known: it turns False with the first step that could not be recorded."""
+        return not self._has_failed
+
+    def logits(self, token_ids: NDArray[np.int64], layout: StepLayout) -> Tensor | None:
+        """(num_seqs, vocab_size) of a step of single tokens; None if steps of this model cannot be recorded."""
+        if self._has_failed:
+            return None
+        num_seqs, size = len(token_ids), padded_size(len(token_ids))
+        recording = self._recordings.get(size)
+        needed = layout.block_tables.shape[1]
+        if recording is None or recording.table_width < needed:
+            width = max(_MIN_TABLE_WIDTH, 1 << (needed - 1).bit_length())
+            recording = self._recorded(*padded(token_ids, layout, size, width))
+            if recording is None:
+                return None
+            self._recordings[size] = recording
+        ids, step = padded(token_ids, layout, size, recording.table_width)
+        packed = pack([ids, step.positions, *step.cache_arrays])
+        recording.inputs.copy_(packed.pin_memory() if self._device.type == "cuda" else packed, non_blocking=True)
+        recording.replay()
+        return recording.logits[:num_seqs]
+
+    def _recorded(self, token_ids: NDArray[np.int64], layout: StepLayout) -> _Recording | None:
+        started = time.monotonic()
+        arrays = [token_ids, layout.positions, *layout.cache_arrays]
+        inputs = pack(arrays).to(self._device)
+        ids, positions, *cache_tensors = unpack(inputs, arrays)
+        # For whoever looks at the host's lengths: as long as a sequence of this recording can get.
+        longest = layout.block_tables.shape[1] * layout.block_size
+        meta = replace(metadata_of(layout, cache_tensors), seq_lens=[longest] * len(token_ids))
+        try:
+            replay, logits = self._record(lambda: self._compute(ids, positions, meta))
+        except RuntimeError as error:  # what CUDA, torch and Triton raise over what cannot be recorded
+            logger.warning("steps are launched one operation at a time, as they cannot be recorded: %s", error)
+            self._has_failed = True
+            self._recordings.clear()
+            return None
+        logger.info("recorded a step of %d sequences in %.2f s", len(token_ids), time.monotonic() - started)
+        return _Recording(inputs, layout.block_tables.shape[1], replay, logits)
+
+
+def padded_size(num_seqs: int) -> int:
+    """The batch size whose recording serves this many sequences: 1, 2, 4, 8, 16, 24, 32 and so on."""
+    if num_seqs <= _SIZE_STEP:
+        return 1 << (num_seqs - 1).bit_length()
+    return -(-num_seqs // _SIZE_STEP) * _SIZE_STEP
+
+
+def padded(
+    token_ids: NDArray[np.int64], layout: StepLayout, size: int, table_width: int
+) -> tuple[NDArray[np.int64], StepLayout]:
+    """The step with its shortest sequence repeated until there are `size`, and zeros to the right of block tables."""
+    assert layout.is_decode
+    num_seqs, num_blocks = layout.block_tables.shape
+    rows = np.full(size, layout.seq_lens.argmin())
+    rows[:num_seqs] = np.arange(num_seqs)
+    tables = np.zeros((size, table_width), dtype=np.int32)
+    tables[:, :num_blocks] = layout.block_tables[rows]
+    return token_ids[rows], StepLayout(
+        positions=layout.positions[rows],
+        sequences=np.arange(size),
+        slots=layout.slots[rows],
+        block_tables=tables,
+        query_start=np.arange(size + 1, dtype=np.int32),
+        seq_lens=layout.seq_lens[rows],
+        num_decodes=size,
+        block_size=layout.block_size,
+    )
+
+
+class CudaRecorder:
+    """Records by CUDA graphs, which share their memory: none of them is used while another one runs."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None  # a handle, once there is a graph
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        around = torch.cuda.current_stream()
+        stream.wait_stream(around)
+        # Around the recording too, so that whatever happens in it the stream of before is back.
+        with torch.cuda.stream(stream):
+            function()  # once before: libraries set themselves up, kernels are compiled
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                output = function()
+        around.wait_stream(stream)
+        self._pool = graph.pool()
+        return graph.replay, output

@@ -1,0 +1,88 @@
+"""The truth test with steps of single tokens padded and replayed, as on a GPU; what is recorded is called again."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.attention import NativeBackend
+from engine.decode_graphs import DecodeGraphs
+from engine.executor_builder import build_executor
+from engine.kernels.library import load_library
+from engine.messages import NewRequest, ScheduledRequest, StepPlan
+from engine.sampling_params import SamplingParams
+from tests.integration.tiny_models import build_model, engine_config
+from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, core_with_few_blocks, greedy_cases, serve
+
+CPU = torch.device("cpu")
+# What makes the host wait for the device: no recording can contain it.
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2"}
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the operations inside it that would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in WAITING:
+            self.operations.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(load_library() is None, reason="the gathering backend looks at the host's lengths")
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_padded_and_replayed_steps_give_the_tokens_of_generate(family: str, tmp_path: Path) -> None:
+    num_replays: list[int] = []
+
+    def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        output = function()
+
+        def replay() -> None:
+            num_replays.append(len(output))
+            output.copy_(function())
+
+        return replay, output
+
+    rng = random.Random(family)
+    directory = build_model(family, tmp_path)
+    cases = greedy_cases(directory, rng, 20)
+    info, runner = build_executor(engine_config(directory, max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE))
+    assert isinstance(runner._attention.backend, NativeBackend)
+    assert runner.graphs is None
+    runner.graphs = DecodeGraphs(runner._compute_logits, record, CPU)
+    run = serve(core_with_few_blocks((info, runner)), cases, rng)
+    assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]
+    assert set(num_replays) == {1, 2, 4}
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 1}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3_moe", "gpt_oss"])
+def test_a_step_of_single_tokens_never_waits_for_the_device_in_between(
+    family: str, sampling: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = build_model(family, tmp_path)
+    _, runner = build_executor(engine_config(directory, max_num_batched_tokens=64))
+    names = ["a", "b", "c"]
+    new = [
+        NewRequest(request_id=name, token_ids=[5, 6, 7], num_prompt_tokens=3, sampling=SamplingParams(**sampling))
+        for name in names
+    ]
+    prompts = [
+        ScheduledRequest(request_id=name, num_computed_tokens=0, num_tokens=3, new_block_ids=[i])
+        for i, name in enumerate(names)
+    ]
+    runner.execute(StepPlan(scheduled=prompts, new_requests=new))
+    singles = [ScheduledRequest(request_id=name, num_computed_tokens=3, num_tokens=1) for name in names]
+    with Waits() as waits:
+        assert len(runner.execute(StepPlan(scheduled=singles)).sampled_token_ids) == 3
+        assert waits.operations == []
+        torch.ones(1).item()
+    assert waits.operations == ["aten::_local_scalar_dense"]

@@ -1,0 +1,124 @@
+"""Padding, filling and replaying recorded steps; a recording is a function that is called again."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.attention import AttentionMetadata
+from engine.decode_graphs import DecodeGraphs, padded, padded_size
+from engine.step_layout import StepLayout, lay_out
+
+CPU = torch.device("cpu")
+BLOCK = 4
+VOCAB_SIZE = 5
+
+
+class Recorder:
+    """What is replayed reads its inputs where they were when it was recorded."""
+
+    def __init__(self) -> None:
+        self.num_recordings = self.num_replays = 0
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        self.num_recordings += 1
+        output = function()
+
+        def replay() -> None:
+            self.num_replays += 1
+            output.copy_(function())
+
+        return replay, output
+
+
+class Model:
+    """Logits that tell everything a step was told, and a cache of the tokens in their slots."""
+
+    def __init__(self) -> None:
+        self.cache = torch.full((4000,), -1, dtype=torch.int64)
+        self.metas: list[AttentionMetadata] = []
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
+        self.metas.append(meta)
+        self.cache[meta.slots] = token_ids
+        columns = (token_ids, positions, meta.slots, meta.seq_lens_tensor, meta.block_tables.sum(dim=1))
+        assert meta.query_start_tensor.tolist() == list(range(len(token_ids) + 1))
+        return torch.stack([column.float() for column in columns], dim=1)
+
+
+def step_of(lengths: list[int], width: int) -> StepLayout:
+    ends = np.array(lengths, dtype=np.int64)
+    tables = np.arange(1, len(lengths) * width + 1, dtype=np.int32).reshape(len(lengths), width)
+    return lay_out(ends - 1, ends, tables, BLOCK)
+
+
+def expected(token_ids: np.ndarray, layout: StepLayout) -> list[list[float]]:
+    columns = (token_ids, layout.positions, layout.slots, layout.seq_lens, layout.block_tables.sum(axis=1))
+    return np.stack(columns, axis=1).astype(float).tolist()  # type: ignore[no-any-return]
+
+
+def test_sizes_double_and_then_go_up_in_eights() -> None:
+    assert [padded_size(n) for n in (1, 2, 3, 4, 5, 8, 9, 16, 17, 250, 256)] == [1, 2, 4, 4, 8, 8, 16, 16, 24, 256, 256]
+    assert all(n <= padded_size(n) < n + 8 for n in range(1, 300))
+
+
+def test_padding_repeats_the_shortest_sequence() -> None:
+    ids, layout = padded(np.array([10, 11, 12]), step_of([9, 3, 7], 3), 5, 4)
+    assert ids.tolist() == [10, 11, 12, 11, 11]
+    assert layout.positions.tolist() == [8, 2, 6, 2, 2]
+    assert layout.seq_lens.tolist() == [9, 3, 7, 3, 3]
+    assert layout.slots.tolist()[3:] == [layout.slots[1]] * 2
+    assert layout.block_tables.tolist() == [[1, 2, 3, 0], [4, 5, 6, 0], [7, 8, 9, 0], [4, 5, 6, 0], [4, 5, 6, 0]]
+    assert layout.query_start.tolist() == [0, 1, 2, 3, 4, 5]
+    assert (layout.num_decodes, layout.block_size) == (5, BLOCK)
+
+
+def test_replayed_steps_compute_what_they_are_given_and_no_more_is_written() -> None:
+    model, record = Model(), Recorder()
+    graphs = DecodeGraphs(model, record, CPU)
+    written: set[int] = set()
+    for lengths in ([9, 3, 7], [10, 4, 8], [5, 6, 7, 8], [3], [1, 2], [8, 8, 8]):
+        layout = step_of(lengths, 3)
+        token_ids = np.arange(20, 20 + len(lengths))
+        written |= set(layout.slots.tolist())
+        logits = graphs.logits(token_ids, layout)
+        assert logits is not None
+        assert logits.tolist() == expected(token_ids, layout)
+        assert model.cache[torch.from_numpy(layout.slots)].tolist() == token_ids.tolist()
+    assert set(model.cache.ne(-1).nonzero().flatten().tolist()) == written
+    assert (record.num_recordings, record.num_replays) == (3, 6)
+
+
+def test_a_recording_takes_the_lengths_that_it_is_replayed_with_for_granted() -> None:
+    """Whoever looks at the host's lengths sees the most that there can be."""
+    model = Model()
+    layout = step_of([9, 3, 7], 3)
+    DecodeGraphs(model, Recorder(), CPU).logits(np.arange(3), layout)
+    assert model.metas[0].seq_lens == [128 * BLOCK] * 4
+    assert model.metas[0].query_start == [0, 1, 2, 3, 4]
+
+
+def test_longer_sequences_than_a_recording_has_room_for_are_recorded_anew() -> None:
+    model, record = Model(), Recorder()
+    graphs = DecodeGraphs(model, record, CPU)
+    for width in (3, 128, 129, 3, 300):
+        layout, token_ids = step_of([2, 3], width), np.array([4, 5])
+        logits = graphs.logits(token_ids, layout)
+        assert logits is not None
+        assert logits.tolist() == expected(token_ids, layout)
+    assert [meta.block_tables.shape[1] for meta in model.metas] == [128] * 3 + [256] * 3 + [512] * 2
+    assert record.num_recordings == 3
+
+
+def test_what_cannot_be_recorded_is_said_once_and_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs = DecodeGraphs(Model(), refuse, CPU)
+    with caplog.at_level(logging.WARNING):
+        assert [graphs.logits(np.array([1]), step_of([3], 1)) for _ in range(3)] == [None] * 3
+    assert len(caplog.records) == 1
+    assert "not permitted when stream is capturing" in caplog.text

@@ -1,0 +1,396 @@
+"""Native decoder layers compute what the layers compute that they stand for, and stand for no others."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from engine.attention import (
+    ATTENTION_NAME,
+    NativeBackend,
+    PagedAttention,
+    ShapeProbe,
+    attending,
+    attention_function,
+    batch_metadata,
+)
+from engine.decoder_layers import replace_layers
+from engine.kernels.library import load_library
+from engine.model_probe import ServedModel, probe_model
+from engine.native_linear import Kind, can_multiply
+from tests.integration.tiny_models import random_model
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 8
+LIBRARY = load_library()
+KINDS: list[Kind] = [kind for kind in ("bfloat16", "int8") if LIBRARY is not None and can_multiply(LIBRARY, kind)]
+# Of the noise that transformers' own bfloat16 has. Rounding in another order moves it by a few percent.
+MARGIN: dict[Kind, float] = {"bfloat16": 1.15, "int8": 12.0}
+
+pytestmark = pytest.mark.skipif(not KINDS, reason="this CPU does not multiply what our kernels multiply")
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+_SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "pad_token_id": 0,
+}
+_MOE: dict[str, Any] = {
+    "head_dim": 64,
+    "partial_rotary_factor": 0.5,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+# Configuration class, what differs, and how many of the three layers have the family's form.
+FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "llama": ("LlamaConfig", {}, 3),
+    "llama-wide-heads": ("LlamaConfig", {"head_dim": 96, "num_key_value_heads": 1}, 3),
+    "llama-biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}, 3),
+    "mistral-window": ("MistralConfig", {"sliding_window": 10}, 3),
+    "qwen2-biases": ("Qwen2Config", {}, 3),
+    "qwen3-head-norms": ("Qwen3Config", {}, 3),
+    "glm4-partial-rotary": ("Glm4MoeConfig", _MOE, 1),
+    "smollm3-one-without-rotary": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}, 2),
+}
+# Layers with the same or similar parts that compute something else.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.03,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "gemma": ("GemmaConfig", {}),
+    "gemma2": ("Gemma2Config", {"query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3TextConfig", {}),
+    "olmo": ("OlmoConfig", {}),
+    "olmo2": ("Olmo2Config", {}),
+    "cohere": ("CohereConfig", {}),
+    "hunyuan": ("HunYuanDenseV1Config", {}),
+    "ernie": ("Ernie4_5Config", {}),
+    "unaligned-heads": ("LlamaConfig", {"head_dim": 16}),
+    "unaligned-mlp": ("LlamaConfig", {"intermediate_size": 90}),
+}
+
+
+@pytest.fixture(autouse=True)
+def paged() -> Iterator[None]:
+    AttentionInterface.register(ATTENTION_NAME, attention_function)
+    with torch.inference_mode():
+        yield
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model in bfloat16 that has been run once, and the same weights in float64."""
+
+    served: ServedModel
+    exact: Any
+
+    @classmethod
+    def of(cls, class_name: str, **settings: Any) -> "Tiny":
+        settings = _SHAPE | settings
+        model = random_model(class_name, "bfloat16", ATTENTION_NAME, **settings)
+        exact = random_model(class_name, "float64", ATTENTION_NAME, **settings)
+        exact.load_state_dict(model.state_dict())
+        return cls(probe_model(model, CPU), exact)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return list(self.served.model.causal_lm.base_model.layers)
+
+    def replace(self, kind: Kind = "bfloat16") -> int:
+        served = self.served
+        assert isinstance(served.backend, NativeBackend)
+        attentions = {module: (shape, served.specs[module]) for module, shape in served.shapes.items()}
+        return replace_layers(served.model.causal_lm, served.samples, attentions, served.backend, kind)
+
+    def whole(self, token_ids: Tensor) -> Tensor:
+        """(num_tokens, hidden_size) of one sequence, by transformers' own code in bfloat16."""
+        with attending(ShapeProbe()):
+            return self.served.model.hidden_states(token_ids, torch.arange(len(token_ids)))
+
+    def exactly(self, token_ids: Tensor) -> Tensor:
+        with attending(ShapeProbe()):
+            hidden: Tensor = self.exact.base_model(input_ids=token_ids.unsqueeze(0), use_cache=False).last_hidden_state
+        return hidden[0]
+
+    def paged(self, sequences: list[Tensor], steps: list[list[tuple[int, int]]]) -> list[Tensor]:
+        """Of several sequences from a paged cache, in steps of a span of each; an empty span is none."""
+        width = max(math.ceil(len(sequence) / BLOCK_SIZE) for sequence in sequences)
+        backend, shapes = self.served.backend, self.served.shapes
+        num_blocks = len(sequences) * width
+        caches = {
+            module: backend.allocate(shape, num_blocks, BLOCK_SIZE, torch.bfloat16, CPU)
+            for module, shape in shapes.items()
+        }
+        attention = PagedAttention(backend, caches)
+        tables = np.random.default_rng(0).permutation(num_blocks).astype(np.int32).reshape(len(sequences), width)
+        parts: list[list[Tensor]] = [[] for _ in sequences]
+        for spans in steps:
+            self._step(attention, tables, sequences, spans, parts)
+        return [torch.cat(part) for part in parts]
+
+    def _step(
+        self,
+        attention: PagedAttention,
+        tables: Any,
+        sequences: list[Tensor],
+        spans: list[tuple[int, int]],
+        parts: list[list[Tensor]],
+    ) -> None:
+        running = [i for i, (first, end) in enumerate(spans) if end > first]
+        running.sort(key=lambda i: spans[i][1] - spans[i][0] > 1)  # single tokens first
+        attention.begin_step(batch_metadata([spans[i] for i in running], tables[running], BLOCK_SIZE, CPU))
+        token_ids = torch.cat([sequences[i][slice(*spans[i])] for i in running])
+        positions = torch.cat([torch.arange(*spans[i]) for i in running])
+        with attending(attention):
+            hidden = self.served.model.hidden_states(token_ids, positions)
+        for i, part in zip(running, torch.split(hidden, [len(range(*spans[i])) for i in running]), strict=True):
+            parts[i].append(part)
+
+
+def tokens(count: int, seed: int) -> Tensor:
+    return torch.randint(4, 300, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def noise(got: list[Tensor], exact: list[Tensor]) -> float:
+    """Relative to the values; of the mean, which single outliers do not move."""
+    off, size = torch.cat(got).double() - torch.cat(exact), torch.cat(exact)
+    return float(off.abs().mean() / size.abs().mean())
+
+
+def in_chunks(lengths: list[int]) -> list[list[tuple[int, int]]]:
+    """Chunks of unequal sizes beside single tokens; later sequences begin later."""
+    steps = []
+    computed = [0] * len(lengths)
+    for number in range(2 * max(lengths)):
+        sizes = [(1, 7, 1, 13, 2)[(number + i) % 5] if number >= 2 * i else 0 for i in range(len(lengths))]
+        ends = [min(length, done + size) for length, done, size in zip(lengths, computed, sizes, strict=True)]
+        steps.append(list(zip(computed, ends, strict=True)))
+        computed = ends
+        if computed == lengths:
+            break
+    return steps
+
+
+@each_kind
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_native_layers_are_as_near_to_exact_as_transformers_own(family: str, num_layers: int, kind: Kind) -> None:
+    class_name, settings, num_native = FAMILIES[family]
+    if "no_rope_layers" in settings:
+        settings = settings | {"no_rope_layers": settings["no_rope_layers"][:num_layers]}
+    tiny = Tiny.of(class_name, **settings | {"num_hidden_layers": num_layers})
+    sequences = [tokens(count, seed) for seed, count in enumerate((50, 1, 23, 37))]
+    exact = [tiny.exactly(sequence) for sequence in sequences]
+    own_noise = noise([tiny.whole(sequence) for sequence in sequences], exact)
+    assert tiny.replace(kind) == min(num_native, num_layers)
+    alone = [tiny.paged([sequence], [[(0, len(sequence))]])[0] for sequence in sequences]
+    assert 0 < noise(alone, exact) <= own_noise * MARGIN[kind]
+    together = tiny.paged(sequences, in_chunks([len(sequence) for sequence in sequences]))
+    assert 0 < noise(together, exact) <= own_noise * MARGIN[kind]
+
+
+@each_kind
+def test_a_sequence_does_not_depend_on_what_shares_its_steps(kind: Kind) -> None:
+    tiny = Tiny.of("Qwen3Config")
+    tiny.replace(kind)
+    sequences = [tokens(count, seed) for seed, count in enumerate((41, 5, 30))]
+    steps = in_chunks([len(sequence) for sequence in sequences])
+    together = tiny.paged(sequences, steps)
+    for i, sequence in enumerate(sequences):
+        own_steps = [[spans[i]] for spans in steps if spans[i][1] > spans[i][0]]
+        assert torch.equal(tiny.paged([sequence], own_steps)[0], together[i])
+
+
+@each_kind
+def test_chunks_change_nothing_but_the_rounding_of_attention(kind: Kind) -> None:
+    tiny = Tiny.of("LlamaConfig")
+    tiny.replace(kind)
+    sequence = tokens(60, 1)
+    whole = tiny.paged([sequence], [[(0, 60)]])
+    decoded = tiny.paged([sequence], [[(i, i + 1)] for i in range(60)])
+    assert noise(decoded, [whole[0].double()]) < {"bfloat16": 0.02, "int8": 0.1}[kind]
+
+
+@each_kind
+def test_threads_change_nothing_but_the_time(kind: Kind) -> None:
+    tiny = Tiny.of("LlamaConfig", hidden_size=256, intermediate_size=512)
+    tiny.replace(kind)
+    assert isinstance(tiny.served.backend, NativeBackend)
+    library, sequence = tiny.served.backend.library, tokens(60, 1)
+    before = library.team
+    results = []
+    try:
+        for count, own in ((1, True), (3, True), (3, False)):
+            library.use_threads(count, own=own)
+            results.append(tiny.paged([sequence], [[(0, 59)], [(59, 60)]])[0])
+    finally:
+        library.team = before
+    assert torch.equal(results[1], results[0])
+    assert torch.equal(results[2], results[0])
+
+
+@each_kind
+def test_what_is_not_finite_stays_in_its_sequence(kind: Kind) -> None:
+    tiny = Tiny.of("LlamaConfig")
+    tiny.replace(kind)
+    weight = tiny.served.model.causal_lm.get_input_embeddings().weight
+    weight[7] = torch.nan
+    sequences = [tokens(20, 0).clamp(min=8), torch.full((9,), 7)]
+    together = tiny.paged(sequences, [[(0, 20), (0, 9)]])
+    assert not together[1].isfinite().any()
+    assert torch.equal(together[0], tiny.paged(sequences[:1], [[(0, 20)]])[0])
+
+
+# --- layers that stay as they are -----------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("family", OTHERS)
+def test_layers_that_compute_something_else_stay_as_they_are(family: str, kind: Kind) -> None:
+    class_name, settings = OTHERS[family]
+    tiny = Tiny.of(class_name, **settings)
+    layers = tiny.layers
+    assert tiny.replace(kind) == 0
+    assert tiny.layers == layers
+
+
+def scale_output(layer: Any, factor: float = 1.1) -> None:
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: forward(*args, **kwargs) * factor
+
+
+def scale_mlp(layer: Any) -> None:
+    forward = layer.mlp.forward
+    layer.mlp.forward = lambda x: forward(x) * 1.1
+
+
+def use_gelu(layer: Any) -> None:
+    layer.mlp.act_fn = nn.GELU()
+
+
+def use_relu(layer: Any) -> None:
+    layer.mlp.act_fn = nn.ReLU()
+
+
+def use_another_eps(layer: Any) -> None:
+    """Its norms compute with one that they do not tell."""
+    norm = layer.input_layernorm
+    plain = norm.forward
+
+    def forward(x: Tensor) -> Tensor:
+        told, norm.variance_epsilon = norm.variance_epsilon, 0.5
+        try:
+            return plain(x)  # type: ignore[no-any-return]
+        finally:
+            norm.variance_epsilon = told
+
+    norm.forward = forward
+
+
+def use_layer_norm(layer: Any) -> None:
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        norm = nn.LayerNorm(64, bias=False, dtype=torch.bfloat16)
+        norm.weight.copy_(getattr(layer, name).weight)
+        setattr(layer, name, norm)
+
+
+def use_norms_with_one_added(layer: Any) -> None:
+    norm = layer.post_attention_layernorm
+    plain = norm.forward
+    norm.forward = lambda x: plain(x) + x / x.float().square().mean(-1, keepdim=True).sqrt().to(x.dtype)
+
+
+def swap_gate_and_up(layer: Any) -> None:
+    mlp = layer.mlp
+    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.up_proj(x)) * mlp.gate_proj(x))
+
+
+def clip_queries(layer: Any) -> None:
+    query = layer.self_attn.q_proj
+    plain = query.forward
+    query.forward = lambda x: plain(x).clamp(-1, 1)
+
+
+def leave_out_a_residual(layer: Any) -> None:
+    attention = layer.self_attn
+    plain = attention.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        out, weights = plain(*args, **kwargs)
+        return out - kwargs["hidden_states"] * 0.2, weights
+
+    attention.forward = forward
+
+
+CHANGES = [
+    scale_output,
+    scale_mlp,
+    use_gelu,
+    use_relu,
+    use_another_eps,
+    use_layer_norm,
+    use_norms_with_one_added,
+    swap_gate_and_up,
+    clip_queries,
+    leave_out_a_residual,
+]
+
+
+@each_kind
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_one_changed_layer_stays_and_the_others_are_replaced(change: Any, kind: Kind) -> None:
+    model = random_model("LlamaConfig", "bfloat16", ATTENTION_NAME, **_SHAPE)
+    changed = model.model.layers[1]
+    change(changed)
+    tiny = Tiny(probe_model(model, CPU), None)
+    assert tiny.replace(kind) == 2
+    assert tiny.layers[1] is changed
+
+
+@each_kind
+@pytest.mark.parametrize("change", [scale_mlp, use_gelu, use_layer_norm], ids=lambda change: change.__name__)
+def test_a_changed_layer_stays_where_it_adds_little_to_large_hidden_states(change: Any, kind: Kind) -> None:
+    """As in trained models, whose residual stream is many times what one layer adds to it."""
+    model = random_model("LlamaConfig", "bfloat16", ATTENTION_NAME, **_SHAPE)
+    model.model.embed_tokens.weight.mul_(100)
+    changed = model.model.layers[1]
+    change(changed)
+    tiny = Tiny(probe_model(model, CPU), None)
+    tiny.replace(kind)
+    assert tiny.layers[1] is changed
+
+
+@each_kind
+def test_another_eps_that_a_norm_tells_is_used(kind: Kind) -> None:
+    tiny = Tiny.of("LlamaConfig", rms_norm_eps=0.5)
+    sequence = tokens(30, 0)
+    exact = tiny.exactly(sequence)
+    own_noise = noise([tiny.whole(sequence)], [exact])
+    assert tiny.replace(kind) == 3
+    assert noise(tiny.paged([sequence], [[(0, 30)]]), [exact]) <= own_noise * MARGIN[kind]
+
+
+def test_layers_of_float32_stay_as_they_are() -> None:
+    tiny = Tiny(probe_model(random_model("LlamaConfig", "float32", ATTENTION_NAME, **_SHAPE), CPU), None)
+    assert tiny.replace(KINDS[0]) == 0

@@ -1,0 +1,39 @@
+"""Large memory: zeros that can be written, aligned for the kernels, of any size."""
+
+import mmap
+
+import pytest
+import torch
+
+from engine.host_memory import zeroed_bytes
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, mmap.PAGESIZE, 2 * 2**20, 5 * 2**20 + 3])
+def test_memory_is_zeros_of_the_size_asked_for_and_can_be_written(size: int) -> None:
+    memory = zeroed_bytes(size)
+    assert memory.shape == (size,)
+    assert memory.dtype is torch.uint8
+    assert not memory.any()
+    memory.fill_(7)
+    assert int(memory.sum()) == 7 * size
+
+
+def test_memory_begins_at_a_page_and_overlaps_with_no_other() -> None:
+    pieces = [zeroed_bytes(size) for size in (1, 100, 3 * 2**20)]
+    assert all(piece.data_ptr() % mmap.PAGESIZE == 0 for piece in pieces)
+    pieces[0].fill_(1)
+    pieces[2].fill_(1)
+    assert not pieces[1].any()
+
+
+def test_memory_lives_as_long_as_a_view_of_it() -> None:
+    view = zeroed_bytes(4 * 2**20).view(torch.float32)[-8:]
+    others = [zeroed_bytes(4 * 2**20).fill_(255) for _ in range(4)]
+    assert len(others) == 4
+    assert view.tolist() == [0.0] * 8
+
+
+def test_more_than_there_is_fails_as_memory() -> None:
+    """As torch's own allocations do, so that who allocates a cache can say what did not fit."""
+    with pytest.raises((MemoryError, RuntimeError)):
+        zeroed_bytes(2**60)

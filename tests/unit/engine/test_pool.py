@@ -1,0 +1,89 @@
+"""Threads of our own: whoever comes in time helps, nobody is missed, and nothing waits for ever."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.kernels.build import library_path
+from engine.kernels.library import Library, load_library
+from engine.native_linear import Kind, NativeLinear, can_multiply
+
+LIBRARY = load_library()
+KINDS: list[Kind] = [kind for kind in ("bfloat16", "int8") if LIBRARY is not None and can_multiply(LIBRARY, kind)]
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.skipif(not KINDS, reason="this CPU does not multiply what our kernels multiply")
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+class Work:
+    """A product that is just worth sharing, and what it comes to without help."""
+
+    def __init__(self, seed: int, num_threads: int) -> None:
+        library = Library(library_path())
+        self.linear = NativeLinear(library, KINDS[0], [normal(640, 512, seed=seed)], [None])
+        self.x = normal(1, 512, seed=seed + 1)
+        self.expected = self.linear(self.x)
+        library.use_threads(num_threads, own=True)
+
+    def is_right(self, times: int) -> bool:
+        return all(torch.equal(self.linear(self.x), self.expected) for _ in range(times))
+
+
+@pytest.mark.parametrize("num_threads", [2, 3, 8])
+def test_many_short_jobs_one_after_the_other_are_all_done(num_threads: int) -> None:
+    assert Work(0, num_threads).is_right(2000)
+
+
+def test_jobs_of_fewer_and_of_more_threads_take_turns() -> None:
+    works = [Work(seed, num_threads) for seed, num_threads in enumerate((5, 2, 9, 1, 3))]
+    assert all(work.is_right(3) for _ in range(100) for work in works)
+
+
+def test_jobs_from_several_python_threads_do_not_mix() -> None:
+    works = [Work(10 * i, 3) for i in range(4)]
+    results: list[bool] = []
+    threads = [threading.Thread(target=lambda w=work: results.append(w.is_right(500))) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 4
+
+
+FORK = """
+import os, signal, torch
+from tests.unit.engine.test_pool import Work
+
+work = Work(0, 3)
+assert work.is_right(50)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # ends a child that hangs
+    os._exit(0 if work.is_right(50) else 1)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert work.is_right(50)
+raise SystemExit(status)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_forked_child_works_on_without_the_threads_it_does_not_have() -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
