@@ -15,6 +15,7 @@ from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler, SchedulerLimits
 
 MAX_MODEL_LEN = 100_000
+STEP_S = 0.05  # what the scheduler is told that a step took
 
 
 def main() -> int:
@@ -80,7 +81,7 @@ def mean_step_ms(scheduler: Scheduler, num_steps: int) -> float:
         result = result_of(plan, 1 + number)
         started = time.process_time()
         scheduler.update(plan, result)
-        scheduler.observe(0.05)
+        scheduler.observe(STEP_S)
         spent_s += time.process_time() - started
     return 1000 * spent_s / num_steps
 
@@ -88,6 +89,7 @@ def mean_step_ms(scheduler: Scheduler, num_steps: int) -> float:
 def step(scheduler: Scheduler) -> StepPlan:
     plan = scheduler.schedule()
     scheduler.update(plan, result_of(plan, 1))
+    scheduler.observe(STEP_S)
     return plan
 
 

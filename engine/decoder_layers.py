@@ -26,7 +26,6 @@ from engine.attention import (
     batch_metadata,
 )
 from engine.kernels.library import Attention, DecoderCall, DecoderLayer, Library
-from engine.mapped_weights import MappedFiles
 from engine.native_linear import Kind, PackedWeight
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,8 @@ def replace_layers(
                 continue
             native = _native_layer(layer, samples[layer], *attentions[attention], backend=backend, kind=kind)
             if native is not None:
-                _let_go(layer)
+                for projection in _PROJECTIONS:
+                    delattr(attention, projection)
                 native.take_names_of(layer)
                 setattr(parent, name, native)
                 count += 1
@@ -114,15 +114,6 @@ def _join_lists(model: nn.Module, library: Library) -> None:
                 joined = NativeDecoder(library, [weights for native in natives for weights in native.layers])
                 joined.take_names_of(natives[0])
                 setattr(parent, name, nn.ModuleList([joined]))
-
-
-def _let_go(layer: Any) -> None:
-    """Of a layer's projections, which are packed by now."""
-    files = MappedFiles()
-    for linear in _linears(layer):
-        files.let_go(linear.weight)
-    for name in _PROJECTIONS:
-        delattr(layer.self_attn, name)
 
 
 class NativeWeights:

@@ -24,7 +24,7 @@ from engine.language_model import LanguageModel
 from engine.messages import NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
 from engine.pooling import PooledPrompt, unit_vectors
 from engine.request_rows import RequestRows
-from engine.sampler import BadWords, SampledRows, Sampler, SamplingRow, has_penalties, penalty_counts, token_logprobs
+from engine.sampler import BadWords, SampledRows, Sampler, SamplingRow, penalty_counts, token_logprobs
 from engine.sampling_params import SamplingParams
 from engine.step_layout import StepLayout, lay_out
 from engine.token_masks import MaskFiller, pack_tokens
@@ -172,9 +172,7 @@ class ModelRunner:
         sampling, vocab_size = new.sampling, self._model.vocab_size
         output = new.token_ids[new.num_prompt_tokens :]
         row = SamplingRow(sampling, self._seed_of(new), new.num_prompt_tokens)
-        if has_penalties(sampling):
-            token_ids = np.array(new.token_ids, dtype=np.int64)
-            row.counts = penalty_counts(token_ids, new.num_prompt_tokens, vocab_size, self._device)
+        row.counts = penalty_counts(sampling, new.token_ids, new.num_prompt_tokens)
         if sampling.bad_words_token_ids:
             row.bad_words = BadWords(sampling.bad_words_token_ids, output)
         if sampling.allowed_token_ids:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from engine.host_memory import zeroed_bytes
 from engine.int8_linear import joined_bias
 from engine.kernels.library import Library, Linear
+from engine.mapped_weights import MappedFiles
 
 Kind = Literal["bfloat16", "int8"]
 
 _PANEL = 32  # columns that lie together; PANEL of linear.h
+_ROWS_AT_ONCE = 8192  # a multiple of 32
 _PER_LANE = {"bfloat16": 2, "int8": 4}
 # Times 255 times 127, this is the largest sum that 32 bits hold.
 _MOST_INT8_INPUTS = 65536
@@ -26,7 +28,8 @@ _MOST_INT8_INPUTS = 65536
 class PackedWeight:
     """The packed rows of one or more weights (out_features, in_features), with their biases.
 
-    With `alternates`, two weights of equal size take turns by sixteen rows, as a gated product wants them.
+    With `alternates`, two weights of equal size take turns by sixteen rows, as a gated product wants them. What has
+    been packed is let go of if it is mapped from a file: it can be read again.
     """
 
     def __init__(
@@ -50,9 +53,13 @@ class PackedWeight:
         self._bias = self._per_column(torch.float32) if any(bias is not None for bias in biases) else None
         self.native = self._structure()
         spread = 2 if alternates else 1
+        files = MappedFiles()
         first = 0
         for weight, bias in zip(weights, biases, strict=True):
-            self._pack(library, weight, bias, first, spread)
+            for rows in range(0, weight.shape[0], _ROWS_AT_ONCE):
+                self._pack(library, weight[rows : rows + _ROWS_AT_ONCE], first + rows * spread, spread)
+                files.let_go(weight[rows : rows + _ROWS_AT_ONCE])
+            self._add_bias(bias, first, spread)
             first += _PANEL // 2 if alternates else weight.shape[0]
 
     @property
@@ -73,12 +80,13 @@ class PackedWeight:
             is_int8=self.kind == "int8",
         )
 
-    def _pack(self, library: Library, weight: Tensor, bias: Tensor | None, first: int, spread: int) -> None:
-        count = weight.shape[0]
-        library.pack(self.native, weight.data_ptr(), weight.stride(0), count, first=first, spread=spread)
+    def _pack(self, library: Library, weight: Tensor, first: int, spread: int) -> None:
+        library.pack(self.native, weight.data_ptr(), weight.stride(0), weight.shape[0], first=first, spread=spread)
+
+    def _add_bias(self, bias: Tensor | None, first: int, spread: int) -> None:
         if bias is not None:
             assert self._bias is not None
-            rows = torch.arange(count)
+            rows = torch.arange(bias.numel())
             self._bias[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
 
     def rows(self, indices: Tensor) -> Tensor:

@@ -53,6 +53,6 @@ class Pacing:
         """Whether one more could decode beside so many within the objective."""
         if self._target_itl_s is None or num_running == 0:
             return True
-        if not self._step_time.knows_decodes(num_running + 1):
+        if not self._step_time.has_run(num_running + 1):
             return False
         return self._step_time.decode_s(num_running + 1) <= _DECODE_SHARE * self._target_itl_s

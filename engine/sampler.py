@@ -6,7 +6,7 @@ the cache or how requests are scheduled; of a grammar it sees the tokens that ma
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,15 +83,38 @@ class SamplingRow:
         return self.allowed & self.matcher.mask
 
 
-@dataclass(slots=True)
 class PenaltyCounts:
-    """The tokens that a request's penalties look at; kept only while a penalty is on."""
+    """The tokens that a request's penalties look at, each once, and how often the output has them.
 
-    output_counts: Tensor  # (vocab_size,) float32
-    in_prompt: Tensor  # (vocab_size,) bool
+    A few hundred of them, where a vocabulary has a hundred thousand. Kept only while a penalty is on.
+    """
+
+    __slots__ = ("_counts", "_indices", "_token_ids")
+
+    def __init__(self, prompt_token_ids: Iterable[int], output_token_ids: Iterable[int]) -> None:
+        self._indices: dict[int, int] = {token_id: i for i, token_id in enumerate(dict.fromkeys(prompt_token_ids))}
+        self._token_ids = np.array([*self._indices, 0], dtype=np.int64)  # with room to grow
+        self._counts = np.zeros(len(self._token_ids), dtype=np.float32)
+        for token_id in output_token_ids:
+            self.add(token_id)
 
     def add(self, token_id: int) -> None:
-        self.output_counts[token_id] += 1
+        """Count a token of the output."""
+        index = self._indices.setdefault(token_id, len(self._indices))
+        if index == len(self._token_ids):
+            self._token_ids = np.concatenate([self._token_ids, np.zeros_like(self._token_ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._token_ids[index] = token_id
+        self._counts[index] += 1
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        return self._token_ids[: len(self._indices)]
+
+    @property
+    def counts(self) -> NDArray[np.float32]:
+        """As many as `token_ids`; 0 for a token that only the prompt has."""
+        return self._counts[: len(self._indices)]
 
 
 class BadWords:
@@ -130,14 +153,15 @@ def is_greedy(sampling: SamplingParams) -> bool:
     return sampling.is_greedy or sampling.top_k == 1
 
 
-def penalty_counts(
-    token_ids: NDArray[np.int64], num_prompt_tokens: int, vocab_size: int, device: torch.device
-) -> PenaltyCounts:
-    """Counts of a request that may already have generated tokens (resumed, or back from preemption)."""
-    prompt = torch.zeros(vocab_size, dtype=torch.bool)
-    prompt[torch.from_numpy(token_ids[:num_prompt_tokens])] = True
-    output = torch.from_numpy(np.bincount(token_ids[num_prompt_tokens:], minlength=vocab_size))
-    return PenaltyCounts(output.to(device, torch.float32), prompt.to(device))
+def penalty_counts(sampling: SamplingParams, token_ids: Sequence[int], num_prompt_tokens: int) -> PenaltyCounts | None:
+    """Counts of a request that may already have generated tokens (resumed, or back from preemption); None without need.
+
+    Only the repetition penalty looks at the prompt.
+    """
+    if not has_penalties(sampling):
+        return None
+    prompt = token_ids[:num_prompt_tokens] if sampling.repetition_penalty != 1 else []
+    return PenaltyCounts(prompt, token_ids[num_prompt_tokens:])
 
 
 class Sampler:
@@ -242,17 +266,19 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow], positions: NDAr
     counted = [(i, row.counts, row.sampling) for i, row in enumerate(rows) if row.counts is not None]
     if not counted:
         return
-    at = np.array([i for i, _, _ in counted], dtype=np.int64)
-    values = [[s.repetition_penalty, s.frequency_penalty, s.presence_penalty] for _, _, s in counted]
-    index, penalties = to_device([at, np.array(values, dtype=np.float32)], logits.device)
-    repetition, frequency, presence = penalties.unsqueeze(-1).unbind(1)
-    output = torch.stack([counts.output_counts for _, counts, _ in counted])
-    in_output = output > 0
-    seen = torch.stack([counts.in_prompt for _, counts, _ in counted]) | in_output
-    chosen = logits[index]
+    sizes = [len(counts.token_ids) for _, counts, _ in counted]
+    at = np.repeat([i for i, _, _ in counted], sizes)
+    tokens = np.concatenate([counts.token_ids for _, counts, _ in counted])
+    penalties = [(s.repetition_penalty, s.frequency_penalty, s.presence_penalty) for _, _, s in counted]
+    columns = np.repeat(np.array(penalties, dtype=np.float32), sizes, axis=0).T
+    in_output = np.concatenate([counts.counts for _, counts, _ in counted])
+    index, numbers, output = to_device(
+        [np.stack([at, tokens]), np.ascontiguousarray(columns), in_output], logits.device
+    )
+    repetition, frequency, presence = numbers
+    chosen = logits[index[0], index[1]]
     repeated = torch.where(chosen > 0, chosen / repetition, chosen * repetition)
-    chosen = torch.where(seen, repeated, chosen)
-    logits[index] = chosen - frequency * output - presence * in_output
+    logits[index[0], index[1]] = repeated - frequency * output - presence * (output > 0)
 
 
 def apply_logit_bias(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 _WINDOW = 16
+_NUM_NEAREST = 5
 _MAX_AGE = 64  # in steps; the latest one counts however old it is
 # Steps with this share more or fewer decodes tell what so many take: the first rows of a step are nearly free.
 _ALIKE = 1 / 3
+# And to admit more on trust, they have to be nearer still.
+_NEARLY = 1 / 8
 # Chunks whose sizes differ by this share tell what one more token costs.
 _APART = 1 / 4
 # A chunk is at most so many times larger than those of late: beyond that nothing is known.
@@ -67,6 +70,11 @@ class StepTimeModel:
         vouched = _STEPS_BESIDE * sum(_are_alike(step.num_decodes, num_decodes) for step in self._alone)
         return self._num_steps_beside < min(vouched, _MAX_STEPS_BESIDE)
 
+    def has_run(self, num_decodes: int) -> bool:
+        """Whether so many decodes, or nearly, ran alone lately."""
+        nearly = num_decodes - max(1, int(num_decodes * _NEARLY))
+        return any(step.num_decodes >= nearly for step in self._alone)
+
     def decode_s(self, num_decodes: int) -> float:
         """How long decodes alone take; one more or less counts as a prompt token does. 0: nothing is known."""
         nearest = self._nearest(num_decodes)
@@ -83,10 +91,10 @@ class StepTimeModel:
         return int(min(most, fitting))
 
     def _nearest(self, num_decodes: int) -> list[_Step]:
-        alike = [step for step in self._alone if _are_alike(step.num_decodes, num_decodes)]
-        if alike or not self._alone:
-            return alike
-        return [min(self._alone, key=lambda step: abs(step.num_decodes - num_decodes))]
+        """The steps of decodes alone to judge by: those with about so many, the latest of them first; at least one."""
+        by_distance = sorted(self._alone, key=lambda step: (abs(step.num_decodes - num_decodes), -step.number))
+        alike = [step for step in by_distance if _are_alike(step.num_decodes, num_decodes)]
+        return alike[:_NUM_NEAREST] or by_distance[:1]
 
     @cached_property
     def _chunk_costs(self) -> tuple[_Chunk, float]:

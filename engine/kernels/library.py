@@ -143,9 +143,10 @@ class Library:
     def __init__(self, path: Path, level: int | None = None) -> None:
         """Raises `OSError` or `AttributeError` for a file that is not the library."""
         functions = ctypes.CDLL(str(path))
-        for name in ("best_level", "has_bf16", "has_int8", "attend", "pack", "linear", "decode"):
+        for name in ("best_level", "has_bf16", "has_int8", "attend", "pack", "linear", "decode", "argmax"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
         functions.orcinus_attend.argtypes = (c_void_p, c_void_p, c_int64)
+        functions.orcinus_argmax.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p)
         functions.orcinus_pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
         functions.orcinus_linear.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
         functions.orcinus_decode.argtypes = (c_void_p, c_void_p, c_int64)
@@ -155,6 +156,7 @@ class Library:
         self.instruction_set = INSTRUCTION_SETS[self._level]
         self.has_bf16_linear = bool(functions.orcinus_has_bf16())
         self.has_int8_linear = bool(functions.orcinus_has_int8())
+        self.has_argmax = best >= INSTRUCTION_SETS.index("avx512")
         self._own_threads = ctypes.cast(functions.orcinus_parallel, c_void_p).value
         self.team = Team(gomp_parallel(), 1)
 
@@ -179,6 +181,11 @@ class Library:
         """Multiply `count` rows of bfloat16 at one address into (count, out_features) at another."""
         if self._functions.orcinus_linear(addressof(linear), x, stride, count, out, addressof(self.team)):
             raise MemoryError(f"no memory for a product of {count} rows")
+
+    def argmax(self, logits: int, count: int, width: int, stride: int, *, values: int, indices: int) -> None:
+        """The largest of each row of bfloat16 (float32), and the first place where it is (int64)."""
+        if self._functions.orcinus_argmax(logits, count, width, stride, values, indices, addressof(self.team)):
+            raise RuntimeError("there is no argmax for this processor")
 
     def decode(self, call: DecoderCall) -> None:
         if self._functions.orcinus_decode(addressof(call), addressof(self.team), self._level):

@@ -1,14 +1,25 @@
-"""bfloat16 as it is served (packed, merged, from a paged cache) is no further from float32 than transformers' own."""
+"""bfloat16 as it is served (packed, merged, whole layers, paged) is no further from float32 than transformers' own."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from config.engine_config import EngineConfig
 from config.settings import demo_model_path
+from engine import attention, cpu_layout
+from engine.core import Executor
+from engine.decoder_layers import NativeDecoder
 from engine.device import cpu_has_bfloat16
+from engine.executor_builder import build_executor
+from engine.kernels.library import load_library
 from engine.llm import LLM
+from engine.messages import EngineInfo
+from engine.native_linear import NativeLinear
+from engine.packed_linear import PackedEmbedding, PackedLinear, native_kind
 from engine.sampling_params import SamplingParams
 
 TEXTS = [
@@ -19,6 +30,11 @@ TEXTS = [
 # Of the mean distance. Rounding in another order moves it by a few percent either way.
 MARGIN = 1.15
 
+pytestmark = pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not multiply bfloat16")
+needs_kernels = pytest.mark.skipif(
+    native_kind(load_library(), torch.bfloat16, None) is None, reason="this CPU leaves bfloat16 to oneDNN"
+)
+
 
 def own_logprobs(model: Any, token_ids: list[int]) -> Tensor:
     """Of each token after the first, as transformers computes them."""
@@ -27,25 +43,66 @@ def own_logprobs(model: Any, token_ids: list[int]) -> Tensor:
     return torch.log_softmax(logits[:-1], dim=-1).gather(-1, torch.tensor(token_ids[1:]).unsqueeze(-1)).squeeze(-1)
 
 
+@cache
+def transformers_logprobs(dtype: torch.dtype, prompts: tuple[tuple[int, ...], ...]) -> Tensor:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=dtype)
+    return torch.cat([own_logprobs(model, list(ids)) for ids in prompts])
+
+
 def served_logprobs(llm: LLM, prompts: list[list[int]]) -> Tensor:
     results = llm.generate(prompts, SamplingParams(max_tokens=0, prompt_logprobs=0))
     entries = [entry for result in results for entry in result.prompt_logprobs or []]
     return torch.tensor([entry.logprob for entry in entries if entry is not None])
 
 
-@pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not multiply bfloat16")
-def test_served_bfloat16_is_as_near_to_float32_as_transformers_is() -> None:
-    from transformers import AutoModelForCausalLM
+def serve() -> tuple[LLM, set[type[nn.Module]]]:
+    """The demo model in bfloat16, and the kinds of modules that it is made of."""
+    models: list[Any] = []
 
-    llm = LLM(dtype="bfloat16", max_num_batched_tokens=48, max_num_seqs=2)
+    def build(config: EngineConfig) -> tuple[EngineInfo, Executor]:
+        info, runner = build_executor(config)
+        models.append(runner._model.causal_lm)
+        return info, runner
+
+    llm = LLM(dtype="bfloat16", max_num_batched_tokens=48, max_num_seqs=2, build=build)
+    return llm, {type(module) for module in models[0].modules()}
+
+
+def whole_layers(monkeypatch: pytest.MonkeyPatch) -> set[type[nn.Module]]:
+    return {NativeDecoder, PackedEmbedding, NativeLinear}
+
+
+def single_linears(monkeypatch: pytest.MonkeyPatch) -> set[type[nn.Module]]:
+    monkeypatch.setattr(cpu_layout, "replace_layers", lambda *args: 0)
+    return {PackedEmbedding, NativeLinear}
+
+
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> set[type[nn.Module]]:
+    for module in (attention, cpu_layout):
+        monkeypatch.setattr(module, "load_library", lambda: None)
+    return {PackedLinear}
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        pytest.param(whole_layers, marks=needs_kernels),
+        pytest.param(single_linears, marks=needs_kernels),
+        without_kernels,
+    ],
+    ids=lambda choose: choose.__name__,
+)
+def test_served_bfloat16_is_as_near_to_float32_as_transformers_is(
+    choose: Callable[[pytest.MonkeyPatch], set[type[nn.Module]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = choose(monkeypatch)
+    llm, used = serve()
+    assert used & {NativeDecoder, NativeLinear, PackedLinear, PackedEmbedding} == expected
     prompts = [llm.tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
-    exact, own = (
-        torch.cat([own_logprobs(model, ids) for ids in prompts])
-        for model in (
-            AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=dtype)
-            for dtype in (torch.float32, torch.bfloat16)
-        )
-    )
+    ids = tuple(tuple(prompt) for prompt in prompts)
+    exact, own = (transformers_logprobs(dtype, ids) for dtype in (torch.float32, torch.bfloat16))
     own_distance = float((own - exact).abs().mean())
     distance = float((served_logprobs(llm, prompts) - exact).abs().mean())
     assert 0 < distance <= own_distance * MARGIN, (distance, own_distance)

@@ -153,4 +153,4 @@ def test_penalties_see_the_tokens_that_were_chosen() -> None:
     bench.step(share("a", 0, 1, [0]), new=[new("a", [5], presence_penalty=2.0)])
     counts = bench.runner._requests["a"].row.counts
     assert counts is not None
-    assert counts.output_counts.nonzero().flatten().tolist() == [6]
+    assert (counts.token_ids.tolist(), counts.counts.tolist()) == ([6], [1])

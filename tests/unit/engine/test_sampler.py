@@ -10,9 +10,9 @@ from engine.sampler import (
     BadWords,
     Sampler,
     SamplingRow,
+    apply_penalties,
     draw,
     draw_columns,
-    has_penalties,
     invert_cdf,
     penalty_counts,
     token_logprobs,
@@ -31,8 +31,7 @@ def row(prompt: list[int] | None = None, output: list[int] | None = None, **para
     sampling = SamplingParams(**{"max_tokens": 100, "seed": 0, **params})
     prompt, output = prompt or [0], output or []
     made = SamplingRow(sampling, sampling.seed or 0, len(prompt))
-    if has_penalties(sampling):
-        made.counts = penalty_counts(np.array(prompt + output), len(prompt), 8, torch.device("cpu"))
+    made.counts = penalty_counts(sampling, prompt + output, len(prompt))
     if sampling.bad_words_token_ids:
         made.bad_words = BadWords(sampling.bad_words_token_ids, output)
     if sampling.allowed_token_ids:
@@ -207,6 +206,32 @@ def test_penalty_counts_grow_with_what_is_generated() -> None:
     assert sample([0, 0, 0, 1.0, 0.5, 0, 0, 0], made) == 3
     made.counts.add(3)
     assert sample([0, 0, 0, 1.0, 0.5, 0, 0, 0], made) == 4
+
+
+def test_penalties_are_those_of_their_definition_over_the_whole_vocabulary() -> None:
+    rng = np.random.default_rng(0)
+    logits, vocab_size = torch.randn(12, 50, generator=torch.Generator().manual_seed(0)), 50
+    rows, expected = [], logits.clone()
+    for i in range(12):
+        prompt, output = (rng.integers(0, vocab_size, size).tolist() for size in (i, 3 * i))
+        params = {
+            "repetition_penalty": float(rng.choice([1.0, 0.7, 1.5])),
+            "frequency_penalty": float(rng.choice([0.0, 0.25, -0.5])),
+            "presence_penalty": float(rng.choice([0.0, 1.0, -0.5])),
+        }
+        made = row(prompt=prompt or [0], output=output[: i // 2], temperature=0, **params)
+        for token in output[i // 2 :]:
+            made.add(token)
+        rows.append(made)
+        counts = torch.bincount(torch.tensor(output, dtype=torch.int64), minlength=vocab_size)
+        for token in {*(prompt or [0]), *output}:
+            value, times = expected[i, token], params["repetition_penalty"]
+            value = value / times if value > 0 else value * times
+            value -= params["frequency_penalty"] * counts[token] + params["presence_penalty"] * (counts[token] > 0)
+            expected[i, token] = value
+    assert len({made.counts is None for made in rows}) == 2
+    apply_penalties(logits, rows, np.zeros(12, dtype=np.int64))
+    torch.testing.assert_close(logits, expected)
 
 
 def test_logit_bias_forces_and_forbids() -> None:
@@ -396,7 +421,7 @@ def test_a_row_takes_its_token_in_wherever_it_is_followed() -> None:
     made.add(3)
     assert (was_finished, made.is_finished) == (False, True)
     assert made.counts is not None
-    assert made.counts.output_counts[3] == 1
+    assert (made.counts.token_ids.tolist(), made.counts.counts.tolist()) == ([3], [1])
     assert made.bad_words is not None
     assert made.bad_words.last_tokens() == [4]
     assert not row().is_finished

@@ -292,6 +292,22 @@ def test_sequential_batching_has_one_slot() -> None:
     assert order == list("aaabbbccc")
 
 
+def test_what_a_step_brings_a_request_that_was_aborted_meanwhile_is_dropped() -> None:
+    engine = SimulatedEngine()
+    for seed, name in enumerate("ab"):
+        engine.add(name, prompt(3, seed), max_tokens=3, ignore_eos=True)
+    working = engine.executor.execute
+
+    def aborting(plan: StepPlan) -> StepResult:
+        engine.core.abort_requests(["a"])
+        return working(plan)
+
+    engine.executor.execute = aborting  # type: ignore[method-assign]
+    engine.run()
+    assert engine.tokens["a"] == []
+    assert len(engine.tokens["b"]) == 3
+
+
 def test_a_failed_step_fails_its_requests_and_nobody_else() -> None:
     engine = SimulatedEngine(max_num_seqs=1)
     engine.add("a", prompt(3), max_tokens=3, ignore_eos=True)

@@ -84,6 +84,15 @@ def test_a_single_step_of_decodes_alone_vouches_for_fewer_steps(model: StepTimeM
     assert not model.knows_decodes(4)
 
 
+def test_a_few_more_decodes_than_have_run_are_tried_at_a_time(model: StepTimeModel) -> None:
+    model.observe(1, 0, 0.03)
+    assert model.has_run(2)
+    assert not model.has_run(3)
+    model.observe(16, 0, 0.03)
+    assert model.has_run(18)
+    assert not model.has_run(19)
+
+
 def test_decodes_are_to_run_alone_once_there_are_many_more_of_them(model: StepTimeModel) -> None:
     model.observe(12, 0, 0.03)
     assert model.knows_decodes(16)
