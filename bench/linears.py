@@ -1,67 +1,118 @@
-"""What packed and merged linear layers are worth: a model's decoder with plain layers, then with packed ones.
+"""What packed linear layers are worth: a model's products, and no more of it, by each of the ways to multiply.
 
-    OMP_NUM_THREADS=1 python -m bench.linears [--shape qwen3-0.6b] [--rows 1,16,32,128] [--rounds 7]
+    OMP_NUM_THREADS=1 python -m bench.linears [--shape qwen3-0.6b] [--rows 1,16,32,128] [--threads 2] [--rounds 9]
 
-Random weights in bfloat16, one process, without attention's cache and without the head. Packing changes the model, so
-the two are measured one after the other: nothing else may be running.
+Every round runs all layers and the head in each way, in turn, on the same weights: plain `F.linear`, oneDNN with
+packed weights, our own kernels in bfloat16 and in 8 bits. All but the first have projections of one input merged.
+Medians over the rounds, and the median of the rounds' ratios to the first. Random weights in bfloat16.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from bench.random_model import SHAPES
-from engine.packed_linear import can_pack, pack_linears
+from engine.device import cpu_has_bfloat16, device_name
+from engine.kernels.library import load_library
+from engine.native_linear import NativeLinear, can_multiply
+from engine.packed_linear import PackedLinear, Packer
+
+# Weights (out_features, in_features) that share an input.
+Siblings = list[Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to multiply, with all products of a model in their order: each takes its input."""
+
+    name: str
+    products: list[Callable[[Tensor], object]]
+
+    def run(self, inputs: dict[int, Tensor], widths: Sequence[int]) -> float:
+        """Milliseconds of one step."""
+        started = time.perf_counter()
+        for product, width in zip(self.products, widths, strict=True):
+            product(inputs[width])
+        return (time.perf_counter() - started) * 1e3
+
+
+@torch.inference_mode()
 def main() -> int:
     options = parse_arguments()
-    if not can_pack(torch.device("cpu"), torch.bfloat16):
-        print("this CPU or this torch cannot pack bfloat16 layers")
-        return 1
-    model = build_model(options.shape)
-    with torch.inference_mode():
-        plain = [forward_ms(model, rows, options.rounds) for rows in options.rows]
-        started = time.perf_counter()
-        count = pack_linears(model, keep=[model.get_input_embeddings().weight])
-        packed_s = time.perf_counter() - started
-        packed = [forward_ms(model, rows, options.rounds) for rows in options.rows]
-    print(f"{options.shape}, {torch.get_num_threads()} threads: {count} layers packed in {packed_s:.1f} s")
-    print("| rows | plain, ms | packed, ms | ratio |\n|---:|---:|---:|---:|")
-    for rows, before, after in zip(options.rows, plain, packed, strict=True):
-        print(f"| {rows} | {before:.1f} | {after:.1f} | {before / after:.2f} |")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    groups = weights_of(SHAPES[options.shape][2])
+    ways = [Way("plain", [partial(_apart, group) for group in groups])]
+    ways += [
+        Way(name, [pack(group, [None] * len(group)) for group in groups])
+        for name, pack in packers(options.threads).items()
+    ]
+    widths = [group[0].shape[1] for group in groups]
+    print(f"{options.shape}, {device_name(torch.device('cpu'))}, {options.threads} threads, torch {torch.__version__}")
+    print("| rows | " + " | ".join(f"{way.name}, ms" for way in ways) + " |\n|---:" + "|---:" * len(ways) + "|")
+    for rows in options.rows:
+        inputs = {width: torch.randn(rows, width).bfloat16() for width in set(widths)}
+        print(f"| {rows} | " + " | ".join(compare(ways, inputs, widths, options.rounds)) + " |", flush=True)
     return 0
 
 
 def parse_arguments() -> argparse.Namespace:
+    shapes = [name for name, (_, _, values) in SHAPES.items() if "intermediate_size" in values]
     parser = argparse.ArgumentParser(prog="python -m bench.linears", description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b")
+    parser.add_argument("--shape", choices=shapes, default="qwen3-0.6b")
     parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], default=[1, 16, 32, 128])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=9)
     return parser.parse_args()
 
 
-def build_model(shape: str) -> Any:
-    import transformers
+def weights_of(values: dict[str, Any]) -> list[Siblings]:
+    """Of every layer in turn, then the head."""
+    hidden, mlp, num_heads = values["hidden_size"], values["intermediate_size"], values["num_attention_heads"]
+    head_dim = values.get("head_dim", hidden // num_heads)
+    heads, kv_heads = num_heads * head_dim, values["num_key_value_heads"] * head_dim
+    shapes = [[(heads, hidden), (kv_heads, hidden), (kv_heads, hidden)], [(hidden, heads)]]
+    shapes += [[(mlp, hidden), (mlp, hidden)], [(hidden, mlp)]]
+    every = shapes * values["num_hidden_layers"] + [[(values["vocab_size"], hidden)]]
+    return [[torch.randn(shape).bfloat16() / shape[1] ** 0.5 for shape in siblings] for siblings in every]
 
-    model_name, config_name, values = SHAPES[shape]
-    torch.manual_seed(0)
-    config = getattr(transformers, config_name)(**values, dtype=torch.bfloat16)
-    return getattr(transformers, model_name)(config).bfloat16().eval().requires_grad_(False)
+
+def packers(num_threads: int) -> dict[str, Packer]:
+    """All that this machine has."""
+    found: dict[str, Packer] = {"oneDNN packed": PackedLinear} if cpu_has_bfloat16() else {}
+    library = load_library()
+    if library is None:
+        return found
+    library.use_threads(num_threads, own=True)
+    if can_multiply(library, "bfloat16"):
+        found["native bfloat16"] = partial(NativeLinear, library, "bfloat16")
+    if can_multiply(library, "int8"):
+        found["native int8"] = partial(NativeLinear, library, "int8")
+    return found
 
 
-def forward_ms(model: Any, rows: int, rounds: int) -> float:
-    """The median of several runs, after one that does not count."""
-    token_ids = torch.randint(0, 1000, (1, rows))
-    times_s = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        model.base_model(token_ids, use_cache=False)
-        times_s.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times_s[1:])
+def _apart(weights: Siblings, x: Tensor) -> None:
+    for weight in weights:
+        F.linear(x, weight)
+
+
+def compare(ways: Sequence[Way], inputs: dict[int, Tensor], widths: Sequence[int], rounds: int) -> list[str]:
+    """A cell for each way. The first round does not count."""
+    times = [[way.run(inputs, widths) for way in ways] for _ in range(rounds + 1)][1:]
+    plain = [round_times[0] for round_times in times]
+    cells = []
+    for measured in zip(*times, strict=True):
+        ratio = statistics.median(first / own for first, own in zip(plain, measured, strict=True))
+        cells.append(f"{statistics.median(measured):.1f} ({ratio:.2f}x)")
+    return cells
 
 
 if __name__ == "__main__":

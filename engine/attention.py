@@ -50,6 +50,7 @@ class AttentionMetadata:
     block_tables: Tensor  # (num_seqs, max_blocks) int32; behind a sequence's last block anything that is a block
     query_start_tensor: Tensor  # (num_seqs + 1,) int32
     seq_lens_tensor: Tensor  # (num_seqs,) int32
+    is_recorded: bool = False  # to be replayed with other tensors' contents: `seq_lens` are the most that there can be
 
     @property
     def num_seqs(self) -> int:
@@ -343,7 +344,6 @@ class TorchBackend:
 
     name = "torch"
     block_size_multiple = 1
-    can_replay = False  # whether a step of single tokens may be recorded and replayed with other lengths and blocks
 
     def __init__(self) -> None:
         self._meta: AttentionMetadata | None = None
@@ -386,6 +386,8 @@ class TorchBackend:
 
     def _gathers_of(self, meta: AttentionMetadata, window: int | None) -> _Gathers:
         """All layers of a step with one window share their index tensors."""
+        if meta.is_recorded:
+            raise RuntimeError("which blocks are gathered is decided on the host, at each step anew")
         if self._meta is not meta:
             self._meta = meta
             self._gathers = {}
@@ -473,7 +475,6 @@ class VarlenBackend(TorchBackend):
         super().__init__()
         self._varlen_attn = varlen_attn
         self.fallback = fallback
-        self.can_replay = fallback.can_replay
 
     def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
         if spec.softcap is not None or spec.sinks is not None or layer.keys.shape != layer.values.shape:

@@ -84,7 +84,7 @@ class DecodeGraphs:
         ids, positions, *cache_tensors = unpack(inputs, arrays)
         # For whoever looks at the host's lengths: as long as a sequence of this recording can get.
         longest = layout.block_tables.shape[1] * layout.block_size
-        meta = replace(metadata_of(layout, cache_tensors), seq_lens=[longest] * len(token_ids))
+        meta = replace(metadata_of(layout, cache_tensors), seq_lens=[longest] * len(token_ids), is_recorded=True)
         try:
             replay, logits = self._record(lambda: self._compute(ids, positions, meta))
         except RuntimeError as error:  # what CUDA, torch and Triton raise over what cannot be recorded

@@ -37,7 +37,7 @@ def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
     Raises `ModelLoadError`, whatever transformers, safetensors or the hub made of it.
     """
     if config.quantization is not None and device.type != "cpu":
-        raise ModelLoadError(f"quantization={config.quantization} (of weights, at load) is for CPUs so far")
+        raise ModelLoadError(f"quantization={config.quantization} (of weights) is for CPUs alone so far")
     source = model_source(config.model)
     _check_files(source)
     try:

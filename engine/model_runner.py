@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.attention import AttentionMetadata, PagedAttention, TorchBackend, attending, metadata_of
+from engine.attention import AttentionMetadata, PagedAttention, attending, metadata_of
 from engine.decode_graphs import CudaRecorder, DecodeGraphs
 from engine.device import DeviceMonitor
 from engine.language_model import LanguageModel
@@ -92,8 +92,8 @@ class _Part:
 class ModelRunner:
     """Executes plans for one model on one device. Used by one thread.
 
-    `device_monitor` says how busy the device is. `graphs` replays steps of single tokens, where the device and the
-    attention can; None launches each operation. `make_compiler` is called when a request first brings a grammar.
+    `device_monitor` says how busy the device is. `graphs` replays steps of single tokens on a GPU; with None each
+    operation is launched. `make_compiler` is called when a request first brings a grammar.
     """
 
     def __init__(
@@ -117,16 +117,9 @@ class ModelRunner:
         self._make_compiler = make_compiler
         self._seed = seed
         self._masks = MaskFiller()
-        self.graphs = self._cuda_graphs()
+        self.graphs = DecodeGraphs(self._compute_logits, CudaRecorder(), device) if device.type == "cuda" else None
         self._requests: dict[str, _Request] = {}
         self._suspect_blocks: set[int] = set()
-
-    def _cuda_graphs(self) -> DecodeGraphs | None:
-        if self._device.type != "cuda":
-            return None
-        backend = self._attention.backend
-        can_replay = isinstance(backend, TorchBackend) and backend.can_replay
-        return DecodeGraphs(self._compute_logits, CudaRecorder(), self._device) if can_replay else None
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
         """Begin to compile the request's grammar, if it has one that is not at hand."""
@@ -148,7 +141,7 @@ class ModelRunner:
         batch = self._batch(plan.scheduled)
         self._start_masks(batch)
         if batch.is_plain:
-            return self._sample(batch, np.arange(len(batch.rows)), self._decode_logits(batch))
+            return self._sample(batch, [*range(len(batch.rows))], self._decode_logits(batch))
         hidden = self._hidden_states(batch)
         prompt_logprobs = self._prompt_logprobs(batch, hidden)
         errors = self._broken_prompts(prompt_logprobs)
@@ -265,13 +258,12 @@ class ModelRunner:
         sampling = [i for i, item in both if item.samples and item.request_id not in errors]
         if not sampling:
             return StepResult(sampled_token_ids={})
-        index = np.array(sampling, dtype=np.int64)
-        (last,) = to_device([batch.layout.query_start[1:][index].astype(np.int64) - 1], self._device)
-        return self._sample(batch, index, self._model.logits(hidden[last]))
+        (last,) = to_device([batch.layout.query_start[1:][sampling].astype(np.int64) - 1], self._device)
+        return self._sample(batch, sampling, self._model.logits(hidden[last]))
 
-    def _sample(self, batch: _Batch, index: NDArray[np.int64], logits: Tensor) -> StepResult:
+    def _sample(self, batch: _Batch, sampling: list[int], logits: Tensor) -> StepResult:
         """One token for each of those requests of the batch, whose logits these are."""
-        rows, requests = batch.rows[index], [batch.requests[i] for i in index]
+        rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
         self._masks.wait()
         sampled = self._sampler.sample(logits, [request.row for request in requests], self._rows.num_tokens[rows])
         self._rows.is_finite[rows] = sampled.is_finite
@@ -279,7 +271,7 @@ class ModelRunner:
         taken = [i for i in range(len(requests)) if i not in failed]
         self._rows.append(rows[taken], [sampled.token_ids[i] for i in taken])
         failed |= _advance(requests, taken, sampled)
-        return _sampled_result([batch.scheduled[i].request_id for i in index], requests, sampled, failed)
+        return _sampled_result([batch.scheduled[i].request_id for i in sampling], requests, sampled, failed)
 
     def _prompt_logprobs(self, batch: _Batch, hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
         wanted = [i for i, request in enumerate(batch.requests) if request.row.sampling.prompt_logprobs is not None]
@@ -365,8 +357,9 @@ def _advance(requests: list[_Request], taken: list[int], sampled: SampledRows) -
 def _sampled_result(
     request_ids: list[str], requests: list[_Request], sampled: SampledRows, failed: dict[int, str]
 ) -> StepResult:
+    errors = {request_ids[i]: message for i, message in failed.items()}
     pairs = zip(request_ids, sampled.token_ids, strict=True)
-    tokens = {request_id: [token_id] for i, (request_id, token_id) in enumerate(pairs) if i not in failed}
+    tokens = {request_id: [token_id] for request_id, token_id in pairs if request_id not in errors}
     entries = zip(request_ids, sampled.logprobs, strict=False)
     followed = [
         (request_ids[i], request.row)
@@ -376,7 +369,7 @@ def _sampled_result(
     return StepResult(
         sampled_token_ids=tokens,
         logprobs={name: [entry] for name, entry in entries if entry is not None and name in tokens},
-        errors={request_ids[i]: message for i, message in failed.items()},
+        errors=errors,
         finished=[request_id for request_id, row in followed if row.is_finished],
         steered=[request_id for request_id, row in followed if row.is_steered],
     )

@@ -8,7 +8,7 @@ copies of more than one. Knows nothing of architectures but the usual names of p
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,18 +65,19 @@ def _has_onednn() -> bool:
 
 
 def pack_linears(model: nn.Module, pack: Packer, dtype: torch.dtype, *, keep: Sequence[Tensor] = ()) -> int:
-    """Pack every plain `nn.Linear` of this dtype but those whose weight is one of `keep`. Returns how many."""
+    """Pack every plain linear layer of this dtype but those whose weight is one of `keep`. Returns how many."""
     kept = {weight.data_ptr() for weight in keep}
     files = MappedFiles()
     count = 0
     for parent in list(model.modules()):
         for names in _mergeable(parent, dtype, kept):
-            siblings: list[nn.Linear] = [getattr(parent, name) for name in names]
+            siblings: list[Any] = [getattr(parent, name) for name in names]
             merge = _Merge(siblings, pack)
             for index, (name, sibling) in enumerate(zip(names, siblings, strict=True)):
                 files.let_go(sibling.weight)
                 setattr(parent, name, _MergedLinear(merge, index))
             count += len(names)
+        child: Any
         for name, child in list(parent.named_children()):
             if _is_packable(child, dtype, kept):
                 setattr(parent, name, _packed([child], pack))
@@ -96,9 +97,9 @@ def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
         return False
     if head.weight.data_ptr() != embedding.weight.data_ptr():
         return False
-    packed = _packed([head], pack)
-    if isinstance(packed, PackedLinear):  # a layout of oneDNN's own, which no row can be read from
+    if pack is PackedLinear:  # a layout of oneDNN's own, which no row can be read from
         return False
+    packed = _packed([head], pack)
     if isinstance(packed, NativeLinear) and packed.packed.kind == "bfloat16":
         causal_lm.set_input_embeddings(PackedEmbedding(packed))
     causal_lm.set_output_embeddings(packed)
@@ -201,11 +202,17 @@ class _MergedLinear(nn.Module):
         return self._merge.part(self._index, x)
 
 
-def _packed(linears: Sequence[nn.Linear], pack: Packer) -> Any:
+def _packed(linears: Sequence[Any], pack: Packer) -> Any:
     return pack(
-        [linear.weight.detach() for linear in linears],
+        [_rows(linear) for linear in linears],
         [None if linear.bias is None else linear.bias.detach() for linear in linears],
     )
+
+
+def _rows(linear: Any) -> Tensor:
+    """(out_features, in_features)"""
+    weight: Tensor = linear.weight.detach()
+    return weight if isinstance(linear, nn.Linear) else weight.t()
 
 
 def _mergeable(parent: nn.Module, dtype: torch.dtype, kept: set[int]) -> Iterator[tuple[str, ...]]:
@@ -217,6 +224,14 @@ def _mergeable(parent: nn.Module, dtype: torch.dtype, kept: set[int]) -> Iterato
             yield names
 
 
-def _is_packable(module: object, dtype: torch.dtype, kept: set[int]) -> TypeGuard[nn.Linear]:
+def _is_packable(module: object, dtype: torch.dtype, kept: set[int]) -> bool:
     """Subclasses compute something of their own; shared weights and those of another precision are so for a reason."""
-    return type(module) is nn.Linear and module.weight.dtype is dtype and module.weight.data_ptr() not in kept
+    if not isinstance(module, nn.Module) or not (type(module) is nn.Linear or _is_conv1d(module)):
+        return False
+    weight = module.weight
+    return isinstance(weight, Tensor) and weight.dtype is dtype and weight.data_ptr() not in kept
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer, whose weight is stored as (in_features, out_features)."""
+    return type(module).__module__ == "transformers.pytorch_utils" and type(module).__name__ == "Conv1D"

@@ -27,7 +27,6 @@ class TritonBackend(TorchBackend):
     """Reads the gathering backend's cache in place. Serves every kind of layer, dtype and block size that it does."""
 
     name = "triton"
-    can_replay = True
 
     def __init__(self, num_multiprocessors: int) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Which backend a GPU gets, told by a torch that pretends to have one."""
 
 import sys
+from dataclasses import replace
 from subprocess import CalledProcessError
 from types import SimpleNamespace
 from typing import Any
@@ -61,12 +62,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 def test_a_gpu_has_flash_attention_first_and_then_triton(gpu: Gpu) -> None:
     backend = choose_backend(CUDA, torch.bfloat16)
     assert type(backend) is VarlenBackend
-    assert backend.can_replay
+    assert type(backend.fallback) is TritonBackend
     assert type(choose_backend(CUDA, torch.float32)) is TritonBackend
     gpu.has(varlen=False)
-    backend = choose_backend(CUDA, torch.float16)
-    assert isinstance(backend, TorchBackend)
-    assert (backend.name, backend.can_replay) == ("triton", True)
+    assert type(choose_backend(CUDA, torch.float16)) is TritonBackend
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Failed to find C compiler"), CalledProcessError(1, "gcc")])
@@ -78,7 +77,7 @@ def test_a_gpu_gathers_what_flash_attention_cannot_do_where_triton_does_not_work
     assert str(error) in caplog.text
     backend = choose_backend(CUDA, torch.bfloat16)
     assert type(backend) is VarlenBackend
-    assert not backend.can_replay
+    assert type(backend.fallback) is TorchBackend
     gpu.has(varlen=False, triton=error)
     assert type(choose_backend(CUDA, torch.bfloat16)) is TorchBackend
 
@@ -119,5 +118,7 @@ def test_what_flash_attention_cannot_do_goes_to_the_other_backend(spec: Attentio
     meta = batch_metadata([(0, 3)], torch.zeros(1, 1, dtype=torch.int32).numpy(), 4, cpu)
     out = backend.run(layer, query, keys, values, spec=spec, meta=meta)
     assert other.num_calls == 1
+    with pytest.raises(RuntimeError, match="on the host"):
+        backend.run(layer, query, keys, values, spec=spec, meta=replace(meta, is_recorded=True))
     again = TorchBackend().run(layer, query, keys, values, spec=spec, meta=meta)
     torch.testing.assert_close(out, again)

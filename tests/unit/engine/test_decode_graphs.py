@@ -99,6 +99,7 @@ def test_a_recording_takes_the_lengths_that_it_is_replayed_with_for_granted() ->
     DecodeGraphs(model, Recorder(), CPU).logits(np.arange(3), layout)
     assert model.metas[0].seq_lens == [128 * BLOCK] * 4
     assert model.metas[0].query_start == [0, 1, 2, 3, 4]
+    assert model.metas[0].is_recorded
 
 
 def test_longer_sequences_than_a_recording_has_room_for_are_recorded_anew() -> None:

@@ -1,0 +1,167 @@
+"""What bfloat16 and 8 bits cost in accuracy: how far the distribution of the next token is from float32's.
+
+    OMP_NUM_THREADS=1 python -m bench.quantization [--model DIR] [--prompts 24] [--outliers 20]
+
+Each position of the prompts is one distribution. The prompts are questions with their answers, as a model with a chat
+template is asked them: of the demo model, or of the one that is named. A model with random weights in SmolLM2-135M's
+shape follows, on random tokens. A few of its hidden channels are `--outliers` times as large as the others, as in
+trained models, and what reads them is as much smaller: so they carry no more than others, but set the scale of a row.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.random_model import SHAPES
+from config.settings import demo_model_path, load_settings
+from engine.attention import PagedAttention, attending, batch_metadata
+from engine.cpu_layout import lay_out_for_cpu
+from engine.kv_cache import allocate_cache
+from engine.model_loader import load_causal_lm
+from engine.model_probe import ServedModel, probe_model
+from engine.tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
+_BLOCK_SIZE = 32
+_SHAPE = "smollm2-135m"
+_OUTLIER_CHANNELS = 4
+# Of the random model's logits: sharp enough that there is a first place to lose.
+_LOGIT_STD = 3.0
+_RANDOM_PROMPT_TOKENS = 24
+_MOST_PROMPT_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What weights and activations are computed in."""
+
+    name: str
+    dtype: str
+    quantization: str | None
+
+
+EXACT = Numbers("float32", "float32", None)
+BFLOAT16 = Numbers("bfloat16", "bfloat16", None)
+INT8 = Numbers("int8", "bfloat16", "int8")
+
+
+@torch.inference_mode()
+def main() -> int:
+    options = parse_arguments()
+    torch.manual_seed(0)
+    model = options.model or demo_model_path()
+    print(
+        "| model | positions | of | against | mean KL | max KL | same first token |\n|---|---:|---|---|---:|---:|---:|"
+    )
+    report(model.name, model, list(question_prompts(model, options.prompts)))
+    with TemporaryDirectory() as directory:
+        for outliers in dict.fromkeys((1.0, options.outliers)):
+            vocab_size = write_structured_model(Path(directory), outliers)
+            prompts = [torch.randint(vocab_size, (_RANDOM_PROMPT_TOKENS,)).tolist() for _ in range(options.prompts)]
+            report(f"random {_SHAPE}, outliers {outliers:g}x", Path(directory), prompts)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.quantization", description=__doc__)
+    parser.add_argument("--model", type=Path, help="a directory; without one, the demo model")
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--outliers", type=float, default=20.0)
+    return parser.parse_args()
+
+
+def question_prompts(model: Path, count: int) -> Iterator[list[int]]:
+    """Questions with their answers, of one kind each."""
+    from demo.evaluate import questions
+
+    tokenizer = Tokenizer.load(str(model))
+    for _, example in [drawn for drawn in questions(1) if not drawn[1].tools][:count]:
+        if tokenizer.has_chat_template:
+            text = tokenizer.render_chat(example.messages, add_generation_prompt=False)
+        else:
+            text = "\n".join(message["content"] for message in example.messages)
+        yield tokenizer.encode(text, add_special_tokens=False)[:_MOST_PROMPT_TOKENS]
+
+
+def write_structured_model(directory: Path, outliers: float) -> int:
+    """Weights that keep the size of what they multiply. Returns the size of the vocabulary."""
+    import transformers
+
+    class_name, config_name, values = SHAPES[_SHAPE]
+    config = getattr(transformers, config_name)(
+        **values | {"tie_word_embeddings": False}, dtype=torch.bfloat16, bos_token_id=0, eos_token_id=0
+    )
+    model = getattr(transformers, class_name)(config).bfloat16()
+    channels = torch.randperm(config.hidden_size, generator=torch.Generator().manual_seed(1))[:_OUTLIER_CHANNELS]
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            weight.copy_(_structured(name, tuple(weight.shape), channels, outliers, generator))
+    model.save_pretrained(directory)
+    return int(config.vocab_size)
+
+
+def _structured(
+    name: str, shape: tuple[int, ...], channels: Tensor, outliers: float, generator: torch.Generator
+) -> Tensor:
+    """(out_features, in_features), or (vocab_size, hidden_size) of the embedding."""
+    weight = torch.randn(shape, generator=generator)
+    if "embed_tokens" in name:
+        weight[:, channels] *= outliers
+        return weight
+    weight *= (_LOGIT_STD if "lm_head" in name else 1.0) / math.sqrt(shape[1])
+    if "o_proj" in name or "down_proj" in name:
+        weight[channels] *= outliers
+    else:
+        weight[:, channels] /= outliers
+    return weight
+
+
+def report(name: str, model: Path, prompts: list[list[int]]) -> None:
+    exact, plain, quantized = (logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16, INT8))
+    for numbers, got, than, wanted in (
+        (BFLOAT16, plain, EXACT, exact),
+        (INT8, quantized, EXACT, exact),
+        (INT8, quantized, BFLOAT16, plain),
+    ):
+        divergence = (wanted.exp() * (wanted - got)).sum(dim=-1)
+        agreement = (got.argmax(dim=-1) == wanted.argmax(dim=-1)).float().mean()
+        print(
+            f"| {name} | {len(got)} | {numbers.name} | {than.name} | {float(divergence.mean()):.2g} | "
+            f"{float(divergence.max()):.2g} | {float(agreement):.1%} |",
+            flush=True,
+        )
+
+
+def logprobs(model: Path, numbers: Numbers, prompts: Sequence[list[int]]) -> Tensor:
+    """(num_tokens, vocab_size) of all prompts, one after the other, as they are served."""
+    settings: dict[str, Any] = {"dtype": numbers.dtype, "quantization": numbers.quantization, "device": "cpu"}
+    config = load_settings(model=str(model), **settings).engine_config()
+    served = probe_model(load_causal_lm(config, CPU), CPU)
+    lay_out_for_cpu(served, config.quantization)
+    return torch.cat([torch.log_softmax(_logits(served, prompt).float(), dim=-1) for prompt in prompts])
+
+
+def _logits(served: ServedModel, token_ids: list[int]) -> Tensor:
+    num_blocks = math.ceil(len(token_ids) / _BLOCK_SIZE)
+    caches = allocate_cache(
+        served.backend, served.shapes, num_blocks, _BLOCK_SIZE, dtype=served.cache_dtype, device=CPU
+    )
+    attention = PagedAttention(served.backend, caches)
+    table = np.arange(num_blocks, dtype=np.int32).reshape(1, -1)
+    attention.begin_step(batch_metadata([(0, len(token_ids))], table, _BLOCK_SIZE, CPU))
+    with attending(attention):
+        hidden = served.model.hidden_states(torch.tensor(token_ids), torch.arange(len(token_ids)))
+    return served.model.logits(hidden)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
