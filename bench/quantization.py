@@ -25,7 +25,7 @@ from config.settings import demo_model_path, load_settings
 from engine.attention import PagedAttention, attending, batch_metadata
 from engine.cpu_layout import lay_out_for_cpu
 from engine.kv_cache import allocate_cache
-from engine.model_loader import load_causal_lm
+from engine.model_loader import load_causal_lm, progress_bars_on_a_terminal
 from engine.model_probe import ServedModel, probe_model
 from engine.tokenizer import Tokenizer
 
@@ -105,7 +105,8 @@ def write_structured_model(directory: Path, outliers: float) -> int:
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
             weight.copy_(_structured(name, tuple(weight.shape), channels, outliers, generator))
-    model.save_pretrained(directory)
+    with progress_bars_on_a_terminal():
+        model.save_pretrained(directory)
     return int(config.vocab_size)
 
 

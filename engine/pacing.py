@@ -28,7 +28,7 @@ class Pacing:
         self._step_time = StepTimeModel()
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
-        """A step that ran, and how long it took."""
+        """A step that ran, and how long it took. A prompt that lacks a single token counts as a decode."""
         self._step_time.observe(num_decodes, num_prompt_tokens, seconds)
 
     def prompt_tokens(self, *, num_decodes: int, num_flowing: int, num_prompts: int) -> int | None:

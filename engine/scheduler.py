@@ -49,6 +49,7 @@ class StepCounts:
 
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
+    num_chunk_tokens: int = 0  # of prefill, of requests that lacked more than one
     num_preemptions: int = 0
     num_slots_refilled: int = 0
     prefix_cache_queries: int = 0
@@ -160,7 +161,9 @@ class Scheduler:
 
     def observe(self, step_time_s: float) -> None:
         """Tell how long the step took that was planned last, from which the next ones are paced."""
-        self._pacing.observe(self.counts.num_decode_tokens, self.counts.num_prefill_tokens, step_time_s)
+        counts = self.counts
+        num_single = counts.num_decode_tokens + counts.num_prefill_tokens - counts.num_chunk_tokens
+        self._pacing.observe(num_single, counts.num_chunk_tokens, step_time_s)
 
     def fail(self, plan: StepPlan, message: str) -> list[RequestDelta]:
         """The step as a whole failed: end the requests that took part in it, with an error."""
@@ -237,7 +240,7 @@ class Scheduler:
     def _prompt_budget(self, decodes: StepPlan, num_prompts: int) -> int:
         output_lengths = [self._requests[item.request_id].num_output_tokens for item in decodes.scheduled]
         num_tokens = self._pacing.prompt_tokens(
-            num_decodes=self.counts.num_decode_tokens,
+            num_decodes=len(decodes.scheduled),
             num_flowing=sum(length >= FLOWING_TOKENS for length in output_lengths),
             num_prompts=num_prompts,
         )
@@ -259,6 +262,7 @@ class Scheduler:
             if start < len(hashes) and hashes[start] in computing:
                 return 0
         num_tokens = min(request.num_tokens_to_compute, budget)
+        self.counts.num_chunk_tokens += num_tokens
         computing.update(hashes[start : (request.num_computed_tokens + num_tokens) // block_size])
         self._schedule_tokens(plan, request, num_tokens, self._unsent_blocks(plan, request, now))
         return num_tokens

@@ -120,6 +120,12 @@ def test_prompts_get_on_and_nobody_is_thrown_out_where_an_objective_is_not_held_
     assert sorted(outcome.first_token_s.values())[8] < 14, "the prompt waits for the streams to end"
 
 
+def test_a_long_prompt_gets_on_among_ever_more_prompts_of_a_single_token() -> None:
+    single = [Arrival(5.0 + 0.02 * number, 1, 2) for number in range(500)]
+    outcome = Traffic().run([Arrival(0.0, 8, 500) for _ in range(4)] + [Arrival(5.1, 1_000, 2)] + single)
+    assert max(outcome.first_token_s.values()) < 4.0
+
+
 @pytest.mark.parametrize("batching", ["continuous", "static", "interleaved", "sequential"])
 @pytest.mark.parametrize("target_itl_ms", [None, 20, 100])
 def test_every_strategy_serves_everybody(batching: str, target_itl_ms: float | None) -> None:

@@ -16,7 +16,7 @@ from engine.sampler import (
     invert_cdf,
     penalty_counts,
     token_logprobs,
-    truncate,
+    truncate_,
     uniforms,
     unpack_bits,
     unpack_bits_on_device,
@@ -171,7 +171,7 @@ def test_truncation_by_candidates_equals_truncation_by_sorting() -> None:
     probs = torch.rand(3, 5000, generator=generator)
     top_p = np.array([0.9, 0.1, 1.0], dtype=np.float32)
     top_k = np.array([0, 0, 30])
-    kept = truncate(probs, top_k, top_p)
+    kept = truncate_(probs.clone(), top_k, top_p)
     for i, (k, p) in enumerate(zip(top_k.tolist(), top_p.tolist(), strict=True)):
         order = probs[i].argsort(descending=True)[: k or None]
         running = probs[i][order].double().cumsum(0)
@@ -302,8 +302,8 @@ def test_tokens_as_likely_as_the_last_one_kept_are_kept_too_whatever_shares_the_
     flat = torch.zeros(vocab_size)  # needs the whole row sorted, and makes its neighbour's be sorted too
     top_k, top_p = np.array([7, 0]), np.array([1.0, 0.999], dtype=np.float32)
     probs = torch.softmax(torch.stack([tied, flat]), dim=-1)
-    alone = truncate(probs[:1], top_k[:1], top_p[:1])
-    together = truncate(probs, top_k, top_p)
+    alone = truncate_(probs[:1].clone(), top_k[:1], top_p[:1])
+    together = truncate_(probs.clone(), top_k, top_p)
     assert torch.equal(alone[0], together[0])
     assert alone[0].nonzero().flatten().tolist() == list(range(1000, 1010))
 
