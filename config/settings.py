@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     quantization: Literal["int8"] | None = _setting(
         None,
         "Model",
-        "Quantize the weights at load. This version cannot do it yet and refuses to start with it; a checkpoint"
-        " that is already quantized is served as it is, without this.",
+        "Quantize weights at load and activations as they come, on a CPU: up to twice as fast, a little less exact. A"
+        " checkpoint that is already quantized is served as it is, without this.",
     )
     max_model_len: int | None = _setting(
         None,

@@ -9,8 +9,6 @@
 
 namespace {
 
-// Lanes that the weights are fetched ahead of their use: 4 KiB.
-const long AHEAD = 1024;
 const long ROW_BLOCK = 448;
 // Rows of a tile at most: as many as leave registers for what they are multiplied by.
 const long TILE_BF16 = 14, TILE_INT8 = 8, TILE_MOST = 14;

@@ -30,9 +30,6 @@ void tile(const uint32_t* rows, long stride, const uint32_t* panel, long num_lan
         if (FETCHES) {
             _mm_prefetch(next + lane * PANEL, _MM_HINT_T1);
             _mm_prefetch(next + lane * PANEL + 16, _MM_HINT_T1);
-        } else {
-            _mm_prefetch(panel + AHEAD, _MM_HINT_T0);
-            _mm_prefetch(panel + AHEAD + 16, _MM_HINT_T0);
         }
         UNROLL for (int m = 0; m < NUM_ROWS; m++) {
             const __m512i x = _mm512_set1_epi32(static_cast<int>(rows[m * stride + lane]));

@@ -339,10 +339,15 @@ def swap_gate_and_up(layer: Any) -> None:
     mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.up_proj(x)) * mlp.gate_proj(x))
 
 
+class Clipped(nn.Linear):
+    """As `nn.Linear` but for its largest results."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-1, 1)
+
+
 def clip_queries(layer: Any) -> None:
-    query = layer.self_attn.q_proj
-    plain = query.forward
-    query.forward = lambda x: plain(x).clamp(-1, 1)
+    layer.self_attn.q_proj.__class__ = Clipped
 
 
 def leave_out_a_residual(layer: Any) -> None:

@@ -13,6 +13,7 @@ from engine.sampler import (
     apply_penalties,
     draw,
     draw_columns,
+    drop_below_,
     invert_cdf,
     penalty_counts,
     token_logprobs,
@@ -137,6 +138,20 @@ def test_greedy_takes_the_likeliest_token() -> None:
     assert sample([0.0, 1.0, 3.0, 2.0, 0, 0, 0, 0], row(temperature=0)) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_greedy_rows_are_the_same_alone_and_beside_drawn_ones_in_any_dtype(dtype: torch.dtype) -> None:
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(4)).to(dtype)
+    logits[1, 7] = logits[1, 200] = 90.0  # equals: the first
+    logits[2, 3], logits[3] = torch.nan, -torch.inf
+    greedy = [row(temperature=0)] * 5
+    expected = logits.float().argmax(dim=-1).tolist()
+    for rows in (greedy, [*greedy[:4], row()]):
+        sampled = Sampler([EOS]).sample(logits.clone(), rows, [1] * 5)
+        assert sampled.is_finite == [True, True, False, False, True]
+        assert (sampled.token_ids[:2], sampled.token_ids[1]) == (expected[:2], 7)
+        assert sampled.has_choice == [True] * 5
+
+
 def test_top_k_of_one_is_greedy_among_equals() -> None:
     logits = [1.0, 3.0, 3.0, 3.0, 0, 0, 0, 0]
     assert {sample(logits, row(top_k=1, seed=s)) for s in range(20)} == {1}
@@ -177,6 +192,25 @@ def test_truncation_by_candidates_equals_truncation_by_sorting() -> None:
         running = probs[i][order].double().cumsum(0)
         count = int((running < p * running[-1]).sum()) + 1 if p < 1 else len(order)
         assert set(kept[i].nonzero().flatten().tolist()) == set(order[:count].tolist())
+
+
+def test_what_is_dropped_is_below_the_threshold_and_nothing_else() -> None:
+    probs = torch.tensor([[0.1, 0.2, 0.3, 0.2], [0.1, 0.2, 0.3, 0.0], [0.1, 0.2, 0.3, 1.0]])
+    thresholds = torch.tensor([[0.2], [0.0], [1.0]])
+    expected = torch.where(probs >= thresholds, probs, 0.0)
+    assert torch.equal(drop_below_(probs.clone(), thresholds), expected)
+    assert (expected > 0).sum(dim=1).tolist() == [3, 3, 1]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 127, 128, 129, 5000])
+def test_the_block_and_then_the_token_is_where_the_running_sum_passes(vocab_size: int) -> None:
+    probs = torch.rand(200, vocab_size, generator=torch.Generator().manual_seed(2)).double()
+    probs[:, 1:][probs[:, 1:] < 0.7] = 0.0
+    uniform = torch.rand(200, generator=torch.Generator().manual_seed(3)).double()
+    uniform[:2] = torch.tensor([0.0, 1 - 2**-24])
+    cdf = probs.cumsum(dim=-1)
+    expected = torch.searchsorted(cdf, uniform.unsqueeze(1) * cdf[:, -1:], right=True).squeeze(1)
+    assert torch.equal(invert_cdf(probs, uniform), expected)
 
 
 def test_impossible_tokens_are_never_drawn_whatever_the_random_number() -> None:
