@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from engine.attention import (
     AttentionSpec,
@@ -86,19 +87,22 @@ def replace_layers(
 
     Where all of a list's layers are native and turn by the same angles, one stands for all of them.
     """
+    places = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if layer in samples and getattr(layer, "self_attn", None) in attentions
+    ]
     count = 0
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            attention = getattr(layer, "self_attn", None)
-            if layer not in samples or attention not in attentions:
-                continue
-            native = _native_layer(layer, samples[layer], *attentions[attention], backend=backend, kind=kind)
-            if native is not None:
-                for projection in _PROJECTIONS:
-                    delattr(attention, projection)
-                native.take_names_of(layer)
-                setattr(parent, name, native)
-                count += 1
+    for parent, name, layer in tqdm(places, desc="Packing weights", disable=None, leave=False):
+        attention: Any = layer.self_attn
+        native = _native_layer(layer, samples[layer], *attentions[attention], backend=backend, kind=kind)
+        if native is not None:
+            for projection in _PROJECTIONS:
+                delattr(attention, projection)
+            native.take_names_of(layer)
+            setattr(parent, name, native)
+            count += 1
     if len({(sample.cosines.data_ptr(), sample.sines.data_ptr()) for sample in samples.values()}) == 1:
         _join_lists(model, backend.library)
     return count
