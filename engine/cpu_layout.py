@@ -37,7 +37,7 @@ def lay_out_for_cpu(served: ServedModel, quantization: str | None) -> None:
         num_linears += pack_linears(causal_lm, pack, dtype, keep=[causal_lm.get_input_embeddings().weight])
     if library is not None and num_layers > 0:
         library.use_threads(torch.get_num_threads(), own=True)
-    logger.info("%d layers run natively, %d linear layers are packed (%s)", num_layers, num_linears, kind or dtype)
+    logger.debug("%d layers run natively, %d linear layers are packed (%s)", num_layers, num_linears, kind or dtype)
 
 
 def weight_bytes(causal_lm: nn.Module) -> int:

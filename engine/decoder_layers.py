@@ -247,7 +247,7 @@ def _native_layer(
     error = _error(native, layer.self_attn, sample, shape, backend)
     if error <= _TOLERANCE[kind]:
         return native
-    logger.info("%s stays as it is: native, it differs by %.2g", type(layer).__name__, error)
+    logger.debug("%s stays as it is: native, it differs by %.2g", type(layer).__name__, error)
     return None
 
 

@@ -150,4 +150,5 @@ def _engine_info(
         load_time_s=load_time_s,
         pooling=resolve_pooling(config.pooling, config.model),
         hidden_size=served.model.hidden_size,
+        quantization=config.quantization,
     )

@@ -77,6 +77,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     sampling_defaults: dict[str, int | float] = {}  # of the model's generation_config.json, by parameter
     pooling: Pooling = "mean"
     hidden_size: int = 0  # numbers in an embedding
+    quantization: str | None = None  # of weights, at load
 
 
 class TokenLogprobs(Message, frozen=True):

@@ -98,7 +98,8 @@ class ServingContext:
         """Changes with whatever may change the output of a seeded request: version, model, dtype, device."""
         if self._fingerprint is None:
             info = self.engine.info
-            parts = (VERSION, info.model, info.architecture, info.dtype, info.device, info.attention_backend)
+            numbers = (info.dtype, info.quantization, info.device, info.attention_backend)
+            parts = (VERSION, info.model, info.architecture, *numbers)
             self._fingerprint = f"fp_{zlib.crc32(repr(parts).encode()):08x}"
         return self._fingerprint
 

@@ -25,7 +25,7 @@ def start_up_summary(
     url = server_url(settings.host, port)
     rows = {
         "Model": _model(info, settings),
-        "Device": f"{_device(info)}, {info.dtype}, attention: {info.attention_backend}",
+        "Device": f"{_device(info)}, {_numbers(info)}, attention: {info.attention_backend}",
         "Slots": f"{info.max_num_seqs}, {info.max_num_batched_tokens:,} tokens a step, {info.batching} batching",
         "KV cache": _kv_cache(info),
         "Context": f"{info.max_model_len:,} tokens",
@@ -78,3 +78,7 @@ def _count(number: int) -> str:
     if number >= 10**9:
         return f"{number / 10**9:.1f} B"
     return f"{number / 10**6:.1f} M" if number >= 10**5 else f"{number:,}"
+
+
+def _numbers(info: EngineInfo) -> str:
+    return info.dtype if info.quantization is None else f"{info.dtype} with {info.quantization} weights"

@@ -194,6 +194,22 @@ def test_truncation_by_candidates_equals_truncation_by_sorting() -> None:
         assert set(kept[i].nonzero().flatten().tolist()) == set(order[:count].tolist())
 
 
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_truncation_of_a_large_vocabulary_keeps_what_sorting_says(spread: float) -> None:
+    """Peaked and flat, so that the likeliest of the first candidates, of more, and of all are needed."""
+    generator = torch.Generator().manual_seed(5)
+    top_k = np.array([0, 0, 0, 1, 50, 64, 65, 300, 300, 5000])
+    top_p = np.array([0.1, 0.5, 0.999, 1, 1, 0.9, 0.5, 1, 0.3, 0.8], dtype=np.float32)
+    probs = (torch.randn(len(top_k), 20_000, generator=generator) * spread).exp()
+    kept = truncate_(probs.clone(), top_k, top_p)
+    for i, (k, p) in enumerate(zip(top_k.tolist(), top_p.tolist(), strict=True)):
+        order = probs[i].argsort(descending=True)[: k or None]
+        running = probs[i][order].double().cumsum(0)
+        count = int((running < p * running[-1]).sum()) + 1 if p < 1 else len(order)
+        assert set(kept[i].nonzero().flatten().tolist()) == set(order[:count].tolist())
+        assert torch.equal(kept[i][order[:count]], probs[i][order[:count]])
+
+
 def test_what_is_dropped_is_below_the_threshold_and_nothing_else() -> None:
     probs = torch.tensor([[0.1, 0.2, 0.3, 0.2], [0.1, 0.2, 0.3, 0.0], [0.1, 0.2, 0.3, 1.0]])
     thresholds = torch.tensor([[0.2], [0.0], [1.0]])

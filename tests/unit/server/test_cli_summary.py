@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import msgspec
 import pytest
 
 from config.settings import load_settings
@@ -44,6 +45,12 @@ def test_summary_tells_all_that_was_resolved() -> None:
         "http://127.0.0.1:8000",
     ):
         assert expected in text
+
+
+def test_summary_says_that_weights_are_quantized() -> None:
+    info = msgspec.structs.replace(INFO, quantization="int8")
+    text = start_up_summary(info, load_settings(), port=8000, ready_s=2.34)
+    assert "bfloat16 with int8 weights, attention: sdpa" in text
 
 
 def test_summary_never_shows_a_key() -> None:
