@@ -32,12 +32,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Work:
-    """A product that is just worth sharing, and what it comes to without help."""
+    """A product, with one row just worth sharing, and what it comes to without help."""
 
-    def __init__(self, seed: int, num_threads: int) -> None:
+    def __init__(self, seed: int, num_threads: int, num_rows: int = 1) -> None:
         library = Library(library_path())
         self.linear = NativeLinear(library, KINDS[0], [normal(640, 512, seed=seed)], [None])
-        self.x = normal(1, 512, seed=seed + 1)
+        self.x = normal(num_rows, 512, seed=seed + 1)
         self.expected = self.linear(self.x)
         library.use_threads(num_threads, own=True)
 
@@ -48,6 +48,10 @@ class Work:
 @pytest.mark.parametrize("num_threads", [2, 3, 8])
 def test_many_short_jobs_one_after_the_other_are_all_done(num_threads: int) -> None:
     assert Work(0, num_threads).is_right(2000)
+
+
+def test_job_has_ended_when_the_last_of_its_helpers_has() -> None:
+    assert Work(0, 3, num_rows=400).is_right(200)
 
 
 def test_jobs_of_fewer_and_of_more_threads_take_turns() -> None:

@@ -26,6 +26,8 @@ def test_the_kernels_compute_what_attention_is_defined_as() -> None:
     environment = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     cases = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_cases.py"), **environment)
     assert cases.returncode == 0, cases.stdout + cases.stderr
+    assert "passed" in cases.stdout
+    assert "skipped" not in cases.stdout
 
 
 # In KiB, what one program may have of a multiprocessor's shared memory.

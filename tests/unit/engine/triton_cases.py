@@ -4,6 +4,7 @@ In a process of its own: whether kernels are interpreted is settled when Triton 
 no bfloat16.
 """
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,14 @@ from torch import Tensor
 from engine.attention import AttentionMetadata, AttentionSpec, LayerShape, batch_metadata
 from engine.triton_attention import TritonBackend, keys_per_tile, split_count
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, over NaN and over rows that nobody stores
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [
+    pytest.mark.skipif(
+        DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1",
+        reason="needs a CUDA device, or TRITON_INTERPRET=1",
+    ),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, over NaN and over rows that nobody stores
+]
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "cuda" else [])
 # Of the largest value: sums in float32; weights and results in the dtype of the cache.
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
