@@ -55,6 +55,12 @@ RUN groupadd --gid 10001 orcinus \
     && useradd --uid 10001 --gid 10001 --home-dir /home/orcinus --create-home --shell /usr/sbin/nologin orcinus \
     && install --directory --owner=10001 --group=10001 /var/cache/huggingface
 
+# Triton compiles what launches its kernels where it runs.
+# hadolint ignore=DL3008
+RUN if [ "$VARIANT" = cuda ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
+
 COPY --from=builder /opt/orcinus /opt/orcinus
 
 # The root filesystem may be read-only: downloads go to the volume, everything else that is written to /tmp.
