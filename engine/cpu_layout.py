@@ -32,9 +32,11 @@ def lay_out_for_cpu(served: ServedModel, quantization: str | None) -> None:
     served.samples.clear()
     pack = packer_for(library, dtype, quantization)
     num_linears = 0
-    if pack is not None:
-        num_linears += pack_tied_head(causal_lm, pack)
-        num_linears += pack_linears(causal_lm, pack, dtype, keep=[causal_lm.get_input_embeddings().weight])
+    if pack is not None and pack_tied_head(causal_lm, pack):
+        num_linears = 1 + pack_linears(causal_lm, pack, dtype)
+    elif pack is not None:
+        # A head that shares its weight with the embedding would be there twice.
+        num_linears = pack_linears(causal_lm, pack, dtype, keep=[causal_lm.get_input_embeddings().weight])
     if library is not None and num_layers > 0:
         library.use_threads(torch.get_num_threads(), own=True)
     logger.debug("%d layers run natively, %d linear layers are packed (%s)", num_layers, num_linears, kind or dtype)

@@ -59,7 +59,7 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
         if device.type == "cpu":
             lay_out_for_cpu(served, config.quantization)
-        check_paged(served, limits.block_size, device)
+        check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
         size = _cache_size(config, served, limits, device)
         layers = allocate_cache(
             served.backend, served.shapes, size.num_blocks, size.block_size, dtype=served.cache_dtype, device=device

@@ -50,6 +50,6 @@ def _quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The rows as integers, and the scale (count, 1) of each. What is not finite makes its row's scale NaN."""
     rows = rows.float()
     largest = rows.abs().amax(dim=1, keepdim=True)
-    factors = torch.where(largest > 0, _LARGEST / largest, 0.0)
+    factors = torch.where(largest > 0, torch.full_like(largest, _LARGEST) / largest, 0.0)
     integers = torch.nan_to_num(rows * factors).round().to(torch.int8)
     return integers, largest / _LARGEST + 0 * rows.sum(dim=1, keepdim=True)

@@ -80,7 +80,7 @@ def probe_model(causal_lm: Any, device: torch.device) -> ServedModel:
     )
 
 
-def check_paged(served: ServedModel, block_size: int, device: torch.device) -> None:
+def check_paged(served: ServedModel, block_size: int, device: torch.device, *, is_quantized: bool = False) -> None:
     """Run the probe's sequence again, in chunks beside another one: the logits must agree.
 
     This finds what no flag tells: state outside attention, positions that are ignored, tokens of different
@@ -94,7 +94,8 @@ def check_paged(served: ServedModel, block_size: int, device: torch.device) -> N
     if model.num_replays != _NUM_CHUNKS:
         raise ModelLoadError(f"{model.name} computes its logits in a way that cannot be served")
     difference = float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
-    if not difference <= _TOLERANCE.get(served.cache_dtype, _LOW_PRECISION_TOLERANCE):
+    is_exact = served.cache_dtype in _TOLERANCE and not is_quantized
+    if not difference <= (_TOLERANCE[served.cache_dtype] if is_exact else _LOW_PRECISION_TOLERANCE):
         raise ModelLoadError(
             f"{model.name} computes something else when its tokens come in chunks (relative error {difference:.2g}): "
             "it keeps state outside attention, and cannot be served from a paged cache"

@@ -88,7 +88,8 @@ private:
 class Arena {
 public:
     // Null where there is not enough; what it held before is gone.
-    char* reserve(long bytes) {
+    char* reserve(long wanted) {
+        const long bytes = wanted > 0 ? wanted : 1;
         if (bytes <= capacity_) return memory_;
         free(memory_);
         capacity_ = round_up(bytes + bytes / 2, 64);

@@ -151,10 +151,11 @@ def test_demo_model_in_8_bits_says_nearly_what_it_says_in_bfloat16() -> None:
 
 @torch.inference_mode()
 def test_checkpoint_in_float32_can_be_quantized_too(model_of: Callable[[str], Path]) -> None:
-    executor = build_executor(engine_config(model_of("llama"), quantization="int8"))
+    config = engine_config(model_of("llama"), quantization="int8", max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE)
+    executor = build_executor(config)
     assert executor[0].dtype == "float32"
     assert (NativeLinear if HAS_KERNELS else Int8Linear) in modules_of(executor)
     case = Case([5, 6, 7], SamplingParams(temperature=0, max_tokens=5, ignore_eos=True), [])
-    outcome = serve(core_with_few_blocks(executor, 12), [case], random.Random(0)).outcomes[0]
+    outcome = serve(core_with_few_blocks(executor), [case], random.Random(0)).outcomes[0]
     assert outcome.error is None
     assert len(outcome.token_ids) == 5
