@@ -166,4 +166,57 @@ template <class Body> void parallel_for(const Team& team, long count, const Body
     team.parallel(work.run, &work, static_cast<unsigned>(least(team.num_threads, count)), 0);
 }
 
+// Threads that share numbers 0 to count: each begins with a range of its own, one number after the other, and then takes
+// from the ends of what others have left.
+template <class Body> class Shares {
+public:
+    Shares(const Body& body, long count, long num_threads) : body_(body), num_shares_(num_threads) {
+        for (long i = 0; i < num_shares_; i++)
+            shares_[i].range.store(pack(count * i / num_shares_, count * (i + 1) / num_shares_));
+    }
+
+    static const long MOST_THREADS = 256;
+
+    static void run(void* data) {
+        Shares& shares = *static_cast<Shares*>(data);
+        const long own = shares.next_thread_.fetch_add(1);
+        for (uint64_t range; !is_empty(range = shares.shares_[own].range.load(std::memory_order_relaxed));)
+            if (shares.shares_[own].range.compare_exchange_weak(range, pack(begin(range) + 1, end(range))))
+                shares.body_(begin(range), begin(range) + 1 < end(range) ? begin(range) + 1 : -1);
+        for (long other = 1; other < shares.num_shares_; other++) shares.help((own + other) % shares.num_shares_);
+    }
+
+private:
+    static uint64_t pack(long begin, long end) {
+        return static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end);
+    }
+    static long begin(uint64_t range) { return static_cast<long>(range >> 32); }
+    static long end(uint64_t range) { return static_cast<long>(range & 0xffffffff); }
+    static bool is_empty(uint64_t range) { return begin(range) >= end(range); }
+
+    void help(long other) {
+        for (uint64_t range; !is_empty(range = shares_[other].range.load(std::memory_order_relaxed));)
+            if (shares_[other].range.compare_exchange_weak(range, pack(begin(range), end(range) - 1)))
+                body_(end(range) - 1, -1);
+    }
+
+    struct alignas(64) Share {
+        std::atomic<uint64_t> range;
+    };
+
+    const Body& body_;
+    const long num_shares_;
+    std::atomic<long> next_thread_{0};
+    Share shares_[MOST_THREADS];
+};
+
+// body(i, next) for i from 0 to count: `next` is what the same thread will probably do next, or -1.
+template <class Body> void parallel_shares(const Team& team, long count, const Body& body) {
+    const bool alone = team.parallel == nullptr || team.num_threads < 2 || count < 2;
+    const long num_threads = alone ? 1 : least(least(team.num_threads, count), Shares<Body>::MOST_THREADS);
+    Shares<Body> shares(body, count, num_threads);
+    if (alone) return shares.run(&shares);
+    team.parallel(shares.run, &shares, static_cast<unsigned>(num_threads), 0);
+}
+
 }  // namespace orcinus

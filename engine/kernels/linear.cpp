@@ -1,19 +1,17 @@
 // Linear layers: weights packed once, then multiplied by few rows (decoding, where reading the weights is the limit)
 // or by many (prompts, where multiplying is), in bfloat16 (AVX512-BF16) or in 8-bit integers (AVX512-VNNI).
 //
-// A product is cut into items of some panels of columns and up to ROW_BLOCK rows, which any number of threads take from
-// a counter. Within an item a panel stays in the cache while the rows pass by, a tile of rows at a time. A row's result
-// does not depend on what other rows there are.
+// A product is cut into items of a panel of columns and up to ROW_BLOCK rows, of which each thread has a share and helps
+// others with theirs. A panel stays in the cache while the rows pass by, a tile of rows at a time. A row's result does not
+// depend on what other rows there are.
 
 #include "linear.h"
 
 namespace {
 
 const long ROW_BLOCK = 448;
-// Rows of a tile at most: as many as leave registers for what they are multiplied by.
-const long TILE_BF16 = 14, TILE_INT8 = 8, TILE_MOST = 14;
-// Items that each thread should find.
-const long ITEMS_PER_THREAD = 6;
+// Rows of a tile at most. More would fit into the registers, and are not faster: with two tiles the second can fetch.
+const long TILE_ROWS = 8;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
 
@@ -90,34 +88,28 @@ struct Product {
     const Linear& linear;
     const Rows& rows;
     const Target& target;
-    long panels_per_item, num_row_blocks;
+    long num_row_blocks;
     TileKernel (*kernel)(long num_rows, bool fetches);
-    long tile_rows;
 
     long num_panels() const { return (linear.out + PANEL - 1) / PANEL; }
-
-    long num_items() const { return (num_panels() + panels_per_item - 1) / panels_per_item * num_row_blocks; }
 
     const uint32_t* panel(long index) const {
         return static_cast<const uint32_t*>(linear.panels) + index * lanes_of(linear) * PANEL;
     }
 
-    void item(long number) const {
-        const long block = number % num_row_blocks, first = number / num_row_blocks * panels_per_item;
-        const long end = least(first + panels_per_item, num_panels());
+    // A block of rows by one panel. While the last two tiles are at work, the next panel is fetched.
+    void item(long number, long next) const {
+        alignas(64) uint32_t sums[TILE_ROWS * PANEL];
+        const long index = number % num_panels(), block = number / num_panels();
         const long begin_row = rows.count * block / num_row_blocks, end_row = rows.count * (block + 1) / num_row_blocks;
-        for (long p = first; p < end; p++) pass(p, begin_row, end_row, p + 1 < end ? panel(p + 1) : nullptr);
-    }
-
-    // All rows of a block by one panel. While the last of several tiles is at work, the next panel is fetched.
-    void pass(long index, long begin_row, long end_row, const uint32_t* next) const {
-        alignas(64) uint32_t sums[TILE_MOST * PANEL];
-        const long count = end_row - begin_row, num_tiles = (count + tile_rows - 1) / tile_rows;
+        const long count = end_row - begin_row, num_tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
+        const uint32_t* ahead = next < 0 || num_tiles < 2 ? nullptr : panel(next % num_panels());
         for (long t = 0; t < num_tiles; t++) {
             const long row = begin_row + count * t / num_tiles, end = begin_row + count * (t + 1) / num_tiles;
-            const bool fetches = next != nullptr && num_tiles > 1 && t == num_tiles - 1;
+            const bool fetches = ahead != nullptr && t >= num_tiles - 2;
             kernel(end - row, fetches)(rows.lanes + row * rows.stride, rows.stride, panel(index), lanes_of(linear),
-                                       next, sums);
+                                       ahead, sums);
+            if (fetches) ahead += lanes_of(linear) * PANEL / 2;
             finish_tile(linear, rows, target, row, end - row, index, sums);
         }
     }
@@ -168,14 +160,12 @@ void fill_row(const Linear& linear, const Rows& rows, long index, const bf16* va
 }
 
 void multiply(const Linear& linear, const Rows& rows, const Target& target, const Team& team) {
-    const double work = double(linear.in) * linear.out * rows.count;
-    const bool alone = work < SERIAL_WORK || team.num_threads < 2;
-    Product product = {linear, rows, target, 1, (rows.count + ROW_BLOCK - 1) / ROW_BLOCK,
-                       linear.is_int8 ? quads::tile_kernel : pairs::tile_kernel, linear.is_int8 ? TILE_INT8 : TILE_BF16};
-    const long wanted = alone ? 1 : ITEMS_PER_THREAD * team.num_threads;
-    product.panels_per_item = most(1, product.num_panels() * product.num_row_blocks / wanted);
+    const Product product = {linear, rows, target, (rows.count + ROW_BLOCK - 1) / ROW_BLOCK,
+                             linear.is_int8 ? quads::tile_kernel : pairs::tile_kernel};
+    const bool is_small = double(linear.in) * linear.out * rows.count < SERIAL_WORK;
     const Team nobody = {nullptr, 1};
-    parallel_for(alone ? nobody : team, product.num_items(), [&](long number) { product.item(number); });
+    parallel_shares(is_small ? nobody : team, product.num_panels() * product.num_row_blocks,
+                    [&](long number, long next) { product.item(number, next); });
 }
 
 }  // namespace orcinus

@@ -15,8 +15,8 @@ INLINE Sum zero() { return _mm512_setzero_ps(); }
 INLINE void put(uint32_t* out, Sum sum) { _mm512_store_ps(out, sum); }
 #endif
 
-// NUM_ROWS rows times one panel, into (NUM_ROWS, PANEL). `next`, where there is one, is fetched from memory meanwhile:
-// with few rows what comes next is read in time anyway.
+// NUM_ROWS rows times one panel, into (NUM_ROWS, PANEL). Half a panel from `next` on, where there is one, is fetched from
+// memory meanwhile: with few rows what comes next is read in time anyway.
 template <int NUM_ROWS, bool FETCHES>
 void tile(const uint32_t* rows, long stride, const uint32_t* panel, long num_lanes, const uint32_t* next,
           uint32_t* out) {
@@ -27,10 +27,7 @@ void tile(const uint32_t* rows, long stride, const uint32_t* panel, long num_lan
     }
     for (long lane = 0; lane < num_lanes; lane++, panel += PANEL) {
         const __m512i low = _mm512_load_si512(panel), high = _mm512_load_si512(panel + 16);
-        if (FETCHES) {
-            _mm_prefetch(next + lane * PANEL, _MM_HINT_T1);
-            _mm_prefetch(next + lane * PANEL + 16, _MM_HINT_T1);
-        }
+        if (FETCHES) _mm_prefetch(next + lane * (PANEL / 2), _MM_HINT_T1);
         UNROLL for (int m = 0; m < NUM_ROWS; m++) {
             const __m512i x = _mm512_set1_epi32(static_cast<int>(rows[m * stride + lane]));
             first[m] = dot(first[m], x, low);
@@ -57,14 +54,6 @@ TileKernel tile_kernel(long num_rows, bool fetches) {
         case 6: return tile_of<6>(fetches);
         case 7: return tile_of<7>(fetches);
         case 8: return tile_of<8>(fetches);
-#if !KERNEL_INT8
-        case 9: return tile_of<9>(fetches);
-        case 10: return tile_of<10>(fetches);
-        case 11: return tile_of<11>(fetches);
-        case 12: return tile_of<12>(fetches);
-        case 13: return tile_of<13>(fetches);
-        case 14: return tile_of<14>(fetches);
-#endif
         default: return nullptr;
     }
 }
