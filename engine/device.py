@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _SAMPLE_INTERVAL_S = 1.0
+_SPIN_COUNT = 5000
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_V1_MEMORY = Path("/sys/fs/cgroup/memory")
 
@@ -99,6 +100,16 @@ def device_memory(device: "torch.device") -> int:
     import torch
 
     return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def limit_spinning() -> None:
+    """Let OpenMP's threads look for work for some 0.1 ms only before they sleep. To be called before torch is imported.
+
+    By default they spin for milliseconds, on cores that other threads of this process need between torch's operations.
+    What the user set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))
 
 
 def use_available_cores() -> None:

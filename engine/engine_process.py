@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from config.engine_config import EngineConfig
 from engine.core import EngineCore, Executor
+from engine.device import limit_spinning
 from engine.errors import ModelLoadError
 from engine.messages import AbortRequests, AddRequest, EngineFailed, EngineInfo, FromEngine, StepOutputs, ToEngine
 from engine.wire import FrameReader, config_decoder, encode_frame, to_engine_decoder
@@ -173,6 +174,7 @@ def _die_with(parent: int) -> None:
 
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
+    limit_spinning()
     from engine.lean_imports import import_transformers
 
     import_transformers()

@@ -23,7 +23,7 @@ _CUDA_MEMORY_SHARE = 0.9
 
 _DEFAULT_NUM_SEQS = {"cpu": 32, "cuda": 256}
 _DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
-_DEFAULT_BLOCK_SIZE = {"cpu": 32, "cuda": 16}
+_DEFAULT_BLOCK_SIZE = {"cpu": 64, "cuda": 16}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.admission import ChoiceRequest, check_request, seed_source, split_request
 from engine.core import EngineCore, Executor
+from engine.device import limit_spinning
 from engine.errors import InvalidRequestError
 from engine.messages import AddRequest, EngineInfo, FinishReason, TokenLogprobs
 from engine.output_processor import OutputProcessor, merge_output
@@ -195,6 +196,7 @@ class LLM:
 
 
 def _build_executor(config: "EngineConfig") -> "tuple[EngineInfo, Executor]":
+    limit_spinning()
     from engine.executor_builder import build_executor
 
     return build_executor(config)

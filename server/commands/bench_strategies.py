@@ -26,6 +26,7 @@ from config.engine_config import BatchingStrategy
 from config.settings import Settings, SettingsError
 from config.version import VERSION
 from engine.core import EngineCore, Executor
+from engine.device import limit_spinning
 from engine.errors import OrcinusError
 from engine.messages import AddRequest, EngineInfo, StepPlan, StepResult
 from engine.sampling_params import SamplingParams
@@ -316,6 +317,7 @@ def _rotated(strategies: Sequence[BatchingStrategy], by: int) -> list[BatchingSt
 
 
 def _load_model(settings: Settings) -> tuple[EngineInfo, Executor]:
+    limit_spinning()
     from engine.lean_imports import import_transformers
 
     import_transformers()

@@ -23,6 +23,7 @@ from config.arguments import Parser, add_settings, settings_from
 from config.engine_config import EngineConfig
 from config.settings import Settings, SettingsError
 from engine.core import Executor
+from engine.device import limit_spinning
 from engine.errors import EngineUnavailableError, InvalidRequestError, OrcinusError
 from engine.messages import EngineInfo
 from server.logs import configure_logging
@@ -228,6 +229,7 @@ async def _engine_answers(settings: Settings) -> AsyncIterator[tuple[dict[str, A
 
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     """Called in the engine's thread, so that importing torch there leaves this thread free to read the tokenizer."""
+    limit_spinning()
     from engine.executor_builder import build_executor
 
     return build_executor(config)

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from bench.peers.drivers.conversation import Answer, Facts, Request, Run, converse
 from config.arguments import Parser, add_settings, settings_from
 from engine.core import EngineCore
+from engine.device import limit_spinning
 from engine.messages import AddRequest
 from engine.sampling_params import SamplingParams
 
 
 def load(flags: Sequence[str]) -> tuple[Run, Facts]:
+    limit_spinning()
     from engine.executor_builder import build_executor
 
     parser = Parser("run_orcinus", "[MODEL] [OPTIONS]", "", "")

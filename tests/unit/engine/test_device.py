@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from engine import device
-from engine.device import CpuMonitor, available_cores, available_memory, cpu_has_bfloat16, memory_limit
+from engine.device import (
+    CpuMonitor,
+    available_cores,
+    available_memory,
+    cpu_has_bfloat16,
+    limit_spinning,
+    memory_limit,
+)
 
 MIB = 2**20
 
@@ -131,3 +138,19 @@ def test_cuda_without_nvml_says_nothing(cuda_device: torch.device, monkeypatch: 
     assert device.device_monitor(cuda_device).sample() == (None, None, None)
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert device.device_monitor(cuda_device).sample() == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_openmp_spins_briefly_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    limit_spinning()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

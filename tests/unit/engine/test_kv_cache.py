@@ -62,7 +62,7 @@ def test_memory_for_not_even_one_block_is_refused() -> None:
 
 def test_defaults_differ_by_device() -> None:
     config = engine_config(Path(), **OPEN)
-    assert resolve_limits(config, "cpu") == BatchLimits(32, 512, 32)
+    assert resolve_limits(config, "cpu") == BatchLimits(32, 512, 64)
     assert resolve_limits(config, "cuda", block_size_multiple=256) == BatchLimits(256, 2048, 256)
     many = replace(config, max_num_seqs=600)
     assert resolve_limits(many, "cpu").max_num_batched_tokens == 600
