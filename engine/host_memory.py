@@ -4,6 +4,7 @@ What is read from one end to the other at each step (weights, the KV cache) take
 pages are zeros, and cost memory only once they are written to.
 """
 
+import ctypes
 import mmap
 
 import torch
@@ -22,3 +23,10 @@ def zeroed_bytes(size: int) -> torch.Tensor:
     if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+def give_back_freed() -> None:
+    """Return to the system what was freed and is still kept for reuse, where the C library can do that."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -92,7 +92,7 @@ public:
         const long bytes = wanted > 0 ? wanted : 1;
         if (bytes <= capacity_) return memory_;
         free(memory_);
-        capacity_ = round_up(bytes + bytes / 2, 64);
+        capacity_ = round_up(bytes + bytes / 8, 64);
         memory_ = static_cast<char*>(aligned_alloc(64, capacity_));
         if (memory_ == nullptr) capacity_ = 0;
         return memory_;
