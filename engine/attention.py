@@ -324,7 +324,7 @@ class _Gathers:
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, because a masked slot still meets a weight of 0, and 0 * NaN is NaN.
 
-    On a CPU the pages come from the kernel as zeros and are touched only when used, which torch.zeros does not do.
+    On a CPU the pages come from the kernel as zeros when they are touched, which torch.zeros does at once.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -23,7 +23,7 @@ from engine.device import (
     resolve_device,
     use_available_cores,
 )
-from engine.host_memory import give_back_freed
+from engine.host_memory import give_back_freed, populate
 from engine.kv_cache import (
     BatchLimits,
     CacheSize,
@@ -66,6 +66,8 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         layers = allocate_cache(
             served.backend, served.shapes, size.num_blocks, size.block_size, dtype=served.cache_dtype, device=device
         )
+    if device.type == "cpu":
+        populate([tensor for layer in layers.values() for tensor in (layer.keys, layer.values)])
     eos = eos_token_ids(causal_lm)
     runner = ModelRunner(
         served.model,

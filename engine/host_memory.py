@@ -6,10 +6,16 @@ pages are zeros, and cost memory only once they are written to.
 
 import ctypes
 import mmap
+import os
+import sys
+import threading
+from collections.abc import Sequence
 
 import torch
 
 _HUGE_PAGE = 2 * 2**20
+_MADV_POPULATE_WRITE = 23  # Linux 5.14
+_LEAST_PRIORITY = 19
 
 
 def zeroed_bytes(size: int) -> torch.Tensor:
@@ -30,3 +36,27 @@ def give_back_freed() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def populate(tensors: Sequence[torch.Tensor]) -> threading.Thread:
+    """Have the system give the memory of all tensors, the front of each first, in a thread that yields to others.
+
+    Otherwise a step that is the first to write to many pages waits for all of them, and a machine that has less than
+    was reserved finds out under load.
+    """
+    thread = threading.Thread(target=_populate, args=(list(tensors),), name="populate", daemon=True)
+    thread.start()
+    return thread
+
+
+def _populate(tensors: list[torch.Tensor]) -> None:
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is None or not sys.platform.startswith("linux"):
+        return
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
+    for offset in range(0, max(tensor.nbytes for tensor in tensors), _HUGE_PAGE):
+        for tensor in tensors:
+            first = (tensor.data_ptr() + offset) // mmap.PAGESIZE * mmap.PAGESIZE
+            size = min(_HUGE_PAGE, tensor.nbytes - offset)
+            if size > 0 and advise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_POPULATE_WRITE) != 0:
+                return  # a system that cannot do it beforehand does it when the memory is written to

@@ -1,11 +1,13 @@
 """Large memory: zeros that can be written, aligned for the kernels, of any size."""
 
 import mmap
+import sys
 
+import psutil
 import pytest
 import torch
 
-from engine.host_memory import give_back_freed, zeroed_bytes
+from engine.host_memory import give_back_freed, populate, zeroed_bytes
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, mmap.PAGESIZE, 2 * 2**20, 5 * 2**20 + 3])
@@ -44,3 +46,16 @@ def test_giving_back_what_was_freed_leaves_what_is_used() -> None:
     del pieces[::2]
     give_back_freed()
     assert [int(piece[0]) for piece in pieces] == list(range(1, 50, 2))
+
+
+def resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone can")
+def test_memory_is_there_before_it_is_written_to() -> None:
+    memory = [zeroed_bytes(32 * 2**20), zeroed_bytes(48 * 2**20 + 5)]
+    before = resident_bytes()
+    populate(memory).join()
+    assert resident_bytes() - before > 72 * 2**20
+    assert not any(piece.any() for piece in memory)
