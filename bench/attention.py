@@ -107,6 +107,7 @@ def backends(in_place_only: bool) -> Iterator[tuple[str, AttentionBackend]]:
     library = load_library()
     if library is None:
         raise SystemExit("there is no native kernel here")
+    library.use_threads(torch.get_num_threads(), own=False)
     yield library.instruction_set, NativeBackend(library)
 
 
