@@ -6,7 +6,6 @@ pages are zeros, and cost memory only once they are written to.
 
 import ctypes
 import mmap
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ import torch
 
 _HUGE_PAGE = 2 * 2**20
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
-_LEAST_PRIORITY = 19
 
 
 def zeroed_bytes(size: int) -> torch.Tensor:
@@ -39,7 +37,7 @@ def give_back_freed() -> None:
 
 
 def populate(tensors: Sequence[torch.Tensor]) -> threading.Thread:
-    """Have the system give the memory of all tensors, the front of each first, in a thread that yields to others.
+    """Have the system give the memory of all tensors, the front of each first, in a thread of its own.
 
     Otherwise a step that is the first to write to many pages waits for all of them, and a machine that has less than
     was reserved finds out under load.
@@ -53,7 +51,6 @@ def _populate(tensors: list[torch.Tensor]) -> None:
     advise = getattr(ctypes.CDLL(None), "madvise", None)
     if advise is None or not sys.platform.startswith("linux"):
         return
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
     for offset in range(0, max(tensor.nbytes for tensor in tensors), _HUGE_PAGE):
         for tensor in tensors:
             first = (tensor.data_ptr() + offset) // mmap.PAGESIZE * mmap.PAGESIZE
