@@ -162,8 +162,9 @@ def test_a_request_has_the_same_tokens_alone_and_among_others_with_and_without_g
 
 def test_preempted_requests_go_on_with_their_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks for fewer tokens than the requests come to."""
-    sizes = {"max_num_seqs": 12, "kv_cache_memory": "2MiB", "max_model_len": 256, "block_size": 16}
-    small = LLM(device="cpu", dtype="float32", **sizes)
+    small = LLM(
+        device="cpu", dtype="float32", max_num_seqs=12, kv_cache_memory="2MiB", max_model_len=256, block_size=16
+    )
     params = SamplingParams(max_tokens=200, temperature=1.0, seed=3, n=12, grammar=JSON)
     num_preemptions, step = [], small._core.step
 
