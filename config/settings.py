@@ -148,7 +148,11 @@ class Settings(BaseSettings):
         le=60_000,
     )
     kv_cache_memory: Bytes | None = _setting(
-        None, "Engine", "Memory for the KV cache. Default: sized by what the device has.", "SIZE", ge=1
+        None,
+        "Engine",
+        "Memory for the KV cache, all of it taken at the start. Default: sized by what the device has.",
+        "SIZE",
+        ge=1,
     )
     block_size: int | None = _setting(
         None, "Engine", "Tokens in one block of the KV cache. Default: by device.", "N", ge=1, le=1024

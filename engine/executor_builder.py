@@ -23,7 +23,7 @@ from engine.device import (
     resolve_device,
     use_available_cores,
 )
-from engine.host_memory import give_back_freed, populate
+from engine.host_memory import populate
 from engine.kv_cache import (
     BatchLimits,
     CacheSize,
@@ -60,7 +60,6 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
         if device.type == "cpu":
             lay_out_for_cpu(served, config.quantization)
-            give_back_freed()
         check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
         size = _cache_size(config, served, limits, device)
         layers = allocate_cache(
