@@ -14,6 +14,8 @@ import psutil
 from engine.errors import InvalidRequestError
 from engine.grammar import GrammarCompiler, GrammarMatcher
 from engine.grammar_gate import ServedVocabulary, Trial, Verdict
+from engine.lean_imports import hide_torch
+from engine.parent import die_with_parent
 from engine.token_masks import tokens_in
 from engine.tokenizer import Tokenizer
 
@@ -25,7 +27,10 @@ _NUM_WALKS, _WALK_TOKENS = 3, 32
 def main() -> None:
     """Ends with its standard input. Ctrl-C reaches the whole process group, but the server decides when this ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    compiler = load_compiler(msgspec.json.decode(sys.stdin.buffer.readline(), type=ServedVocabulary))
+    die_with_parent(sys.argv[1:])
+    vocabulary = msgspec.json.decode(sys.stdin.buffer.readline(), type=ServedVocabulary)
+    hide_torch(vocabulary.model, trust_remote_code=vocabulary.trust_remote_code)
+    compiler = load_compiler(vocabulary)
     _limit_memory()
     _answer(Verdict())
     for line in sys.stdin.buffer:

@@ -9,6 +9,7 @@ Only for a process of our own: transformers stays without tensor parallelism in 
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,17 @@ _COMMON_MODULES = (
     "transformers.models.auto.modeling_auto",
     "transformers.integrations.moe",
 )
+
+
+def hide_torch(model: str, *, trust_remote_code: bool) -> None:
+    """Let no import find torch in this process, if it computes nothing and only needs the model's tokenizer.
+
+    transformers imports torch for a tokenizer if it is there: 3.9 s and 190 MB more. Reading one from a GGUF file takes
+    torch, and code that comes with a model may.
+    """
+    if not trust_remote_code and ".gguf" not in model.lower():
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it says that there is no torch
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def import_transformers() -> None:

@@ -24,9 +24,15 @@ logger = logging.getLogger(__name__)
 
 _FAST_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # Settings of tokenizer_config.json by which transformers changes what tokenizer.json says.
-_CONFIG_OVERRIDES = ("add_bos_token", "add_eos_token", "add_prefix_space", "auto_map", "split_special_tokens")
+_CONFIG_OVERRIDES = (
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "auto_map",
+    "fix_mistral_regex",
+    "split_special_tokens",
+)
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_MAX_FAST_VOCAB = 100_000  # above it transformers repairs the splitting rules of some Mistral tokenizers
 
 
 class _Backend(Protocol):
@@ -269,8 +275,6 @@ def _plain_parts(directory: Path) -> _Parts | None:
     if not _is_plain(settings):
         return None
     tokenizer = FastTokenizer.from_file(str(tokenizer_file))
-    if tokenizer.get_vocab_size() > _MAX_FAST_VOCAB:
-        return None
     special_tokens = {name: _token_text(settings[name]) for name in _NAMED_TOKENS if settings.get(name)}
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special_tokens.values()])
     template_file = directory / "chat_template.jinja"

@@ -146,6 +146,26 @@ def test_demo_model_is_read_without_transformers() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=DEMO_MODEL.parents[1], timeout=60)
 
 
+def test_a_tokenizer_that_takes_transformers_takes_no_torch_in_a_process_that_hides_it(trained: Path) -> None:
+    settings_file = trained / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text()) | {"split_special_tokens": True}
+    settings_file.write_text(json.dumps(settings))
+    script = f"""
+import sys
+from engine.lean_imports import hide_torch
+from engine.tokenizer import Tokenizer
+
+hide_torch({str(trained)!r}, trust_remote_code=False)
+print(Tokenizer.load({str(trained)!r}).encode("the cat<|end|>"))
+assert "transformers" in sys.modules
+assert sys.modules["torch"] is None
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, cwd=DEMO_MODEL.parents[1], timeout=120, capture_output=True, text=True)
+    assert json.loads(done.stdout) == Tokenizer.load(str(trained)).encode("the cat<|end|>")
+    assert done.stderr == ""
+
+
 def test_settings_that_change_tokenizer_json_go_through_transformers(trained: Path) -> None:
     settings_file = trained / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text()) | {"split_special_tokens": True}
