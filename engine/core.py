@@ -8,7 +8,9 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 import msgspec
 
@@ -16,7 +18,7 @@ from engine.block_manager import BlockManager
 from engine.messages import AddRequest, EngineInfo, RequestDelta, StepOutputs, StepPlan, StepResult, StepStats
 from engine.preparation import Preparation
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler, SchedulerLimits
+from engine.scheduler import Scheduler, SchedulerLimits, StepCounts
 
 if TYPE_CHECKING:
     from engine.device import DeviceMonitor
@@ -24,19 +26,39 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+Fault = Literal["request", "memory", "engine"]
+"""What a failed step may be blamed on: one of its requests, want of memory, or an executor that cannot go on."""
+
+# So many requests that failed alone, with no good step in between, are not to blame: something else is broken.
+_MAX_CULPRITS = 3
+
+
 class Executor(Protocol):
-    """Whoever runs the model: `engine.model_runner.ModelRunner`, or a fake in the tests."""
+    """Whoever runs the model: `engine.model_runner.ModelRunner`, or a fake in the tests.
+
+    Where it `runs_ahead`, `launch` may return before the step is computed, and the next step may be launched before
+    the result of the last one is asked for.
+    """
 
     device_monitor: "DeviceMonitor | None"
+
+    @property
+    def runs_ahead(self) -> bool: ...
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
         """Begin what takes time before a request can run; None if there is nothing. It may run in other threads."""
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """Begin a step; what is returned waits for its result. Both may raise anything: the step is then void."""
+
+    def diagnose(self, error: Exception) -> Fault: ...
 
 
 class EngineCore:
-    """A scheduler and an executor. Used by one thread."""
+    """A scheduler and an executor. Used by one thread.
+
+    `announce` is told who is about to run for the first time (or again), before the step that may be their last.
+    """
 
     def __init__(
         self,
@@ -46,6 +68,7 @@ class EngineCore:
         batch_wait_ms: float = 50.0,
         target_itl_ms: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        announce: Callable[[list[str]], None] = lambda request_ids: None,
     ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=info.max_num_seqs,
@@ -62,13 +85,18 @@ class EngineCore:
         self._executor = executor
         self._preparation = Preparation(executor)
         self._clock = clock
+        self._announce = announce
+        self._ahead: _LaunchedStep | None = None
+        self._num_culprits = 0  # in a row
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._preparation)
+        return self.scheduler.has_work or bool(self._preparation) or self._ahead is not None
 
     def wait_time_s(self) -> float | None:
         """How long `step` will have nothing to run although there is work; None: it has now."""
+        if self._ahead is not None:
+            return None
         waits_s = [self._preparation.wait_time_s()] if self._preparation else []
         if self.scheduler.has_work:
             waits_s.append(self.scheduler.wait_time_s() or 0.0)
@@ -83,24 +111,55 @@ class EngineCore:
         self.scheduler.abort(request_ids)
 
     def step(self) -> StepOutputs:
-        """Run one iteration. A fault of the executor ends the requests of that step, with an error."""
+        """Bring one iteration to its end, and with an executor that runs ahead begin the next.
+
+        What fails is tried again, without the request that made it fail: that one ends with an error. Raises the
+        executor's error if it cannot go on.
+        """
         started = self._clock()
         ready, deltas = self._preparation.settle()
         for request in ready:
             self.scheduler.add(request)
-        plan = self.scheduler.schedule()
-        if plan.scheduled:
-            deltas += self._run(plan, started)
-        return StepOutputs(deltas=deltas, stats=self._step_stats(deltas, self._clock() - started))
+        step, self._ahead = self._ahead or self._launch(), None
+        if step is not None:
+            deltas += self._end_step(step, started)
+        counts = StepCounts() if step is None else step.counts
+        return StepOutputs(deltas=deltas, stats=self._step_stats(deltas, counts, self._clock() - started))
 
-    def _run(self, plan: StepPlan, started: float) -> list[RequestDelta]:
+    def _end_step(self, step: "_LaunchedStep", started: float) -> list[RequestDelta]:
+        if self._executor.runs_ahead and self.scheduler.may_run_ahead:
+            self._ahead = self._launch()
         try:
-            result = self._executor.execute(plan)
+            result = step.result()
         except Exception as error:
-            logger.exception("step of %d requests, %d tokens failed", len(plan.scheduled), plan.num_tokens)
-            return self.scheduler.fail(plan, f"the step failed: {type(error).__name__}")
-        deltas = self.scheduler.update(plan, result)
-        self.scheduler.observe(self._clock() - started)
+            return self._retry(error)
+        self._num_culprits = 0
+        deltas = self.scheduler.update(step.plan, result)
+        self.scheduler.observe(step.counts, self._clock() - started)
+        return deltas
+
+    def _launch(self) -> "_LaunchedStep | None":
+        plan = self.scheduler.schedule()
+        if not plan.scheduled:
+            return None
+        if plan.new_requests:
+            self._announce([new.request_id for new in plan.new_requests])
+        counts = self.scheduler.counts
+        try:
+            return _LaunchedStep(plan, counts, self._executor.launch(plan))
+        except Exception as error:
+            return _LaunchedStep(plan, counts, partial(_raise, error))
+
+    def _retry(self, error: Exception) -> list[RequestDelta]:
+        self._ahead = None
+        fault = self._executor.diagnose(error)
+        if fault == "engine":
+            raise error
+        logger.error("a step failed, and is tried again with fewer requests", exc_info=error)
+        deltas = self.scheduler.retry(f"the step failed: {type(error).__name__}", is_out_of_memory=fault == "memory")
+        self._num_culprits += len(deltas)
+        if self._num_culprits >= _MAX_CULPRITS:
+            raise error
         return deltas
 
     def stats(self) -> StepStats:
@@ -118,8 +177,7 @@ class EngineCore:
             device_memory_total_bytes=total_bytes,
         )
 
-    def _step_stats(self, deltas: list[RequestDelta], step_time_s: float) -> StepStats:
-        counts = self.scheduler.counts
+    def _step_stats(self, deltas: list[RequestDelta], counts: StepCounts, step_time_s: float) -> StepStats:
         return msgspec.structs.replace(
             self.stats(),
             step_time_s=step_time_s,
@@ -131,3 +189,14 @@ class EngineCore:
             prefix_cache_hits=counts.prefix_cache_hits,
             num_slots_refilled=counts.num_slots_refilled,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _LaunchedStep:
+    plan: StepPlan
+    counts: StepCounts
+    result: Callable[[], StepResult]
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -102,6 +102,22 @@ def device_memory(device: "torch.device") -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python failed for want of memory, on the device or the host."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's allocator on a CPU
+
+
+def is_broken_device(error: Exception) -> bool:
+    """Whether the error stays: after one in a kernel CUDA fails every call, until the process ends."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
+
 def limit_spinning() -> None:
     """Let OpenMP's threads look for work for some 0.1 ms only before they sleep. To be called before torch is imported.
 

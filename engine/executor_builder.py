@@ -8,13 +8,15 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from config.engine_config import EngineConfig
-from engine.attention import PagedAttention
+from engine.attention import PagedAttention, token_by_token
 from engine.cpu_layout import lay_out_for_cpu, weight_bytes
+from engine.determinism import RowByRow, check_deterministic, check_device, check_positions
 from engine.device import (
     available_memory,
     device_memory,
@@ -24,6 +26,7 @@ from engine.device import (
     use_available_cores,
 )
 from engine.host_memory import populate
+from engine.kernels.library import load_library
 from engine.kv_cache import (
     BatchLimits,
     CacheSize,
@@ -52,15 +55,19 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     """
     started = time.monotonic()
     device = resolve_device(config.device)
+    if config.deterministic:
+        check_device(device)
     use_available_cores()
     with _collector_off():
         causal_lm = load_causal_lm(config, device)
     with torch.inference_mode():
-        served = probe_model(causal_lm, device)
+        served = _probe(causal_lm, device, is_deterministic=config.deterministic)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
         if device.type == "cpu":
-            lay_out_for_cpu(served, config.quantization)
+            lay_out_for_cpu(served, config.quantization, is_deterministic=config.deterministic)
         check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
+        if config.deterministic:
+            check_deterministic(served, limits.block_size)
         size = _cache_size(config, served, limits, device)
         layers = allocate_cache(
             served.backend, served.shapes, size.num_blocks, size.block_size, dtype=served.cache_dtype, device=device
@@ -76,11 +83,21 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         device=device,
         device_monitor=device_monitor(device),
         make_compiler=lambda: _grammar_compiler(config, served, eos),
+        max_num_seqs=limits.max_num_seqs,
+        runs_ahead=device.type == "cuda",
         seed=config.seed or 0,
     )
     load_time_s = time.monotonic() - started
     info = _engine_info(config, served, limits, size, eos, device=device, load_time_s=load_time_s)
     return info, runner
+
+
+def _probe(causal_lm: Any, device: torch.device, *, is_deterministic: bool) -> ServedModel:
+    if not is_deterministic:
+        return probe_model(causal_lm, device)
+    check_positions(causal_lm)
+    served = probe_model(causal_lm, device, RowByRow(load_library()))
+    return replace(served, backend=token_by_token(served.backend))
 
 
 def _grammar_compiler(config: EngineConfig, served: ServedModel, eos: list[int]) -> "GrammarCompiler":
@@ -154,4 +171,5 @@ def _engine_info(
         pooling=resolve_pooling(config.pooling, config.model),
         hidden_size=served.model.hidden_size,
         quantization=config.quantization,
+        is_deterministic=config.deterministic,
     )

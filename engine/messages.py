@@ -28,7 +28,9 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 class AddRequest(Message, frozen=True, tag="add"):
     """One sequence to generate. `sampling.n` is 1 and `sampling.seed` is set by the time it is sent.
 
-    `output_token_ids` holds what an earlier engine already generated: the request resumes after them.
+    `output_token_ids` holds what an earlier engine already generated: the request resumes after them. `is_steered`
+    tells that one of them was not the one that was drawn (`StepResult.steered`). Clients share the engine fairly:
+    `client` is an opaque name.
     """
 
     request_id: str
@@ -38,6 +40,8 @@ class AddRequest(Message, frozen=True, tag="add"):
     priority: int = 0
     cache_salt: str | None = None
     output_token_ids: list[int] = []
+    is_steered: bool = False
+    client: str = ""
 
 
 class AbortRequests(Message, frozen=True, tag="abort"):
@@ -78,6 +82,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     pooling: Pooling = "mean"
     hidden_size: int = 0  # numbers in an embedding
     quantization: str | None = None  # of weights, at load
+    is_deterministic: bool = False
 
 
 class TokenLogprobs(Message, frozen=True):
@@ -99,6 +104,7 @@ class RequestDelta(Message, frozen=True):
     `stop_reason` is the stop token id that ended it, None for end-of-sequence (and for a grammar's end).
     `embedding` is float32, in the machine's byte order; it comes once, with the last delta.
     `ends_in_text` tells that a request which stopped did so after its last token, which is text, and not by it.
+    `is_steered` tells that a token so far is not the one that was drawn (`StepResult.steered`).
     """
 
     request_id: str
@@ -113,6 +119,7 @@ class RequestDelta(Message, frozen=True):
     error: str | None = None
     embedding: bytes | None = None
     ends_in_text: bool = False
+    is_steered: bool = False
 
 
 class StepStats(Message, frozen=True):
@@ -143,6 +150,21 @@ class StepOutputs(Message, frozen=True, tag="step"):
     stats: StepStats
 
 
+class StepStarted(Message, frozen=True, tag="started"):
+    """These requests are in the next step for the first time: should the engine end now, they may be why."""
+
+    request_ids: list[str]
+
+
+class Alive(Message, frozen=True, tag="alive"):
+    """Once a second, whatever the engine is doing. `stalled_s`: since when its loop has not come round.
+
+    While the model loads there is no loop, and nothing stalls.
+    """
+
+    stalled_s: float = 0.0
+
+
 class EngineFailed(Message, frozen=True, tag="failed"):
     """The last message of an engine that cannot go on. `message` is fit for a user's eyes."""
 
@@ -150,7 +172,7 @@ class EngineFailed(Message, frozen=True, tag="failed"):
     during_start: bool = False
 
 
-FromEngine = EngineInfo | StepOutputs | EngineFailed
+FromEngine = EngineInfo | StepOutputs | StepStarted | Alive | EngineFailed
 
 
 # --- scheduler -> executor -> scheduler -----------------------------------------------------------------
@@ -181,6 +203,11 @@ class ScheduledRequest(Message, frozen=True):
     num_tokens: int
     new_block_ids: list[int] = []
     samples: bool = True
+
+    @property
+    def end(self) -> int:
+        """The position after its last token of this step."""
+        return self.num_computed_tokens + self.num_tokens
 
 
 class StepPlan(Message, frozen=True):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,18 +19,19 @@ from torch import Tensor
 
 from engine.attention import AttentionMetadata, PagedAttention, attending, metadata_of
 from engine.decode_graphs import CudaRecorder, DecodeGraphs
-from engine.device import DeviceMonitor
+from engine.device import DeviceMonitor, is_broken_device, is_out_of_memory
 from engine.language_model import LanguageModel
 from engine.messages import NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
 from engine.pooling import PooledPrompt, unit_vectors
 from engine.request_rows import RequestRows
-from engine.sampler import BadWords, SampledRows, Sampler, SamplingRow, penalty_counts, token_logprobs
+from engine.sampler import BadWords, ChosenTokens, SampledRows, Sampler, SamplingRow, penalty_counts, token_logprobs
 from engine.sampling_params import SamplingParams
 from engine.step_layout import StepLayout, lay_out
 from engine.token_masks import MaskFiller, pack_tokens
 from engine.transfer import to_device
 
 if TYPE_CHECKING:
+    from engine.core import Fault
     from engine.grammar import GrammarCompiler
 
 # Rows of logits computed at a time for prompt_logprobs, so that memory does not grow with prompt x vocabulary.
@@ -47,6 +48,7 @@ class _Request:
     index: int
     row: SamplingRow
     pooled: PooledPrompt | None = None
+    is_released: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,9 @@ class ModelRunner:
     """Executes plans for one model on one device. Used by one thread.
 
     `device_monitor` says how busy the device is. `graphs` replays steps of single tokens on a GPU; with None each
-    operation is launched. `make_compiler` is called when a request first brings a grammar.
+    operation is launched. `make_compiler` is called when a request first brings a grammar. Where it `runs_ahead`, which
+    is for devices that work while the host goes on, tokens that the host does not know yet are taken from the device.
+    There are at most `max_num_seqs` requests.
     """
 
     def __init__(
@@ -106,13 +110,17 @@ class ModelRunner:
         device: torch.device,
         device_monitor: DeviceMonitor,
         make_compiler: "Callable[[], GrammarCompiler]",
+        max_num_seqs: int,
+        runs_ahead: bool = False,
         seed: int = 0,
     ) -> None:
         self.device_monitor: DeviceMonitor | None = device_monitor
+        self.runs_ahead = runs_ahead
         self._model = model
         self._attention = attention
         self._sampler = sampler
-        self._rows = RequestRows(block_size)
+        self._rows = RequestRows(block_size, max_num_seqs)
+        self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self._device = device
         self._make_compiler = make_compiler
         self._seed = seed
@@ -125,19 +133,31 @@ class ModelRunner:
         """Begin to compile the request's grammar, if it has one that is not at hand."""
         return None if sampling.grammar is None else self._grammars.prepare(sampling.grammar)
 
-    @torch.inference_mode()
+    def diagnose(self, error: Exception) -> "Fault":
+        """What `launch`, or what it returned, failed of. Memory that is kept for reuse is given back."""
+        if is_out_of_memory(error):
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            return "memory"
+        return "engine" if is_broken_device(error) else "request"
+
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step: forget what was released, take in what is new, compute, sample.
+        """Run one step to its end."""
+        return self.launch(plan)()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """Begin one step: forget what was released, take in what is new, compute, sample.
 
         A request whose own logits are not finite, or whose parameters leave no token to choose, is named in `errors`;
-        the others are not affected.
+        the others are not affected. Only what a request needs beyond its next token is waited for.
         """
         for request_id in plan.released:
             self._release(request_id)
         for new in plan.new_requests:
             self._requests[new.request_id] = self._request(new)
         if not plan.scheduled:
-            return StepResult(sampled_token_ids={})
+            return lambda: StepResult(sampled_token_ids={})
         batch = self._batch(plan.scheduled)
         self._start_masks(batch)
         if batch.is_plain:
@@ -146,16 +166,21 @@ class ModelRunner:
         prompt_logprobs = self._prompt_logprobs(batch, hidden)
         errors = self._broken_prompts(prompt_logprobs)
         embedded = self._embed(batch, hidden)
-        result = self._sample_last(batch, hidden, errors)
-        return StepResult(
-            sampled_token_ids=result.sampled_token_ids,
-            logprobs=result.logprobs,
-            prompt_logprobs={k: v for k, v in prompt_logprobs.items() if k not in errors},
-            errors=errors | embedded.errors | result.errors,
-            finished=result.finished,
-            steered=result.steered,
-            embeddings=embedded.embeddings,
-        )
+        sampled = self._sample_last(batch, hidden, errors)
+
+        def wait() -> StepResult:
+            result = sampled()
+            return StepResult(
+                sampled_token_ids=result.sampled_token_ids,
+                logprobs=result.logprobs,
+                prompt_logprobs={k: v for k, v in prompt_logprobs.items() if k not in errors},
+                errors=errors | embedded.errors | result.errors,
+                finished=result.finished,
+                steered=result.steered,
+                embeddings=embedded.embeddings,
+            )
+
+        return wait
 
     def _request(self, new: NewRequest) -> _Request:
         pooled = None if new.sampling.pooling is None else PooledPrompt(new.sampling.pooling)
@@ -199,6 +224,7 @@ class ModelRunner:
         if not self._rows.is_finite[request.index]:
             self._suspect_blocks.update(self._rows.blocks(request.index).tolist())
         self._rows.remove(request.index)
+        request.is_released = True
 
     def _batch(self, scheduled: list[ScheduledRequest]) -> _Batch:
         singles = [item for item in scheduled if item.num_tokens == 1]
@@ -211,7 +237,7 @@ class ModelRunner:
         rows = np.array([request.index for request in requests], dtype=np.int64)
         firsts = np.array([item.num_computed_tokens for item in ordered], dtype=np.int64)
         ends = firsts + np.array([item.num_tokens for item in ordered], dtype=np.int64)
-        assert (ends <= self._rows.num_tokens[rows]).all()
+        assert (ends <= self._rows.num_tokens[rows] + self.runs_ahead).all()
         assert (ends <= self._rows.num_blocks[rows] * self._rows.block_size).all()
         tables = self._rows.tables(rows, int(ends.max()))
         return _Batch(ordered, requests, rows, lay_out(firsts, ends, tables, self._rows.block_size))
@@ -236,7 +262,15 @@ class ModelRunner:
         return self._model.logits(self._hidden_states(batch)) if logits is None else logits
 
     def _token_ids(self, batch: _Batch) -> NDArray[np.int64]:
-        return self._rows.tokens(batch.rows[batch.layout.sequences], batch.layout.positions)
+        """-1 - row for a token that the host does not know yet."""
+        find = self._rows.tokens_or_rows if self.runs_ahead else self._rows.tokens
+        return find(batch.rows[batch.layout.sequences], batch.layout.positions)
+
+    def _known(self, ids: Tensor) -> Tensor:
+        """With the tokens that only the device knows."""
+        if not self.runs_ahead:
+            return ids
+        return torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
 
     def _hidden_states(self, batch: _Batch) -> Tensor:
         """(num_tokens, hidden_size)"""
@@ -245,33 +279,47 @@ class ModelRunner:
         ids, positions, *cache_tensors = to_device(arrays, self._device)
         self._attention.begin_step(metadata_of(layout, cache_tensors))
         with attending(self._attention):
-            return self._model.hidden_states(ids, positions)
+            return self._model.hidden_states(self._known(ids), positions)
 
     def _compute_logits(self, ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
         self._attention.begin_step(meta)
         with attending(self._attention):
-            return self._model.logits(self._model.hidden_states(ids, positions))
+            return self._model.logits(self._model.hidden_states(self._known(ids), positions))
 
-    def _sample_last(self, batch: _Batch, hidden: Tensor, errors: dict[str, str]) -> StepResult:
+    def _sample_last(self, batch: _Batch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:
         """One token for each request that samples and has not failed."""
         both = enumerate(batch.scheduled)
         sampling = [i for i, item in both if item.samples and item.request_id not in errors]
         if not sampling:
-            return StepResult(sampled_token_ids={})
+            return lambda: StepResult(sampled_token_ids={})
         (last,) = to_device([batch.layout.query_start[1:][sampling].astype(np.int64) - 1], self._device)
         return self._sample(batch, sampling, self._model.logits(hidden[last]))
 
-    def _sample(self, batch: _Batch, sampling: list[int], logits: Tensor) -> StepResult:
+    def _sample(self, batch: _Batch, sampling: list[int], logits: Tensor) -> Callable[[], StepResult]:
         """One token for each of those requests of the batch, whose logits these are."""
         rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
         self._masks.wait()
-        sampled = self._sampler.sample(logits, [request.row for request in requests], self._rows.num_tokens[rows])
-        self._rows.is_finite[rows] = sampled.is_finite
+        positions = batch.layout.seq_lens[sampling].astype(np.int64)
+        chosen = self._sampler.choose(logits, [request.row for request in requests], positions)
+        if self.runs_ahead:
+            (index,) = to_device([rows], self._device)
+            self._last_tokens[index] = chosen.tokens
+        self._rows.is_finite[rows] = False  # until it is known
+        names = [batch.scheduled[i].request_id for i in sampling]
+        return partial(self._take_in, rows, requests, names, chosen)
+
+    def _take_in(
+        self, rows: NDArray[np.int64], requests: list[_Request], names: list[str], chosen: ChosenTokens
+    ) -> StepResult:
+        """Wait for the tokens of a step and keep them. Meanwhile a request may have been released, its row reused."""
+        sampled = chosen.wait()
         failed = _failures(requests, sampled)
-        taken = [i for i in range(len(requests)) if i not in failed]
+        here = [i for i, request in enumerate(requests) if not request.is_released]
+        self._rows.is_finite[rows[here]] = np.array(sampled.is_finite, dtype=np.bool_)[here]
+        taken = [i for i in here if i not in failed]
         self._rows.append(rows[taken], [sampled.token_ids[i] for i in taken])
         failed |= _advance(requests, taken, sampled)
-        return _sampled_result([batch.scheduled[i].request_id for i in sampling], requests, sampled, failed)
+        return _sampled_result(names, requests, sampled, failed)
 
     def _prompt_logprobs(self, batch: _Batch, hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
         wanted = [i for i, request in enumerate(batch.requests) if request.row.sampling.prompt_logprobs is not None]
@@ -292,7 +340,7 @@ class ModelRunner:
             logprobs = torch.log_softmax(self._model.logits(rows).float(), dim=-1)
             following = self._rows.tokens(part.request.index, np.arange(first + 1, end + 1))
             (tokens,) = to_device([following], self._device)
-            entries += token_logprobs(logprobs, tokens, [num_top] * (end - first))
+            entries += token_logprobs(logprobs, tokens, [num_top] * (end - first))()
         return entries
 
     def _embed(self, batch: _Batch, hidden: Tensor) -> StepResult:

@@ -30,11 +30,19 @@ class Preparation:
 
     def hold(self, request: AddRequest) -> bool:
         """Whether the request has to wait here. If not, the scheduler may have it."""
-        future = self._preparer.prepare(request.sampling)
+        future = self._prepare(request.sampling)
         if future is None:
             return False
         self._held[request.request_id] = request, future
         return True
+
+    def _prepare(self, sampling: SamplingParams) -> Future[Any] | None:
+        try:
+            return self._preparer.prepare(sampling)
+        except Exception as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
 
     def abort(self, request_ids: list[str]) -> None:
         for request_id in request_ids:

@@ -14,13 +14,15 @@ class Request:
     """A sequence with tokens known (`token_ids`) and tokens computed (`num_computed_tokens`).
 
     Each step lets computed catch up with known. A prompt's chunk, a prefix-cache hit, a decode step and the
-    recomputation after a preemption are the same case.
+    recomputation after a preemption are the same case. Tokens count as computed from when their step is planned on, and
+    the `num_in_flight` tokens that planned steps sample count as tokens although nobody knows yet which they are.
     """
 
     __slots__ = (
         "_block_hashes",
         "arrival_time",
         "cache_salt",
+        "client",
         "first_scheduled_time",
         "has_reported",
         "is_running",
@@ -29,6 +31,7 @@ class Request:
         "num_blocks_sent",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_in_flight",
         "num_preemptions",
         "num_prompt_tokens",
         "order",
@@ -48,6 +51,7 @@ class Request:
         self.arrival_time: float = added.arrival_time
         self.priority: int = added.priority
         self.cache_salt: str | None = added.cache_salt
+        self.client: str = added.client
         self.token_ids: list[int] = added.prompt_token_ids + added.output_token_ids
         self.num_prompt_tokens: int = len(added.prompt_token_ids)
         self.order = (added.priority, added.arrival_time, sequence_number)
@@ -56,11 +60,12 @@ class Request:
         self.first_scheduled_time: float | None = None
         self.last_scheduled_step: int = -1
         self.num_computed_tokens: int = 0
+        self.num_in_flight: int = 0
         self.num_cached_tokens: int | None = None
         self.num_preemptions: int = 0
         self.num_blocks_sent: int = 0  # of its block table, to the executor; 0: the executor does not know it
         self.has_reported: bool = False
-        self.is_steered: bool = False  # to its grammar's end, because its tokens run out
+        self.is_steered: bool = added.is_steered  # to its grammar's end, because its tokens run out
         self.prompt_logprobs: list[TokenLogprobs | None] | None = (
             None if added.sampling.prompt_logprobs is None or added.output_token_ids else [None]
         )
@@ -68,15 +73,21 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids) + self.num_in_flight
 
     @property
     def num_output_tokens(self) -> int:
-        return len(self.token_ids) - self.num_prompt_tokens
+        return self.num_tokens - self.num_prompt_tokens
 
     @property
     def num_tokens_to_compute(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def follows_tokens(self) -> bool:
+        """Whether what may come next depends on the tokens before it."""
+        sampling = self.sampling
+        return sampling.grammar is not None or bool(sampling.bad_words_token_ids) or sampling.has_penalties
 
     @property
     def may_reuse_prefix(self) -> bool:
@@ -95,6 +106,7 @@ class Request:
         """Back to the queue after a preemption: the tokens stay, what was computed of them does not."""
         self.queued_since = now
         self.num_computed_tokens = 0
+        self.num_in_flight = 0
         self.num_preemptions += 1
         self.num_blocks_sent = 0
         if self.prompt_logprobs is not None:

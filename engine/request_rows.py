@@ -20,14 +20,14 @@ class RequestRows:
     `is_finite` says whose blocks are known to hold finite numbers only.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, num_rows: int = _FIRST_ROWS) -> None:
         self.block_size = block_size
-        self.num_tokens = np.zeros(_FIRST_ROWS, dtype=np.int64)
-        self.num_blocks = np.zeros(_FIRST_ROWS, dtype=np.int64)
-        self.is_finite = np.zeros(_FIRST_ROWS, dtype=np.bool_)
-        self._tokens = np.zeros((_FIRST_ROWS, _FIRST_TOKENS), dtype=np.int32)
-        self._tables = np.zeros((_FIRST_ROWS, _FIRST_BLOCKS), dtype=np.int32)
-        self._free = list(range(_FIRST_ROWS - 1, -1, -1))
+        self.num_tokens = np.zeros(num_rows, dtype=np.int64)
+        self.num_blocks = np.zeros(num_rows, dtype=np.int64)
+        self.is_finite = np.zeros(num_rows, dtype=np.bool_)
+        self._tokens = np.zeros((num_rows, _FIRST_TOKENS), dtype=np.int32)
+        self._tables = np.zeros((num_rows, _FIRST_BLOCKS), dtype=np.int32)
+        self._free = list(range(num_rows - 1, -1, -1))
 
     def add(self, token_ids: Sequence[int]) -> int:
         """A row for a request with these tokens and no blocks."""
@@ -67,6 +67,11 @@ class RequestRows:
         """The token of each row at each position."""
         tokens: NDArray[np.int32] = self._tokens[rows, positions]
         return tokens.astype(np.int64)
+
+    def tokens_or_rows(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same, where a position may be the one after a row's last token: that gives -1 - row."""
+        self._reserve_tokens(int(positions.max()) + 1)
+        return np.where(positions < self.num_tokens[rows], self.tokens(rows, positions), -1 - rows)
 
     def tables(self, rows: NDArray[np.int64], longest: int) -> NDArray[np.int32]:
         """(num_rows, max_blocks), as wide as it takes for `longest` tokens; after a row's own blocks come zeros."""

@@ -20,7 +20,7 @@ from engine.messages import TokenLogprobs
 from engine.row_maxima import row_maxima
 from engine.sampling_params import SamplingParams
 from engine.token_masks import Matcher
-from engine.transfer import to_device
+from engine.transfer import to_device, to_host
 
 # Rows of a vocabulary are looked at in blocks of as many tokens.
 _BLOCK = 128
@@ -154,12 +154,16 @@ class SampledRows:
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
 
 
-def has_penalties(sampling: SamplingParams) -> bool:
-    return sampling.presence_penalty != 0 or sampling.frequency_penalty != 0 or sampling.repetition_penalty != 1
-
-
 def is_greedy(sampling: SamplingParams) -> bool:
     return sampling.is_greedy or sampling.top_k == 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTokens:
+    """The tokens on the device (num_rows,), and a function that waits for them and says what is to be said of them."""
+
+    tokens: Tensor
+    wait: Callable[[], SampledRows]
 
 
 def penalty_counts(sampling: SamplingParams, token_ids: Sequence[int], num_prompt_tokens: int) -> PenaltyCounts | None:
@@ -167,7 +171,7 @@ def penalty_counts(sampling: SamplingParams, token_ids: Sequence[int], num_promp
 
     Only the repetition penalty looks at the prompt.
     """
-    if not has_penalties(sampling):
+    if not sampling.has_penalties:
         return None
     prompt = token_ids[:num_prompt_tokens] if sampling.repetition_penalty != 1 else []
     return PenaltyCounts(prompt, token_ids[num_prompt_tokens:])
@@ -193,12 +197,18 @@ class Sampler:
 
         `positions` are those of the new tokens: the number of tokens the request has.
         """
+        return self.choose(logits, rows, positions).wait()
+
+    def choose(
+        self, logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int] | NDArray[np.int64]
+    ) -> ChosenTokens:
+        """`sample`, without waiting for the device unless a row has a grammar."""
         positions = np.asarray(positions, dtype=np.int64)
         is_touched = _is_touched(rows, positions)
         if not is_touched and all(row.is_plain for row in rows):
             best, tokens = _maxima(logits)
             finite = torch.isfinite(best)
-            return _sampled(tokens, finite, torch.ones_like(finite), [])
+            return _chosen(tokens, finite, torch.ones_like(finite), list)
         logits = logits.float()
         finite = torch.isfinite(logits.amax(dim=-1))
         has_choice = torch.ones_like(finite)
@@ -209,7 +219,7 @@ class Sampler:
             has_choice = logits.amax(dim=-1) != -torch.inf
         tokens = _choose(logits, rows, positions)
         lead_to_ends(tokens, logits, rows, finite & has_choice)
-        return _sampled(tokens, finite, has_choice, _chosen_logprobs(logprobs, rows, tokens))
+        return _chosen(tokens, finite, has_choice, _chosen_logprobs(logprobs, rows, tokens))
 
     @staticmethod
     def _raw_log_softmax(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], Tensor]:
@@ -247,10 +257,17 @@ def _choose(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.i
     return tokens
 
 
-def _sampled(tokens: Tensor, finite: Tensor, has_choice: Tensor, logprobs: list[TokenLogprobs | None]) -> SampledRows:
+def _chosen(
+    tokens: Tensor, finite: Tensor, has_choice: Tensor, logprobs: Callable[[], list[TokenLogprobs | None]]
+) -> ChosenTokens:
     """To the host in one piece."""
-    token_ids, is_finite, can_choose = torch.stack([tokens, finite, has_choice]).tolist()
-    return SampledRows(token_ids, [*map(bool, is_finite)], [*map(bool, can_choose)], logprobs)
+    copied = to_host(torch.stack([tokens, finite, has_choice]))
+
+    def wait() -> SampledRows:
+        ((token_ids, is_finite, can_choose),) = copied()
+        return SampledRows(token_ids, [*map(bool, is_finite)], [*map(bool, can_choose)], logprobs())
+
+    return ChosenTokens(tokens, wait)
 
 
 def _maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -401,9 +418,16 @@ def truncate_(probs: Tensor, top_k: NDArray[Any], top_p: NDArray[np.float32]) ->
     `top_k` below 1 is no limit. Always keeps the likeliest token, and every token as likely as the last one kept:
     which of several equals a sort puts first depends on what shares the batch.
     """
-    num_rows, width = probs.shape
+    width = probs.shape[1]
     limits = np.where(top_k > 0, np.minimum(top_k, width), width).astype(np.int64)
     limit, share = to_device([limits[:, np.newaxis], np.asarray(top_p)[:, np.newaxis]], probs.device)
+    find = thresholds_by_candidates if probs.device.type == "cpu" else thresholds_by_bits
+    return drop_below_(probs, find(probs, limit, share))
+
+
+def thresholds_by_candidates(probs: Tensor, limit: Tensor, share: Tensor) -> Tensor:
+    """The smallest probability kept, (num_rows, 1), found among the largest of each row, mostly a few of them."""
+    num_rows, width = probs.shape
     totals = _blocks(probs).sum(dim=-1).double().sum(dim=-1, keepdim=True)
     thresholds = probs.new_empty(num_rows, 1)
     rows = torch.arange(num_rows, device=probs.device)
@@ -414,7 +438,32 @@ def truncate_(probs: Tensor, top_k: NDArray[Any], top_p: NDArray[np.float32]) ->
         rows = rows[~is_enough]
         if not len(rows):
             break
-    return drop_below_(probs, thresholds)
+    return thresholds
+
+
+def thresholds_by_bits(probs: Tensor, limit: Tensor, share: Tensor) -> Tensor:
+    """The same bit by bit, as numbers that are not negative are ordered: more work, and the host waits for none."""
+    kth = _largest_float(lambda least: (probs >= least).sum(dim=-1, keepdim=True) >= limit, len(probs), probs.device)
+    above = probs > kth
+    num_ties = limit - above.sum(dim=-1, keepdim=True)
+    total = _mass(probs, above) + num_ties * kth.double()
+    wanted = torch.where(share < 1, share * total, torch.inf)
+    return _largest_float(
+        lambda least: (least <= kth) | (_mass(probs, probs >= least) >= wanted), len(probs), probs.device
+    )
+
+
+def _largest_float(is_small_enough: Callable[[Tensor], Tensor], num_rows: int, device: torch.device) -> Tensor:
+    """(num_rows, 1), each the largest number below 2 for which that holds; it holds for 0."""
+    bits = torch.zeros(num_rows, 1, dtype=torch.int32, device=device)
+    for bit in range(29, -1, -1):
+        more = bits | (1 << bit)
+        bits = torch.where(is_small_enough(more.view(torch.float32)), more, bits)
+    return bits.view(torch.float32)
+
+
+def _mass(probs: Tensor, kept: Tensor) -> Tensor:
+    return torch.where(kept, probs, 0.0).sum(dim=-1, keepdim=True, dtype=torch.float64)
 
 
 def drop_below_(probs: Tensor, thresholds: Tensor) -> Tensor:
@@ -511,25 +560,36 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _chosen_logprobs(
     logprobs: tuple[list[int], Tensor], rows: Sequence[SamplingRow], tokens: Tensor
-) -> list[TokenLogprobs | None]:
+) -> Callable[[], list[TokenLogprobs | None]]:
     wanted, table = logprobs
     if not wanted:
-        return []
+        return list
     counts = [rows[i].sampling.logprobs or 0 for i in wanted]
-    entries: list[TokenLogprobs | None] = [None] * len(rows)
     (index,) = to_device([np.array(wanted, dtype=np.int64)], tokens.device)
-    for i, entry in zip(wanted, token_logprobs(table, tokens[index], counts), strict=True):
-        entries[i] = entry
-    return entries
+    copied = token_logprobs(table, tokens[index], counts)
+
+    def wait() -> list[TokenLogprobs | None]:
+        entries: list[TokenLogprobs | None] = [None] * len(rows)
+        for i, entry in zip(wanted, copied(), strict=True):
+            entries[i] = entry
+        return entries
+
+    return wait
 
 
-def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
-    """For each row of (num_rows, vocab_size) log-probabilities, its token's and the `num_top` best."""
-    chosen: list[float] = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
+def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> Callable[[], list[TokenLogprobs]]:
+    """For each row of (num_rows, vocab_size) log-probabilities, its token's and the `num_top` best.
+
+    What is returned waits for them to come from the device.
+    """
     width = min(max(num_top), logprobs.shape[-1])
     values, indices = logprobs.topk(width, dim=-1)
-    tops = zip(indices.tolist(), values.tolist(), strict=True)
-    return [
-        TokenLogprobs(token_id=token, logprob=logprob, top=list(zip(ids[:n], vals[:n], strict=True)))
-        for token, logprob, n, (ids, vals) in zip(tokens.tolist(), chosen, num_top, tops, strict=True)
-    ]
+    copied = to_host(tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), indices, values)
+
+    def wait() -> list[TokenLogprobs]:
+        return [
+            TokenLogprobs(token_id=token, logprob=logprob, top=list(zip(ids[:n], vals[:n], strict=True)))
+            for token, logprob, ids, vals, n in zip(*copied(), num_top, strict=True)
+        ]
+
+    return wait

@@ -132,6 +132,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
     def check_token_ids(self, vocab_size: int) -> None:
         """Raise `InvalidRequestError` where a token id lies outside the vocabulary."""
         _check_ids("logit_bias", self.logit_bias, vocab_size)

@@ -7,12 +7,14 @@ and transport; what it decides leaves as a `StepPlan`, and comes back as a `Step
 
 import bisect
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from config.engine_config import BatchingStrategy
 from engine.batching import batching_rule
 from engine.block_manager import BlockManager
+from engine.fair_queue import FairQueue
 from engine.messages import (
     AddRequest,
     FinishReason,
@@ -24,8 +26,8 @@ from engine.messages import (
     TokenLogprobs,
 )
 from engine.pacing import FLOWING_TOKENS, Pacing
+from engine.recovery import MemoryRelief, Trials
 from engine.request import Request
-from engine.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,15 @@ class StepCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A step that was planned and is not known yet."""
+
+    plan: StepPlan
+    counts: StepCounts
+    computing: set[bytes]  # hashes of the blocks of prompts that it fills
+
+
+@dataclass(frozen=True, slots=True)
 class _End:
     """How a request ends. `is_text` tells that it does after its last token, which is text, and not by it."""
 
@@ -66,7 +77,11 @@ class _End:
 
 
 class Scheduler:
-    """Used by one thread: `schedule` and `update` in turn, `add` and `abort` between steps."""
+    """Used by one thread: `schedule` and `update` in turn, `add` and `abort` in between.
+
+    Where `may_run_ahead`, a step is planned before the one before it is known, and each `update` is of the oldest plan.
+    After a step that failed, `retry` takes the place of `update`.
+    """
 
     def __init__(
         self,
@@ -85,9 +100,13 @@ class Scheduler:
         self._rule = batching_rule(limits.batching, limits.max_num_seqs, limits.batch_wait_s)
         self._requests: dict[str, Request] = {}
         self._pacing = Pacing(limits.target_itl_s)
-        self._waiting = WaitingQueue(limits.max_queue_wait_s)
+        self._waiting = FairQueue(limits.max_queue_wait_s)
         self._running: list[Request] = []  # by `Request.order`: the last one is the first to be preempted
         self._released: list[str] = []
+        self._in_flight: deque[_InFlight] = deque()  # the plans that wait for their update, oldest first
+        self._is_short_of_blocks = False  # somebody could not grow, and nobody is preempted while a step is in flight
+        self._trials = Trials()
+        self._relief = MemoryRelief()
         self._num_added = 0
         self._step = 0
 
@@ -128,63 +147,124 @@ class Scheduler:
             if request is not None:
                 self._finish(request)
 
+    @property
+    def may_run_ahead(self) -> bool:
+        """Whether another step can be planned although the last one is in flight.
+
+        Not where what may come next depends on a token in flight, somebody has to be preempted, or a culprit is sought.
+        """
+        if self._is_short_of_blocks or self._trials:
+            return False
+        return not any(request.num_in_flight and request.follows_tokens for request in self._running)
+
     def schedule(self) -> StepPlan:
         """Plan the next step: fill free slots, then one token for all who decode, then chunks of prompts."""
         self.counts = StepCounts()
         self._step += 1
+        self._is_short_of_blocks = False
         now = self._clock()
         self._admit(now)
         plan = StepPlan(scheduled=[], new_requests=[], released=[])
         prompts = self._schedule_decodes(plan, now)
-        self._schedule_prompts(plan, prompts, now)
+        computing = self._schedule_prompts(plan, prompts, now)
         if plan.scheduled:  # an empty plan is not executed
             plan.released.extend(self._released)
             self._released.clear()
+            self._in_flight.append(_InFlight(plan, self.counts, computing))
         return plan
 
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestDelta]:
         """Book what a plan brought: append tokens, finish, free. One delta for each request with news."""
+        assert self._in_flight.popleft().plan is plan, "steps end in the order in which they were planned"
+        self._relief.relax(self.num_slots, self.limits.max_num_batched_tokens)
         deltas = []
         for scheduled in plan.scheduled:
             request = self._requests.get(scheduled.request_id)
-            if request is None:  # aborted while the step ran
+            if request is None:  # it ended while the step ran
                 continue
             if request.request_id in result.errors:
                 deltas.append(self._fail(request, result.errors[request.request_id]))
                 continue
-            self._book_computed(request, scheduled.num_tokens)
+            self._book_computed(request, scheduled)
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, [])
-            if scheduled.samples or (not request.wants_tokens and request.num_tokens_to_compute == 0):
+            request.num_in_flight -= scheduled.samples
+            if scheduled.samples or (not request.wants_tokens and scheduled.end == request.num_tokens):
+                self._trials.acquit(request.request_id)
                 deltas.append(self._book_sampled(request, result))
         return deltas
 
-    def observe(self, step_time_s: float) -> None:
-        """Tell how long the step took that was planned last, from which the next ones are paced."""
-        counts = self.counts
+    def observe(self, counts: StepCounts, step_time_s: float) -> None:
+        """Tell how long a step with these counts took, from which the next ones are paced."""
         num_single = counts.num_decode_tokens + counts.num_prefill_tokens - counts.num_chunk_tokens
         self._pacing.observe(num_single, counts.num_chunk_tokens, step_time_s)
 
-    def fail(self, plan: StepPlan, message: str) -> list[RequestDelta]:
-        """The step as a whole failed: end the requests that took part in it, with an error."""
-        requests = [self._requests[scheduled.request_id] for scheduled in plan.scheduled]
-        return [self._fail(request, message) for request in requests]
+    def retry(self, message: str, *, is_out_of_memory: bool = False) -> list[RequestDelta]:
+        """The step in flight failed, and any planned after it is void: find the culprit, and recompute the others.
+
+        Of several one half is tried first, then the other. A request that fails a second time, and alone, ends with an
+        error. For want of memory, fewer run at a time instead.
+        """
+        suspects = self._in_flight_requests()
+        num_prompt_tokens = max(step.counts.num_chunk_tokens for step in self._in_flight)
+        self._released += [request_id for step in self._in_flight for request_id in step.plan.released]
+        self._in_flight.clear()
+        fits_if_smaller = is_out_of_memory and self._relief.shrink(len(suspects), num_prompt_tokens)
+        culprits = [request for request in suspects if self._trials.is_alone(request.request_id)]
+        if fits_if_smaller:
+            culprits = []
+        deltas = [self._fail(request, message) for request in culprits]
+        now = self._clock()
+        for request in [*self._running]:
+            self._preempt(request, now)
+        if not fits_if_smaller and not culprits:
+            self._trials.split([request.request_id for request in suspects])
+        return deltas
+
+    def _in_flight_requests(self) -> list[Request]:
+        """Who takes part in the steps in flight and has not ended, each once."""
+        ids = dict.fromkeys(item.request_id for step in self._in_flight for item in step.plan.scheduled)
+        return [self._requests[request_id] for request_id in ids if request_id in self._requests]
 
     # --- admission ------------------------------------------------------------------------------------------
 
     def _admit(self, now: float) -> None:
+        if self._trials:
+            self._admit_suspects(now)
+            return
         if self._rule.admission_delay_s(self._running, self._waiting, now) != 0.0:
             return
-        while len(self._running) < self.num_slots and self._pacing.may_admit(len(self._running)):
+        while self._has_slot and self._pacing.may_admit(len(self._running)):
             request = self._waiting.peek(now)
-            if request is None or not self._admit_one(request):
+            if request is None or not self._allocate_all(request):
                 return
-            self._waiting.remove(request)
-            request.is_running = True
-            bisect.insort(self._running, request, key=lambda running: running.order)
-            self.counts.num_slots_refilled += 1
+            self._take_slot(request)
 
-    def _admit_one(self, request: Request) -> bool:
+    @property
+    def _has_slot(self) -> bool:
+        most = self._relief.max_running
+        return len(self._running) < (self.num_slots if most is None else min(self.num_slots, most))
+
+    def _admit_suspects(self, now: float) -> None:
+        """All of the group on trial, as far as there is room, which others make: those wait until it is over."""
+        group = [self._requests[request_id] for request_id in self._trials.group]
+        for request in sorted(group, key=lambda suspect: suspect.order):
+            if request.is_running:
+                continue
+            while not (self._has_slot and self._allocate_all(request)):
+                others = [running for running in self._running if running.request_id not in self._trials.group]
+                if not others:
+                    return
+                self._preempt(others[-1], now)
+            self._take_slot(request)
+
+    def _take_slot(self, request: Request) -> None:
+        self._waiting.take(request)
+        request.is_running = True
+        bisect.insort(self._running, request, key=lambda running: running.order)
+        self.counts.num_slots_refilled += 1
+
+    def _allocate_all(self, request: Request) -> bool:
         """Give a request blocks for all tokens it has, so that only decoding can run out of them later."""
         prefix = self._blocks.find_prefix(self._reusable_hashes(request))
         growth_reserve = len(self._running)  # each running request needs its next block before long
@@ -209,7 +289,7 @@ class Scheduler:
         """Schedule everybody who lacks a single token; returns those who lack more."""
         prompts = []
         block_size = self._blocks.block_size
-        for request in list(self._rule.select(self._running)):  # preemption changes who is running
+        for request in self._selected():
             if request.num_tokens_to_compute > 1:
                 prompts.append(request)
             elif request.num_computed_tokens % block_size:  # its last block has room, and the executor knows of it
@@ -218,24 +298,47 @@ class Scheduler:
                 self._schedule_tokens(plan, request, 1, self._unsent_blocks(plan, request, now))
         return [request for request in prompts if request.is_running]
 
+    def _selected(self) -> list[Request]:
+        """Who takes part in this step if there is room. Not who ends with a token in flight, whichever that is."""
+        running = self._running
+        if self._trials:
+            running = [request for request in running if request.request_id in self._trials.group]
+        selected = self._rule.select(running)
+        if not self._in_flight:
+            return [*selected]  # preemption changes who is running
+        return [request for request in selected if not self._ends_in_flight(request)]
+
+    def _ends_in_flight(self, request: Request) -> bool:
+        return request.num_in_flight > 0 and self._is_at_limit(request, request.num_tokens)
+
     def _grow(self, request: Request, now: float) -> bool:
-        """Make room for one more token, preempting the newest if need be. False if that was `request` itself."""
+        """Make room for one more token, preempting the newest if need be. False if that was `request` itself.
+
+        While a step is in flight nobody is preempted: the request waits for the next step, which waits for that one.
+        """
         while request.is_running:
             if self._blocks.allocate(request.request_id, request.num_tokens) is not None:
                 return True
+            if self._in_flight:
+                self._is_short_of_blocks = True
+                return False
             self._preempt(self._running[-1], now)
         return False
 
-    def _schedule_prompts(self, plan: StepPlan, prompts: Sequence[Request], now: float) -> None:
-        """Share out among prompts, oldest first, what the decodes of this step leave them."""
+    def _schedule_prompts(self, plan: StepPlan, prompts: Sequence[Request], now: float) -> set[bytes]:
+        """Share out among prompts, oldest first, what the decodes of this step leave them.
+
+        Returns the hashes of the blocks that are going to be full.
+        """
         if not prompts:
-            return
+            return set()
         budget = self._prompt_budget(plan, len(prompts))
-        computing: set[bytes] = set()
+        computing = {block_hash for step in self._in_flight for block_hash in step.computing}
         for request in prompts:
             if budget <= 0:
-                return
+                break
             budget -= self._schedule_chunk(plan, request, budget, computing, now)
+        return computing
 
     def _prompt_budget(self, decodes: StepPlan, num_prompts: int) -> int:
         output_lengths = [self._requests[item.request_id].num_output_tokens for item in decodes.scheduled]
@@ -245,7 +348,8 @@ class Scheduler:
             num_prompts=num_prompts,
         )
         room = self.limits.max_num_batched_tokens - len(decodes.scheduled)
-        return room if num_tokens is None else min(room, num_tokens)
+        limits = [limit for limit in (num_tokens, self._relief.max_prompt_tokens) if limit is not None]
+        return min([room, *limits])
 
     def _schedule_chunk(self, plan: StepPlan, request: Request, budget: int, computing: set[bytes], now: float) -> int:
         """Schedule as much of a prompt as the budget allows; returns the tokens scheduled.
@@ -268,20 +372,16 @@ class Scheduler:
         return num_tokens
 
     def _schedule_tokens(self, plan: StepPlan, request: Request, num_tokens: int, new_block_ids: list[int]) -> None:
-        num_known = len(request.token_ids)
-        if num_tokens == 1 and num_known > request.num_prompt_tokens:
+        num_tokens_there = request.num_tokens
+        if num_tokens == 1 and num_tokens_there > request.num_prompt_tokens:
             self.counts.num_decode_tokens += 1
         else:
             self.counts.num_prefill_tokens += num_tokens
-        plan.scheduled.append(
-            ScheduledRequest(
-                request_id=request.request_id,
-                num_computed_tokens=request.num_computed_tokens,
-                num_tokens=num_tokens,
-                new_block_ids=new_block_ids,
-                samples=request.wants_tokens and request.num_computed_tokens + num_tokens == num_known,
-            )
-        )
+        first = request.num_computed_tokens
+        request.num_computed_tokens = end = first + num_tokens
+        samples = request.wants_tokens and end == num_tokens_there
+        plan.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, samples))
+        request.num_in_flight += samples
         request.last_scheduled_step = self._step
 
     def _unsent_blocks(self, plan: StepPlan, request: Request, now: float) -> list[int]:
@@ -312,12 +412,10 @@ class Scheduler:
 
     # --- what a step brought --------------------------------------------------------------------------------
 
-    def _book_computed(self, request: Request, num_tokens: int) -> None:
-        """Count tokens as computed and make the blocks that they filled findable."""
+    def _book_computed(self, request: Request, scheduled: ScheduledRequest) -> None:
+        """Make the blocks findable that the step filled."""
         block_size = self._blocks.block_size
-        first = request.num_computed_tokens // block_size
-        request.num_computed_tokens += num_tokens
-        last = request.num_computed_tokens // block_size
+        first, last = scheduled.num_computed_tokens // block_size, scheduled.end // block_size
         if first == last or not self.limits.enable_prefix_caching:
             return
         hashes = request.block_hashes(block_size, last)
@@ -339,6 +437,7 @@ class Scheduler:
             request.is_steered = True
         if request.is_steered or request_id in result.finished:
             end, sampled = self._end_of_grammar(request, result, end, sampled)
+        self._waiting.charge_output(request, len(sampled))
         logprobs = result.logprobs.get(request_id)
         delta = self._report(
             request,
@@ -354,17 +453,17 @@ class Scheduler:
     def _end(self, request: Request, token_id: int) -> _End | None:
         """What the token just appended ends the request by, if it does."""
         sampling = request.sampling
-        num_tokens = len(request.token_ids)
-        num_output_tokens = num_tokens - request.num_prompt_tokens
-        if num_output_tokens >= sampling.min_tokens:
+        if len(request.token_ids) - request.num_prompt_tokens >= sampling.min_tokens:
             if token_id in self.limits.eos_token_ids and not sampling.ignore_eos:
                 return _End("stop")
             if token_id in sampling.stop_token_ids:
                 return _End("stop", stop_reason=token_id)
-        is_at_limit = sampling.max_tokens is not None and num_output_tokens >= sampling.max_tokens
-        if is_at_limit or num_tokens >= self.limits.max_model_len:
-            return _End("length")
-        return None
+        return _End("length") if self._is_at_limit(request, len(request.token_ids)) else None
+
+    def _is_at_limit(self, request: Request, num_tokens: int) -> bool:
+        max_tokens = request.sampling.max_tokens
+        is_complete = max_tokens is not None and num_tokens - request.num_prompt_tokens >= max_tokens
+        return is_complete or num_tokens >= self.limits.max_model_len
 
     def _end_of_grammar(
         self, request: Request, result: StepResult, end: _End | None, sampled: list[int]
@@ -390,8 +489,13 @@ class Scheduler:
     ) -> RequestDelta:
         """A delta; the first one of a request also says how it came to run, and the last one how it ended."""
         if request.has_reported and end is None:
-            num_preemptions = request.num_preemptions
-            return RequestDelta(request.request_id, token_ids, logprobs=logprobs, num_preemptions=num_preemptions)
+            return RequestDelta(
+                request.request_id,
+                token_ids,
+                logprobs=logprobs,
+                num_preemptions=request.num_preemptions,
+                is_steered=request.is_steered,
+            )
         is_first, request.has_reported = not request.has_reported, True
         started = request.first_scheduled_time
         prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
@@ -408,6 +512,7 @@ class Scheduler:
             error=error,
             embedding=embedding,
             ends_in_text=end is not None and end.is_text,
+            is_steered=request.is_steered,
         )
 
     def _fail(self, request: Request, message: str) -> RequestDelta:
@@ -421,6 +526,7 @@ class Scheduler:
             self._leave_slot(request)
         else:
             self._waiting.remove(request)
+        self._trials.acquit(request.request_id)
         del self._requests[request.request_id]
 
     def _preempt(self, request: Request, now: float) -> None:

@@ -1,10 +1,10 @@
-"""Moves a step's small arrays to the device and back in one transfer each, without making the host wait.
+"""Moves a step's small arrays to the device and back, without making the host wait before it needs them.
 
 On a CPU nothing is copied. Knows nothing of what the arrays mean. The CUDA side has not yet run on a GPU.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,26 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
         return [torch.from_numpy(array) for array in arrays]
     packed = pack(arrays).pin_memory()  # torch keeps pinned memory from others until the copy is done
     return unpack(packed.to(device, non_blocking=True), arrays)
+
+
+def to_host(*tensors: Tensor) -> Callable[[], list[Any]]:
+    """Begin to copy; what is returned waits for that, and gives each tensor's `tolist()`.
+
+    What is computed on the device after this call is not waited for.
+    """
+    if tensors[0].device.type == "cpu":
+        return lambda: [tensor.tolist() for tensor in tensors]
+    copies = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def wait() -> list[Any]:
+        copied.synchronize()
+        return [copy.tolist() for copy in copies]
+
+    return wait
 
 
 def pack(arrays: Sequence[NDArray[Any]]) -> Tensor:

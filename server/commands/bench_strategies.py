@@ -25,7 +25,7 @@ from config.arguments import Parser, add_settings, settings_from
 from config.engine_config import BatchingStrategy
 from config.settings import Settings, SettingsError
 from config.version import VERSION
-from engine.core import EngineCore, Executor
+from engine.core import EngineCore, Executor, Fault
 from engine.device import limit_spinning
 from engine.errors import OrcinusError
 from engine.messages import AddRequest, EngineInfo, StepPlan, StepResult
@@ -89,16 +89,28 @@ class Recorder:
     steps: list["StepRecord"] = field(default_factory=list)
     device_monitor: "DeviceMonitor | None" = None
 
+    @property
+    def runs_ahead(self) -> bool:
+        return self.executor.runs_ahead
+
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
         return self.executor.prepare(sampling)
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def diagnose(self, error: Exception) -> Fault:
+        return self.executor.diagnose(error)
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         assert self.scheduler is not None, "the recorder belongs to no core yet"
         started = time.monotonic()
         running, waiting = self.scheduler.num_running, self.scheduler.num_waiting
-        result = self.executor.execute(plan)
-        self.steps.append(StepRecord(started, time.monotonic() - started, len(plan.scheduled), running, waiting))
-        return result
+        result = self.executor.launch(plan)
+
+        def wait() -> StepResult:
+            waited_for = result()
+            self.steps.append(StepRecord(started, time.monotonic() - started, len(plan.scheduled), running, waiting))
+            return waited_for
+
+        return wait
 
 
 @dataclass(frozen=True, slots=True)

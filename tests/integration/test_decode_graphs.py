@@ -38,8 +38,9 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.skipif(load_library() is None, reason="the gathering backend looks at the host's lengths")
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in turn", "ahead"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_padded_and_replayed_steps_give_the_tokens_of_generate(family: str, tmp_path: Path) -> None:
+def test_padded_and_replayed_steps_give_the_tokens_of_generate(family: str, runs_ahead: bool, tmp_path: Path) -> None:
     num_replays: list[int] = []
 
     def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
@@ -58,14 +59,15 @@ def test_padded_and_replayed_steps_give_the_tokens_of_generate(family: str, tmp_
     assert isinstance(runner._attention.backend, NativeBackend)
     assert runner.graphs is None
     runner.graphs = DecodeGraphs(runner._compute_logits, record, CPU)
+    runner.runs_ahead = runs_ahead
     run = serve(core_with_few_blocks((info, runner)), cases, rng)
     assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]
     assert set(num_replays) == {1, 2, 4}
 
 
-@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 1}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 1}, {"min_p": 0.1}, {"logprobs": 2}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3_moe", "gpt_oss"])
-def test_a_step_of_single_tokens_never_waits_for_the_device_in_between(
+def test_a_step_launched_ahead_never_waits_for_the_device_in_between(
     family: str, sampling: dict[str, Any], tmp_path: Path
 ) -> None:
     directory = build_model(family, tmp_path)
@@ -79,10 +81,12 @@ def test_a_step_of_single_tokens_never_waits_for_the_device_in_between(
         ScheduledRequest(request_id=name, num_computed_tokens=0, num_tokens=3, new_block_ids=[i])
         for i, name in enumerate(names)
     ]
-    runner.execute(StepPlan(scheduled=prompts, new_requests=new))
-    singles = [ScheduledRequest(request_id=name, num_computed_tokens=3, num_tokens=1) for name in names]
+    runner.runs_ahead = True
     with Waits() as waits:
-        assert len(runner.execute(StepPlan(scheduled=singles)).sampled_token_ids) == 3
+        first = runner.launch(StepPlan(scheduled=prompts, new_requests=new))
+        singles = [ScheduledRequest(request_id=name, num_computed_tokens=3, num_tokens=1) for name in names]
+        second = runner.launch(StepPlan(scheduled=singles))
+        assert len(first().sampled_token_ids) == len(second().sampled_token_ids) == 3
         assert waits.operations == []
         torch.ones(1).item()
     assert waits.operations == ["aten::_local_scalar_dense"]

@@ -67,6 +67,23 @@ def test_batched_greedy_output_equals_generate_alone(
     assert len({token for case in cases for token in case.expected}) > VOCAB_SIZE // 8
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_steps_launched_ahead_of_the_last_ones_tokens_give_what_steps_in_turn_give(
+    family: str, model_of: Callable[[str], Path], executor_of: Callable[[str], tuple[EngineInfo, ModelRunner]]
+) -> None:
+    rng = random.Random(family)
+    cases = greedy_cases(model_of(family), rng, 14) + sampled_cases(rng, 7)
+    in_turn = serve(core_with_few_blocks(executor_of(family)), cases, random.Random(1), "in turn")
+    runner = executor_of(family)[1]
+    runner.runs_ahead = True
+    ahead = serve(core_with_few_blocks(executor_of(family)), cases, random.Random(1), "ahead")
+    runner.runs_ahead = False
+    for case, one, other in zip(cases, in_turn.outcomes, ahead.outcomes, strict=True):
+        assert other.token_ids == (case.expected or one.token_ids)
+        assert [delta.logprobs is None for delta in one.deltas] == [delta.logprobs is None for delta in other.deltas]
+    assert ahead.max_running > 1
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
 def test_seeded_sampling_does_not_depend_on_what_shares_the_batch(
     family: str, executor_of: Callable[[str], tuple[EngineInfo, ModelRunner]]

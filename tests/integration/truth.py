@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from engine.core import EngineCore
-from engine.messages import AddRequest, EngineInfo, RequestDelta
+from engine.messages import AddRequest, EngineInfo, RequestDelta, StepPlan
 from engine.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
 from tests.integration.tiny_models import VOCAB_SIZE
@@ -54,6 +54,7 @@ def core_with_few_blocks(
     info, runner = executor
     fields = {name: getattr(info, name) for name in info.__struct_fields__}
     assert num_blocks <= info.num_kv_blocks
+    runner.execute(StepPlan(scheduled=[], released=[*runner._requests]))  # of a core that was dropped
     return EngineCore(EngineInfo(**fields | {"num_kv_blocks": num_blocks}), runner)
 
 

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from config.engine_config import EngineConfig
-from engine.core import Executor
+from engine.core import Executor, Fault
 from engine.messages import EngineInfo, StepPlan, StepResult, TokenLogprobs
 from engine.sampling_params import Pooling, SamplingParams
 
@@ -53,13 +53,28 @@ def echoes(prompt: Sequence[int], output: Sequence[int]) -> int:
     return prompt[len(output)] if len(output) < len(prompt) else END_OF_TEXT
 
 
-class FakeExecutor:
+class Synchronous:
+    """An executor whose steps are over when they are launched. Whatever fails is a request's fault."""
+
+    device_monitor: "DeviceMonitor | None" = None
+    runs_ahead = False
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        raise NotImplementedError
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        result = self.execute(plan)
+        return lambda: result
+
+    def diagnose(self, error: Exception) -> Fault:
+        return "request"
+
+
+class FakeExecutor(Synchronous):
     """An executor whose tokens come from a function. `before_step` may block, raise or look at the plan.
 
     Each chosen token has log-probability -0.5; the alternatives are the ids after it, each one lower.
     """
-
-    device_monitor: "DeviceMonitor | None" = None
 
     def __init__(
         self, next_token: NextToken = alphabet, before_step: Callable[[StepPlan], None] = lambda plan: None
@@ -158,6 +173,7 @@ def fake_config(model: str | Path, **overrides: Any) -> EngineConfig:
         enable_prefix_caching=True,
         batching="continuous",
         batch_wait_ms=50.0,
+        deterministic=False,
         seed=0,
         log_level="info",
     )

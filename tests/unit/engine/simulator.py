@@ -5,12 +5,14 @@ that the plans give, so a block that is shared wrongly, reused too early or left
 sampled is a function of that hash alone: a request gives the same tokens whatever shares its batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
-from engine.core import EngineCore
-from engine.device import DeviceMonitor
+from engine.core import EngineCore, Fault
 from engine.messages import AddRequest, EngineInfo, NewRequest, ScheduledRequest, StepOutputs, StepPlan, StepResult
 from engine.sampling_params import SamplingParams
+from tests.unit.engine.fakes import Synchronous
 
 VOCAB_SIZE = 50
 EOS = 0
@@ -43,14 +45,20 @@ def sample(prefix_hash: int) -> int:
     return prefix_hash % VOCAB_SIZE
 
 
-class Simulator:
-    """`EngineCore`'s executor. Raises `PlanViolation` on any plan that a real one could not run correctly."""
+class Simulator(Synchronous):
+    """`EngineCore`'s executor. Raises `PlanViolation` on any plan that a real one could not run correctly.
 
-    device_monitor: DeviceMonitor | None = None
+    One that `runs_ahead` is a device that computes at once, and tells of it when asked. `fault` may raise, in the
+    middle of a step; want of memory is a `MemoryError`.
+    """
 
-    def __init__(self, info: EngineInfo, clock: VirtualClock) -> None:
+    def __init__(self, info: EngineInfo, clock: VirtualClock, *, runs_ahead: bool = False) -> None:
         self.info = info
         self.clock = clock
+        self.runs_ahead = runs_ahead
+        self.fault: Callable[[StepPlan], None] = lambda plan: None
+        self.has_failed = False
+        self._failure: RuntimeError | MemoryError | None = None
         self.plans: list[StepPlan] = []
         self._states: dict[str, _State] = {}
         self._kv: dict[int, int] = {}
@@ -58,17 +66,34 @@ class Simulator:
     def prepare(self, sampling: SamplingParams) -> None:
         """Everything is at hand."""
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """After a failure that has not been told of yet, nothing works."""
+        if self._failure is not None:
+            return self._raise
         try:
-            return self._execute(plan)
+            result = self._execute(plan)
         except (AssertionError, KeyError, IndexError) as error:
             raise PlanViolation(plan) from error
+        except (RuntimeError, MemoryError) as error:
+            self.has_failed = True
+            self._failure = error
+            return self._raise
+        return partial(StepResult, result)
 
-    def _execute(self, plan: StepPlan) -> StepResult:
+    def diagnose(self, error: Exception) -> Fault:
+        return "memory" if isinstance(error, MemoryError) else "request"
+
+    def _raise(self) -> StepResult:
+        error, self._failure = self._failure, None
+        assert error is not None
+        raise error
+
+    def _execute(self, plan: StepPlan) -> dict[str, list[int]]:
         self.plans.append(plan)
         self.clock.now += 0.01
         for request_id in plan.released:
-            del self._states[request_id]
+            known = self._states.pop(request_id, None)
+            assert known is not None or self.has_failed, "released and not known"
         for new in plan.new_requests:
             self._meet(new)
         ids = [scheduled.request_id for scheduled in plan.scheduled]
@@ -77,7 +102,8 @@ class Simulator:
         assert len(self._states) <= self.info.max_num_seqs
         for scheduled in plan.scheduled:
             self._write(scheduled)
-        return StepResult(sampled_token_ids={s.request_id: [self._read(s)] for s in plan.scheduled if s.samples})
+        self.fault(plan)
+        return {s.request_id: [self._read(s)] for s in plan.scheduled if s.samples}
 
     def _meet(self, new: NewRequest) -> None:
         assert new.request_id not in self._states, "introduced twice"
@@ -156,10 +182,10 @@ def engine_info(**changes: object) -> EngineInfo:
 class SimulatedEngine:
     """An `EngineCore` on a `Simulator` and a virtual clock, with what each request has got so far."""
 
-    def __init__(self, **changes: object) -> None:
+    def __init__(self, *, runs_ahead: bool = False, **changes: object) -> None:
         self.clock = VirtualClock()
         self.info = engine_info(**changes)
-        self.executor = Simulator(self.info, self.clock)
+        self.executor = Simulator(self.info, self.clock, runs_ahead=runs_ahead)
         self.core = EngineCore(self.info, self.executor, batch_wait_ms=50, clock=self.clock)
         self.tokens: dict[str, list[int]] = {}
         self.finish_reasons: dict[str, str] = {}

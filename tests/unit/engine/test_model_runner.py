@@ -63,6 +63,7 @@ class Bench:
             device=CPU,
             device_monitor=CpuMonitor(),
             make_compiler=lambda: pytest.fail("no grammar here"),
+            max_num_seqs=4,
         )
 
     def step(
@@ -106,6 +107,36 @@ def test_a_request_that_comes_back_goes_on_with_the_tokens_and_blocks_it_brings(
     assert tokens == {"b": [33], "a": [8]}
     assert bench.model.steps[-1] == ([32, 5, 6, 7], [2, 0, 1, 2])
     assert bench.attention.metas[-1].block_tables.tolist() == [[2], [9]]
+
+
+def test_ahead_a_step_takes_the_tokens_it_lacks_from_the_device() -> None:
+    bench = Bench()
+    bench.runner.runs_ahead = True
+    both = [new("a", [5, 6]), new("b", [30])]
+    plans = [
+        StepPlan(scheduled=[share("a", 0, 2, [0, 1]), share("b", 0, 1, [2])], new_requests=both),
+        StepPlan(scheduled=[share("b", 1, 1), share("a", 2, 1)]),
+    ]
+    first, second = [bench.runner.launch(plan) for plan in plans]
+    assert bench.model.steps[1] == ([31, 7], [1, 2])
+    assert first().sampled_token_ids == {"b": [31], "a": [7]}
+    third = bench.runner.launch(StepPlan(scheduled=[share("a", 3, 1)], released=["b"]))
+    assert second().sampled_token_ids == {"b": [32], "a": [8]}  # of b nobody wants to know
+    assert third().sampled_token_ids == {"a": [9]}
+
+
+def test_ahead_the_row_of_a_request_that_ended_is_reused_before_its_last_step_is_known() -> None:
+    bench = Bench()
+    bench.runner.runs_ahead = True
+    bench.step(share("a", 0, 1, [0]), new=[new("a", [5])])
+    surplus = bench.runner.launch(StepPlan(scheduled=[share("a", 1, 1)]))
+    after = bench.runner.launch(
+        StepPlan(scheduled=[share("c", 0, 2, [1])], new_requests=[new("c", [20, 21])], released=["a"])
+    )
+    surplus()
+    assert after().sampled_token_ids == {"c": [22]}
+    assert bench.step(share("c", 2, 1)) == {"c": [23]}
+    assert bench.model.steps[-1] == ([22], [2])
 
 
 def test_a_single_token_of_a_prompt_that_is_not_its_last_is_the_right_one() -> None:

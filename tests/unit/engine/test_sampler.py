@@ -16,6 +16,8 @@ from engine.sampler import (
     drop_below_,
     invert_cdf,
     penalty_counts,
+    thresholds_by_bits,
+    thresholds_by_candidates,
     token_logprobs,
     truncate_,
     uniforms,
@@ -195,6 +197,19 @@ def test_truncation_by_candidates_equals_truncation_by_sorting() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_the_smallest_probability_kept_is_the_same_by_candidates_and_by_bits(spread: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = spread * torch.randn(40, 3000, generator=generator)
+    probs = (logits - logits.amax(dim=-1, keepdim=True)).exp()
+    probs[::3] = (probs[::3] * 50).round() / 50  # many equals, and zeros
+    probs[:, 2990:] = 0
+    limit = torch.tensor([1, 7, 100, 2000, 3000] * 8).unsqueeze(1)
+    share = torch.tensor([0.0001, 0.3, 0.9, 0.999, 1.0, 0.5, 0.95, 0.1] * 5, dtype=torch.float32).unsqueeze(1)
+    expected = thresholds_by_candidates(probs, limit, share)
+    assert thresholds_by_bits(probs, limit, share).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0])
 def test_truncation_of_a_large_vocabulary_keeps_what_sorting_says(spread: float) -> None:
     """Peaked and flat, so that the likeliest of the first candidates, of more, and of all are needed."""
     generator = torch.Generator().manual_seed(5)
@@ -339,7 +354,7 @@ def test_only_rows_that_ask_get_logprobs() -> None:
 
 def test_token_logprobs_gives_each_row_as_many_as_it_asks_for() -> None:
     table = torch.log_softmax(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), dim=-1)
-    few, many = token_logprobs(table, torch.tensor([0, 0]), [1, 3])
+    few, many = token_logprobs(table, torch.tensor([0, 0]), [1, 3])()
     assert [token for token, _ in few.top] == [2]
     assert [token for token, _ in many.top] == [0, 1, 2]
 

@@ -1,11 +1,32 @@
+from collections.abc import Callable
+
 import pytest
 
 from engine.messages import StepPlan, StepResult
+from engine.sampling_params import Grammar, SamplingParams
 from tests.unit.engine.simulator import EOS, SimulatedEngine, reference
 
 
 def prompt(length: int, seed: int = 1) -> list[int]:
     return [1 + (seed * 31 + index * 7) % 49 for index in range(length)]
+
+
+def fail_where(engine: SimulatedEngine, is_bad: Callable[[StepPlan], bool], error: Exception) -> None:
+    def fault(plan: StepPlan) -> None:
+        if is_bad(plan):
+            raise error
+
+    engine.executor.fault = fault
+
+
+def samples(plan: StepPlan, request_id: str, position: int) -> bool:
+    """Whether the step samples this request's token of that position."""
+    return any(item.request_id == request_id and item.samples and item.end == position for item in plan.scheduled)
+
+
+def stepped(engine: SimulatedEngine) -> StepPlan:
+    engine.step()
+    return engine.executor.plans[-1]
 
 
 def tokens_by_request(plan: StepPlan) -> dict[str, int]:
@@ -296,56 +317,139 @@ def test_what_a_step_brings_a_request_that_was_aborted_meanwhile_is_dropped() ->
     engine = SimulatedEngine()
     for seed, name in enumerate("ab"):
         engine.add(name, prompt(3, seed), max_tokens=3, ignore_eos=True)
-    working = engine.executor.execute
-
-    def aborting(plan: StepPlan) -> StepResult:
-        engine.core.abort_requests(["a"])
-        return working(plan)
-
-    engine.executor.execute = aborting  # type: ignore[method-assign]
+    engine.executor.fault = lambda plan: engine.core.abort_requests(["a"])
     engine.run()
     assert engine.tokens["a"] == []
     assert len(engine.tokens["b"]) == 3
 
 
-def test_a_failed_step_fails_its_requests_and_nobody_else() -> None:
-    engine = SimulatedEngine(max_num_seqs=1)
-    engine.add("a", prompt(3), max_tokens=3, ignore_eos=True)
-    engine.add("b", prompt(3, 2), max_tokens=3, ignore_eos=True)
-
-    def broken(plan: StepPlan) -> StepResult:
-        raise RuntimeError("boom at 0x1234")
-
-    working, engine.executor.execute = engine.executor.execute, broken  # type: ignore[method-assign]
-    (delta,) = engine.step().deltas
-    assert (delta.request_id, delta.finish_reason) == ("a", "error")
-    assert delta.error is not None
-    assert "0x" not in delta.error
-    engine.executor.execute = lambda plan: working(_without_released(plan))  # type: ignore[method-assign]
+def test_a_step_that_fails_once_costs_nobody_anything() -> None:
+    engine = SimulatedEngine()
+    for name in "abc":
+        engine.add(name, prompt(3, ord(name)), max_tokens=5, ignore_eos=True)
+    engine.step()
+    fail_where(engine, lambda plan: len(engine.executor.plans) == 2, RuntimeError("a hiccup"))
     engine.run()
-    assert engine.finish_reasons["b"] == "length"
+    for name in "abc":
+        assert engine.tokens[name] == reference(prompt(3, ord(name)), SamplingParams(max_tokens=5, ignore_eos=True), 64)
+
+
+def test_of_a_step_that_fails_the_culprit_is_found_and_ends_with_an_error_that_tells_nothing_of_the_inside() -> None:
+    engine = SimulatedEngine(max_num_seqs=8, num_kv_blocks=64)
+    names = "abcdefgh"
+    for name in names:
+        engine.add(name, prompt(3, ord(name)), max_tokens=5, ignore_eos=True)
+    fail_where(engine, lambda plan: samples(plan, "f", 4), RuntimeError("boom at 0x1234"))
+    errors = [delta.error for _ in range(40) for delta in engine.step().deltas if delta.finish_reason == "error"]
+    assert errors == ["the step failed: RuntimeError"]
+    assert engine.finish_reasons == {name: "error" if name == "f" else "length" for name in names}
+    assert engine.tokens["f"] == reference(prompt(3, ord("f")), SamplingParams(max_tokens=1), 64)
+    for name in names.replace("f", ""):
+        assert engine.tokens[name] == reference(prompt(3, ord(name)), SamplingParams(max_tokens=5, ignore_eos=True), 64)
+
+
+def test_who_waits_is_not_drawn_into_the_search_for_a_culprit() -> None:
+    engine = SimulatedEngine(max_num_seqs=2)
+    for name in "abc":
+        engine.add(name, prompt(3, ord(name)), max_tokens=3, ignore_eos=True)
+    fail_where(engine, lambda plan: samples(plan, "a", 3), RuntimeError())
+    scheduled = [[item.request_id for item in plan.scheduled] for _ in range(3) if (plan := stepped(engine))]
+    assert scheduled == [["a", "b"], ["a"], ["b"]]
+    engine.run()
+    assert engine.finish_reasons == {"a": "error", "b": "length", "c": "length"}
+
+
+def test_requests_that_fail_alone_one_after_the_other_are_not_to_blame() -> None:
+    engine = SimulatedEngine(max_num_seqs=8, num_kv_blocks=64)
+    for name in "abcdefgh":
+        engine.add(name, prompt(3), max_tokens=3, ignore_eos=True)
+    fail_where(engine, lambda plan: True, RuntimeError("nothing works"))
+    with pytest.raises(RuntimeError, match="nothing works"):
+        engine.run()
+    assert len(engine.finish_reasons) == 2  # the third is the engine's end
+
+
+def test_a_fault_of_the_executor_itself_is_nobodys_and_is_raised() -> None:
+    engine = SimulatedEngine()
+    engine.add("a", prompt(3), max_tokens=3)
+    engine.executor.diagnose = lambda error: "engine"  # type: ignore[method-assign]
+    fail_where(engine, lambda plan: True, RuntimeError("illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.step()
+
+
+def test_out_of_memory_means_fewer_at_a_time_and_after_a_while_more_again() -> None:
+    engine = SimulatedEngine(max_num_seqs=8, max_num_batched_tokens=64, num_kv_blocks=128)
+    for number in range(24):
+        engine.add(f"r{number}", prompt(20, number), max_tokens=40, ignore_eos=True)
+    fail_where(engine, lambda plan: len(plan.scheduled) > 4 and len(engine.executor.plans) < 8, MemoryError())
+    widths = []
+    while engine.core.has_work:
+        engine.step()
+        widths.append(len(engine.executor.plans[-1].scheduled))
+    assert set(engine.finish_reasons.values()) == {"length"}
+    assert max(widths[8:60]) <= 4
+    assert max(widths) == 8
+
+
+def test_who_alone_does_not_fit_into_memory_ends_with_an_error() -> None:
+    engine = SimulatedEngine(max_num_batched_tokens=64)
+    engine.add("long", prompt(40), max_tokens=3)
+    engine.add("short", prompt(4), max_tokens=3, ignore_eos=True)
+    fail_where(engine, lambda plan: any(item.request_id == "long" for item in plan.scheduled), MemoryError())
+    engine.run()
+    assert engine.finish_reasons == {"long": "error", "short": "length"}
+    chunks = [item.num_tokens for plan in engine.executor.plans for item in plan.scheduled if item.request_id == "long"]
+    assert chunks[0] > chunks[-1]  # shorter ones were tried
+
+
+def test_ahead_the_next_step_is_launched_before_the_last_ones_tokens_are_known() -> None:
+    engine = SimulatedEngine(runs_ahead=True)
+    engine.add("a", prompt(3), max_tokens=3, ignore_eos=True)
+    engine.step()
+    assert [len(plan.scheduled) for plan in engine.executor.plans] == [1, 1]
+    assert len(engine.tokens["a"]) == 1
+    engine.step()
+    engine.step()
+    assert len(engine.executor.plans) == 3  # none beyond max_tokens
+    assert engine.finish_reasons == {"a": "length"}
+    assert not engine.core.has_work
+
+
+def test_ahead_a_token_after_the_end_of_sequence_is_dropped() -> None:
+    engine = SimulatedEngine(runs_ahead=True)
+    start = next(start for start in range(2, 500) if 2 < len(reference(prompt(3, start), SamplingParams(), 64)) < 9)
+    engine.add("a", prompt(3, start), max_tokens=20)
+    engine.run()
+    assert engine.tokens["a"] == reference(prompt(3, start), SamplingParams(), 64)
+    assert len(engine.executor.plans) == len(engine.tokens["a"]) + 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"presence_penalty": 0.5}, {"bad_words_token_ids": ((3,),)}, {"grammar": Grammar("regex", "a+")}]
+)
+def test_who_follows_its_tokens_is_not_run_ahead(fields: dict[str, object]) -> None:
+    engine = SimulatedEngine(runs_ahead=True)
+    engine.add("a", prompt(3), max_tokens=3, ignore_eos=True, **fields)
+    engine.step()
+    assert len(engine.executor.plans) == 1
 
 
 def test_a_failed_row_fails_its_request_alone() -> None:
     engine = SimulatedEngine()
     for seed, name in enumerate("ab"):
         engine.add(name, prompt(3, seed), max_tokens=3, ignore_eos=True)
-    working = engine.executor.execute
+    working = engine.executor.launch
 
-    def one_bad_row(plan: StepPlan) -> StepResult:
-        result = working(plan)
-        result.sampled_token_ids.pop("a", None)
-        return StepResult(sampled_token_ids=result.sampled_token_ids, errors={"a": "non-finite logits"})
+    def one_bad_row(plan: StepPlan) -> Callable[[], StepResult]:
+        tokens = working(plan)().sampled_token_ids
+        tokens.pop("a", None)
+        return lambda: StepResult(sampled_token_ids=tokens, errors={"a": "non-finite logits"})
 
-    engine.executor.execute = one_bad_row  # type: ignore[method-assign]
+    engine.executor.launch = one_bad_row  # type: ignore[method-assign]
     engine.run()
     assert engine.finish_reasons == {"a": "error", "b": "length"}
     assert engine.tokens["b"] == reference(prompt(3, 1), _sampling(max_tokens=3, ignore_eos=True), 64)
-
-
-def _without_released(plan: StepPlan) -> StepPlan:
-    """The broken executor never met the request that it is now told to drop."""
-    return StepPlan(scheduled=plan.scheduled, new_requests=plan.new_requests)
 
 
 def _sampling(**fields: object):  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from engine.messages import StepPlan
 from engine.sampling_params import SamplingParams
 from tests.unit.engine.simulator import SimulatedEngine, reference
 
@@ -20,10 +21,33 @@ PROFILES: dict[str, dict[str, object]] = {
 NUM_OPERATIONS = 2_000
 
 
+class Faults:
+    """Requests whose names say so make any step fail in which they sample; now and then memory runs out."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.num_faults = 0
+
+    def __call__(self, plan: StepPlan) -> None:
+        if any(item.samples and "culprit" in item.request_id for item in plan.scheduled):
+            self.num_faults += 1
+            raise RuntimeError("a culprit")
+        if len(plan.scheduled) > 1 and self._rng.random() < 0.02:
+            self.num_faults += 1
+            raise MemoryError
+
+
+@pytest.mark.parametrize("has_faults", [False, True], ids=["sound", "faults"])
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in turn", "ahead"])
 @pytest.mark.parametrize("profile", PROFILES)
-def test_books_balance_and_tokens_are_right_after_every_random_operation(profile: str) -> None:
+def test_books_balance_and_tokens_are_right_after_every_random_operation(
+    profile: str, runs_ahead: bool, has_faults: bool
+) -> None:
     rng = random.Random(profile)
-    engine = SimulatedEngine(**PROFILES[profile])
+    engine = SimulatedEngine(runs_ahead=runs_ahead, **PROFILES[profile])
+    faults = Faults(random.Random(profile))
+    if has_faults:
+        engine.executor.fault = faults
     shared = [[rng.randrange(1, 50) for _ in range(40)] for _ in range(3)]
     prompts: dict[str, tuple[list[int], SamplingParams]] = {}
     aborted: set[str] = set()
@@ -31,7 +55,7 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(profile
     for number in range(NUM_OPERATIONS):
         action = rng.random()
         if action < 0.2 and engine.core.scheduler.num_waiting < 30:
-            name = f"r{number}"
+            name = f"culprit{number}" if has_faults and number % 20 == 0 else f"r{number}"
             tokens = rng.choice(shared)[: rng.randrange(0, 40)] + [
                 rng.randrange(1, 50) for _ in range(rng.randrange(1, 9))
             ]
@@ -51,10 +75,14 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(profile
     engine.run()
     for name, (tokens, sampling) in prompts.items():
         expected = reference(tokens, sampling, 64)
-        if name in engine.finish_reasons:
+        if "culprit" in name:
+            assert engine.tokens[name] == []
+            assert name in aborted or engine.finish_reasons[name] == "error"
+        elif name in engine.finish_reasons:
             assert engine.tokens[name] == expected, name
         else:
             assert name in aborted
             assert engine.tokens[name] == expected[: len(engine.tokens[name])], name
     assert refills > 20
     assert preemptions > 0 or "few blocks" not in profile
+    assert (faults.num_faults > 5) == has_faults

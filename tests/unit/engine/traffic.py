@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.core import EngineCore
-from engine.device import DeviceMonitor
 from engine.messages import AddRequest, EngineInfo, StepPlan, StepResult
 from engine.pacing import Pacing
 from engine.sampling_params import SamplingParams
+from tests.unit.engine.fakes import Synchronous
 from tests.unit.engine.simulator import VirtualClock, engine_info
 
 StepCost = Callable[[int, int], float]
@@ -35,10 +35,8 @@ class Arrival:
     num_output_tokens: int
 
 
-class CostedExecutor:
+class CostedExecutor(Synchronous):
     """Says 1 to everybody, and takes its time."""
-
-    device_monitor: DeviceMonitor | None = None
 
     def __init__(self, clock: VirtualClock, step_cost: StepCost) -> None:
         self.plans: list[StepPlan] = []

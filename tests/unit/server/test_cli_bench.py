@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine.device import DeviceMonitor
 from engine.messages import EngineInfo, StepPlan, StepResult
 from engine.sampling_params import SamplingParams
 from server.cli import main
 from server.commands import bench_strategies as bench
+from tests.unit.engine.fakes import Synchronous
 from tests.unit.server.test_cli_summary import INFO
 
 SHAPE = bench.LoadShape(
@@ -20,10 +20,8 @@ SHAPE = bench.LoadShape(
 )
 
 
-class Instant:
+class Instant(Synchronous):
     """An executor whose steps take no time: every row that samples gets token 5."""
-
-    device_monitor: DeviceMonitor | None = None
 
     def prepare(self, sampling: SamplingParams) -> None:
         """Nothing takes time here either."""

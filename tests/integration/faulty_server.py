@@ -1,0 +1,65 @@
+"""`orcinus` with an engine whose steps fail over some requests: those that ask for certain seeds.
+
+`python -m tests.integration.faulty_server serve ...` starts it; the engine process is this module, too.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from config.engine_config import EngineConfig
+from engine import engine_process
+from engine.core import Executor
+from engine.messages import EngineInfo, StepPlan, StepResult
+from engine.model_runner import ModelRunner
+from engine.sampler import ChosenTokens, SamplingRow
+from engine.transport import ProcessTransport
+from server import cli
+
+RAISING_SEED = 668  # every step fails in which it takes part
+NAN_SEED = 669  # the model's logits for it are broken
+HUNGRY_SEED = 670  # a step with it and more than two others does not fit into memory
+NUM_TOKENS = 16  # beyond which it happens
+
+
+def build_faulty_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
+    info, runner = _build_executor(config)
+    assert isinstance(runner, ModelRunner)
+    launch, choose = runner.launch, runner._sampler.choose
+    seeds: dict[str, int | None] = {}
+
+    def launch_or_fail(plan: StepPlan) -> Callable[[], StepResult]:
+        result = launch(plan)  # so that it has begun
+        seeds.update((new.request_id, new.sampling.seed) for new in plan.new_requests)
+        grown = [seeds[item.request_id] for item in plan.scheduled if item.samples and item.end > NUM_TOKENS]
+        if RAISING_SEED in grown:
+            raise ValueError("a step with 0xdeadbeef in it")
+        if HUNGRY_SEED in grown and len(plan.scheduled) > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return result
+
+    def choose_or_break(
+        logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int] | NDArray[np.int64]
+    ) -> ChosenTokens:
+        broken = [i for i, row in enumerate(rows) if row.seed == NAN_SEED and positions[i] > NUM_TOKENS]
+        logits[broken] = torch.nan
+        return choose(logits, rows, positions)
+
+    runner.launch = launch_or_fail  # type: ignore[method-assign]
+    runner._sampler.choose = choose_or_break  # type: ignore[method-assign]
+    return info, runner
+
+
+_build_executor = engine_process._build_executor
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        ProcessTransport.module = "tests.integration.faulty_server"
+        sys.exit(cli.main())
+    engine_process._build_executor = build_faulty_executor
+    engine_process.main()
