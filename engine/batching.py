@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from config.engine_config import BatchingStrategy
+from engine.fair_queue import FairQueue
 from engine.request import Request
-from engine.waiting_queue import WaitingQueue
 
 
 class BatchingRule(Protocol):
     max_num_seqs: int
 
-    def admission_delay_s(self, running: Sequence[Request], waiting: WaitingQueue, now: float) -> float | None:
+    def admission_delay_s(self, running: Sequence[Request], waiting: FairQueue, now: float) -> float | None:
         """0 if requests may take slots now; else the seconds until they may; None: not before a running one ends."""
 
     def select(self, running: Sequence[Request]) -> Sequence[Request]:
@@ -27,7 +27,7 @@ class Continuous:
     def __init__(self, max_num_seqs: int) -> None:
         self.max_num_seqs = max_num_seqs
 
-    def admission_delay_s(self, running: Sequence[Request], waiting: WaitingQueue, now: float) -> float | None:
+    def admission_delay_s(self, running: Sequence[Request], waiting: FairQueue, now: float) -> float | None:
         return 0.0
 
     def select(self, running: Sequence[Request]) -> Sequence[Request]:
@@ -48,7 +48,7 @@ class Static(Continuous):
         super().__init__(max_num_seqs)
         self._batch_wait_s = batch_wait_s
 
-    def admission_delay_s(self, running: Sequence[Request], waiting: WaitingQueue, now: float) -> float | None:
+    def admission_delay_s(self, running: Sequence[Request], waiting: FairQueue, now: float) -> float | None:
         if running:
             return None
         oldest = waiting.oldest()

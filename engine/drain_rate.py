@@ -1,4 +1,4 @@
-"""How fast requests leave, from which a refused client is told when to come back."""
+"""How fast what was admitted gets done, from which a refused client is told when to come back."""
 
 import math
 
@@ -7,21 +7,21 @@ _UNMEASURED_RETRY_S = 10.0
 
 
 class DrainRate:
-    """Choices finished per second of busy time, the last half minute counting most."""
+    """Of anything that is counted (choices, tokens): how many per second of busy time, the last half minute first."""
 
     memory_s = 30.0
 
     def __init__(self) -> None:
         self._busy_s = 0.0
-        self._num_finished = 0.0
+        self._num_done = 0.0
 
-    def observe(self, busy_s: float, num_finished: int) -> None:
+    def observe(self, busy_s: float, num_done: int) -> None:
         keep = math.exp(-busy_s / self.memory_s)
         self._busy_s = self._busy_s * keep + busy_s
-        self._num_finished = self._num_finished * keep + num_finished
+        self._num_done = self._num_done * keep + num_done
 
-    def time_for(self, num_choices: int) -> float:
-        """Seconds until so many more choices will have finished, between 1 and 120."""
-        if self._num_finished < 0.5:
+    def time_for(self, num: float) -> float:
+        """Seconds until so many more will be done, between 1 and 120."""
+        if self._num_done < 0.5:
             return _UNMEASURED_RETRY_S
-        return min(max(num_choices * self._busy_s / self._num_finished, _MIN_RETRY_S), _MAX_RETRY_S)
+        return min(max(num * self._busy_s / self._num_done, _MIN_RETRY_S), _MAX_RETRY_S)

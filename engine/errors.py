@@ -5,6 +5,7 @@ OrcinusError
 │   └── ContextLengthError     prompt (+ max_tokens) does not fit the context
 ├── ModelLoadError             the model cannot be loaded or served
 ├── QueueFullError             the bounded queue has no room; says when to come back
+├── QuotaError                 this client has all that it may have for now; says when to come back
 ├── EngineUnavailableError     loading, draining or dead
 ├── RequestTimeoutError        the request's own deadline passed
 └── RequestFailedError         a fault while running this request
@@ -33,6 +34,14 @@ class ModelLoadError(OrcinusError):
 
 class QueueFullError(OrcinusError):
     """The queue is at its bound. `retry_after_s` is estimated from the measured drain rate."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaError(OrcinusError):
+    """The client has as many requests in flight as it may, or no tokens left. `retry_after_s` is an estimate."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The queue of requests without a slot: first come first served within priority, and nobody starves."""
+"""The requests of one client without a slot: first come first served within priority, and nobody starves."""
 
 import heapq
 from typing import Any
@@ -7,6 +7,8 @@ from engine.request import Request
 
 _Entry = tuple[Any, int, Request]  # sort key, number of the push, who
 
+_MAX_DEAD = 64  # entries of requests that left; more are cleared away once they outnumber those that wait
+
 
 class WaitingQueue:
     """Lower `priority` first, then by arrival; but whoever has waited longer than `max_wait_s` goes first."""
@@ -14,7 +16,7 @@ class WaitingQueue:
     def __init__(self, max_wait_s: float) -> None:
         self._max_wait_s = max_wait_s
         # Requests may leave from the middle, and come back: an entry whose push is not the request's latest is
-        # dead, and dropped when it surfaces.
+        # dead, and dropped when it surfaces, or with others when there are many.
         self._pushes: dict[str, int] = {}
         self._num_pushes = 0
         self._by_order: list[_Entry] = []
@@ -34,6 +36,8 @@ class WaitingQueue:
 
     def remove(self, request: Request) -> None:
         del self._pushes[request.request_id]
+        self._by_order = self._without_dead(self._by_order)
+        self._by_age = self._without_dead(self._by_age)
 
     def peek(self, now: float) -> Request | None:
         """Whose turn it is, or None if nobody waits."""
@@ -48,8 +52,19 @@ class WaitingQueue:
 
     def _top(self, heap: list[_Entry]) -> Request | None:
         while heap:
-            _, push, request = heap[0]
-            if self._pushes.get(request.request_id) == push:
-                return request
+            if self._is_live(heap[0]):
+                return heap[0][2]
             heapq.heappop(heap)
         return None
+
+    def _without_dead(self, heap: list[_Entry]) -> list[_Entry]:
+        """The heap, or a new one. Where nobody gets a slot for long, nothing surfaces, and many may come and leave."""
+        if len(heap) <= 2 * len(self._pushes) + _MAX_DEAD:
+            return heap
+        live = [entry for entry in heap if self._is_live(entry)]
+        heapq.heapify(live)
+        return live
+
+    def _is_live(self, entry: _Entry) -> bool:
+        _, push, request = entry
+        return self._pushes.get(request.request_id) == push

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 PUBLIC_PATHS = frozenset({"/live", "/ready", "/health", "/metrics"})
 
+_NAME_BYTES = 8  # of a key's digest: enough to tell clients apart
+
 
 class KeyRing:
     """The valid keys. Those of `api_key_file` are read again when the file changes.
@@ -34,22 +36,23 @@ class KeyRing:
     def is_needed(self) -> bool:
         return self._settings.is_key_needed
 
-    def check(self, authorization: str | None, api_key: str | None = None) -> None:
-        """Raise `AuthenticationError` unless one of the two headers' values holds a valid key.
+    def check(self, authorization: str | None, api_key: str | None = None) -> str:
+        """The client's name, made of its key. Raises `AuthenticationError` unless one of two headers holds a valid key.
 
         `authorization` is "Bearer KEY", `api_key` (x-api-key, which clients of Anthropic's API send) the key alone.
         Some send both, one of them a placeholder: either may be the valid one.
         """
         if authorization is None and api_key is None:
             raise AuthenticationError("an API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
-        verdicts = [self._is_valid(key) for key in (_bearer_key(authorization), api_key) if key is not None]
-        if not any(verdicts):
+        digests = [_digest(key) for key in (_bearer_key(authorization), api_key) if key is not None]
+        valid = [digest for digest in digests if self._is_valid(digest)]
+        if not valid:
             raise AuthenticationError("the API key is not valid")
+        return valid[0][:_NAME_BYTES].hex()
 
-    def _is_valid(self, key: str) -> bool:
+    def _is_valid(self, digest: bytes) -> bool:
         """Digests have one length and every key is compared, so that the time taken tells nothing."""
         self._reload()
-        digest = _digest(key)
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
@@ -76,7 +79,10 @@ class KeyRing:
 
 
 class AuthMiddleware:
-    """Answers 401 to every HTTP request without a valid key, except on the probes and /metrics."""
+    """Answers 401 to every HTTP request without a valid key, except on the probes and /metrics.
+
+    Leaves the client's name in the state of what it lets pass.
+    """
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
@@ -85,7 +91,8 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._keys.is_needed and scope["path"] not in PUBLIC_PATHS:
             try:
-                self._keys.check(_header(scope, b"authorization"), _header(scope, b"x-api-key"))
+                keys = _header(scope, b"authorization"), _header(scope, b"x-api-key")
+                scope["state"]["client"] = self._keys.check(*keys)
             except AuthenticationError as error:
                 await send_error(error, scope, send)
                 return

@@ -17,6 +17,7 @@ from engine.errors import (
     EngineUnavailableError,
     InvalidRequestError,
     QueueFullError,
+    QuotaError,
     RequestFailedError,
     RequestTimeoutError,
 )
@@ -77,6 +78,7 @@ ERROR_TABLE: Mapping[type[BaseException], ErrorKind] = {
     BodyTooLargeError: ErrorKind(413, code="body_too_large"),
     UnsupportedMediaTypeError: ErrorKind(415, code="unsupported_media_type"),
     QueueFullError: ErrorKind(429, "rate_limit_error", "queue_full"),
+    QuotaError: ErrorKind(429, "rate_limit_error", "quota"),
     RequestFailedError: ErrorKind(500, "server_error"),
     EngineUnavailableError: ErrorKind(503, "server_error", "engine_unavailable"),
     DrainingError: ErrorKind(503, "server_error", "draining"),
@@ -150,7 +152,7 @@ def _message(error: BaseException) -> str:
 
 
 def _extra_headers(error: BaseException) -> dict[str, str]:
-    if isinstance(error, (QueueFullError, EngineUnavailableError)):
+    if isinstance(error, (QueueFullError, QuotaError, EngineUnavailableError)):
         return {"retry-after": str(min(max(math.ceil(error.retry_after_s), 1), MAX_RETRY_AFTER_S))}
     if isinstance(error, AuthenticationError):
         return {"www-authenticate": "Bearer"}

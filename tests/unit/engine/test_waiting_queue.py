@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 
 from engine.messages import AddRequest
@@ -65,3 +67,15 @@ def test_one_that_comes_back_has_its_old_place_and_waits_anew(queue: WaitingQueu
     queue.push(request(2, arrival_time=55))
     assert drain(queue, now=60.5) == ["r1", "r2", "r0"]
     assert len(queue) == 0
+
+
+def test_those_who_left_while_nobody_gets_a_slot_are_not_kept(queue: WaitingQueue) -> None:
+    first = request(0, arrival_time=0)
+    queue.push(first)
+    for number in range(1, 2000):
+        leaving = request(number, number)
+        queue.push(leaving)
+        queue.remove(leaving)
+    gone = [kept for kept in gc.get_objects() if isinstance(kept, Request) and kept is not first]
+    assert len(gone) < 200
+    assert queue.peek(now=3) is first

@@ -1,0 +1,197 @@
+"""Whether there is room for a request now: the bounded queue, and what a client may have at once and in a minute.
+
+Owns the counts of what is in flight that the answer is made of. Knows nothing of models (what can never be served is
+refused by `engine.admission`), of how requests run, and of who the clients are: each is an opaque name.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from config.admission_limits import AdmissionLimits
+from engine.client_quotas import ClientAccount, ClientAccounts
+from engine.drain_rate import DrainRate
+from engine.errors import InvalidRequestError, QueueFullError, QuotaError
+from engine.outputs import GenerationRequest
+
+
+class _Reservation:
+    """What a request has taken from its client's bucket until its last choice ends."""
+
+    __slots__ = ("account", "num_open", "num_reserved", "num_used")
+
+    def __init__(self, account: ClientAccount, num_choices: int, num_reserved: int) -> None:
+        self.account = account
+        self.num_open = num_choices
+        self.num_reserved = num_reserved
+        self.num_used = 0
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One choice in flight. `num_queued_tokens` is 0 once it has brought a token."""
+
+    reservation: _Reservation
+    num_prompt_tokens: int  # 0 for all but the first choice of a prompt, as in usage
+    num_queued_tokens: int
+
+
+class AdmissionControl:
+    """`check` and `enter` a request, tell of each of its choices when it starts and when it leaves.
+
+    A queued token is one of a prompt that has brought no token yet. What may be generated is not counted: it needs no
+    memory while it waits, and where `max_tokens` is left open it would be the whole context.
+    """
+
+    def __init__(self, limits: AdmissionLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._clients = ClientAccounts(limits.max_tokens_per_minute_per_key, clock)
+        self._choices: dict[str, _Choice] = {}
+        self._num_queued_tokens = 0
+        self._finishing = DrainRate()
+        self._starting = DrainRate()  # tokens of prompts
+        self._num_finished = 0  # since they were observed last
+        self._num_started = 0
+
+    @property
+    def num_queued_tokens(self) -> int:
+        return self._num_queued_tokens
+
+    def share_of(self, client: str) -> str:
+        """The name under which its requests wait in the engine: one for all where nobody has a share of its own."""
+        return client if self._limits.scheduling_policy == "fair" else ""
+
+    def check_room(self, client: str, num_slots: int) -> None:
+        """Raise as `check` does if it would for any request of this client. Costs next to nothing."""
+        self._check_queue(1, num_slots)
+        self._check_queued_tokens(1)
+        account = self._clients.of(client)
+        self._check_in_flight(account, 1)
+        self._check_bucket(account, 1)
+
+    def check(self, request: GenerationRequest, num_slots: int, max_model_len: int) -> None:
+        """Raises `QueueFullError`, `QuotaError`, or `InvalidRequestError` for more choices than there can ever be."""
+        self._check_possible(request.num_choices, num_slots)
+        self._check_queue(request.num_choices, num_slots)
+        self._check_queued_tokens(sum(map(len, request.prompts)) * request.sampling.n)
+        account = self._clients.of(request.client)
+        self._check_in_flight(account, request.num_choices)
+        self._check_bucket(account, self._reservation(request, max_model_len))
+
+    def enter(self, request: GenerationRequest, choice_ids: Sequence[str], max_model_len: int) -> None:
+        """A request that passed `check` is admitted; its choices go by these names, which are unique."""
+        account = self._clients.of(request.client)
+        account.num_in_flight += len(choice_ids)
+        reservation = _Reservation(account, len(choice_ids), self._reservation(request, max_model_len))
+        if account.bucket is not None:
+            account.bucket.take(reservation.num_reserved, self._clock())
+        for index, choice_id in enumerate(choice_ids):
+            prompt, sample = divmod(index, request.sampling.n)
+            num_tokens = len(request.prompts[prompt])
+            self._choices[choice_id] = _Choice(reservation, 0 if sample else num_tokens, num_tokens)
+            self._num_queued_tokens += num_tokens
+
+    def start(self, choice_id: str) -> None:
+        """It has brought its first token, and is queued no more."""
+        choice = self._choices[choice_id]
+        self._num_started += choice.num_queued_tokens
+        self._num_queued_tokens -= choice.num_queued_tokens
+        choice.num_queued_tokens = 0
+
+    def leave(self, choice_id: str, num_output_tokens: int) -> None:
+        """It has ended, for whatever reason, with so many tokens generated."""
+        self.start(choice_id)
+        choice = self._choices.pop(choice_id)
+        self._num_finished += 1
+        reservation = choice.reservation
+        reservation.num_used += choice.num_prompt_tokens + num_output_tokens
+        reservation.num_open -= 1
+        account = reservation.account
+        account.num_in_flight -= 1
+        if reservation.num_open == 0 and account.bucket is not None:
+            account.bucket.take(reservation.num_used - reservation.num_reserved, self._clock())
+
+    def observe(self, busy_s: float) -> None:
+        """So much time has passed with work to do since the last call."""
+        self._finishing.observe(busy_s, self._num_finished)
+        self._starting.observe(busy_s, self._num_started)
+        self._num_finished = self._num_started = 0
+
+    def _reservation(self, request: GenerationRequest, max_model_len: int) -> int:
+        """Prompts and all that may be generated, as usage would count them; at most what the bucket holds.
+
+        So whoever asks for more than a minute's tokens waits for a full bucket, and then pays off the rest.
+        """
+        if self._limits.max_tokens_per_minute_per_key is None:
+            return 0
+        asked, n = request.sampling.max_tokens, request.sampling.n
+        num_tokens = sum(
+            len(prompt) + n * (max_model_len - len(prompt) if asked is None else asked) for prompt in request.prompts
+        )
+        return min(num_tokens, self._limits.max_tokens_per_minute_per_key)
+
+    # --- the limits, one by one -----------------------------------------------------------------------------
+
+    def _check_possible(self, num_choices: int, num_slots: int) -> None:
+        most = num_slots + self._limits.max_queue_len
+        if num_choices > most:
+            raise InvalidRequestError(
+                f"at most {most} choices fit slots and queue (max_queue_len is {self._limits.max_queue_len}),"
+                f" got {num_choices}",
+                "n",
+            )
+        most_of_one = self._limits.max_requests_per_key
+        if most_of_one is not None and num_choices > most_of_one:
+            raise InvalidRequestError(
+                f"at most {most_of_one} choices of one client run or wait at once (max_requests_per_key),"
+                f" got {num_choices}",
+                "n",
+            )
+
+    def _check_queue(self, num_choices: int, num_slots: int) -> None:
+        places = self._limits.max_queue_len
+        num_missing = len(self._choices) + num_choices - num_slots - places
+        if num_missing > 0:
+            raise QueueFullError(
+                f"the queue is full: it has {places} places (max_queue_len), and this request needs {num_missing} more",
+                self._finishing.time_for(num_missing),
+            )
+
+    def _check_queued_tokens(self, num_tokens: int) -> None:
+        """Whoever finds no prompts waiting is admitted, however long its own are."""
+        most = self._limits.max_queue_tokens
+        if most is None or self._num_queued_tokens == 0:
+            return
+        num_missing = self._num_queued_tokens + num_tokens - most
+        if num_missing > 0:
+            raise QueueFullError(
+                f"the queue is full: {self._num_queued_tokens} tokens of prompts wait of at most {most}"
+                f" (max_queue_tokens), and this request needs {num_missing} more than are left",
+                self._starting.time_for(num_missing),
+            )
+
+    def _check_in_flight(self, account: ClientAccount, num_choices: int) -> None:
+        most = self._limits.max_requests_per_key
+        if most is None:
+            return
+        num_missing = account.num_in_flight + num_choices - most
+        if num_missing > 0:
+            others_too = len(self._choices) / max(account.num_in_flight, 1)  # for one of its own so many finish
+            raise QuotaError(
+                f"a client may have {most} choices running and waiting (max_requests_per_key): this one has"
+                f" {account.num_in_flight}, and the request asks for {num_choices} more",
+                self._finishing.time_for(num_missing * others_too),
+            )
+
+    def _check_bucket(self, account: ClientAccount, num_tokens: int) -> None:
+        bucket = account.bucket
+        if bucket is None:
+            return
+        wait_s = bucket.seconds_until(num_tokens, self._clock())
+        if wait_s > 0:
+            raise QuotaError(
+                f"a client may use {bucket.capacity} tokens a minute (max_tokens_per_minute_per_key), of which"
+                f" {max(0, int(bucket.level(self._clock())))} are left: prompt and max_tokens need {num_tokens}",
+                wait_s,
+            )

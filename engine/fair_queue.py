@@ -1,0 +1,112 @@
+"""All requests without a slot: clients share the engine fairly, and the requests of each keep their order.
+
+The virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): every client has a
+counter of the service it had, and whoever had least goes next. What a client leaves unused is lost to it, so that
+nobody saves up for a flood. Knows nothing of keys, slots and blocks; with a single client it is a `WaitingQueue`.
+"""
+
+from collections import defaultdict
+
+from engine.request import Request
+from engine.waiting_queue import WaitingQueue
+
+# The service that a token is: a prompt's are computed many at a time, each generated one takes a step.
+PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2
+
+MAX_IDLE_CLIENTS = 1024  # whose service is remembered
+
+
+class FairQueue:
+    """Between clients by service, within one by priority and arrival (no longer than `max_wait_s` behind others).
+
+    Requests that had a slot before, here or in an earlier engine, go before all that had none: somebody may be reading
+    them. `priority` counts among the requests of one client alone, and so does `max_wait_s`: however long the queue of
+    one client is, the next of another comes by its turn.
+    """
+
+    def __init__(self, max_wait_s: float) -> None:
+        self._max_wait_s = max_wait_s
+        self._queues: dict[str, WaitingQueue] = {}  # of the clients who wait
+        self._service: defaultdict[str, int] = defaultdict(int)
+        self._joined: dict[str, int] = {}  # when a client who waits began to, as a count of those who did
+        self._num_joined = 0
+        self._last_to_leave = ""
+        self._begun: dict[str, Request] = {}  # those who wait and had a slot before
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def __contains__(self, request_id: str) -> bool:
+        return any(request_id in queue for queue in self._queues.values())
+
+    def service_of(self, client: str) -> int:
+        """In weighted tokens. Of use for comparisons between clients alone."""
+        return self._service.get(client, 0)
+
+    def push(self, request: Request) -> None:
+        if request.client not in self._queues:
+            self._join(request.client)
+        self._queues[request.client].push(request)
+        if request.num_preemptions or request.num_output_tokens:
+            self._begun[request.request_id] = request
+
+    def peek(self, now: float) -> Request | None:
+        """Whose turn it is, or None if nobody waits."""
+        if not self._queues:
+            return None
+        begun = self._next_begun(now) if self._begun else None
+        return begun or self._queues[self._next_client()].peek(now)
+
+    def take(self, request: Request) -> None:
+        """It leaves for a slot. Its prompt is charged once, without what the prefix cache had of it."""
+        if not request.num_preemptions:
+            num_tokens = max(0, request.num_prompt_tokens - request.num_computed_tokens)
+            self._service[request.client] += PROMPT_WEIGHT * num_tokens
+        self.remove(request)
+
+    def charge_output(self, request: Request, num_tokens: int) -> None:
+        """It has generated so many more tokens. Called for every running request in every step."""
+        self._service[request.client] += OUTPUT_WEIGHT * num_tokens
+
+    def remove(self, request: Request) -> None:
+        client = request.client
+        self._begun.pop(request.request_id, None)
+        self._queues[client].remove(request)
+        if not self._queues[client]:
+            del self._queues[client], self._joined[client]
+            self._last_to_leave = client
+
+    def oldest(self) -> Request | None:
+        """Who has waited longest."""
+        oldest = (queue.oldest() for queue in self._queues.values())
+        return min((request for request in oldest if request is not None), key=_queued_since, default=None)
+
+    def _join(self, client: str) -> None:
+        """A client who waits for nothing comes to wait: lifted to the least service of those who do already."""
+        floor = self._service.get(self._next_client() if self._queues else self._last_to_leave, 0)
+        self._service[client] = max(self._service.get(client, 0), floor)
+        self._num_joined += 1
+        self._joined[client] = self._num_joined
+        self._queues[client] = WaitingQueue(self._max_wait_s)
+        self._forget_idle()
+
+    def _next_client(self) -> str:
+        """Who had least service; of several, who has waited longest for its turn."""
+        return min(self._queues, key=lambda client: (self._service.get(client, 0), self._joined[client]))
+
+    def _next_begun(self, now: float) -> Request | None:
+        heads = [self._queues[client].peek(now) for client in {request.client for request in self._begun.values()}]
+        begun = [head for head in heads if head is not None and head.request_id in self._begun]
+        return min(begun, key=lambda request: request.order, default=None)
+
+    def _forget_idle(self) -> None:
+        """Those who had least: whoever comes back is lifted to more than that."""
+        if len(self._service) - len(self._queues) <= MAX_IDLE_CLIENTS:
+            return
+        idle = self._service.keys() - self._queues.keys() - {self._last_to_leave}
+        for client in sorted(idle, key=self.service_of)[: -MAX_IDLE_CLIENTS // 2]:
+            del self._service[client]
+
+
+def _queued_since(request: Request) -> float:
+    return request.queued_since

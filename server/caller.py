@@ -1,0 +1,54 @@
+"""Who asks, and until when, as far as the body does not say. Knows headers, and not what a name stands for."""
+
+import math
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from engine.errors import InvalidRequestError
+from server.protocol import MAX_TIMEOUT_S
+
+# A header that is sent for this purpose alone. SDKs also tell how long they wait for bytes (x-stainless-read-timeout,
+# ten minutes if nobody chose it): that is not how long an answer may take, least of all a streamed one.
+TIMEOUT_HEADER = "x-request-timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An opaque name for the client, and the deadline that its request has beside the one in the body."""
+
+    client: str = ""
+    timeout_s: float | None = None
+
+    def deadline_s(self, timeout_s: float | None) -> float | None:
+        """The earlier of the two."""
+        return min((limit for limit in (self.timeout_s, timeout_s) if limit is not None), default=None)
+
+
+ANONYMOUS = Caller()
+
+
+def read_caller(scope: Scope) -> Caller:
+    """Raises `InvalidRequestError` for a deadline that is none."""
+    values = [value for name, value in scope["headers"] if name == TIMEOUT_HEADER.encode()]
+    timeouts = [_read_timeout(value.decode("latin-1")) for value in values]
+    return Caller(client_of(scope), min(timeouts, default=None))
+
+
+def client_of(scope: Scope) -> str:
+    """As `server.auth` left it; without keys all clients are one."""
+    name: str = scope["state"].get("client", "")
+    return name
+
+
+def _read_timeout(value: str) -> float:
+    try:
+        timeout_s = float(value)
+    except ValueError:
+        timeout_s = math.nan
+    if 0 < timeout_s <= MAX_TIMEOUT_S:
+        return timeout_s
+    raise InvalidRequestError(
+        f"{TIMEOUT_HEADER} must be a number of seconds above 0 and at most {MAX_TIMEOUT_S}, got {value[:100]!r}",
+        TIMEOUT_HEADER,
+    )

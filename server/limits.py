@@ -1,0 +1,32 @@
+"""The layer that refuses, before anything of it is read, a request for which there is no room whatever it asks.
+
+So a refusal costs next to nothing, however many are refused. What is counted and what is too much is the engine's
+business.
+"""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine.errors import QueueFullError, QuotaError
+from server.answers import send_error
+from server.caller import client_of
+from server.context import ServingEngine
+
+# Whose requests take a place in the engine.
+ENGINE_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"})
+
+
+class RoomMiddleware:
+    """Stands behind the layer that knows the client, and answers 429 where there is no room."""
+
+    def __init__(self, app: ASGIApp, engine: ServingEngine) -> None:
+        self._app = app
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in ENGINE_PATHS and scope["method"] == "POST":
+            try:
+                self._engine.check_room(client_of(scope))
+            except (QueueFullError, QuotaError) as error:
+                await send_error(error, scope, send)
+                return
+        await self._app(scope, receive, send)

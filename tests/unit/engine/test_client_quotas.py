@@ -1,0 +1,59 @@
+import pytest
+
+from engine.client_quotas import ClientAccounts, TokenBucket
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_bucket_is_full_at_first_and_fills_in_a_minute() -> None:
+    bucket = TokenBucket(600, now=0.0)
+    assert bucket.level(0.0) == 600
+    bucket.take(600, now=0.0)
+    assert bucket.seconds_until(1, now=0.0) == pytest.approx(0.1)
+    assert bucket.seconds_until(600, now=30.0) == pytest.approx(30.0)
+    assert bucket.level(60.0) == pytest.approx(600)
+    assert bucket.level(1000.0) == 600
+
+
+def test_what_is_put_back_does_not_overflow() -> None:
+    bucket = TokenBucket(600, now=0.0)
+    bucket.take(600, now=0.0)
+    bucket.take(-500, now=60.0)
+    assert bucket.level(60.0) == 600
+
+
+def test_debt_is_waited_off() -> None:
+    bucket = TokenBucket(60, now=0.0)
+    bucket.take(100, now=0.0)
+    assert bucket.seconds_until(1, now=0.0) == pytest.approx(41)
+    assert bucket.seconds_until(1, now=41.0) == pytest.approx(0)
+
+
+def test_a_limit_of_one_token_gives_one_a_minute() -> None:
+    bucket = TokenBucket(1, now=10.0)
+    bucket.take(1, now=10.0)
+    assert bucket.seconds_until(1, now=10.0) == pytest.approx(60)
+
+
+def test_clients_of_whom_nothing_need_be_remembered_are_forgotten() -> None:
+    clock = Clock()
+    accounts = ClientAccounts(600, clock)
+    accounts.of("busy").num_in_flight = 1
+    bucket = accounts.of("spent").bucket
+    assert bucket is not None
+    bucket.take(6000, clock.now)
+    for number in range(10_000):
+        accounts.of(f"passing {number}")
+    assert len(accounts) < 1000
+    assert accounts.of("busy").num_in_flight == 1
+    assert accounts.of("spent").bucket is bucket
+    clock.now += 3600
+    for number in range(10_000):
+        accounts.of(f"passing {number}")
+    assert accounts.of("spent").bucket is not bucket
