@@ -1,46 +1,50 @@
 """The engine as a server sees it: requests in, streams of text out, on one event loop.
 
-Owns admission (bounded queue, deadlines), the choices in flight, and the state of the engine behind the transport.
+Owns deadlines and the choices in flight: while an engine is replaced they wait, and the next one goes on with them.
 Knows nothing of HTTP. Everything but `start` runs on the event loop, and nothing here blocks it.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from config.admission_limits import AdmissionLimits
 from config.engine_config import EngineConfig
 from engine.admission import check_request, seed_source, split_request
-from engine.drain_rate import DrainRate
+from engine.admission_control import AdmissionControl
 from engine.errors import (
+    ContextLengthError,
     EngineUnavailableError,
-    InvalidRequestError,
     ModelLoadError,
     OrcinusError,
-    QueueFullError,
     RequestFailedError,
     RequestTimeoutError,
 )
 from engine.messages import (
     AbortRequests,
     AddRequest,
-    EngineFailed,
     EngineInfo,
-    FromEngine,
     RequestDelta,
     StepOutputs,
+    StepStarted,
     StepStats,
 )
 from engine.observer import EngineObserver, NullObserver, Outcome
 from engine.output_processor import OutputProcessor
 from engine.outputs import GenerationRequest
+from engine.probation import Probation
 from engine.request_stream import Choice, LiveRequest, RequestStream
 from engine.sampling_params import Grammar
+from engine.supervisor import Supervisor
 from engine.transport import ProcessTransport, Transport
+from engine.vigil import SupervisionLimits
 
 if TYPE_CHECKING:
     from engine.grammar_gate import GrammarGate
@@ -48,33 +52,39 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EngineState = Literal["loading", "ready", "draining", "dead"]
+EngineState = Literal["loading", "ready", "restarting", "draining", "dead"]
 
 _OFF_LOOP_CHARS = 4096  # longer texts are tokenized in a thread: about a millisecond's work
+_STABLE_S = 60.0  # an engine that had nothing to do for so long was of use
+_ON_LOOP_S = 0.02
+_TEXT_CHARS = 2**19  # that are read whatever the context, and
+_CHARS_PER_TOKEN = 32  # of the context: many times what any language needs
 
 
 class AsyncEngine:
-    """`start` it as early as possible, keep `run` as a task, `wait_ready`, then `submit`; `aclose` at the end.
-
-    `max_queue_len` bounds the choices that are admitted but have no slot yet.
-    """
+    """`start` it as early as possible, keep `run` as a task, `wait_ready`, then `submit`; `aclose` at the end."""
 
     def __init__(
         self,
         config: EngineConfig,
         *,
-        max_queue_len: int,
+        limits: AdmissionLimits,
         chat_template: str | None = None,
         observer: EngineObserver | None = None,
         transport_factory: Callable[[], Transport] = ProcessTransport,
+        supervision: SupervisionLimits | None = None,
     ) -> None:
         self.stats = StepStats()
         self._config = config
-        self._max_queue_len = max_queue_len
+        self._admission = AdmissionControl(limits)
         self._chat_template = chat_template
         self.observer: EngineObserver = observer or NullObserver()
-        self._transport = transport_factory()
-        self._state: EngineState = "loading"
+        self._supervisor = Supervisor(config, self, transport_factory, supervision or SupervisionLimits())
+        self._probation = Probation()
+        self._state: EngineState = "loading"  # of the engine; draining is a matter of ours
+        self._is_draining = False
+        self._up_since: float | None = None
+        self._was_useful = False  # the engine that runs now has brought something
         self._failure: OrcinusError | None = None
         self._info: EngineInfo | None = None
         self._tokenizer: Tokenizer | None = None
@@ -86,8 +96,6 @@ class AsyncEngine:
         self._serial = itertools.count()
         self._seeds = seed_source(config.seed)
         self._aborts: list[str] = []  # collected during a step's message, sent as one
-        self._drain_rate = DrainRate()
-        self._num_finished = 0
         self._last_step_time = time.monotonic()
         self._grammar_gate: GrammarGate | None = None
 
@@ -95,21 +103,19 @@ class AsyncEngine:
 
     def start(self) -> None:
         """Spawn the engine and begin to load the tokenizer. Needs no event loop."""
-        self._transport.start(self._config)
+        self._supervisor.start()
         threading.Thread(target=self._load_tokenizer, name="tokenizer", daemon=True).start()
 
     async def run(self) -> None:
-        """Read the engine's messages until it is closed or dead. Its end fails every waiter."""
+        """Serve until closed, or until there will be no engine any more, which fails every waiter."""
         try:
-            await self._become_ready()
-            while True:
-                self._on_message(await self._transport.receive())
+            await self._supervisor.run()
         except (ModelLoadError, EngineUnavailableError) as error:
             self._die(error)
         except Exception as error:
             logger.exception("reading the engine's messages failed")
             self._die(EngineUnavailableError(f"the connection to the engine failed: {type(error).__name__}"))
-        await self._transport.aclose()
+        await self._supervisor.aclose()
 
     async def wait_ready(self) -> EngineInfo:
         """Raises `ModelLoadError` or `EngineUnavailableError` if it will never be. `run` must be running."""
@@ -120,8 +126,7 @@ class AsyncEngine:
 
     def start_draining(self) -> None:
         """Admit nothing more; what is in flight goes on."""
-        if self._state != "dead":
-            self._state = "draining"
+        self._is_draining = True
 
     async def drained(self, timeout_s: float | None) -> bool:
         """Wait until nothing is in flight. False if that took too long."""
@@ -135,15 +140,15 @@ class AsyncEngine:
     async def aclose(self) -> None:
         """Fail what is in flight and end the engine. Idempotent."""
         self._die(EngineUnavailableError("the server is shutting down"))
+        await self._supervisor.aclose()
         if self._grammar_gate is not None:
             await self._grammar_gate.aclose()
-        await self._transport.aclose()
 
     # --- state ----------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> EngineState:
-        return self._state
+        return "draining" if self._is_draining and self._state != "dead" else self._state
 
     @property
     def info(self) -> EngineInfo:
@@ -170,8 +175,12 @@ class AsyncEngine:
     # --- text -----------------------------------------------------------------------------------------------
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """`Tokenizer.encode`, off the event loop where it takes long."""
+        """`Tokenizer.encode`, off the event loop where it takes long.
+
+        Raises `ContextLengthError` for a text that is far too long for the context, before anything is spent on it.
+        """
         tokenizer = self.tokenizer
+        _check_text(text, self.info.max_model_len)
         if len(text) <= _OFF_LOOP_CHARS:
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
@@ -180,14 +189,17 @@ class AsyncEngine:
         self, messages: Sequence[Mapping[str, Any]], /, *, add_special_tokens: bool = False, **options: Any
     ) -> list[int]:
         """`Tokenizer.render_chat` with `options`, as token ids, off the event loop where it takes long."""
-        tokenizer = self.tokenizer
+        text = await self._render(messages, options)
+        return await self.encode(text, add_special_tokens=add_special_tokens)
 
-        def render() -> list[int]:
-            text = tokenizer.render_chat(messages, **options)
-            return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    async def _render(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        """What looks short gets a moment on the event loop: a template may do much with little."""
+        from engine.template_limits import RenderLimitError, time_limit
 
+        render = partial(self.tokenizer.render_chat, messages, **options)
         if _num_chars(messages) + _num_chars(options.get("tools")) <= _OFF_LOOP_CHARS:
-            return render()
+            with contextlib.suppress(RenderLimitError), time_limit(_ON_LOOP_S):
+                return render()
         return await asyncio.to_thread(render)
 
     async def check_grammar(self, grammar: Grammar, param: str) -> None:
@@ -208,7 +220,7 @@ class AsyncEngine:
     def submit(self, request: GenerationRequest) -> RequestStream:
         """Admit the request as a whole, or refuse it at once.
 
-        Raises `InvalidRequestError`, `ContextLengthError`, `QueueFullError` or `EngineUnavailableError`.
+        Raises `InvalidRequestError`, `ContextLengthError`, `QueueFullError`, `QuotaError` or `EngineUnavailableError`.
         """
         try:
             self._check_admission(request)
@@ -219,47 +231,56 @@ class AsyncEngine:
         return self._admit(request)
 
     def _check_admission(self, request: GenerationRequest) -> None:
-        if self._state != "ready":
+        if not self._is_admitting:
             raise self._unavailable()
         check_request(request, self.info)
-        num_slots = self.stats.num_slots or self.info.max_num_seqs
-        most = num_slots + self._max_queue_len
-        if request.num_choices > most:
-            raise InvalidRequestError(
-                f"at most {most} choices fit slots and queue (max_queue_len is {self._max_queue_len}),"
-                f" got {request.num_choices}",
-                "n",
-            )
-        num_missing = len(self._choices) + request.num_choices - most
-        if num_missing > 0:
-            raise QueueFullError(
-                f"the queue is full: it has {self._max_queue_len} places, and this request needs {num_missing} more",
-                self._drain_rate.time_for(num_missing),
-            )
+        self._admission.check(request, self._num_slots, self.info.max_model_len)
+
+    def check_room(self, client: str) -> None:
+        """Refuse at once, before a request of this client is read, where it would be whatever it asks for.
+
+        Raises `QueueFullError` or `QuotaError`. Where nothing is admitted for another reason, `submit` says so.
+        """
+        if not self._is_admitting:
+            return
+        try:
+            self._admission.check_room(client, self._num_slots)
+        except OrcinusError:
+            self.observer.on_choice_done("rejected", 0.0, 0, 0)
+            raise
+
+    @property
+    def _is_admitting(self) -> bool:
+        """While an engine is replaced, requests may come and wait for the next one."""
+        return self.state in ("ready", "restarting")
+
+    @property
+    def _num_slots(self) -> int:
+        return self.stats.num_slots or self.info.max_num_seqs
 
     def _admit(self, request: GenerationRequest) -> RequestStream:
         now = time.monotonic()
         live = LiveRequest(request.request_id)
-        added = []
         for sequence in split_request(request, self.info, self._seeds):
             engine_id = f"{request.request_id}.{next(self._serial)}"  # request ids need not be unique
             processor = OutputProcessor(self.tokenizer, sequence.index, sequence.prompt, sequence.sampling)
             # A prompt is counted once, as in usage, however many samples are drawn from it.
             num_counted = len(sequence.prompt) if sequence.index % request.sampling.n == 0 else 0
-            live.choices[engine_id] = Choice(engine_id, live, processor, num_counted, now)
-            added.append(
-                AddRequest(
-                    request_id=engine_id,
-                    prompt_token_ids=sequence.prompt,
-                    sampling=sequence.sampling,
-                    arrival_time=now,
-                    priority=request.priority,
-                    cache_salt=request.cache_salt,
-                )
+            added = AddRequest(
+                request_id=engine_id,
+                prompt_token_ids=sequence.prompt,
+                sampling=sequence.sampling,
+                arrival_time=now,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
+                client=self._admission.share_of(request.client),
             )
+            live.choices[engine_id] = Choice(added, live, processor, num_counted)
+            self._probation.add(engine_id)
+        self._admission.enter(request, [*live.choices], self.info.max_model_len)
         self._choices |= live.choices
         self._idle.clear()
-        self._transport.send([*added])
+        self._submit_due()
         if request.timeout_s is not None:
             live.timer = asyncio.get_running_loop().call_later(request.timeout_s, self._expire, live, request.timeout_s)
         return RequestStream(live, lambda: self._abort(live), [len(prompt) for prompt in request.prompts])
@@ -281,24 +302,68 @@ class AsyncEngine:
             self._finish(choice, outcome)
         live.close(error)
         self._send_aborts()
+        self._submit_due()
 
     def _send_aborts(self) -> None:
         if self._aborts:
-            self._transport.send([AbortRequests(request_ids=self._aborts)])
+            self._supervisor.send([AbortRequests(request_ids=self._aborts)])
             self._aborts = []
 
-    # --- what the engine says -------------------------------------------------------------------------------
+    def _submit_due(self) -> None:
+        """Give the engine that is up those whom it may have now."""
+        if self._state != "ready" or not self._probation.holds_back:
+            return
+        due = [self._choices[engine_id] for engine_id in self._probation.due()]
+        if not due:
+            return
+        if num_resumed := sum(choice.was_submitted for choice in due):
+            self.observer.on_resumed(num_resumed)
+        self._supervisor.send([choice.submission() for choice in due])
 
-    def _on_message(self, message: FromEngine) -> None:
-        match message:
-            case StepOutputs():
-                self._on_step(message)
-            case EngineFailed(during_start=True):
-                raise ModelLoadError(message.message)
-            case EngineFailed():
-                raise EngineUnavailableError(message.message)
-            case EngineInfo():
-                self._info = message
+    # --- what the supervisor tells --------------------------------------------------------------------------
+
+    async def engine_up(self, info: EngineInfo) -> None:
+        """For the supervisor. The first engine's message counts where neither it nor the tokenizer can be loaded."""
+        if self._info is None:
+            self._info = info
+            self._tokenizer = await asyncio.wrap_future(self._loading_tokenizer)
+        if self._state != "dead":
+            self._state = "ready"
+        self._up_since = time.monotonic()
+        self._settled.set()
+        self._submit_due()
+
+    def engine_said(self, message: StepOutputs | StepStarted) -> None:
+        """For the supervisor."""
+        if isinstance(message, StepOutputs):
+            self._on_step(message)
+        else:
+            self._probation.begin(message.request_ids)
+
+    def engine_gone(self, reason: str) -> bool:
+        """For the supervisor. The choices in flight stay, but for those whose fault it may be twice."""
+        was_useful = self._was_useful or self._was_idle_for_long()
+        self._state, self._up_since, self._was_useful = "restarting", None, False
+        convicted = self._probation.bury()
+        for engine_id in convicted:
+            self._quarantine(engine_id, reason)
+        self.stats = StepStats(
+            num_slots=self.stats.num_slots, num_kv_blocks=self.stats.num_kv_blocks, num_waiting=len(self._choices)
+        )
+        self.observer.on_step(self.stats)
+        self.observer.on_restart()
+        return was_useful or bool(convicted)
+
+    def _was_idle_for_long(self) -> bool:
+        return self._up_since is not None and not self._choices and time.monotonic() > self._up_since + _STABLE_S
+
+    def _quarantine(self, engine_id: str, reason: str) -> None:
+        choice = self._choices.get(engine_id)
+        if choice is None:  # it ended with another choice of its request
+            return
+        logger.error("request %s is given up: an engine ended again while it ran (%s)", choice.live.request_id, reason)
+        self.observer.on_quarantined()
+        self._end(choice.live, "error", RequestFailedError("the engine ended twice while it ran this request"))
 
     def _on_step(self, outputs: StepOutputs) -> None:
         now = time.monotonic()
@@ -309,13 +374,17 @@ class AsyncEngine:
             if choice is not None:  # aborted ones may still have been in this step
                 self._on_delta(choice, delta, now)
         self._send_aborts()
-        self._drain_rate.observe(now - self._last_step_time if was_busy else 0.0, self._num_finished)
-        self._num_finished = 0
+        self._submit_due()
+        self._admission.observe(now - self._last_step_time if was_busy else 0.0)
         self._last_step_time = now
         self.observer.on_step(outputs.stats)
 
     def _on_delta(self, choice: Choice, delta: RequestDelta, now: float) -> None:
         """A fault here is this request's alone."""
+        if choice.is_unproven:
+            choice.is_unproven = False
+            self._was_useful = True
+            self._probation.progress(choice.engine_id)
         try:
             output = choice.processor.process(delta)
         except Exception:
@@ -327,7 +396,7 @@ class AsyncEngine:
             self._finish(choice, output.finish_reason)
             self._end(choice.live, "error", RequestFailedError(output.error or "the engine gave the request up"))
             return
-        choice.queue_time_s = delta.queue_time_s or choice.queue_time_s
+        choice.queue_time_s = output.queue_time_s or choice.queue_time_s
         if output.finish_reason is None:
             choice.live.put(output)
             return
@@ -344,6 +413,7 @@ class AsyncEngine:
             return
         if choice.last_token_time is None:
             choice.first_token_time = now
+            self._admission.start(choice.engine_id)
             self.observer.on_first_token(now - choice.arrival_time, delta.queue_time_s or 0.0)
             num_tokens -= 1
         if num_tokens:
@@ -353,8 +423,9 @@ class AsyncEngine:
     def _finish(self, choice: Choice, outcome: Outcome) -> None:
         """A choice leaves, for whatever reason. Called once for each."""
         del self._choices[choice.engine_id]
+        self._probation.remove(choice.engine_id)
         del choice.live.choices[choice.engine_id]
-        self._num_finished += 1
+        self._admission.leave(choice.engine_id, choice.processor.num_output_tokens)
         if not self._choices:
             self._idle.set()
         self.observer.on_choice_done(
@@ -380,17 +451,8 @@ class AsyncEngine:
         else:
             self._loading_tokenizer.set_result(tokenizer)
 
-    async def _become_ready(self) -> None:
-        """The engine speaks first: where neither it nor the tokenizer can be loaded, its message counts."""
-        while self._info is None:
-            self._on_message(await self._transport.receive())
-        self._tokenizer = await asyncio.wrap_future(self._loading_tokenizer)
-        if self._state == "loading":
-            self._state = "ready"
-        self._settled.set()
-
     def _die(self, error: OrcinusError) -> None:
-        """No more tokens will come. The one place that a restart of the engine would begin from."""
+        """No more tokens will come."""
         if self._state == "dead":
             return
         self._state = "dead"
@@ -402,13 +464,23 @@ class AsyncEngine:
         self._settled.set()
 
     def _unavailable(self) -> EngineUnavailableError:
-        match self._state:
+        match self.state:
             case "dead":
                 return EngineUnavailableError(f"the engine is gone: {self._failure}")
             case "draining":
                 return EngineUnavailableError("the server is draining and admits no more requests")
             case _:
                 return EngineUnavailableError("the model is still loading")
+
+
+def _check_text(text: str, max_model_len: int) -> None:
+    most = max(_TEXT_CHARS, _CHARS_PER_TOKEN * max_model_len)
+    if len(text) > most:
+        raise ContextLengthError(
+            f"this model's maximum context length is {max_model_len} tokens: texts of up to {most} characters are read,"
+            f" got {len(text)}",
+            "prompt",
+        )
 
 
 def _num_chars(value: Any) -> int:

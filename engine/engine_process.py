@@ -1,9 +1,11 @@
 """The engine's own process: load the model, then take messages in, step, and send messages out, until told to end.
 
 Started by `engine.transport` with one end of a socket; ends when the other end is closed, which also covers a
-server that was killed. One thread, no event loop. Knows nothing of text, streams and HTTP.
+server that was killed. One thread works, without an event loop; another one gives signs of life. Knows nothing of text,
+streams and HTTP.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -11,15 +13,28 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from types import TracebackType
+from typing import NoReturn, Self
 
 from config.engine_config import EngineConfig
 from engine.core import EngineCore, Executor
 from engine.device import limit_spinning
 from engine.errors import ModelLoadError
-from engine.messages import AbortRequests, AddRequest, EngineFailed, EngineInfo, FromEngine, StepOutputs, ToEngine
+from engine.messages import (
+    AbortRequests,
+    AddRequest,
+    Alive,
+    EngineFailed,
+    EngineInfo,
+    FromEngine,
+    StepOutputs,
+    StepStarted,
+    ToEngine,
+)
+from engine.parent import die_with_parent
 from engine.wire import FrameReader, config_decoder, encode_frame, to_engine_decoder
 
 logger = logging.getLogger(__name__)
@@ -36,11 +51,12 @@ class ServerGoneError(Exception):
 
 
 class Channel:
-    """The engine's end of the socket. Blocking."""
+    """The engine's end of the socket. Blocking. Any thread may send; one receives."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._frames = FrameReader()
+        self._sending = threading.Lock()
 
     def read_config(self) -> EngineConfig:
         while (payload := self._frames.next_payload()) is None:
@@ -58,10 +74,17 @@ class Channel:
         return messages
 
     def send(self, message: FromEngine) -> None:
+        frame = encode_frame(message)
         try:
-            self._socket.sendall(encode_frame(message))
+            with self._sending:
+                self._socket.sendall(frame)
         except OSError as error:
             raise ServerGoneError from error
+
+    def hang_up(self) -> None:
+        """Nothing is sent from here on, not even what a thread is sending now. What was sent can still be read."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def linger(self, timeout_s: float) -> None:
         """Until the server hangs up. A server that wrote to a closed socket might lose what it has yet to read."""
@@ -82,14 +105,54 @@ class Channel:
         self._frames.feed(data)
 
 
-def run_engine(sock: socket.socket, build: BuildExecutor) -> int:
+class Heart:
+    """A thread that says once a second that the process lives, and whether its loop still comes round.
+
+    A stall is counted in beats: while the process or the machine is stopped, it does not grow. `on_server_gone` is
+    called in that thread when nobody is there to hear it: while it loads or is in a step, the loop cannot find out.
+    """
+
+    def __init__(self, channel: Channel, on_server_gone: Callable[[], None]) -> None:
+        self.num_rounds = 0  # of the loop, which counts them; 0 until it runs
+        self._channel = channel
+        self._on_server_gone = on_server_gone
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._channel.hang_up()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        num_seen = num_stalled = 0
+        while not self._stop.wait(HEARTBEAT_S):
+            num_rounds = self.num_rounds
+            num_stalled = num_stalled + 1 if num_rounds and num_rounds == num_seen else 0
+            num_seen = num_rounds
+            try:
+                self._channel.send(Alive(stalled_s=num_stalled * HEARTBEAT_S))
+            except ServerGoneError:
+                if not self._stop.is_set():
+                    self._on_server_gone()
+                return
+
+
+def run_engine(sock: socket.socket, build: BuildExecutor, on_server_gone: Callable[[], None] = lambda: None) -> int:
     """Serve one server over `sock` until it is gone. Returns the process's exit code."""
     channel = Channel(sock)
-    try:
-        core = _start(channel, build)
-        return 1 if core is None else _run(channel, core)
-    except ServerGoneError:
-        return 0
+    with Heart(channel, on_server_gone) as heart:
+        try:
+            core = _start(channel, build)
+            return 1 if core is None else _run(channel, core, heart)
+        except ServerGoneError:
+            return 0
 
 
 def _start(channel: Channel, build: BuildExecutor) -> EngineCore | None:
@@ -104,14 +167,20 @@ def _start(channel: Channel, build: BuildExecutor) -> EngineCore | None:
         message = f"loading {config.model} failed: {type(error).__name__}: {error}"
         channel.send(EngineFailed(message=message, during_start=True))
         return None
-    core = EngineCore(info, executor, batch_wait_ms=config.batch_wait_ms, target_itl_ms=config.target_itl_ms)
+    core = EngineCore(
+        info,
+        executor,
+        batch_wait_ms=config.batch_wait_ms,
+        target_itl_ms=config.target_itl_ms,
+        announce=lambda request_ids: channel.send(StepStarted(request_ids=request_ids)),
+    )
     channel.send(info)
     return core
 
 
-def _run(channel: Channel, core: EngineCore) -> int:
+def _run(channel: Channel, core: EngineCore, heart: Heart) -> int:
     try:
-        _loop(channel, core)
+        _loop(channel, core, heart)
     except ServerGoneError:
         return 0
     except Exception as error:
@@ -121,10 +190,11 @@ def _run(channel: Channel, core: EngineCore) -> int:
         return 1
 
 
-def _loop(channel: Channel, core: EngineCore) -> NoReturn:
-    """Until the server is gone. One message a step; where there is nothing to run, a heartbeat and changes of state."""
+def _loop(channel: Channel, core: EngineCore, heart: Heart) -> NoReturn:
+    """Until the server is gone. One message a step; where there is nothing to run, the state once a second."""
     last_sent = time.monotonic()
     while True:
+        heart.num_rounds += 1
         delay_s = core.wait_time_s() if core.has_work else HEARTBEAT_S
         idle_s = min(delay_s or 0.0, last_sent + HEARTBEAT_S - time.monotonic())
         messages = channel.receive(max(0.0, idle_s))
@@ -154,22 +224,9 @@ def main() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()  # imports and loading make millions of objects that stay
-    descriptor, *parent = map(int, sys.argv[1:])
-    if parent:
-        _die_with(parent[0])
-    sys.exit(run_engine(socket.socket(fileno=descriptor), _build_executor))
-
-
-def _die_with(parent: int) -> None:
-    """While a model loads nobody watches the socket, so on Linux the kernel is asked to end us with the server."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the server is gone")  # before the kernel was asked
+    descriptor, *parent = sys.argv[1:]
+    die_with_parent(parent)  # while a model loads nobody reads from the socket
+    sys.exit(run_engine(socket.socket(fileno=int(descriptor)), _build_executor, on_server_gone=lambda: os._exit(0)))
 
 
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:

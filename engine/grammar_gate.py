@@ -16,6 +16,7 @@ from collections import OrderedDict
 import msgspec
 
 from engine.errors import InvalidRequestError
+from engine.parent import parent_arguments
 from engine.sampling_params import Grammar, GrammarKind
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class GrammarGate:
 
 
 class TrialProcess:
-    """The process in which grammars are tried out. Ends with the server: when its standard input does."""
+    """The process in which grammars are tried out. Ends with the server, and when its standard input does."""
 
     def __init__(self, vocabulary: ServedVocabulary) -> None:
         self._vocabulary = vocabulary
@@ -111,7 +112,7 @@ class TrialProcess:
         if self._process is not None and self._process.returncode is None:
             return
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
-        command = [sys.executable, "-P", "-m", "engine.grammar_trial"]
+        command = [sys.executable, "-P", "-m", "engine.grammar_trial", *parent_arguments()]
         environment = {**os.environ, "PYTHONPATH": modules}
         self._process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment)
         async with asyncio.timeout(_START_TIMEOUT_S):

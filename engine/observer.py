@@ -23,6 +23,15 @@ class EngineObserver(Protocol):
         `num_prompt_tokens` is given for the first sample of a prompt, and 0 for its others.
         """
 
+    def on_restart(self) -> None:
+        """The engine has ended, and another one takes its place."""
+
+    def on_resumed(self, num_choices: int) -> None:
+        """So many choices that were in flight when an engine ended were given to another one."""
+
+    def on_quarantined(self) -> None:
+        """A request was given up because engines end while they run it."""
+
 
 class NullObserver:
     """Watches nothing."""
@@ -36,3 +45,9 @@ class NullObserver:
     def on_choice_done(
         self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int
     ) -> None: ...
+
+    def on_restart(self) -> None: ...
+
+    def on_resumed(self, num_choices: int) -> None: ...
+
+    def on_quarantined(self) -> None: ...

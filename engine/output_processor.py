@@ -1,6 +1,7 @@
 """What the engine reports of one choice, made into what its reader gets: text, tokens, and why it ended.
 
-One `OutputProcessor` per choice. Stop strings are found here, so it also says when the engine must be told to stop.
+One `OutputProcessor` per choice. Stop strings are found here, so it also says when the engine must be told to stop. It
+knows what another engine needs in order to go on where one has ended: to its reader that makes no difference.
 Knows nothing of streams, transports and HTTP.
 """
 
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
 
 
 class OutputProcessor:
-    """Feed it every delta of its request, in order, until `is_finished`."""
+    """Feed it every delta of its request, in order, until `is_finished`. `token_ids` are all that counted so far."""
 
     def __init__(self, tokenizer: "Tokenizer", index: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
         self.index = index
-        self.num_output_tokens = 0
+        self.token_ids: list[int] = []
+        self.is_steered = False
         self.finish_reason: FinishReason | None = None
         self.needs_abort = False  # a stop string ended it, and the engine does not know
+        self._num_preemptions = 0
+        self._num_earlier_preemptions = 0  # in engines that have ended
         self._sampling = sampling
         self._detokenizer = make_detokenizer(tokenizer, prompt, skip_special_tokens=sampling.skip_special_tokens)
         self._scanner = (
@@ -34,24 +38,36 @@ class OutputProcessor:
     def is_finished(self) -> bool:
         return self.finish_reason is not None
 
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids)
+
+    def resume(self) -> None:
+        """Another engine goes on after `token_ids`."""
+        self._num_earlier_preemptions = self._num_preemptions
+
     def process(self, delta: RequestDelta) -> RequestOutput:
         """Tokens beyond a stop string are dropped; the token that completed it counts."""
         assert not self.is_finished, f"request {delta.request_id} is finished"
+        is_first = not self.token_ids
         text, num_tokens, stop = self._read(delta)
-        self.num_output_tokens += num_tokens
+        token_ids = delta.token_ids[:num_tokens]
+        self.token_ids += token_ids
+        self.is_steered = delta.is_steered
+        self._num_preemptions = self._num_earlier_preemptions + delta.num_preemptions
         self.finish_reason = delta.finish_reason if stop is None else "stop"
         self.needs_abort = stop is not None and delta.finish_reason is None
         return RequestOutput(
             index=self.index,
             text=text,
-            token_ids=delta.token_ids[:num_tokens],
+            token_ids=token_ids,
             logprobs=None if delta.logprobs is None else delta.logprobs[:num_tokens],
             prompt_logprobs=delta.prompt_logprobs,
             finish_reason=self.finish_reason,
             stop_reason=delta.stop_reason if stop is None else stop,
-            num_cached_tokens=delta.num_cached_tokens,
-            queue_time_s=delta.queue_time_s,
-            num_preemptions=delta.num_preemptions,
+            num_cached_tokens=delta.num_cached_tokens if is_first else None,
+            queue_time_s=delta.queue_time_s if is_first else None,
+            num_preemptions=self._num_preemptions,
             error=delta.error,
             embedding=delta.embedding,
         )
@@ -91,7 +107,8 @@ def merge_output(earlier: RequestOutput, later: RequestOutput) -> None:
     earlier.text += later.text
     earlier.token_ids.extend(later.token_ids)
     if later.logprobs is not None:
-        earlier.logprobs = (earlier.logprobs or []) + later.logprobs
+        earlier.logprobs = earlier.logprobs or []
+        earlier.logprobs += later.logprobs
     earlier.finish_reason = later.finish_reason
     earlier.stop_reason = later.stop_reason
     earlier.num_preemptions = later.num_preemptions

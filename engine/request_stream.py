@@ -9,7 +9,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from engine.errors import OrcinusError
+from engine.messages import AddRequest
 from engine.output_processor import OutputProcessor, merge_output
 from engine.outputs import RequestOutput, RequestTiming
 
@@ -91,30 +94,47 @@ class LiveRequest:
 
 
 class Choice:
-    """One sequence in the engine."""
+    """One sequence in the engine, and in the next one if that ends before the sequence does."""
 
     __slots__ = (
+        "added",
         "arrival_time",
         "engine_id",
         "first_token_time",
+        "is_unproven",
         "last_token_time",
         "live",
         "num_prompt_tokens",
         "processor",
         "queue_time_s",
+        "was_submitted",
     )
 
     def __init__(
-        self, engine_id: str, live: LiveRequest, processor: OutputProcessor, num_prompt_tokens: int, now: float
+        self, added: AddRequest, live: LiveRequest, processor: OutputProcessor, num_prompt_tokens: int
     ) -> None:
-        self.engine_id = engine_id
+        self.added = added
+        self.engine_id = added.request_id
         self.live = live
         self.processor = processor
         self.num_prompt_tokens = num_prompt_tokens
-        self.arrival_time = now
+        self.arrival_time = added.arrival_time
+        self.was_submitted = False
+        self.is_unproven = True  # the engine that has it now has brought nothing of it
         self.queue_time_s = 0.0
         self.first_token_time: float | None = None
         self.last_token_time: float | None = None
+
+    def submission(self) -> AddRequest:
+        """What an engine is given to begin with it, or to go on after the tokens that others brought."""
+        self.is_unproven = True
+        if not self.was_submitted:
+            self.was_submitted = True
+            return self.added
+        self.processor.resume()
+        return msgspec.structs.replace(
+            self.added, output_token_ids=self.processor.token_ids, is_steered=self.processor.is_steered
+        )
 
     def timing(self, now: float, num_preemptions: int) -> RequestTiming:
         """Of a choice whose last delta came `now`. Without tokens all that was not queueing is prefill."""

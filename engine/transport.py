@@ -1,10 +1,11 @@
-"""How the server process reaches the engine core: in a process of its own, or in a thread of this one.
+"""How the server process reaches an engine core: in a process of its own, or in a thread of this one.
 
 Both speak the frames of `engine.wire` over a socket pair and differ only in what is at its other end. Knows nothing of
 what the messages mean.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from config.engine_config import EngineConfig
 from engine.errors import EngineUnavailableError
 from engine.messages import FromEngine, ToEngine
+from engine.parent import parent_arguments
 from engine.wire import FrameReader, encode_frame, from_engine_decoder
 
 if TYPE_CHECKING:
@@ -36,8 +38,45 @@ class Transport(Protocol):
     async def receive(self) -> FromEngine:
         """The engine's next message. Raises `EngineUnavailableError`, saying how it ended, once it is gone."""
 
+    def kill(self) -> None:
+        """End the engine now, whatever it is doing. `receive` has to have been called, and tells of its end."""
+
     async def aclose(self) -> None:
         """End the engine and wait until it has. Idempotent."""
+
+
+class _Inbox(asyncio.Protocol):
+    """What has arrived: all that the engine sent before its end, whatever that looks like on this side.
+
+    An engine that is killed with messages unread makes reading or writing fail here. asyncio's own reader then forgets
+    what it holds, and leaves in the socket what it has not read.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._frames = FrameReader()
+        self._is_over = False
+        self._news = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self._frames.feed(data)
+        self._news.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        with contextlib.suppress(OSError):
+            while data := self._socket.recv(_READ_BYTES):
+                self._frames.feed(data)
+        self._is_over = True
+        self._news.set()
+
+    async def next_payload(self) -> bytes | None:
+        """None where nothing more will come."""
+        while (payload := self._frames.next_payload()) is None:
+            if self._is_over:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        return payload
 
 
 class _SocketTransport:
@@ -45,9 +84,9 @@ class _SocketTransport:
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._reader: asyncio.StreamReader | None = None
-        self._frames = FrameReader()
+        self._connection: asyncio.Transport | None = None
+        self._inbox: _Inbox | None = None
+        self._is_closed = False
         self._unsent: list[bytes] = []  # written before the event loop had the socket
 
     def _open(self, config: EngineConfig) -> socket.socket:
@@ -60,35 +99,40 @@ class _SocketTransport:
 
     def send(self, messages: list[ToEngine]) -> None:
         frame = encode_frame(messages)
-        if self._writer is None:
+        if self._connection is None:
             self._unsent.append(frame)
-        elif not self._writer.is_closing():
-            self._writer.write(frame)
+        elif not self._connection.is_closing():
+            self._connection.write(frame)
 
     async def receive(self) -> FromEngine:
-        reader = self._reader or await self._connect()
-        while (payload := self._frames.next_payload()) is None:
-            try:
-                data = await reader.read(_READ_BYTES)
-            except ConnectionError:
-                data = b""
-            if not data:
-                raise EngineUnavailableError(await self._describe_end())
-            self._frames.feed(data)
+        inbox = self._inbox or await self._connect()
+        payload = await inbox.next_payload()
+        if payload is None:
+            raise EngineUnavailableError(await self._describe_end())
         return from_engine_decoder.decode(payload)
 
+    def kill(self) -> None:
+        assert self._connection is not None
+        self._connection.abort()
+
     async def aclose(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._is_closed = True
+        if self._connection is not None:
+            self._connection.close()
         elif self._socket is not None:
             self._socket.close()
         await self._end()
 
-    async def _connect(self) -> asyncio.StreamReader:
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=self._socket, limit=_READ_BYTES)
-        self._writer.writelines(self._unsent)
+    async def _connect(self) -> _Inbox:
+        assert self._socket is not None, "it was not started"
+        loop, inbox = asyncio.get_running_loop(), _Inbox(self._socket)
+        self._connection, _ = await loop.create_unix_connection(lambda: inbox, sock=self._socket)
+        self._inbox = inbox
+        if self._is_closed:  # meanwhile
+            self._connection.abort()
+        self._connection.writelines(self._unsent)
         self._unsent.clear()
-        return self._reader
+        return inbox
 
     async def _describe_end(self) -> str:
         raise NotImplementedError
@@ -99,6 +143,8 @@ class _SocketTransport:
 
 class ProcessTransport(_SocketTransport):
     """The engine in a process of its own, which ends when this end of the socket is closed."""
+
+    module = "engine.engine_process"
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,10 +159,7 @@ class ProcessTransport(_SocketTransport):
         engine_end = self._open(config)
         with engine_end:
             descriptor = engine_end.fileno()
-            command = [sys.executable, "-P", "-m", "engine.engine_process", str(descriptor)]
-            # The kernel counts the thread that started the child as its parent, and only the main one stays.
-            if threading.current_thread() is threading.main_thread():
-                command.append(str(os.getpid()))
+            command = [sys.executable, "-P", "-m", self.module, str(descriptor), *parent_arguments()]
             modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
             self._process = subprocess.Popen(  # noqa: S603
                 command,
@@ -125,6 +168,12 @@ class ProcessTransport(_SocketTransport):
                 stdout=2,
                 env={**os.environ, "PYTHONPATH": modules},
             )
+
+    def kill(self) -> None:
+        """A process that the kernel does not let go of is left behind."""
+        assert self._process is not None
+        self._process.kill()
+        super().kill()
 
     async def _describe_end(self) -> str:
         code = await self._wait()

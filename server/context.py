@@ -64,6 +64,7 @@ class ServingEngine(Protocol):
         self, messages: Sequence[Mapping[str, Any]], /, *, add_special_tokens: bool = False, **options: Any
     ) -> list[int]: ...
     async def check_grammar(self, grammar: Grammar, param: str) -> None: ...
+    def check_room(self, client: str) -> None: ...
     def submit(self, request: GenerationRequest) -> OutputStream: ...
     async def run(self) -> None: ...
     async def wait_ready(self) -> EngineInfo: ...
@@ -95,10 +96,10 @@ class ServingContext:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with whatever may change the output of a seeded request: version, model, dtype, device."""
+        """Changes with whatever may change the output of a seeded request: version, model, dtype, device, mode."""
         if self._fingerprint is None:
             info = self.engine.info
-            numbers = (info.dtype, info.quantization, info.device, info.attention_backend)
+            numbers = (info.dtype, info.quantization, info.device, info.attention_backend, info.is_deterministic)
             parts = (VERSION, info.model, info.architecture, *numbers)
             self._fingerprint = f"fp_{zlib.crc32(repr(parts).encode()):08x}"
         return self._fingerprint
@@ -115,9 +116,15 @@ class ServingContext:
         )
 
     def check_ready(self) -> None:
-        """Raise `EngineUnavailableError` (or `DrainingError`) unless new work can be taken now."""
+        """Raise `EngineUnavailableError` (or `DrainingError`) unless new work would run now."""
+        if self.engine.state == "restarting":
+            raise EngineUnavailableError("the engine is restarting")
+        self.check_admitting()
+
+    def check_admitting(self) -> None:
+        """Raise `EngineUnavailableError` (or `DrainingError`) unless new work can be taken now, if only to wait."""
         match self.engine.state:
-            case "ready":
+            case "ready" | "restarting":
                 return
             case "draining":
                 raise DrainingError("the server is shutting down and takes no new requests")

@@ -7,7 +7,9 @@ code is 0. The port stays open while draining, so that clients read "503 drainin
 
 import asyncio
 import logging
+import os
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -18,11 +20,14 @@ from config.settings import Settings
 from engine.errors import OrcinusError
 from engine.messages import EngineInfo
 from server.context import ServingEngine
+from server.http_protocol import bounded_protocol
+from server.orphans import reap_orphans
 
 logger = logging.getLogger(__name__)
 
 OnReady = Callable[[EngineInfo, int], None]
 
+_SWITCH_S = 0.001  # a thread at work hands the interpreter to the event loop after so long
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that they and not we close them
 _CLOSE_TIMEOUT_S = 5  # for connections that do not close by themselves
@@ -38,6 +43,7 @@ def run_server(app: FastAPI, engine: ServingEngine, settings: Settings, on_ready
     `on_ready` is called with what the engine resolved and the port, once requests can be answered.
     Raises `ListenError`, `ModelLoadError`, and `EngineUnavailableError` when the engine ends while it is needed.
     """
+    sys.setswitchinterval(_SWITCH_S)
     listener = listen(settings.host, settings.port)
     server = DrainingServer(app, engine, settings, on_ready)
     with listener, asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
@@ -66,6 +72,7 @@ class DrainingServer(uvicorn.Server):
     ) -> None:
         config = uvicorn.Config(
             app,
+            http=bounded_protocol(settings.max_connections),
             lifespan="on",
             ws="none",
             log_config=None,
@@ -90,6 +97,8 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         self._tasks.append(asyncio.create_task(self._watch_engine(), name="watch engine"))
+        if os.getpid() == 1:
+            self._tasks.append(asyncio.create_task(reap_orphans(), name="reap orphans"))
         if self._num_signals:
             self._on_signal()
 
@@ -123,7 +132,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def _watch_engine(self) -> None:
-        """Without an engine there is nothing to serve: a supervisor can only help once the process has ended."""
+        """An engine that dies is replaced. Where that is of no use, only what supervises this process can help."""
         try:
             info = await self._engine.wait_ready()
             if self._on_ready is not None:

@@ -64,7 +64,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "orcinus_requests_total",
         "counter",
         "Sequences by how they ended (a request counts prompts times n): stop, length, abort (the client left),"
-        " timeout, error, rejected (refused at admission, queue full included).",
+        " timeout, error, rejected (refused at admission, queue full included; what is refused unread counts once).",
         ("outcome",),
     ),
     MetricSpec(
@@ -76,6 +76,17 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("orcinus_prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."),
     MetricSpec("orcinus_prefix_cache_hits_total", "counter", "Prompt tokens found there."),
     MetricSpec("orcinus_slots_refilled_total", "counter", "Slots given to a waiting sequence."),
+    MetricSpec("orcinus_engine_restarts_total", "counter", "Times that the engine ended and another one was started."),
+    MetricSpec(
+        "orcinus_requests_resumed_total",
+        "counter",
+        "Sequences that were in flight when the engine ended and that the next one was given.",
+    ),
+    MetricSpec(
+        "orcinus_requests_quarantined_total",
+        "counter",
+        "Requests given up with an error because the engine ended twice while it ran them.",
+    ),
     MetricSpec("orcinus_step_time_seconds", "histogram", "Time of one iteration of the batch.", bounds=SECONDS),
     MetricSpec("orcinus_tokens_per_step", "histogram", "Tokens computed in one iteration.", bounds=TOKENS),
     MetricSpec("orcinus_time_to_first_token_seconds", "histogram", "From admission to first token.", bounds=SECONDS),
@@ -171,6 +182,15 @@ class Metrics:
             return
         self._e2e.observe(e2e_s)
         self._counters["orcinus_prompt_tokens_total"] += num_prompt_tokens
+
+    def on_restart(self) -> None:
+        self._counters["orcinus_engine_restarts_total"] += 1
+
+    def on_resumed(self, num_choices: int) -> None:
+        self._counters["orcinus_requests_resumed_total"] += num_choices
+
+    def on_quarantined(self) -> None:
+        self._counters["orcinus_requests_quarantined_total"] += 1
 
     # --- the server ---------------------------------------------------------------------------------
 

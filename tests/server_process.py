@@ -10,20 +10,55 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 60.0
+PATIENCE_S = 90.0  # for what another process does on a machine that is busy
+
+_POLL_S = 0.02
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T | None], otherwise: str, timeout_s: float = PATIENCE_S) -> T:
+    """What `condition` gives, once it gives something. Raises `TimeoutError`."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{otherwise} within {timeout_s:g} s")
+        time.sleep(_POLL_S)
+    return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Nobody may be there to reap an orphan, so a zombie has ended, too."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def process_running(module: str, among: Sequence[psutil.Process]) -> psutil.Process | None:
+    """The first of these processes that runs `python -m module`, if one does."""
+    for process in among:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if module in process.cmdline():
+                return process
+    return None
 
 
 class ServerProcess:
-    """`orcinus serve ARGS` with what it prints. It is ready once made."""
+    """`orcinus serve ARGS` with what it prints. It is ready once made. `module` takes the place of the command."""
 
-    def __init__(self, *args: str) -> None:
-        command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", *args]
+    def __init__(self, *args: str, module: str = "server.cli") -> None:
+        command = [sys.executable, "-m", module, "serve", "--port", "0", *args]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ORCINUS_")}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -48,6 +83,16 @@ class ServerProcess:
     @property
     def log(self) -> str:
         return "".join(self.lines)
+
+    def children(self) -> list[psutil.Process]:
+        """The processes that it started, and theirs."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).children(recursive=True)
+        return []
+
+    def engine(self) -> psutil.Process | None:
+        """The engine process that there is now, if there is one."""
+        return process_running("engine.engine_process", self.children())
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=30)

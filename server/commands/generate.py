@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import msgspec
 
+from config.admission_limits import AdmissionLimits
 from config.arguments import Parser, add_settings, settings_from
 from config.engine_config import EngineConfig
 from config.settings import Settings, SettingsError
@@ -209,12 +210,14 @@ async def _engine_answers(settings: Settings) -> AsyncIterator[tuple[dict[str, A
     """An engine in this process, as what answers each url, and how many lines it pays to begin at once."""
     from engine.async_engine import AsyncEngine
     from engine.transport import InProcessTransport
+    from engine.vigil import SupervisionLimits
 
     engine = AsyncEngine(
         settings.engine_config(),
-        max_queue_len=_MAX_QUEUE_LEN,
+        limits=AdmissionLimits(max_queue_len=_MAX_QUEUE_LEN),
         chat_template=settings.read_chat_template(),
         transport_factory=partial(InProcessTransport, _build_executor),
+        supervision=SupervisionLimits(step_timeout_s=0, max_restarts=0),  # a thread cannot be replaced
     )
     engine.start()
     running = asyncio.create_task(engine.run())

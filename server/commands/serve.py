@@ -45,13 +45,20 @@ def serve(settings: Settings) -> int:
     gc.disable()  # imports make hundreds of thousands of objects that stay: collecting among them is wasted time
     configure_logging(settings)
     from engine.async_engine import AsyncEngine
+    from engine.lean_imports import hide_torch
+    from engine.vigil import SupervisionLimits
 
+    config = settings.engine_config()
     engine = AsyncEngine(
-        settings.engine_config(),
-        max_queue_len=settings.max_queue_len,
+        config,
+        limits=settings.admission_limits(),
         chat_template=settings.read_chat_template(),
+        supervision=SupervisionLimits(
+            step_timeout_s=settings.step_timeout_s, max_restarts=settings.max_engine_restarts
+        ),
     )
     engine.start()
+    hide_torch(config.model, trust_remote_code=config.trust_remote_code)
     from server.app import create_app
     from server.lifecycle import run_server
 

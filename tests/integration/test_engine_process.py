@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from config.admission_limits import AdmissionLimits
 from config.engine_config import EngineConfig
 from config.settings import load_settings
 from engine.async_engine import AsyncEngine
@@ -20,6 +21,7 @@ from engine.errors import EngineUnavailableError, ModelLoadError, RequestFailedE
 from engine.outputs import GenerationRequest, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.transport import ProcessTransport
+from engine.vigil import SupervisionLimits
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -31,7 +33,12 @@ def config(**settings: object) -> EngineConfig:
 @asynccontextmanager
 async def running_engine(engine_config: EngineConfig) -> AsyncIterator[tuple[AsyncEngine, ProcessTransport]]:
     transport = ProcessTransport()
-    engine = AsyncEngine(engine_config, max_queue_len=8, transport_factory=lambda: transport)
+    engine = AsyncEngine(
+        engine_config,
+        limits=AdmissionLimits(max_queue_len=8),
+        transport_factory=lambda: transport,
+        supervision=SupervisionLimits(max_restarts=0),
+    )
     engine.start()
     run = asyncio.create_task(engine.run())
     try:

@@ -174,8 +174,8 @@ def test_a_killed_server_takes_its_engine_along(start_server: StartServer) -> No
     until(lambda: not any(child.is_running() for child in children))
 
 
-def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_a_code(start_server: StartServer) -> None:
-    server = start_server()
+def test_a_killed_engine_that_may_not_be_replaced_ends_the_server_with_a_code(start_server: StartServer) -> None:
+    server = start_server("--max-engine-restarts", "0")
     with streaming(server) as lines:
         [engine] = psutil.Process(server.pid).children()
         engine.kill()

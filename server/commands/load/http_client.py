@@ -31,6 +31,7 @@ class Response:
     status: int
     content_type: str
     body: bytes
+    retry_after: str = ""
 
 
 class HttpClient:
@@ -180,6 +181,8 @@ class _Connection(asyncio.Protocol):
             self._content_type = value.decode("latin-1").partition(";")[0].strip().lower()
         elif header in (b"content-length", b"transfer-encoding"):
             self._ends_with_connection = False
+        elif header == b"retry-after":
+            self._retry_after = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
@@ -196,7 +199,8 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._answered is not None and not self._answered.done():
-            self._answered.set_result(Response(self._status, self._content_type, b"".join(self._body)))
+            body = b"".join(self._body)
+            self._answered.set_result(Response(self._status, self._content_type, body, self._retry_after))
         if not self._parser.should_keep_alive():
             self.close()
 
@@ -205,6 +209,7 @@ class _Connection(asyncio.Protocol):
         self._has_begun = False
         self._status = 0
         self._content_type = ""
+        self._retry_after = ""
         self._ends_with_connection = True
         self._streams = False
         self._body: list[bytes] = []

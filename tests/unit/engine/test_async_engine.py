@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from config.admission_limits import AdmissionLimits
 from engine.async_engine import AsyncEngine
 from engine.core import EngineCore
 from engine.drain_rate import DrainRate
@@ -30,6 +31,7 @@ from engine.observer import Outcome
 from engine.outputs import GenerationRequest, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.transport import InProcessTransport
+from engine.vigil import SupervisionLimits
 from tests.unit.engine.fakes import FakeExecutor, NextToken, alphabet, builds, fake_config, says, write_byte_tokenizer
 
 
@@ -40,13 +42,20 @@ def model(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def engine_with(
-    model: Path, build: BuildExecutor, *, max_queue_len: int = 8, observer: Any = None, **config: Any
+    model: Path,
+    build: BuildExecutor,
+    *,
+    max_queue_len: int = 8,
+    observer: Any = None,
+    supervision: SupervisionLimits | None = None,
+    **config: Any,
 ) -> AsyncIterator[AsyncEngine]:
     engine = AsyncEngine(
         fake_config(model, **config),
-        max_queue_len=max_queue_len,
+        limits=AdmissionLimits(max_queue_len=max_queue_len),
         observer=observer,
         transport_factory=lambda: InProcessTransport(build),
+        supervision=supervision,
     )
     engine.start()
     running = asyncio.create_task(engine.run())
@@ -80,6 +89,7 @@ class Recorder:
         self.steps = 0
         self.first_tokens = 0
         self.next_tokens = 0
+        self.restarts = self.resumed = self.quarantined = 0
         self.done: list[tuple[Outcome, int, int]] = []
 
     def on_step(self, stats: StepStats) -> None:
@@ -95,6 +105,15 @@ class Recorder:
 
     def on_choice_done(self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int) -> None:
         self.done.append((outcome, num_prompt_tokens, num_output_tokens))
+
+    def on_restart(self) -> None:
+        self.restarts += 1
+
+    def on_resumed(self, num_choices: int) -> None:
+        self.resumed += num_choices
+
+    def on_quarantined(self) -> None:
+        self.quarantined += 1
 
 
 def request(prompt: str = "hi", *, prompts: list[list[int]] | None = None, **options: Any) -> GenerationRequest:
@@ -284,7 +303,7 @@ async def test_full_queue_refuses_at_once_and_counts_each_choice(model: Path) ->
 
 
 async def test_nothing_is_admitted_while_loading_draining_or_dead(model: Path) -> None:
-    loading = AsyncEngine(fake_config(model), max_queue_len=1)
+    loading = AsyncEngine(fake_config(model), limits=AdmissionLimits(max_queue_len=1))
     with pytest.raises(EngineUnavailableError, match="loading"):
         loading.submit(request())
     with pytest.raises(EngineUnavailableError, match="loading"):
@@ -381,21 +400,23 @@ async def test_finished_request_does_not_time_out_later(model: Path) -> None:
 # --- faults ---------------------------------------------------------------------------------------------
 
 
-async def test_failing_step_fails_its_requests_and_the_engine_goes_on(
+async def test_a_request_whose_steps_fail_is_failed_and_the_engine_goes_on(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failures = iter([RuntimeError("kernel fault")])
-
-    def fail_once(plan: StepPlan) -> None:
-        for failure in failures:
-            raise failure
+    def fail(plan: StepPlan) -> None:
+        if any(bytes(new.token_ids[:3]) == b"bad" for new in plan.new_requests):
+            raise RuntimeError("kernel fault")
 
     recorder = Recorder()
-    async with engine_with(model, builds(running(before_step=fail_once)), observer=recorder) as engine:
-        with caplog.at_level(logging.CRITICAL, "engine.core"), pytest.raises(RequestFailedError):
-            await texts(engine.submit(request(n=2)))
-        assert await texts(engine.submit(request(max_tokens=3))) == {0: "abc"}
-    assert [outcome for outcome, *_ in recorder.done] == ["error", "error", "length"]
+    async with engine_with(model, builds(running(before_step=fail)), observer=recorder) as engine:
+        with caplog.at_level(logging.CRITICAL, "engine.core"):
+            bad, good = engine.submit(request("bad", n=2)), engine.submit(request(max_tokens=3))
+            with pytest.raises(RequestFailedError, match="RuntimeError"):
+                await texts(bad)
+            assert await texts(good) == {0: "abc"}
+        assert engine.state == "ready"
+    assert sorted(outcome for outcome, *_ in recorder.done) == ["error", "error", "length"]
+    assert recorder.restarts == 0
 
 
 async def test_dead_engine_fails_every_waiter(
@@ -405,7 +426,8 @@ async def test_dead_engine_fails_every_waiter(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(EngineCore, "step", fail)
-    async with engine_with(model, builds(running())) as engine:
+    no_restarts = SupervisionLimits(max_restarts=0)
+    async with engine_with(model, builds(running()), supervision=no_restarts) as engine:
         with caplog.at_level(logging.CRITICAL, "engine.engine_process"):
             streams = [engine.submit(request()) for _ in range(3)]
             for stream in streams:
@@ -498,9 +520,9 @@ def test_retry_time_follows_the_measured_rate_within_its_bounds() -> None:
     rate = DrainRate()
     assert 1 <= rate.time_for(1) <= 120
     for _ in range(100):
-        rate.observe(busy_s=0.5, num_finished=1)
+        rate.observe(0.5, 1)
     assert rate.time_for(10) == pytest.approx(5.0)
-    rate.observe(busy_s=0.0, num_finished=0)
+    rate.observe(0.0, 0)
     assert rate.time_for(10) == pytest.approx(5.0)
     assert rate.time_for(1) == 1.0
     assert rate.time_for(100_000) == 120.0

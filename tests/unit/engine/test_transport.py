@@ -20,11 +20,13 @@ from engine.errors import EngineUnavailableError, ModelLoadError
 from engine.messages import (
     AbortRequests,
     AddRequest,
+    Alive,
     EngineFailed,
     EngineInfo,
     FromEngine,
     StepOutputs,
     StepPlan,
+    StepStarted,
     ToEngine,
 )
 from engine.sampling_params import SamplingParams
@@ -64,7 +66,10 @@ def test_messages_survive_the_wire() -> None:
     assert to_engine_decoder.decode(encode_frame(messages)[4:]) == messages
     config = fake_config("model", max_num_seqs=3)
     assert config_decoder.decode(encode_frame(config)[4:]) == config
-    executor_output: list[FromEngine] = [fake_info(), EngineFailed(message="gone"), step_with_everything()]
+    executor_output: list[FromEngine] = [
+        *(fake_info(), EngineFailed(message="gone"), step_with_everything()),
+        *(StepStarted(request_ids=["a", "b"]), Alive(), Alive(stalled_s=3.0)),
+    ]
     for message in executor_output:
         assert from_engine_decoder.decode(encode_frame(message)[4:]) == message
 
@@ -96,6 +101,12 @@ class Server:
         self._socket.sendall(encode_frame(message))
 
     def receive(self) -> FromEngine:
+        """The next message that is more than a sign of life."""
+        while isinstance(message := self.receive_any(), Alive):
+            pass
+        return message
+
+    def receive_any(self) -> FromEngine:
         while (payload := self._frames.next_payload()) is None:
             data = self._socket.recv(1 << 16)
             assert data, "the engine is gone"
@@ -106,8 +117,8 @@ class Server:
         """The next step that brought tokens or ends."""
         while True:
             message = self.receive()
-            assert isinstance(message, StepOutputs)
-            if message.deltas:
+            assert isinstance(message, (StepOutputs, StepStarted))
+            if isinstance(message, StepOutputs) and message.deltas:
                 return message
 
     def close(self) -> None:
@@ -115,7 +126,9 @@ class Server:
 
 
 @contextmanager
-def engine_loop(build: BuildExecutor) -> Iterator[tuple[Server, Callable[[], int]]]:
+def engine_loop(
+    build: BuildExecutor, on_server_gone: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Server, Callable[[], int]]]:
     """A server's end, and a function that waits for the engine's exit code."""
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
@@ -123,7 +136,7 @@ def engine_loop(build: BuildExecutor) -> Iterator[tuple[Server, Callable[[], int
 
     def run() -> None:
         with theirs:
-            codes.append(run_engine(theirs, build))
+            codes.append(run_engine(theirs, build, on_server_gone))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -167,6 +180,63 @@ def test_idle_engine_gives_signs_of_life() -> None:
             assert isinstance(heartbeat, StepOutputs)
             assert heartbeat.deltas == []
             assert heartbeat.stats.num_slots == 4
+
+
+def test_requests_are_announced_before_the_step_that_may_be_their_last() -> None:
+    def fail(plan: StepPlan) -> None:
+        raise MemoryError
+
+    with engine_loop(builds(FakeExecutor(before_step=fail))) as (server, _):
+        server.receive()
+        server.send([added("a"), added("b")])
+        assert server.receive() == StepStarted(request_ids=["a", "b"])
+
+
+def test_engine_gives_signs_of_life_while_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 0.01)
+    may_load = threading.Event()
+
+    def build(config: EngineConfig) -> Any:
+        assert may_load.wait(10)
+        return fake_info(), FakeExecutor()
+
+    with engine_loop(build) as (server, _):
+        for _ in range(3):
+            assert server.receive_any() == Alive()
+        may_load.set()
+        assert server.receive() == fake_info()
+
+
+def test_a_step_that_does_not_end_shows_in_the_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 0.01)
+    may_end = threading.Event()
+
+    def hold(plan: StepPlan) -> None:
+        assert may_end.wait(10)
+
+    with engine_loop(builds(FakeExecutor(before_step=hold))) as (server, _):
+        server.receive()
+        server.send([added("a", max_tokens=1)])
+        while not isinstance(message := server.receive_any(), Alive) or message.stalled_s < 0.05:
+            pass
+        may_end.set()
+        assert server.next_step().deltas[0].request_id == "a"
+        while not isinstance(message := server.receive_any(), Alive) or message.stalled_s > 0.02:
+            pass
+
+
+def test_a_server_that_leaves_while_the_engine_loads_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 0.01)
+    missed = threading.Event()
+
+    def build(config: EngineConfig) -> Any:
+        assert missed.wait(10)
+        return fake_info(), FakeExecutor()
+
+    with engine_loop(build, missed.set) as (server, exit_code):
+        server.close()
+        assert exit_code() == 0
+    assert missed.is_set()
 
 
 def test_abort_shows_in_the_state_without_waiting_for_the_next_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,9 +309,9 @@ async def test_transport_starts_before_there_is_an_event_loop_and_sends_at_once(
     transport.send([added("a")])
     try:
         assert isinstance(await transport.receive(), EngineInfo)
-        while not (step := await transport.receive()).deltas:  # type: ignore[union-attr]
+        while not isinstance(message := await transport.receive(), StepOutputs) or not message.deltas:
             pass
-        assert step.deltas[0].token_ids == [107]  # type: ignore[union-attr]
+        assert message.deltas[0].token_ids == [107]
     finally:
         await transport.aclose()
 
@@ -255,6 +325,50 @@ async def test_closed_transport_says_that_the_engine_is_gone() -> None:
     transport.send([added("a")])
     with pytest.raises(EngineUnavailableError, match="ended"):
         await read_to_the_end(transport)
+
+
+async def test_an_engine_that_is_killed_is_gone_for_its_reader() -> None:
+    transport = InProcessTransport(builds(FakeExecutor()))
+    transport.start(fake_config("model"))
+    await transport.receive()
+    transport.kill()
+    with pytest.raises(EngineUnavailableError, match="ended"):
+        await read_to_the_end(transport)
+    transport.send([added("a")])
+    await transport.aclose()
+
+
+class ByHand(InProcessTransport):
+    """The engine's end of the socket is the test's."""
+
+    engine_end: socket.socket
+
+    def start(self, config: EngineConfig) -> None:
+        self.engine_end = self._open(config)
+
+
+async def test_what_an_engine_said_before_it_was_killed_is_heard_although_writing_to_it_failed() -> None:
+    transport = ByHand(builds(FakeExecutor()))
+    transport.start(fake_config("model"))
+    transport.engine_end.sendall(encode_frame(fake_info()))
+    assert isinstance(await transport.receive(), EngineInfo)
+    transport.engine_end.sendall(encode_frame(StepStarted(request_ids=["a"])))
+    transport.engine_end.close()  # with the config unread
+    transport.send([added("b")])
+    assert await transport.receive() == StepStarted(request_ids=["a"])
+    with pytest.raises(EngineUnavailableError):
+        await transport.receive()
+    await transport.aclose()
+
+
+async def test_a_transport_that_is_closed_while_it_connects_is_closed() -> None:
+    transport = InProcessTransport(builds(FakeExecutor()))
+    transport.start(fake_config("model"))
+    receiving = asyncio.create_task(read_to_the_end(transport))
+    await asyncio.sleep(0)
+    await transport.aclose()
+    with pytest.raises(EngineUnavailableError, match="ended"):
+        await asyncio.wait_for(receiving, 10)
 
 
 async def read_to_the_end(transport: InProcessTransport) -> None:

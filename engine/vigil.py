@@ -1,0 +1,67 @@
+"""When an engine counts as stuck, and how often it is replaced: rules about numbers, without clocks and processes.
+
+Silence is counted in ticks of the listener, and not taken from a clock: a listener that was stopped itself, or a
+machine that slept, could not have heard anything meanwhile. The engine counts its own stalls in the same way.
+"""
+
+from dataclasses import dataclass
+
+from engine.messages import Alive, FromEngine
+
+TICK_S = 1.0
+_MAX_DELAY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisionLimits:
+    """`step_timeout_s` 0: a step may take for ever. `max_restarts` is in a row and in vain; 0: none at all.
+
+    `loading_silence_s` is for engines after the first one: the first may read everything from a slow disk.
+    """
+
+    step_timeout_s: float = 120.0
+    max_restarts: int = 5
+    silence_s: float = 10.0
+    loading_silence_s: float = 30.0
+
+
+class Vigil:
+    """Listens to one engine. `complaint` is why it has to be ended, once it has."""
+
+    def __init__(self, limits: SupervisionLimits, *, is_first: bool) -> None:
+        self.complaint: str | None = None
+        self._step_timeout_s = limits.step_timeout_s
+        self._silence_s = limits.silence_s
+        self._limit_s = None if is_first else limits.loading_silence_s
+        self._num_silent_ticks = 0
+
+    def hear(self, message: FromEngine) -> None:
+        self._num_silent_ticks = 0
+        if isinstance(message, Alive) and 0 < self._step_timeout_s <= message.stalled_s:
+            self.complaint = f"a step did not end within {self._step_timeout_s:g} s (step_timeout_s)"
+
+    def loaded(self) -> None:
+        """From here on it has no reason to be silent for long."""
+        self._limit_s = self._silence_s
+        self._num_silent_ticks = 0
+
+    def tick(self) -> None:
+        """A second has passed in which the engine could have been heard."""
+        self._num_silent_ticks += 1
+        if self._limit_s is not None and self._num_silent_ticks * TICK_S > self._limit_s:
+            self.complaint = self.complaint or f"it gave no sign of life for {self._limit_s:g} s"
+
+
+class Backoff:
+    """How long to wait before the next engine: not at all, then 1, 2, 4 ... 30 s while they end without use."""
+
+    def __init__(self, max_restarts: int) -> None:
+        self._max_restarts = max_restarts
+        self.num_in_vain = 0
+
+    def next_delay_s(self, *, was_useful: bool) -> float | None:
+        """After an engine that ended; None: that was the last one."""
+        self.num_in_vain = 0 if was_useful else self.num_in_vain + 1
+        if self._max_restarts == 0 or self.num_in_vain > self._max_restarts:
+            return None
+        return 0.0 if self.num_in_vain < 2 else min(2.0 ** (self.num_in_vain - 2), _MAX_DELAY_S)

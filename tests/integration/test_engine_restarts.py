@@ -1,0 +1,267 @@
+"""A real server whose engine process is killed, stopped, stuck and crashing: what clients see of it is nothing.
+
+Answers are compared with those of the same server before anything happened to it. In float32, so that how a batch is
+made up does not show.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.mortal_server import FATAL_SEED, HANGING_SEED
+from tests.server_process import PATIENCE_S, ServerProcess, StartServer, is_alive, until
+
+ENDLESS = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
+LENGTH = 160
+SCHEMA = {
+    "type": "object",
+    "properties": {"names": {"type": "array", "items": {"type": "string", "maxLength": 8}, "minItems": 40}},
+    "required": ["names"],
+    "additionalProperties": False,
+}
+JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "names", "schema": SCHEMA, "strict": True}}
+LONG = {"max_tokens": LENGTH, "ignore_eos": True}
+REQUESTS: dict[str, dict[str, Any]] = {
+    "greedy stream": {"prompt": "Once", "temperature": 0, "stream": True, **LONG},
+    "greedy": {"prompt": "Twice upon", "temperature": 0, **LONG},
+    "seeded stream": {"prompt": "The whale", "seed": 7, "temperature": 0.9, "stream": True, **LONG},
+    "several samples": {"prompt": "The sea", "seed": 8, "n": 3, "frequency_penalty": 0.5, **LONG},
+    "log-probabilities": {"prompt": "A boat", "temperature": 0, "logprobs": 2, "stream": True, **LONG},
+    "echo": {"prompt": "An island", "seed": 9, "logprobs": 1, "echo": True, **LONG},
+    "a schema": {"prompt": "Names:", "seed": 10, "max_tokens": LENGTH, "response_format": JSON_SCHEMA, "stream": True},
+    "a stop string": {"prompt": "Stop", "temperature": 0, "stop": ["a string that does not come", "qqqq"], **LONG},
+}
+
+
+def ask(server: ServerProcess, body: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What was answered, by choice; a stream's events are joined. Raises where it was not 200."""
+    url = f"{server.url}/v1/completions"
+    if not body.get("stream"):
+        response = httpx.post(url, json=body, timeout=PATIENCE_S)
+        response.raise_for_status()
+        whole = response.json()
+        return {-1: whole["usage"], **{choice["index"]: choice for choice in whole["choices"]}}
+    asked = {**body, "stream_options": {"include_usage": True}}
+    joined: dict[int, dict[str, Any]] = {}
+    with httpx.stream("POST", url, json=asked, timeout=PATIENCE_S) as response:
+        response.raise_for_status()
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    assert events.pop() == "[DONE]"
+    for event in map(json.loads, events):
+        assert "error" not in event, event
+        if event["usage"] is not None:
+            joined[-1] = event["usage"]
+        for choice in event["choices"]:
+            join(joined.setdefault(choice["index"], {"text": ""}), choice)
+    return joined
+
+
+def join(earlier: dict[str, Any], choice: dict[str, Any]) -> None:
+    earlier["text"] += choice["text"]
+    earlier["finish_reason"] = choice["finish_reason"]
+    for name, values in (choice["logprobs"] or {}).items():
+        earlier.setdefault("logprobs", {}).setdefault(name, []).extend(values)
+
+
+def assert_same(answer: Any, twin: Any) -> None:
+    """Numbers that are computed may differ by what a batch of another size makes of the last bits."""
+    if isinstance(twin, float):
+        assert answer == pytest.approx(twin, abs=1e-3)
+    elif isinstance(twin, dict):
+        assert answer.keys() == twin.keys()
+        for key, value in twin.items():
+            assert_same(answer[key], value)
+    elif isinstance(twin, list):
+        assert len(answer) == len(twin)
+        for mine, other in zip(answer, twin, strict=True):
+            assert_same(mine, other)
+    else:
+        assert answer == twin
+
+
+class Asking(threading.Thread):
+    """A request in a thread of its own."""
+
+    def __init__(self, server: ServerProcess, body: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._server = server
+        self._body = body
+        self._answer: dict[int, dict[str, Any]] | Exception = TimeoutError("it was not answered")
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._answer = ask(self._server, self._body)
+        except (httpx.HTTPError, AssertionError) as error:
+            self._answer = error
+
+    def answer(self) -> dict[int, dict[str, Any]]:
+        self.join(PATIENCE_S)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+def engine_of(server: ServerProcess) -> psutil.Process:
+    return until(server.engine, "there was no engine")
+
+
+def await_tokens(server: ServerProcess, num_tokens: int) -> None:
+    wanted = server.metric("orcinus_generation_tokens_total") + num_tokens
+    until(lambda: server.metric("orcinus_generation_tokens_total") >= wanted, "no tokens came")
+
+
+def is_ready(server: ServerProcess) -> bool:
+    return server.get("/ready").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def float_server() -> Iterator[ServerProcess]:
+    running = ServerProcess("--dtype", "float32", "--max-num-seqs", "16", "--kv-cache-memory", "128MiB")
+    try:
+        until(lambda: is_ready(running), "it did not start")
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def twins(float_server: ServerProcess) -> dict[str, dict[int, dict[str, Any]]]:
+    asking = {name: Asking(float_server, body) for name, body in REQUESTS.items()}
+    return {name: request.answer() for name, request in asking.items()}
+
+
+@contextmanager
+def tokens_counted(server: ServerProcess) -> Iterator[list[dict[int, dict[str, Any]]]]:
+    """What goes into the list, and only that, was generated meanwhile."""
+    before = server.metric("orcinus_generation_tokens_total")
+    answers: list[dict[int, dict[str, Any]]] = []
+    yield answers
+    num_tokens = server.metric("orcinus_generation_tokens_total") - before
+    assert num_tokens == sum(answer[-1]["completion_tokens"] for answer in answers)
+
+
+def assert_undisturbed(server: ServerProcess, twins: Any, disturb: Callable[[], None]) -> None:
+    with tokens_counted(server) as answers:
+        asking = {name: Asking(server, body) for name, body in REQUESTS.items()}
+        disturb()
+        for name, request in asking.items():
+            answers.append(request.answer())
+            assert_same(answers[-1], twins[name])
+
+
+def test_an_engine_killed_again_and_again_makes_no_difference_to_any_answer(
+    float_server: ServerProcess, twins: dict[str, Any]
+) -> None:
+    server, num_kills = float_server, 3
+    before = {name: server.metric(name) for name in ("orcinus_engine_restarts_total", "orcinus_requests_resumed_total")}
+
+    def kill() -> None:
+        for _ in range(num_kills):
+            until(lambda: is_ready(server), "no engine came up")
+            await_tokens(server, 60)
+            engine_of(server).kill()
+            until(lambda: not is_ready(server), "/ready stayed green")
+            assert server.get("/live").status_code == 200
+            assert 1 <= int(server.get("/health").headers["retry-after"]) <= 120
+
+    assert_undisturbed(server, twins, kill)
+    assert server.metric("orcinus_engine_restarts_total") - before["orcinus_engine_restarts_total"] == num_kills
+    assert server.metric("orcinus_requests_resumed_total") - before["orcinus_requests_resumed_total"] >= num_kills
+    assert server.metric("orcinus_requests_quarantined_total") == 0
+    assert server.metric("orcinus_slots_in_use") == server.metric("orcinus_queue_depth") == 0
+
+
+def test_a_killed_engine_is_missed_at_once_and_requests_wait_for_the_next(float_server: ServerProcess) -> None:
+    server = float_server
+    until(lambda: is_ready(server), "no engine came up")
+    engine = engine_of(server)
+    engine.kill()
+    killed = time.monotonic()
+    until(lambda: not is_ready(server), "/ready stayed green")
+    assert time.monotonic() - killed < 3  # well before silence alone would tell
+    refused = server.get("/ready")
+    waiting = Asking(server, {"prompt": "x", "max_tokens": 3, "ignore_eos": True})
+    assert refused.json()["error"]["code"] == "engine_unavailable"
+    assert waiting.answer()[-1]["completion_tokens"] == 3
+    assert engine_of(server).pid != engine.pid
+
+
+def test_an_engine_that_is_stopped_is_replaced(float_server: ServerProcess, twins: dict[str, Any]) -> None:
+    server = float_server
+    until(lambda: is_ready(server), "no engine came up")
+    engine = engine_of(server)
+
+    def stop() -> None:
+        await_tokens(server, 60)
+        engine.send_signal(signal.SIGSTOP)
+
+    assert_undisturbed(server, twins, stop)
+    assert not is_alive(engine)
+    assert "no sign of life" in server.log
+
+
+def test_a_request_that_ends_or_holds_up_its_engine_is_given_up_alone() -> None:
+    server = ServerProcess("--step-timeout-s", "5", module="tests.integration.mortal_server")
+    try:
+        others = [Asking(server, {**LONG, "prompt": f"Number {i}", "seed": i}) for i in range(4)]
+        culprits = [Asking(server, {**LONG, "prompt": "x", "seed": seed}) for seed in (FATAL_SEED, HANGING_SEED)]
+        for culprit in culprits:
+            with pytest.raises(httpx.HTTPStatusError, match="500"):
+                culprit.answer()
+        for other in others:
+            assert other.answer()[-1]["completion_tokens"] == LENGTH
+        assert server.metric("orcinus_requests_quarantined_total") == 2
+        assert server.metric("orcinus_engine_restarts_total") <= 4
+        assert "killed by SIGSEGV" in server.log
+        assert "step_timeout_s" in server.log
+    finally:
+        server.close()
+
+
+def test_an_engine_that_always_crashes_ends_the_server(start_server: StartServer) -> None:
+    server = start_server("--max-engine-restarts", "1")
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", json={**ENDLESS, "stream": True}, timeout=PATIENCE_S
+    ) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: {")
+        crashing = threading.Thread(target=kill_engines, args=[server], daemon=True)
+        crashing.start()
+        *_, error, done = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert json.loads(error)["error"]["type"] == "server_error"
+    assert "in a row" in json.loads(error)["error"]["message"]
+    assert done == "[DONE]"
+    assert server.wait(PATIENCE_S) == 1
+    assert "orcinus serve: the engine ended 2 times in a row" in server.log
+    crashing.join(PATIENCE_S)
+
+
+def kill_engines(server: ServerProcess) -> None:
+    """Each as soon as it is there, until the server has had enough."""
+    while server.process.poll() is None:
+        if (engine := server.engine()) is not None and is_alive(engine):
+            engine.kill()
+        time.sleep(0.02)
+
+
+def test_a_server_that_is_killed_while_its_engine_restarts_leaves_no_process(start_server: StartServer) -> None:
+    server = start_server()
+    until(lambda: is_ready(server), "it did not start")
+    first = engine_of(server)
+    first.kill()
+    second = until(lambda: other_than(first, server.engine()), "no second engine was started")
+    server.process.kill()
+    until(lambda: not is_alive(second), "the engine went on", 10)
+
+
+def other_than(first: psutil.Process, engine: psutil.Process | None) -> psutil.Process | None:
+    return None if engine is None or engine.pid == first.pid else engine
