@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from config.admission_limits import AdmissionLimits, SchedulingPolicy
 from config.engine_config import BatchingStrategy, EngineConfig
 from config.values import SettingsError, check_keys, describe_allowed, parse_bytes, parse_strings
 
@@ -38,6 +39,7 @@ __all__ = [
 
 ENV_PREFIX = "ORCINUS_"
 DEMO_MODEL_NAME = "orcinus-demo"
+_MIN_STEP_TIMEOUT_S = 5.0  # stalls are counted in seconds, and a loaded machine needs some
 
 GROUPS = {
     "Model": "what is served",
@@ -166,6 +168,13 @@ class Settings(BaseSettings):
     batch_wait_ms: float = _setting(
         50.0, "Engine", "How long static batching waits to fill a batch.", "MS", ge=0, le=60_000
     )
+    deterministic: bool = _setting(
+        False,
+        "Engine",
+        "Answer a request with the same tokens and log-probabilities, to the last bit, whatever runs beside it and"
+        " however its prompt was cut, cached or computed again. On a CPU alone, and slower: most of all where a model's"
+        " layers do not run natively.",
+    )
     seed: int | None = _setting(
         None,
         "Engine",
@@ -199,6 +208,47 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
     )
+    max_connections: int = _setting(
+        4096,
+        "Server",
+        "Connections that may be open at once; one more is refused with 503. Fewer where the system lets the process"
+        " open fewer files.",
+        "N",
+        ge=1,
+        le=1_000_000,
+    )
+    max_queue_tokens: int = _setting(
+        4 * 2**20,
+        "Server",
+        "Tokens of prompts that may wait for their first answer; a request that brings more is refused with 429, unless"
+        " nothing waits. What may be generated is not counted.",
+        "N",
+        ge=1,
+    )
+    max_requests_per_key: int | None = _setting(
+        None,
+        "Server",
+        "Sequences that one API key may have waiting and running; a request counts prompts times n. One more is refused"
+        " with 429. Without API keys all clients count as one. Default: no limit.",
+        "N",
+        ge=1,
+        le=1_000_000,
+    )
+    max_tokens_per_minute_per_key: int | None = _setting(
+        None,
+        "Server",
+        "Tokens that one API key may use in a minute, of prompts and generated; more is refused with 429. A request"
+        " reserves its max_tokens, or the rest of the context without, and gives back at its end what it did not use."
+        " Default: no limit.",
+        "N",
+        ge=1,
+    )
+    scheduling_policy: SchedulingPolicy = _setting(
+        "fair",
+        "Server",
+        "Whose turn it is: fair shares the engine equally between API keys, by tokens, and goes by priority and arrival"
+        " among the requests of each; fcfs goes by those alone. With one key, or none, both are the same.",
+    )
     max_body_bytes: Bytes = _setting(
         16 * 2**20, "Server", "Largest request body; a larger one is refused with 413.", "SIZE", ge=1024
     )
@@ -212,6 +262,24 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: float = _setting(
         30.0, "Server", "Seconds that running requests have to finish after SIGTERM.", "S", ge=0, le=86_400
+    )
+    step_timeout_s: float = _setting(
+        120.0,
+        "Server",
+        "Seconds that one step may take: an engine that is in it for longer is stuck, and is replaced by a new one,"
+        " which goes on with its requests. At least 5; 0: as long as it likes.",
+        "S",
+        ge=0,
+        le=86_400,
+    )
+    max_engine_restarts: int = _setting(
+        5,
+        "Server",
+        "Times in a row that the engine is restarted without a token from it; when it ends once more, so does the"
+        " server. 0: the server ends with its first engine.",
+        "N",
+        ge=0,
+        le=1_000_000,
     )
 
     config: Path | None = _setting(
@@ -249,6 +317,13 @@ class Settings(BaseSettings):
     def _template_exists(cls, value: str | None) -> str | None:
         if value is not None and "{" not in value and not Path(value).is_file():
             raise ValueError(f"there is no file {value}, and it is no Jinja text")
+        return value
+
+    @field_validator("step_timeout_s")
+    @classmethod
+    def _step_has_time(cls, value: float) -> float:
+        if 0 < value < _MIN_STEP_TIMEOUT_S:
+            raise ValueError(f"must be 0 (no limit) or at least {_MIN_STEP_TIMEOUT_S:g}, got {value:g}")
         return value
 
     @model_validator(mode="after")
@@ -314,8 +389,19 @@ class Settings(BaseSettings):
             enable_prefix_caching=self.enable_prefix_caching,
             batching=self.batching,
             batch_wait_ms=self.batch_wait_ms,
+            deterministic=self.deterministic,
             seed=self.seed,
             log_level=self.log_level,
+        )
+
+    def admission_limits(self) -> AdmissionLimits:
+        """The part that admission needs."""
+        return AdmissionLimits(
+            max_queue_len=self.max_queue_len,
+            max_queue_tokens=self.max_queue_tokens,
+            max_requests_per_key=self.max_requests_per_key,
+            max_tokens_per_minute_per_key=self.max_tokens_per_minute_per_key,
+            scheduling_policy=self.scheduling_policy,
         )
 
 

@@ -1,4 +1,4 @@
-"""A model's chat template: messages in, prompt text out, rendered in a sandbox.
+"""A model's chat template: messages in, prompt text out, rendered in a sandbox and within limits.
 
 Gives templates what transformers gives them, so that a model's own template renders here as it does there
 (https://huggingface.co/docs/transformers/chat_templating). Knows nothing of token ids.
@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import InvalidRequestError
+from engine.template_limits import MAX_RENDER_S, BoundedEnvironment, RenderLimitError, bounded_template, time_limit
 
 Message = Mapping[str, Any]
 
@@ -33,7 +33,8 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
         self.source = source
-        self._template = _environment().from_string(source)
+        environment = _environment()
+        self._template = environment.from_string(bounded_template(environment, source))
         self._special_tokens = dict(special_tokens)
 
     def render(
@@ -49,7 +50,8 @@ class ChatTemplate:
         """The prompt for `messages`. `variables` reach the template, but cannot replace what is set here.
 
         With `continue_final_message` the prompt ends inside the last message, for the model to go on with it.
-        Raises `InvalidRequestError` with the template's own words if it refuses the messages.
+        Raises `InvalidRequestError` with the template's own words if it refuses the messages, and `RenderLimitError` if
+        it takes too long over them or makes too much of them.
         """
         self._check_variables(variables)
         _check_messages(messages, add_generation_prompt, continue_final_message)
@@ -79,7 +81,10 @@ class ChatTemplate:
     def _render(self, variables: Mapping[str, Any]) -> str:
         """A template is a program that somebody else wrote, so any exception may come out of it."""
         try:
-            return self._template.render({**self._special_tokens, **variables})
+            with time_limit(MAX_RENDER_S):
+                return self._template.render({**self._special_tokens, **variables})
+        except RenderLimitError:
+            raise
         except TemplateError as error:
             raise InvalidRequestError(f"the chat template refused the messages: {error.message}", "messages") from error
         except Exception as error:
@@ -93,13 +98,15 @@ class ChatTemplate:
         probe = [{"role": "user", "content": [{"type": "text", "text": "\ue000"}]}]
         try:
             text = self._render({"messages": probe, "tools": None, "add_generation_prompt": False})
+        except RenderLimitError:
+            raise  # another try may have more time
         except InvalidRequestError:
             return False
         return "\ue000" in text and "'text'" not in text and '"text"' not in text
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json

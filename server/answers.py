@@ -1,7 +1,8 @@
 """What goes out over ASGI: JSON, errors, and the two ways to answer a generation, whole or as a stream of events.
 
 Both generation answers listen for the client's leaving while they work, and abort the request at once when it does.
-Knows ASGI and bytes; what is in the bytes comes from `server.generation`.
+One that stays and reads nothing is made to leave by `server.http_protocol`. Knows ASGI and bytes; what is in the bytes
+comes from `server.generation`.
 """
 
 import asyncio
@@ -19,7 +20,6 @@ from server.generation import Generation, StreamableGeneration
 
 logger = logging.getLogger(__name__)
 
-WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long is given up
 KEEP_ALIVE = b": keep-alive\n\n"
 
 _STREAM_HEADERS = [
@@ -29,10 +29,6 @@ _STREAM_HEADERS = [
 ]
 
 T = TypeVar("T")
-
-
-class SlowReaderError(Exception):
-    """The client does not read what it asked for."""
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -88,8 +84,6 @@ class EventStream(Response):
         self._send = send
         try:
             await run_until_disconnect(receive, self._write_events(), self._keep_alive())
-        except SlowReaderError:
-            logger.warning("%s: the client read nothing for %g s", self._generation.request.request_id, WRITE_TIMEOUT_S)
         finally:
             self._generation.stream.abort()
 
@@ -112,8 +106,6 @@ class EventStream(Response):
         """Runs beside the events until they end."""
         while True:
             silence_s = time.monotonic() - self._last_write
-            if self._lock.locked() and silence_s > WRITE_TIMEOUT_S:
-                raise SlowReaderError
             if silence_s < self._keep_alive_s:
                 await asyncio.sleep(self._keep_alive_s - silence_s)
             elif self._lock.locked():

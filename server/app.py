@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from config.settings import Settings
 from config.version import VERSION
@@ -21,16 +22,18 @@ from engine.errors import OrcinusError
 from server import tokenization
 from server.answers import EventStream, WholeAnswer, error_response, json_response
 from server.auth import AuthMiddleware, KeyRing
-from server.body import read_json_object
+from server.body import BodyReader
+from server.caller import Caller, read_caller
 from server.chat import start_chat_completion
 from server.completions import start_completion
 from server.context import ServingContext, ServingEngine
 from server.embeddings import start_embeddings
 from server.generation import Generation, StreamableGeneration
+from server.limits import RoomMiddleware
 from server.messages_api import count_tokens, start_message
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
-from server.openapi import describe_body, install_schemas
+from server.openapi import describe_body, describe_text, install_schemas
 from server.protocol import (
     ChatBody,
     CompletionBody,
@@ -44,7 +47,7 @@ from server.responses import start_response
 
 logger = logging.getLogger(__name__)
 
-Start = Callable[[ServingContext, Mapping[str, Any]], Awaitable[Generation]]
+Start = Callable[[ServingContext, Mapping[str, Any], Caller], Awaitable[Generation]]
 Answer = Callable[[ServingContext, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 
@@ -69,8 +72,9 @@ def create_app(engine: ServingEngine, settings: Settings) -> FastAPI:
     _add_first_page(app)
     _add_probes(app, context, metrics)
     _add_models(app, context)
-    _add_operations(app, context, settings)
-    _add_layers(app, metrics, KeyRing(settings))
+    bodies = BodyReader(settings.max_body_bytes)
+    _add_operations(app, context, settings, bodies)
+    _add_layers(app, metrics, bodies, KeyRing(settings), engine)
     install_schemas(
         app, (CompletionBody, ChatBody, ResponseBody, MessagesBody, EmbeddingBody, TokenizeBody, DetokenizeBody)
     )
@@ -122,7 +126,13 @@ def _add_probes(app: FastAPI, context: ServingContext, metrics: Metrics) -> None
     async def version() -> Response:
         return json_response({"version": VERSION})
 
-    @app.get("/metrics", tags=["operations"], summary="Metrics for Prometheus")
+    @app.get(
+        "/metrics",
+        tags=["operations"],
+        summary="Metrics for Prometheus",
+        response_class=PlainTextResponse,
+        openapi_extra=describe_text("text/plain", "application/openmetrics-text"),
+    )
     async def exposition(request: Request) -> Response:
         text, content_type = metrics.exposition(request.headers.get("accept"))
         return Response(text, headers={"content-type": content_type})
@@ -139,28 +149,39 @@ def _add_models(app: FastAPI, context: ServingContext) -> None:
         return json_response(context.describe(model))
 
 
-def _add_operations(app: FastAPI, context: ServingContext, settings: Settings) -> None:
+def _add_operations(app: FastAPI, context: ServingContext, settings: Settings, bodies: BodyReader) -> None:
     async def generate(request: Request, start: Start) -> Response:
-        body = await read_json_object(request, settings.max_body_bytes)
-        generation = await start(context, body)
+        caller = read_caller(request.scope)
+        body = await bodies.read_json_object(request)
+        generation = await start(context, body, caller)
         request.state.answer_id = generation.request.request_id
         if isinstance(generation, StreamableGeneration) and generation.is_streamed:
             return EventStream(generation, settings.keep_alive_s)
         return WholeAnswer(generation)
 
     async def answer(request: Request, operation: Answer) -> Response:
-        body = await read_json_object(request, settings.max_body_bytes)
+        body = await bodies.read_json_object(request)
         return json_response(await operation(context, body))
 
-    @app.post("/v1/completions", tags=["generation"], openapi_extra=describe_body(CompletionBody))
+    @app.post(
+        "/v1/completions",
+        tags=["generation"],
+        openapi_extra=describe_body(CompletionBody, "Completion", is_streamed=True),
+    )
     async def completions(request: Request) -> Response:
         return await generate(request, start_completion)
 
-    @app.post("/v1/chat/completions", tags=["generation"], openapi_extra=describe_body(ChatBody))
+    @app.post(
+        "/v1/chat/completions",
+        tags=["generation"],
+        openapi_extra=describe_body(ChatBody, "ChatCompletion", is_streamed=True),
+    )
     async def chat_completions(request: Request) -> Response:
         return await generate(request, start_chat_completion)
 
-    @app.post("/v1/responses", tags=["generation"], openapi_extra=describe_body(ResponseBody))
+    @app.post(
+        "/v1/responses", tags=["generation"], openapi_extra=describe_body(ResponseBody, "Response", is_streamed=True)
+    )
     async def responses(request: Request) -> Response:
         return await generate(request, start_response)
 
@@ -168,34 +189,43 @@ def _add_operations(app: FastAPI, context: ServingContext, settings: Settings) -
     async def stored_response(response_id: str) -> Response:
         raise HTTPException(404, f"no response {response_id[:100]!r}: responses are not stored here")
 
-    @app.post("/v1/messages", tags=["generation"], openapi_extra=describe_body(MessagesBody, "AnthropicError"))
+    @app.post(
+        "/v1/messages",
+        tags=["generation"],
+        openapi_extra=describe_body(MessagesBody, "Message", error="AnthropicError", is_streamed=True),
+    )
     async def messages(request: Request) -> Response:
         return await generate(request, start_message)
 
-    @app.post("/v1/messages/count_tokens", tags=["tokens"], openapi_extra=describe_body(MessagesBody, "AnthropicError"))
+    @app.post(
+        "/v1/messages/count_tokens",
+        tags=["tokens"],
+        openapi_extra=describe_body(MessagesBody, "MessageTokens", error="AnthropicError"),
+    )
     async def message_tokens(request: Request) -> Response:
         return await answer(request, count_tokens)
 
-    @app.post("/v1/embeddings", tags=["embeddings"], openapi_extra=describe_body(EmbeddingBody))
+    @app.post("/v1/embeddings", tags=["embeddings"], openapi_extra=describe_body(EmbeddingBody, "Embeddings"))
     async def embeddings(request: Request) -> Response:
         return await generate(request, start_embeddings)
 
-    @app.post("/tokenize", tags=["tokens"], openapi_extra=describe_body(TokenizeBody))
+    @app.post("/tokenize", tags=["tokens"], openapi_extra=describe_body(TokenizeBody, "Tokens"))
     async def tokenize(request: Request) -> Response:
         return await answer(request, tokenization.tokenize)
 
-    @app.post("/detokenize", tags=["tokens"], openapi_extra=describe_body(DetokenizeBody))
+    @app.post("/detokenize", tags=["tokens"], openapi_extra=describe_body(DetokenizeBody, "Text"))
     async def detokenize(request: Request) -> Response:
         return await answer(request, tokenization.detokenize)
 
 
-def _add_layers(app: FastAPI, metrics: Metrics, keys: KeyRing) -> None:
+def _add_layers(app: FastAPI, metrics: Metrics, bodies: BodyReader, keys: KeyRing, engine: ServingEngine) -> None:
     """The first of the list is the outermost: a refused key too gets an id, a line in the log and a count."""
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     routes = frozenset(path.replace(":path", "") for path in routes)
     app.user_middleware[:] = [
-        Middleware(RequestMiddleware, metrics=metrics, routes=routes),
+        Middleware(RequestMiddleware, metrics=metrics, routes=routes, bodies=bodies),
         Middleware(AuthMiddleware, keys=keys),
+        Middleware(RoomMiddleware, engine=engine),
     ]
 
     async def respond(request: Request, error: Exception) -> Response:

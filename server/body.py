@@ -1,43 +1,65 @@
-"""Reading a request's body: its type, its size and the time it takes are checked before and while it comes in."""
+"""Reading a request's body: its type, its size and the time it takes are checked before and while it comes in, and so
+is what the bodies of all requests take together."""
 
 import asyncio
 from typing import Any
 
 from starlette.requests import Request
+from starlette.types import Scope
 
+from engine.errors import QueueFullError
 from server.errors import BodyTimeoutError, BodyTooLargeError, UnsupportedMediaTypeError
 from server.json_body import parse_json_object_async
 
 READ_TIMEOUT_S = 60.0
+MAX_FULL_BODIES = 32  # of the largest size at once; of smaller ones so many more
 
 
-async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The JSON object in the body.
+class BodyReader:
+    """Bodies of at most `max_bytes`. What one takes counts until `release`, because a request keeps its body."""
 
-    Raises `UnsupportedMediaTypeError`, `BodyTooLargeError` (as soon as it is known, whether or not the client
-    announced the length), `BodyTimeoutError`, `InvalidRequestError`, and starlette's `ClientDisconnect`.
-    """
-    _check_type(request)
-    _check_length(int(request.headers.get("content-length") or 0), max_bytes)
-    try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            body = await _read(request, max_bytes)
-    except TimeoutError:
-        raise BodyTimeoutError(f"the body was not complete after {READ_TIMEOUT_S:g} s") from None
-    return await parse_json_object_async(body)
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_total = MAX_FULL_BODIES * max_bytes
+        self._total = 0
 
+    async def read_json_object(self, request: Request) -> dict[str, Any]:
+        """The JSON object in the body.
 
-async def _read(request: Request, max_bytes: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        _check_length(len(body), max_bytes)
-    return bytes(body)
+        Raises `UnsupportedMediaTypeError`, `BodyTooLargeError` (as soon as it is known, whether or not the client
+        announced the length), `BodyTimeoutError`, `QueueFullError`, `InvalidRequestError`, and starlette's
+        `ClientDisconnect`.
+        """
+        _check_type(request)
+        self._check_length(int(request.headers.get("content-length") or 0))
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                body = await self._read(request)
+        except TimeoutError:
+            raise BodyTimeoutError(f"the body was not complete after {READ_TIMEOUT_S:g} s") from None
+        return await parse_json_object_async(body)
 
+    def release(self, scope: Scope) -> None:
+        """The request is over."""
+        self._total -= scope["state"].pop("num_body_bytes", 0)
 
-def _check_length(num_bytes: int, max_bytes: int) -> None:
-    if num_bytes > max_bytes:
-        raise BodyTooLargeError(f"the body must have at most {max_bytes} bytes, got {num_bytes} or more")
+    async def _read(self, request: Request) -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            self._check_length(len(body))
+            self._take(request.scope, len(chunk))
+        return bytes(body)
+
+    def _take(self, scope: Scope, num_bytes: int) -> None:
+        self._total += num_bytes
+        scope["state"]["num_body_bytes"] = scope["state"].get("num_body_bytes", 0) + num_bytes
+        if self._total > self._max_total:
+            raise QueueFullError(f"the requests in progress may have at most {self._max_total} bytes together", 1.0)
+
+    def _check_length(self, num_bytes: int) -> None:
+        if num_bytes > self._max_bytes:
+            raise BodyTooLargeError(f"the body must have at most {self._max_bytes} bytes, got {num_bytes} or more")
 
 
 def _check_type(request: Request) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from engine.outputs import RequestOutput
+from server.caller import ANONYMOUS, Caller
 from server.chat_request import ChatRequest, prepare_chat
 from server.context import OutputStream, ServingContext
 from server.generation import Choice, OpenAIGeneration
@@ -17,13 +18,15 @@ from server.protocol import ChatBody, parse_chat
 _encode = msgspec.json.encode
 
 
-async def start_chat_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "ChatGeneration":
+async def start_chat_completion(
+    ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
+) -> "ChatGeneration":
     """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
     `EngineUnavailableError`.
     """
-    request = await prepare_chat(ctx, parse_chat(body), ChatGeneration.new_id())
+    request = await prepare_chat(ctx, parse_chat(body), ChatGeneration.new_id(), caller)
     return ChatGeneration(ctx, request, request.submit(ctx))
 
 

@@ -13,6 +13,7 @@ import msgspec
 from engine.errors import InvalidRequestError
 from engine.outputs import GenerationRequest
 from engine.sampling_params import Grammar
+from server.caller import ANONYMOUS, Caller
 from server.context import OutputStream, ServingContext
 from server.message_reader import MessageReader
 from server.prompts import encode_chat
@@ -35,14 +36,14 @@ class ChatRequest:
 
     def submit(self, ctx: ServingContext) -> OutputStream:
         """Nothing is awaited between the last check and the engine's. Raises what admission raises."""
-        ctx.check_ready()
+        ctx.check_admitting()
         return ctx.engine.submit(self.generation)
 
 
-async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str) -> ChatRequest:
+async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, caller: Caller = ANONYMOUS) -> ChatRequest:
     """Check, render and tokenize. Raises `InvalidRequestError`, `ModelNotFoundError`, `EngineUnavailableError`."""
     ctx.check_model(body.model)
-    ctx.check_ready()
+    ctx.check_admitting()
     form = ctx.message_format
     tool_use = _usable_tools(ctx, body)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -68,7 +69,7 @@ async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str) -> 
     if form.needs_special_tokens and form.reader(tail, tool_use) is not None:
         sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
     prompt = prompt.keep_last(tokens_to_keep(ctx, body, max_tokens))
-    generation = to_request(request_id, body, sampling, [prompt])
+    generation = to_request(request_id, body, sampling, [prompt], caller)
     return ChatRequest(body, generation, tool_use, lambda: form.reader(tail, tool_use))
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from engine.messages import TokenLogprobs
 from engine.outputs import GenerationRequest
+from server.caller import ANONYMOUS, Caller
 from server.context import OutputStream, ServingContext
 from server.generation import Choice, OpenAIGeneration
 from server.logprobs import TextLogprobs
@@ -18,7 +19,9 @@ from server.structured import grammar_param, read_grammar
 _encode = msgspec.json.encode
 
 
-async def start_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "CompletionGeneration":
+async def start_completion(
+    ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
+) -> "CompletionGeneration":
     """Check, tokenize and submit; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
@@ -26,7 +29,7 @@ async def start_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "Com
     """
     request = parse_completion(body)
     ctx.check_model(request.model)
-    ctx.check_ready()
+    ctx.check_admitting()
     prompts = await encode_prompts(ctx.engine, request.prompt, add_special_tokens=request.add_special_tokens)
     num_kept = tokens_to_keep(ctx, request, request.max_tokens)
     prompts = [prompt.keep_last(num_kept) for prompt in prompts]
@@ -43,8 +46,8 @@ async def start_completion(ctx: ServingContext, body: Mapping[str, Any]) -> "Com
         grammar=grammar,
     )
     sampling = msgspec.structs.replace(sampling, n=request.best_of or request.n)
-    generation = to_request(CompletionGeneration.new_id(), request, sampling, prompts)
-    ctx.check_ready()
+    generation = to_request(CompletionGeneration.new_id(), request, sampling, prompts, caller)
+    ctx.check_admitting()
     return CompletionGeneration(ctx, request, generation, ctx.engine.submit(generation), prompts)
 
 

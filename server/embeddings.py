@@ -20,6 +20,7 @@ import msgspec
 from engine.errors import InvalidRequestError
 from engine.outputs import GenerationRequest, RequestOutput
 from engine.sampling_params import SamplingParams
+from server.caller import ANONYMOUS, Caller
 from server.context import OutputStream, ServingContext
 from server.generation import Generation
 from server.prompts import EncodedPrompt, encode_prompts
@@ -31,7 +32,9 @@ _OFF_LOOP_BYTES = 128 * 1024  # more than these are written in a thread: about a
 _BYTES_PER_NUMBER = 4
 
 
-async def start_embeddings(ctx: ServingContext, body: Mapping[str, Any]) -> "EmbeddingGeneration":
+async def start_embeddings(
+    ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
+) -> "EmbeddingGeneration":
     """Check, tokenize and submit; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
@@ -39,7 +42,7 @@ async def start_embeddings(ctx: ServingContext, body: Mapping[str, Any]) -> "Emb
     """
     request = parse_embedding(body)
     ctx.check_model(request.model)
-    ctx.check_ready()
+    ctx.check_admitting()
     _check_dimensions(request.dimensions, ctx.engine.info.hidden_size)
     with _naming_input():
         prompts = await _encode_inputs(ctx, request)
@@ -49,9 +52,10 @@ async def start_embeddings(ctx: ServingContext, body: Mapping[str, Any]) -> "Emb
             sampling=SamplingParams(max_tokens=0, pooling=ctx.engine.info.pooling),
             priority=request.priority,
             cache_salt=request.cache_salt,
-            timeout_s=request.timeout,
+            timeout_s=caller.deadline_s(request.timeout),
+            client=caller.client,
         )
-        ctx.check_ready()
+        ctx.check_admitting()
         return EmbeddingGeneration(ctx, request, generation, ctx.engine.submit(generation))
 
 

@@ -13,6 +13,7 @@ import msgspec
 from pydantic_core import from_json
 
 from engine.outputs import RequestOutput
+from server.caller import ANONYMOUS, Caller
 from server.chat_request import ChatRequest, prepare_chat
 from server.context import OutputStream, ServingContext
 from server.errors import anthropic_error_body
@@ -26,13 +27,15 @@ _encode = msgspec.json.encode
 INVALID_JSON = "INVALID_JSON"  # the key that Anthropic's documentation suggests for arguments that are not JSON
 
 
-async def start_message(ctx: ServingContext, body: Mapping[str, Any]) -> "MessageGeneration":
+async def start_message(
+    ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
+) -> "MessageGeneration":
     """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps.
     """
     parsed = parse_messages(body)
-    request = await prepare_chat(ctx, to_chat_body(parsed), _new_id())
+    request = await prepare_chat(ctx, to_chat_body(parsed), _new_id(), caller)
     return MessageGeneration(ctx, request, request.submit(ctx), is_streamed=parsed.stream)
 
 

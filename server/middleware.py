@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.answers import send_error
 from server.auth import PUBLIC_PATHS
+from server.body import BodyReader
 from server.errors import speaks_anthropic
 from server.metrics import Metrics
 
@@ -27,8 +28,9 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 class RequestMiddleware:
     """`routes` are the paths that the app has; all others count as one in the metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], bodies: BodyReader) -> None:
         self._app = app
+        self._bodies = bodies
         self._metrics = metrics
         self._routes = routes
 
@@ -46,6 +48,7 @@ class RequestMiddleware:
             logger.exception("request %s failed", exchange.request_id)
             await exchange.fail()
         finally:
+            self._bodies.release(scope)
             route, method = self._labels(scope)
             self._metrics.on_http_end(route, method, exchange.status)
             exchange.log()

@@ -5,7 +5,7 @@ that is wrong becomes an `InvalidRequestError` that names the field, the limit a
 model (vocabulary, context, template) is checked elsewhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from annotated_types import MaxLen
@@ -18,6 +18,7 @@ from engine.sampling_params import (
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_N,
+    MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
 )
@@ -30,7 +31,7 @@ MAX_MESSAGES = 4096
 MAX_TOKENS = 2**31 - 1
 MAX_TIMEOUT_S = 24 * 3600
 MAX_TEMPLATE_VARIABLES = 64
-MAX_DETOKENIZE = 1_000_000
+MAX_DETOKENIZE = 2**18
 MAX_TOOLS = 128
 MAX_METADATA = 16
 
@@ -45,20 +46,18 @@ def _string_to_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-_STOP_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOP_STRINGS},
-    ]
-}
+_STOP_STRING_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS}
+_STOPS_SCHEMA = {"type": "array", "items": _STOP_STRING_SCHEMA, "maxItems": MAX_STOP_STRINGS}
+_STOP_SCHEMA = {"anyOf": [_STOP_STRING_SCHEMA, _STOPS_SCHEMA]}
+_TEXT_SCHEMA = {"type": "string", "minLength": 1}
 _IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 
 
 def _prompts_schema(limit: int) -> dict[str, Any]:
     return {
         "anyOf": [
-            {"type": "string"},
-            {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": limit},
+            _TEXT_SCHEMA,
+            {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": limit},
             _IDS_SCHEMA,
             {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": limit},
         ]
@@ -68,11 +67,94 @@ def _prompts_schema(limit: int) -> dict[str, Any]:
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 
 Stop = Annotated[list[str], BeforeValidator(_string_to_list), WithJsonSchema(_STOP_SCHEMA)]
+StopSequences = Annotated[list[str], WithJsonSchema(_STOPS_SCHEMA)]
+Word = Annotated[str, WithJsonSchema(_TEXT_SCHEMA)]
 Prompt = Annotated[Any, WithJsonSchema(_prompts_schema(MAX_PROMPTS))]
 Input = Annotated[Any, WithJsonSchema(_prompts_schema(MAX_INPUTS))]
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 Texts = Annotated[Any, WithJsonSchema(_TEXTS_SCHEMA)]
 _ITEMS_SCHEMA = {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": MAX_MESSAGES}
+_PARTS_SCHEMA = {
+    "type": "array",
+    "items": {
+        "anyOf": [
+            {
+                "type": "object",
+                "required": ["type", kind],
+                "properties": {"type": {"const": kind}, kind: {"type": "string"}},
+            }
+            for kind in ("text", "refusal")
+        ]
+    },
+}
+
+
+def _message_schema(roles: Sequence[str], *content: dict[str, Any]) -> dict[str, Any]:
+    calls = {"type": ["array", "null"], "items": {"type": "object"}}
+    properties = {"role": {"enum": roles}, "content": {"anyOf": [*content]}, "tool_calls": calls}
+    return {"type": "object", "required": ["role", "content"], "properties": properties}
+
+
+_ASSISTANT_SCHEMA = _message_schema(["assistant"], {"type": "string"}, _PARTS_SCHEMA, {"type": "null"})
+_OTHERS_SCHEMA = _message_schema(["system", "developer", "user", "tool", "function"], {"type": "string"}, _PARTS_SCHEMA)
+_MESSAGES_SCHEMA = {
+    "type": "array",
+    "items": {"anyOf": [_OTHERS_SCHEMA, {**_ASSISTANT_SCHEMA, "required": ["role"]}]},
+    "minItems": 1,
+    "maxItems": MAX_MESSAGES,
+}
+_BIAS_SCHEMA = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    "maxProperties": MAX_LOGIT_BIAS,
+}
+LogitBias = Annotated[dict[str, float], WithJsonSchema(_BIAS_SCHEMA)]
+_BLOCKS_SCHEMA = {"type": "array", "items": {"type": "object", "required": ["type"]}, "minItems": 1}
+_TURN_SCHEMA = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"enum": ["user", "assistant", "system"]},
+        "content": {"anyOf": [{"type": "string"}, _BLOCKS_SCHEMA]},
+    },
+    "additionalProperties": False,
+}
+_TURNS_SCHEMA = {"type": "array", "items": _TURN_SCHEMA, "minItems": 1, "maxItems": MAX_MESSAGES}
+Turns = Annotated[list[dict[str, Any]], WithJsonSchema(_TURNS_SCHEMA)]
+_STRUCTURED_SCHEMAS: dict[str, Any] = {
+    "json": {"type": ["object", "boolean", "string"]},
+    "regex": _TEXT_SCHEMA,
+    "choice": {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1},
+    "grammar": _TEXT_SCHEMA,
+    "json_object": {"const": True},
+}
+_STRUCTURED_SCHEMA = {
+    "anyOf": [
+        {"type": "object", "required": [name], "properties": {name: schema}, "additionalProperties": {"type": "null"}}
+        for name, schema in _STRUCTURED_SCHEMAS.items()
+    ]
+}
+StructuredOutputs = Annotated[dict[str, Any], WithJsonSchema(_STRUCTURED_SCHEMA)]
+_FORMAT_SCHEMA = {
+    "anyOf": [
+        {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
+        {
+            "type": "object",
+            "required": ["type", "json_schema"],
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "required": ["schema"],
+                    "properties": {"schema": {"type": ["object", "boolean"]}},
+                },
+            },
+        },
+    ]
+}
+ResponseFormat = Annotated[dict[str, Any], WithJsonSchema(_FORMAT_SCHEMA)]
+Messages = Annotated[list[dict[str, Any]], WithJsonSchema(_MESSAGES_SCHEMA)]
 ResponseInput = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _ITEMS_SCHEMA]})]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -104,7 +186,7 @@ class PromptBody(_Body):
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, le=MAX_TOKENS, description="Keep the last k tokens of the prompt; -1: what the context allows."
     )
-    priority: int = Field(0, ge=-(2**31), le=2**31 - 1, description="Lower runs first.")
+    priority: int = Field(0, ge=-(2**31), le=2**31 - 1, description="Lower runs first, among those of one API key.")
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Share cached prefixes only with the same salt."
     )
@@ -124,11 +206,9 @@ class SamplingBody(PromptBody):
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Over generated tokens.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Over generated tokens.")
     repetition_penalty: float = Field(1.0, gt=0, le=100, description="Over prompt and generated tokens; 1 is off.")
-    logit_bias: dict[str, float] = Field(
-        {}, max_length=MAX_LOGIT_BIAS, description="Token id to a bias from -100 to 100."
-    )
+    logit_bias: LogitBias = Field({}, max_length=MAX_LOGIT_BIAS, description="Token id to a bias from -100 to 100.")
     seed: int | None = Field(
-        None, ge=-(2**63), le=2**64 - 1, description="Same seed, same request: same output, whatever else runs."
+        None, ge=-(2**63), le=2**64 - 1, description="Same seed, same request: same random numbers, whatever else runs."
     )
     stop: Stop = Field(
         [], max_length=MAX_STOP_STRINGS, description=f"Up to {MAX_STOP_STRINGS} strings that end the output."
@@ -136,11 +216,11 @@ class SamplingBody(PromptBody):
     stop_token_ids: list[int] = Field(
         [], max_length=MAX_STOP_TOKEN_IDS, description=f"Up to {MAX_STOP_TOKEN_IDS} token ids that end it."
     )
-    bad_words: list[str] = Field([], max_length=MAX_BAD_WORDS // 2, description="Strings that are never generated.")
+    bad_words: list[Word] = Field([], max_length=MAX_BAD_WORDS // 2, description="Strings that are never generated.")
     allowed_token_ids: list[int] = Field(
         [], max_length=MAX_ALLOWED_TOKEN_IDS, description="Generate only these token ids."
     )
-    structured_outputs: dict[str, Any] | None = Field(
+    structured_outputs: StructuredOutputs | None = Field(
         None, description="One of `json`, `regex`, `choice`, `grammar` (Lark or GBNF); the output matches it."
     )
     min_tokens: TokenCount = Field(0, description="Do not end before so many tokens.")
@@ -156,7 +236,7 @@ class GenerationBody(SamplingBody):
     stream_options: StreamOptions | None = Field(
         None, description="`include_usage`, `continuous_usage_stats`, `include_timing`; only with `stream`."
     )
-    response_format: dict[str, Any] | None = Field(
+    response_format: ResponseFormat | None = Field(
         None, description="`text`, `json_object` or `json_schema` with its schema; the output matches it."
     )
     prompt_logprobs: int | None = Field(
@@ -188,7 +268,7 @@ class CompletionBody(GenerationBody):
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
+    messages: Messages = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
     tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Functions that the model may call.")
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="`none`, `auto`, `required`, or a function by name; the last two are enforced."
@@ -334,12 +414,12 @@ class OutputConfig(_Body):
 class MessagesBody(SamplingBody):
     """POST /v1/messages, and /v1/messages/count_tokens, where of these only `messages` is needed."""
 
-    messages: list[dict[str, Any]] = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
+    messages: Turns = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
     system: Texts = Field(None, description="What comes before the conversation: a string, or blocks of text.")
     max_tokens: int | None = Field(
         None, ge=1, le=MAX_TOKENS, description="Tokens to generate at most; /v1/messages needs it."
     )
-    stop_sequences: list[str] = Field([], max_length=MAX_STOP_STRINGS, description="Anthropic's name of `stop`.")
+    stop_sequences: StopSequences = Field([], max_length=MAX_STOP_STRINGS, description="Anthropic's name of `stop`.")
     tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Tools that the model may call.")
     tool_choice: MessagesToolChoice | None = Field(
         None, description="`auto`, `any`, `tool` with a name, or `none`; `any` and `tool` are enforced."
@@ -361,9 +441,7 @@ class TokenizeBody(_Body):
 
     model: str | None = Field(None, description="Name of the served model.")
     prompt: str | None = Field(None, description="Text to tokenize.")
-    messages: list[dict[str, Any]] | None = Field(
-        None, max_length=MAX_MESSAGES, description="Or a chat to render and tokenize."
-    )
+    messages: Messages | None = Field(None, max_length=MAX_MESSAGES, description="Or a chat to render and tokenize.")
     tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="As in chat completions.")
     add_special_tokens: bool | None = Field(None, description="Default: true for text, false for a chat.")
     add_generation_prompt: bool | None = Field(None, description="As in chat completions.")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.outputs import RequestOutput
+from server.caller import ANONYMOUS, Caller
 from server.chat_request import ChatRequest, prepare_chat
 from server.context import OutputStream, ServingContext
 from server.errors import error_body
@@ -22,7 +23,9 @@ from server.responses_output import Event, OutputItems
 from server.single_message import SingleMessageGeneration, encode_event
 
 
-async def start_response(ctx: ServingContext, body: Mapping[str, Any]) -> "ResponseGeneration":
+async def start_response(
+    ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
+) -> "ResponseGeneration":
     """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
@@ -31,7 +34,7 @@ async def start_response(ctx: ServingContext, body: Mapping[str, Any]) -> "Respo
     asked = parse_response(body)
     chat = to_chat_body(asked)
     with naming_parameters_of_responses():
-        request = await prepare_chat(ctx, chat, f"resp_{uuid.uuid4().hex}")
+        request = await prepare_chat(ctx, chat, f"resp_{uuid.uuid4().hex}", caller)
         return ResponseGeneration(ctx, asked, request, request.submit(ctx))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from engine.errors import InvalidRequestError
 from engine.outputs import GenerationRequest
 from engine.sampling_params import Grammar, SamplingParams
+from server.caller import Caller
 from server.context import ServingContext, ServingEngine
 from server.prompts import EncodedPrompt
 from server.protocol import MAX_CHOICES, GenerationBody, PromptBody
@@ -64,7 +65,7 @@ def _value(body: GenerationBody, defaults: Mapping[str, float], name: str) -> An
 
 
 def to_request(
-    response_id: str, body: GenerationBody, sampling: SamplingParams, prompts: Sequence[EncodedPrompt]
+    response_id: str, body: GenerationBody, sampling: SamplingParams, prompts: Sequence[EncodedPrompt], caller: Caller
 ) -> GenerationRequest:
     """Raises `InvalidRequestError` for too many choices."""
     if (num_choices := len(prompts) * sampling.n) > MAX_CHOICES:
@@ -77,7 +78,8 @@ def to_request(
         sampling=sampling,
         priority=body.priority,
         cache_salt=body.cache_salt,
-        timeout_s=body.timeout,
+        timeout_s=caller.deadline_s(body.timeout),
+        client=caller.client,
     )
 
 

@@ -53,7 +53,12 @@ def schema_grammar(schema: Any, param: str) -> Grammar:
     """`schema` is parsed JSON: an object, or true and false, which are schemas too."""
     if not isinstance(schema, (dict, bool)):
         raise InvalidRequestError(f"{param} must be a JSON schema, got {schema!r:.60}", param)
-    return Grammar("json_schema", json.dumps(schema, ensure_ascii=False))
+    source = json.dumps(schema, ensure_ascii=False)
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"{param} has characters that cannot be written as UTF-8", param) from None
+    return Grammar("json_schema", source)
 
 
 def _read_json_schema(described: Any) -> Grammar:

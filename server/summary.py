@@ -81,4 +81,5 @@ def _count(number: int) -> str:
 
 
 def _numbers(info: EngineInfo) -> str:
-    return info.dtype if info.quantization is None else f"{info.dtype} with {info.quantization} weights"
+    numbers = info.dtype if info.quantization is None else f"{info.dtype} with {info.quantization} weights"
+    return f"{numbers}, deterministic" if info.is_deterministic else numbers

@@ -1,16 +1,19 @@
 """POST /tokenize and /detokenize: text, chats and token ids, without the model."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from engine.errors import InvalidRequestError
-from server.context import ServingContext
+from server.context import ServingContext, ServingTokenizer
 from server.prompts import encode_chat
 from server.protocol import TokenizeBody, parse_detokenize, parse_tokenize
 from server.tools.request import read_tool_use
 
 _OFF_LOOP_TOKENS = 4096
+
+T = TypeVar("T")
 
 
 async def tokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,8 +24,7 @@ async def tokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, An
     token_ids = await _token_ids(ctx, request)
     answer = {"count": len(token_ids), "max_model_len": info.max_model_len, "tokens": token_ids}
     if request.return_token_strs:
-        token_bytes = map(ctx.engine.tokenizer.token_bytes, token_ids)
-        answer["token_strs"] = [raw.decode("utf-8", "replace") for raw in token_bytes]
+        answer["token_strs"] = await _work(token_ids, partial(_token_strs, ctx.engine.tokenizer))
     return answer
 
 
@@ -34,11 +36,19 @@ async def detokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, 
     for token_id in (min(request.tokens, default=0), max(request.tokens, default=0)):
         if not 0 <= token_id <= last_id:
             raise InvalidRequestError(f"tokens has id {token_id}, outside the vocabulary (0 to {last_id})", "tokens")
-    decode = ctx.engine.tokenizer.decode
-    skip = request.skip_special_tokens
-    if len(request.tokens) <= _OFF_LOOP_TOKENS:
-        return {"prompt": decode(request.tokens, skip_special_tokens=skip)}
-    return {"prompt": await asyncio.to_thread(decode, request.tokens, skip_special_tokens=skip)}
+    decode = partial(ctx.engine.tokenizer.decode, skip_special_tokens=request.skip_special_tokens)
+    return {"prompt": await _work(request.tokens, decode)}
+
+
+async def _work(token_ids: Sequence[int], work: Callable[[Sequence[int]], T]) -> T:
+    """Off the event loop where it takes long."""
+    if len(token_ids) <= _OFF_LOOP_TOKENS:
+        return work(token_ids)
+    return await asyncio.to_thread(work, token_ids)
+
+
+def _token_strs(tokenizer: ServingTokenizer, token_ids: Sequence[int]) -> list[str]:
+    return [tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in token_ids]
 
 
 async def _token_ids(ctx: ServingContext, request: TokenizeBody) -> list[int]:

@@ -184,10 +184,10 @@ class SmallServer:
 
 
 @contextlib.contextmanager
-def small_server() -> Iterator[SmallServer]:
+def small_server(*flags: str) -> Iterator[SmallServer]:
     """A server that may be broken."""
     limits = ("--max-num-seqs", "1", "--max-queue-len", "2", "--max-body-bytes", "10000", "--keep-alive-s", "0.2")
-    process = ServerProcess("--api-key", KEY, *limits)
+    process = ServerProcess("--api-key", KEY, *limits, *flags)
     try:
         with Api(process.url, KEY) as api:
             yield SmallServer(process, api)

@@ -78,6 +78,25 @@ def queued_too_long(api: Api) -> None:
     assert error["type"] == "timeout"
 
 
+@row("errors.deadline_header", "`X-Request-Timeout` sets a deadline, as `timeout` does")
+def deadline_header(api: Api) -> None:
+    http = api.small.api.http
+    with api.small.busy():
+        error = error_of(http.post("/v1/completions", json={"prompt": "x"}, headers={"x-request-timeout": "0.1"}), 408)
+    assert error["type"] == "timeout"
+    refused = http.post("/v1/completions", json={"prompt": "x"}, headers={"x-request-timeout": "soon"})
+    assert error_of(refused, 400)["param"] == "x-request-timeout"
+
+
+@row("errors.quota", "A key that has all that it may have is 429 `quota` with `Retry-After` in seconds")
+def quota(_: Api) -> None:
+    with small_server("--max-requests-per-key", "1") as small, small.busy():
+        response = small.api.http.post("/v1/completions", json={"prompt": "x"})
+    error = error_of(response, 429)
+    assert (error["type"], error["code"]) == ("rate_limit_error", "quota")
+    assert 1 <= int(response.headers["retry-after"]) <= 120
+
+
 @row("errors.draining", "A server told to end finishes its streams; new work is 503 `draining`, /live stays green")
 def draining(_: Api) -> None:
     with small_server() as small, small.api.http.stream("POST", "/v1/completions", json=STREAM) as stream:

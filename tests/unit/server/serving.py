@@ -118,7 +118,7 @@ async def serving(
     build = builds(executor or FakeExecutor(), **(info or {}))
     engine = AsyncEngine(
         fake_config(chosen.model_path),
-        max_queue_len=chosen.max_queue_len,
+        limits=chosen.admission_limits(),
         transport_factory=lambda: InProcessTransport(build),
     )
     engine.start()

@@ -53,6 +53,12 @@ def test_summary_says_that_weights_are_quantized() -> None:
     assert "bfloat16 with int8 weights, attention: sdpa" in text
 
 
+def test_summary_says_that_the_engine_is_deterministic() -> None:
+    info = msgspec.structs.replace(INFO, is_deterministic=True)
+    text = start_up_summary(info, load_settings(), port=8000, ready_s=1.0)
+    assert "bfloat16, deterministic, attention: sdpa" in text
+
+
 def test_summary_never_shows_a_key() -> None:
     text = start_up_summary(INFO, load_settings(api_key=["top-secret"]), port=8000, ready_s=2.34)
     assert "top-secret" not in text

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.errors import EngineUnavailableError
-from server import answers
+from server import body, http_protocol
 from server.lifecycle import DrainingServer, ListenError, listen
 from tests.unit.engine.fakes import FakeExecutor, alphabet, says
 from tests.unit.server.serving import Gate, Serving, events_of, listening, serving, until
@@ -52,7 +53,12 @@ class Connection:
 
 @contextlib.asynccontextmanager
 async def connect(port: int) -> AsyncIterator[Connection]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    """With a small buffer in the system: what is not read soon has to wait in the server."""
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+    plain.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=plain)
     try:
         yield Connection(reader, writer)
     finally:
@@ -127,16 +133,230 @@ async def test_no_byte_is_sent_while_a_prompt_waits_so_that_errors_keep_their_st
         gate.open()
 
 
-async def test_a_client_that_does_not_read_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "WRITE_TIMEOUT_S", 0.2)
+LONG_ANSWER = {"prompt": "\x01" * 500_000, "return_token_strs": True}  # longer than what the system takes in itself
+
+
+async def test_a_client_that_does_not_read_its_stream_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.2)
     info = {"max_model_len": 200_000, "num_kv_blocks": 20_000}
-    async with serving(tmp_path, info=info, keep_alive_s=0.05) as served, listening(served) as (_, port):
+    async with serving(tmp_path, info=info) as served, listening(served) as (server, port):
         async with connect(port) as client:
             client.reader._transport.pause_reading()  # type: ignore[attr-defined]
             await client.post("/v1/completions", prompt="a", max_tokens=190_000, stream=True, logprobs=20)
             await until(lambda: served.engine.num_running == 1)
             await until(lambda: served.engine.num_running == 0, timeout_s=30)
+            await until(lambda: not server.server_state.connections)
         assert await served.metric("orcinus_requests_total", outcome="abort") == 1
+
+
+@pytest.mark.parametrize("is_much", [True, False])
+async def test_a_client_that_does_not_read_its_answer_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_much: bool
+) -> None:
+    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.2)
+    async with serving(tmp_path) as served, listening(served) as (server, port), connect(port) as client:
+        await until(lambda: len(connections_of(server)) == 1)
+        if not is_much:  # for the app to be told to wait
+            connections_of(server)[0].transport.set_write_buffer_limits(2**30)
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await client.post("/tokenize", **LONG_ANSWER)
+        await until(lambda: has_unread(server), timeout_s=30)
+        await until(lambda: not server.server_state.connections)
+
+
+async def test_a_client_that_reads_slowly_is_waited_for(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, listening(served) as (server, port), connect(port) as client:
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await client.post("/tokenize", **LONG_ANSWER)
+        await until(lambda: has_unread(server), timeout_s=30)
+        [connection] = connections_of(server)
+        former_size = connection.transport.get_write_buffer_size()
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        assert await client.status() == 200
+        while connection.transport.get_write_buffer_size() >= former_size:
+            await client.reader.read(2**16)
+        connection._check_reader(former_size)  # as the timer would
+        assert await client.reader.read(2**16)
+        client.leave()
+
+
+def has_unread(server: DrainingServer) -> bool:
+    return any(connection.transport.get_write_buffer_size() for connection in connections_of(server))
+
+
+def connections_of(server: DrainingServer) -> list[Any]:
+    return [*server.server_state.connections]
+
+
+HEAD = b"GET /live HTTP/1.1\r\nhost: x\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "words"),
+    [
+        (HEAD + b"x-long: " + b"a" * 3000 + b"\r\n\r\n", 431, "at most 2000 bytes"),
+        (HEAD + b"x-long: " + b"a" * 3000, 431, "at most 2000 bytes besides its body"),
+        (HEAD + b"x: y\r\n" * 30 + b"\r\n", 431, "at most 20 headers, got 21"),
+        (b"GET /" + b"a" * 600 + b" HTTP/1.1\r\n\r\n", 414, "at most 500 bytes"),
+        (b"\r\n" * 2000, 431, "at most 2000 bytes"),
+        (CHUNKED + b"2;" + b"a" * 3000 + b"\r\n{}", 431, "at most 2000 bytes besides its body"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\nx-trailer: " + b"a" * 3000, 431, "at most 2000 bytes besides its body"),
+        (CHUNKED + b"1\r\n \r\n" * 1000, 431, "at most 2000 bytes besides its body"),
+        (b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" + bytes(range(256)), 400, "not valid HTTP"),
+        (b"hello\r\n\r\n", 400, "not valid HTTP"),
+    ],
+)
+async def test_what_goes_past_a_bound_around_a_body_is_answered_and_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: bytes, status: int, words: str
+) -> None:
+    for name, bound in {"MAX_HEAD_BYTES": 2000, "MAX_HEADERS": 20, "MAX_TARGET_BYTES": 500}.items():
+        monkeypatch.setattr(http_protocol, name, bound)
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        client.writer.write(raw)
+        assert await client.status() == status
+        headers, _, body = (await client.reader.read()).partition(b"\r\n\r\n")
+        assert b"content-type: application/json" in headers
+        assert words in json.loads(body)["error"]["message"]
+
+
+async def test_small_chunks_of_a_small_body_are_fine(tmp_path: Path) -> None:
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        client.writer.write(CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+        assert await client.status() == 200
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"", b"GET /live HT", b"\r\n", HEAD + b"\r\n" + HEAD, HEAD + b"content-length: 5\r\n\r\n12"],
+    ids=["nothing", "a part of a head", "a line without anything", "a part of a second head", "the rest of a body"],
+)
+async def test_a_connection_on_which_no_request_comes_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.1)
+    async with serving(tmp_path) as served, listening(served) as (server, port), connect(port) as client:
+        client.writer.write(beginning)
+        is_answered = beginning.startswith(HEAD)
+        if is_answered:
+            assert (await client.reader.readuntil(b'"live"}')).startswith(b"HTTP/1.1 200")
+        dribbling = asyncio.create_task(dribble(client.writer, b"\r\n" if beginning in (b"", b"\r\n") else b"0"))
+        with contextlib.suppress(ConnectionError):
+            await client.reader.read()
+        dribbling.cancel()
+        await until(lambda: not server.server_state.connections)
+
+
+async def dribble(writer: asyncio.StreamWriter, part: bytes) -> None:
+    while True:
+        writer.write(part)
+        await asyncio.sleep(0.02)
+
+
+async def test_a_connection_that_says_nothing_is_closed_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        assert await client.reader.read() == b""
+
+
+async def test_the_time_for_a_head_is_not_that_of_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
+    gate = Gate()
+    async with (
+        serving(tmp_path, FakeExecutor(says("Hi"), before_step=gate), keep_alive_s=0.02) as served,
+        listening(served) as (_, port),
+        connect(port) as client,
+    ):
+        content = b'{"prompt": "a", "stream": true}'
+        client.writer.write(POST + b"content-length: %d\r\n\r\n%b" % (len(content), content) + HEAD + b"x: ")
+        seen = b""
+        while seen.count(b": keep-alive") < 8:
+            client.writer.write(b"y")
+            seen += await client.reader.readuntil(b"\n\n")
+        gate.open()
+        while b"[DONE]" not in seen:
+            seen += await client.reader.readexactly(1)
+
+
+async def test_one_connection_too_many_is_refused_and_room_is_made_when_one_goes(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path) as served,
+        listening(served, max_connections=2) as (server, port),
+        connect(port) as first,
+        connect(port),
+    ):
+        await until(lambda: len(server.server_state.connections) == 2)
+        async with connect(port) as third:
+            assert await third.status() == 503
+            rest = await third.reader.read()
+            assert b"retry-after: 1" in rest
+            assert b"at most 2 connections" in rest
+        first.leave()
+        await until(lambda: len(server.server_state.connections) == 1)
+        async with connect(port) as fourth:
+            await fourth.get("/live")
+            assert await fourth.status() == 200
+
+
+async def test_requests_sent_without_waiting_are_answered_in_order_up_to_a_bound(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, listening(served) as (_, port):
+        async with connect(port) as client:
+            client.writer.write((HEAD + b"\r\n") * 10)
+            for _ in range(10):
+                assert b" 200 " in await client.reader.readuntil(b'"live"}')
+        async with connect(port) as client:
+            client.writer.write((HEAD + b"\r\n") * 1000)
+            assert (await client.reader.read()).count(b"HTTP/1.1") <= http_protocol.MAX_IN_LINE
+
+
+async def test_a_client_that_leaves_with_requests_in_line_frees_its_slot(tmp_path: Path) -> None:
+    gate = Gate()
+    async with (
+        serving(tmp_path, FakeExecutor(alphabet, before_step=gate)) as served,
+        listening(served) as (_, port),
+        connect(port) as leaver,
+    ):
+        content = b'{"prompt": "a", "max_tokens": 200, "stream": true}'
+        leaver.writer.write(POST + b"content-length: %d\r\n\r\n%b" % (len(content), content))
+        leaver.writer.write((HEAD + b"\r\n") * 3)
+        gate.let(3)
+        await until(lambda: served.engine.stats.num_running == 1)
+        leaver.leave()
+        await until(lambda: served.engine.num_queued + served.engine.num_running == 0)
+        gate.open()
+
+
+async def test_bodies_may_not_take_more_together_than_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "MAX_FULL_BODIES", 2)
+    gate = Gate()
+    asked = {"prompt": "a", "user": "x" * 900}
+    async with (
+        serving(tmp_path, FakeExecutor(says("Hi"), before_step=gate), max_body_bytes=1024) as served,
+        listening(served) as (_, port),
+        connect(port) as first,
+        connect(port) as second,
+        connect(port) as third,
+    ):
+        for client in (first, second):
+            await client.post("/v1/completions", **asked)
+        await until(lambda: served.engine.num_queued + served.engine.num_running == 2)
+        await third.post("/v1/completions", **asked)
+        assert await third.status() == 429
+        rest = await third.reader.read()
+        assert b"at most 2048 bytes together" in rest
+        assert b"retry-after: 1" in rest
+        gate.open()
+        assert await first.status() == 200
+        assert await second.status() == 200
+        await served.complete(**asked)
 
 
 @contextlib.asynccontextmanager

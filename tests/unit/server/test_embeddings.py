@@ -209,7 +209,7 @@ async def test_the_openapi_document_has_the_bounds_of_the_body(served: Serving) 
     assert body == {"$ref": "#/components/schemas/EmbeddingBody"}
     properties = document["components"]["schemas"]["EmbeddingBody"]["properties"]
     assert [form.get("maxItems") for form in properties["input"]["anyOf"]] == [None, 2048, None, 2048]
-    assert set(properties) == set(EmbeddingBody.model_fields)
+    assert set(properties) == {*EmbeddingBody.model_fields, "user"}
 
 
 async def test_priority_salt_and_special_tokens_reach_the_engine(tmp_path: Path) -> None:

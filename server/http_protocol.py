@@ -1,0 +1,227 @@
+"""The bounds of a connection, which uvicorn leaves open: how large the head of a request may be and how long it may
+take, how much may come around a body, how many requests may stand in line, how long a client may read nothing, and how
+many connections there are.
+
+A thin layer over uvicorn's protocol, whose parser refuses by itself what is no HTTP. Knows bytes and time-outs; nothing
+of routes, keys or what is in a body.
+"""
+
+import asyncio
+import functools
+import logging
+import sys
+from typing import Any, NoReturn
+
+from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from server.errors import to_response
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_TARGET_BYTES = 8 * 1024
+MAX_HEADERS = 100
+MAX_IN_LINE = 16  # requests that a client sends without waiting for the answers to those before
+HEAD_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 60.0
+
+_OTHER_FILES = 128  # that the process has open besides connections
+_HOOKS = (
+    "connection_made",
+    "connection_lost",
+    "data_received",
+    "pause_writing",
+    "resume_writing",
+    "on_message_begin",
+    "on_url",
+    "on_header",
+    "on_headers_complete",
+    "on_body",
+    "on_message_complete",
+    "on_response_complete",
+    "send_400_response",
+    "timeout_keep_alive_handler",
+)
+assert all(callable(getattr(HttpToolsProtocol, name, None)) for name in _HOOKS), "uvicorn has changed its protocol"
+
+
+def bounded_protocol(max_connections: int) -> Any:
+    """What uvicorn makes a connection with (`uvicorn.Config(http=...)`), for so many of them at once at most."""
+    return functools.partial(BoundedProtocol, _fit_open_files(max_connections))
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection. What goes past a bound is answered, where that is still possible, and closed."""
+
+    def __init__(self, max_connections: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._max_connections = max_connections
+        self._refusal: HTTPException | None = None
+        self._running: RequestResponseCycle | None = None
+        self._num_bytes = 0  # of the message that is coming in
+        self._num_body_bytes = 0
+        self._num_header_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        if len(self.connections) > self._max_connections:
+            message = f"at most {self._max_connections} connections may be open at once: try again later"
+            self._close_with(HTTPException(503, message, {"retry-after": "1"}))
+        else:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn would tell the request that came last, which may still stand in line behind the one that runs."""
+        self._has_head()
+        self._ignore_reader()
+        super().connection_lost(exc)
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    # --- what comes in --------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_answering():
+            self._await_head()
+        self._num_bytes += len(data)
+        super().data_received(data)
+        num_around = self._num_bytes - self._num_body_bytes
+        if num_around > MAX_HEAD_BYTES + self._num_body_bytes and not self.transport.is_closing():
+            self._refusal = HTTPException(
+                431, f"a request may have at most {MAX_HEAD_BYTES} bytes besides its body, got {num_around} or more"
+            )
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._num_header_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET_BYTES:
+            self._refuse(414, f"the URL may have at most {MAX_TARGET_BYTES} bytes, got {len(self.url)} or more")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._num_header_bytes += len(name) + len(value)
+        if self._num_header_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"headers may have at most {MAX_HEAD_BYTES} bytes, got {self._num_header_bytes} or more")
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(431, f"a request may have at most {MAX_HEADERS} headers, got {len(self.headers)} or more")
+
+    def on_headers_complete(self) -> None:
+        self._has_head()
+        super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
+        if len(self.pipeline) > MAX_IN_LINE:
+            self._refuse(429, f"at most {MAX_IN_LINE} requests may wait in line on a connection")
+
+    def on_body(self, body: bytes) -> None:
+        self._num_body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_bytes = self._num_body_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn calls it for what its parser or a bound does not let through."""
+        self._close_with(self._refusal or HTTPException(400, "the request is not valid HTTP"))
+
+    def _refuse(self, status: int, message: str) -> NoReturn:
+        """Ends parsing, from within one of the parser's callbacks."""
+        self._refusal = HTTPException(status, message)
+        raise self._refusal
+
+    # --- what goes out --------------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._ignore_reader()
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
+        super().on_response_complete()
+        self._watch_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch_reader()
+
+    def _close_with(self, error: HTTPException) -> None:
+        """Say why, unless that would land in the middle of an answer."""
+        if self._running is None or self._running.response_complete or not self._running.response_started:
+            self.transport.write(_encode(error))
+        self.transport.close()
+        self._watch_reader()
+
+    # --- time-outs ------------------------------------------------------------------------------------------
+
+    def _is_answering(self) -> bool:
+        """Whether a request has come whose answer is not complete: what it may take is the app's business."""
+        return self._running is not None and not self._running.response_complete
+
+    def _await_head(self) -> None:
+        """From the first byte of a request, or from the start of the connection."""
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_slow_head)
+
+    def _has_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _on_slow_head(self) -> None:
+        if self._num_bytes and not self.transport.is_closing():
+            self._close_with(HTTPException(408, f"no complete request came within {HEAD_TIMEOUT_S:g} s"))
+        self.transport.close()
+
+    def _watch_reader(self) -> None:
+        """From now on the client has to read something of what is to be sent."""
+        self._ignore_reader()
+        if size := self.transport.get_write_buffer_size():
+            self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self._check_reader, size)
+
+    def _ignore_reader(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _check_reader(self, former_size: int) -> None:
+        if self.transport.get_write_buffer_size() < former_size:
+            self._watch_reader()
+            return
+        logger.warning("a connection is closed: the client read nothing for %g s", WRITE_TIMEOUT_S)
+        self.transport.abort()
+
+
+def _encode(error: HTTPException) -> bytes:
+    """The error as a response of its own, after which the connection is closed."""
+    response = to_response(error)
+    headers = {**response.headers, "content-length": str(len(response.body)), "connection": "close"}
+    lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
+    return b"".join([STATUS_LINE[response.status], *lines, b"\r\n", response.body])
+
+
+def _fit_open_files(max_connections: int) -> int:
+    """How many of them the system allows; where it takes a higher limit on open files, that is set."""
+    if sys.platform == "win32":
+        return max_connections
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max_connections if soft == resource.RLIM_INFINITY else max(min(max_connections, soft - _OTHER_FILES), 1)

@@ -1,0 +1,105 @@
+"""The server held to its own OpenAPI document: what that allows is served, what it forbids is refused, and every answer
+has a form that it declares."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import BaseSchema, Case, GenerationMode
+from schemathesis.checks import positive_data_acceptance
+
+from tests.server_process import ServerProcess
+
+NUM_EXAMPLES = 20
+POSTS = [
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+]
+GETS = ["/live", "/ready", "/health", "/version", "/metrics", "/v1/models", "/v1/models/{model}"]
+
+# What no schema can state, because the model decides it, or several parameters together.
+BEYOND_SCHEMAS = re.compile(
+    "maximum context length is"
+    "|outside the vocabulary"
+    "|the chat template (refused|failed on) the messages"
+    "|is only allowed when stream is true"
+    "|needs logprobs to be true"
+    "|prompts times n must be"
+    "|best_of must be at least n|cannot be streamed"
+    "|two names of one"
+    "|give either prompt or messages"
+    "|max_tokens is required"  # by one of the two operations with this body
+    "|the size of this model's embeddings"
+    r"|(messages|input|tools|system)\[\d+\]"  # within them there are many forms
+    "|it must have at least one token"  # where truncation leaves nothing, or the text is of marks alone
+    r"|text\.format"
+    "|continue_final_message"
+    "|tool_choice needs tools"
+    "|the grammar (cannot be used|is too complex|allows no text)"
+    r"|must be a valid integer, got -?\d+\.0|token ids or a list of those, got .*\d\.0"  # integers, for a schema
+)
+
+
+@pytest.fixture(scope="module")
+def brief_server() -> Iterator[ServerProcess]:
+    """Whose answers are short, however many tokens are asked for."""
+    running = ServerProcess("--max-model-len", "64")
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def document(brief_server: ServerProcess) -> BaseSchema:
+    return schemathesis.openapi.from_url(f"{brief_server.url}/openapi.json")
+
+
+def check(document: BaseSchema, path: str, method: str, mode: GenerationMode) -> None:
+    bounds = settings(
+        max_examples=NUM_EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[*HealthCheck],
+        phases=[Phase.generate],
+    )
+
+    @bounds
+    @given(case=document[path][method].as_strategy(generation_mode=mode))
+    def send(case: Case[Any]) -> None:
+        response = case.call(timeout=60)
+        case.validate_response(response, excluded_checks=[positive_data_acceptance])
+        if mode == GenerationMode.POSITIVE and response.status_code not in (200, 404, 408):
+            assert BEYOND_SCHEMAS.search(response.text), f"{case.body!r}: {response.text}"
+
+    send()
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_what_the_document_allows_is_served(document: BaseSchema, path: str) -> None:
+    check(document, path, "post", GenerationMode.POSITIVE)
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_what_the_document_forbids_is_refused(document: BaseSchema, path: str) -> None:
+    check(document, path, "post", GenerationMode.NEGATIVE)
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_what_is_asked_without_a_body_is_answered_as_the_document_says(document: BaseSchema, path: str) -> None:
+    check(document, path, "get", GenerationMode.POSITIVE)
+
+
+def test_every_operation_of_the_document_is_tried(document: BaseSchema) -> None:
+    operations = {(path, method) for path, methods in document.raw_schema["paths"].items() for method in methods}
+    assert operations == {(path, "post") for path in POSTS} | {(path, "get") for path in GETS}
