@@ -115,6 +115,7 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
         enable_prefix_caching=False,
         batching="continuous",
         batch_wait_ms=0.0,
+        deterministic=False,
         seed=0,
         log_level="warning",
     )

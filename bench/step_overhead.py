@@ -111,6 +111,7 @@ def engine_config(directory: Path, rows: int, num_steps: int) -> EngineConfig:
         enable_prefix_caching=False,
         batching="continuous",
         batch_wait_ms=0.0,
+        deterministic=False,
         seed=0,
         log_level="warning",
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from ctypes import addressof
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from subprocess import SubprocessError
 from typing import Any, Protocol
@@ -393,8 +393,11 @@ class TorchBackend:
             self._gathers = {}
         if window not in self._gathers:
             chunks = [_chunk(meta, i, window) for i in range(meta.num_decodes, meta.num_seqs)]
-            self._gathers[window] = _Gathers(_decode_groups(meta, window), chunks)
+            self._gathers[window] = _Gathers(self._groups_of(meta, window), chunks)
         return self._gathers[window]
+
+    def _groups_of(self, meta: AttentionMetadata, window: int | None) -> list[_DecodeGroup]:
+        return _decode_groups(meta, window)
 
     @staticmethod
     def _attend_decodes(layer: LayerCache, query: Tensor, group: _DecodeGroup, spec: AttentionSpec) -> Tensor:
@@ -429,14 +432,18 @@ def _chunk(meta: AttentionMetadata, i: int, window: int | None) -> _Chunk:
     return _Chunk(start, end, meta.block_tables[i, first:last].long(), num_keys, mask)
 
 
-def _decode_groups(meta: AttentionMetadata, window: int | None) -> list[_DecodeGroup]:
+def _decode_spans(meta: AttentionMetadata, window: int | None) -> list[tuple[int, int, int]]:
+    """(number of blocks, first block, sequence) of what decodes."""
     spans = []
     for i in range(meta.num_decodes):
         first = _first_block(meta.seq_lens[i] - 1, window, meta.block_size)
         spans.append((math.ceil(meta.seq_lens[i] / meta.block_size) - first, first, i))
-    spans.sort()
+    return spans
+
+
+def _decode_groups(meta: AttentionMetadata, window: int | None) -> list[_DecodeGroup]:
     groups: list[list[tuple[int, int, int]]] = []
-    for span in spans:
+    for span in sorted(_decode_spans(meta, window)):
         if not groups or span[0] > _MAX_PADDING_RATIO * groups[-1][0][0]:
             groups.append([])
         groups[-1].append(span)
@@ -444,7 +451,7 @@ def _decode_groups(meta: AttentionMetadata, window: int | None) -> list[_DecodeG
 
 
 def _decode_group(meta: AttentionMetadata, spans: list[tuple[int, int, int]], window: int | None) -> _DecodeGroup:
-    """`spans` are (number of blocks, first block, sequence), shortest first."""
+    """`spans` are those of `_decode_spans`, shortest first."""
     device = meta.slots.device
     longest = spans[-1][0]
     rows = torch.tensor([i for _, _, i in spans], device=device)
@@ -459,6 +466,54 @@ def _decode_group(meta: AttentionMetadata, spans: list[tuple[int, int, int]], wi
     if window is not None:
         mask &= positions >= ends - window
     return _DecodeGroup(rows, blocks, mask[:, None, None, :])
+
+
+class _ByToken:
+    """The tokens of a step as sequences of their own, each of which ends with its token."""
+
+    def __init__(self) -> None:
+        self._whole: AttentionMetadata | None = None
+        self._tokens: AttentionMetadata | None = None
+
+    def of(self, meta: AttentionMetadata) -> AttentionMetadata:
+        """The same object in all layers of a step."""
+        if self._tokens is None or self._whole is not meta:
+            self._whole, self._tokens = meta, _apart(meta)
+        return self._tokens
+
+
+def _apart(meta: AttentionMetadata) -> AttentionMetadata:
+    if meta.num_decodes == meta.num_seqs:
+        return meta
+    num_tokens = meta.query_start[-1]
+    sequences = np.repeat(np.arange(meta.num_seqs), np.diff(meta.query_start))
+    behind = np.array(meta.query_start[1:])[sequences] - 1 - np.arange(num_tokens)
+    seq_lens = (np.array(meta.seq_lens)[sequences] - behind).astype(np.int32)
+    return replace(
+        meta,
+        query_start=list(range(num_tokens + 1)),
+        seq_lens=seq_lens.tolist(),
+        num_decodes=num_tokens,
+        block_tables=meta.block_tables[torch.from_numpy(sequences)],
+        query_start_tensor=torch.arange(num_tokens + 1, dtype=torch.int32),
+        seq_lens_tensor=torch.from_numpy(seq_lens),
+    )
+
+
+class TorchTokenBackend(TorchBackend):
+    """Attends to every token alone, gathering what it sees: its shape depends on nothing but its position. CPU only."""
+
+    name = "torch-by-token"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tokens = _ByToken()
+
+    def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
+        return super().attend(layer, query, spec, self._tokens.of(meta))
+
+    def _groups_of(self, meta: AttentionMetadata, window: int | None) -> list[_DecodeGroup]:
+        return [_decode_group(meta, [span], window) for span in _decode_spans(meta, window)]
 
 
 class VarlenBackend(TorchBackend):
@@ -583,6 +638,19 @@ class NativeBackend:
         step.block_tables, step.slots = meta.block_tables.data_ptr(), meta.slots.data_ptr()
 
 
+class NativeTokenBackend(NativeBackend):
+    """Attends to every token as if it were its sequence's last, in one order of the keys: a chunk changes nothing."""
+
+    def __init__(self, library: Library) -> None:
+        super().__init__(library)
+        self.name = f"{self.name}-by-token"
+        self._step.in_one_part = True
+        self._tokens = _ByToken()
+
+    def begin(self, meta: AttentionMetadata) -> None:
+        super().begin(self._tokens.of(meta))
+
+
 def _as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """In this dtype, and with its last dimension in one piece; the strides of the others may be anything."""
     if tensor.dtype is not dtype:
@@ -599,6 +667,11 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> AttentionBackend
         if library is not None:
             return NativeBackend(library)
     return TorchBackend()
+
+
+def token_by_token(backend: AttentionBackend) -> AttentionBackend:
+    """On a CPU, the same attention with results that are a function of a token's own sequence, whatever its chunk."""
+    return NativeTokenBackend(backend.library) if isinstance(backend, NativeBackend) else TorchTokenBackend()
 
 
 def _backend_in_place(device: torch.device, dtype: torch.dtype) -> AttentionBackend:

@@ -18,27 +18,32 @@ from engine.packed_linear import native_kind, pack_linears, pack_tied_head, pack
 logger = logging.getLogger(__name__)
 
 
-def lay_out_for_cpu(served: ServedModel, quantization: str | None) -> None:
-    """Change the model in place: whole decoder layers where that can be, then the linear layers that are left."""
+def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_deterministic: bool = False) -> None:
+    """Change the model in place: whole decoder layers where that can be, then the linear layers that are left.
+
+    With `is_deterministic`, torch has one thread from then on: where its threads share a tensor, they round otherwise.
+    """
     causal_lm: Any = served.model.causal_lm
     library, dtype = load_library(), causal_lm.dtype
     if library is not None:
         library.use_threads(torch.get_num_threads(), own=False)
-    kind = native_kind(library, dtype, quantization)
+    kind = native_kind(library, dtype, quantization, is_deterministic=is_deterministic)
     num_layers = 0
     if kind is not None and dtype is torch.bfloat16 and isinstance(served.backend, NativeBackend):
         attentions = {module: (shape, served.specs[module]) for module, shape in served.shapes.items()}
         num_layers = replace_layers(causal_lm, served.samples, attentions, served.backend, kind)
     served.samples.clear()
-    pack = packer_for(library, dtype, quantization)
+    pack = packer_for(library, dtype, quantization, is_deterministic=is_deterministic)
     num_linears = 0
     if pack is not None and pack_tied_head(causal_lm, pack):
         num_linears = 1 + pack_linears(causal_lm, pack, dtype)
     elif pack is not None:
         # A head that shares its weight with the embedding would be there twice.
         num_linears = pack_linears(causal_lm, pack, dtype, keep=[causal_lm.get_input_embeddings().weight])
-    if library is not None and num_layers > 0:
+    if library is not None and (num_layers > 0 or is_deterministic):
         library.use_threads(torch.get_num_threads(), own=True)
+    if is_deterministic:
+        torch.set_num_threads(1)
     logger.debug("%d layers run natively, %d linear layers are packed (%s)", num_layers, num_linears, kind or dtype)
 
 

@@ -5,6 +5,7 @@ Everything between the last layer and the logits (norms, scaling, soft-capping) 
 Knows nothing of requests or caches.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -43,8 +44,10 @@ def _decoder(causal_lm: Any) -> nn.Module:
 class LanguageModel:
     """Wraps a loaded `...ForCausalLM`. Used under `torch.inference_mode` and inside `attention.attending`."""
 
-    def __init__(self, causal_lm: Any) -> None:
+    def __init__(self, causal_lm: Any, arithmetic: AbstractContextManager[Any] | None = None) -> None:
+        """`arithmetic` is entered around whatever the model computes."""
         self.causal_lm = causal_lm
+        self._arithmetic = arithmetic or nullcontext()
         self.config = causal_lm.config.get_text_config(decoder=True)
         self._decoder = _decoder(causal_lm)
         self._replaying = _ReplayingDecoder(self._decoder)
@@ -67,11 +70,12 @@ class LanguageModel:
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """(num_tokens,) ids and positions -> (num_tokens, hidden_size), after the model's last norm."""
-        output = self._decoder(
-            input_ids=token_ids.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-        )
+        with self._arithmetic:
+            output = self._decoder(
+                input_ids=token_ids.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                use_cache=False,
+            )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
@@ -80,16 +84,18 @@ class LanguageModel:
         token_ids = torch.zeros(1, hidden.shape[0], dtype=torch.long, device=hidden.device)
         self._replaying.replay = hidden.unsqueeze(0)
         try:
-            logits: Tensor = self.causal_lm(input_ids=token_ids, use_cache=False).logits[0]
+            with self._arithmetic:
+                logits: Tensor = self.causal_lm(input_ids=token_ids, use_cache=False).logits[0]
         finally:
             self._replaying.replay = None
         return logits
 
     def whole_logits(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """One plain forward of the model's class, as its author wrote it: what the two halves must add up to."""
-        logits: Tensor = self.causal_lm(
-            input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False
-        ).logits[0]
+        with self._arithmetic:
+            logits: Tensor = self.causal_lm(
+                input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False
+            ).logits[0]
         return logits
 
     @property

@@ -4,6 +4,7 @@ Every check here holds for models that no list knows, remote code included. Thes
 """
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +51,14 @@ class ServedModel:
     expected_logits: Tensor
 
 
-def probe_model(causal_lm: Any, device: torch.device) -> ServedModel:
+def probe_model(
+    causal_lm: Any, device: torch.device, arithmetic: AbstractContextManager[Any] | None = None
+) -> ServedModel:
     """Find the attention layers and their shapes by running them, which also brings the weights into memory.
 
-    Raises `ModelLoadError` for attention that a paged cache cannot serve.
+    `arithmetic` as in `LanguageModel`. Raises `ModelLoadError` for attention that a paged cache cannot serve.
     """
-    model = LanguageModel(causal_lm)
+    model = LanguageModel(causal_lm, arithmetic)
     probe = ShapeProbe()
     try:
         with attending(probe), samples_of_layers(causal_lm) as samples:

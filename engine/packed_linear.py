@@ -28,28 +28,35 @@ _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 Packer = Callable[[Sequence[Tensor], Sequence[Tensor | None]], nn.Module]
 
 
-def native_kind(library: Library | None, dtype: torch.dtype, quantization: str | None) -> Kind | None:
+def native_kind(
+    library: Library | None, dtype: torch.dtype, quantization: str | None, *, is_deterministic: bool = False
+) -> Kind | None:
     """What our own kernels would multiply in on this CPU, if they should.
 
-    Matrix units (AMX), which they do not use, multiply bfloat16 several times as fast.
+    Matrix units (AMX), which they do not use, multiply bfloat16 several times as fast, but not each row alike.
     """
     kind: Kind = "int8" if quantization == "int8" else "bfloat16"
     if library is None or not can_multiply(library, kind):
         return None
-    if kind == "bfloat16" and (dtype is not torch.bfloat16 or cpu_has_matrix_units()):
+    if kind == "bfloat16" and (dtype is not torch.bfloat16 or (cpu_has_matrix_units() and not is_deterministic)):
         return None
     return kind
 
 
-def packer_for(library: Library | None, dtype: torch.dtype, quantization: str | None) -> Packer | None:
-    """The fastest way that this CPU has to multiply, or None if that is with the weights as they are."""
-    kind = native_kind(library, dtype, quantization)
+def packer_for(
+    library: Library | None, dtype: torch.dtype, quantization: str | None, *, is_deterministic: bool = False
+) -> Packer | None:
+    """The fastest way that this CPU has to multiply, or None if that is with the weights as they are.
+
+    With `is_deterministic`, among those in which a row's product does not depend on what other rows there are.
+    """
+    kind = native_kind(library, dtype, quantization, is_deterministic=is_deterministic)
     if kind is not None:
         assert library is not None
         return partial(NativeLinear, library, kind)
     if quantization == "int8":
         return Int8Linear
-    return PackedLinear if dtype is torch.bfloat16 and _has_onednn() else None
+    return PackedLinear if dtype is torch.bfloat16 and not is_deterministic and _has_onednn() else None
 
 
 def _has_onednn() -> bool:

@@ -170,6 +170,7 @@ public:
     long parts_of(long sequence) const {
         const long tokens = tokens_of(sequence);
         if (tokens > 1) return (tokens + chunk_tokens() - 1) / chunk_tokens();
+        if (call.step->in_one_part) return 1;
         return (call.step->seq_lens[sequence] - 1) / PART - first_key(call.step->seq_lens[sequence] - 1) / PART + 1;
     }
 
@@ -233,7 +234,7 @@ private:
         const long first = first_key(item.position), begin = (first / PART + part) * PART;
         item.first = most(first, begin);
         item.is_first_part = part == 0;
-        item.end = least(begin + PART, item.position + 1);
+        item.end = call.step->in_one_part ? item.position + 1 : least(begin + PART, item.position + 1);
     }
 
     int64_t* first_items_;

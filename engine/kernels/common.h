@@ -109,11 +109,13 @@ using namespace orcinus;
 
 extern "C" {
 
-// Where the tokens of a step lie: sequence i has tokens query_start[i] to query_start[i + 1].
+// Where the tokens of a step lie: sequence i has tokens query_start[i] to query_start[i + 1]. With `in_one_part`, one
+// thread attends to all keys of a single token.
 struct Step {
     int64_t num_tokens, num_seqs, block_size, table_stride;
     const int32_t *query_start, *seq_lens, *block_tables;
     const int64_t* slots;
+    int64_t in_one_part;
 };
 
 // One layer's cache: blocks of (num_kv_heads, block_size, dim).

@@ -30,6 +30,7 @@ class Step(ctypes.Structure):
         ("seq_lens", c_void_p),
         ("block_tables", c_void_p),
         ("slots", c_void_p),
+        ("in_one_part", c_int64),
     )
 
 
@@ -124,6 +125,25 @@ class DecoderCall(ctypes.Structure):
     )
 
 
+class PlainProduct(ctypes.Structure):
+    """`struct PlainProduct` of product.cpp: rows times a weight as a model has it."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("out", c_void_p),
+        ("count", c_int64),
+        ("in_features", c_int64),
+        ("columns", c_int64),
+        ("x_stride", c_int64),
+        ("in_stride", c_int64),
+        ("column_stride", c_int64),
+        ("out_stride", c_int64),
+        ("is_bf16", c_int64),
+    )
+
+
 class Team(ctypes.Structure):
     """`struct Team` of common.h: the threads that help."""
 
@@ -150,6 +170,8 @@ class Library:
         functions.orcinus_pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
         functions.orcinus_linear.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
         functions.orcinus_decode.argtypes = (c_void_p, c_void_p, c_int64)
+        functions.orcinus_product.argtypes = (c_void_p, c_void_p, c_int64)
+        functions.orcinus_product.restype = None
         self._functions = functions
         best: int = functions.orcinus_best_level()
         self._level = best if level is None else min(level, best)
@@ -181,6 +203,10 @@ class Library:
         """Multiply `count` rows of bfloat16 at one address into (count, out_features) at another."""
         if self._functions.orcinus_linear(addressof(linear), x, stride, count, out, addressof(self.team)):
             raise MemoryError(f"no memory for a product of {count} rows")
+
+    def product(self, call: PlainProduct) -> None:
+        """Multiply rows with a plain weight: each number is a function of its row and its column alone."""
+        self._functions.orcinus_product(addressof(call), addressof(self.team), self._level)
 
     def argmax(self, logits: int, count: int, width: int, stride: int, *, values: int, indices: int) -> None:
         """The largest of each row of bfloat16 (float32), and the first place where it is (int64)."""

@@ -20,19 +20,25 @@ MAY_IMPORT = {"config": {"config"}, "engine": {"config", "engine"}, "server": {"
 
 # Driven by a simulator in milliseconds; they decide, and never touch a tensor.
 PURE = (
+    "engine.admission_control",
     "engine.batching",
     "engine.block_manager",
+    "engine.client_quotas",
     "engine.core",
     "engine.errors",
+    "engine.fair_queue",
     "engine.messages",
     "engine.observer",
     "engine.outputs",
     "engine.pacing",
     "engine.preparation",
+    "engine.probation",
+    "engine.recovery",
     "engine.request",
     "engine.sampling_params",
     "engine.scheduler",
     "engine.step_time",
+    "engine.vigil",
     "engine.waiting_queue",
 )
 HEAVY = frozenset({"torch", "transformers"})

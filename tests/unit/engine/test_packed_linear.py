@@ -270,6 +270,18 @@ def test_matrix_units_multiply_bfloat16_faster_than_our_kernels(monkeypatch: pyt
     assert kind_and_packing(library, BFLOAT16, "int8") == ("int8", NativeLinear)
 
 
+def test_a_row_that_must_not_depend_on_others_is_multiplied_by_our_kernels_or_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_units = machine(monkeypatch, bfloat16=True, int8=True, matrix_units=True)
+    assert native_kind(with_units, BFLOAT16, None, is_deterministic=True) == "bfloat16"
+    assert isinstance(packer_for(with_units, BFLOAT16, None, is_deterministic=True), partial)
+    weak = machine(monkeypatch, bfloat16=False, int8=False)
+    for library in (None, weak):
+        assert packer_for(library, BFLOAT16, None, is_deterministic=True) is None
+        assert packer_for(library, BFLOAT16, "int8", is_deterministic=True) is Int8Linear
+
+
 @pytest.mark.parametrize("onednn", [True, False])
 def test_machine_without_our_kernels_uses_torch(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:
     weak = machine(monkeypatch, bfloat16=False, int8=False, onednn=onednn)

@@ -1,0 +1,233 @@
+"""Deterministic mode: the same tokens and log-probabilities, to the last bit, whatever shares a request's steps.
+
+Every request is served alone first, whole, with nothing cached; then among others that come and go, in chunks of other
+sizes, preempted, with blocks of others' prompts. The same comparison without the mode finds differences: it can fail.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from config.settings import demo_model_path
+from engine import attention, cpu_layout, executor_builder
+from engine.core import EngineCore
+from engine.decoder_layers import NativeDecoder
+from engine.errors import ModelLoadError
+from engine.executor_builder import build_executor
+from engine.kernels.library import load_library
+from engine.messages import EngineInfo, RequestDelta
+from engine.model_runner import ModelRunner
+from engine.native_linear import can_multiply
+from engine.sampling_params import SamplingParams
+from tests.integration.tiny_models import FAMILIES, build_model, engine_config
+from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, prompts, sampled_cases, serve
+
+LIBRARY = load_library()
+# Shapes that our kernels take whole layers of.
+NATIVE_SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+
+Executor = tuple[EngineInfo, ModelRunner]
+Answer = list[RequestDelta]
+
+
+def has(kind: Any) -> bool:
+    return LIBRARY is not None and can_multiply(LIBRARY, kind)
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    return cache(
+        lambda family, is_native: build_model(
+            family, tmp_path_factory.mktemp(family), **(NATIVE_SHAPE if is_native else {})
+        )
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_number_of_threads() -> Any:
+    """The mode leaves torch one thread, which is for the process that it runs in."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def executor_of(model_of: Callable[..., Path]) -> Callable[..., Executor]:
+    """Loaded once each."""
+
+    def load(family: str, *, is_native: bool = False, **settings: Any) -> Executor:
+        return executor_for(model_of(family, is_native), **settings)
+
+    return cache(load)
+
+
+def executor_for(model: Path, **settings: Any) -> Executor:
+    limits = {"max_model_len": MAX_MODEL_LEN, "block_size": BLOCK_SIZE, "max_num_batched_tokens": 64}
+    return build_executor(engine_config(model, **{"deterministic": True} | limits | settings))
+
+
+def core_of(executor: Executor, **changes: Any) -> EngineCore:
+    info, runner = executor
+    fields = {name: getattr(info, name) for name in info.__struct_fields__}
+    return EngineCore(EngineInfo(**fields | changes), runner)
+
+
+def mixed_cases(count: int) -> list[Case]:
+    """Greedy and random, all with log-probabilities; some share how they begin, some are one token."""
+    rng = random.Random(5)
+    lines = prompts(rng)
+    greedy = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+    cases = [Case(next(lines), greedy, []) for _ in range(count)] + sampled_cases(rng, count // 2)
+    return [replace(case, sampling=with_logprobs(case.sampling)) for case in cases]
+
+
+def with_logprobs(sampling: SamplingParams) -> SamplingParams:
+    return msgspec.structs.replace(sampling, logprobs=3)
+
+
+def answers(run: Run) -> list[Any]:
+    """What a client could tell apart: each token with the float of its log-probability and those of the best ones."""
+    for outcome in run.outcomes:
+        assert outcome.error is None
+    return [
+        (outcome.token_ids, [entry for delta in outcome.deltas for entry in delta.logprobs or []])
+        for outcome in run.outcomes
+    ]
+
+
+def answers_alone(executor: Executor, cases: list[Case]) -> list[Any]:
+    """Each on its own, its prompt in one piece, with nothing to share."""
+    found = []
+    for i, case in enumerate(cases):
+        core = core_of(executor, enable_prefix_caching=False)
+        found += answers(serve(core, [case], random.Random(0), f"alone{i}-"))
+    return found
+
+
+CROWDS = [
+    {"max_num_batched_tokens": 5, "num_kv_blocks": MAX_MODEL_LEN // BLOCK_SIZE},
+    {"max_num_batched_tokens": 40},
+]
+
+
+def answers_in_crowds(executor: Executor, cases: list[Case]) -> list[tuple[int, Any]]:
+    """Each twice among others, by its number: in chunks of several sizes, in other slots, preempted, in part cached."""
+    found: list[tuple[int, Any]] = []
+    num_preemptions = num_cached = 0
+    for i, crowd in enumerate(CROWDS):
+        order = random.Random(i).sample([*range(len(cases))] * 2, 2 * len(cases))
+        run = serve(core_of(executor, **crowd), [cases[j] for j in order], random.Random(i), f"crowd{i}-")
+        found += zip(order, answers(run), strict=True)
+        num_preemptions += run.num_preemptions
+        num_cached += run.num_cached_tokens
+        assert run.max_running > 2
+    assert num_preemptions > 0
+    assert num_cached > 0
+    return found
+
+
+def check(executor: Executor) -> None:
+    cases = mixed_cases(6)
+    alone = answers_alone(executor, cases)
+    for number, answer in answers_in_crowds(executor, cases):
+        assert answer == alone[number]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_float32_every_family_answers_alike_alone_and_in_any_crowd(
+    family: str, executor_of: Callable[..., Executor]
+) -> None:
+    check(executor_of(family))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe"])
+def test_in_bfloat16_families_that_keep_their_layers_answer_alike(
+    family: str, executor_of: Callable[..., Executor]
+) -> None:
+    check(executor_of(family, dtype="bfloat16"))
+
+
+@pytest.mark.skipif(not has("bfloat16"), reason="our kernels do not multiply bfloat16 on this CPU")
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+def test_in_bfloat16_native_layers_answer_alike(family: str, executor_of: Callable[..., Executor]) -> None:
+    executor = executor_of(family, is_native=True, dtype="bfloat16")
+    assert NativeDecoder in {type(module) for module in executor[1]._model.causal_lm.modules()}
+    check(executor)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_in_8_bits_requests_answer_alike(family: str, executor_of: Callable[..., Executor]) -> None:
+    is_native = family == "llama"
+    check(executor_of(family, is_native=is_native, dtype="bfloat16", quantization="int8"))
+
+
+def test_without_native_kernels_requests_answer_alike(
+    model_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (attention, cpu_layout, executor_builder):
+        monkeypatch.setattr(module, "load_library", lambda: None)
+    executor = executor_for(model_of("llama", False))
+    assert executor[0].attention_backend == "torch-by-token"
+    check(executor)
+
+
+def test_the_demo_model_answers_alike() -> None:
+    check(executor_for(demo_model_path(), dtype="auto"))
+
+
+def test_without_the_mode_the_same_comparison_finds_differences(executor_of: Callable[..., Executor]) -> None:
+    executor, cases = executor_of("llama", deterministic=False), mixed_cases(6)
+    alone = answers_alone(executor, cases)
+    assert any(answer != alone[number] for number, answer in answers_in_crowds(executor, cases))
+
+
+def test_prompts_are_scored_alike_in_chunks_of_any_size(executor_of: Callable[..., Executor]) -> None:
+    executor = executor_of("llama")
+    sampling = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, prompt_logprobs=2)
+    cases = [replace(case, sampling=sampling) for case in mixed_cases(8)]
+    scores = []
+    for i, budget in enumerate((5, 64)):
+        run = serve(core_of(executor, max_num_batched_tokens=budget), cases, random.Random(i), f"scored{i}-")
+        scores.append([delta.prompt_logprobs for outcome in run.outcomes for delta in outcome.deltas])
+    assert scores[0] == scores[1]
+
+
+def test_the_engine_says_that_it_is_deterministic(executor_of: Callable[..., Executor]) -> None:
+    info, _ = executor_of("llama")
+    assert info.is_deterministic
+    assert info.attention_backend.endswith("-by-token")
+
+
+def test_torch_has_one_thread_and_our_kernels_have_all(model_of: Callable[..., Path]) -> None:
+    torch.set_num_threads(2)
+    executor_for(model_of("llama", False))
+    assert torch.get_num_threads() == 1
+    assert LIBRARY is None or LIBRARY.team.num_threads == 2
+
+
+def test_a_model_whose_code_mixes_rows_is_refused(
+    model_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    own_forward: Any = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda mlp, x: own_forward(mlp, x) + 1e-6 * x.mean())
+    with pytest.raises(ModelLoadError, match=r"cannot be served deterministically: .* position 0 depends"):
+        executor_for(model_of("llama", False))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_angles_that_depend_on_the_longest_sequence_are_refused(kind: str, tmp_path: Path) -> None:
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 64}
+    model = build_model("llama", tmp_path, rope_parameters=rope)
+    with pytest.raises(ModelLoadError, match=f"rotary positions \\({kind}\\) depend on the longest sequence"):
+        executor_for(model)
