@@ -28,6 +28,7 @@ help: ## List the targets
 	@echo "  PYTHON=python3.12     the interpreter of .venv (Python 3.11 or later; default: python3)"
 	@echo "  TORCH_INDEX_URL=URL   one more index for torch; https://download.pytorch.org/whl/cpu has the"
 	@echo "                        build without CUDA, which is gigabytes smaller"
+	@echo "  MINUTES=...           how long chaos and soak go on"
 	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler'"
 
 .PHONY: install
@@ -43,6 +44,14 @@ clients: $(CLIENTS_STAMP) ## Make .venv-clients with the client libraries that t
 .PHONY: test
 test: $(DEV_STAMP) $(CLIENTS_STAMP) ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: chaos
+chaos: $(DEV_STAMP) ## Clients and faults of every kind on a real server, for MINUTES (10): the accounts must be even
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) $(ARGS)
+
+.PHONY: soak
+soak: $(DEV_STAMP) ## The same for longer, MINUTES (60), to see that memory stays flat
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),60) $(ARGS)
 
 .PHONY: conformance
 conformance: $(DEV_STAMP) ## Check the HTTP contract on a real server, and write docs/conformance.md

@@ -13,6 +13,7 @@ import jsonschema
 import msgspec
 import pytest
 
+from config.admission_limits import AdmissionLimits
 from config.settings import load_settings
 from engine import LLM, SamplingParams
 from engine.async_engine import AsyncEngine
@@ -212,7 +213,7 @@ def test_parameters_that_leave_nothing_to_choose_fail_their_request_alone(llm: L
 @asynccontextmanager
 async def running_engine() -> AsyncIterator[AsyncEngine]:
     config = load_settings(device="cpu", max_num_seqs=4, kv_cache_memory="32MiB").engine_config()
-    engine = AsyncEngine(config, max_queue_len=8)
+    engine = AsyncEngine(config, limits=AdmissionLimits(max_queue_len=8))
     engine.start()
     run = asyncio.create_task(engine.run())
     try:

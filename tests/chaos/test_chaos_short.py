@@ -1,0 +1,39 @@
+"""The chaos run in its short form: kills, a freeze and a drain on a real server, and accounts that come out even."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.chaos.accounting import PREEMPTIONS, RESUMED, count_kinds
+from tests.chaos.plan import Fault, Plan, Round, make_plan
+from tests.chaos.report import row, summary
+from tests.chaos.run import RoundReport, Terms, run_plan
+
+NUM_ROUNDS = 4
+PROBE_LIMIT_S = 5.0  # of a machine that runs other things, too
+
+
+def tell(done: RoundReport) -> None:
+    print(row(done))
+
+
+@pytest.mark.timeout(900)  # on a machine that is busy
+def test_clients_see_nothing_of_kills_freezes_and_bursts_and_nothing_is_lost() -> None:
+    plan = make_plan(7, num_bodies=16, per_client=3)
+    report = run_plan(plan, Terms(NUM_ROUNDS, minutes=0, probe_limit_s=PROBE_LIMIT_S), tell)
+    print(summary(report))
+    assert not report.problems, "\n".join([*report.problems, report.log[-5000:]])
+    assert report.exit_code == 0
+    assert has_frozen(plan, NUM_ROUNDS)
+    assert sum(done.deaths for done in report.rounds) >= 3
+    assert sum(done.is_exact for done in report.rounds) == NUM_ROUNDS / 2
+    kinds = count_kinds(report.verdicts)
+    assert all(kinds[kind] for kind in ("complete", "refused", "left", "bad"))
+    assert sum(done.grown[RESUMED] for done in report.rounds) > 0
+    assert sum(done.grown[PREEMPTIONS] for done in report.rounds) > 0
+
+
+def has_frozen(plan: Plan, num_rounds: int) -> bool:
+    rounds: Sequence[Round] = [plan.round(number) for number in range(num_rounds)]
+    faults: list[Fault] = [fault for planned in rounds for fault in planned.faults]
+    return any(fault.kind == "freeze" for fault in faults)

@@ -1,0 +1,215 @@
+"""The end of a server, whoever wants it and whenever: what runs is finished, no process and no port stays behind."""
+
+import contextlib
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.server_process import ServerProcess, StartServer, is_alive, process_running, until
+
+LONG = {"prompt": "On and on", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+ENDLESS = {**LONG, "max_tokens": 2000}
+REGEX = {"prompt": "x", "max_tokens": 4, "structured_outputs": {"regex": "[ab]{2,9}"}}
+ORPHANS_END_WITHIN_S = 10.0
+
+
+@contextlib.contextmanager
+def streaming(server: ServerProcess, body: dict[str, Any]) -> Iterator[Iterator[str]]:
+    """The lines of a stream, of which the first event has come."""
+    asked = {**body, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=asked, timeout=120) as response:
+        assert response.status_code == 200
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: {")
+        yield lines
+
+
+class Asking(threading.Thread):
+    """A plain request in a thread of its own."""
+
+    def __init__(self, server: ServerProcess, body: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._url = f"{server.url}/v1/completions"
+        self._body = body
+        self._response: httpx.Response | None = None
+        self.start()
+
+    def run(self) -> None:
+        self._response = httpx.post(self._url, json=self._body, timeout=120)
+
+    def response(self) -> httpx.Response:
+        self.join(120)
+        assert self._response is not None, "it was not answered"
+        return self._response
+
+
+def await_busy(server: ServerProcess, *, num_waiting: int = 0) -> None:
+    until(lambda: server.metric("orcinus_slots_in_use") >= 1, "no slot was taken")
+    until(lambda: server.metric("orcinus_queue_depth") >= num_waiting, f"{num_waiting} did not wait")
+
+
+def await_draining(server: ServerProcess) -> None:
+    until(lambda: server.get("/ready").status_code == 503, "/ready stayed green")
+
+
+def last_event(lines: Iterator[str]) -> dict[str, Any]:
+    """The event before the [DONE] that must end it."""
+    rest = [line for line in lines if line.startswith("data: ")]
+    assert rest[-1] == "data: [DONE]"
+    event: dict[str, Any] = json.loads(rest[-2].removeprefix("data: "))
+    return event
+
+
+def assert_all_end(processes: list[psutil.Process]) -> None:
+    assert processes
+    until(lambda: not any(map(is_alive, processes)), "orphans went on", ORPHANS_END_WITHIN_S)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+# --- told to end ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_streams_plain_requests_and_the_queue_finish(
+    start_server: StartServer, number: signal.Signals
+) -> None:
+    server = start_server("--max-num-seqs", "1")
+    with streaming(server, LONG) as lines:
+        plain, queued = Asking(server, LONG), Asking(server, LONG)
+        await_busy(server, num_waiting=2)
+        children = server.children()
+        server.process.send_signal(number)
+        await_draining(server)
+        refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=30)
+        assert last_event(lines)["choices"][0]["finish_reason"] == "length"
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "draining"
+    assert 1 <= int(refused.headers["retry-after"]) <= 120
+    for asking in (plain, queued):
+        assert asking.response().json()["usage"]["completion_tokens"] == LONG["max_tokens"]
+    assert server.wait(60) == 0
+    assert_all_end(children)
+    assert "Traceback" not in server.log
+
+
+def test_when_the_drain_time_is_over_streams_get_an_error_event_and_plain_requests_an_error(
+    start_server: StartServer,
+) -> None:
+    server = start_server("--max-num-seqs", "2", "--drain-timeout-s", "0.1")
+    with streaming(server, ENDLESS) as lines:
+        plain = Asking(server, ENDLESS)
+        until(lambda: server.metric("orcinus_slots_in_use") == 2, "no second slot was taken")
+        server.terminate()
+        assert last_event(lines)["error"]["type"] == "server_error"
+    assert plain.response().status_code in (500, 503)
+    assert plain.response().json()["error"]["type"] == "server_error"
+    assert server.wait(60) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_what_runs_and_what_waits(start_server: StartServer, number: signal.Signals) -> None:
+    server = start_server("--max-num-seqs", "1", "--drain-timeout-s", "600")
+    with streaming(server, ENDLESS) as lines:
+        queued = Asking(server, ENDLESS)
+        await_busy(server, num_waiting=1)
+        server.process.send_signal(number)
+        await_draining(server)
+        server.process.send_signal(number)
+        assert last_event(lines)["error"]["type"] == "server_error"
+    assert queued.response().status_code in (500, 503)
+    assert server.wait(60) == 0
+
+
+def test_open_connections_that_ask_nothing_do_not_hold_the_end_up(start_server: StartServer) -> None:
+    server = start_server()
+    with httpx.Client() as client:
+        assert client.get(f"{server.url}/live").status_code == 200
+        started = time.monotonic()
+        server.terminate()
+        assert server.wait(60) == 0
+        assert time.monotonic() - started < 5
+
+
+def test_a_signal_while_the_model_loads_ends_at_once(start_server: StartServer) -> None:
+    server = start_server()
+    until(server.engine, "the engine was not started")
+    children = server.children()
+    started = time.monotonic()
+    server.terminate()
+    assert server.wait(60) == 0
+    assert time.monotonic() - started < 10
+    assert_all_end(children)
+    assert "Traceback" not in server.log
+
+
+def test_an_engine_that_is_frozen_does_not_hold_the_end_up(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.get("/ready").status_code == 200
+    children = server.children()
+    until(server.engine, "there is no engine").send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    server.terminate()
+    assert server.wait(60) == 0
+    assert time.monotonic() - started < 10
+    assert_all_end(children)
+
+
+# --- killed ---------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_killed_while_it_loads_leaves_no_process(start_server: StartServer) -> None:
+    server = start_server()
+    until(server.engine, "the engine was not started")
+    children = server.children()
+    server.process.kill()
+    assert_all_end(children)
+
+
+def test_a_server_that_is_killed_while_it_serves_leaves_no_process_and_no_port(start_server: StartServer) -> None:
+    port = str(free_port())
+    server = start_server("--port", port)
+    assert httpx.post(f"{server.url}/v1/completions", json=REGEX, timeout=60).status_code == 200
+    with streaming(server, ENDLESS):
+        children = server.children()
+        assert process_running("engine.grammar_trial", children) is not None
+        server.process.kill()
+        again = start_server("--port", port)
+        assert_all_end(children)
+    assert again.get("/ready").status_code == 200
+
+
+def test_a_server_that_is_killed_while_it_drains_leaves_no_process(start_server: StartServer) -> None:
+    server = start_server("--drain-timeout-s", "600")
+    with streaming(server, ENDLESS):
+        children = server.children()
+        server.terminate()
+        await_draining(server)
+        until(server.engine, "there is no engine").send_signal(signal.SIGSTOP)  # nor does it have to do anything for it
+        server.process.kill()
+        assert_all_end(children)
+
+
+# --- and again ------------------------------------------------------------------------------------------
+
+
+def test_a_server_starts_at_once_on_the_port_of_one_that_just_ended(start_server: StartServer) -> None:
+    port = str(free_port())
+    first = start_server("--port", port)
+    with streaming(first, LONG) as lines:  # its connection is closed by the server, and lingers
+        first.terminate()
+        assert last_event(lines)["choices"]
+    assert first.wait(60) == 0
+    assert start_server("--port", port).get("/ready").status_code == 200
