@@ -460,7 +460,7 @@ class AsyncEngine:
         for live in {id(choice.live): choice.live for choice in self._choices.values()}.values():
             for choice in [*live.choices.values()]:
                 self._finish(choice, "error")
-            live.close(RequestFailedError(str(error)))
+            live.close(EngineUnavailableError(str(error)))
         self._settled.set()
 
     def _unavailable(self) -> EngineUnavailableError:

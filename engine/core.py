@@ -116,6 +116,14 @@ class EngineCore:
         What fails is tried again, without the request that made it fail: that one ends with an error. Raises the
         executor's error if it cannot go on.
         """
+        try:
+            return self._step()
+        except BaseException:  # an interrupt, too, after which the requests may be aborted
+            self._ahead = None
+            self.scheduler.void_steps()
+            raise
+
+    def _step(self) -> StepOutputs:
         started = self._clock()
         ready, deltas = self._preparation.settle()
         for request in ready:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from engine.errors import InvalidRequestError
+from engine.errors import EngineUnavailableError, InvalidRequestError
 from engine.parent import parent_arguments
 from engine.sampling_params import Grammar, GrammarKind
 
@@ -59,7 +59,8 @@ class GrammarGate:
         self._verdicts: OrderedDict[tuple[GrammarKind, str], asyncio.Task[Verdict]] = OrderedDict()
 
     async def check(self, grammar: Grammar, param: str) -> None:
-        """Raises `InvalidRequestError`, which blames `param`, for a grammar that cannot be served.
+        """Raises `InvalidRequestError`, which blames `param`, for a grammar that cannot be served, and
+        `EngineUnavailableError` where `aclose` comes first.
 
         A trial goes on when whoever asked for it leaves: others may ask for the same.
         """
@@ -72,7 +73,10 @@ class GrammarGate:
         self._verdicts.move_to_end(key)
         if len(self._verdicts) > _MAX_VERDICTS:
             self._verdicts.popitem(last=False)
-        verdict = await asyncio.shield(task)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise EngineUnavailableError("the server is shutting down")
+        verdict = task.result()
         if verdict.fault is not None:
             raise InvalidRequestError(verdict.fault, param)
 

@@ -37,7 +37,7 @@ class RequestStream:
         return self
 
     async def __anext__(self) -> RequestOutput:
-        """Raises `RequestTimeoutError` or `RequestFailedError` after what came before it."""
+        """Raises `RequestTimeoutError`, `RequestFailedError` or `EngineUnavailableError` after what came before it."""
         return await self._live.next_output()
 
     async def __aenter__(self) -> Self:

@@ -207,19 +207,23 @@ class Scheduler:
         """
         suspects = self._in_flight_requests()
         num_prompt_tokens = max(step.counts.num_chunk_tokens for step in self._in_flight)
-        self._released += [request_id for step in self._in_flight for request_id in step.plan.released]
-        self._in_flight.clear()
         fits_if_smaller = is_out_of_memory and self._relief.shrink(len(suspects), num_prompt_tokens)
         culprits = [request for request in suspects if self._trials.is_alone(request.request_id)]
         if fits_if_smaller:
             culprits = []
         deltas = [self._fail(request, message) for request in culprits]
-        now = self._clock()
-        for request in [*self._running]:
-            self._preempt(request, now)
+        self.void_steps()
         if not fits_if_smaller and not culprits:
             self._trials.split([request.request_id for request in suspects])
         return deltas
+
+    def void_steps(self) -> None:
+        """Nothing will be known of the steps in flight: everybody who runs has to be computed anew."""
+        self._released += [request_id for step in self._in_flight for request_id in step.plan.released]
+        self._in_flight.clear()
+        now = self._clock()
+        for request in [*self._running]:
+            self._preempt(request, now)
 
     def _in_flight_requests(self) -> list[Request]:
         """Who takes part in the steps in flight and has not ended, each once."""

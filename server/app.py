@@ -119,7 +119,9 @@ def _add_probes(app: FastAPI, context: ServingContext, metrics: Metrics) -> None
         context.check_ready()
         return json_response({"status": "ready"})
 
+    app.head("/live", include_in_schema=False)(live)
     for path in ("/ready", "/health"):
+        app.head(path, include_in_schema=False)(ready)
         app.get(path, tags=["operations"], summary="Whether new requests are taken")(ready)
 
     @app.get("/version", tags=["operations"], summary="The version of the server")

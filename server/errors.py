@@ -85,6 +85,7 @@ ERROR_TABLE: Mapping[type[BaseException], ErrorKind] = {
     BaseException: ErrorKind(500, "server_error"),
 }
 
+_HTTP_TYPES = {408: "timeout", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 # What Anthropic's API calls an error, by its status; others are invalid_request_error or, from 500 on, api_error.
 _ANTHROPIC_TYPES = {
@@ -102,7 +103,7 @@ def kind_of(error: BaseException) -> ErrorKind:
     """The table's row for this error."""
     if isinstance(error, HTTPException):
         status = error.status_code
-        kind_type = "invalid_request_error" if status < 500 else "server_error"
+        kind_type = _HTTP_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         return ErrorKind(status, kind_type, _HTTP_CODES.get(status))
     return next(ERROR_TABLE[base] for base in type(error).__mro__ if base in ERROR_TABLE)
 

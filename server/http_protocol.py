@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
@@ -119,7 +120,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.pipeline:
             self._running = self.cycle
         if len(self.pipeline) > MAX_IN_LINE:
-            self._refuse(429, f"at most {MAX_IN_LINE} requests may wait in line on a connection")
+            message = f"at most {MAX_IN_LINE} requests may wait in line on a connection"
+            self._refuse(429, message, {"retry-after": "1"})
 
     def on_body(self, body: bytes) -> None:
         self._num_body_bytes += len(body)
@@ -133,9 +135,9 @@ class BoundedProtocol(HttpToolsProtocol):
         """uvicorn calls it for what its parser or a bound does not let through."""
         self._close_with(self._refusal or HTTPException(400, "the request is not valid HTTP"))
 
-    def _refuse(self, status: int, message: str) -> NoReturn:
+    def _refuse(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> NoReturn:
         """Ends parsing, from within one of the parser's callbacks."""
-        self._refusal = HTTPException(status, message)
+        self._refusal = HTTPException(status, message, headers)
         raise self._refusal
 
     # --- what goes out --------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
-"""`orcinus` with an engine whose steps fail over some requests: those that ask for certain seeds.
+"""`orcinus` with an engine that some requests end, hold up or make fail: those that ask for certain seeds.
 
 `python -m tests.integration.faulty_server serve ...` starts it; the engine process is this module, too.
 """
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,6 +23,8 @@ from engine.sampler import ChosenTokens, SamplingRow
 from engine.transport import ProcessTransport
 from server import cli
 
+FATAL_SEED = 666  # its first step ends the engine
+HANGING_SEED = 667  # or never ends
 RAISING_SEED = 668  # every step fails in which it takes part
 NAN_SEED = 669  # the model's logits for it are broken
 HUNGRY_SEED = 670  # a step with it and more than two others does not fit into memory
@@ -33,6 +38,11 @@ def build_faulty_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     seeds: dict[str, int | None] = {}
 
     def launch_or_fail(plan: StepPlan) -> Callable[[], StepResult]:
+        new_seeds = {new.sampling.seed for new in plan.new_requests}
+        if FATAL_SEED in new_seeds:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if HANGING_SEED in new_seeds:
+            time.sleep(1000)
         result = launch(plan)  # so that it has begun
         seeds.update((new.request_id, new.sampling.seed) for new in plan.new_requests)
         grown = [seeds[item.request_id] for item in plan.scheduled if item.samples and item.end > NUM_TOKENS]

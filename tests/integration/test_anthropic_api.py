@@ -89,8 +89,8 @@ def test_a_begun_answer_is_continued(server: ServerProcess) -> None:
     assert "Paris" in block["text"]
 
 
-def test_a_killed_engine_ends_a_stream_with_an_error(start_server: StartServer) -> None:
-    server = start_server()
+def test_a_killed_engine_that_may_not_be_replaced_ends_a_stream_with_an_error(start_server: StartServer) -> None:
+    server = start_server("--max-engine-restarts", "0")
     body = {**GREEDY, "stream": True, "max_tokens": 1900, "ignore_eos": True}
     with httpx.stream("POST", f"{server.url}/v1/messages", json=body, timeout=60) as response:
         chunks = response.iter_text()
@@ -100,5 +100,5 @@ def test_a_killed_engine_ends_a_stream_with_an_error(start_server: StartServer) 
         *events, last = named_events(text + "".join(chunks))
     assert events[0]["type"] == "message_start"
     assert "message_stop" not in {event["type"] for event in events}
-    assert (last["type"], last["error"]["type"]) == ("error", "api_error")
+    assert (last["type"], last["error"]["type"]) == ("error", "overloaded_error")
     assert server.wait() == 1

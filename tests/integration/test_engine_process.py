@@ -17,7 +17,7 @@ from config.admission_limits import AdmissionLimits
 from config.engine_config import EngineConfig
 from config.settings import load_settings
 from engine.async_engine import AsyncEngine
-from engine.errors import EngineUnavailableError, ModelLoadError, RequestFailedError
+from engine.errors import EngineUnavailableError, ModelLoadError
 from engine.outputs import GenerationRequest, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.transport import ProcessTransport
@@ -86,7 +86,7 @@ async def test_killed_engine_is_noticed_at_once_and_named() -> None:
         await anext(stream)
         killed = time.monotonic()
         os.kill(pid_of(transport), signal.SIGKILL)
-        with pytest.raises(RequestFailedError, match="killed by SIGKILL"):
+        with pytest.raises(EngineUnavailableError, match="killed by SIGKILL"):
             await read(stream)
         assert time.monotonic() - killed < 1
         assert engine.state == "dead"

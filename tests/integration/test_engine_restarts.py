@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.mortal_server import FATAL_SEED, HANGING_SEED
+from tests.integration.faulty_server import FATAL_SEED, HANGING_SEED
 from tests.server_process import PATIENCE_S, ServerProcess, StartServer, is_alive, until
 
 ENDLESS = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
@@ -210,7 +210,7 @@ def test_an_engine_that_is_stopped_is_replaced(float_server: ServerProcess, twin
 
 
 def test_a_request_that_ends_or_holds_up_its_engine_is_given_up_alone() -> None:
-    server = ServerProcess("--step-timeout-s", "5", module="tests.integration.mortal_server")
+    server = ServerProcess("--step-timeout-s", "5", module="tests.integration.faulty_server")
     try:
         others = [Asking(server, {**LONG, "prompt": f"Number {i}", "seed": i}) for i in range(4)]
         culprits = [Asking(server, {**LONG, "prompt": "x", "seed": seed}) for seed in (FATAL_SEED, HANGING_SEED)]

@@ -162,7 +162,7 @@ def wrong_sizes(option: dict[str, Any]) -> Iterator[Any]:
         yield {str(number): 1 for number in range(option["maxProperties"] + 1)}
     entries: dict[str, Any] = {"string": "x", "integer": 1, "object": {}, "array": [1]}
     if "maxItems" in option:
-        yield [entries[option["items"]["type"]]] * (option["maxItems"] + 1)
+        yield [entries[option["items"].get("type", "object")]] * (option["maxItems"] + 1)
 
 
 def text_of(answer: dict[str, Any], index: int = 0) -> str:

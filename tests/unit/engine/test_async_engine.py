@@ -431,7 +431,7 @@ async def test_dead_engine_fails_every_waiter(
         with caplog.at_level(logging.CRITICAL, "engine.engine_process"):
             streams = [engine.submit(request()) for _ in range(3)]
             for stream in streams:
-                with pytest.raises(RequestFailedError, match="the engine failed: RuntimeError"):
+                with pytest.raises(EngineUnavailableError, match="the engine failed: RuntimeError"):
                     await texts(stream)
         assert engine.state == "dead"
         with pytest.raises(EngineUnavailableError):
@@ -461,7 +461,7 @@ async def test_closing_fails_what_is_in_flight(model: Path) -> None:
     async with engine_with(model, builds(running(before_step=gate))) as engine:
         stream = engine.submit(request())
         closing = asyncio.create_task(engine.aclose())
-        with pytest.raises(RequestFailedError, match="shutting down"):
+        with pytest.raises(EngineUnavailableError, match="shutting down"):
             await texts(stream)
         gate.open()
         await closing

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InvalidRequestError
+from engine.errors import EngineUnavailableError, InvalidRequestError
 from engine.grammar_gate import GrammarGate, ServedVocabulary, Trial
 from engine.grammar_trial import find_fault, load_compiler
 from engine.sampling_params import Grammar, GrammarKind
@@ -115,14 +115,14 @@ async def test_who_leaves_does_not_end_the_trial_for_the_others() -> None:
         assert first.cancelled()
 
 
-async def test_closing_ends_what_is_under_way() -> None:
+async def test_closing_ends_what_is_under_way_and_says_so() -> None:
     async with gate_with() as gate:
         await gate.check(FINE, "a")
         os.kill(pid_of(gate), signal.SIGSTOP)
         asked = asyncio.create_task(gate.check(Grammar("regex", "b"), "a"))
         await asyncio.sleep(0)
         await gate.aclose()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(EngineUnavailableError, match="shutting down"):
             await asked
 
 

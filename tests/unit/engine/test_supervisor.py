@@ -379,7 +379,7 @@ async def test_a_drain_waits_for_the_next_engine(model: Path) -> None:
 async def test_closing_does_not_wait_for_the_next_engine(model: Path) -> None:
     async with engine_between_lives(model) as (engine, lives, (stream,)):
         closing = asyncio.create_task(engine.aclose())
-        with pytest.raises(RequestFailedError, match="shutting down"):
+        with pytest.raises(EngineUnavailableError, match="shutting down"):
             await texts(stream)
         lives.may_load.set()
         await closing
@@ -393,7 +393,7 @@ async def test_closing_while_waiting_to_restart_starts_nothing(model: Path) -> N
         stream = engine.submit(request(max_tokens=10))
         await until(lambda: lives.num_engines == 3)  # the next one comes a second later
         await engine.aclose()
-        with pytest.raises(RequestFailedError, match="shutting down"):
+        with pytest.raises(EngineUnavailableError, match="shutting down"):
             await texts(stream)
     assert lives.num_engines == 3
 
@@ -445,7 +445,7 @@ async def test_an_engine_that_keeps_dying_fails_every_waiter(model: Path) -> Non
     lives.later_failure = ModelLoadError("no memory")
     async with engine_on(model, lives, max_restarts=1) as engine:
         stream = engine.submit(request(max_tokens=10))
-        with pytest.raises(RequestFailedError, match=r"2 times in a row .*max_engine_restarts is 1.*no memory"):
+        with pytest.raises(EngineUnavailableError, match=r"2 times in a row .*max_engine_restarts is 1.*no memory"):
             await texts(stream)
         assert engine.state == "dead"
         with pytest.raises(EngineUnavailableError, match="no memory"):
@@ -466,7 +466,7 @@ async def test_an_engine_that_cannot_be_started_just_now_is_started_later(model:
 async def test_without_restarts_the_first_death_is_the_end(model: Path) -> None:
     lives = Lives(before_step=Fate(3))
     async with engine_on(model, lives, max_restarts=0) as engine:
-        with pytest.raises(RequestFailedError, match="the engine thread ended"):
+        with pytest.raises(EngineUnavailableError, match="the engine thread ended"):
             await texts(engine.submit(request(max_tokens=10)))
         assert engine.state == "dead"
     assert lives.num_engines == 1
@@ -497,7 +497,7 @@ async def test_an_engine_that_is_not_like_the_first_ends_everything(model: Path)
     lives = Lives(before_step=Fate(2))
     lives.later_info = {"dtype": "bfloat16"}
     async with engine_on(model, lives) as engine:
-        with pytest.raises(RequestFailedError, match="dtype is 'bfloat16' instead of 'float32'"):
+        with pytest.raises(EngineUnavailableError, match="dtype is 'bfloat16' instead of 'float32'"):
             await texts(engine.submit(request(max_tokens=3)))
         with pytest.raises(ModelLoadError, match="dtype"):
             await engine.wait_ready()

@@ -12,7 +12,6 @@ from engine.errors import (
     EngineUnavailableError,
     InvalidRequestError,
     ModelLoadError,
-    OrcinusError,
     QueueFullError,
     RequestFailedError,
     RequestTimeoutError,
@@ -46,10 +45,12 @@ from tests.unit.server.serving import Gate, Serving, error_of, events_of, genera
         (EngineUnavailableError("x"), 503, "server_error", "engine_unavailable"),
         (DrainingError("x"), 503, "server_error", "draining"),
         (ModelLoadError("x"), 500, "server_error", None),
+        (HTTPException(408), 408, "timeout", None),
+        (HTTPException(429), 429, "rate_limit_error", None),
         (ZeroDivisionError("secret"), 500, "server_error", None),
     ],
 )
-def test_each_error_has_its_status_type_and_code(error: OrcinusError, status: int, kind: str, code: str) -> None:
+def test_each_error_has_its_status_type_and_code(error: Exception, status: int, kind: str, code: str) -> None:
     assert (kind_of(error).status, kind_of(error).type, kind_of(error).code) == (status, kind, code)
     assert set(error_body(error)["error"]) == {"message", "type", "param", "code"}
 
