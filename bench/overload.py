@@ -43,7 +43,7 @@ _SHAPE = PromptShape(prompt_tokens=parse_lengths("uniform:16..64"), output_token
 
 HEAD = (
     "| offered | requests/s | answered | refused | failed | goodput, tokens/s | of the best | within objectives"
-    " | TTFT p50, ms | p99 | ITL p50, ms | p99 | Retry-After, s | server CPU, cores | memory, MiB |"
+    " | TTFT p50, ms | p99 | ITL p50, ms | p99 | Retry-After, s | server CPU, cores | client CPU, cores | memory, MiB |"
 )
 
 
@@ -60,11 +60,15 @@ Outcome = RequestRecord | Refusal
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The server's processes at a moment: resident bytes of all, and CPU seconds of the one that speaks HTTP."""
+    """A moment: resident bytes of all the server's processes, CPU seconds of the one that speaks HTTP, and of ours.
+
+    What the client takes it takes from the engine, if both run on the same cores.
+    """
 
     time_s: float
     num_bytes: int
     server_cpu_s: float
+    client_cpu_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,7 @@ def _row(load: Load, best: float, objectives_ms: dict[str, float]) -> str:
         *(f"{1000 * _percentile(values, share):.0f}" for values in (ttft_s, gaps_s) for share in (50, 99)),
         f"{min(waits_s)} to {max(waits_s)}" if waits_s else "-",
         f"{(last.server_cpu_s - first.server_cpu_s) / (last.time_s - first.time_s):.2f}",
+        f"{(last.client_cpu_s - first.client_cpu_s) / (last.time_s - first.time_s):.2f}",
         f"{_mib(first)} to {_mib(last)}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -167,7 +172,8 @@ class Watcher:
 
     def _look(self) -> None:
         num_bytes = sum(member.memory_info().rss for member in tree(self._process))
-        self.samples.append(Sample(time.monotonic(), num_bytes, sum(self._process.cpu_times()[:2])))
+        server_cpu_s = sum(self._process.cpu_times()[:2])
+        self.samples.append(Sample(time.monotonic(), num_bytes, server_cpu_s, time.process_time()))
 
 
 async def _ask(target: Target, item: LoadItem, body: bytes) -> Outcome:
