@@ -24,7 +24,7 @@ RUN python -m venv /opt/orcinus
 ENV PATH=/opt/orcinus/bin:$PATH
 WORKDIR /src
 
-# For the native kernels; the image that runs has no compiler.
+# For the native kernels; the CPU image that runs has no compiler.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 

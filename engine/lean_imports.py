@@ -5,7 +5,9 @@ should not trace) and torch.distributed's tensors and sharding, and with them sy
 modules are imported, the tracer is represented by those decorators doing nothing, and torch says that it was built
 without torch.distributed, as some builds are. Afterwards both are back, and can be imported and used.
 
-Only for a process of our own: transformers stays without tensor parallelism in it for good.
+A process that computes nothing, and needs transformers for a tokenizer only, does without torch altogether (`hide_torch`).
+
+Only for processes of our own: what is left out stays out of them for good.
 """
 
 import logging

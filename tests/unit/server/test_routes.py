@@ -93,6 +93,7 @@ async def test_version_and_probes(served: Serving) -> None:
     assert answer_of(await served.client.get("/version"))["version"]
     for path in ("/live", "/ready", "/health"):
         assert (await served.client.get(path)).status_code == 200
+        assert (await served.client.head(path)).status_code == 200
 
 
 async def test_openapi_document_describes_the_bodies_with_their_bounds(served: Serving) -> None:
