@@ -5,8 +5,8 @@ should not trace) and torch.distributed's tensors and sharding, and with them sy
 modules are imported, the tracer is represented by those decorators doing nothing, and torch says that it was built
 without torch.distributed, as some builds are. Afterwards both are back, and can be imported and used.
 
-A process that computes nothing, and needs transformers for a tokenizer only, does without torch altogether: `hide_torch`
-sees to that.
+A process that computes nothing, and needs transformers for a tokenizer only, does without torch altogether
+(`hide_torch`).
 
 Only for processes of our own: what is left out stays out of them for good.
 """
