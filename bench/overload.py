@@ -1,11 +1,14 @@
 """Overload: what becomes of a server that is offered more than it can do.
 
-    python -m bench.overload [--factors 1,2,5,10] [--seconds 8] [--objectives ttft:2000] [flags of orcinus serve]
+    python -m bench.overload [--factors 1,2,5,10] [--seconds 8] [--objectives ttft:2000] [--apart] [flags]
 
 A server with few slots and a short queue is measured with as many requests under way as it has slots: that is its
 capacity. Then requests come at a multiple of it, at random times whatever becomes of those before (a Poisson process),
 and nobody who is refused comes again. Goodput is what the answered requests got, in the part of the time in which the
-load was steady. No OMP_* or ORCINUS_* variable of the shell reaches the server.
+load was steady. Other flags go to `orcinus serve`, which gets no OMP_* or ORCINUS_* variable of the shell.
+
+What the load generator computes it takes from the engine where they share cores. With `--apart` the engine has one core
+and one thread, and the load generator and the server's HTTP have another core, as if the clients were elsewhere.
 """
 
 import argparse
@@ -244,7 +247,10 @@ def main() -> None:
     port, log = free_port(), Path(tempfile.gettempdir()) / f"orcinus-overload-{os.getpid()}.log"
     flags = ["--max-num-seqs", str(args.slots), "--max-queue-len", str(args.queue), *flags]
     print(f"{describe_machine()}, {time.strftime('%Y-%m-%d')}, orcinus serve {' '.join(flags)}")
-    with RunningArm(serve(flags, port), port, log) as running:
+    launch = serve(flags, port, {"OMP_NUM_THREADS": "1"} if args.apart else None)
+    with RunningArm(launch, port, log) as running:
+        if args.apart:
+            _set_apart(running.process)
         loads = run_on_fast_loop(_measure(port, running.process, args))
     log.unlink()
     print(table(loads, args.objectives))
@@ -255,12 +261,27 @@ def main() -> None:
         )
 
 
+def _set_apart(server: psutil.Process) -> None:
+    """The engine, which the server has started, on the first core; the server and this process on the second."""
+    engine_core, other_core = sorted(os.sched_getaffinity(0))[:2]
+    for process in (server, psutil.Process()):
+        _pin(process, other_core)
+    for child in server.children(recursive=True):
+        _pin(child, engine_core)
+
+
+def _pin(process: psutil.Process, core: int) -> None:
+    for thread in process.threads():
+        os.sched_setaffinity(thread.id, {core})
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.overload", description=__doc__)
     parser.add_argument("--factors", type=_numbers, default=[1.0, 2.0, 5.0, 10.0], help="multiples of the capacity")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each is offered [default: 8]")
     parser.add_argument("--slots", type=int, default=8, help="--max-num-seqs of the server [default: 8]")
     parser.add_argument("--queue", type=int, default=8, help="--max-queue-len of the server [default: 8]")
+    parser.add_argument("--apart", action="store_true", help="the engine on one core, everything else on another")
     parser.add_argument(
         "--objectives", type=parse_objectives, default={"ttft": 2000.0}, metavar="LIST", help="as ttft:2000,tpot:100"
     )
