@@ -152,7 +152,8 @@ class Settings(BaseSettings):
     kv_cache_memory: Bytes | None = _setting(
         None,
         "Engine",
-        "Memory for the KV cache, all of it taken at the start. Default: sized by what the device has.",
+        "Memory for the KV cache, taken at the start, but for what all slots together cannot use."
+        " Default: sized by what the device has.",
         "SIZE",
         ge=1,
     )
@@ -220,8 +221,8 @@ class Settings(BaseSettings):
     max_queue_tokens: int = _setting(
         4 * 2**20,
         "Server",
-        "Tokens of prompts that may wait for their first answer; a request that brings more is refused with 429, unless"
-        " nothing waits. What may be generated is not counted.",
+        "Tokens of prompts that may wait for a slot; a request that brings more is refused with 429, unless nothing"
+        " waits. What may be generated is not counted.",
         "N",
         ge=1,
     )
@@ -237,8 +238,9 @@ class Settings(BaseSettings):
     max_tokens_per_minute_per_key: int | None = _setting(
         None,
         "Server",
-        "Tokens that one API key may use in a minute, of prompts and generated; more is refused with 429. A request"
-        " reserves its max_tokens, or the rest of the context without, and gives back at its end what it did not use."
+        "Tokens a minute that one API key may use, of prompts and generated: a bucket that takes a minute to fill; what"
+        " it does not hold is refused with 429. A request reserves its max_tokens, or the rest of the context without,"
+        " and gives back at its end what it did not use."
         " Default: no limit.",
         "N",
         ge=1,
@@ -246,8 +248,9 @@ class Settings(BaseSettings):
     scheduling_policy: SchedulingPolicy = _setting(
         "fair",
         "Server",
-        "Whose turn it is: fair shares the engine equally between API keys, by tokens, and goes by priority and arrival"
-        " among the requests of each; fcfs goes by those alone. With one key, or none, both are the same.",
+        "Whose turn it is, and who makes room in the KV cache: fair shares the engine equally between API keys, by"
+        " tokens, and goes by priority and arrival among the requests of each; fcfs goes by those alone. With one key,"
+        " or none, both are the same.",
     )
     max_body_bytes: Bytes = _setting(
         16 * 2**20, "Server", "Largest request body; a larger one is refused with 413.", "SIZE", ge=1024

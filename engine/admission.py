@@ -30,7 +30,7 @@ def check_request(request: GenerationRequest, info: EngineInfo) -> None:
         raise InvalidRequestError("at least one prompt is needed, got none", "prompt")
     for prompt in request.prompts:
         _check_prompt(prompt, info.vocab_size)
-        _check_context(len(prompt), request.sampling.max_tokens, info.max_model_len)
+        check_context(len(prompt), request.sampling.max_tokens, info.max_model_len)
 
 
 def seed_source(engine_seed: int | None) -> random.Random:
@@ -75,7 +75,8 @@ def _check_prompt(prompt: list[int], vocab_size: int) -> None:
         )
 
 
-def _check_context(num_prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> None:
+def check_context(num_prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> None:
+    """Raises `ContextLengthError` unless the prompt and what is to follow it fit."""
     wanted = 1 if max_tokens is None else max_tokens
     if num_prompt_tokens + wanted <= max_model_len:
         return

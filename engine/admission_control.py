@@ -4,6 +4,7 @@ Owns the counts of what is in flight that the answer is made of. Knows nothing o
 refused by `engine.admission`), of how requests run, and of who the clients are: each is an opaque name.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from config.admission_limits import AdmissionLimits
 from engine.client_quotas import ClientAccount, ClientAccounts
 from engine.drain_rate import DrainRate
 from engine.errors import InvalidRequestError, QueueFullError, QuotaError
+from engine.observer import Outcome
 from engine.outputs import GenerationRequest
+
+_SERVED = frozenset({"stop", "length"})  # got all that it asked for
 
 
 class _Reservation:
@@ -29,18 +33,20 @@ class _Reservation:
 
 @dataclass(slots=True)
 class _Choice:
-    """One choice in flight. `num_queued_tokens` is 0 once it has brought a token."""
+    """One choice in flight."""
 
     reservation: _Reservation
-    num_prompt_tokens: int  # 0 for all but the first choice of a prompt, as in usage
-    num_queued_tokens: int
+    num_prompt_tokens: int
+    num_counted_tokens: int  # of the prompt, as in usage: 0 for all choices of a prompt but the first
+    is_running: bool = False
 
 
 class AdmissionControl:
-    """`check` and `enter` a request, tell of each of its choices when it starts and when it leaves.
+    """`check` and `enter` a request, tell of each of its choices when it starts to run and when it leaves.
 
-    A queued token is one of a prompt that has brought no token yet. What may be generated is not counted: it needs no
-    memory while it waits, and where `max_tokens` is left open it would be the whole context.
+    A queued token is one of a prompt that waits for a slot. What may be generated is not counted: it needs no memory
+    while it waits, and where `max_tokens` is left open it would be the whole context. Who is preempted in the engine
+    counts as running on: of those there are no more than slots.
     """
 
     def __init__(self, limits: AdmissionLimits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,10 +55,11 @@ class AdmissionControl:
         self._clients = ClientAccounts(limits.max_tokens_per_minute_per_key, clock)
         self._choices: dict[str, _Choice] = {}
         self._num_queued_tokens = 0
-        self._finishing = DrainRate()
-        self._starting = DrainRate()  # tokens of prompts
-        self._num_finished = 0  # since they were observed last
-        self._num_started = 0
+        self._num_running = 0
+        self._num_clients = 0  # that have something in flight
+        self._num_slots = 1
+        self._num_promised = 0  # places that the refused were told to come back for
+        self._drain = DrainRate(clock)
 
     @property
     def num_queued_tokens(self) -> int:
@@ -64,7 +71,8 @@ class AdmissionControl:
 
     def check_room(self, client: str, num_slots: int) -> None:
         """Raise as `check` does if it would for any request of this client. Costs next to nothing."""
-        self._check_queue(1, num_slots)
+        self._num_slots = num_slots
+        self._check_queue(1)
         self._check_queued_tokens(1)
         account = self._clients.of(client)
         self._check_in_flight(account, 1)
@@ -72,8 +80,9 @@ class AdmissionControl:
 
     def check(self, request: GenerationRequest, num_slots: int, max_model_len: int) -> None:
         """Raises `QueueFullError`, `QuotaError`, or `InvalidRequestError` for more choices than there can ever be."""
-        self._check_possible(request.num_choices, num_slots)
-        self._check_queue(request.num_choices, num_slots)
+        self._num_slots = num_slots
+        self._check_possible(request.num_choices)
+        self._check_queue(request.num_choices)
         self._check_queued_tokens(sum(map(len, request.prompts)) * request.sampling.n)
         account = self._clients.of(request.client)
         self._check_in_flight(account, request.num_choices)
@@ -82,6 +91,7 @@ class AdmissionControl:
     def enter(self, request: GenerationRequest, choice_ids: Sequence[str], max_model_len: int) -> None:
         """A request that passed `check` is admitted; its choices go by these names, which are unique."""
         account = self._clients.of(request.client)
+        self._num_clients += account.num_in_flight == 0
         account.num_in_flight += len(choice_ids)
         reservation = _Reservation(account, len(choice_ids), self._reservation(request, max_model_len))
         if account.bucket is not None:
@@ -89,34 +99,50 @@ class AdmissionControl:
         for index, choice_id in enumerate(choice_ids):
             prompt, sample = divmod(index, request.sampling.n)
             num_tokens = len(request.prompts[prompt])
-            self._choices[choice_id] = _Choice(reservation, 0 if sample else num_tokens, num_tokens)
+            self._choices[choice_id] = _Choice(reservation, num_tokens, 0 if sample else num_tokens)
             self._num_queued_tokens += num_tokens
+        self._drain.carry(len(self._choices), self._num_slots)
 
-    def start(self, choice_id: str) -> None:
-        """It has brought its first token, and is queued no more."""
-        choice = self._choices[choice_id]
-        self._num_started += choice.num_queued_tokens
-        self._num_queued_tokens -= choice.num_queued_tokens
-        choice.num_queued_tokens = 0
+    def start(self, choice_ids: Sequence[str]) -> None:
+        """These have slots now. Ids that are not known any more, or have started before, are fine."""
+        for choice_id in choice_ids:
+            choice = self._choices.get(choice_id)
+            if choice is not None and not choice.is_running:
+                choice.is_running = True
+                self._num_running += 1
+                self._num_queued_tokens -= choice.num_prompt_tokens
 
-    def leave(self, choice_id: str, num_output_tokens: int) -> None:
-        """It has ended, for whatever reason, with so many tokens generated."""
-        self.start(choice_id)
+    def requeue(self) -> None:
+        """The slots are gone with their engine: everybody waits again."""
+        for choice in self._choices.values():
+            choice.is_running = False
+        self._num_running = 0
+        self._num_queued_tokens = sum(choice.num_prompt_tokens for choice in self._choices.values())
+
+    def leave(self, choice_id: str, outcome: Outcome, num_output_tokens: int) -> None:
+        """It has ended, in whatever way, with so many tokens generated."""
         choice = self._choices.pop(choice_id)
-        self._num_finished += 1
+        self._leave_slot_or_queue(choice, outcome)
         reservation = choice.reservation
-        reservation.num_used += choice.num_prompt_tokens + num_output_tokens
+        reservation.num_used += choice.num_counted_tokens + num_output_tokens
         reservation.num_open -= 1
         account = reservation.account
         account.num_in_flight -= 1
+        self._num_clients -= account.num_in_flight == 0
         if reservation.num_open == 0 and account.bucket is not None:
             account.bucket.take(reservation.num_used - reservation.num_reserved, self._clock())
 
-    def observe(self, busy_s: float) -> None:
-        """So much time has passed with work to do since the last call."""
-        self._finishing.observe(busy_s, self._num_finished)
-        self._starting.observe(busy_s, self._num_started)
-        self._num_finished = self._num_started = 0
+    def _leave_slot_or_queue(self, choice: _Choice, outcome: Outcome) -> None:
+        if outcome in _SERVED:
+            self._drain.serve()
+        elif choice.is_running:
+            self._drain.give_up(self._num_running)
+        if choice.is_running:
+            self._num_running -= 1
+        else:
+            self._num_queued_tokens -= choice.num_prompt_tokens
+        self._num_promised = max(0, self._num_promised - 1)
+        self._drain.carry(len(self._choices), self._num_slots)
 
     def _reservation(self, request: GenerationRequest, max_model_len: int) -> int:
         """Prompts and all that may be generated, as usage would count them; at most what the bucket holds.
@@ -133,8 +159,8 @@ class AdmissionControl:
 
     # --- the limits, one by one -----------------------------------------------------------------------------
 
-    def _check_possible(self, num_choices: int, num_slots: int) -> None:
-        most = num_slots + self._limits.max_queue_len
+    def _check_possible(self, num_choices: int) -> None:
+        most = self._num_places
         if num_choices > most:
             raise InvalidRequestError(
                 f"at most {most} choices fit slots and queue (max_queue_len is {self._limits.max_queue_len}),"
@@ -149,13 +175,17 @@ class AdmissionControl:
                 "n",
             )
 
-    def _check_queue(self, num_choices: int, num_slots: int) -> None:
-        places = self._limits.max_queue_len
-        num_missing = len(self._choices) + num_choices - num_slots - places
+    @property
+    def _num_places(self) -> int:
+        return self._num_slots + self._limits.max_queue_len
+
+    def _check_queue(self, num_choices: int) -> None:
+        num_missing = len(self._choices) + num_choices - self._num_places
         if num_missing > 0:
             raise QueueFullError(
-                f"the queue is full: it has {places} places (max_queue_len), and this request needs {num_missing} more",
-                self._finishing.time_for(num_missing),
+                f"the queue is full: it has {self._limits.max_queue_len} places (max_queue_len), and this request needs"
+                f" {num_missing} more",
+                self._promise(num_missing),
             )
 
     def _check_queued_tokens(self, num_tokens: int) -> None:
@@ -165,11 +195,23 @@ class AdmissionControl:
             return
         num_missing = self._num_queued_tokens + num_tokens - most
         if num_missing > 0:
+            num_waiting = len(self._choices) - self._num_running
+            num_starts = num_waiting * min(1.0, num_missing / self._num_queued_tokens)
             raise QueueFullError(
                 f"the queue is full: {self._num_queued_tokens} tokens of prompts wait of at most {most}"
                 f" (max_queue_tokens), and this request needs {num_missing} more than are left",
-                self._starting.time_for(num_missing),
+                self._promise(math.ceil(num_starts)),
             )
+
+    def _promise(self, num_places: int) -> float:
+        """When so many places will be free beside those that others who were refused were told of.
+
+        So of a crowd not everybody is told the same. Who was refused may not come back, or come too soon: it counts up
+        to as many places as there are.
+        """
+        retry_after_s = self._drain.time_for(self._num_promised + num_places)
+        self._num_promised = min(self._num_promised + num_places, self._num_places)
+        return retry_after_s
 
     def _check_in_flight(self, account: ClientAccount, num_choices: int) -> None:
         most = self._limits.max_requests_per_key
@@ -177,12 +219,17 @@ class AdmissionControl:
             return
         num_missing = account.num_in_flight + num_choices - most
         if num_missing > 0:
-            others_too = len(self._choices) / max(account.num_in_flight, 1)  # for one of its own so many finish
             raise QuotaError(
                 f"a client may have {most} choices running and waiting (max_requests_per_key): this one has"
                 f" {account.num_in_flight}, and the request asks for {num_choices} more",
-                self._finishing.time_for(num_missing * others_too),
+                self._drain.time_for(num_missing * self._num_served_per_one_of(account)),
             )
+
+    def _num_served_per_one_of(self, account: ClientAccount) -> float:
+        """How many a full server serves while it serves one of this client's, who has some in flight."""
+        if self._limits.scheduling_policy == "fcfs":
+            return max(self._num_slots, len(self._choices)) / account.num_in_flight
+        return max(self._num_slots / account.num_in_flight, self._num_clients)
 
     def _check_bucket(self, account: ClientAccount, num_tokens: int) -> None:
         bucket = account.bucket

@@ -10,14 +10,14 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from config.admission_limits import AdmissionLimits
 from config.engine_config import EngineConfig
-from engine.admission import check_request, seed_source, split_request
+from engine.admission import check_context, check_request, seed_source, split_request
 from engine.admission_control import AdmissionControl
 from engine.errors import (
     ContextLengthError,
@@ -38,7 +38,7 @@ from engine.messages import (
 )
 from engine.observer import EngineObserver, NullObserver, Outcome
 from engine.output_processor import OutputProcessor
-from engine.outputs import GenerationRequest
+from engine.outputs import GenerationRequest, RequestOutput
 from engine.probation import Probation
 from engine.request_stream import Choice, LiveRequest, RequestStream
 from engine.sampling_params import Grammar
@@ -57,6 +57,7 @@ EngineState = Literal["loading", "ready", "restarting", "draining", "dead"]
 _OFF_LOOP_CHARS = 4096  # longer texts are tokenized in a thread: about a millisecond's work
 _STABLE_S = 60.0  # an engine that had nothing to do for so long was of use
 _ON_LOOP_S = 0.02
+_NUM_RENDERERS = 4  # threads of their own: what holds them up holds up nothing else
 _TEXT_CHARS = 2**19  # that are read whatever the context, and
 _CHARS_PER_TOKEN = 32  # of the context: many times what any language needs
 
@@ -96,8 +97,8 @@ class AsyncEngine:
         self._serial = itertools.count()
         self._seeds = seed_source(config.seed)
         self._aborts: list[str] = []  # collected during a step's message, sent as one
-        self._last_step_time = time.monotonic()
         self._grammar_gate: GrammarGate | None = None
+        self._renderers: ThreadPoolExecutor | None = None
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -143,6 +144,8 @@ class AsyncEngine:
         await self._supervisor.aclose()
         if self._grammar_gate is not None:
             await self._grammar_gate.aclose()
+        if self._renderers is not None:
+            self._renderers.shutdown(wait=False, cancel_futures=True)
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -193,14 +196,15 @@ class AsyncEngine:
         return await self.encode(text, add_special_tokens=add_special_tokens)
 
     async def _render(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
-        """What looks short gets a moment on the event loop: a template may do much with little."""
+        """What looks short gets a moment on the event loop: a template may do much with little, or need a process."""
         from engine.template_limits import RenderLimitError, time_limit
 
         render = partial(self.tokenizer.render_chat, messages, **options)
         if _num_chars(messages) + _num_chars(options.get("tools")) <= _OFF_LOOP_CHARS:
             with contextlib.suppress(RenderLimitError), time_limit(_ON_LOOP_S):
                 return render()
-        return await asyncio.to_thread(render)
+        self._renderers = self._renderers or ThreadPoolExecutor(_NUM_RENDERERS, "template")
+        return await asyncio.get_running_loop().run_in_executor(self._renderers, render)
 
     async def check_grammar(self, grammar: Grammar, param: str) -> None:
         """Raises `InvalidRequestError`, which blames `param`, for a grammar that the engine cannot follow.
@@ -241,10 +245,20 @@ class AsyncEngine:
 
         Raises `QueueFullError` or `QuotaError`. Where nothing is admitted for another reason, `submit` says so.
         """
-        if not self._is_admitting:
-            return
+        if self._is_admitting:
+            with self._counted_where_refused():
+                self._admission.check_room(client, self._num_slots)
+
+    def check_context(self, num_prompt_tokens: int, max_tokens: int | None) -> None:
+        """Refuse, before the prompts after this one are read, where `submit` would. Raises `ContextLengthError`."""
+        with self._counted_where_refused():
+            check_context(num_prompt_tokens, max_tokens, self.info.max_model_len)
+
+    @contextlib.contextmanager
+    def _counted_where_refused(self) -> Iterator[None]:
+        """Once: how many choices there would have been is not known yet."""
         try:
-            self._admission.check_room(client, self._num_slots)
+            yield
         except OrcinusError:
             self.observer.on_choice_done("rejected", 0.0, 0, 0)
             raise
@@ -280,9 +294,12 @@ class AsyncEngine:
         self._admission.enter(request, [*live.choices], self.info.max_model_len)
         self._choices |= live.choices
         self._idle.clear()
+        self._note_waiting()
         self._submit_due()
         if request.timeout_s is not None:
-            live.timer = asyncio.get_running_loop().call_later(request.timeout_s, self._expire, live, request.timeout_s)
+            spent_s = 0.0 if request.asked_at is None else now - request.asked_at
+            left_s = request.timeout_s - spent_s
+            live.timer = asyncio.get_running_loop().call_later(left_s, self._expire, live, request.timeout_s)
         return RequestStream(live, lambda: self._abort(live), [len(prompt) for prompt in request.prompts])
 
     def _abort(self, live: LiveRequest) -> None:
@@ -339,20 +356,28 @@ class AsyncEngine:
             self._on_step(message)
         else:
             self._probation.begin(message.request_ids)
+            self._admission.start(message.request_ids)
 
     def engine_gone(self, reason: str) -> bool:
         """For the supervisor. The choices in flight stay, but for those whose fault it may be twice."""
         was_useful = self._was_useful or self._was_idle_for_long()
         self._state, self._up_since, self._was_useful = "restarting", None, False
+        self._admission.requeue()
         convicted = self._probation.bury()
         for engine_id in convicted:
             self._quarantine(engine_id, reason)
+        self._note_waiting()
+        self.observer.on_restart()
+        return was_useful or bool(convicted)
+
+    def _note_waiting(self) -> None:
+        """While there is no engine to count them, all who are in flight wait."""
+        if self._state != "restarting":
+            return
         self.stats = StepStats(
             num_slots=self.stats.num_slots, num_kv_blocks=self.stats.num_kv_blocks, num_waiting=len(self._choices)
         )
         self.observer.on_step(self.stats)
-        self.observer.on_restart()
-        return was_useful or bool(convicted)
 
     def _was_idle_for_long(self) -> bool:
         return self._up_since is not None and not self._choices and time.monotonic() > self._up_since + _STABLE_S
@@ -368,15 +393,12 @@ class AsyncEngine:
     def _on_step(self, outputs: StepOutputs) -> None:
         now = time.monotonic()
         self.stats = outputs.stats
-        was_busy = bool(self._choices)
         for delta in outputs.deltas:
             choice = self._choices.get(delta.request_id)
             if choice is not None:  # aborted ones may still have been in this step
                 self._on_delta(choice, delta, now)
         self._send_aborts()
         self._submit_due()
-        self._admission.observe(now - self._last_step_time if was_busy else 0.0)
-        self._last_step_time = now
         self.observer.on_step(outputs.stats)
 
     def _on_delta(self, choice: Choice, delta: RequestDelta, now: float) -> None:
@@ -391,12 +413,11 @@ class AsyncEngine:
             logger.exception("request %s: reading its tokens failed", choice.live.request_id)
             self._end(choice.live, "error", RequestFailedError("the output could not be read"))
             return
-        self._observe_tokens(choice, delta, len(output.token_ids), now)
+        self._observe(choice, output, now)
         if output.finish_reason in ("error", "abort"):
             self._finish(choice, output.finish_reason)
             self._end(choice.live, "error", RequestFailedError(output.error or "the engine gave the request up"))
             return
-        choice.queue_time_s = output.queue_time_s or choice.queue_time_s
         if output.finish_reason is None:
             choice.live.put(output)
             return
@@ -408,13 +429,17 @@ class AsyncEngine:
         if not choice.live.choices:
             choice.live.close()
 
-    def _observe_tokens(self, choice: Choice, delta: RequestDelta, num_tokens: int, now: float) -> None:
-        if num_tokens == 0:
-            return
+    def _observe(self, choice: Choice, output: RequestOutput, now: float) -> None:
+        if output.queue_time_s is not None:
+            choice.queue_time_s = output.queue_time_s
+            self.observer.on_first_output(output.queue_time_s)
+        if num_tokens := len(output.token_ids):
+            self._observe_tokens(choice, num_tokens, now)
+
+    def _observe_tokens(self, choice: Choice, num_tokens: int, now: float) -> None:
         if choice.last_token_time is None:
             choice.first_token_time = now
-            self._admission.start(choice.engine_id)
-            self.observer.on_first_token(now - choice.arrival_time, delta.queue_time_s or 0.0)
+            self.observer.on_first_token(now - choice.arrival_time)
             num_tokens -= 1
         if num_tokens:
             self.observer.on_next_tokens(now - (choice.last_token_time or now), num_tokens)
@@ -425,9 +450,10 @@ class AsyncEngine:
         del self._choices[choice.engine_id]
         self._probation.remove(choice.engine_id)
         del choice.live.choices[choice.engine_id]
-        self._admission.leave(choice.engine_id, choice.processor.num_output_tokens)
+        self._admission.leave(choice.engine_id, outcome, choice.processor.num_output_tokens)
         if not self._choices:
             self._idle.set()
+        self._note_waiting()
         self.observer.on_choice_done(
             outcome,
             time.monotonic() - choice.arrival_time,

@@ -10,12 +10,23 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import InvalidRequestError
-from engine.template_limits import MAX_RENDER_S, BoundedEnvironment, RenderLimitError, bounded_template, time_limit
+from engine.template_limits import (
+    BoundedEnvironment,
+    NotHereError,
+    RenderLimitError,
+    allowance,
+    bounded_template,
+    is_momentary,
+    metered_json,
+    metered_strftime,
+)
+from engine.template_process import Job, render_apart
 
 Message = Mapping[str, Any]
 
@@ -33,9 +44,13 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
         self.source = source
-        environment = _environment()
-        self._template = environment.from_string(bounded_template(environment, source))
+        self._template = self._compile(source)
         self._special_tokens = dict(special_tokens)
+
+    def _compile(self, source: str) -> Template:
+        environment = _bounded_environment()
+        with allowance():
+            return environment.from_string(bounded_template(environment, source))
 
     def render(
         self,
@@ -51,8 +66,35 @@ class ChatTemplate:
 
         With `continue_final_message` the prompt ends inside the last message, for the model to go on with it.
         Raises `InvalidRequestError` with the template's own words if it refuses the messages, and `RenderLimitError` if
-        it takes too long over them or makes too much of them.
+        it takes too long over them or makes too much of them. Where it may do either, it is rendered in a process of
+        its own, unless there is but a moment for it (`engine.template_limits.time_limit`).
         """
+        options = {
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            **variables,
+        }
+        try:
+            return self._render_messages(messages, **options)
+        except NotHereError:
+            if is_momentary():
+                raise
+        return self._render_apart(messages, options)
+
+    def _render_apart(self, messages: Sequence[Message], options: dict[str, Any]) -> str:
+        return render_apart(Job(self.source, self._special_tokens, [*messages], options))
+
+    def _render_messages(
+        self,
+        messages: Sequence[Message],
+        /,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        **variables: Any,
+    ) -> str:
         self._check_variables(variables)
         _check_messages(messages, add_generation_prompt, continue_final_message)
         prepared = [_prepare(message) for message in messages]
@@ -72,7 +114,8 @@ class ChatTemplate:
         return _cut_at_mark(text) if continue_final_message else text
 
     def _check_variables(self, variables: Mapping[str, Any]) -> None:
-        reserved = sorted((RESERVED_NAMES | self._special_tokens.keys()) & variables.keys())
+        given = RESERVED_NAMES | self._special_tokens.keys() | self._template.globals.keys()
+        reserved = sorted(given & variables.keys())
         if reserved:
             raise InvalidRequestError(
                 f"chat_template_kwargs must not set {', '.join(reserved)}", "chat_template_kwargs"
@@ -81,12 +124,14 @@ class ChatTemplate:
     def _render(self, variables: Mapping[str, Any]) -> str:
         """A template is a program that somebody else wrote, so any exception may come out of it."""
         try:
-            with time_limit(MAX_RENDER_S):
+            with allowance():
                 return self._template.render({**self._special_tokens, **variables})
         except RenderLimitError:
             raise
         except TemplateError as error:
             raise InvalidRequestError(f"the chat template refused the messages: {error.message}", "messages") from error
+        except MemoryError as error:
+            raise RenderLimitError("the chat template takes too much memory on these messages", "messages") from error
         except Exception as error:
             raise InvalidRequestError(
                 f"the chat template failed on the messages: {type(error).__name__}: {error}", "messages"
@@ -105,13 +150,40 @@ class ChatTemplate:
         return "\ue000" in text and "'text'" not in text and '"text"' not in text
 
 
-def _environment() -> BoundedEnvironment:
-    environment = BoundedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
-    )
+class _FreeTemplate(ChatTemplate):
+    """Bounded by nothing but the process that it is in."""
+
+    def _compile(self, source: str) -> Template:
+        return _free_environment().from_string(source)
+
+
+def render_freely(job: Job) -> str:
+    """In a process of its own. Raises what `ChatTemplate.render` raises."""
+    return _FreeTemplate(job.source, job.special_tokens).render(job.messages, **job.options)
+
+
+_OPTIONS: dict[str, Any] = {
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+    "extensions": ["jinja2.ext.loopcontrols"],
+}
+
+
+def _free_environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(**_OPTIONS)
+    environment.add_extension(_GenerationTag)
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _bounded_environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(**_OPTIONS)
+    environment.add_extension(_GenerationTag)
+    environment.filters["tojson"] = metered_json
+    environment.allow("raise_exception", _raise_exception)
+    environment.allow("strftime_now", metered_strftime(_strftime_now))
     return environment
 
 

@@ -1,27 +1,73 @@
-"""How fast what was admitted gets done, from which a refused client is told when to come back."""
+"""How fast slots come free, from which a refused client is told when to come back.
+
+Knows how many choices are in flight and which of them were served; nothing of who they are or what they ask for.
+"""
 
 import math
+import time
+from collections.abc import Callable
 
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
-_UNMEASURED_RETRY_S = 10.0
+_UNSEEN_SERVICE_S = 10.0  # of a choice, before any was served: in the middle between the two, in factors
+_ROUNDS = 4  # of all slots that are remembered, however long they took
 
 
 class DrainRate:
-    """Of anything that is counted (choices, tokens): how many per second of busy time, the last half minute first."""
+    """How many choices are served in a second of work, the last half minute first.
+
+    A second in which a quarter of the slots was taken is a quarter of a second's work: so what a quiet server did tells
+    how fast a full one is, and what it did last is remembered while it has none. A choice that left its slot in another
+    way (its client went, its deadline passed, it failed) tells nothing of how long one takes that stays.
+    """
 
     memory_s = 30.0
 
-    def __init__(self) -> None:
-        self._busy_s = 0.0
-        self._num_done = 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._as_of = clock()
+        self._num_slots = 1
+        self._load = 0.0  # the share of the slots that is taken, as far as choices in flight take one each
+        self._work_s = 0.0  # up to the last choice that was served
+        self._num_served = 0.0
+        self._open_s = 0.0  # work since then
 
-    def observe(self, busy_s: float, num_done: int) -> None:
-        keep = math.exp(-busy_s / self.memory_s)
-        self._busy_s = self._busy_s * keep + busy_s
-        self._num_done = self._num_done * keep + num_done
+    def carry(self, num_in_flight: int, num_slots: int) -> None:
+        """From now on so many choices share so many slots."""
+        self._advance()
+        self._num_slots = num_slots
+        self._load = min(1.0, num_in_flight / num_slots)
 
-    def time_for(self, num: float) -> float:
-        """Seconds until so many more will be done, between 1 and 120."""
-        if self._num_done < 0.5:
-            return _UNMEASURED_RETRY_S
-        return min(max(num * self._busy_s / self._num_done, _MIN_RETRY_S), _MAX_RETRY_S)
+    def serve(self) -> None:
+        """A choice that had a slot got all that it asked for."""
+        self._advance()
+        keep = self._keep()
+        self._work_s = self._work_s * keep + self._open_s
+        self._num_served = self._num_served * keep + 1
+        self._open_s = 0.0
+
+    def give_up(self, num_running: int) -> None:
+        """One of so many with slots left unserved: its part of the work since the last one that was is no measure."""
+        self._advance()
+        self._open_s *= 1 - 1 / num_running
+
+    def time_for(self, num_places: float) -> float:
+        """Seconds until so many more are served, between 1 and 120."""
+        self._advance()
+        return min(max(self._estimate(num_places), _MIN_RETRY_S), _MAX_RETRY_S)
+
+    def _estimate(self, num_places: float) -> float:
+        if self._num_served:
+            return num_places * (self._work_s + self._open_s) / self._num_served
+        # As if those who have slots were to end when they have taken as long again, or the usual time.
+        return max(_UNSEEN_SERVICE_S, self._open_s) * max(1.0, num_places / self._num_slots)
+
+    def _keep(self) -> float:
+        """The share of what is remembered that is remembered on."""
+        if self._num_served <= _ROUNDS * self._num_slots:
+            return 1.0
+        return max(math.exp(-self._open_s / self.memory_s), _ROUNDS * self._num_slots / self._num_served)
+
+    def _advance(self) -> None:
+        now = self._clock()
+        self._open_s += (now - self._as_of) * self._load
+        self._as_of = now

@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -34,7 +33,7 @@ from engine.messages import (
     StepStarted,
     ToEngine,
 )
-from engine.parent import die_with_parent
+from engine.parent import die_with_parent, ignore_group_signals
 from engine.wire import FrameReader, config_decoder, encode_frame, to_engine_decoder
 
 logger = logging.getLogger(__name__)
@@ -218,11 +217,8 @@ def _handle(core: EngineCore, message: ToEngine) -> None:
 
 
 def main() -> None:
-    """Entry point of the process. Its arguments: the socket's file descriptor, and the process to die with, if any.
-
-    Ctrl-C reaches the whole process group, but it is the server that decides when the engine ends.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Entry point of the process. Its arguments: the socket's file descriptor, and the process to die with, if any."""
+    ignore_group_signals()
     gc.disable()  # imports and loading make millions of objects that stay
     descriptor, *parent = sys.argv[1:]
     die_with_parent(parent)  # while a model loads nobody reads from the socket

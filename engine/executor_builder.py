@@ -22,6 +22,7 @@ from engine.device import (
     device_memory,
     device_monitor,
     device_name,
+    memory_limit,
     resolve_device,
     use_available_cores,
 )
@@ -32,6 +33,7 @@ from engine.kv_cache import (
     CacheSize,
     allocate_cache,
     bytes_per_block,
+    check_memory,
     default_cpu_memory,
     default_cuda_memory,
     resolve_cache_size,
@@ -57,6 +59,8 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     device = resolve_device(config.device)
     if config.deterministic:
         check_device(device)
+    if config.kv_cache_memory is not None:
+        check_memory(config.kv_cache_memory, memory_limit() if device.type == "cpu" else device_memory(device))
     use_available_cores()
     with _collector_off():
         causal_lm = load_causal_lm(config, device)

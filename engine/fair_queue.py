@@ -6,6 +6,7 @@ nobody saves up for a flood. Knows nothing of keys, slots and blocks; with a sin
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from engine.request import Request
 from engine.waiting_queue import WaitingQueue
@@ -76,6 +77,17 @@ class FairQueue:
             del self._queues[client], self._joined[client]
             self._last_to_leave = client
 
+    def in_turn(self, running: Sequence[Request]) -> list[Request]:
+        """Those first whose client had least service: whoever comes last is the first to make room.
+
+        The requests of one client stay in the order given, which between clients says nothing.
+        """
+        shares: dict[str, list[Request]] = {}
+        for request in running:
+            shares.setdefault(request.client, []).append(request)
+        turns = sorted((self.service_of(client), share[0].arrival, client) for client, share in shares.items())
+        return [request for *_, client in turns for request in shares[client]]
+
     def oldest(self) -> Request | None:
         """Who has waited longest."""
         oldest = (queue.oldest() for queue in self._queues.values())
@@ -91,13 +103,16 @@ class FairQueue:
         self._forget_idle()
 
     def _next_client(self) -> str:
-        """Who had least service; of several, who has waited longest for its turn."""
-        return min(self._queues, key=lambda client: (self._service.get(client, 0), self._joined[client]))
+        return min(self._queues, key=self._turn)
+
+    def _turn(self, client: str) -> tuple[int, int]:
+        """Who had least service goes first; of several, who has waited longest for its turn."""
+        return self._service.get(client, 0), self._joined[client]
 
     def _next_begun(self, now: float) -> Request | None:
         heads = [self._queues[client].peek(now) for client in {request.client for request in self._begun.values()}]
         begun = [head for head in heads if head is not None and head.request_id in self._begun]
-        return min(begun, key=lambda request: request.order, default=None)
+        return min(begun, key=lambda request: self._turn(request.client), default=None)
 
     def _forget_idle(self) -> None:
         """Those who had least: whoever comes back is lifted to more than that."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _MAX_COMPILED = 256
 _NUM_COMPILERS = 2
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+_TOO_SLOW = "the grammar is too complex: it takes too long to find an end of the text"
 _TEXT_BEFORE = "\x02"  # some tokenizers put a space before the first word of a text
 
 _Key = tuple[GrammarKind, str]
@@ -114,21 +115,28 @@ class GrammarMatcher:
             self.mask &= ~self._ends
         if self._opening is not None:
             self.mask |= pack_tokens([self._opening], self._vocab_size)
-        if self._closing is not None:
-            self._closing.look(self._matcher)
+        self._look_for_the_end()
 
     def choose(self, token_id: int) -> int:
         """The token to take where `token_id` was drawn: another one if the text could not end in time after it."""
-        is_free = self._thought is not None or token_id == self._opening
-        if self._closing is None or is_free or self.error is not None:
+        if self._closing is None or self._is_free(token_id) or self.error is not None:
             return token_id
-        return self._closing.choose(self._matcher, token_id)
+        try:
+            return self._closing.choose(self._matcher, token_id)
+        except TimeoutError:
+            self.give_up(_TOO_SLOW)
+            return token_id
+
+    def follow(self, token_id: int) -> None:
+        """Take in a token that another matcher of the same request has taken in before."""
+        if self._thought is None:
+            self._look_for_the_end()
+        self.accept(token_id)
 
     def accept(self, token_id: int) -> None:
         """Take in the token that was chosen."""
+        self._count(token_id)
         opening, self._opening = self._opening, None
-        if self._closing is not None:
-            self._closing.accept(token_id)
         if self._thought is not None:
             self._think(self._thought, token_id)
         elif token_id == opening:
@@ -145,6 +153,29 @@ class GrammarMatcher:
 
     def give_up(self, reason: str) -> None:
         self.error = self.error or reason
+
+    def _is_free(self, token_id: int) -> bool:
+        """Whether it is not the grammar's."""
+        return self._thought is not None or token_id == self._opening
+
+    def _look_for_the_end(self) -> None:
+        if self._closing is None or self.error is not None:
+            return
+        try:
+            self._closing.look(self._matcher)
+        except TimeoutError:
+            self.give_up(_TOO_SLOW)
+
+    def _count(self, token_id: int) -> None:
+        if self._closing is None or self.error is not None:
+            return
+        if self._is_free(token_id):
+            self._closing.spend()
+            return
+        try:
+            self._closing.accept(self._matcher, token_id)
+        except TimeoutError:
+            self.give_up(_TOO_SLOW)
 
     def _begin_thinking(self) -> None:
         self._thought = deque(maxlen=len(self._thinking_end))
@@ -201,7 +232,7 @@ class GrammarCompiler:
             compiled.deep_copy(), self.vocabulary, grammar.thinking, ignore_eos=ignore_eos, max_tokens=max_tokens
         )
         for token_id in tokens:
-            matcher.accept(token_id)
+            matcher.follow(token_id)
         return matcher
 
     def compile(self, kind: GrammarKind, source: str) -> LLMatcher:

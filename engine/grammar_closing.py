@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from engine.token_masks import empty_mask, tokens_in
 
-# A way has at most so many tokens, and is looked for at most so long: grammars come from anybody.
+# A way has at most so many tokens, so many of them chosen among others. These are the bounds, and not a time, so that
+# the same text is always led the same way.
 _MAX_TOKENS = 1024
-_TIMEOUT_S = 0.05
+_MAX_CHOICES = 512
+_TIMEOUT_S = 0.5  # of processor time, many times what these take: grammars come from anybody
 # While so many more tokens are left than the longest way so far had, nobody looks at what each token does to the way.
 _NEAR = 256
 
@@ -76,9 +78,10 @@ class Closers:
     def way(self, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
         """Tokens that lead from where `matcher` is to where the text may end. None if none are found.
 
-        They need not be the fewest. `matcher` itself stays where it is.
+        They need not be the fewest. `matcher` itself stays where it is. Raises `TimeoutError` for an automaton that is
+        far too slow.
         """
-        limit, deadline = min(max_tokens, _MAX_TOKENS), time.monotonic() + _TIMEOUT_S
+        limit, deadline = min(max_tokens, _MAX_TOKENS), time.thread_time() + _TIMEOUT_S
         for orders in self._orders:
             way = _Walk(self, orders, matcher.deep_copy()).to_end(limit, deadline)
             if way is not None:
@@ -94,13 +97,16 @@ class _Walk:
         self._orders = orders
         self._matcher = matcher
         self._used: Counter[int] = Counter()
+        self._num_choices = 0
         self._was_in_string = False
 
     def to_end(self, limit: int, deadline: float) -> list[int] | None:
         way: list[int] = []
         while not self._matcher.is_accepting():
-            if len(way) >= limit or time.monotonic() > deadline:
+            if len(way) >= limit or self._num_choices == _MAX_CHOICES:
                 return None
+            if time.thread_time() > deadline:
+                raise TimeoutError
             tokens = self._forced() or self._chosen()
             num_taken = self._matcher.try_consume_tokens(tokens)
             if num_taken == 0:
@@ -118,6 +124,7 @@ class _Walk:
 
     def _chosen(self) -> list[int]:
         """The best token, or nothing if there is none."""
+        self._num_choices += 1
         is_in_string = any(map(self._may_come, self._closers.letters))
         if is_in_string != self._was_in_string:
             self._used.clear()
@@ -156,8 +163,7 @@ class _Walk:
 
 class _Step(NamedTuple):
     token_id: int
-    way: list[int]  # after it
-    is_steered: bool
+    way: list[int] | None  # after it
 
 
 class Closing:
@@ -165,8 +171,12 @@ class Closing:
 
     A token after which what is left would not do is replaced by the next one of the way. Until then nothing is changed,
     and little is computed: where far more tokens are left than the way takes, it is looked at now and then. A grammar
-    that no way is found for in time is left alone, and so is one whose way one token makes longer by more than all that
-    is left. Used by one thread at a time.
+    that no way is found for is left alone, and so is one whose way one token makes longer by more than all that is
+    left. Used by one thread at a time.
+
+    What it knows follows from `max_tokens` and the tokens that were taken, drawn or not: a request that is resumed is
+    led as one that was never interrupted, if for each token `look` and `accept` are called again. They and `choose` let
+    `TimeoutError` through.
     """
 
     def __init__(self, closers: Closers, end_ids: Sequence[int], max_tokens: int) -> None:
@@ -177,7 +187,8 @@ class Closing:
         self._look_at = 2 * _MAX_TOKENS  # when so few are left
         self._near = _NEAR
         self._way: list[int] | None = None  # while it is near
-        self._step: _Step | None = None
+        self._step: _Step | None = None  # what was found out about one token that may come next
+        self._steered_to: int | None = None  # instead of a token that was drawn
 
     def look(self, matcher: LLMatcher) -> None:
         """Before a token is chosen: find the way, if it may be time."""
@@ -194,26 +205,33 @@ class Closing:
 
     def choose(self, matcher: LLMatcher, token_id: int) -> int:
         """The token to take where `token_id` was drawn: this one, or the next one of the way."""
-        if self._way is None or token_id in self._end_ids:
+        if self._way is None or token_id in self._end_ids or self._way_after(matcher, token_id) is not None:
             return token_id
-        rest = self._rest(matcher, self._way, token_id)
-        if rest is not None:
-            self._step = _Step(token_id, rest, is_steered=False)
-        else:
-            first = self._way[0] if self._way else self._end_ids[0]
-            self._step = _Step(first, self._way[1:], is_steered=True)
-        return self._step.token_id
+        self._steered_to = self._way[0] if self._way else self._end_ids[0]
+        return self._steered_to
 
-    def accept(self, token_id: int) -> None:
-        """Take in the token that was chosen, if need be by somebody else."""
-        step, self._step, self._way = self._step, None, None
+    def accept(self, matcher: LLMatcher, token_id: int) -> None:
+        """Take in the token that was chosen, if need be by somebody else; `matcher` is where it was before it."""
+        self._way, self._step = self._way_after(matcher, token_id), None
+        self.is_steered |= token_id == self._steered_to
+        self._steered_to = None
         self._num_left -= 1
-        if step is not None and step.token_id == token_id:
-            self._way = step.way
-            self.is_steered |= step.is_steered
 
-    def _rest(self, matcher: LLMatcher, way: list[int], token_id: int) -> list[int] | None:
-        """The way from after `token_id`, if few enough tokens do: often it is the same as before, or a part of it."""
+    def spend(self) -> None:
+        """Take in a token that the grammar knows nothing of."""
+        self._way = self._step = None
+        self._num_left -= 1
+
+    def _way_after(self, matcher: LLMatcher, token_id: int) -> list[int] | None:
+        """The way from after `token_id`, if few enough tokens do."""
+        if self._way is None or token_id in self._end_ids:
+            return None
+        if self._step is None or self._step.token_id != token_id:
+            self._step = _Step(token_id, self._find_way_after(matcher, self._way, token_id))
+        return self._step.way
+
+    def _find_way_after(self, matcher: LLMatcher, way: list[int], token_id: int) -> list[int] | None:
+        """Often it is the same as before, or a part of it."""
         num_left = self._num_left - 1
         for num_done in range(min(3, len(way) + 1)):
             rest = way[num_done:]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
@@ -104,13 +105,13 @@ def _checked_lark(source: str) -> str:
         return str(any_to_lark(source))
     except GbnfToLarkError as error:
         raise InvalidRequestError(f"the GBNF grammar has an error: {error}") from error
-    except (RecursionError, ValueError, KeyError, IndexError) as error:
-        raise InvalidRequestError(f"the GBNF grammar cannot be read: {type(error).__name__}") from error
+    except Exception as error:  # the converter's words for a rule that is missing, and for much else
+        raise InvalidRequestError(f"the GBNF grammar cannot be read: {str(error)[:200]}") from error
 
 
 def _parsed(source: str, what: str) -> Any:
     try:
-        return json.loads(source)
+        return msgspec.json.decode(source)  # which takes no NaN
     except ValueError as error:
         raise InvalidRequestError(f"{what} must be JSON: {error}") from error
     except RecursionError as error:

@@ -4,7 +4,6 @@ Started by `engine.grammar_gate`: one line of JSON in, one out. Knows nothing of
 """
 
 import random
-import signal
 import sys
 import time
 
@@ -15,7 +14,7 @@ from engine.errors import InvalidRequestError
 from engine.grammar import GrammarCompiler, GrammarMatcher
 from engine.grammar_gate import ServedVocabulary, Trial, Verdict
 from engine.lean_imports import hide_torch
-from engine.parent import die_with_parent
+from engine.parent import die_with_parent, ignore_group_signals
 from engine.token_masks import tokens_in
 from engine.tokenizer import Tokenizer
 
@@ -25,8 +24,8 @@ _NUM_WALKS, _WALK_TOKENS = 3, 32
 
 
 def main() -> None:
-    """Ends with its standard input. Ctrl-C reaches the whole process group, but the server decides when this ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends with its standard input."""
+    ignore_group_signals()
     die_with_parent(sys.argv[1:])
     vocabulary = msgspec.json.decode(sys.stdin.buffer.readline(), type=ServedVocabulary)
     hide_torch(vocabulary.model, trust_remote_code=vocabulary.trust_remote_code)

@@ -78,6 +78,15 @@ def default_cuda_memory(total_bytes: int, used_at_peak_bytes: int) -> int:
     return max(0, int(total_bytes * _CUDA_MEMORY_SHARE) - used_at_peak_bytes)
 
 
+def check_memory(wanted_bytes: int, total_bytes: int) -> None:
+    """Raises `ModelLoadError` where a setting asks for more than there is, however little of it would be used."""
+    if wanted_bytes > total_bytes:
+        from config.values import format_bytes  # pydantic, which the engine does without
+
+        wanted, total = format_bytes(wanted_bytes), format_bytes(total_bytes)
+        raise ModelLoadError(f"kv_cache_memory is {wanted}, but there are {total} of memory in all")
+
+
 def resolve_cache_size(
     config: EngineConfig,
     limits: BatchLimits,

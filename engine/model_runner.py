@@ -349,9 +349,9 @@ class ModelRunner:
         for i, request in enumerate(batch.requests):
             if request.pooled is not None:
                 part = batch.part(i)
-                vector = request.pooled.add(hidden[part.offset : part.offset + part.num_tokens])
+                request.pooled.add(hidden[part.offset : part.offset + part.num_tokens])
                 if part.end == self._rows.num_tokens[request.index]:
-                    complete.append((part, vector))
+                    complete.append((part, request.pooled.vector()))
         result = StepResult(sampled_token_ids={})
         for part, vector in zip((part for part, _ in complete), unit_vectors([v for _, v in complete]), strict=True):
             is_finite = bool(np.isfinite(vector).all())

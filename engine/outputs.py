@@ -13,8 +13,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Prompts (as token ids) that share their parameters: `len(prompts) * sampling.n` choices in all.
 
     The choice of prompt p and sample s has index `p * n + s`. The whole is admitted or refused as one.
-    `timeout_s` counts from admission and covers queueing. `client` is an opaque name for whoever asks: each has
-    limits of its own, and a fair share of the engine.
+    `timeout_s` counts from `asked_at` (of the monotonic clock; None: from admission) and covers queueing. `client` is
+    an opaque name for whoever asks: each has limits of its own, and a fair share of the engine.
     """
 
     request_id: str
@@ -23,6 +23,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str | None = None
     timeout_s: float | None = None
+    asked_at: float | None = None
     client: str = ""
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from engine.errors import ModelLoadError
 from engine.model_source import model_source
@@ -27,6 +27,7 @@ _DEFAULT: Pooling = "mean"
 # As newer versions name the mode, and as older ones switch it on.
 _MODES: dict[str, Pooling] = {"mean": "mean", "lasttoken": "last"}
 _SWITCHES: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+_BLOCK = 64  # tokens that are added up at a time
 
 
 def resolve_pooling(setting: Literal["auto", "mean", "last"], model: str) -> Pooling:
@@ -69,26 +70,49 @@ def _read_pooling(path: Path) -> Pooling | None:
 
 
 class PooledPrompt:
-    """The hidden states of one prompt, chunk by chunk, as one vector of float32. Its length means nothing."""
+    """The hidden states of one prompt, chunk by chunk, as one vector of float32. Its length means nothing.
 
-    __slots__ = ("_pooling", "_sum")
+    A sum has the same bits however the prompt was cut: tokens are added up in blocks that are counted from its start,
+    each in one order, and those that fill no block yet are kept.
+    """
+
+    __slots__ = ("_last", "_pooling", "_rest", "_sum")
 
     def __init__(self, pooling: Pooling) -> None:
         self._pooling = pooling
-        self._sum: Tensor | None = None
+        self._last: Tensor | None = None
+        self._sum: Tensor | None = None  # of whole blocks
+        self._rest: Tensor | None = None  # fewer tokens than a block has
 
-    def add(self, hidden: Tensor) -> Tensor:
-        """Take in the next tokens' (num_tokens, hidden_size); returns the (hidden_size,) of all so far."""
+    def add(self, hidden: Tensor) -> None:
+        """Take in the next tokens' (num_tokens, hidden_size)."""
         if self._pooling == "last":
-            return hidden[-1].float()
-        chunk = hidden.sum(dim=0, dtype=torch.float32)
-        self._sum = chunk if self._sum is None else self._sum + chunk
-        return self._sum  # what is made of length 1 needs no division
+            self._last = hidden[-1].float()
+            return
+        rest = hidden[:0] if self._rest is None else self._rest
+        rows = torch.cat([rest.float(), hidden.float()])
+        num_whole = len(rows) // _BLOCK * _BLOCK
+        for first in range(0, num_whole, _BLOCK):
+            self._sum = self._plus(rows[first : first + _BLOCK])
+        self._rest = rows[num_whole:].clone()
+
+    def vector(self) -> Tensor:
+        """(hidden_size,) of all tokens so far."""
+        if self._pooling == "last":
+            assert self._last is not None
+            return self._last
+        assert self._rest is not None
+        return self._plus(pad(self._rest, (0, 0, 0, _BLOCK - len(self._rest))))
+
+    def _plus(self, block: Tensor) -> Tensor:
+        """With a block's sum, all of which are of one shape. What is made of length 1 needs no division."""
+        added = block.sum(dim=0)
+        return added if self._sum is None else self._sum + added
 
 
 def unit_vectors(vectors: Sequence[Tensor]) -> NDArray[np.float32]:
-    """(num_vectors, hidden_size) on the CPU, each made of length 1."""
+    """(num_vectors, hidden_size) on the CPU, each made of length 1, whatever the others are."""
     if not vectors:
         return np.empty((0, 0), dtype=np.float32)
-    rows: NDArray[np.float32] = normalize(torch.stack(list(vectors)), dim=-1).cpu().numpy()
+    rows: NDArray[np.float32] = torch.stack([normalize(vector, dim=0) for vector in vectors]).cpu().numpy()
     return rows

@@ -20,6 +20,7 @@ class Request:
 
     __slots__ = (
         "_block_hashes",
+        "arrival",
         "arrival_time",
         "cache_salt",
         "client",
@@ -54,7 +55,8 @@ class Request:
         self.client: str = added.client
         self.token_ids: list[int] = added.prompt_token_ids + added.output_token_ids
         self.num_prompt_tokens: int = len(added.prompt_token_ids)
-        self.order = (added.priority, added.arrival_time, sequence_number)
+        self.arrival = (added.arrival_time, sequence_number)
+        self.order = (added.priority, self.arrival)  # among the requests of one client
         self.is_running: bool = False  # it has a slot
         self.queued_since: float = added.arrival_time
         self.first_scheduled_time: float | None = None

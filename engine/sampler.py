@@ -27,6 +27,8 @@ _BLOCK = 128
 # Candidates looked at before a whole row is sorted for top_p: the first nearly always suffice, and are far cheaper.
 _CANDIDATES = (64, 1024)
 _MAX_TOP_K = 2**24  # exact in float32, and more than any vocabulary
+# In float32 less would be nothing, or make of a logit what is not finite. The choice is the same as with any less.
+_LEAST_DIVISOR = 1e-30
 
 
 @dataclass(slots=True)
@@ -309,7 +311,9 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow], positions: NDAr
     sizes = [len(counts.token_ids) for _, counts, _ in counted]
     at = np.repeat([i for i, _, _ in counted], sizes)
     tokens = np.concatenate([counts.token_ids for _, counts, _ in counted])
-    penalties = [(s.repetition_penalty, s.frequency_penalty, s.presence_penalty) for _, _, s in counted]
+    penalties = [
+        (max(s.repetition_penalty, _LEAST_DIVISOR), s.frequency_penalty, s.presence_penalty) for _, _, s in counted
+    ]
     columns = np.repeat(np.array(penalties, dtype=np.float32), sizes, axis=0).T
     in_output = np.concatenate([counts.counts for _, counts, _ in counted])
     index, numbers, output = to_device(
@@ -379,7 +383,8 @@ def unpack_bits_on_device(packed: Tensor, num_bits: int) -> Tensor:
 
 def draw_columns(sampling: SamplingParams) -> tuple[float, float, float, float]:
     """Temperature, min_p, top_p and top_k, as `draw` wants them."""
-    return sampling.temperature, sampling.min_p, sampling.top_p, float(min(sampling.top_k, _MAX_TOP_K))
+    temperature = max(sampling.temperature, _LEAST_DIVISOR)
+    return temperature, sampling.min_p, sampling.top_p, float(min(sampling.top_k, _MAX_TOP_K))
 
 
 def draw(logits: Tensor, columns: NDArray[np.float32], uniform: NDArray[np.float32]) -> Tensor:
@@ -582,8 +587,7 @@ def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> 
 
     What is returned waits for them to come from the device.
     """
-    width = min(max(num_top), logprobs.shape[-1])
-    values, indices = logprobs.topk(width, dim=-1)
+    values, indices = best_in_order(logprobs, min(max(num_top), logprobs.shape[-1]))
     copied = to_host(tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), indices, values)
 
     def wait() -> list[TokenLogprobs]:
@@ -593,3 +597,18 @@ def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> 
         ]
 
     return wait
+
+
+def best_in_order(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row and where they are, (num_rows, count) each.
+
+    Of equal ones those with the lower ids come first. `topk` alone leaves open which, so that it depends on the shape
+    of the batch; on a GPU it is left at that, where to look for them would be to wait for it.
+    """
+    values, indices = logprobs.topk(count, dim=-1)
+    if count and logprobs.device.type == "cpu":
+        for row, least, best in zip(logprobs, values[:, -1].tolist(), indices, strict=True):
+            candidates = (row >= least).nonzero().squeeze(1)
+            order = row[candidates].argsort(descending=True, stable=True)
+            best[: len(order)] = candidates[order[:count]]  # of a row with NaN there may be fewer
+    return values, indices

@@ -121,7 +121,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_length("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
         _check_length("bad_words", self.bad_words_token_ids, MAX_BAD_WORDS)
         for word in self.bad_words_token_ids:
-            _check_range("bad_words: the number of tokens of a word", len(word), 1, MAX_BAD_WORD_TOKENS)
+            if not 1 <= len(word) <= MAX_BAD_WORD_TOKENS:
+                raise InvalidRequestError(
+                    f"bad_words have 1 to {MAX_BAD_WORD_TOKENS} tokens each, got {len(word)}", "bad_words"
+                )
         for stop in self.stop:
             if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
                 raise InvalidRequestError(

@@ -101,7 +101,8 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._pacing = Pacing(limits.target_itl_s)
         self._waiting = FairQueue(limits.max_queue_wait_s)
-        self._running: list[Request] = []  # by `Request.order`: the last one is the first to be preempted
+        self._running: list[Request] = []  # by `Request.order`
+        self._turns: list[Request] = []  # the same, clients in turn: the last one is the first to be preempted
         self._released: list[str] = []
         self._in_flight: deque[_InFlight] = deque()  # the plans that wait for their update, oldest first
         self._is_short_of_blocks = False  # somebody could not grow, and nobody is preempted while a step is in flight
@@ -164,6 +165,7 @@ class Scheduler:
         self._is_short_of_blocks = False
         now = self._clock()
         self._admit(now)
+        self._turns = self._waiting.in_turn(self._running)
         plan = StepPlan(scheduled=[], new_requests=[], released=[])
         prompts = self._schedule_decodes(plan, now)
         computing = self._schedule_prompts(plan, prompts, now)
@@ -256,7 +258,8 @@ class Scheduler:
             if request.is_running:
                 continue
             while not (self._has_slot and self._allocate_all(request)):
-                others = [running for running in self._running if running.request_id not in self._trials.group]
+                turns = self._waiting.in_turn(self._running)
+                others = [running for running in turns if running.request_id not in self._trials.group]
                 if not others:
                     return
                 self._preempt(others[-1], now)
@@ -304,19 +307,19 @@ class Scheduler:
 
     def _selected(self) -> list[Request]:
         """Who takes part in this step if there is room. Not who ends with a token in flight, whichever that is."""
-        running = self._running
+        running = self._turns
         if self._trials:
             running = [request for request in running if request.request_id in self._trials.group]
         selected = self._rule.select(running)
         if not self._in_flight:
-            return [*selected]  # preemption changes who is running
+            return [*selected]  # preemption changes whose turn it is
         return [request for request in selected if not self._ends_in_flight(request)]
 
     def _ends_in_flight(self, request: Request) -> bool:
         return request.num_in_flight > 0 and self._is_at_limit(request, request.num_tokens)
 
     def _grow(self, request: Request, now: float) -> bool:
-        """Make room for one more token, preempting the newest if need be. False if that was `request` itself.
+        """Make room for one more token, preempting whose turn comes last if need be. False if that is `request` itself.
 
         While a step is in flight nobody is preempted: the request waits for the next step, which waits for that one.
         """
@@ -326,11 +329,11 @@ class Scheduler:
             if self._in_flight:
                 self._is_short_of_blocks = True
                 return False
-            self._preempt(self._running[-1], now)
+            self._preempt(self._turns.pop(), now)
         return False
 
     def _schedule_prompts(self, plan: StepPlan, prompts: Sequence[Request], now: float) -> set[bytes]:
-        """Share out among prompts, oldest first, what the decodes of this step leave them.
+        """Share out among prompts, in turn, what the decodes of this step leave them.
 
         Returns the hashes of the blocks that are going to be full.
         """

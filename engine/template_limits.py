@@ -1,61 +1,114 @@
-"""What rendering a chat template may cost: its time, and the size of what it makes.
+"""What rendering a chat template may cost where it is rendered beside everything else: time, and what it makes.
 
-A template is a program that comes with a model, and what it runs over comes from clients. A thread cannot be stopped
-from outside, so the template's own code asks at every turn of a loop and at every call whether it may go on. Knows
-jinja, and nothing of messages.
+A template is a program that comes with a model, and what it runs over comes from clients. Here it may do what is known
+to take time and memory in proportion to what it is given, within an allowance. Anything else raises `NotHereError`:
+`engine.template_process` is where it can do no harm. A thread cannot be stopped from outside, so the template's own
+code asks at every turn of a loop and at every call whether it may go on. Knows jinja, and nothing of messages.
 """
 
 import contextlib
-import re
+import functools
+import itertools
+import json
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
-from jinja2 import nodes
-from jinja2.runtime import Context
+from jinja2 import Undefined, nodes
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from engine.errors import InvalidRequestError
 
 MAX_RENDER_S = 5.0
-MAX_CHARS = 2**25  # of a text, entries of a list, bytes of a number
-
-_WIDTH = re.compile(r"\d{6,}|\*|\{[^{}]*\{")  # six digits, or one that is computed
-_PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
-_MAX_PADDING = 10_000
+_MAX_UNITS = 2**26  # characters made, and
+_NODE = 64  # what an entry of a list or a call counts for
+_MOMENT_UNITS = 2**21
+_MAX_BITS = 4096  # of a number
+_MAX_LAYOUT = 256  # characters, each of which may make as many
+_MAX_DIGITS = 1000  # in a text that is read as a number
+_MAX_INDENT = 8
+_MAX_SEPARATOR = 4
+_NUM_PIECES = 1000  # of JSON, made at a time
 
 
 class RenderLimitError(InvalidRequestError):
     """Rendering took too long or made too much."""
 
 
-_deadline: ContextVar[tuple[float, float]] = ContextVar("deadline", default=(float("inf"), 0.0))  # when, and the limit
+class NotHereError(RenderLimitError):
+    """What the template does may take any time and memory."""
+
+
+class _Allowance:
+    """What is left to one rendering."""
+
+    __slots__ = ("deadline", "limit_s", "units")
+
+    def __init__(self, deadline: float, limit_s: float, units: int) -> None:
+        self.deadline = deadline
+        self.limit_s = limit_s
+        self.units = units
+
+
+_moment: ContextVar[tuple[float, float] | None] = ContextVar("moment", default=None)  # when it ends, and how long it is
+_allowance: ContextVar[_Allowance] = ContextVar("allowance")
 
 
 @contextlib.contextmanager
 def time_limit(limit_s: float) -> Iterator[None]:
-    """What is rendered within raises `RenderLimitError` after so long. Of several limits the first to end counts."""
-    token = _deadline.set(min(_deadline.get(), (time.monotonic() + limit_s, limit_s)))
+    """What is rendered within raises `RenderLimitError` after so long, or where it has to be rendered elsewhere."""
+    limit = time.monotonic() + limit_s, limit_s
+    token = _moment.set(min(_moment.get() or limit, limit))
     try:
         yield
     finally:
-        _deadline.reset(token)
+        _moment.reset(token)
+
+
+def is_momentary() -> bool:
+    return _moment.get() is not None
+
+
+@contextlib.contextmanager
+def allowance() -> Iterator[None]:
+    """One rendering of a template, or its compilation, which computes what is constant."""
+    longest, moment = (time.monotonic() + MAX_RENDER_S, MAX_RENDER_S), _moment.get()
+    deadline, limit_s = longest if moment is None else min(moment, longest)
+    token = _allowance.set(_Allowance(deadline, limit_s, _MAX_UNITS if moment is None else _MOMENT_UNITS))
+    try:
+        yield
+    finally:
+        _allowance.reset(token)
+
+
+class _OpaqueNamespace(Namespace):
+    """jinja's writes what is in it, and what is in that, however often the same is met."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """A sandbox in which templates made by `bounded_template` keep to the limits."""
+    """A sandbox in which templates made by `bounded_template` keep to their `allowance`."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        del self.globals["lipsum"]  # makes as much text as it is asked for
-        self.filters["center"] = _padded(self.filters["center"])
-        self.filters["indent"] = _padded(self.filters["indent"])
-        self.filters["batch"] = _padded(self.filters["batch"])
-        self.filters["format"] = _formatted
+        self.globals["namespace"] = _OpaqueNamespace
+        known = {name: make(self.filters[name]) for name, make in _FILTERS.items()}
+        self.filters = dict.fromkeys(self.filters, _elsewhere) | known | _OPERATIONS
+        self._functions = {self.globals["range"], _OpaqueNamespace}
+
+    def allow(self, name: str, function: Callable[..., Any]) -> None:
+        """Let templates call a function, which has to be quick and make little."""
+        self.globals[name] = function
+        self._functions.add(function)
 
     @property
     def may_go_on(self) -> bool:
@@ -64,40 +117,50 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return True
 
     def check_time(self) -> None:
-        deadline, limit_s = _deadline.get()
-        if time.monotonic() > deadline:
-            raise RenderLimitError(f"the chat template took longer than {limit_s:g} s on these messages", "messages")
+        left = _allowance.get()
+        if time.monotonic() > left.deadline:
+            raise RenderLimitError(
+                f"the chat template took longer than {left.limit_s:g} s on these messages", "messages"
+            )
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
         """Whatever jinja joins: a whole text, or that of a macro or a block."""
-        size = 0
-        kept = []
+        left, kept = _allowance.get(), []
         for piece in pieces:
-            size += len(piece)
-            _check_size(size)
+            left.units -= len(piece) + 8
+            if left.units < 0:
+                _elsewhere()
             kept.append(piece)
         return "".join(kept)
 
-    def join(self, *values: Any) -> str:
-        """The operator ~."""
-        return self.concat(map(str, values))
-
     def call(self, context: Context, target: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.check_time()
-        if getattr(target, "__name__", "") in _PADDING:
-            _check_padding(args, kwargs)
+        _spend(_NODE)
+        if type(target) is types.BuiltinMethodType:
+            for variables in _SCOPES:
+                kwargs.pop(variables, None)
+            return _call_method(target, args, kwargs)
+        if not self._is_known(target):
+            _elsewhere()
         return super().call(context, target, *args, **kwargs)
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _check_operation(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+    def _is_known(self, target: Any) -> bool:
+        """Whether it does nothing that is not asked for its cost in turn."""
+        if type(target) is Macro:
+            return not (target.catch_varargs or target.catch_kwargs)
+        if type(target) is types.MethodType:
+            return type(target.__self__) is LoopContext
+        return isinstance(target, (LoopContext, Undefined)) or (callable(target) and target in self._functions)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            _check_layout(value.__self__)
-        return wrapped
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
+            _spend(_size_of_result(operator, left, right))
+        elif operator == "*" and left.__class__ is right.__class__ is int:
+            _check_number(left.bit_length() + right.bit_length())
+        elif operator == "**" and left.__class__ is right.__class__ is int:
+            _check_number(left.bit_length() * right)
+        return self.binop_table[operator](left, right)
 
 
 def bounded_template(environment: BoundedEnvironment, source: str) -> nodes.Template:
@@ -109,69 +172,283 @@ def bounded_template(environment: BoundedEnvironment, source: str) -> nodes.Temp
 
 
 class _Bounding(NodeTransformer):
+    """What makes something without a call goes through one of `_OPERATIONS`, as a filter of that name."""
+
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  (jinja's names)
         self.generic_visit(node)
         may_go_on = nodes.EnvironmentAttribute("may_go_on", lineno=node.lineno)
+        if node.test is not None:
+            node.test = nodes.And(may_go_on, node.test, lineno=node.lineno)
         node.body.insert(0, nodes.ExprStmt(may_go_on, lineno=node.lineno))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        join = nodes.EnvironmentAttribute("join", lineno=node.lineno)
-        return nodes.Call(join, node.nodes, [], None, None, lineno=node.lineno)
+        return _through("~", node.nodes[0], node.nodes[1:])
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _through("[:]", node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
+        return self._visit_entries(node, node.items)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        return self._visit_entries(node, node.items) if node.ctx == "load" else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        return self._visit_entries(node, [pair.value for pair in node.items])
+
+    def _visit_entries(self, node: nodes.Expr, entries: list[nodes.Expr]) -> nodes.Node:
+        self.generic_visit(node)
+        return node if all(isinstance(entry, nodes.Const) for entry in entries) else _through("[]", node)
 
 
-def _check_operation(operator: str, left: Any, right: Any) -> None:
-    """How large the result is going to be, where that could be much."""
-    if operator == "%" and isinstance(left, str):
-        _check_layout(left)
-    elif operator == "+":
-        _check_size(_size(left) + _size(right))
-    elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-        _check_size(_size(left) * right)
-    elif operator == "*":
-        _check_size(_product_size(left, right))
+def _through(name: str, node: nodes.Expr, others: Iterable[nodes.Expr] = ()) -> nodes.Filter:
+    return nodes.Filter(node, name, [*others], [], None, None, lineno=node.lineno)
 
 
-def _product_size(left: Any, right: Any) -> int:
-    if isinstance(left, int) and isinstance(right, int):
-        return _size(left) + _size(right)
-    times = next((factor for factor in (left, right) if isinstance(factor, int)), 0)
-    return times * max(_size(factor) for factor in (left, right) if not isinstance(factor, int))
+def _elsewhere(*args: Any, **kwargs: Any) -> NoReturn:
+    raise NotHereError("the chat template makes too much of these messages", "messages")
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, int):
-        return value.bit_length() // 8 + 1
-    return len(value) if isinstance(value, (str, bytes, list, tuple)) else 0
+def _spend(units: int) -> None:
+    left = _allowance.get()
+    left.units -= units
+    if left.units < 0:
+        _elsewhere()
 
 
-def _check_size(size: int) -> None:
-    if size > MAX_CHARS:
-        raise RenderLimitError(
-            f"the chat template makes more than {MAX_CHARS} characters of these messages", "messages"
-        )
+def _check_number(num_bits: float) -> None:
+    if num_bits > _MAX_BITS:
+        _elsewhere()
 
 
-def _check_layout(layout: str) -> None:
-    if (match := _WIDTH.search(layout)) is not None:
-        raise RenderLimitError(f"the chat template formats with the width {match[0][:20]!r}", "messages")
+def _made(value: Any) -> Any:
+    """What was made in one go, in time proportional to what it was made of."""
+    if isinstance(value, str):
+        _spend(len(value))
+    elif isinstance(value, (list, tuple, dict)):
+        _spend(_NODE * len(value))
+    return value
 
 
-def _check_padding(args: Iterable[Any], kwargs: dict[str, Any]) -> None:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, int) and value > _MAX_PADDING:
-            raise RenderLimitError(f"the chat template pads to more than {_MAX_PADDING} characters", "messages")
+def _put_together(value: Any) -> Any:
+    """A list, tuple or dict of what there was: what is done to it later may be done to all that is in it."""
+    _spend_all_of(value)
+    return value
 
 
-def _padded(pad: Callable[..., Any]) -> Callable[..., Any]:
-    def padded(value: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_padding(args, kwargs)
-        return pad(value, *args, **kwargs)
-
-    return padded
+def _joined(*values: Any) -> str:
+    return BoundedEnvironment.concat(map(str, values))
 
 
-def _formatted(layout: Any, *args: Any, **kwargs: Any) -> str:
-    _check_layout(str(layout))
-    return str(layout) % (kwargs or args)
+_OPERATIONS: dict[str, Callable[..., Any]] = {"~": _joined, "[:]": _made, "[]": _put_together}
+
+
+def _spend_all_of(value: Any) -> None:
+    """For each entry as often as it is met: entries may be the same, and what is written of them grows without end."""
+    pending: list[Any] = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            _spend(len(item))
+        elif isinstance(item, _SEQUENCES):
+            _spend(_NODE * len(item))
+            pending += item
+        elif isinstance(item, dict):
+            _spend(_NODE * len(item))
+            pending += [*item.keys(), *item.values()]
+        elif item is not None and not isinstance(item, _SIMPLE):
+            _elsewhere()
+
+
+_SEQUENCES: tuple[type[Any], ...] = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
+_SIMPLE = (int, float, range, Undefined, Namespace, Macro)
+_LISTS = (list, tuple)
+_SCOPES = ("_loop_vars", "_block_vars")  # given to every call, for functions that ask for the context
+
+
+def _size_of_result(operator: str, left: Any, right: Any) -> int:
+    """Of an operation that is not one of numbers."""
+    if operator == "+":
+        return _size_of_sum(left, right)
+    if operator == "*" and isinstance(left, str) and isinstance(right, int):
+        return len(left) * max(right, 0)
+    if isinstance(left, Undefined) or isinstance(right, Undefined):
+        return 0  # it says so itself
+    return _elsewhere()
+
+
+def _size_of_sum(left: Any, right: Any) -> int:
+    if isinstance(left, str) and isinstance(right, str):
+        return len(left) + len(right)
+    if isinstance(left, _LISTS) and isinstance(right, _LISTS):
+        _spend_all_of([left, right])
+    return 0  # of others there is none
+
+
+def _call_method(method: Any, args: Any, kwargs: Any) -> Any:
+    owner = method.__self__
+    cost = _METHODS.get((type(owner), method.__name__))
+    if cost is None:
+        _elsewhere()
+    if method.__name__ == "join" and len(args) == 1:
+        return _join(owner, _counted(args[0]))
+    _spend(cost(owner, *args, **kwargs))
+    return method(*args, **kwargs)
+
+
+def _nothing(owner: Any, *args: Any, **kwargs: Any) -> int:
+    return 0
+
+
+def _copy(text: str, *args: Any, **kwargs: Any) -> int:
+    return len(text)
+
+
+def _parts(text: str, sep: Any = None, *args: Any, **kwargs: Any) -> int:
+    return len(text) + _NODE * (text.count(sep) if isinstance(sep, str) else len(text) // 2)
+
+
+def _replaced(text: str, old: Any, new: Any, *args: Any) -> int:
+    return len(text) + (text.count(old) * len(new) if isinstance(old, str) and isinstance(new, str) else 0)
+
+
+_TEXT_METHODS: dict[str, Callable[..., int]] = {
+    **dict.fromkeys(("startswith", "endswith", "find", "rfind", "index", "rindex", "count"), _nothing),
+    **dict.fromkeys(("isalpha", "isdigit", "isnumeric", "isalnum", "isspace", "islower", "isupper"), _nothing),
+    **dict.fromkeys(("strip", "lstrip", "rstrip", "removeprefix", "removesuffix"), _copy),
+    **dict.fromkeys(("lower", "upper", "capitalize", "title", "swapcase", "casefold"), _copy),
+    **dict.fromkeys(("split", "rsplit", "splitlines", "partition", "rpartition"), _parts),
+    "replace": _replaced,
+    "join": _copy,
+}
+_METHODS: dict[tuple[type, str], Callable[..., int]] = {
+    **{(str, name): cost for name, cost in _TEXT_METHODS.items()},
+    **{(dict, name): _nothing for name in ("get", "items", "keys", "values")},
+    **{(list, name): _nothing for name in ("index", "count")},
+}
+
+
+def _counted(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        _spend(_NODE)
+        yield item
+
+
+def _join(separator: str, items: Iterable[Any]) -> str:
+    texts = list(items)
+    _spend(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
+    return separator.join(texts)
+
+
+def _metered(own: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose result is in proportion to its input."""
+
+    @functools.wraps(own)
+    def metered(*args: Any, **kwargs: Any) -> Any:
+        return _made(own(*args, **kwargs))
+
+    return metered
+
+
+def _lazy(own: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that takes its input in piece by piece, and so does whoever asks for its output."""
+
+    @functools.wraps(own)
+    def lazy(passed: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return own(passed, _counted(value), *args, **kwargs)
+
+    return lazy
+
+
+def _mapped(own: Callable[..., Any]) -> Callable[..., Any]:
+    """An attribute of each, or a filter without arguments: with them it could give much for each."""
+
+    @functools.wraps(own)
+    def mapped(passed: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) + len(kwargs) != 1:
+            _elsewhere()
+        return own(passed, _counted(value), *args, **kwargs)
+
+    return mapped
+
+
+def _plain(own: Callable[..., Any]) -> Callable[..., Any]:
+    return own
+
+
+def _joining(own: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(own)
+    def joining(passed: Any, value: Any, d: Any = "", **kwargs: Any) -> str:
+        if kwargs or not isinstance(d, str):
+            _elsewhere()
+        return _join(d, map(str, _counted(value)))
+
+    return joining
+
+
+def _replacing(own: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(own)
+    def replacing(passed: Any, text: Any, old: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (isinstance(text, str) and isinstance(old, str) and isinstance(new, str)):
+            _elsewhere()
+        _spend(_replaced(text, old, new))
+        return own(passed, text, old, new, *args, **kwargs)
+
+    return replacing
+
+
+def _reading(own: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(own)
+    def reading(value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, str) and len(value) > _MAX_DIGITS:
+            _elsewhere()
+        return own(value, *args, **kwargs)
+
+    return reading
+
+
+def metered_strftime(own: Callable[[str], str]) -> Callable[[str], str]:
+    def strftime_now(layout: str) -> str:
+        if len(layout) > _MAX_LAYOUT:
+            _elsewhere()
+        return own(layout)
+
+    return strftime_now
+
+
+def metered_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """`json.dumps`, which may be asked to make much of little."""
+    if not (indent is None or (isinstance(indent, int) and indent <= _MAX_INDENT)):
+        _elsewhere()
+    if separators is not None and max(map(len, separators)) > _MAX_SEPARATOR:
+        _elsewhere()
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if indent is None:
+        return str(_made(encoder.encode(value)))
+    text, pieces = "", encoder.iterencode(value)
+    while some := "".join(itertools.islice(pieces, _NUM_PIECES)):
+        _spend(len(some))
+        text += some
+    return text
+
+
+_FILTERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    **dict.fromkeys(("length", "count", "first", "last", "default", "d", "abs", "items", "min", "max"), _plain),
+    **dict.fromkeys(("trim", "upper", "lower", "capitalize", "title", "string", "safe", "escape", "e"), _metered),
+    **dict.fromkeys(("list", "sort", "dictsort", "reverse"), _metered),
+    **dict.fromkeys(("select", "reject", "selectattr", "rejectattr", "unique"), _lazy),
+    "map": _mapped,
+    "join": _joining,
+    "replace": _replacing,
+    "int": _reading,
+    "float": _reading,
+}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from config.engine_config import EngineConfig
 from engine.errors import EngineUnavailableError
 from engine.messages import FromEngine, ToEngine
-from engine.parent import parent_arguments
+from engine.parent import group_signals_held, parent_arguments
 from engine.wire import FrameReader, encode_frame, from_engine_decoder
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class ProcessTransport(_SocketTransport):
     def start(self, config: EngineConfig) -> None:
         """The child sees the modules that this process sees. Its standard output goes where errors go."""
         engine_end = self._open(config)
-        with engine_end:
+        with engine_end, group_signals_held():
             descriptor = engine_end.fileno()
             command = [sys.executable, "-P", "-m", self.module, str(descriptor), *parent_arguments()]
             modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109

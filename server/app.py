@@ -74,9 +74,11 @@ def create_app(engine: ServingEngine, settings: Settings) -> FastAPI:
     _add_models(app, context)
     bodies = BodyReader(settings.max_body_bytes)
     _add_operations(app, context, settings, bodies)
-    _add_layers(app, metrics, bodies, KeyRing(settings), engine)
+    _add_layers(app, metrics, bodies, KeyRing(settings), context)
     install_schemas(
-        app, (CompletionBody, ChatBody, ResponseBody, MessagesBody, EmbeddingBody, TokenizeBody, DetokenizeBody)
+        app,
+        (CompletionBody, ChatBody, ResponseBody, MessagesBody, EmbeddingBody, TokenizeBody, DetokenizeBody),
+        is_key_needed=settings.is_key_needed,
     )
     return app
 
@@ -154,16 +156,18 @@ def _add_models(app: FastAPI, context: ServingContext) -> None:
 def _add_operations(app: FastAPI, context: ServingContext, settings: Settings, bodies: BodyReader) -> None:
     async def generate(request: Request, start: Start) -> Response:
         caller = read_caller(request.scope)
-        body = await bodies.read_json_object(request)
-        generation = await start(context, body, caller)
+        async with context.intake.enter():
+            body = await bodies.read_json_object(request)
+            generation = await start(context, body, caller)
         request.state.answer_id = generation.request.request_id
         if isinstance(generation, StreamableGeneration) and generation.is_streamed:
             return EventStream(generation, settings.keep_alive_s)
         return WholeAnswer(generation)
 
     async def answer(request: Request, operation: Answer) -> Response:
-        body = await bodies.read_json_object(request)
-        return json_response(await operation(context, body))
+        async with context.intake.enter():
+            body = await bodies.read_json_object(request)
+            return json_response(await operation(context, body))
 
     @app.post(
         "/v1/completions",
@@ -194,7 +198,7 @@ def _add_operations(app: FastAPI, context: ServingContext, settings: Settings, b
     @app.post(
         "/v1/messages",
         tags=["generation"],
-        openapi_extra=describe_body(MessagesBody, "Message", error="AnthropicError", is_streamed=True),
+        openapi_extra=describe_body(MessagesBody, "Message", is_streamed=True),
     )
     async def messages(request: Request) -> Response:
         return await generate(request, start_message)
@@ -202,7 +206,7 @@ def _add_operations(app: FastAPI, context: ServingContext, settings: Settings, b
     @app.post(
         "/v1/messages/count_tokens",
         tags=["tokens"],
-        openapi_extra=describe_body(MessagesBody, "MessageTokens", error="AnthropicError"),
+        openapi_extra=describe_body(MessagesBody, "MessageTokens"),
     )
     async def message_tokens(request: Request) -> Response:
         return await answer(request, count_tokens)
@@ -220,14 +224,14 @@ def _add_operations(app: FastAPI, context: ServingContext, settings: Settings, b
         return await answer(request, tokenization.detokenize)
 
 
-def _add_layers(app: FastAPI, metrics: Metrics, bodies: BodyReader, keys: KeyRing, engine: ServingEngine) -> None:
+def _add_layers(app: FastAPI, metrics: Metrics, bodies: BodyReader, keys: KeyRing, context: ServingContext) -> None:
     """The first of the list is the outermost: a refused key too gets an id, a line in the log and a count."""
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     routes = frozenset(path.replace(":path", "") for path in routes)
     app.user_middleware[:] = [
         Middleware(RequestMiddleware, metrics=metrics, routes=routes, bodies=bodies),
         Middleware(AuthMiddleware, keys=keys),
-        Middleware(RoomMiddleware, engine=engine),
+        Middleware(RoomMiddleware, context=context),
     ]
 
     async def respond(request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """Who asks, and until when, as far as the body does not say. Knows headers, and not what a name stands for."""
 
 import math
+import time
 from dataclasses import dataclass
 
 from starlette.types import Scope
@@ -15,10 +16,11 @@ TIMEOUT_HEADER = "x-request-timeout"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An opaque name for the client, and the deadline that its request has beside the one in the body."""
+    """An opaque name for the client, the deadline that its request has beside the one in the body, and since when."""
 
     client: str = ""
     timeout_s: float | None = None
+    asked_at: float | None = None  # by the monotonic clock
 
     def deadline_s(self, timeout_s: float | None) -> float | None:
         """The earlier of the two."""
@@ -32,7 +34,7 @@ def read_caller(scope: Scope) -> Caller:
     """Raises `InvalidRequestError` for a deadline that is none."""
     values = [value for name, value in scope["headers"] if name == TIMEOUT_HEADER.encode()]
     timeouts = [_read_timeout(value.decode("latin-1")) for value in values]
-    return Caller(client_of(scope), min(timeouts, default=None))
+    return Caller(client_of(scope), min(timeouts, default=None), time.monotonic())
 
 
 def client_of(scope: Scope) -> str:
@@ -43,7 +45,7 @@ def client_of(scope: Scope) -> str:
 
 def _read_timeout(value: str) -> float:
     try:
-        timeout_s = float(value)
+        timeout_s = math.nan if "_" in value else float(value)
     except ValueError:
         timeout_s = math.nan
     if 0 < timeout_s <= MAX_TIMEOUT_S:

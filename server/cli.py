@@ -64,9 +64,8 @@ def _run(command: str, words: Sequence[str]) -> int:
     from config.values import SettingsError
     from engine.errors import OrcinusError
 
-    module = import_module(f"server.commands.{command}")
     try:
-        exit_code: int = module.main(words)
+        exit_code: int = import_module(f"server.commands.{command}").main(words)
         sys.stdout.flush()
     except SettingsError as error:
         return _report(command, error, 2, f"See 'orcinus {command} --help'.")

@@ -30,9 +30,13 @@ async def start_completion(
     request = parse_completion(body)
     ctx.check_model(request.model)
     ctx.check_admitting()
-    prompts = await encode_prompts(ctx.engine, request.prompt, add_special_tokens=request.add_special_tokens)
-    num_kept = tokens_to_keep(ctx, request, request.max_tokens)
-    prompts = [prompt.keep_last(num_kept) for prompt in prompts]
+    prompts = await encode_prompts(
+        ctx.engine,
+        request.prompt,
+        add_special_tokens=request.add_special_tokens,
+        num_kept=tokens_to_keep(ctx, request, request.max_tokens),
+        max_tokens=request.max_tokens,
+    )
     grammar = read_grammar(request)
     if grammar is not None:
         await ctx.engine.check_grammar(grammar, grammar_param(request))

@@ -23,6 +23,7 @@ from engine.observer import EngineObserver
 from engine.outputs import GenerationRequest, RequestOutput
 from engine.sampling_params import Grammar
 from server.errors import DrainingError, ModelNotFoundError
+from server.intake import Intake
 from server.message_reader import MessageFormat
 
 
@@ -65,6 +66,7 @@ class ServingEngine(Protocol):
     ) -> list[int]: ...
     async def check_grammar(self, grammar: Grammar, param: str) -> None: ...
     def check_room(self, client: str) -> None: ...
+    def check_context(self, num_prompt_tokens: int, max_tokens: int | None) -> None: ...
     def submit(self, request: GenerationRequest) -> OutputStream: ...
     async def run(self) -> None: ...
     async def wait_ready(self) -> EngineInfo: ...
@@ -83,6 +85,7 @@ class ServingContext:
     ) -> None:
         self.engine = engine
         self.model_names = tuple(settings.model_names)
+        self.intake = Intake()
         self._parsers = {
             "tool_call_parser": settings.tool_call_parser,
             "reasoning_parser": settings.reasoning_parser,
@@ -117,6 +120,7 @@ class ServingContext:
 
     def check_ready(self) -> None:
         """Raise `EngineUnavailableError` (or `DrainingError`) unless new work would run now."""
+        self.intake.check()
         if self.engine.state == "restarting":
             raise EngineUnavailableError("the engine is restarting")
         self.check_admitting()
@@ -132,6 +136,11 @@ class ServingContext:
                 raise EngineUnavailableError("the model is still loading")
             case _:
                 raise EngineUnavailableError("the engine is not running", retry_after_s=30.0)
+
+    def check_room(self, client: str) -> None:
+        """Raise `QueueFullError` or `QuotaError` where a request of this client has no room, whatever it asks for."""
+        if not self.intake.is_closed:  # else nobody has
+            self.engine.check_room(client)
 
     def check_model(self, name: str | None) -> None:
         """Raise `ModelNotFoundError` for a name that is not served; None means the served model."""

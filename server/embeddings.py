@@ -53,6 +53,7 @@ async def start_embeddings(
             priority=request.priority,
             cache_salt=request.cache_salt,
             timeout_s=caller.deadline_s(request.timeout),
+            asked_at=caller.asked_at,
             client=caller.client,
         )
         ctx.check_admitting()
@@ -90,11 +91,15 @@ class EmbeddingGeneration(Generation):
 
 async def _encode_inputs(ctx: ServingContext, body: EmbeddingBody) -> list[EncodedPrompt]:
     _check_not_empty(body.input)
-    prompts = await encode_prompts(
-        ctx.engine, body.input, add_special_tokens=body.add_special_tokens, field="input", limit=MAX_INPUTS
+    return await encode_prompts(
+        ctx.engine,
+        body.input,
+        add_special_tokens=body.add_special_tokens,
+        num_kept=tokens_to_keep(ctx, body, max_tokens=0),
+        max_tokens=0,
+        field="input",
+        limit=MAX_INPUTS,
     )
-    num_kept = tokens_to_keep(ctx, body, max_tokens=0)
-    return [prompt.keep_last(num_kept) for prompt in prompts]
 
 
 def _check_not_empty(given: Any) -> None:

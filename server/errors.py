@@ -157,8 +157,6 @@ def _extra_headers(error: BaseException) -> dict[str, str]:
         return {"retry-after": str(min(max(math.ceil(error.retry_after_s), 1), MAX_RETRY_AFTER_S))}
     if isinstance(error, AuthenticationError):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, (BodyTooLargeError, BodyTimeoutError)):
-        return {"connection": "close"}  # the rest of the body is not going to be read
     if isinstance(error, HTTPException):
         return dict(error.headers or {})
     return {}

@@ -1,6 +1,6 @@
 """The bounds of a connection, which uvicorn leaves open: how large the head of a request may be and how long it may
-take, how much may come around a body, how many requests may stand in line, how long a client may read nothing, and how
-many connections there are.
+take, how much may come around a body and after an answer, how many requests may stand in line, how long a client may
+read nothing, and how many connections there are.
 
 A thin layer over uvicorn's protocol, whose parser refuses by itself what is no HTTP. Knows bytes and time-outs; nothing
 of routes, keys or what is in a body.
@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import to_response
+from server.http_parser import RequestParser
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,9 @@ MAX_HEADERS = 100
 MAX_IN_LINE = 16  # requests that a client sends without waiting for the answers to those before
 HEAD_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 60.0
+LINGER_S = 2.0  # for a client that still sends to read that it need not
+MAX_LINGER_BYTES = 64 * 2**20
+MAX_UNREAD_BYTES = 64 * 1024  # of a body: so much is read on after an answer, to keep the connection
 
 _OTHER_FILES = 128  # that the process has open besides connections
 _HOOKS = (
@@ -57,6 +62,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, max_connections: int, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self.parser = RequestParser(self)  # type: ignore[assignment]  # it does all that uvicorn asks of one
+        self._app = self.app
+        self.app = self._answer
         self._max_connections = max_connections
         self._refusal: HTTPException | None = None
         self._running: RequestResponseCycle | None = None
@@ -65,12 +73,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_header_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._num_lingering_bytes = 0
+        self._is_last_answer = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         if len(self.connections) > self._max_connections:
             message = f"at most {self._max_connections} connections may be open at once: try again later"
-            self._close_with(HTTPException(503, message, {"retry-after": "1"}))
+            transport.write(_encode(HTTPException(503, message, {"retry-after": "1"})))
+            transport.close()
         else:
             self._await_head()
 
@@ -78,20 +90,23 @@ class BoundedProtocol(HttpToolsProtocol):
         """uvicorn would tell the request that came last, which may still stand in line behind the one that runs."""
         self._has_head()
         self._ignore_reader()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         super().connection_lost(exc)
-        if self._running is not None:
-            self._running.disconnected = True
-            self._running.message_event.set()
+        self._leave_running()
 
     # --- what comes in --------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self._linger_timer is not None:
+            self._throw_away(data)
+            return
         if not self._is_answering():
             self._await_head()
         self._num_bytes += len(data)
         super().data_received(data)
         num_around = self._num_bytes - self._num_body_bytes
-        if num_around > MAX_HEAD_BYTES + self._num_body_bytes and not self.transport.is_closing():
+        if num_around > MAX_HEAD_BYTES + self._num_body_bytes and self._linger_timer is None:
             self._refusal = HTTPException(
                 431, f"a request may have at most {MAX_HEAD_BYTES} bytes besides its body, got {num_around} or more"
             )
@@ -150,7 +165,33 @@ class BoundedProtocol(HttpToolsProtocol):
         self._ignore_reader()
         super().resume_writing()
 
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The app. Where it answers before a long body has come to its end, that is the connection's last answer."""
+        cycle = self._running
+        assert cycle is not None, "uvicorn starts the first in line"
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start" and cycle.more_body and not self._is_rest_short():
+                self._is_last_answer = True
+                cycle.keep_alive = False
+                await send(message)
+                cycle.keep_alive = True  # uvicorn would close at once, and the client lose what it has not read yet
+            else:
+                await send(message)
+
+        await self._app(scope, receive, tell)
+
+    def _is_rest_short(self) -> bool:
+        """Of the body that is coming in. Who waits to be told to send it may never do so."""
+        announced = next((int(value) for name, value in self.headers if name == b"content-length"), None)
+        if announced is None or self.expect_100_continue:
+            return False
+        return announced - self._num_body_bytes <= MAX_UNREAD_BYTES
+
     def on_response_complete(self) -> None:
+        if self._is_last_answer and not self.transport.is_closing():
+            self._linger()
+            return
         if self.pipeline:
             self._running = self.pipeline[-1][0]
         super().on_response_complete()
@@ -164,8 +205,28 @@ class BoundedProtocol(HttpToolsProtocol):
         """Say why, unless that would land in the middle of an answer."""
         if self._running is None or self._running.response_complete or not self._running.response_started:
             self.transport.write(_encode(error))
-        self.transport.close()
+        self._leave_running()
+        self._linger()
+
+    def _leave_running(self) -> None:
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    # --- what comes in after the last answer ------------------------------------------------------------------
+
+    def _linger(self) -> None:
+        """Nothing more is said, but the client may still be sending: to close now would cut off what it has to read."""
+        self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
+        self._has_head()
+        self.flow.resume_reading()
+        self.transport.write_eof()
         self._watch_reader()
+
+    def _throw_away(self, data: bytes) -> None:
+        self._num_lingering_bytes += len(data)
+        if self._num_lingering_bytes > MAX_LINGER_BYTES:
+            self.transport.close()
 
     # --- time-outs ------------------------------------------------------------------------------------------
 

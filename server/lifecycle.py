@@ -1,8 +1,9 @@
 """From listening to exit: running the app, draining on SIGTERM, and giving up when the engine does.
 
-The first SIGTERM (or Ctrl-C) turns /ready red, refuses new work and lets running requests finish within
-`drain_timeout_s`; when that is over, or on a second signal, what still runs gets an error event. Either way the exit
-code is 0. The port stays open while draining, so that clients read "503 draining" and not "connection refused".
+The first SIGTERM (or Ctrl-C) turns /ready red, refuses new work and lets requests that have come finish within
+`drain_timeout_s`, those that are still being read too; when that is over, or on a second signal, what still runs gets
+an error event. Either way the exit code is 0. The port stays open while draining, so that clients read "503 draining"
+and not "connection refused".
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from engine.errors import OrcinusError
 from engine.messages import EngineInfo
 from server.context import ServingEngine
 from server.http_protocol import bounded_protocol
+from server.intake import Intake
 from server.orphans import reap_orphans
 
 logger = logging.getLogger(__name__)
@@ -81,12 +83,13 @@ class DrainingServer(uvicorn.Server):
             proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+            timeout_graceful_shutdown=2 * _CLOSE_TIMEOUT_S,
         )
         super().__init__(config)
         self.failure: OrcinusError | None = None
         self._app = app
         self._engine = engine
+        self._intake: Intake = app.state.context.intake
         self._drain_timeout_s = settings.drain_timeout_s
         self._on_ready = on_ready
         self._num_signals = 0
@@ -106,7 +109,15 @@ class DrainingServer(uvicorn.Server):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        patience = asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT_S, self._abort_connections)
         await super().shutdown(sockets)
+        patience.cancel()
+
+    def _abort_connections(self) -> None:
+        """Their clients do not read what is left for them, and their requests end as if they had gone."""
+        logger.warning("%d connections were still open and were cut off", len(self.server_state.connections))
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler: it may interrupt anything, so the work is left to the event loop."""
@@ -119,15 +130,22 @@ class DrainingServer(uvicorn.Server):
         self._tasks.append(asyncio.create_task(finish()))
 
     async def _drain(self) -> None:
-        logger.info("draining: no new requests, at most %g s for those that run", self._drain_timeout_s)
-        self._engine.start_draining()
-        if not await self._engine.drained(self._drain_timeout_s):
-            logger.warning("requests still ran after %g s and were ended", self._drain_timeout_s)
+        logger.info("draining: no new requests, at most %g s for those that have come", self._drain_timeout_s)
+        self._intake.close()
+        try:
+            async with asyncio.timeout(self._drain_timeout_s):
+                await self._intake.wait_empty()
+                self._engine.start_draining()
+                await self._engine.drained(None)
+        except TimeoutError:
+            logger.warning("requests were not done after %g s and were ended", self._drain_timeout_s)
         await self._stop()
 
     async def _stop(self) -> None:
         """Whatever still runs ends with an error, which its stream writes while uvicorn waits for connections."""
         self._num_signals = max(self._num_signals, 1)
+        self._intake.close()
+        self._intake.give_up()
         await self._engine.aclose()
         self.should_exit = True
 

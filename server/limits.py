@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from engine.errors import QueueFullError, QuotaError
 from server.answers import send_error
 from server.caller import client_of
-from server.context import ServingEngine
+from server.context import ServingContext
 
 # Whose requests take a place in the engine.
 ENGINE_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"})
@@ -18,14 +18,14 @@ ENGINE_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/respon
 class RoomMiddleware:
     """Stands behind the layer that knows the client, and answers 429 where there is no room."""
 
-    def __init__(self, app: ASGIApp, engine: ServingEngine) -> None:
+    def __init__(self, app: ASGIApp, context: ServingContext) -> None:
         self._app = app
-        self._engine = engine
+        self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in ENGINE_PATHS and scope["method"] == "POST":
             try:
-                self._engine.check_room(client_of(scope))
+                self._context.check_room(client_of(scope))
             except (QueueFullError, QuotaError) as error:
                 await send_error(error, scope, send)
                 return

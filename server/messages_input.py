@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.errors import InvalidRequestError
 from server.protocol import ChatBody, MessagesBody, SamplingBody, ThinkingOptions, parse_chat
+from server.shown import shown
 
 CALL_ID_PREFIX = "toolu_"
 
@@ -58,7 +59,7 @@ def to_chat_body(body: MessagesBody) -> ChatBody:
 
 
 def _read_system(system: Any) -> list[Message]:
-    if not system:
+    if system is None or system in ("", []):
         return []
     return [{"role": "system", "content": _join(_read_blocks(system, "system", _TEXT))}]
 
@@ -67,7 +68,7 @@ def _read_message(message: Mapping[str, Any], where: str) -> list[Message]:
     """More than one, where a user's message has the results of tools."""
     for name in message:
         if name not in ("role", "content"):
-            raise InvalidRequestError(f"{where} has role and content, got {name[:100]!r}", where)
+            raise InvalidRequestError(f"{where} has role and content, got {shown(name)}", where)
     content, inside = message.get("content"), f"{where}.content"
     match message.get("role"):
         case "user":
@@ -78,7 +79,7 @@ def _read_message(message: Mapping[str, Any], where: str) -> list[Message]:
             return [{"role": "system", "content": _join(_read_blocks(content, inside, _TEXT))}]
         case role:
             raise InvalidRequestError(
-                f"{where}.role must be one of user, assistant, system, got {role!r:.100}", f"{where}.role"
+                f"{where}.role must be one of user, assistant, system, got {shown(role)}", f"{where}.role"
             )
 
 
@@ -87,7 +88,7 @@ def _read_blocks(content: Any, where: str, kinds: Collection[str]) -> list[Block
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list) or not content:
-        raise InvalidRequestError(f"{where} must be a string or a list of blocks, got {content!r:.60}", where)
+        raise InvalidRequestError(f"{where} must be a string or a list of blocks, got {shown(content)}", where)
     for index, block in enumerate(content):
         _check_block(block, f"{where}[{index}]", kinds)
     return content
@@ -97,7 +98,7 @@ def _check_block(block: Any, where: str, kinds: Collection[str]) -> None:
     kind = block.get("type") if isinstance(block, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
         raise InvalidRequestError(
-            f"{where}: this model takes text only, here in blocks of type {', '.join(kinds)}; got {kind!r:.60}", where
+            f"{where}: this model takes text only, here in blocks of type {', '.join(kinds)}; got {shown(kind)}", where
         )
     for name in ("text", "thinking"):
         if kind == name and not isinstance(block.get(name), str):
@@ -136,9 +137,9 @@ def _read_use(block: Block, where: str) -> dict[str, Any]:
     call_id = _read_call_id(block, "id", where)
     name, arguments = block.get("name"), block.get("input")
     if not isinstance(name, str):
-        raise InvalidRequestError(f"{where}.name must be a string, got {name!r:.60}", f"{where}.name")
+        raise InvalidRequestError(f"{where}.name must be a string, got {shown(name)}", f"{where}.name")
     if not isinstance(arguments, dict):
-        raise InvalidRequestError(f"{where}.input must be an object, got {arguments!r:.60}", f"{where}.input")
+        raise InvalidRequestError(f"{where}.input must be an object, got {shown(arguments)}", f"{where}.input")
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -146,7 +147,7 @@ def _read_call_id(block: Block, name: str, where: str) -> str:
     """As the model's own format has it: without the prefix that it was given on its way out."""
     call_id = block.get(name)
     if not isinstance(call_id, str):
-        raise InvalidRequestError(f"{where}.{name} must be a string, got {call_id!r:.60}", f"{where}.{name}")
+        raise InvalidRequestError(f"{where}.{name} must be a string, got {shown(call_id)}", f"{where}.{name}")
     return call_id.removeprefix(CALL_ID_PREFIX)
 
 
@@ -166,7 +167,7 @@ def _is_prefilled(messages: list[Message]) -> bool:
 def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     if (kind := tool.get("type")) not in (None, "custom"):
         raise InvalidRequestError(
-            f"{where}.type {kind!r:.100} is not supported: no tool is run here, and a tool of the client's has "
+            f"{where}.type {shown(kind)} is not supported: no tool is run here, and a tool of the client's has "
             "an input_schema and no type of its own",
             f"{where}.type",
         )
@@ -199,7 +200,7 @@ def _read_tool_choice(body: MessagesBody) -> dict[str, Any]:
 
 def _forced_tool(name: str | None, body: MessagesBody) -> dict[str, Any]:
     if name is None or name not in [tool.get("name") for tool in body.tools]:
-        raise InvalidRequestError(f"tool_choice.name must name one of the tools, got {name!r:.100}", "tool_choice.name")
+        raise InvalidRequestError(f"tool_choice.name must name one of the tools, got {shown(name)}", "tool_choice.name")
     return {"type": "function", "function": {"name": name}}
 
 

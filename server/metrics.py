@@ -64,7 +64,8 @@ METRICS: tuple[MetricSpec, ...] = (
         "orcinus_requests_total",
         "counter",
         "Sequences by how they ended (a request counts prompts times n): stop, length, abort (the client left),"
-        " timeout, error, rejected (refused at admission, queue full included; what is refused unread counts once).",
+        " timeout, error, rejected (refused at admission, queue full included; what is refused before all of it is read"
+        " counts once).",
         ("outcome",),
     ),
     MetricSpec(
@@ -166,9 +167,11 @@ class Metrics:
         counters["orcinus_prefix_cache_hits_total"] += stats.prefix_cache_hits
         counters["orcinus_slots_refilled_total"] += stats.num_slots_refilled
 
-    def on_first_token(self, ttft_s: float, queue_time_s: float) -> None:
-        self._ttft.observe(ttft_s)
+    def on_first_output(self, queue_time_s: float) -> None:
         self._queue_time.observe(queue_time_s)
+
+    def on_first_token(self, ttft_s: float) -> None:
+        self._ttft.observe(ttft_s)
         self._counters["orcinus_generation_tokens_total"] += 1
 
     def on_next_tokens(self, interval_s: float, num_tokens: int) -> None:

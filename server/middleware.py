@@ -3,10 +3,11 @@
 Pure ASGI, so that the client's leaving reaches the routes.
 """
 
+import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,8 @@ from server.metrics import Metrics
 logger = logging.getLogger("server.access")
 
 CLIENT_LEFT = 499  # in the log and the metrics; never sent
+TOO_MANY = 429
+REFUSALS_LOGGED_EVERY_S = 1.0
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -33,6 +36,7 @@ class RequestMiddleware:
         self._bodies = bodies
         self._metrics = metrics
         self._routes = routes
+        self._refusals = _Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,6 +56,8 @@ class RequestMiddleware:
             route, method = self._labels(scope)
             self._metrics.on_http_end(route, method, exchange.status)
             exchange.log()
+            if exchange.status == TOO_MANY:
+                self._refusals.count()
 
     def _labels(self, scope: Scope) -> tuple[str, str]:
         path = scope["path"]
@@ -59,6 +65,22 @@ class RequestMiddleware:
             path = "/v1/models/{model}"
         route = path if path in self._routes else "other"
         return route, scope["method"] if scope["method"] in _METHODS else "other"
+
+
+class _Refusals:
+    """Tells once in a while how many there were: a line for each of a flood costs as much as to refuse it."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def count(self) -> None:
+        if not self._number:
+            asyncio.get_running_loop().call_later(REFUSALS_LOGGED_EVERY_S, self._log)
+        self._number += 1
+
+    def _log(self) -> None:
+        logger.warning("requests refused with %d: %d", TOO_MANY, self._number)
+        self._number = 0
 
 
 class _Exchange:
@@ -89,7 +111,9 @@ class _Exchange:
             await send_error(RuntimeError(), self._scope, self.send)
 
     def log(self) -> None:
-        level = logging.DEBUG if self._scope["path"] in PUBLIC_PATHS else logging.INFO
+        level = logging.DEBUG if self.status == TOO_MANY or self._scope["path"] in PUBLIC_PATHS else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
         logger.log(
             level,
             "%s %s %d %.1f ms id=%s%s",
@@ -107,4 +131,4 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SAFE_ID.fullmatch(value.decode("latin-1")):
             return str(value.decode("latin-1"))
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)

@@ -1,8 +1,8 @@
 """The OpenAPI document of routes that read their bodies themselves: their schemas, put in by hand.
 
 It says what is checked: what a body may hold (null equals absent; parameters that are ignored, or accepted where they
-ask for nothing), which forms an answer has, and what every operation may say instead. What only the model or several
-parameters together decide is a 400 that no schema can state.
+ask for nothing), which headers count, which forms an answer has, and what every operation may say instead. What only
+the model or several parameters together decide is a 400 that no schema can state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.auth import PUBLIC_PATHS
+from server.caller import TIMEOUT_HEADER
+from server.errors import MAX_RETRY_AFTER_S, speaks_anthropic
+from server.limits import ENGINE_PATHS
 from server.parameters import IGNORED, REFUSED, Endpoint
+from server.protocol import MAX_TIMEOUT_S
 
 Schema = dict[str, Any]
 
@@ -109,16 +114,52 @@ _ENDPOINTS: Mapping[str, Endpoint] = {
 _ASKING_NOTHING: Sequence[Any] = (False, 0, 1, "", "none", "auto", [], ["text"], {})
 
 
-def describe_body(
-    model: type[BaseModel], answer: str, *, error: str = "Error", is_streamed: bool = False
-) -> dict[str, Any]:
-    """What a route that parses `model` itself adds to its entry; `answer` and `error` are of `ANSWERS`."""
+# What else an operation may answer.
+_ANY: Mapping[int, str] = {
+    400: "What was sent is not valid; the message gives the limit and the value",
+    408: "It did not come, or was not done, in its time",
+    414: "The URL is too long",
+    429: "There is no room for it now",
+    431: "The headers are too large or too many",
+    500: "The server failed",
+    503: "The server loads its model, restarts its engine or ends, or there are too many connections",
+}
+_GUARDED: Mapping[int, str] = {401: "The API key is missing or wrong"}
+_NAMING_A_MODEL: Mapping[int, str] = {404: "No model is served by this name"}
+_WITH_BODY: Mapping[int, str] = {413: "The body is too large", 415: "The body is not JSON, or is compressed"}
+_OF_CONNECTIONS = frozenset({414, 431})  # said before it is known which API is spoken
+_RETRY_AFTER: Schema = {
+    "description": "Seconds to wait before the next try",
+    "required": True,
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_RETRY_AFTER_S},
+}
+
+_REQUEST_ID: Schema = {
+    "name": "x-request-id",
+    "in": "header",
+    "description": "What the answer and the log call the request, if it is 1 to 128 letters, digits and ._:/+=@-",
+    "schema": _STRING,
+}
+_TIMEOUT: Schema = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "Seconds in which the answer must be complete; where `timeout` is given too, the earlier counts",
+    "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
+}
+_KEYS: Mapping[str, Schema] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+
+
+def describe_body(model: type[BaseModel], answer: str, *, is_streamed: bool = False) -> dict[str, Any]:
+    """What a route that parses `model` itself adds to its entry; `answer` is of `ANSWERS`."""
     content = {"application/json": {"schema": _reference(answer)}}
     if is_streamed:
         content["text/event-stream"] = {"schema": _STRING}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(model.__name__)}}},
-        "responses": {"200": {"description": "The answer", "content": content}, **_errors(error)},
+        "responses": {"200": {"description": "The answer", "content": content}},
     }
 
 
@@ -128,36 +169,55 @@ def describe_text(*media_types: str) -> dict[str, Any]:
     return {"responses": {"200": {"description": "The answer", "content": content}}}
 
 
-def install_schemas(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
+def install_schemas(app: FastAPI, models: Sequence[type[BaseModel]], *, is_key_needed: bool) -> None:
     """Make `app.openapi` include the schemas of these bodies. The document is made when first asked for."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _build(app, models)
+            app.openapi_schema = _build(app, models, is_key_needed)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _build(app: FastAPI, models: Sequence[type[BaseModel]]) -> dict[str, Any]:
+def _build(app: FastAPI, models: Sequence[type[BaseModel]], is_key_needed: bool) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     bodies = {name: _with_decisions(name, schema) for name, schema in definitions["$defs"].items()}
     document["components"] = {"schemas": {**bodies, **ANSWERS}}
-    for methods in document["paths"].values():
+    if is_key_needed:
+        document["components"]["securitySchemes"] = _KEYS
+    for path, methods in document["paths"].items():
         for operation in methods.values():
-            operation["responses"].pop("422", None)  # FastAPI's own, which is never sent
-            operation["responses"] = {**_errors("Error"), **operation["responses"]}
+            _complete(operation, path, is_guarded=is_key_needed and path not in PUBLIC_PATHS)
     return document
+
+
+def _complete(operation: dict[str, Any], path: str, *, is_guarded: bool) -> None:
+    """Add what the routes do not say themselves: headers, keys and errors."""
+    headers = [_REQUEST_ID, _TIMEOUT] if path in ENGINE_PATHS else [_REQUEST_ID]
+    operation["parameters"] = [*operation.get("parameters", []), *headers]
+    if is_guarded:
+        operation["security"] = [{name: []} for name in _KEYS]
+    operation["responses"].pop("422", None)  # FastAPI's own, which is never sent
+    has_body = "requestBody" in operation
+    statuses = {
+        **_ANY,
+        **(_GUARDED if is_guarded else {}),
+        **(_NAMING_A_MODEL if has_body or "{model}" in path else {}),
+        **(_WITH_BODY if has_body else {}),
+    }
+    operation["responses"] |= {str(status): _error(status, statuses[status], path) for status in sorted(statuses)}
+
+
+def _error(status: int, description: str, path: str) -> dict[str, Any]:
+    name = "AnthropicError" if speaks_anthropic(path) and status not in _OF_CONNECTIONS else "Error"
+    answer = {"description": description, "content": {"application/json": {"schema": _reference(name)}}}
+    return {**answer, "headers": {"retry-after": _RETRY_AFTER}} if status in (429, 503) else answer
 
 
 def _reference(name: str) -> Schema:
     return {"$ref": _REF.format(model=name)}
-
-
-def _errors(name: str) -> dict[str, Any]:
-    error = {"description": "An error", "content": {"application/json": {"schema": _reference(name)}}}
-    return {"4XX": error, "5XX": error}
 
 
 def _with_decisions(name: str, schema: Schema) -> Schema:

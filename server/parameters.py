@@ -92,7 +92,7 @@ REFUSED: Mapping[str, Refused] = {
     "web_search_options": Refused("no request ever leaves this server", CHAT, lambda value, _: False),
     "moderation": Refused("there is no moderation model here", (*CHAT, *RESPONSES), lambda value, _: False),
     "chat_template": Refused("templates come from the operator (--chat-template)", CHAT),
-    "length_penalty": Refused("beam search is not supported", BOTH, lambda value, _: value == 1),
+    "length_penalty": Refused("beam search is not supported", BOTH, lambda value, _: value == 1 and value is not True),
     "previous_response_id": Refused(_NOT_STORED, RESPONSES),
     "conversation": Refused(_NOT_STORED, RESPONSES),
     "prompt": Refused("no prompts are stored here: send it as input and instructions", RESPONSES),

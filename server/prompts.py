@@ -12,6 +12,7 @@ from typing import Any
 from engine.errors import InvalidRequestError
 from server.context import ServingEngine, ServingTokenizer
 from server.protocol import MAX_PROMPTS
+from server.shown import shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -47,17 +48,32 @@ class EncodedPrompt:
 
 
 async def encode_prompts(
-    engine: ServingEngine, prompt: Any, *, add_special_tokens: bool, field: str = "prompt", limit: int = MAX_PROMPTS
+    engine: ServingEngine,
+    prompt: Any,
+    *,
+    add_special_tokens: bool,
+    num_kept: int | None,
+    max_tokens: int | None,
+    field: str = "prompt",
+    limit: int = MAX_PROMPTS,
 ) -> list[EncodedPrompt]:
-    """What stands in `field`: a string, strings, token ids, or lists of them. Raises `InvalidRequestError`."""
+    """What stands in `field`: a string, strings, token ids, or lists of them, of each the last `num_kept` tokens.
+
+    Raises `InvalidRequestError`, and `ContextLengthError` at the first that does not fit with `max_tokens`.
+    """
     prompts = []
     for part in _split_prompts(prompt, field, limit):
-        if isinstance(part, str):
-            prompts.append(EncodedPrompt(await engine.encode(part, add_special_tokens=add_special_tokens), part))
-            await asyncio.sleep(0)  # each may be short and all of them long
-        else:
-            prompts.append(EncodedPrompt(part))
+        encoded = (await _encode_part(engine, part, add_special_tokens)).keep_last(num_kept)
+        engine.check_context(len(encoded.token_ids), max_tokens)
+        prompts.append(encoded)
     return prompts
+
+
+async def _encode_part(engine: ServingEngine, part: Any, add_special_tokens: bool) -> EncodedPrompt:
+    if not isinstance(part, str):
+        return EncodedPrompt(part)
+    await asyncio.sleep(0)  # each may be short and all of them long
+    return EncodedPrompt(await engine.encode(part, add_special_tokens=add_special_tokens), part)
 
 
 async def encode_chat(
@@ -107,7 +123,7 @@ def _are_ids(values: list[Any]) -> bool:
 
 
 def _wrong_prompt(prompt: Any, field: str) -> InvalidRequestError:
-    got = "an empty list" if prompt == [] else f"{type(prompt).__name__} {str(prompt)[:60]!r}"
+    got = "an empty list" if prompt == [] else shown(prompt)
     return InvalidRequestError(
         f"{field} must be a string, a list of strings, a list of token ids or a list of those, got {got}", field
     )
@@ -124,7 +140,7 @@ def _check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     message = {key: value for key, value in message.items() if value is not None}
     role = message.get("role")
     if role not in ROLES:
-        raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r:.100}", f"{where}.role")
+        raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {shown(role)}", f"{where}.role")
     if "content" not in message and role != "assistant":
         raise InvalidRequestError(f"{where}.content is required for role {role}", f"{where}.content")
     _check_content(message.get("content", ""), f"{where}.content")
@@ -136,12 +152,12 @@ def _check_content(content: Any, where: str) -> None:
     if isinstance(content, str):
         return
     if not isinstance(content, list):
-        raise InvalidRequestError(f"{where} must be a string or a list of parts, got {content!r:.60}", where)
+        raise InvalidRequestError(f"{where} must be a string or a list of parts, got {shown(content)}", where)
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "refusal"):
             raise InvalidRequestError(
-                f"{where}[{i}]: this model takes text only, got a part of type {kind!r:.60}", f"{where}[{i}]"
+                f"{where}[{i}]: this model takes text only, got a part of type {shown(kind)}", f"{where}[{i}]"
             )
         if not isinstance(part.get(kind), str):
             raise InvalidRequestError(f"{where}[{i}].{kind} must be a string", f"{where}[{i}].{kind}")
@@ -150,3 +166,10 @@ def _check_content(content: Any, where: str) -> None:
 def _check_tool_calls(calls: Any, where: str) -> None:
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise InvalidRequestError(f"{where} must be a list of objects", where)
+    for i, call in enumerate(calls):
+        function = call.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError(f"{where}[{i}].function must be an object with a name", f"{where}[{i}].function")
+        if not isinstance(function.get("arguments"), (str, dict)):
+            param = f"{where}[{i}].function.arguments"
+            raise InvalidRequestError(f"{param} must be the arguments as JSON text", param)

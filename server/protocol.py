@@ -5,6 +5,7 @@ that is wrong becomes an `InvalidRequestError` that names the field, the limit a
 model (vocabulary, context, template) is checked elsewhere.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -15,6 +16,7 @@ from engine.errors import InvalidRequestError
 from engine.sampling_params import (
     MAX_ALLOWED_TOKEN_IDS,
     MAX_BAD_WORDS,
+    MAX_GRAMMAR_CHARS,
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_N,
@@ -23,6 +25,7 @@ from engine.sampling_params import (
     MAX_STOP_TOKEN_IDS,
 )
 from server.parameters import Endpoint, select_parameters
+from server.shown import shown
 
 MAX_PROMPTS = 256
 MAX_CHOICES = 1024  # prompts x n
@@ -33,9 +36,13 @@ MAX_TIMEOUT_S = 24 * 3600
 MAX_TEMPLATE_VARIABLES = 64
 MAX_DETOKENIZE = 2**18
 MAX_TOOLS = 128
+MAX_CHOICE_STRINGS = 4096
+MAX_BAD_WORD_CHARS = 1024
 MAX_METADATA = 16
 
 Model = TypeVar("Model", bound="_Body")
+
+_PYTHON_OBJECT = re.compile("a valid dictionary( or instance of .*)?")
 
 
 class _Body(BaseModel):
@@ -57,9 +64,8 @@ def _prompts_schema(limit: int) -> dict[str, Any]:
     return {
         "anyOf": [
             _TEXT_SCHEMA,
-            {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": limit},
             _IDS_SCHEMA,
-            {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": limit},
+            {"type": "array", "items": {"anyOf": [_TEXT_SCHEMA, _IDS_SCHEMA]}, "minItems": 1, "maxItems": limit},
         ]
     }
 
@@ -68,7 +74,8 @@ _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type
 
 Stop = Annotated[list[str], BeforeValidator(_string_to_list), WithJsonSchema(_STOP_SCHEMA)]
 StopSequences = Annotated[list[str], WithJsonSchema(_STOPS_SCHEMA)]
-Word = Annotated[str, WithJsonSchema(_TEXT_SCHEMA)]
+Word = Annotated[str, WithJsonSchema({**_TEXT_SCHEMA, "maxLength": MAX_BAD_WORD_CHARS})]
+TokenId = Annotated[int, Field(ge=0)]
 Prompt = Annotated[Any, WithJsonSchema(_prompts_schema(MAX_PROMPTS))]
 Input = Annotated[Any, WithJsonSchema(_prompts_schema(MAX_INPUTS))]
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
@@ -89,8 +96,21 @@ _PARTS_SCHEMA = {
 }
 
 
+_CALL_SCHEMA = {
+    "type": "object",
+    "required": ["function"],
+    "properties": {
+        "function": {
+            "type": "object",
+            "required": ["name", "arguments"],
+            "properties": {"name": {"type": "string"}, "arguments": {"type": ["string", "object"]}},
+        }
+    },
+}
+
+
 def _message_schema(roles: Sequence[str], *content: dict[str, Any]) -> dict[str, Any]:
-    calls = {"type": ["array", "null"], "items": {"type": "object"}}
+    calls = {"type": ["array", "null"], "items": _CALL_SCHEMA}
     properties = {"role": {"enum": roles}, "content": {"anyOf": [*content]}, "tool_calls": calls}
     return {"type": "object", "required": ["role", "content"], "properties": properties}
 
@@ -122,11 +142,12 @@ _TURN_SCHEMA = {
 }
 _TURNS_SCHEMA = {"type": "array", "items": _TURN_SCHEMA, "minItems": 1, "maxItems": MAX_MESSAGES}
 Turns = Annotated[list[dict[str, Any]], WithJsonSchema(_TURNS_SCHEMA)]
+_GRAMMAR_SCHEMA = {**_TEXT_SCHEMA, "maxLength": MAX_GRAMMAR_CHARS}
 _STRUCTURED_SCHEMAS: dict[str, Any] = {
     "json": {"type": ["object", "boolean", "string"]},
-    "regex": _TEXT_SCHEMA,
-    "choice": {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1},
-    "grammar": _TEXT_SCHEMA,
+    "regex": _GRAMMAR_SCHEMA,
+    "choice": {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": MAX_CHOICE_STRINGS},
+    "grammar": _GRAMMAR_SCHEMA,
     "json_object": {"const": True},
 }
 _STRUCTURED_SCHEMA = {
@@ -213,12 +234,12 @@ class SamplingBody(PromptBody):
     stop: Stop = Field(
         [], max_length=MAX_STOP_STRINGS, description=f"Up to {MAX_STOP_STRINGS} strings that end the output."
     )
-    stop_token_ids: list[int] = Field(
+    stop_token_ids: list[TokenId] = Field(
         [], max_length=MAX_STOP_TOKEN_IDS, description=f"Up to {MAX_STOP_TOKEN_IDS} token ids that end it."
     )
     bad_words: list[Word] = Field([], max_length=MAX_BAD_WORDS // 2, description="Strings that are never generated.")
-    allowed_token_ids: list[int] = Field(
-        [], max_length=MAX_ALLOWED_TOKEN_IDS, description="Generate only these token ids."
+    allowed_token_ids: list[TokenId] = Field(
+        [], min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS, description="Generate only these token ids."
     )
     structured_outputs: StructuredOutputs | None = Field(
         None, description="One of `json`, `regex`, `choice`, `grammar` (Lark or GBNF); the output matches it."
@@ -620,8 +641,10 @@ def _first_problem(error: ValidationError) -> InvalidRequestError:
     if problem["type"] == "missing":
         return InvalidRequestError(f"{param} is required", param)
     message = problem["msg"].replace("Input should", "should").replace("should", "must", 1)
-    message = message[:1].lower() + message[1:]
-    return InvalidRequestError(f"{param}: {message}, got {_shorten(problem['input'])}", param)
+    message = _PYTHON_OBJECT.sub("an object", message[:1].lower() + message[1:])
+    if problem["type"] == "literal_error":
+        message = message.replace("'", '"')
+    return InvalidRequestError(f"{param}: {message}, got {shown(problem['input'])}", param)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -630,8 +653,3 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"
     return path.lstrip(".")
-
-
-def _shorten(value: object) -> str:
-    text = f"{len(value)} entries" if isinstance(value, (list, dict)) and value else repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.errors import InvalidRequestError
 from server.protocol import MAX_MESSAGES, ChatBody, ResponseBody, SamplingBody, TextFormat
+from server.shown import shown
 
 ROLES = ("user", "assistant", "system", "developer")
 
@@ -66,7 +67,7 @@ def read_input(given: Any, instructions: str | None = None) -> list[dict[str, An
         conversation.add({"role": "user", "content": given})
         return conversation.messages
     if not isinstance(given, list) or not 1 <= len(given) <= MAX_MESSAGES:
-        got = f"{len(given)} items" if isinstance(given, list) else f"{given!r:.60}"
+        got = f"{len(given)} items" if isinstance(given, list) else shown(given)
         raise InvalidRequestError(f"input must be a string or a list of 1 to {MAX_MESSAGES} items, got {got}", "input")
     for i, item in enumerate(given):
         _read_item(conversation, item, f"input[{i}]")
@@ -130,7 +131,7 @@ def _read_item(conversation: _Conversation, given: Any, where: str) -> None:
             raise InvalidRequestError(f"{where} refers to an item, and none is stored here: send the item", where)
         case other:
             raise InvalidRequestError(
-                f"{where}.type must be message, reasoning, function_call or function_call_output, got {other!r:.60}",
+                f"{where}.type must be message, reasoning, function_call or function_call_output, got {shown(other)}",
                 f"{where}.type",
             )
 
@@ -138,7 +139,7 @@ def _read_item(conversation: _Conversation, given: Any, where: str) -> None:
 def _read_message(conversation: _Conversation, item: Mapping[str, Any], where: str) -> None:
     role = item.get("role")
     if role not in ROLES:
-        raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r:.60}", f"{where}.role")
+        raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {shown(role)}", f"{where}.role")
     content = _read_content(item.get("content"), f"{where}.content")
     if role == "assistant":
         conversation.say(content)
@@ -159,7 +160,7 @@ def _read_part(given: Any, where: str) -> dict[str, str]:
         return {"type": "text", "text": _string(part, "text", where)}
     if kind == "refusal":
         return {"type": "refusal", "refusal": _string(part, "refusal", where)}
-    raise InvalidRequestError(f"{where}: this model takes text only, got a part of type {kind!r:.60}", where)
+    raise InvalidRequestError(f"{where}: this model takes text only, got a part of type {shown(kind)}", where)
 
 
 def _read_reasoning(item: Mapping[str, Any], where: str) -> str:
@@ -178,7 +179,7 @@ def _read_thought(given: Any, where: str) -> str:
     part = _object(given, where)
     if part.get("type") not in _REASONING_PARTS:
         raise InvalidRequestError(
-            f"{where}.type must be one of {', '.join(_REASONING_PARTS)}, got {part.get('type')!r:.60}", f"{where}.type"
+            f"{where}.type must be one of {', '.join(_REASONING_PARTS)}, got {shown(part.get('type'))}", f"{where}.type"
         )
     return _string(part, "text", where)
 
@@ -187,7 +188,7 @@ def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The form of a chat, where a function's fields lie one level deeper."""
     if tool.get("type") != "function":
         raise InvalidRequestError(
-            f"{where}.type must be 'function': no other tools are run here, got {tool.get('type')!r:.60}",
+            f'{where}.type must be "function": no other tools are run here, got {shown(tool.get("type"))}',
             f"{where}.type",
         )
     return {"type": "function", "function": _without_type(tool)}
@@ -229,18 +230,18 @@ def _renamed(error: InvalidRequestError) -> InvalidRequestError:
 def _object(value: Any, where: str) -> dict[str, Any]:
     """An object, less what is null."""
     if not isinstance(value, dict):
-        raise InvalidRequestError(f"{where} must be an object, got {value!r:.60}", where)
+        raise InvalidRequestError(f"{where} must be an object, got {shown(value)}", where)
     return {key: part for key, part in value.items() if part is not None}
 
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise InvalidRequestError(f"{where} must be a string or a list of parts, got {value!r:.60}", where)
+        raise InvalidRequestError(f"{where} must be a string or a list of parts, got {shown(value)}", where)
     return value
 
 
 def _string(item: Mapping[str, Any], name: str, where: str) -> str:
     value = item.get(name)
     if not isinstance(value, str):
-        raise InvalidRequestError(f"{where}.{name} must be a string, got {value!r:.60}", f"{where}.{name}")
+        raise InvalidRequestError(f"{where}.{name} must be a string, got {shown(value)}", f"{where}.{name}")
     return value

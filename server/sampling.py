@@ -1,5 +1,6 @@
 """From a validated body to what the engine is asked for. Knows both, and nothing of tokens' text or answers."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from engine.sampling_params import Grammar, SamplingParams
 from server.caller import Caller
 from server.context import ServingContext, ServingEngine
 from server.prompts import EncodedPrompt
-from server.protocol import MAX_CHOICES, GenerationBody, PromptBody
+from server.protocol import MAX_BAD_WORD_CHARS, MAX_CHOICES, GenerationBody, PromptBody
+from server.shown import shown
 
 _WITH_MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -52,11 +54,17 @@ def to_sampling_params(
 
 async def encode_bad_words(engine: ServingEngine, words: Sequence[str]) -> list[tuple[int, ...]]:
     """The tokens of each word as a text begins with it, and as it follows a space."""
-    if "" in words:
-        raise InvalidRequestError("bad_words must not have an empty string", "bad_words")
+    for word in words:
+        if not 1 <= len(word) <= MAX_BAD_WORD_CHARS:
+            raise InvalidRequestError(
+                f"bad_words have 1 to {MAX_BAD_WORD_CHARS} characters each, got {len(word)}", "bad_words"
+            )
     spellings = [spelling for word in words for spelling in (word, " " + word.lstrip())]
-    encoded = [tuple(await engine.encode(text, add_special_tokens=False)) for text in spellings]
-    return list(dict.fromkeys(ids for ids in encoded if ids))
+    encoded: dict[tuple[int, ...], None] = {}
+    for text in spellings:
+        encoded[tuple(await engine.encode(text, add_special_tokens=False))] = None
+        await asyncio.sleep(0)  # each is short, but there may be many
+    return [ids for ids in encoded if ids]
 
 
 def _value(body: GenerationBody, defaults: Mapping[str, float], name: str) -> Any:
@@ -79,6 +87,7 @@ def to_request(
         priority=body.priority,
         cache_salt=body.cache_salt,
         timeout_s=caller.deadline_s(body.timeout),
+        asked_at=caller.asked_at,
         client=caller.client,
     )
 
@@ -93,5 +102,5 @@ def tokens_to_keep(ctx: ServingContext, body: PromptBody, max_tokens: int | None
 def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
     for key in bias:
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            raise InvalidRequestError(f"logit_bias has key {key[:100]!r}, which is no token id", "logit_bias")
+            raise InvalidRequestError(f"logit_bias has key {shown(key)}, which is no token id", "logit_bias")
     return {int(key): value for key, value in bias.items()}

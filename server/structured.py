@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from engine.errors import InvalidRequestError
-from engine.sampling_params import Grammar
-from server.protocol import GenerationBody
+from engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
+from server.protocol import MAX_CHOICE_STRINGS, GenerationBody
+from server.shown import shown
 
 _FORMATS = ("text", "json_object", "json_schema")
-MAX_CHOICE_STRINGS = 4096
 
 
 def read_grammar(body: GenerationBody) -> Grammar | None:
@@ -45,14 +47,14 @@ def read_response_format(response_format: Mapping[str, Any] | None) -> Grammar |
             return _read_json_schema(response_format.get("json_schema"))
         case other:
             raise InvalidRequestError(
-                f"response_format.type must be one of {', '.join(_FORMATS)}, got {other!r:.60}", "response_format.type"
+                f"response_format.type must be one of {', '.join(_FORMATS)}, got {shown(other)}", "response_format.type"
             )
 
 
 def schema_grammar(schema: Any, param: str) -> Grammar:
     """`schema` is parsed JSON: an object, or true and false, which are schemas too."""
     if not isinstance(schema, (dict, bool)):
-        raise InvalidRequestError(f"{param} must be a JSON schema, got {schema!r:.60}", param)
+        raise InvalidRequestError(f"{param} must be a JSON schema, got {shown(schema)}", param)
     source = json.dumps(schema, ensure_ascii=False)
     try:
         source.encode()
@@ -64,7 +66,7 @@ def schema_grammar(schema: Any, param: str) -> Grammar:
 def _read_json_schema(described: Any) -> Grammar:
     where = "response_format.json_schema"
     if not isinstance(described, dict):
-        raise InvalidRequestError(f"{where} must be an object with name and schema, got {described!r:.60}", where)
+        raise InvalidRequestError(f"{where} must be an object with name and schema, got {shown(described)}", where)
     if "schema" not in described:
         raise InvalidRequestError(f"{where}.schema is required", f"{where}.schema")
     return schema_grammar(described["schema"], f"{where}.schema")
@@ -74,7 +76,7 @@ def _read_structured_outputs(asked: Mapping[str, Any]) -> Grammar:
     given = {name: value for name, value in asked.items() if value is not None}
     if unknown := sorted(given.keys() - _READERS.keys()):
         raise InvalidRequestError(
-            f"structured_outputs takes one of {', '.join(_READERS)}, got {unknown[0]!r:.60}", "structured_outputs"
+            f"structured_outputs takes one of {', '.join(_READERS)}, got {shown(unknown[0])}", "structured_outputs"
         )
     if len(given) != 1:
         raise InvalidRequestError(
@@ -88,11 +90,18 @@ def _read_json(value: Any) -> Grammar:
     """A schema, as an object or as text."""
     where = "structured_outputs.json"
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise InvalidRequestError(f"{where} is not valid JSON", where) from None
+        value = _parse_schema(value, where)
     return schema_grammar(value, where)
+
+
+def _parse_schema(text: str, where: str) -> Any:
+    """Length first: until it is parsed, nothing else is answered."""
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(f"{where} has at most {MAX_GRAMMAR_CHARS} characters, got {len(text)}", where)
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        raise InvalidRequestError(f"{where} is not valid JSON", where) from None
 
 
 def _read_json_object(value: Any) -> Grammar:

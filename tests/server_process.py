@@ -19,8 +19,8 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[1]
-START_TIMEOUT_S = 60.0
-PATIENCE_S = 90.0  # for what another process does on a machine that is busy
+START_TIMEOUT_S = 120.0
+PATIENCE_S = 180.0  # for what another process does on a machine that is busy
 
 _POLL_S = 0.02
 

@@ -5,6 +5,7 @@ loads the model while this process imports what HTTP needs.
 """
 
 import gc
+import os
 import signal
 import sys
 import time
@@ -40,8 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 def serve(settings: Settings) -> int:
     """Run the server with these settings, and return the exit code."""
-    # Until uvicorn takes the signals over. As process 1 of a container, SIGTERM would otherwise do nothing.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    end_at_once_on_signals()
     gc.disable()  # imports make hundreds of thousands of objects that stay: collecting among them is wasted time
     configure_logging(settings)
     from engine.async_engine import AsyncEngine
@@ -69,6 +69,16 @@ def serve(settings: Settings) -> int:
     gc.freeze()
     gc.enable()
     return run_server(app, engine, settings, announce)
+
+
+def end_at_once_on_signals() -> None:
+    """Until uvicorn takes the signals over. The engine ends with this process.
+
+    Nothing is raised, as Python would do on Ctrl-C: imports run callbacks in which an exception, and so the signal, is
+    lost. As process 1 of a container, SIGTERM would otherwise do nothing.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 
 def _print_summary(info: EngineInfo, settings: Settings, port: int, has_chat_template: bool) -> None:

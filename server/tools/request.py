@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from engine.errors import InvalidRequestError
+from server.shown import shown
 
 MAX_TOOLS = 128
 MAX_TOOLS_CHARS = 128 * 1024  # of all of them together, as JSON
@@ -88,14 +89,14 @@ def _read_function(tool: Any, path: str) -> dict[str, Any]:
     """The `function` of a tool, less what is null."""
     tool = _object(tool, path)
     if tool.get("type") != "function":
-        raise InvalidRequestError(f"{path}.type must be 'function', got {_shorten(tool.get('type'))}", f"{path}.type")
+        raise InvalidRequestError(f'{path}.type must be "function", got {shown(tool.get("type"))}', f"{path}.type")
     return _object(tool.get("function"), f"{path}.function")
 
 
 def _read_tool(function: Mapping[str, Any], path: str) -> Tool:
     strict = function.get("strict", False)
     if not isinstance(strict, bool):
-        raise InvalidRequestError(f"{path}.strict must be a boolean, got {_shorten(strict)}", f"{path}.strict")
+        raise InvalidRequestError(f"{path}.strict must be a boolean, got {shown(strict)}", f"{path}.strict")
     description = function.get("description")
     if not isinstance(description, str | None):
         raise InvalidRequestError(f"{path}.description must be a string", f"{path}.description")
@@ -106,7 +107,7 @@ def _read_tool(function: Mapping[str, Any], path: str) -> Tool:
 def _read_name(name: Any, path: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidRequestError(
-            f"{path} must be 1 to 64 letters, digits, underscores and dashes, got {_shorten(name)}", path
+            f"{path} must be 1 to 64 letters, digits, underscores and dashes, got {shown(name)}", path
         )
     return name
 
@@ -115,9 +116,9 @@ def _read_parameters(schema: Any, path: str) -> Mapping[str, Any]:
     if schema is None:
         return _NO_PARAMETERS
     if not isinstance(schema, dict):
-        raise InvalidRequestError(f"{path} must be a JSON schema, an object, got {_shorten(schema)}", path)
+        raise InvalidRequestError(f"{path} must be a JSON schema, an object, got {shown(schema)}", path)
     if schema.get("type", "object") != "object":
-        raise InvalidRequestError(f"{path}.type must be 'object', got {_shorten(schema['type'])}", f"{path}.type")
+        raise InvalidRequestError(f'{path}.type must be "object", got {shown(schema["type"])}', f"{path}.type")
     if not isinstance(schema.get("properties", {}), dict):
         raise InvalidRequestError(f"{path}.properties must be an object", f"{path}.properties")
     _check_depth(schema, path)
@@ -170,8 +171,8 @@ def _read_choice(value: Any, known: set[str]) -> tuple[Choice, str | None, set[s
         case {"type": "allowed_tools"}:
             return _read_allowed(value, known)
     raise InvalidRequestError(
-        "tool_choice must be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools', "
-        f"got {_shorten(value)}",
+        'tool_choice must be "none", "auto", "required", or an object of type "function" or "allowed_tools", '
+        f"got {shown(value)}",
         "tool_choice",
     )
 
@@ -181,7 +182,7 @@ def _read_choice_name(value: Any, path: str, known: set[str]) -> str:
     name = _object(_object(value, path).get("function"), f"{path}.function").get("name")
     if not isinstance(name, str) or name not in known:
         raise InvalidRequestError(
-            f"{path}.function.name must name one of the tools, got {_shorten(name)}", f"{path}.function.name"
+            f"{path}.function.name must name one of the tools, got {shown(name)}", f"{path}.function.name"
         )
     return name
 
@@ -191,7 +192,7 @@ def _read_allowed(value: Any, known: set[str]) -> tuple[Choice, None, set[str]]:
     allowed = _object(value.get("allowed_tools"), path)
     mode, tools = allowed.get("mode"), allowed.get("tools")
     if mode not in ("auto", "required"):
-        raise InvalidRequestError(f"{path}.mode must be 'auto' or 'required', got {_shorten(mode)}", f"{path}.mode")
+        raise InvalidRequestError(f'{path}.mode must be "auto" or "required", got {shown(mode)}', f"{path}.mode")
     if not isinstance(tools, list) or not 1 <= len(tools) <= MAX_TOOLS:
         raise InvalidRequestError(f"{path}.tools must be a list of 1 to {MAX_TOOLS} tools", f"{path}.tools")
     return mode, None, {_read_choice_name(tool, f"{path}.tools[{i}]", known) for i, tool in enumerate(tools)}
@@ -201,9 +202,7 @@ def _read_parallel(value: Any) -> bool:
     if value is None:
         return True
     if not isinstance(value, bool):
-        raise InvalidRequestError(
-            f"parallel_tool_calls must be a boolean, got {_shorten(value)}", "parallel_tool_calls"
-        )
+        raise InvalidRequestError(f"parallel_tool_calls must be a boolean, got {shown(value)}", "parallel_tool_calls")
     return value
 
 
@@ -214,10 +213,5 @@ def _to_raw(function: Mapping[str, Any]) -> dict[str, Any]:
 def _object(value: Any, path: str) -> dict[str, Any]:
     """An object, less what is null."""
     if not isinstance(value, dict):
-        raise InvalidRequestError(f"{path} must be an object, got {_shorten(value)}", path)
+        raise InvalidRequestError(f"{path} must be an object, got {shown(value)}", path)
     return {key: part for key, part in value.items() if part is not None}
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

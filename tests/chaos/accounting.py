@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tests.chaos.answers import TOLERANCE, Answer, differences
+from tests.chaos.answers import TOLERANCE, Answer, ChoiceAnswer, differences
 from tests.chaos.bad_input import BAD_INPUTS
-from tests.chaos.bodies import Ask
+from tests.chaos.bodies import MESSAGES, Ask
 from tests.chaos.plan import Request
 
 MAX_ERROR_BYTES = 32 * 1024
-FINISH_REASONS = ("stop", "length")
+OUTCOMES = {  # what the server counts, by what each API calls it
+    **dict.fromkeys(("stop", "tool_calls", "completed", "end_turn", "stop_sequence", "tool_use"), "stop"),
+    **dict.fromkeys(("length", "incomplete", "max_tokens"), "length"),
+}
 _MIN_READINGS = 8  # of memory, before anything can be said of them
 _GROWTH_RATIO = 1.05
 _GROWTH_BYTES = 16 << 20
@@ -25,7 +28,7 @@ PROMPT_TOKENS = "orcinus_prompt_tokens_total"
 GENERATION_TOKENS = "orcinus_generation_tokens_total"
 _TOKEN_COUNTERS = (PROMPT_TOKENS, GENERATION_TOKENS)
 _REJECTED = 'orcinus_requests_total{outcome="rejected"}'
-_OUTCOMES = (*FINISH_REASONS, "abort", "timeout", "error", "rejected")
+_OUTCOMES = ("stop", "length", "abort", "timeout", "error", "rejected")
 RESTARTS = "orcinus_engine_restarts_total"
 QUARANTINED = "orcinus_requests_quarantined_total"
 PREEMPTIONS = "orcinus_preemptions_total"
@@ -39,6 +42,9 @@ AT_REST = {
     "orcinus_kv_blocks_in_use": 0,
     "orcinus_http_requests_in_progress": 1,
 }
+
+_OPENAI_ERROR = {"message", "type", "param", "code"}
+_ANTHROPIC_ERROR = {"message", "type"}
 
 VerdictKind = Literal["complete", "refused", "late", "left", "bad", "wrong"]
 Samples = Mapping[str, float]
@@ -89,20 +95,31 @@ class Judge:
         if outcome.request.manner == "bad" and outcome.status != 429:
             return _settle("bad", outcome, _bad_problems(outcome))
         if outcome.status in (429, 503):
-            return _settle("refused", outcome, _refusal_problems(outcome, is_draining))
+            return _settle("refused", outcome, _refusal_problems(outcome, self._path(outcome.request), is_draining))
         if outcome.has_left:
             return _settle("left", outcome, self._problems(outcome))
         if outcome.error is not None:
-            return _settle("late", outcome, [*_lateness_problems(outcome), *self._problems(outcome)])
+            return _settle("late", outcome, [*self._lateness_problems(outcome), *self._problems(outcome)])
         return _settle("complete", outcome, self._problems(outcome))
+
+    def _path(self, request: Request) -> str:
+        return BAD_INPUTS[request.target].path if request.manner == "bad" else self.catalogue[request.target].path
 
     def _problems(self, outcome: Outcome) -> Iterator[str]:
         if outcome.status not in (None, 200, 408):
             yield f"status {outcome.status}: {outcome.error}"
         twin = self.twins[outcome.request.target]
         if not (outcome.is_complete or outcome.has_left or outcome.error):
-            yield "it ended without [DONE]"
+            yield "the answer has no end"
         yield from differences(outcome.answer, twin, is_complete=outcome.is_complete, tolerance=self._tolerance)
+
+    def _lateness_problems(self, outcome: Outcome) -> Iterator[str]:
+        assert outcome.error is not None
+        path = self._path(outcome.request)
+        is_timeout = outcome.error.get("type") == ("timeout_error" if path == MESSAGES else "timeout")
+        if not is_timeout or outcome.request.manner not in ("deadline", "deadline header"):
+            yield f"an error that nothing was to cause: status {outcome.status}, {outcome.error}"
+        yield from _error_problems(outcome, path)
 
 
 def _settle(kind: VerdictKind, outcome: Outcome, problems: Iterator[str] | Sequence[str]) -> Verdict:
@@ -120,27 +137,20 @@ def _bad_problems(outcome: Outcome) -> Iterator[str]:
     if outcome.status not in bad.statuses:
         yield f"{bad.name}: status {outcome.status}, not {sorted(bad.statuses)}: {outcome.error}"
     else:
-        yield from _error_problems(outcome)
+        yield from _error_problems(outcome, bad.path)
 
 
-def _refusal_problems(outcome: Outcome, is_draining: bool) -> Iterator[str]:
+def _refusal_problems(outcome: Outcome, path: str, is_draining: bool) -> Iterator[str]:
     if outcome.status == 503 and not is_draining:
         yield f"503 while not draining: {outcome.error}"
     if not (outcome.retry_after or "").isdecimal() or not 1 <= int(outcome.retry_after or 0) <= 120:
         yield f"status {outcome.status} with Retry-After {outcome.retry_after!r}"
-    yield from _error_problems(outcome)
+    yield from _error_problems(outcome, path)
 
 
-def _lateness_problems(outcome: Outcome) -> Iterator[str]:
-    assert outcome.error is not None
-    if outcome.error.get("type") != "timeout" or outcome.request.manner != "deadline":
-        yield f"an error that nothing was to cause: status {outcome.status}, {outcome.error}"
-    yield from _error_problems(outcome)
-
-
-def _error_problems(outcome: Outcome) -> Iterator[str]:
+def _error_problems(outcome: Outcome, path: str) -> Iterator[str]:
     error = outcome.error
-    if error is None or error.keys() != {"message", "type", "param", "code"}:
+    if error is None or error.keys() != (_ANTHROPIC_ERROR if path == MESSAGES else _OPENAI_ERROR):
         yield f"status {outcome.status} with an error of another form: {str(error)[:200]}"
     elif not error["message"] or any(sign in error["message"] for sign in ("Traceback", "/engine/", "site-packages")):
         yield f"an error that shows its inside: {error['message'][:200]}"
@@ -191,21 +201,23 @@ class Expectation:
         elif request.manner == "bad":
             self.bounds[_REJECTED].add(BAD_INPUTS[request.target].num_refused)
         elif verdict.outcome.is_complete:
-            self._add_complete(verdict.outcome.answer)
+            self._add_complete(self._judge.catalogue[request.target], verdict.outcome.answer)
         elif verdict.kind in ("late", "left"):
             self._add_unfinished(verdict)
 
     def _add_refused(self, outcome: Outcome) -> None:
         """Before its body was read, a request counts as one sequence."""
         is_read = outcome.request.manner != "bad"
-        num_choices = self._judge.catalogue[outcome.request.target].num_choices if is_read else 1
+        num_sequences = self._judge.catalogue[outcome.request.target].num_sequences if is_read else 1
         if outcome.status == 429:
-            self.bounds[_REJECTED].add(1, num_choices)
+            self.bounds[_REJECTED].add(1, num_sequences)
 
-    def _add_complete(self, answer: Answer) -> None:
+    def _add_complete(self, ask: Ask, answer: Answer) -> None:
+        """Sequences that `best_of` keeps to itself are all as long as they may be."""
         for choice in answer.choices.values():
-            self.bounds[_outcome_name(choice.finish_reason or "error")].add(1)
-        self.bounds[ALL_ENDED].add(len(answer.choices))
+            self.bounds[_counted_as(choice)].add(1)
+        self.bounds[_outcome_name("length")].add(ask.num_sequences - len(answer.choices))
+        self.bounds[ALL_ENDED].add(ask.num_sequences)
         self.bounds[PROMPT_TOKENS].add(answer.prompt_tokens or 0)
         self.bounds[GENERATION_TOKENS].add(answer.completion_tokens or 0)
 
@@ -214,11 +226,11 @@ class Expectation:
         outcome, twin = verdict.outcome, self._judge.twins[verdict.outcome.request.target]
         [choice] = twin.choices.values()
         is_late = verdict.kind == "late"
-        was_admitted = is_late or outcome.answer.num_tokens > 0
+        was_admitted = is_late or outcome.status == 200
         self.bounds[ALL_ENDED].add(int(was_admitted), 1)
         self.bounds[_outcome_name("timeout" if is_late else "abort")].add(int(is_late), 1)
         if not is_late:
-            self.bounds[_outcome_name(choice.finish_reason or "error")].add(0, 1)
+            self.bounds[_counted_as(choice)].add(0, 1)
         if not was_admitted:
             self.bounds[_REJECTED].add(0, 1)
         prompt_tokens, num_tokens = twin.prompt_tokens or 0, twin.completion_tokens or 0
@@ -254,6 +266,11 @@ def http_problems(before: Samples, after: Samples, verdicts: Sequence[Verdict]) 
             yield f"the server counted {said[status]} answers with status {status}, and clients saw {seen[status]}"
 
 
+def _counted_as(choice: ChoiceAnswer) -> str:
+    """An answer of which nobody can tell how it ended counts as none of those that were right."""
+    return _outcome_name(OUTCOMES.get(choice.finish_reason or "", "error"))
+
+
 def _outcome_name(outcome: str) -> str:
     return f'orcinus_requests_total{{outcome="{outcome}"}}'
 
@@ -278,5 +295,5 @@ def growth_problem(name: str, readings: Sequence[int]) -> str | None:
     return f"memory of {name} went from {early >> 20} to {late >> 20} MiB between the halves of the run"
 
 
-def count_kinds(verdicts: Sequence[Verdict]) -> Counter[str]:
+def count_kinds(verdicts: Sequence[Verdict]) -> Counter[VerdictKind]:
     return Counter(verdict.kind for verdict in verdicts)

@@ -1,9 +1,8 @@
-"""What a client reads: whole answers and streams, brought to one form, and told apart where they differ.
+"""What a client has read, in one form for all APIs, and how two answers are told apart.
 
-Knows the API's answers and no sockets. A stream and a whole answer to the same request have the same form here.
+Knows nothing of how an answer was written or sent; `tests.chaos.reading` makes them.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,18 +11,23 @@ from typing import Any
 TOLERANCE = 2e-3  # of log-probabilities, for float32 sums in another order
 
 
-class UnreadableError(Exception):
-    """The server wrote what no client can read."""
+@dataclass(slots=True)
+class Call:
+    """Of a tool. Its id is made up by the server, and no part of what is right."""
+
+    name: str
+    arguments: str = ""
 
 
 @dataclass(slots=True)
 class ChoiceAnswer:
-    """One choice, as far as it was read. `vector` is that of an embedding."""
+    """One choice, as far as it was read. `finish_reason` is in the words of its API, `vector` that of an embedding."""
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     prompt_logprobs: list[Any] | None = None
+    calls: list[Call] = field(default_factory=list)
     finish_reason: str | None = None
     vector: list[float] | None = None
 
@@ -39,92 +43,6 @@ class Answer:
     @property
     def num_tokens(self) -> int:
         return sum(len(choice.token_ids) for choice in self.choices.values())
-
-
-class StreamReader:
-    """Takes the lines of a stream in. Raises `UnreadableError`."""
-
-    def __init__(self) -> None:
-        self.answer = Answer()
-        self.error: dict[str, Any] | None = None
-        self.is_done = False
-        self.num_events = 0
-
-    def feed(self, line: str) -> None:
-        if not line or line.startswith(":"):
-            return
-        if self.is_done:
-            raise UnreadableError(f"a line after [DONE]: {line[:200]}")
-        if not line.startswith("data: "):
-            raise UnreadableError(f"a line that is no data: {line[:200]}")
-        if line == "data: [DONE]":
-            self.is_done = True
-            return
-        if self.error is not None:
-            raise UnreadableError(f"an event after an error: {line[:200]}")
-        self._take(read_json(line.removeprefix("data: ")))
-
-    def _take(self, event: dict[str, Any]) -> None:
-        self.num_events += 1
-        if "error" in event:
-            self.error = event["error"]
-            return
-        for choice in event["choices"]:
-            add_choice(self.answer, choice, choice.get("delta", choice))
-        read_usage(self.answer, event.get("usage"))
-
-
-def read_whole(found: dict[str, Any]) -> Answer:
-    answer = Answer()
-    for choice in found.get("choices", ()):
-        add_choice(answer, choice, choice.get("message", choice))
-    for item in found.get("data", ()):
-        answer.choices[item["index"]] = ChoiceAnswer(vector=item["embedding"], finish_reason="stop")
-    read_usage(answer, found.get("usage"))
-    return answer
-
-
-def read_json(text: str | bytes) -> dict[str, Any]:
-    """An object without NaN. Raises `UnreadableError`."""
-    try:
-        found = json.loads(text, parse_constant=_refuse)
-    except ValueError as error:
-        raise UnreadableError(f"not JSON ({error}): {text[:200]!r}") from None
-    if not isinstance(found, dict):
-        raise UnreadableError(f"not an object: {text[:200]!r}")
-    return found
-
-
-def add_choice(answer: Answer, choice: dict[str, Any], message: dict[str, Any]) -> None:
-    """A piece of a choice; a whole one is one piece. `message` holds its text."""
-    seen = answer.choices.setdefault(choice["index"], ChoiceAnswer())
-    if seen.finish_reason is not None:
-        raise UnreadableError(f"choice {choice['index']} goes on after its finish_reason {seen.finish_reason!r}")
-    seen.text += message.get("content") or message.get("text") or ""
-    seen.token_ids += choice.get("token_ids") or []
-    seen.logprobs += read_logprobs(choice.get("logprobs"))
-    seen.finish_reason = choice.get("finish_reason")
-    if (prompt_logprobs := choice.get("prompt_logprobs")) is not None:
-        if seen.prompt_logprobs is not None:
-            raise UnreadableError("prompt_logprobs came twice")
-        seen.prompt_logprobs = prompt_logprobs
-
-
-def read_logprobs(found: dict[str, Any] | None) -> list[Any]:
-    """An entry for each token, of either API."""
-    if found is None:
-        return []
-    if "content" in found:
-        return list(found["content"] or [])
-    columns = (found["tokens"], found["token_logprobs"], found["top_logprobs"] or [None] * len(found["tokens"]))
-    return [list(entry) for entry in zip(*columns, found["text_offset"], strict=True)]
-
-
-def read_usage(answer: Answer, usage: dict[str, Any] | None) -> None:
-    if usage is None:
-        return
-    answer.prompt_tokens = usage["prompt_tokens"]
-    answer.completion_tokens = usage.get("completion_tokens", 0)
 
 
 def differences(seen: Answer, twin: Answer, *, is_complete: bool, tolerance: float = TOLERANCE) -> Iterator[str]:
@@ -146,7 +64,7 @@ def _complete_differences(seen: ChoiceAnswer, twin: ChoiceAnswer, tolerance: flo
         yield f"{len(seen.token_ids)} tokens, not {len(twin.token_ids)}"
     if seen.finish_reason != twin.finish_reason:
         yield f"finish_reason {seen.finish_reason!r}, not {twin.finish_reason!r}"
-    for name in ("token_ids", "text", "logprobs", "prompt_logprobs"):
+    for name in ("token_ids", "text", "calls", "logprobs", "prompt_logprobs"):
         found, wanted = getattr(seen, name), getattr(twin, name)
         if not is_like(found, wanted, tolerance):
             yield _first_difference(name, found, wanted, tolerance)
@@ -182,7 +100,3 @@ def _first_difference(name: str, seen: Any, wanted: Any, tolerance: float) -> st
     unlike = (at for at, (left, right) in pairs if not is_like(left, right, tolerance))
     at = next(unlike, min(len(seen), len(wanted)))
     return f"{name} from {at} on: {str(seen[at : at + 8])[:160]}, not {str(wanted[at : at + 8])[:160]}"
-
-
-def _refuse(constant: str) -> None:
-    raise UnreadableError(f"{constant} is not JSON")

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.chaos.bodies import CHAT, COMPLETIONS, EMBEDDINGS, MAX_MODEL_LEN
+from tests.chaos.bodies import CHAT, COMPLETIONS, EMBEDDINGS, MAX_MODEL_LEN, MESSAGES, RESPONSES
 
 _JSON = {"content-type": "application/json"}
 
@@ -70,6 +70,10 @@ BAD_INPUTS: tuple[BadInput, ...] = (
     _body("image", path=CHAT, messages=_IMAGE),
     _body("no messages", path=CHAT, messages=[]),
     _body("empty input", path=EMBEDDINGS, input=[""]),
+    _body("no input", path=RESPONSES, max_output_tokens=4),
+    _body("no limit", path=MESSAGES, messages=_USER),
+    _body("tool unknown", path=CHAT, messages=_USER, tools=[], tool_choice="required"),
+    BadInput("deadline that is none", b'{"prompt": "x"}', headers={**_JSON, "x-request-timeout": "soon"}),
 )
 
 GARBAGE: tuple[bytes, ...] = (

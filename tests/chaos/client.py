@@ -15,14 +15,17 @@ from urllib.parse import urlsplit
 import httpx
 
 from tests.chaos.accounting import Outcome
-from tests.chaos.answers import Answer, StreamReader, UnreadableError, read_json, read_whole
+from tests.chaos.answers import Answer
 from tests.chaos.bad_input import BAD_INPUTS, GARBAGE
 from tests.chaos.bodies import Ask, Body
 from tests.chaos.plan import Request
+from tests.chaos.reading import UnreadableError, new_reader, read_json, read_whole
 
 READ_TIMEOUT_S = 180.0  # an answer that takes longer counts as lost
 _SLOW_READ_S = 0.02
 _GARBAGE_TIMEOUT_S = 40.0
+_BROKEN = (httpx.HTTPError, UnreadableError, OSError)
+_INCOMPLETE = (LookupError, TypeError)  # an answer in which something is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,45 +68,46 @@ class Clients:
                 case "leave whole":
                     return await self._leave_early(request)
                 case "whole":
-                    return await self._read_whole(request, self._body(request))
-                case "deadline":
-                    body = {**self._body(request), "timeout": request.patience}
-                    is_streamed = request.number % 2 == 0
-                    return await (self._read_stream(request, body) if is_streamed else self._read_whole(request, body))
+                    return await self._read_whole(request)
+                case "deadline" | "deadline header" if request.number % 2:
+                    return await self._read_whole(request)
                 case _:
-                    return await self._read_stream(request, self._body(request))
-        except (httpx.HTTPError, UnreadableError, OSError) as error:
+                    return await self._read_stream(request)
+        except (*_BROKEN, *_INCOMPLETE) as error:
             return Outcome(request, trouble=f"{type(error).__name__}: {error}")
 
     async def ask_twin(self, ask: Ask) -> Answer:
         """The answer of a server that nobody disturbs."""
-        response = await self._http.post(ask.path, json=ask.body, headers=self._headers(0))
+        response = await self._http.post(ask.path, json=ask.body, headers=self._key(0))
         assert response.status_code == 200, f"{ask}: {response.status_code} {response.text[:500]}"
-        return read_whole(read_json(response.content))
+        return read_whole(ask.path, read_json(response.content))
 
-    def _body(self, request: Request) -> Body:
-        return self._catalogue[request.target].body
+    def _ask(self, request: Request) -> Ask:
+        return self._catalogue[request.target]
 
-    def _path(self, request: Request) -> str:
-        return self._catalogue[request.target].path
-
-    def _headers(self, key: int) -> dict[str, str]:
+    def _key(self, key: int) -> dict[str, str]:
         return {"authorization": f"Bearer {self._keys[key]}"}
 
-    async def _read_whole(self, request: Request, body: Body) -> Outcome:
-        response = await self._http.post(self._path(request), json=body, headers=self._headers(request.key))
+    def _headers(self, request: Request) -> dict[str, str]:
+        deadline = {"x-request-timeout": str(request.patience)} if request.manner == "deadline header" else {}
+        return {**self._key(request.key), **deadline}
+
+    async def _read_whole(self, request: Request) -> Outcome:
+        ask = self._ask(request)
+        asked = {**ask.body, **_deadline(request)}
+        response = await self._http.post(ask.path, json=asked, headers=self._headers(request))
         found = read_json(response.content)
         if response.status_code != 200:
             return _refused(request, _Answered(response, found))
-        return Outcome(request, 200, read_whole(found), is_complete=True)
+        return Outcome(request, 200, read_whole(ask.path, found), is_complete=True)
 
-    async def _read_stream(self, request: Request, body: Body) -> Outcome:
-        asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        headers = self._headers(request.key)
-        async with self._http.stream("POST", self._path(request), json=asked, headers=headers) as response:
+    async def _read_stream(self, request: Request) -> Outcome:
+        ask = self._ask(request)
+        asked, headers = {**ask.streamed, **_deadline(request)}, self._headers(request)
+        async with self._http.stream("POST", ask.path, json=asked, headers=headers) as response:
             if response.status_code != 200:
                 return _refused(request, _Answered(response, read_json(await response.aread())))
-            reader, has_left = StreamReader(), False
+            reader, has_left = new_reader(ask.path), False
             async for line in response.aiter_lines():
                 reader.feed(line)
                 if request.manner == "leave stream" and reader.num_events >= request.patience and not reader.is_done:
@@ -112,19 +116,19 @@ class Clients:
                 if request.manner == "slow stream":
                     await asyncio.sleep(_SLOW_READ_S)
         is_complete = reader.is_done and reader.error is None
-        trouble = "the stream ended without [DONE]" if not reader.is_done and not has_left else None
+        trouble = "the stream broke off" if not reader.is_done and not has_left else None
         return Outcome(request, 200, reader.answer, is_complete, reader.error, has_left=has_left, trouble=trouble)
 
     async def _leave_early(self, request: Request) -> Outcome:
         try:
             async with asyncio.timeout(request.patience):
-                return await self._read_whole(request, self._body(request))
+                return await self._read_whole(request)
         except TimeoutError:
             return Outcome(request, has_left=True)
 
     async def _ask_wrongly(self, request: Request) -> Outcome:
         bad = BAD_INPUTS[request.target]
-        key = self._headers(request.key) if bad.has_key else {}
+        key = self._key(request.key) if bad.has_key else {}
         response = await self._http.post(bad.path, content=bad.content, headers={**key, **bad.headers})
         return _refused(request, _Answered(response, read_json(response.content)))
 
@@ -145,6 +149,10 @@ class Clients:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
         return Outcome(request, int(answer.split(maxsplit=2)[1]) if answer.startswith(b"HTTP/1.1 ") else None)
+
+
+def _deadline(request: Request) -> Body:
+    return {"timeout": request.patience} if request.manner == "deadline" else {}
 
 
 def _refused(request: Request, answered: _Answered) -> Outcome:

@@ -5,18 +5,30 @@ Faults come after a number of answers, and not at a time, so that a slow machine
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tests.chaos.bad_input import BAD_INPUTS, GARBAGE
-from tests.chaos.bodies import Ask, make_catalogue
+from tests.chaos.bodies import LONG_KINDS, Ask, make_catalogue
 
-Manner = Literal["whole", "stream", "slow stream", "leave stream", "leave whole", "deadline", "bad", "garbage"]
+Manner = Literal[
+    "whole",
+    "stream",
+    "slow stream",
+    "leave stream",
+    "leave whole",
+    "deadline",
+    "deadline header",
+    "bad",
+    "garbage",
+]
 FaultKind = Literal["kill", "freeze", "pause"]
 
+_IMPATIENT: tuple[Manner, ...] = ("leave stream", "leave stream", "leave whole", "deadline", "deadline header")
 NUM_KEYS = 2
 NUM_CLIENTS = 7
+_GOOD_SHARE = 0.85  # of what the clients of a round ask, more or less
 _BAD_PER_ROUND = 4  # at least, more or less: each kind of bad input comes in time
 _PERIOD = 5  # rounds: one with a crowd, one with a freeze, which takes long to be found, and one with a pause
 
@@ -85,13 +97,13 @@ class Plan:
     def round(self, number: int) -> Round:
         """Every other one has clients who leave; the first has no faults."""
         rng = random.Random(f"{self.seed}/{number}")
-        draw = _Drawing(rng, self.catalogue, number * _BAD_PER_ROUND)
+        num_asked = NUM_CLIENTS * self.per_client
+        draw = _Drawing(rng, self.catalogue, round(number * num_asked * _GOOD_SHARE), number * _BAD_PER_ROUND)
         has_leavers = number % 2 == 1
         clients = tuple(
             tuple(draw.leaver() if has_leavers and rng.random() < 0.4 else draw.any() for _ in range(self.per_client))
             for _ in range(NUM_CLIENTS)
         )
-        num_asked = NUM_CLIENTS * self.per_client
         bursts: list[Burst] = []
         if number % 3 == 2:
             bursts.append(Burst(rng.randrange(num_asked // 2), draw.burst(30)))
@@ -118,25 +130,33 @@ def make_plan(seed: int, *, num_bodies: int, per_client: int = 8, has_faults: bo
     return Plan(seed, make_catalogue(random.Random(f"{seed}/bodies"), num_bodies), per_client, has_faults)
 
 
-class _Drawing:
-    """Requests at random, numbered as they are drawn. Bad ones come in turn."""
+def places_of(kinds: Collection[str], catalogue: Sequence[Ask]) -> list[int]:
+    return [place for place, ask in enumerate(catalogue) if ask.kind in kinds]
 
-    def __init__(self, rng: random.Random, catalogue: tuple[Ask, ...], num_bad_before: int) -> None:
+
+class _Drawing:
+    """Requests at random, numbered as they are drawn. What is asked comes in turn, and so do bad ones."""
+
+    def __init__(
+        self, rng: random.Random, catalogue: tuple[Ask, ...], num_good_before: int, num_bad_before: int
+    ) -> None:
         self._rng = rng
         self._catalogue = catalogue
+        self._num_good = num_good_before
         self._num_bad = num_bad_before
-        self._long = [place for place, ask in enumerate(catalogue) if ask.kind == "long"]
+        self._long = places_of(LONG_KINDS, catalogue)
         self._num_drawn = 0
 
     def any(self) -> Request:
         """Good or bad, and read to its end."""
         share = self._rng.random()
-        if share < 0.15:
+        if share > _GOOD_SHARE:
             self._num_bad += 1
-            if share < 0.03:
+            if share > 0.97:
                 return self._make("garbage", self._num_bad % len(GARBAGE))
             return self._make("bad", self._num_bad % len(BAD_INPUTS))
-        target = self._rng.randrange(len(self._catalogue))
+        self._num_good += 1
+        target = self._num_good % len(self._catalogue)
         if not self._catalogue[target].can_stream:
             return self._make("whole", target)
         return self._make(self._rng.choices(("whole", "stream", "slow stream"), (4, 5, 1))[0], target)
@@ -144,13 +164,14 @@ class _Drawing:
     def leaver(self) -> Request:
         """Who leaves, or does not wait for long."""
         target = self._rng.choice(self._long)
-        match self._rng.choice(("leave stream", "leave stream", "leave whole", "deadline")):
+        manner = self._rng.choice(_IMPATIENT)
+        match manner:
             case "leave stream":
-                return self._make("leave stream", target, self._rng.randint(1, 30))
+                return self._make(manner, target, self._rng.randint(1, 30))
             case "leave whole":
-                return self._make("leave whole", target, round(self._rng.uniform(0.01, 1.0), 3))
+                return self._make(manner, target, round(self._rng.uniform(0.01, 1.0), 3))
             case _:
-                return self._make("deadline", target, round(self._rng.uniform(0.02, 0.6), 3))
+                return self._make(manner, target, round(self._rng.uniform(0.02, 0.6), 3))
 
     def burst(self, size: int) -> tuple[Request, ...]:
         places = [place for place, ask in enumerate(self._catalogue) if ask.can_stream]
@@ -158,7 +179,7 @@ class _Drawing:
 
     def crowd(self, size: int) -> tuple[Request, ...]:
         """Answers that grow until they have no room beside one another."""
-        places = [place for place, ask in enumerate(self._catalogue) if ask.kind == "longest"]
+        places = places_of({"longest"}, self._catalogue)
         return tuple(self._make("stream", self._rng.choice(places)) for _ in range(size))
 
     def _make(self, manner: Manner, target: int, patience: float = 0.0) -> Request:

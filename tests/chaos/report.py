@@ -1,15 +1,15 @@
 """What a person reads of a run: a line for each round as it ends, and a few for the whole."""
 
-from tests.chaos.accounting import GENERATION_TOKENS, PREEMPTIONS, RESUMED, count_kinds
+from tests.chaos.accounting import GENERATION_TOKENS, PREEMPTIONS, RESUMED, VerdictKind
 from tests.chaos.run import RoundReport, RunReport
 
-_KINDS = ("complete", "refused", "late", "left", "bad", "wrong")
+_KINDS: tuple[VerdictKind, ...] = ("complete", "refused", "late", "left", "bad", "wrong")
 _COLUMNS = ("round", *_KINDS, "tokens", "deaths", "resumed", "preempted", "exact", "server MiB", "engine MiB", "s")
 HEADER = " ".join(f"{name:>{max(len(name), 6)}}" for name in _COLUMNS)
 
 
 def row(done: RoundReport) -> str:
-    kinds = count_kinds(done.verdicts)
+    kinds = done.kinds
     cells = (
         str(done.number),
         *(str(kinds[kind]) for kind in _KINDS),
@@ -22,7 +22,7 @@ def row(done: RoundReport) -> str:
 
 
 def summary(report: RunReport) -> str:
-    kinds = count_kinds(report.verdicts)
+    kinds = report.kinds
     num_exact = sum(done.is_exact for done in report.rounds)
     lines = {
         "requests": f"{kinds.total()}: {', '.join(f'{kinds[kind]} {kind}' for kind in _KINDS)}",

@@ -19,7 +19,8 @@ from tests.server_process import PATIENCE_S, ServerProcess, is_alive, until
 KEYS = ("first-key", "second-key")
 MODEL = ("--device", "cpu", "--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN), "--seed", "1")
 # Four slots that cannot all be filled with long requests, so that some are preempted; a queue that bursts overflow.
-SMALL = (*MODEL, "--max-num-seqs", "4", "--block-size", "16", "--kv-cache-memory", "1920KiB", "--max-queue-len", "12")
+_SIZES = ("--max-num-seqs", "4", "--block-size", "16", "--kv-cache-memory", "1920KiB", "--max-queue-len", "12")
+SMALL = (*MODEL, *_SIZES, "--scheduling-policy", "fair")
 ROOMY = (*MODEL, "--max-num-seqs", "8")
 PAUSE_S = 3.0
 _POLL_S = 0.1

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.chaos.accounting import PREEMPTIONS, RESUMED, count_kinds
+from tests.chaos.accounting import PREEMPTIONS, RESUMED
+from tests.chaos.bodies import NUM_KINDS
 from tests.chaos.plan import Fault, Plan, Round, make_plan
 from tests.chaos.report import row, summary
 from tests.chaos.run import RoundReport, Terms, run_plan
@@ -19,7 +20,7 @@ def tell(done: RoundReport) -> None:
 
 @pytest.mark.timeout(900)  # on a machine that is busy
 def test_clients_see_nothing_of_kills_freezes_and_bursts_and_nothing_is_lost() -> None:
-    plan = make_plan(7, num_bodies=16, per_client=3)
+    plan = make_plan(20, num_bodies=NUM_KINDS, per_client=3)
     report = run_plan(plan, Terms(NUM_ROUNDS, minutes=0, probe_limit_s=PROBE_LIMIT_S), tell)
     print(summary(report))
     assert not report.problems, "\n".join([*report.problems, report.log[-5000:]])
@@ -27,8 +28,8 @@ def test_clients_see_nothing_of_kills_freezes_and_bursts_and_nothing_is_lost() -
     assert has_frozen(plan, NUM_ROUNDS)
     assert sum(done.deaths for done in report.rounds) >= 3
     assert sum(done.is_exact for done in report.rounds) == NUM_ROUNDS / 2
-    kinds = count_kinds(report.verdicts)
-    assert all(kinds[kind] for kind in ("complete", "refused", "left", "bad"))
+    assert report.kinds.keys() >= {"complete", "refused", "left", "bad"}
+    assert len(report.complete) >= NUM_KINDS - 3  # all of one kind may have met a full queue
     assert sum(done.grown[RESUMED] for done in report.rounds) > 0
     assert sum(done.grown[PREEMPTIONS] for done in report.rounds) > 0
 

@@ -1,9 +1,11 @@
 """The plan of a chaos run comes from its seed alone, and has in it what it says."""
 
 from itertools import islice
+from typing import get_args
 
 from tests.chaos.bad_input import BAD_INPUTS, GARBAGE
-from tests.chaos.plan import Plan, make_plan
+from tests.chaos.bodies import LONG_KINDS
+from tests.chaos.plan import Manner, Plan, make_plan
 
 NUM_ROUNDS = 24
 
@@ -23,9 +25,7 @@ def test_a_seed_gives_the_same_plan_again_and_another_seed_another() -> None:
 def test_every_manner_every_body_and_every_fault_comes_in_time() -> None:
     rounds = [*islice(plan().rounds(), NUM_ROUNDS)]
     requests = [request for planned in rounds for request in planned.requests]
-    assert {request.manner for request in requests} == {
-        *("whole", "stream", "slow stream", "leave stream", "leave whole", "deadline", "bad", "garbage")
-    }
+    assert {request.manner for request in requests} == set(get_args(Manner))
     bad = {request.target for request in requests if request.manner == "bad"}
     garbage = {request.target for request in requests if request.manner == "garbage"}
     good = {request.target for request in requests if request.manner not in ("bad", "garbage")}
@@ -38,7 +38,7 @@ def test_every_manner_every_body_and_every_fault_comes_in_time() -> None:
 
 
 def test_nobody_leaves_in_every_other_round() -> None:
-    impatient = {"leave stream", "leave whole", "deadline"}
+    impatient = {"leave stream", "leave whole", "deadline", "deadline header"}
     for planned in islice(plan().rounds(), NUM_ROUNDS):
         has_leavers = any(request.manner in impatient for request in planned.requests)
         assert has_leavers == (planned.number % 2 == 1)
@@ -49,8 +49,8 @@ def test_who_leaves_has_asked_for_one_long_answer() -> None:
     for planned in islice(given.rounds(), NUM_ROUNDS):
         for request in planned.requests:
             if request.patience:
-                assert given.catalogue[request.target].kind == "long"
-                assert given.catalogue[request.target].num_choices == 1
+                assert given.catalogue[request.target].kind in LONG_KINDS
+                assert given.catalogue[request.target].num_sequences == 1
 
 
 def test_faults_come_before_the_last_answers_and_one_after_the_other() -> None:

@@ -24,7 +24,7 @@ from engine.transport import ProcessTransport
 from server import cli
 
 FATAL_SEED = 666  # its first step ends the engine
-HANGING_SEED = 667  # or never ends
+HANGING_SEED = 667  # a step in which it takes part never ends
 RAISING_SEED = 668  # every step fails in which it takes part
 NAN_SEED = 669  # the model's logits for it are broken
 HUNGRY_SEED = 670  # a step with it and more than two others does not fit into memory
@@ -41,11 +41,11 @@ def build_faulty_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
         new_seeds = {new.sampling.seed for new in plan.new_requests}
         if FATAL_SEED in new_seeds:
             os.kill(os.getpid(), signal.SIGSEGV)
-        if HANGING_SEED in new_seeds:
-            time.sleep(1000)
         result = launch(plan)  # so that it has begun
         seeds.update((new.request_id, new.sampling.seed) for new in plan.new_requests)
         grown = [seeds[item.request_id] for item in plan.scheduled if item.samples and item.end > NUM_TOKENS]
+        if HANGING_SEED in grown:
+            time.sleep(1000)
         if RAISING_SEED in grown:
             raise ValueError("a step with 0xdeadbeef in it")
         if HUNGRY_SEED in grown and len(plan.scheduled) > 3:

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import re
 import select
 import socket
 import threading
@@ -16,9 +17,17 @@ import httpx
 import psutil
 import pytest
 
-from server.http_protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, MAX_HEADERS, MAX_IN_LINE, MAX_TARGET_BYTES
+from server.http_protocol import (
+    HEAD_TIMEOUT_S,
+    LINGER_S,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_IN_LINE,
+    MAX_LINGER_BYTES,
+    MAX_TARGET_BYTES,
+)
 from tests.pause_probe import PauseProbe
-from tests.server_process import ServerProcess, StartServer
+from tests.server_process import ServerProcess, StartServer, until
 from tests.unit.server.test_bodies import BROKEN
 
 JSON = {"content-type": "application/json"}
@@ -183,6 +192,23 @@ def test_older_and_odder_forms_of_requests_are_understood(server: ServerProcess)
     assert status_of(talk(server, upgrade)) == 200
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_request_that_offers_another_protocol_keeps_its_body(server: ServerProcess, is_chunked: bool) -> None:
+    """As Java's client does with every request. In one piece and byte by byte, and with another one behind it."""
+    body = b'{"prompt": "hi", "max_tokens": 1}'
+    offer = POST + b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
+    chunks = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    whole = b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    request = offer + (chunks if is_chunked else whole)
+    last = HEAD + b"connection: upgrade, close\r\nupgrade: h2c\r\n\r\n"
+    assert talk(server, request + request + last).count(b"HTTP/1.1 200 ") == 3
+    with connected(server) as connection:
+        for at in range(len(request)):
+            say(connection, request[at : at + 1])
+        say(connection, last)
+        assert hear(connection).count(b"HTTP/1.1 200 ") == 2
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "gzip, identity"])
 def test_a_compressed_body_is_refused_unread(server: ServerProcess, encoding: str) -> None:
     bomb = gzip.compress(b" " * 2**24)
@@ -228,7 +254,7 @@ def test_other_spellings_of_an_open_path_are_that_path_or_closed(guarded_server:
 
 @pytest.fixture(scope="module")
 def guarded_server() -> Iterator[ServerProcess]:
-    running = ServerProcess("--api-key", "secret")
+    running = ServerProcess("--api-key", "secret", "--max-num-seqs", "1", "--max-queue-len", "1")
     try:
         yield running
     finally:
@@ -238,6 +264,61 @@ def guarded_server() -> Iterator[ServerProcess]:
 def test_a_key_is_asked_for_before_a_body_is_read(guarded_server: ServerProcess) -> None:
     answer = talk(guarded_server, POST + b"content-length: 1000000\r\nconnection: close\r\n\r\n")
     assert status_of(answer) == 401
+
+
+KEY = b"authorization: Bearer secret\r\n"
+ANSWERED_EARLY = {
+    "no key": (CHUNKED, 401),
+    "no room": (POST + KEY + b"transfer-encoding: chunked\r\n\r\n", 429),
+    "too large": (POST + KEY + b"content-length: 10000000000\r\n\r\n", 413),
+    "no JSON": (POST.replace(b"json", b"xml") + KEY + b"transfer-encoding: chunked\r\n\r\n", 415),
+    "no HTTP": (HEAD + b"x\r\n\r\n", 400),
+}
+PART = b"10000\r\n" + b" " * 2**16 + b"\r\n"
+
+
+@contextlib.contextmanager
+def answering_with(server: ServerProcess, status: int) -> Iterator[None]:
+    """The queue is full where there is to be no room."""
+    if status != 429:
+        yield
+        return
+    body = json.dumps({"prompt": "x", "n": 2, "max_tokens": 2000, "ignore_eos": True}).encode()
+    with connected(server) as connection:
+        say(connection, POST + KEY + b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        until(lambda: server.metric("orcinus_queue_depth") == 1, "the queue did not fill")
+        yield
+    until(lambda: server.metric("orcinus_queue_depth") + server.metric("orcinus_slots_in_use") == 0, "it stayed full")
+
+
+@pytest.mark.parametrize(("head", "status"), ANSWERED_EARLY.values(), ids=ANSWERED_EARLY.keys())
+def test_who_is_answered_before_the_body_ends_can_send_on_for_a_while_and_read_why(
+    guarded_server: ServerProcess, head: bytes, status: int
+) -> None:
+    with answering_with(guarded_server, status), connected(guarded_server) as connection:
+        connection.sendall(head + PART * 128)
+        answer = hear(connection)
+    assert status_of(answer) == status
+    assert b"connection: close" in answer
+    assert answer.endswith(b"}}")
+
+
+@pytest.mark.parametrize(("head", "status"), ANSWERED_EARLY.values(), ids=ANSWERED_EARLY.keys())
+@pytest.mark.parametrize("part", [PART, b"1\r\n \r\n"], ids=["endless", "slow"])
+def test_a_body_that_is_refused_is_not_read_on_for_ever(
+    guarded_server: ServerProcess, head: bytes, status: int, part: bytes
+) -> None:
+    deadline = time.monotonic() + LINGER_S + 60
+    with answering_with(guarded_server, status), connected(guarded_server) as connection:
+        say(connection, head + part)
+        assert status_of(hear(connection)) == status
+        num_sent = 0
+        with pytest.raises(ConnectionError):  # noqa: PT012  (which of them is cut off is up to the system)
+            while time.monotonic() < deadline:
+                num_sent += connection.send(part)
+                if len(part) < 100:
+                    time.sleep(0.02)
+    assert num_sent < MAX_LINGER_BYTES + 2**25  # which the system holds
 
 
 # --- bodies ---------------------------------------------------------------------------------------------
@@ -315,6 +396,11 @@ TOO_MUCH: dict[str, tuple[str, dict[str, Any], str]] = {
     "an id to read": ("/detokenize", {"tokens": [10**9]}, "1000000000, outside the vocabulary (0 to "),
     "a stop id": ("/v1/completions", {"stop_token_ids": [10**9]}, "1000000000"),
     "an allowed id": ("/v1/completions", {"allowed_token_ids": [10**9]}, "1000000000"),
+    "no ids allowed": ("/v1/completions", {"allowed_token_ids": []}, "at least 1"),
+    "a banned word": ("/v1/completions", {"bad_words": ["x" * 10**6]}, "1 to 1024 characters each, got 1000000"),
+    "a banned word of many tokens": ("/v1/completions", {"bad_words": ["q1" * 500]}, "1 to 64 tokens each, got 1000"),
+    "a schema as text": ("/v1/completions", {"structured_outputs": {"json": "[" * 10**6}}, "at most 262144 characters"),
+    "NaN in a schema": ("/v1/completions", {"structured_outputs": {"json": '{"const": NaN}'}}, "is not valid JSON"),
     "no prompts": ("/v1/completions", {"prompt": []}, "got an empty list"),
     "an empty prompt": ("/v1/completions", {"prompt": ""}, "the prompt is empty: it must have at least one token"),
     "a prompt without ids": ("/v1/completions", {"prompt": [[]]}, "it must have at least one token"),
@@ -366,7 +452,15 @@ def test_nothing_a_client_sends_makes_the_server_ask_another(server: ServerProce
 def test_a_client_cannot_bring_a_template_or_replace_what_the_server_gives_it(server: ServerProcess) -> None:
     response = post(server, "/v1/chat/completions", messages=USER, chat_template="{{ 1 }}")
     assert "chat_template is not supported" in message_of(response, 400)
-    for name in ("messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "self"):
+    for name in (
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "self",
+        "namespace",
+    ):
         response = post(server, "/v1/chat/completions", messages=USER, chat_template_kwargs={name: "x"})
         assert name in message_of(response, 400)
 
@@ -386,6 +480,39 @@ def test_a_template_without_end_fails_its_request_and_holds_up_nobody(start_serv
         while worker.is_alive():
             assert post(server, "/v1/chat/completions", messages=USER, max_tokens=1).status_code == 200
     assert "the chat template took longer than 5 s" in message_of(answers[0], 400)
+    assert probe.worst_s < 1, f"the server did not answer for {probe.worst_s:.3f} s"
+
+
+def test_a_template_that_is_hostile_costs_its_own_request_and_nobody_elses(start_server: StartServer) -> None:
+    """It asks for 8 GB, or for minutes of a computation that nothing can interrupt, or is only unusual."""
+    branches = {
+        "memory": "{% set n = namespace(x=[]) %}{% for i in range(999) %}"
+        "{% set n.x = n.x + ['a' * 9999999 ~ i] %}{% endfor %}",
+        "time": "{% set n = namespace(x=(1, 2), y=(1, 2)) %}{% for i in range(40) %}"
+        "{% set n.x = (n.x, n.x) %}{% set n.y = (n.y, n.y) %}{% endfor %}{{ {n.x: 1} | length }}",
+        "odd": "{{ 'x' | center(9) }}",
+    }
+    source = "".join(
+        "{% if messages[0].content == '" + name + "' %}" + does + "{% endif %}" for name, does in branches.items()
+    )
+    server = start_server("--chat-template", source + "{{ messages[0].content }}")
+    answers: dict[str, httpx.Response] = {}
+
+    def ask(content: str) -> None:
+        messages = [{"role": "user", "content": content}]
+        answers[content] = post(server, "/v1/chat/completions", messages=messages, max_tokens=1)
+
+    workers = [threading.Thread(target=ask, args=(name,)) for name in branches]
+    resident = psutil.Process(server.pid).memory_info().rss
+    with PauseProbe(server.url) as probe:
+        for worker in workers:
+            worker.start()
+        while any(worker.is_alive() for worker in workers):
+            assert post(server, "/v1/chat/completions", messages=USER, max_tokens=1).status_code == 200
+            assert psutil.Process(server.pid).memory_info().rss - resident < 2**29
+    for name in ("memory", "time"):
+        assert re.search("takes (too much memory|more than 5 s or 512 MiB)", message_of(answers[name], 400))
+    assert answers["odd"].status_code == 200
     assert probe.worst_s < 1, f"the server did not answer for {probe.worst_s:.3f} s"
 
 

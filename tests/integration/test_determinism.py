@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from engine.kernels.library import load_library
 from engine.messages import EngineInfo, RequestDelta
 from engine.model_runner import ModelRunner
 from engine.native_linear import can_multiply
-from engine.sampling_params import SamplingParams
+from engine.sampling_params import Pooling, SamplingParams
 from tests.integration.tiny_models import FAMILIES, build_model, engine_config
-from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, prompts, sampled_cases, serve
+from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, prompts, random_tokens, sampled_cases, serve
 
 LIBRARY = load_library()
 # Shapes that our kernels take whole layers of.
@@ -88,6 +89,13 @@ def mixed_cases(count: int) -> list[Case]:
     return [replace(case, sampling=with_logprobs(case.sampling)) for case in cases]
 
 
+def embedding_cases(pooling: Pooling) -> list[Case]:
+    rng = random.Random(6)
+    sampling = SamplingParams(max_tokens=0, pooling=pooling)
+    long = [random_tokens(rng, length) for length in (64, 65, 90)]
+    return [Case(prompt, sampling, []) for prompt in [*long, *islice(prompts(rng), 3)]]
+
+
 def with_logprobs(sampling: SamplingParams) -> SamplingParams:
     return msgspec.structs.replace(sampling, logprobs=3)
 
@@ -97,7 +105,11 @@ def answers(run: Run) -> list[Any]:
     for outcome in run.outcomes:
         assert outcome.error is None
     return [
-        (outcome.token_ids, [entry for delta in outcome.deltas for entry in delta.logprobs or []])
+        (
+            outcome.token_ids,
+            [entry for delta in outcome.deltas for entry in delta.logprobs or []],
+            outcome.deltas[-1].embedding,
+        )
         for outcome in run.outcomes
     ]
 
@@ -197,6 +209,23 @@ def test_prompts_are_scored_alike_in_chunks_of_any_size(executor_of: Callable[..
         run = serve(core_of(executor, max_num_batched_tokens=budget), cases, random.Random(i), f"scored{i}-")
         scores.append([delta.prompt_logprobs for outcome in run.outcomes for delta in outcome.deltas])
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_embeddings_have_the_same_bits_alone_and_in_any_crowd(
+    pooling: Pooling, executor_of: Callable[..., Executor]
+) -> None:
+    executor, cases = executor_of("llama"), embedding_cases(pooling)
+    alone = answers_alone(executor, cases)
+    for number, answer in answers_in_crowds(executor, [*cases, *mixed_cases(8)]):
+        assert number >= len(cases) or answer == alone[number]
+
+
+def test_without_the_mode_embeddings_differ(executor_of: Callable[..., Executor]) -> None:
+    executor, cases = executor_of("llama", deterministic=False), embedding_cases("mean")
+    alone = answers_alone(executor, cases)
+    crowds = answers_in_crowds(executor, [*cases, *mixed_cases(8)])
+    assert any(answer != alone[number] for number, answer in crowds if number < len(cases))
 
 
 def test_the_engine_says_that_it_is_deterministic(executor_of: Callable[..., Executor]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,13 @@ def test_a_model_that_cannot_be_loaded_is_an_error_in_one_line(start_server: Sta
     assert server.wait(60) == 1
     assert "orcinus serve: " in server.log
     assert "Traceback" not in server.log
+
+
+def test_memory_that_there_is_not_is_an_error_in_one_line(start_server: StartServer) -> None:
+    server = start_server("--kv-cache-memory", "1000TiB")
+    assert server.wait(60) == 1
+    line = r"orcinus serve: kv_cache_memory is 1000 TiB, but there are [\d.]+ [GT]iB of memory in all"
+    assert re.fullmatch(line, server.log.strip())
 
 
 def test_a_taken_port_is_an_error_in_one_line(server: ServerProcess, start_server: StartServer) -> None:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -34,6 +36,8 @@ BEYOND_SCHEMAS = re.compile(
     "|is only allowed when stream is true"
     "|needs logprobs to be true"
     "|prompts times n must be"
+    "|min_tokens must be at least 0 and at most"
+    r"|structured_outputs\.json is not valid JSON"
     "|best_of must be at least n|cannot be streamed"
     "|two names of one"
     "|give either prompt or messages"
@@ -98,6 +102,36 @@ def test_what_the_document_forbids_is_refused(document: BaseSchema, path: str) -
 @pytest.mark.parametrize("path", GETS)
 def test_what_is_asked_without_a_body_is_answered_as_the_document_says(document: BaseSchema, path: str) -> None:
     check(document, path, "get", GenerationMode.POSITIVE)
+
+
+USER = [{"role": "user", "content": "hi"}]
+CALLING = [*USER, {"role": "assistant", "tool_calls": [{"type": "function"}]}]
+AT_BOUNDS: list[tuple[str, dict[str, Any], bool]] = [
+    ("/v1/completions", {"prompt": ["hi", [5]], "max_tokens": 1}, True),
+    ("/v1/completions", {"prompt": [["hi"]], "max_tokens": 1}, False),
+    ("/v1/embeddings", {"input": [[5], "hi"]}, True),
+    ("/v1/completions", {"prompt": "hi", "stop_token_ids": [-1]}, False),
+    ("/v1/completions", {"prompt": "hi", "allowed_token_ids": []}, False),
+    ("/v1/completions", {"prompt": "hi", "bad_words": ["x" * 1025]}, False),
+    ("/v1/completions", {"prompt": "hi", "length_penalty": True}, False),
+    ("/v1/completions", {"prompt": "hi", "structured_outputs": {"choice": ["a"] * 4097}}, False),
+    ("/v1/completions", {"prompt": "hi", "structured_outputs": {"regex": "a" * (2**18 + 1)}}, False),
+    ("/v1/chat/completions", {"messages": CALLING}, False),
+    ("/v1/messages", {"messages": USER, "max_tokens": 1, "system": {}}, False),
+    ("/v1/messages/count_tokens", {"messages": USER, "stop_token_ids": [-1]}, False),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "is_allowed"), AT_BOUNDS)
+def test_the_document_and_the_server_draw_the_same_bounds(
+    brief_server: ServerProcess, document: BaseSchema, path: str, body: dict[str, Any], is_allowed: bool
+) -> None:
+    """Where examples made at random hardly ever come."""
+    content = document.raw_schema["paths"][path]["post"]["requestBody"]["content"]
+    schema = {**content["application/json"]["schema"], "components": document.raw_schema["components"]}
+    response = httpx.post(brief_server.url + path, json=body, timeout=60)
+    assert jsonschema.Draft202012Validator(schema).is_valid(body) == is_allowed
+    assert response.status_code == (200 if is_allowed else 400), response.text
 
 
 def test_every_operation_of_the_document_is_tried(document: BaseSchema) -> None:

@@ -1,6 +1,7 @@
 """The end of a server, whoever wants it and whenever: what runs is finished, no process and no port stays behind."""
 
 import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -32,6 +34,17 @@ def streaming(server: ServerProcess, body: dict[str, Any]) -> Iterator[Iterator[
         yield lines
 
 
+@contextlib.contextmanager
+def reading_nothing(server: ServerProcess, body: dict[str, Any]) -> Iterator[None]:
+    address, data = urlsplit(server.url), json.dumps(body).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((address.hostname, address.port))
+        head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
+        connection.sendall(f"{head}\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
+        yield
+
+
 class Asking(threading.Thread):
     """A plain request in a thread of its own."""
 
@@ -51,6 +64,30 @@ class Asking(threading.Thread):
         return self._response
 
 
+class Sending:
+    """A request whose body stops in the middle."""
+
+    def __init__(self, server: ServerProcess, body: dict[str, Any]) -> None:
+        address, self._body = urlsplit(server.url), json.dumps(body).encode()
+        self._connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=120)
+        self._connection.putrequest("POST", "/v1/completions")
+        self._connection.putheader("content-type", "application/json")
+        self._connection.putheader("content-length", str(len(self._body)))
+        self._connection.endheaders(self._body[:5])
+
+    def go_on(self) -> None:
+        self._connection.send(self._body[5:])
+
+    def answer(self) -> tuple[int, dict[str, Any]]:
+        with contextlib.closing(self._connection), self._connection.getresponse() as response:
+            return response.status, json.loads(response.read())
+
+
+def await_entering(server: ServerProcess) -> None:
+    """Until there is a request besides that which asks."""
+    until(lambda: server.metric("orcinus_http_requests_in_progress") == 2, "it did not come in")
+
+
 def await_busy(server: ServerProcess, *, num_waiting: int = 0) -> None:
     until(lambda: server.metric("orcinus_slots_in_use") >= 1, "no slot was taken")
     until(lambda: server.metric("orcinus_queue_depth") >= num_waiting, f"{num_waiting} did not wait")
@@ -58,6 +95,13 @@ def await_busy(server: ServerProcess, *, num_waiting: int = 0) -> None:
 
 def await_draining(server: ServerProcess) -> None:
     until(lambda: server.get("/ready").status_code == 503, "/ready stayed green")
+
+
+def signal_all(server: ServerProcess, number: signal.Signals) -> None:
+    """What a terminal's Ctrl-C does, and a service manager's stop. The server hears of it last."""
+    for child in server.children():
+        child.send_signal(number)
+    server.process.send_signal(number)
 
 
 def last_event(lines: Iterator[str]) -> dict[str, Any]:
@@ -105,6 +149,45 @@ def test_a_signal_lets_streams_plain_requests_and_the_queue_finish(
     assert "Traceback" not in server.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_at_once_leaves_the_engine_to_finish(
+    start_server: StartServer, number: signal.Signals
+) -> None:
+    server = start_server()
+    assert Asking(server, REGEX).response().status_code == 200  # there is a process that tries out grammars, too
+    with streaming(server, LONG) as lines:
+        signal_all(server, number)
+        assert last_event(lines)["choices"][0]["finish_reason"] == "length"
+    assert server.wait(60) == 0
+    assert "the engine is gone" not in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_signal_lets_a_request_finish_that_is_still_being_read(start_server: StartServer) -> None:
+    server = start_server()
+    sending = Sending(server, LONG)
+    await_entering(server)
+    server.terminate()
+    await_draining(server)
+    assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=30).status_code == 503
+    sending.go_on()
+    status, answer = sending.answer()
+    assert (status, answer["usage"]["completion_tokens"]) == (200, LONG["max_tokens"])
+    assert server.wait(60) == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_body_that_never_comes_holds_the_end_up_no_longer_than_the_drain(start_server: StartServer) -> None:
+    server = start_server("--drain-timeout-s", "0.1")
+    sending = Sending(server, LONG)
+    await_entering(server)
+    server.terminate()
+    status, answer = sending.answer()
+    assert (status, answer["error"]["code"]) == (503, "draining")
+    assert server.wait(60) == 0
+    assert "Traceback" not in server.log
+
+
 def test_when_the_drain_time_is_over_streams_get_an_error_event_and_plain_requests_an_error(
     start_server: StartServer,
 ) -> None:
@@ -143,10 +226,23 @@ def test_open_connections_that_ask_nothing_do_not_hold_the_end_up(start_server: 
         assert time.monotonic() - started < 5
 
 
+def test_a_client_that_does_not_read_its_stream_does_not_hold_the_end_up(start_server: StartServer) -> None:
+    server = start_server("--drain-timeout-s", "0.1")
+    with reading_nothing(server, {**LONG, "max_tokens": 1000, "n": 8, "logprobs": 20, "stream": True}):
+        until(lambda: server.metric('orcinus_requests_total{outcome="length"}') == 8, "it is still generated")
+        assert server.metric("orcinus_http_requests_in_progress") == 2
+        server.terminate()
+        assert server.wait(60) == 0
+    assert "were cut off" in server.log
+    assert "Traceback" not in server.log
+
+
 def test_a_signal_while_the_model_loads_ends_at_once(start_server: StartServer) -> None:
     server = start_server()
     until(server.engine, "the engine was not started")
     children = server.children()
+    for child in children:
+        child.send_signal(signal.SIGINT)
     started = time.monotonic()
     server.terminate()
     assert server.wait(60) == 0

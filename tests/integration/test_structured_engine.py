@@ -19,7 +19,7 @@ from engine import LLM, SamplingParams
 from engine.async_engine import AsyncEngine
 from engine.errors import InvalidRequestError, RequestFailedError
 from engine.llm import Completion
-from engine.messages import StepOutputs
+from engine.messages import AddRequest, RequestDelta, StepOutputs
 from engine.outputs import GenerationRequest, RequestOutput
 from engine.sampling_params import Grammar, Thinking
 from server.pieces import ToolCallArguments, ToolCallStart
@@ -161,12 +161,16 @@ def test_a_request_has_the_same_tokens_alone_and_among_others_with_and_without_g
     assert set(together[5]) <= set(range(300, 340))
 
 
-def test_preempted_requests_go_on_with_their_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("schema", "max_tokens", "reason"), [(SCHEMA, 200, "stop"), (RAMBLING, 150, "length")])
+def test_preempted_requests_go_on_with_their_grammar_as_if_nothing_had_been(
+    llm: LLM, schema: Any, max_tokens: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Blocks for fewer tokens than the requests come to."""
     small = LLM(
         device="cpu", dtype="float32", max_num_seqs=12, kv_cache_memory="2MiB", max_model_len=256, block_size=16
     )
-    params = SamplingParams(max_tokens=200, temperature=1.0, seed=3, n=12, grammar=JSON)
+    grammar = Grammar("json_schema", json.dumps(schema))
+    params = SamplingParams(max_tokens=max_tokens, temperature=1.0, seed=3, n=12, grammar=grammar)
     num_preemptions, step = [], small._core.step
 
     def counting_step() -> StepOutputs:
@@ -175,10 +179,44 @@ def test_preempted_requests_go_on_with_their_grammar(monkeypatch: pytest.MonkeyP
         return outputs
 
     monkeypatch.setattr(small._core, "step", counting_step)
-    for output in small.generate("A city: ", params)[0].outputs:
-        assert output.finish_reason == "stop"
-        jsonschema.validate(json.loads(output.text), SCHEMA)
+    outputs, undisturbed = small.generate("A city: ", params)[0].outputs, llm.generate("A city: ", params)[0].outputs
+    assert [output.token_ids for output in outputs] == [output.token_ids for output in undisturbed]
+    for output in outputs:
+        assert output.finish_reason == reason
+        jsonschema.validate(json.loads(output.text), schema)
     assert sum(num_preemptions) > 0
+
+
+def run(llm: LLM, requests: list[AddRequest]) -> list[RequestDelta]:
+    deltas: list[RequestDelta] = []
+    for request in requests:
+        llm._core.add_request(request)
+    while llm._core.has_work:
+        deltas += llm._core.step().deltas
+    return deltas
+
+
+@pytest.mark.parametrize(
+    "grammar", [Grammar("json_schema", json.dumps(RAMBLING)), Grammar("regex", "(?s:[^<]*)</end>")]
+)
+def test_a_text_near_its_limit_is_the_same_wherever_its_engine_ended(llm: LLM, grammar: Grammar) -> None:
+    """A request that was never interrupted, and those that go on in another engine after each of its tokens."""
+    params = SamplingParams(max_tokens=50, temperature=1.0, seed=8, grammar=grammar)
+    undisturbed = AddRequest("whole", llm.tokenizer.encode("A city: "), params, 0.0)
+    deltas = run(llm, [undisturbed])
+    whole, finish_reason = [token_id for delta in deltas for token_id in delta.token_ids], deltas[-1].finish_reason
+    assert len(whole) == len(deltas)
+    begun = [
+        msgspec.structs.replace(
+            undisturbed, request_id=str(i), output_token_ids=whole[:i], is_steered=i > 0 and deltas[i - 1].is_steered
+        )
+        for i in range(len(whole))
+    ]
+    ends: dict[str, tuple[list[int], Any]] = {request.request_id: (request.output_token_ids, None) for request in begun}
+    for delta in run(llm, begun):
+        ends[delta.request_id] = ends[delta.request_id][0] + delta.token_ids, delta.finish_reason
+    assert deltas[-1].is_steered
+    assert [*ends.values()] == [(whole, finish_reason)] * len(whole)
 
 
 def test_thinking_comes_before_the_grammar(llm: LLM) -> None:

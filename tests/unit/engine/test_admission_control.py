@@ -2,6 +2,8 @@
 
 import contextlib
 import random
+from collections.abc import Callable
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from config.admission_limits import AdmissionLimits
 from engine.admission_control import AdmissionControl
 from engine.errors import InvalidRequestError, OrcinusError, QueueFullError, QuotaError
+from engine.observer import Outcome
 from engine.outputs import GenerationRequest
 from engine.sampling_params import SamplingParams
 
@@ -26,8 +29,9 @@ class Clock:
 class Front:
     """An `AdmissionControl` and what it has admitted."""
 
-    def __init__(self, max_queue_len: int = 100, **limits: Any) -> None:
+    def __init__(self, max_queue_len: int = 100, num_slots: int = SLOTS, **limits: Any) -> None:
         self.clock = Clock()
+        self.num_slots = num_slots
         self.control = AdmissionControl(AdmissionLimits(max_queue_len=max_queue_len, **limits), self.clock)
         self.num_admitted = 0
 
@@ -35,17 +39,24 @@ class Front:
         """The names of the choices."""
         tokens = [[1] * prompt for _ in range(prompts)]
         request = GenerationRequest(request_id="r", prompts=tokens, sampling=SamplingParams(**sampling), client=client)
-        self.control.check(request, SLOTS, CONTEXT)
+        self.control.check(request, self.num_slots, CONTEXT)
         names = [f"c{self.num_admitted + index}" for index in range(request.num_choices)]
         self.num_admitted += len(names)
         self.control.enter(request, names, CONTEXT)
         return names
 
-    def end(self, names: list[str], num_tokens: int = 1) -> None:
+    def end(self, names: list[str], num_tokens: int = 1, outcome: Outcome = "stop") -> None:
+        if num_tokens:
+            self.control.start(names)
         for name in names:
-            if num_tokens:
-                self.control.start(name)
-            self.control.leave(name, num_tokens)
+            self.control.leave(name, outcome, num_tokens)
+
+    def serve(self, *, service_s: float, number: int) -> None:
+        """With all slots taken all the time."""
+        for _ in range(number):
+            names = [self.submit()[0] for _ in range(SLOTS)]
+            self.clock.now += service_s
+            self.end(names)
 
     def refuse(self, kind: type[OrcinusError], *words: str, **request: Any) -> float:
         """When to come back."""
@@ -78,7 +89,7 @@ def test_more_choices_than_there_can_ever_be_is_an_invalid_request() -> None:
     front.refuse(InvalidRequestError, "at most 4", "max_requests_per_key", "got 5", n=5)
 
 
-def test_prompts_that_wait_are_bounded_in_tokens_until_they_bring_one() -> None:
+def test_prompts_that_wait_for_a_slot_are_bounded_in_tokens() -> None:
     front = Front(max_queue_tokens=100)
     first = front.submit(60)
     front.submit(20, n=2)
@@ -86,9 +97,25 @@ def test_prompts_that_wait_are_bounded_in_tokens_until_they_bring_one() -> None:
     front.refuse(QueueFullError, "100 tokens of prompts wait of at most 100 (max_queue_tokens)", "30 more", prompt=30)
     with pytest.raises(QueueFullError, match="max_queue_tokens"):
         front.control.check_room("", SLOTS)
-    front.control.start(first[0])
+    for _ in range(2):  # it is preempted, and has a slot again
+        front.control.start([*first, "unknown"])
+    assert front.control.num_queued_tokens == 40
     front.control.check_room("", SLOTS)
     front.submit(60)
+
+
+def test_prompts_whose_engine_is_gone_wait_again() -> None:
+    front = Front(max_queue_tokens=100)
+    first, second = front.submit(60), front.submit(40, n=1)
+    front.control.start(first)
+    for _ in range(2):
+        front.control.requeue()
+        assert front.control.num_queued_tokens == 100
+    front.control.start(second)
+    assert front.control.num_queued_tokens == 60
+    front.end(second)
+    front.end(first, num_tokens=0, outcome="error")
+    assert front.control.num_queued_tokens == 0
 
 
 def test_a_prompt_longer_than_the_bound_is_admitted_where_none_waits() -> None:
@@ -98,14 +125,158 @@ def test_a_prompt_longer_than_the_bound_is_admitted_where_none_waits() -> None:
     front.refuse(QueueFullError, "max_queue_tokens")
 
 
-def test_when_to_come_back_follows_from_how_fast_requests_leave() -> None:
-    front = Front(max_queue_len=1, max_queue_tokens=300)
+# --- when to come back ------------------------------------------------------------------------------------
+
+
+class Server:
+    """Slots and a queue that are always full, as soon as there is room: who ends is replaced at once."""
+
+    def __init__(self, rng: random.Random, num_slots: int, max_queue_len: int, service_s: Callable[[], float]) -> None:
+        self.rng = rng
+        self.front = Front(max_queue_len, num_slots=num_slots)
+        self.num_places = num_slots + max_queue_len
+        self.service_s = service_s
+        self.waiting: list[str] = []
+        self.running: list[tuple[float, str]] = []  # when it will be served
+        self.fill()
+
+    def fill(self) -> None:
+        while len(self.waiting) + len(self.running) < self.num_places:
+            self.waiting += self.front.submit()
+            self.start()
+
+    def start(self) -> None:
+        while self.waiting and len(self.running) < self.front.num_slots:
+            name = self.waiting.pop(0)
+            self.front.control.start([name])
+            self.running.append((self.front.clock.now + self.service_s(), name))
+
+    def serve(self, number: int) -> list[float]:
+        """When they were."""
+        times_s = []
+        for _ in range(number):
+            self.running.sort()
+            self.front.clock.now, name = self.running.pop(0)
+            times_s.append(self.front.clock.now)
+            self.front.control.leave(name, "length", 1)
+            self.start()
+            self.fill()
+        return times_s
+
+    def serve_until(self, time_s: float) -> None:
+        while min(self.running)[0] < time_s:
+            self.serve(1)
+        self.front.clock.now = time_s
+
+    def lose(self, outcome: Outcome) -> None:
+        """Most of the queue, and sometimes one of those who run, end without having been served."""
+        lost = self.waiting[3:]
+        del self.waiting[3:]
+        if self.rng.random() < 0.2:
+            lost.append(self.running.pop()[1])
+        for name in lost:
+            self.front.control.leave(name, outcome, 0)
+        self.start()
+        self.fill()
+
+    def refuse(self, number: int) -> list[float]:
+        """When each of a crowd is told to come back: in so many seconds."""
+        return [self.front.refuse(QueueFullError) for _ in range(number)]
+
+
+SERVICE_TIMES: dict[str, Callable[[random.Random], float]] = {
+    "short": lambda rng: rng.uniform(0.1, 0.5),
+    "even": lambda rng: rng.uniform(1.0, 7.0),
+    "long": lambda rng: 20.0 + rng.expovariate(1 / 30.0),
+    "random": lambda rng: rng.expovariate(1 / 4.0),
+    "some long": lambda rng: 15.0 if rng.random() < 0.1 else 3.0,
+}
+
+
+@pytest.mark.parametrize("kind", SERVICE_TIMES)
+@pytest.mark.parametrize("num_slots", [1, 6])
+def test_who_is_refused_is_told_the_time_until_its_place_is_free(num_slots: int, kind: str) -> None:
+    """Whatever becomes of those who wait, and whoever else is told to come back."""
+    rng = random.Random(f"{num_slots} {kind}")
+    server = Server(rng, num_slots, 40, lambda: SERVICE_TIMES[kind](rng))
+    told: list[list[float]] = []
+    true: list[list[float]] = []
+    for _ in range(40):
+        server.serve(4 * num_slots)
+        for outcome in ("timeout", "abort", "error"):
+            server.lose(outcome)
+        server.serve_until(server.front.clock.now + rng.uniform(0, 20) * server.service_s())
+        told.append(server.refuse(40))
+        now = server.front.clock.now
+        true.append([min(max(time_s - now, 1.0), 120.0) for time_s in server.serve(40)])
+    for place in range(40):
+        assert 0.5 < mean(times[place] for times in told) / mean(times[place] for times in true) < 2.0, place
+
+
+def test_requests_that_were_not_served_tell_nothing_of_how_fast_others_are() -> None:
+    front = Front(max_queue_len=40)
+    front.serve(service_s=20.0, number=5)
+    for outcome in ("timeout", "abort", "error"):
+        names = front.submit(n=SLOTS + 40)
+        front.control.start(names[:SLOTS])
+        front.clock.now += 1.0
+        for name in names:
+            front.control.leave(name, outcome, 0)
+    front.submit(n=SLOTS + 40)
+    assert front.refuse(QueueFullError) == pytest.approx(10.0)
+
+
+def test_a_quiet_server_knows_how_fast_a_full_one_is_and_does_not_forget_it() -> None:
+    front = Front(max_queue_len=5)
     for _ in range(20):
-        front.end(front.submit(100))
-        front.control.observe(2.0)  # a choice and 100 tokens of a prompt
-    front.submit(300)
-    assert front.refuse(QueueFullError, "max_queue_tokens", prompt=500) == pytest.approx(10.0)
-    assert front.refuse(QueueFullError, "max_queue_len", prompts=3) == pytest.approx(2.0)
+        front.clock.now += 3.0
+        name = front.submit()
+        front.clock.now += 8.0  # one of two slots
+        front.end(name)
+    front.clock.now += 3600.0
+    front.submit(n=SLOTS + 5)
+    assert front.refuse(QueueFullError, n=3) == pytest.approx(12.0)
+
+
+def test_a_server_that_becomes_faster_is_believed_before_long() -> None:
+    front = Front(max_queue_len=5)
+    front.serve(service_s=60.0, number=20)
+    front.serve(service_s=2.0, number=60)
+    front.submit(n=SLOTS + 5)
+    assert front.refuse(QueueFullError, n=7) == pytest.approx(7.0, rel=0.3)
+
+
+def test_a_server_that_has_served_nobody_yet_guesses_and_learns_from_how_long_nothing_ends() -> None:
+    front = Front(max_queue_len=40)
+    running = front.submit(n=SLOTS + 40)[:SLOTS]
+    front.control.start(running)
+    assert front.refuse(QueueFullError) == 10.0
+    assert front.refuse(QueueFullError) == 10.0
+    assert front.refuse(QueueFullError, n=8) == 50.0
+    front.clock.now += 60.0
+    assert front.refuse(QueueFullError) == 120.0
+    front.end(running, outcome="abort")
+
+
+def test_a_crowd_is_told_one_time_after_another_and_no_more_than_there_are_places() -> None:
+    front = Front(max_queue_len=4)
+    front.serve(service_s=4.0, number=10)
+    names = front.submit(n=SLOTS + 4)
+    assert [front.refuse(QueueFullError) for _ in range(9)] == pytest.approx([2, 4, 6, 8, 10, 12, 14, 14, 14])
+    front.end(names[:4], outcome="abort")
+    front.submit(n=4)
+    assert front.refuse(QueueFullError) == pytest.approx(6.0)
+
+
+def test_who_brings_too_many_tokens_waits_for_those_before_it_to_start() -> None:
+    front = Front(max_queue_tokens=300)
+    front.serve(service_s=4.0, number=10)
+    front.submit(100, n=3)
+    assert front.refuse(QueueFullError, "max_queue_tokens", prompt=200) == pytest.approx(4.0)
+    other = Front(max_queue_tokens=300)
+    other.serve(service_s=4.0, number=10)
+    other.submit(100, n=3)
+    assert other.refuse(QueueFullError, "max_queue_tokens", prompt=5000) == pytest.approx(6.0)
 
 
 # --- choices of one client --------------------------------------------------------------------------------
@@ -125,15 +296,27 @@ def test_a_client_has_so_many_choices_at_once_and_others_have_theirs() -> None:
     front.refuse(QuotaError, client="a")
 
 
-def test_a_client_with_few_of_many_choices_waits_longer_for_one_of_its_own() -> None:
-    front = Front(max_requests_per_key=10)
-    for _ in range(10):
-        front.end(front.submit())
-        front.control.observe(1.0)
+@pytest.mark.parametrize(("policy", "many_s", "few_s"), [("fair", 8.0, 8.0), ("fcfs", 4.0 * 10 / 9, 40.0)])
+def test_a_client_with_few_of_many_choices_waits_longer_only_where_clients_have_no_shares(
+    policy: str, many_s: float, few_s: float
+) -> None:
+    front = Front(max_requests_per_key=10, scheduling_policy=policy)
+    front.serve(service_s=8.0, number=10)
     front.submit(client="many", n=9)
     front.submit(client="few", n=1)
-    assert front.refuse(QuotaError, client="many", n=2) == pytest.approx(10 / 9)
-    assert front.refuse(QuotaError, client="few", n=10) == pytest.approx(10.0)
+    assert front.refuse(QuotaError, client="many", n=2) == pytest.approx(many_s)
+    assert front.refuse(QuotaError, client="few", n=10) == pytest.approx(few_s)
+
+
+def test_where_slots_are_free_a_client_waits_for_its_own_choices_alone() -> None:
+    front = Front(max_requests_per_key=2, num_slots=8)
+    for _ in range(40):
+        names = [front.submit(client=client)[0] for client in "aab"]
+        front.clock.now += 6.0
+        front.end(names)
+    front.submit(client="a", n=2)
+    front.submit(client="b")
+    assert front.refuse(QuotaError, client="a") == pytest.approx(3.0)
 
 
 # --- tokens per minute ------------------------------------------------------------------------------------

@@ -251,6 +251,16 @@ def test_a_preempted_request_goes_before_those_that_never_ran_and_its_prompt_is_
     assert queue.service_of("a") == 500
 
 
+def test_of_several_clients_with_preempted_requests_the_one_that_had_least_goes_first_whatever_its_priority() -> None:
+    pushy, calm = request(0, "pushy", prompt=50, priority=-100), request(1, "calm", prompt=40)
+    queue = fair_queue(pushy, calm)
+    take_all(queue)
+    for preempted in (calm, pushy):
+        preempted.forget_computed(now=1.0)
+        queue.push(preempted)
+    assert take_all(queue) == ["calm1", "pushy0"]
+
+
 def test_a_request_that_an_earlier_engine_had_begun_goes_first() -> None:
     added = AddRequest("resumed", [1] * 90, SamplingParams(), 9.0, output_token_ids=[1], client="a")
     queue = fair_queue(request(0, "b"), request(1, "c"), Request(added, 9))

@@ -357,6 +357,7 @@ def test_a_lark_grammar_may_have_schemas_and_tokens_in_it(compiler: GrammarCompi
         ('start: "a" b', "unknown name"),
         ('root ::= "a', "GBNF"),
         ("root ::= " + "(" * 20_000, "GBNF"),
+        ('root ::= "a" nobody', "GBNF grammar cannot be read: .*nobody"),
         ('start: "a"\n%import other.rules.X', "other.rules.X"),
         ("start: @elsewhere", "elsewhere"),
         ('%llguidance {"allow_invalid_utf8": true}\nstart: "a"', "options"),

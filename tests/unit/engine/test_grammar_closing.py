@@ -63,14 +63,6 @@ OTHERS = {
 GRAMMARS = {name: Grammar("json_schema", json.dumps(schema)) for name, schema in HARD.items()} | OTHERS
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patience() -> Any:
-    """Enough of it for a machine that is busy."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grammar_closing, "_TIMEOUT_S", 2.0)
-        yield
-
-
 @pytest.fixture(scope="module")
 def demo() -> GrammarCompiler:
     return demo_compiler()
@@ -113,6 +105,14 @@ def generate(matcher: GrammarMatcher, rng: random.Random, max_tokens: int, *, ea
         taken.append(matcher.choose(drawn))
         matcher.accept(taken[-1])
         assert matcher.error is None, matcher.error
+    return taken
+
+
+def continued(matcher: GrammarMatcher, seed: int, taken: list[int], max_tokens: int, eager: set[int]) -> list[int]:
+    """With draws that are a matter of the seed and the position, as a request's are."""
+    while len(taken) < max_tokens and not matcher.is_finished:
+        rng = random.Random(f"{seed} {len(taken)}")
+        taken = taken + generate(matcher, rng, 1, eager=eager)
     return taken
 
 
@@ -247,12 +247,36 @@ def test_thinking_counts_and_is_left_alone(compiler: GrammarCompiler) -> None:
     assert matcher.is_finished
 
 
-def test_a_resumed_text_keeps_to_the_same_limit(demo: GrammarCompiler) -> None:
-    grammar = GRAMMARS["free strings"]
-    tokens = generate(demo.matcher(grammar, max_tokens=40), random.Random(1), 25)
-    resumed = demo.matcher(grammar, max_tokens=40, tokens=tokens)
-    tokens += generate(resumed, random.Random(2), 40 - len(tokens))
-    assert is_whole(demo, grammar, tokens)
+@pytest.mark.parametrize("name", ["free strings", "rows", "person", "object", "markers", "lark", "no power of ten"])
+def test_a_text_that_is_resumed_anywhere_is_the_same_as_one_that_is_not(demo: GrammarCompiler, name: str) -> None:
+    grammar, eager, num_steered = GRAMMARS[name], structure(demo), 0
+    max_tokens = len(way(demo, grammar)) + 20
+    for seed in range(3):
+        matcher = demo.matcher(grammar, max_tokens=max_tokens)
+        whole = continued(matcher, seed, [], max_tokens, eager)
+        num_steered += matcher.is_steered
+        for position in range(len(whole)):
+            resumed = demo.matcher(grammar, max_tokens=max_tokens, tokens=whole[:position])
+            assert continued(resumed, seed, whole[:position], max_tokens, eager) == whole
+    assert num_steered > 0
+
+
+def test_a_text_that_is_resumed_before_its_end_is_near_is_the_same_too(demo: GrammarCompiler) -> None:
+    grammar, eager, max_tokens = GRAMMARS["rows"], structure(demo), 700
+    whole = continued(demo.matcher(grammar, max_tokens=max_tokens), 1, [], max_tokens, eager)
+    assert len(whole) > 600
+    for position in (0, 100, 300, 400, 450, 500, 600, len(whole) - 1):
+        resumed = demo.matcher(grammar, max_tokens=max_tokens, tokens=whole[:position])
+        assert continued(resumed, 1, whole[:position], max_tokens, eager) == whole
+
+
+def test_a_text_that_is_resumed_while_it_is_thought_about_is_the_same(compiler: GrammarCompiler) -> None:
+    grammar = Grammar("regex", '"[a-z]*"', thinking=thinking("!", start=MESSAGE_START))
+    drawn = [MESSAGE_START, *b'hm!"ab']
+    for position in range(len(drawn)):
+        resumed = compiler.matcher(grammar, max_tokens=7, tokens=drawn[:position])
+        assert [take(resumed, token_id) for token_id in drawn[position:]] == [*drawn[position:-1], ord('"')]
+        assert resumed.is_finished
 
 
 # --- what it costs --------------------------------------------------------------------------------------
@@ -285,11 +309,24 @@ def test_a_grammar_without_a_way_is_left_alone_and_asked_once(
     assert looks == [5]
 
 
-def test_a_way_that_takes_too_long_to_find_is_none(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_closing, "_TIMEOUT_S", -1.0)
+def test_a_way_with_too_many_choices_is_none_however_busy_the_machine_is(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar_closing, "_MAX_CHOICES", 0)
     matcher = compiler.matcher(Grammar("regex", '"[a-z]*"'), max_tokens=3)
     assert [take(matcher, drawn) for drawn in b'"ab'] == [*b'"ab']
     assert not matcher.is_steered
+
+
+def test_an_automaton_that_is_far_too_slow_fails_its_request(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To leave it alone would make the text a matter of how fast the machine is."""
+    monkeypatch.setattr(grammar_closing, "_TIMEOUT_S", -1.0)
+    matcher = compiler.matcher(Grammar("regex", '"[a-z]*"'), max_tokens=3)
+    matcher.fill_mask()
+    assert matcher.error == "the grammar is too complex: it takes too long to find an end of the text"
+    assert matcher.choose(ord('"')) == ord('"')
 
 
 def test_a_matcher_that_was_given_up_is_not_touched(demo: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from engine.kv_cache import (
     BatchLimits,
     CacheSize,
     bytes_per_block,
+    check_memory,
     default_cpu_memory,
     default_cuda_memory,
     resolve_cache_size,
@@ -82,6 +83,12 @@ def test_block_size_that_the_kernel_cannot_read_is_refused() -> None:
 def test_bytes_count_every_layer_with_its_own_shape() -> None:
     shapes = [LayerShape(2, 64, 64), LayerShape(1, 128, 96)]
     assert bytes_per_block(shapes, 16, torch.bfloat16) == (2 * 128 + 224) * 16 * 2
+
+
+def test_an_amount_beyond_all_memory_is_refused_with_both_numbers() -> None:
+    check_memory(2**30, 2**30)
+    with pytest.raises(ModelLoadError, match="kv_cache_memory is 2 GiB, but there are 1 GiB of memory in all"):
+        check_memory(2**31, 2**30)
 
 
 def test_cpu_share_is_bounded() -> None:

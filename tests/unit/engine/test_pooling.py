@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InvalidRequestError, ModelLoadError
@@ -105,9 +105,28 @@ def test_chunks_add_up_to_the_vector_of_the_whole(lengths: list[int], pooling: P
     hidden = torch.randn(sum(lengths), 16, generator=torch.Generator().manual_seed(sum(lengths)))
     pooled = PooledPrompt(pooling)
     for chunk in torch.split(hidden, lengths):
-        vector = pooled.add(chunk)
+        pooled.add(chunk)
+    vector = pooled.vector()
     wanted = hidden.mean(dim=0) if pooling == "mean" else hidden[-1]
     np.testing.assert_allclose(unit_vectors([vector])[0], wanted / wanted.norm(), atol=1e-6)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 150), min_size=1, max_size=6), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_vector_has_the_same_bits_however_its_prompt_was_cut(lengths: list[int], dtype: torch.dtype) -> None:
+    hidden = torch.randn(sum(lengths), 16, generator=torch.Generator().manual_seed(sum(lengths))).to(dtype)
+    whole, cut = PooledPrompt("mean"), PooledPrompt("mean")
+    whole.add(hidden)
+    for chunk in torch.split(hidden, lengths):
+        cut.add(chunk)
+    assert torch.equal(whole.vector(), cut.vector())
+
+
+@pytest.mark.parametrize("size", [1, 5, 48, 333, 1024])
+def test_a_vector_is_made_of_length_1_alike_alone_and_among_others(size: int) -> None:
+    vectors = [*torch.randn(9, size, generator=torch.Generator().manual_seed(size))]
+    alone = [unit_vectors([vector])[0].tobytes() for vector in vectors]
+    assert [row.tobytes() for row in unit_vectors(vectors)] == alone
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
@@ -116,8 +135,8 @@ def test_low_precision_is_added_up_in_float32(pooling: Pooling) -> None:
     hidden[:, 0] = 1.0078125  # of which a sum of bfloat16 would lose all trace
     pooled = PooledPrompt(pooling)
     for chunk in torch.split(hidden, 100):
-        vector = pooled.add(chunk)
-    [row] = unit_vectors([vector])
+        pooled.add(chunk)
+    [row] = unit_vectors([pooled.vector()])
     assert row.dtype == np.float32
     assert row[0] / row[1] == pytest.approx(1.0078125, rel=1e-6)
 

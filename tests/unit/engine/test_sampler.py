@@ -11,6 +11,7 @@ from engine.sampler import (
     Sampler,
     SamplingRow,
     apply_penalties,
+    best_in_order,
     draw,
     draw_columns,
     drop_below_,
@@ -256,6 +257,12 @@ def test_repetition_penalty_weakens_tokens_of_prompt_and_output() -> None:
     assert sample([-9.0, -9, -3.0, -3.0, -5, -9, -9, -9], made) == 4  # negative logits are multiplied
 
 
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"repetition_penalty": 5e-324}])
+def test_numbers_that_are_nothing_in_float32_leave_a_choice(params: dict[str, Any]) -> None:
+    made = row(prompt=[3], temperature=5e-324, **params)
+    assert sample([0, 0, 1.0, 4.0, -torch.inf, 2.0, 0, 0], made) == 3
+
+
 def test_presence_and_frequency_penalties_count_the_output_only() -> None:
     logits = [0, 0, 3.0, 2.9, 2.8, 0, 0, 0]
     made = row(prompt=[2, 2], output=[3, 3, 4], temperature=0, frequency_penalty=1.0)
@@ -402,6 +409,16 @@ def test_a_mask_holds_whatever_penalties_and_biases_say() -> None:
     made = row(output=[5, 5], **params)
     made.matcher = FakeMatcher([5])
     assert sample([0.0] * 8, made, 3) == 5
+
+
+@pytest.mark.parametrize("num_rows", [1, 16])
+@pytest.mark.parametrize("count", [0, 1, 5, 300])
+def test_of_equally_likely_tokens_those_with_the_lower_ids_are_told(num_rows: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logprobs = -torch.randint(1, 4, (num_rows, 300), generator=generator).float()
+    _, best = best_in_order(logprobs, count)
+    pairs = [sorted((-logprob, token) for token, logprob in enumerate(row)) for row in logprobs.tolist()]
+    assert best.tolist() == [[token for _, token in row[:count]] for row in pairs]
 
 
 def test_the_token_that_leads_to_the_end_is_taken_and_its_logprob_told() -> None:

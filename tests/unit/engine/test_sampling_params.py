@@ -48,6 +48,12 @@ def test_the_message_gives_the_bounds_and_the_value() -> None:
         SamplingParams(top_p=0)
 
 
+def test_a_banned_word_of_too_many_tokens_is_refused_by_the_name_that_clients_know() -> None:
+    with pytest.raises(InvalidRequestError, match="bad_words have 1 to 64 tokens each, got 65") as caught:
+        SamplingParams(bad_words_token_ids=((5,) * 65,))
+    assert caught.value.param == "bad_words"
+
+
 def test_bounds_themselves_are_legal() -> None:
     SamplingParams(n=128, max_tokens=0, temperature=2, top_p=1, top_k=-1, min_p=1, seed=2**64 - 1)
     SamplingParams(max_tokens=None, min_tokens=5, seed=-(2**63), logprobs=20, stop=("x",) * 4)

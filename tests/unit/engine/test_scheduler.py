@@ -188,6 +188,47 @@ def test_a_lower_priority_request_is_preempted_before_an_older_one_of_higher_pri
     assert list(engine.finish_reasons) == ["important", "unimportant"]
 
 
+def test_between_clients_the_one_that_had_most_makes_room_whatever_its_priority() -> None:
+    engine = SimulatedEngine(num_kv_blocks=16, max_num_seqs=2, enable_prefix_caching=False)
+    fields = {"max_tokens": 48, "ignore_eos": True}
+    engine.add("pushy", prompt(12, 1), **fields, client="pushy", priority=-100)
+    engine.add("calm", prompt(8, 2), **fields, client="calm")
+    preempted = []
+    while engine.core.has_work:
+        if engine.step().stats.num_preemptions:
+            preempted.append(tokens_by_request(engine.executor.plans[-1]).keys())
+    assert preempted == [{"calm"}]
+    assert list(engine.finish_reasons) == ["calm", "pushy"]
+
+
+def test_of_the_client_that_makes_room_the_least_important_request_does() -> None:
+    engine = SimulatedEngine(num_kv_blocks=16, max_num_seqs=3, enable_prefix_caching=False)
+    fields = {"max_tokens": 40, "ignore_eos": True}
+    engine.add("first", prompt(8, 1), **fields, client="many", priority=1)
+    engine.add("urgent", prompt(8, 2), **fields, client="many")
+    engine.add("other", prompt(8, 3), **fields, client="one")
+    engine.run()
+    assert list(engine.finish_reasons) == ["other", "urgent", "first"]
+
+
+def test_clients_with_the_same_service_do_not_preempt_each_other_in_turns() -> None:
+    engine = SimulatedEngine(num_kv_blocks=16, max_num_seqs=2, enable_prefix_caching=False)
+    for number, client in enumerate("ba"):
+        engine.add(client, prompt(8, number), max_tokens=50, ignore_eos=True, client=client, priority=-number)
+    num_preemptions = 0
+    while engine.core.has_work:
+        num_preemptions += engine.step().stats.num_preemptions
+    assert num_preemptions == 1
+    assert list(engine.finish_reasons) == ["b", "a"], "who came first"
+
+
+def test_the_prompt_of_the_client_that_had_least_is_computed_first() -> None:
+    engine = SimulatedEngine(max_num_batched_tokens=8, enable_prefix_caching=False)
+    engine.add("long", prompt(20, 1), max_tokens=2, client="busy", priority=-100)
+    engine.add("short", prompt(6, 2), max_tokens=2, client="new")
+    assert tokens_by_request(stepped(engine)) == {"short": 6, "long": 2}
+
+
 def test_a_shared_prefix_is_computed_once() -> None:
     engine = SimulatedEngine(max_num_batched_tokens=64)
     shared = prompt(16)

@@ -149,11 +149,17 @@ def ends_engines(*killers: bytes) -> Callable[[StepPlan], None]:
 
 @asynccontextmanager
 async def engine_on(
-    model: Path, lives: Lives, *, max_queue_len: int = 30, observer: Any = None, **supervision: Any
+    model: Path,
+    lives: Lives,
+    *,
+    max_queue_len: int = 30,
+    max_queue_tokens: int | None = None,
+    observer: Any = None,
+    **supervision: Any,
 ) -> AsyncIterator[AsyncEngine]:
     engine = AsyncEngine(
         fake_config(model),
-        limits=AdmissionLimits(max_queue_len=max_queue_len),
+        limits=AdmissionLimits(max_queue_len=max_queue_len, max_queue_tokens=max_queue_tokens),
         observer=observer,
         transport_factory=lambda: MortalTransport(lives),
         supervision=SupervisionLimits(**supervision),
@@ -342,6 +348,15 @@ async def test_the_queue_is_bounded_meanwhile(model: Path) -> None:
         assert await texts(stream) == {0: "abcdefghij"}
 
 
+async def test_prompts_that_were_running_wait_again_meanwhile(model: Path) -> None:
+    async with engine_between_lives(model, max_queue_len=5, max_queue_tokens=2) as (engine, lives, (stream,)):
+        with pytest.raises(QueueFullError, match="2 tokens of prompts wait"):
+            engine.submit(request("x"))
+        lives.may_load.set()
+        assert await texts(stream) == {0: "abcdefghij"}
+        assert await texts(engine.submit(request("x", max_tokens=1))) == {0: "a"}
+
+
 async def test_an_aborted_request_is_not_taken_up_again(model: Path) -> None:
     recorder = Recorder()
     async with engine_between_lives(model, num_running=2, observer=recorder) as (_, lives, (gone, kept)):
@@ -352,6 +367,16 @@ async def test_an_aborted_request_is_not_taken_up_again(model: Path) -> None:
     assert len(lives.introduced(1)) == 1
     assert sorted(outcome for outcome, *_ in recorder.done) == ["abort", "length"]
     assert recorder.resumed == 1
+
+
+async def test_who_comes_and_goes_meanwhile_is_counted_as_waiting(model: Path) -> None:
+    async with engine_between_lives(model, num_running=2) as (engine, _, (gone, _kept)):
+        assert engine.stats.num_waiting == 2
+        late = engine.submit(request(max_tokens=1, n=3))
+        assert engine.stats.num_waiting == 5
+        for stream in (gone, late):
+            stream.abort()
+        assert (engine.stats.num_waiting, engine.stats.num_slots) == (1, 2)
 
 
 async def test_a_deadline_passes_meanwhile(model: Path) -> None:

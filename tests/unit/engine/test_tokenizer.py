@@ -345,7 +345,7 @@ def test_messages_cannot_be_replaced(tmp_path: Path) -> None:
 
 
 def test_any_name_of_a_variable_is_harmless(tmp_path: Path) -> None:
-    variables: dict[str, Any] = {"self": 1, "cls": 2, "range": 3, "not a name": 4, "": 5}
+    variables: dict[str, Any] = {"self": 1, "cls": 2, "not a name": 3, "": 4}
     assert load_with(tmp_path, "{{ messages[0].content }}").render_chat(USER, **variables) == "hi"
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ from engine.messages import (
     ToEngine,
 )
 from engine.sampling_params import SamplingParams
-from engine.transport import InProcessTransport
+from engine.transport import InProcessTransport, ProcessTransport
 from engine.wire import FrameReader, config_decoder, encode_frame, from_engine_decoder, to_engine_decoder
 from tests.unit.engine.fakes import FakeExecutor, builds, fake_config, fake_info, says, token_logprobs
 
@@ -398,3 +400,12 @@ async def test_each_step_is_one_message_and_all_arrive() -> None:
         assert len(steps) == len(plans)
     finally:
         await transport.aclose()
+
+
+async def test_an_engine_is_started_while_signals_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[set[Any]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: held.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    transport = ProcessTransport()
+    transport.start(fake_config("model"))
+    await transport.aclose()
+    assert {signal.SIGINT, signal.SIGTERM} <= held[0]

@@ -156,6 +156,11 @@ async def test_truncation_keeps_the_end_of_the_chat(tmp_path: Path) -> None:
         ([user([{"type": "image_url", "image_url": {"url": "http://x/y.png"}}])], "messages[0].content[0]"),
         ([user([{"type": "text", "text": 5}])], "messages[0].content[0].text"),
         ([{"role": "assistant", "tool_calls": [5]}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "messages[0].tool_calls[0].function"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+        ),
         ("hello", "messages"),
         ([5], "messages[0]"),
     ],

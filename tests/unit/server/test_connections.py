@@ -315,6 +315,18 @@ async def test_requests_sent_without_waiting_are_answered_in_order_up_to_a_bound
             assert (await client.reader.read()).count(b"HTTP/1.1") <= http_protocol.MAX_IN_LINE
 
 
+@pytest.mark.parametrize(("length", "is_kept"), [(5000, True), (10**6, False)])
+async def test_a_connection_is_kept_where_the_body_of_a_refused_request_is_short(
+    tmp_path: Path, length: int, is_kept: bool
+) -> None:
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        client.writer.write(POST.replace(b"json", b"xml") + b"content-length: %d\r\n\r\n" % length)
+        assert await client.status() == 415
+        assert (b"connection: close" in await client.reader.readuntil(b"\r\n\r\n")) != is_kept
+        client.writer.write(b" " * length + HEAD + b"connection: close\r\n\r\n")
+        assert (b"200 OK" in await client.reader.read()) == is_kept
+
+
 async def test_a_client_that_leaves_with_requests_in_line_frees_its_slot(tmp_path: Path) -> None:
     gate = Gate()
     async with (
@@ -374,7 +386,7 @@ async def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) 
             gate.let(2)
             assert await client.status() == 200
             server.handle_exit(signal.SIGTERM, None)
-            await until(lambda: served.engine.state == "draining")
+            await until(lambda: served.app.state.context.intake.is_closed)
             await probe.get("/ready")
             assert await probe.status() == 503
             await late.post("/v1/completions", prompt="b")
@@ -402,6 +414,60 @@ async def test_second_sigterm_or_time_over_ends_streams_with_an_error_event(tmp_
             assert last["error"]["type"] == "server_error"
             gate.open()
         await until(lambda: server.should_exit)
+
+
+HALF = POST + b"content-length: 15\r\n\r\n{"
+
+
+def num_entering(served: Serving) -> int:
+    return len(served.app.state.context.intake._inside)
+
+
+async def test_sigterm_lets_requests_come_in_that_are_still_being_read_or_tokenized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, may_encode = Gate(), asyncio.Event()
+    async with draining(tmp_path, gate) as (served, server, port):
+        encode = served.engine.encode
+
+        async def encode_when_told(text: str, **options: Any) -> list[int]:
+            await may_encode.wait()
+            return await encode(text, **options)
+
+        monkeypatch.setattr(served.engine, "encode", encode_when_told)
+        async with connect(port) as reading, connect(port) as encoding, connect(port) as late:
+            reading.writer.write(HALF)
+            await encoding.post("/v1/completions", prompt="a")
+            await until(lambda: num_entering(served) == 2)
+            server.handle_exit(signal.SIGTERM, None)
+            await until(lambda: served.app.state.context.intake.is_closed)
+            await late.post("/v1/completions", prompt="b")
+            assert await late.status() == 503
+            reading.writer.write(b'"prompt": "a"}')
+            may_encode.set()
+            gate.open()
+            for client in (reading, encoding):
+                assert await client.status() == 200
+        await until(lambda: server.should_exit)
+
+
+@pytest.mark.parametrize("has_time", [True, False])
+async def test_a_body_that_never_comes_holds_the_end_up_until_the_second_sigterm_or_the_drain_is_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, has_time: bool
+) -> None:
+    async with draining(tmp_path, Gate(), drain_timeout_s=60 if has_time else 0.05) as (served, server, port):
+        async with connect(port) as client:
+            client.writer.write(HALF)
+            await until(lambda: num_entering(served) == 1)
+            server.handle_exit(signal.SIGTERM, None)
+            if has_time:
+                await until(lambda: served.app.state.context.intake.is_closed)
+                assert not server.should_exit
+                server.handle_exit(signal.SIGTERM, None)
+            assert await client.status() == 503
+            assert b'"draining"' in await client.reader.read()
+        await until(lambda: server.should_exit)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_idle_server_stops_at_once(tmp_path: Path) -> None:

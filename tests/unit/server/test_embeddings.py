@@ -180,6 +180,24 @@ async def test_an_input_beyond_the_context_says_so_in_its_code(served: Serving) 
     assert len(vectors_of(await embed(served, "a" * 256))) == 1
 
 
+@pytest.mark.parametrize("asked", [("/v1/embeddings", "input"), ("/v1/completions", "prompt")])
+async def test_no_more_is_tokenized_once_one_is_too_long(
+    served: Serving, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, str]
+) -> None:
+    path, field = asked
+    encode, encoded = served.engine.encode, []
+
+    async def note(text: str, **options: Any) -> list[int]:
+        encoded.append(text)
+        return await encode(text, **options)
+
+    monkeypatch.setattr(served.engine, "encode", note)
+    error = error_of(await served.post(path, **{field: ["a", "b" * 300, *"c" * 200]}), 400)
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] == field
+    assert encoded == ["a", "b" * 300]
+
+
 async def test_long_inputs_are_cut_to_their_end_where_that_is_asked_for(served: Serving) -> None:
     answer = await embed(served, ["a" * 300 + "b", "c"], truncate_prompt_tokens=3)
     assert vectors_of(answer) == [expected("aab"), expected("c")]
@@ -208,7 +226,7 @@ async def test_the_openapi_document_has_the_bounds_of_the_body(served: Serving) 
     body = document["paths"][URL]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/EmbeddingBody"}
     properties = document["components"]["schemas"]["EmbeddingBody"]["properties"]
-    assert [form.get("maxItems") for form in properties["input"]["anyOf"]] == [None, 2048, None, 2048]
+    assert [form.get("maxItems") for form in properties["input"]["anyOf"]] == [None, None, 2048]
     assert set(properties) == {*EmbeddingBody.model_fields, "user"}
 
 

@@ -215,7 +215,7 @@ async def test_while_the_model_loads_work_is_a_503_and_live_is_green(tmp_path: P
 
 
 async def test_while_draining_work_is_refused_and_ready_is_red(served: Serving) -> None:
-    served.engine.start_draining()
+    served.app.state.context.intake.close()
     assert error_of(await served.post("/v1/completions", prompt="x"), 503)["code"] == "draining"
     assert error_of(await served.client.get("/ready"), 503)["code"] == "draining"
     assert (await served.client.get("/live")).status_code == 200

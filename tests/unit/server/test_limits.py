@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,6 +19,13 @@ from tests.unit.engine.fakes import FakeExecutor, alphabet
 from tests.unit.server.serving import Gate, Serving, error_of, events_of, generation_request, serving, until, user
 
 KEYS = ("one-key", "another-key")
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "x"},
+    "/v1/chat/completions": {"messages": [user("x")]},
+    "/v1/responses": {"input": "x"},
+    "/v1/messages": {"messages": [user("x")], "max_tokens": 4, "model": "orcinus"},
+    "/v1/embeddings": {"input": "x"},
+}
 
 
 @contextlib.asynccontextmanager
@@ -78,6 +87,27 @@ async def test_where_the_queue_is_full_a_request_is_refused_before_its_body_is_r
         assert (response.status_code, was_read) == (400, True)
 
 
+async def test_refusals_are_counted_in_one_line_of_the_log_and_have_none_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.middleware.REFUSALS_LOGGED_EVERY_S", 0.2)
+    caplog.set_level(logging.INFO, "server.access")
+    async with held(tmp_path, max_queue_len=1) as (served, _, _):
+        stream = served.engine.submit(generation_request("first", 2))
+        for number in (30, 1):
+            caplog.clear()
+            for _ in range(number):
+                check_429(await ask(served), "queue_full")
+            await until(lambda number=number: sum(map(num_refusals, caplog.messages)) == number)
+            assert all(message.startswith("requests refused with 429: ") for message in caplog.messages)
+            assert len(caplog.messages) < max(2, number)
+        stream.abort()
+
+
+def num_refusals(message: str) -> int:
+    return int(message.rpartition(" ")[2])
+
+
 async def test_a_full_queue_is_in_the_way_of_nothing_else(tmp_path: Path) -> None:
     async with held(tmp_path, max_queue_len=1) as (served, _, _):
         stream = served.engine.submit(generation_request("first", 2))
@@ -99,24 +129,22 @@ async def test_without_a_key_a_full_queue_is_not_told_of(tmp_path: Path) -> None
 async def test_a_server_that_drains_says_so_and_not_that_its_queue_is_full(tmp_path: Path) -> None:
     async with held(tmp_path, max_queue_len=1) as (served, _, _):
         stream = served.engine.submit(generation_request("first", 2))
-        served.engine.start_draining()
+        served.app.state.context.intake.close()
         assert error_of(await ask(served), 503)["code"] == "draining"
         stream.abort()
 
 
-async def test_waiting_prompts_are_bounded_in_tokens(tmp_path: Path) -> None:
-    async with held(tmp_path, max_queue_tokens=20) as (served, gate, _):
-        first = asyncio.create_task(ask(served, prompt="x" * 15))
-        await num_in_flight(served, 1)
-        message = check_429(await ask(served, prompt="x" * 10), "queue_full")
-        assert "15 tokens of prompts wait of at most 20 (max_queue_tokens)" in message
-        gate.let(1)
-        await until(lambda: served.engine.stats.num_running == 1)
-        second = asyncio.create_task(ask(served, prompt="x" * 10))
-        await num_in_flight(served, 2)
-        check_429(await ask(served, prompt="x" * 15), "queue_full")
+async def test_waiting_prompts_are_bounded_in_tokens_and_one_that_is_computed_does_not_wait(tmp_path: Path) -> None:
+    async with held(tmp_path, max_queue_tokens=20) as (served, gate, executor):
+        tasks = [asyncio.create_task(ask(served, prompt="x" * 50, max_tokens=100))]
+        await until(lambda: executor.plans and served.engine._admission.num_queued_tokens == 0)  # nor has it a token
+        for number, length in ((2, 15), (3, 5)):
+            tasks.append(asyncio.create_task(ask(served, prompt="x" * length)))
+            await num_in_flight(served, number)
+        message = check_429(await ask(served, prompt="x"), "queue_full")
+        assert "20 tokens of prompts wait of at most 20 (max_queue_tokens)" in message
         gate.open()
-        assert [(await task).status_code for task in (first, second)] == [200, 200]
+        assert [(await task).status_code for task in tasks] == [200, 200, 200]
         assert (await ask(served, prompt="x" * 30)).status_code == 200
 
 
@@ -234,21 +262,26 @@ async def test_it_holds_for_a_stream_that_has_begun_too_and_its_slot_is_free_in_
 
 @pytest.mark.parametrize("path", sorted(ENGINE_PATHS))
 async def test_every_api_takes_the_header(tmp_path: Path, path: str) -> None:
-    bodies: dict[str, dict[str, Any]] = {
-        "/v1/completions": {"prompt": "x"},
-        "/v1/chat/completions": {"messages": [user("x")]},
-        "/v1/responses": {"input": "x"},
-        "/v1/messages": {"messages": [user("x")], "max_tokens": 4, "model": "orcinus"},
-        "/v1/embeddings": {"input": "x"},
-    }
     async with held(tmp_path, served_model_name=("orcinus",)) as (served, _, _):
-        response = await served.client.post(path, json=bodies[path], headers={TIMEOUT_HEADER: "0.05"})
+        response = await served.client.post(path, json=BODIES[path], headers={TIMEOUT_HEADER: "0.05"})
         assert response.status_code == 408, response.text
-        response = await served.client.post(path, json=bodies[path], headers={TIMEOUT_HEADER: "soon"})
+        response = await served.client.post(path, json=BODIES[path], headers={TIMEOUT_HEADER: "soon"})
         assert response.status_code == 400
 
 
-@pytest.mark.parametrize("value", ["soon", "", "0", "-1", "nan", "inf", "1e9", "86401"])
+@pytest.mark.parametrize("path", sorted(ENGINE_PATHS))
+async def test_a_deadline_counts_from_when_a_request_came_so_that_reading_it_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("server.caller.time", SimpleNamespace(monotonic=lambda: time.monotonic() - 600))
+    async with held(tmp_path, served_model_name=("orcinus",)) as (served, _, _), asyncio.timeout(10):
+        response = await served.client.post(path, json={**BODIES[path], "timeout": 599})
+        assert response.status_code == 408, response.text
+        assert "within 599 s" in response.json()["error"]["message"]
+        assert await served.metric("orcinus_requests_total", outcome="timeout") == 1
+
+
+@pytest.mark.parametrize("value", ["soon", "", "0", "-1", "nan", "inf", "1e9", "1_0", "86401"])
 async def test_a_header_that_is_no_deadline_is_refused_with_its_bounds(served: Serving, value: str) -> None:
     error = error_of(await ask(served, headers={TIMEOUT_HEADER: value}), 400)
     assert error["param"] == TIMEOUT_HEADER

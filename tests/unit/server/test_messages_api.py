@@ -540,11 +540,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [user([{"type": ["text"]}])]}, "messages[0].content[0]"),
     ({"messages": [user([{"type": "text"}])]}, "messages[0].content[0].text must be a string"),
     ({"messages": [user([text_block("x"), {"type": "image", "source": {}}])]}, "takes text only"),
-    ({"messages": [user([{"type": "document", "source": {}}])]}, "'document'"),
-    ({"messages": [user([use()])]}, "'tool_use'"),
-    ({"messages": [user([{"type": "thinking", "thinking": "x"}])]}, "'thinking'"),
-    ({"messages": [assistant([result()]), user("x")]}, "'tool_result'"),
-    ({"messages": [assistant([{"type": "server_tool_use"}])]}, "'server_tool_use'"),
+    ({"messages": [user([{"type": "document", "source": {}}])]}, '"document"'),
+    ({"messages": [user([use()])]}, '"tool_use"'),
+    ({"messages": [user([{"type": "thinking", "thinking": "x"}])]}, '"thinking"'),
+    ({"messages": [assistant([result()]), user("x")]}, '"tool_result"'),
+    ({"messages": [assistant([{"type": "server_tool_use"}])]}, '"server_tool_use"'),
     ({"messages": [assistant([{"type": "thinking"}])]}, "messages[0].content[0].thinking must be a string"),
     ({"messages": [user([result([{"type": "image"}])])]}, "messages[0].content[0].content[0]"),
     ({"messages": [user([{**result(), "tool_use_id": 5}])]}, "messages[0].content[0].tool_use_id"),
@@ -552,7 +552,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [assistant([{**use(), "name": None}]), user("x")]}, "messages[0].content[0].name"),
     ({"messages": [assistant([{**use(), "id": None}]), user("x")]}, "messages[0].content[0].id"),
     ({"messages": [user("x"), assistant([use()])]}, "tool_result"),
-    ({"messages": [{**user("x"), "name": "y"}]}, "'name'"),
+    ({"messages": [{**user("x"), "name": "y"}]}, '"name"'),
     ({"system": 5}, "system must be"),
     ({"system": [{"type": "image"}]}, "system[0]"),
     ({"max_tokens": None}, "max_tokens is required"),
@@ -565,7 +565,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"stop_sequences": ["a"], "stop": "b"}, "stop_sequences"),
     ({"tools": [5]}, "tools[0]"),
     ({"tools": [{"name": "f"}]}, "tools[0].input_schema must be"),
-    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type 'web_search_20250305'"),
+    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, 'tools[0].type "web_search_20250305"'),
     ({"tools": [{"name": "f", "defer_loading": True, **SCHEMA}]}, "tools[0].defer_loading is not supported"),
     ({"tools": [{"name": "f", "allowed_callers": ["code"], **SCHEMA}]}, "tools[0].allowed_callers is not supported"),
     ({"tools": [{"name": "f", "colour": 1, **SCHEMA}]}, "unknown parameter 'tools[0].colour'"),
@@ -603,6 +603,8 @@ def test_what_is_wrong_is_named(body: dict[str, Any], text: str) -> None:
         ({"tools": [TIME, TIME]}, "get_time"),
         ({"tool_choice": {"type": "any"}}, "tool_choice needs tools"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"system": {}}, "system must be a string or a list of blocks"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
         ({"messages": [user([text_block("x"), {"type": "image", "source": {}}])]}, "takes text only"),
     ],
 )
@@ -678,7 +680,7 @@ async def test_a_body_with_far_too_many_of_something_is_refused_in_no_time(
 ) -> None:
     started = time.perf_counter()
     anthropic_error_of(await send(thinker, **body), 400)
-    assert time.perf_counter() - started < 3
+    assert time.perf_counter() - started < 10
 
 
 # --- counting ---------------------------------------------------------------------------------------------
@@ -774,7 +776,7 @@ async def test_a_deadline_that_passes_is_a_timeout(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_takes_nothing_new_is_overloaded(served: Serving) -> None:
-    served.engine.start_draining()
+    served.app.state.context.intake.close()
     response = await send(served)
     assert anthropic_error_of(response, 503)["type"] == "overloaded_error"
     assert "retry-after" in response.headers
@@ -839,6 +841,6 @@ async def test_the_openapi_document_has_the_bodies_and_the_shape_of_errors(serve
         operation = document["paths"][path]["post"]
         body = operation["requestBody"]["content"]["application/json"]["schema"]
         assert body == {"$ref": "#/components/schemas/MessagesBody"}
-        error = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
+        error = operation["responses"]["400"]["content"]["application/json"]["schema"]
         assert error == {"$ref": "#/components/schemas/AnthropicError"}
     assert {"MessagesBody", "AnthropicError"} <= set(document["components"]["schemas"])

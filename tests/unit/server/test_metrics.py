@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.messages import StepStats
 from server.metrics import METRICS, OUTCOMES, SECONDS, Histogram, Metrics
 from tests.unit.engine.fakes import FakeExecutor, fake_info, says
-from tests.unit.server.serving import Gate, Serving, generation_request, serving, until
+from tests.unit.server.serving import Gate, Serving, answer_of, error_of, generation_request, serving, until
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -123,6 +123,22 @@ async def test_counters_equal_the_usage_that_clients_saw(tmp_path: Path) -> None
         assert await served.metric("orcinus_time_to_first_token_seconds_count") == 13
         assert await served.metric("orcinus_queue_time_seconds_count") == 13
         assert await served.metric("orcinus_inter_token_latency_seconds_count") == total - 13
+
+
+async def test_who_generates_nothing_has_waited_for_a_slot_too(served: Serving) -> None:
+    answer_of(await served.post("/v1/embeddings", input=["ab", "cd"]))
+    await served.complete("abc", max_tokens=0)
+    assert await served.metric("orcinus_queue_time_seconds_count") == 3
+    assert await served.metric("orcinus_time_to_first_token_seconds_count") == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings"])
+async def test_a_prompt_that_is_too_long_is_rejected_whatever_it_comes_in(served: Serving, path: str) -> None:
+    text = "a" * (served.engine.info.max_model_len + 1)
+    fields = {"messages": [{"role": "user", "content": text}], "prompt": [text, text], "input": text}
+    wanted = {"/v1/completions": "prompt", "/v1/chat/completions": "messages", "/v1/embeddings": "input"}[path]
+    error_of(await served.post(path, **{wanted: fields[wanted]}), 400)
+    assert await served.metric("orcinus_requests_total", outcome="rejected") == 1
 
 
 async def test_every_outcome_is_there_from_the_start(served: Serving) -> None:

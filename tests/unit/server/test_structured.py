@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequestError
-from engine.sampling_params import Grammar
-from server.protocol import parse_chat
-from server.structured import MAX_CHOICE_STRINGS, read_grammar
+from engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
+from server.protocol import MAX_CHOICE_STRINGS, parse_chat
+from server.structured import read_grammar
 from tests.unit.server.serving import user
 
 SCHEMA = {"type": "object", "properties": {"größe": {"type": "integer"}}}
@@ -50,8 +50,8 @@ def test_structured_outputs_become_grammars(asked: dict[str, Any], wanted: Gramm
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({"response_format": {"type": "xml"}}, "response_format.type", "'xml'"),
-        ({"response_format": {}}, "response_format.type", "None"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", '"xml"'),
+        ({"response_format": {}}, "response_format.type", "null"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "must be an object"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
@@ -65,7 +65,7 @@ def test_structured_outputs_become_grammars(asked: dict[str, Any], wanted: Gramm
         ),
         ({"structured_outputs": {}}, "structured_outputs", "exactly one"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "got 2"),
-        ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs", "'structural_tag'"),
+        ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs", '"structural_tag"'),
         ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "not empty"),
         ({"structured_outputs": {"grammar": 5}}, "structured_outputs.grammar", "must be a string"),
         ({"structured_outputs": {"choice": ["a", ""]}}, "structured_outputs.choice", "not empty"),
@@ -75,6 +75,12 @@ def test_structured_outputs_become_grammars(asked: dict[str, Any], wanted: Gramm
             f"at most {MAX_CHOICE_STRINGS} strings, got {MAX_CHOICE_STRINGS + 1}",
         ),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "not valid JSON"),
+        ({"structured_outputs": {"json": '{"const": NaN}'}}, "structured_outputs.json", "not valid JSON"),
+        (
+            {"structured_outputs": {"json": "[" * (MAX_GRAMMAR_CHARS + 1)}},
+            "structured_outputs.json",
+            f"at most {MAX_GRAMMAR_CHARS} characters, got {MAX_GRAMMAR_CHARS + 1}",
+        ),
         ({"structured_outputs": {"json_object": False}}, "structured_outputs.json_object", "must be true"),
         (
             {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},

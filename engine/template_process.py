@@ -1,0 +1,111 @@
+"""Renders a chat template in a process of its own, with bounds on its time and memory that nothing it does gets around.
+
+For what is not known to be cheap (`engine.template_limits`): to start a process for each rendering takes a tenth of a
+second or two, which templates that do nothing unusual never pay. It has all it needs in one message and answers in one.
+Knows nothing of what is rendered.
+"""
+
+import os
+import subprocess
+import sys
+from subprocess import PIPE
+from typing import Any
+
+import msgspec
+
+from engine.errors import InvalidRequestError
+from engine.parent import group_signals_held, ignore_group_signals
+from engine.template_limits import MAX_RENDER_S, RenderLimitError
+
+MAX_CHARS = 2**25
+_MEMORY_BYTES = 2**29
+_PATIENCE_S = 30.0  # of the clock, where the limit is in processor time
+
+
+class Job(msgspec.Struct, frozen=True):
+    """The arguments of a `ChatTemplate` and of its `render`."""
+
+    source: str
+    special_tokens: dict[str, Any]
+    messages: list[Any]
+    options: dict[str, Any]
+    limit_s: float = MAX_RENDER_S  # of processor time
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """A text, or what is wrong."""
+
+    text: str = ""
+    fault: str | None = None
+    param: str | None = None
+
+
+def render_apart(job: Job) -> str:
+    """Holds its thread up until the text is there. Raises what `ChatTemplate.render` raises."""
+    answer = _ask(msgspec.json.encode(job))
+    if not answer:
+        raise RenderLimitError(
+            f"the chat template takes more than {job.limit_s:g} s or {_MEMORY_BYTES >> 20} MiB on these messages",
+            "messages",
+        )
+    outcome = msgspec.json.decode(answer, type=Outcome)
+    if outcome.fault is not None:
+        raise InvalidRequestError(outcome.fault, outcome.param)
+    return outcome.text
+
+
+def _ask(message: bytes) -> bytes:
+    """Nothing, if the process ends over it."""
+    modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
+    command = [sys.executable, "-P", "-m", "engine.template_process"]
+    environment = {**os.environ, "PYTHONPATH": modules}
+    with group_signals_held():
+        process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, env=environment)  # noqa: S603
+    with process:
+        try:
+            return process.communicate(message, _PATIENCE_S)[0]
+        except subprocess.TimeoutExpired:
+            return b""
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    """Ends by itself, whatever becomes of its parent."""
+    ignore_group_signals()
+    from engine.chat_template import render_freely
+
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    _limit_resources(job.limit_s)
+    sys.stdout.buffer.write(msgspec.json.encode(_outcome(render_freely, job)))
+
+
+def _outcome(render: Any, job: Job) -> Outcome:
+    try:
+        text = render(job)
+    except InvalidRequestError as error:
+        return Outcome(fault=str(error), param=error.param)
+    if len(text) > MAX_CHARS:
+        return Outcome(
+            fault=f"the chat template makes more than {MAX_CHARS} characters of these messages", param="messages"
+        )
+    return Outcome(text)
+
+
+def _limit_resources(limit_s: float) -> None:
+    """What has been loaded by now does not count as the template's."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    import psutil
+
+    used = psutil.Process()
+    seconds = sum(used.cpu_times()[:2])
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds + limit_s) + 1,) * 2)
+    limit = used.memory_info().vms + _MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()
