@@ -15,6 +15,7 @@ from config.arguments import Parser, add_settings, settings_from
 from config.settings import Settings
 from engine.messages import EngineInfo
 from server import STARTED_AT
+from server.heap import give_freed_memory_back
 from server.logs import configure_logging
 
 _DESCRIPTION = """\
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
 def serve(settings: Settings) -> int:
     """Run the server with these settings, and return the exit code."""
     end_at_once_on_signals()
+    give_freed_memory_back()
     gc.disable()  # imports make hundreds of thousands of objects that stay: collecting among them is wasted time
     configure_logging(settings)
     from engine.async_engine import AsyncEngine

@@ -532,6 +532,18 @@ def test_a_client_that_reads_nothing_takes_little_memory_and_no_time_of_others(s
         assert process.memory_info().rss - resident < 2**27
 
 
+def test_what_a_burst_of_large_requests_took_is_given_back(start_server: StartServer) -> None:
+    server = start_server()
+    body = {"prompt": "word " * 100_000}
+    process = psutil.Process(server.pid)
+    resident = process.memory_info().rss
+    with ThreadPoolExecutor(12) as senders, httpx.Client(base_url=server.url, timeout=300) as client:
+        for _ in range(3):
+            answers = list(senders.map(lambda _: client.post("/tokenize", json=body), range(12)))
+            assert {answer.status_code for answer in answers} == {200}
+    assert process.memory_info().rss - resident < 400 * 2**20
+
+
 def bomb_bodies() -> list[tuple[str, bytes]]:
     """Bodies of nearly 16 MB that cost as much as a body can."""
     size = 15 * 2**20
