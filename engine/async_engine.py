@@ -42,7 +42,7 @@ from engine.outputs import GenerationRequest, RequestOutput
 from engine.probation import Probation
 from engine.request_stream import Choice, LiveRequest, RequestStream
 from engine.sampling_params import Grammar
-from engine.supervisor import Supervisor
+from engine.supervisor import EngineEnd, Supervisor
 from engine.transport import ProcessTransport, Transport
 from engine.vigil import SupervisionLimits
 
@@ -358,14 +358,14 @@ class AsyncEngine:
             self._probation.begin(message.request_ids)
             self._admission.start(message.request_ids)
 
-    def engine_gone(self, reason: str) -> bool:
+    def engine_gone(self, end: EngineEnd) -> bool:
         """For the supervisor. The choices in flight stay, but for those whose fault it may be twice."""
         was_useful = self._was_useful or self._was_idle_for_long()
         self._state, self._up_since, self._was_useful = "restarting", None, False
         self._admission.requeue()
-        convicted = self._probation.bury()
+        convicted = self._probation.bury(was_killed=end.was_killed)
         for engine_id in convicted:
-            self._quarantine(engine_id, reason)
+            self._quarantine(engine_id, end.reason)
         self._note_waiting()
         self.observer.on_restart()
         return was_useful or bool(convicted)
@@ -388,7 +388,7 @@ class AsyncEngine:
             return
         logger.error("request %s is given up: an engine ended again while it ran (%s)", choice.live.request_id, reason)
         self.observer.on_quarantined()
-        self._end(choice.live, "error", RequestFailedError("the engine ended twice while it ran this request"))
+        self._end(choice.live, "error", RequestFailedError("the engine ended again while it ran this request"))
 
     def _on_step(self, outputs: StepOutputs) -> None:
         now = time.monotonic()

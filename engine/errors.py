@@ -56,6 +56,10 @@ class EngineUnavailableError(OrcinusError):
         self.retry_after_s = retry_after_s
 
 
+class EngineKilledError(EngineUnavailableError):
+    """The engine was ended from outside, as far as one can tell: by a signal that no fault of its own raises."""
+
+
 class RequestTimeoutError(OrcinusError):
     """The request's deadline passed, in the queue or while it ran."""
 

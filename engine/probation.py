@@ -2,20 +2,23 @@
 
 Whoever had begun to run and was not done is a suspect. The next engine is given the suspects one at a time, each once
 the one before has brought something or is gone, and all others after them. So a request that ends engines ends one
-more, with nobody beside it that has yet to prove itself, and is known by that. Whoever brings something is cleared: an
-engine may also be killed from outside, at any moment, and for that nobody is to blame. Knows nothing of processes.
+more, with nobody beside it that has yet to prove itself, and is known by that. Whoever brings something is cleared. An
+engine that was killed from outside, which may come at any moment, counts half, and nothing for who had brought
+something. Knows nothing of processes.
 """
 
 from collections import deque
 from dataclasses import dataclass
 
-MAX_STRIKES = 2
+_MAX_STRIKES = 4
+_STRIKES_OF_A_FAULT = 2
+_STRIKES_OF_A_KILL = 1
 
 
 @dataclass(slots=True, eq=False)
 class _Standing:
     request_id: str
-    strikes: int = 0  # engines in a row that ended while they ran it, and it brought nothing
+    strikes: int = 0  # for the engines in a row that ended while they ran it, since it brought something
     is_suspect: bool = False
     has_begun: bool = False  # in the engine that runs now
     has_progressed: bool = False  # there
@@ -68,20 +71,25 @@ class Probation:
         self._others = []
         return due
 
-    def bury(self) -> list[str]:
+    def bury(self, *, was_killed: bool) -> list[str]:
         """The engine has ended. Returns those who are convicted, for the caller to end and `remove`."""
         self._others = []
         self._suspects.clear()
         self._is_on_trial = False
         for standing in self._standings.values():
-            self._judge(standing)
+            self._judge(standing, was_killed)
             (self._suspects if standing.is_suspect else self._others).append(standing)
-        return [suspect.request_id for suspect in self._suspects if suspect.strikes >= MAX_STRIKES]
+        return [suspect.request_id for suspect in self._suspects if suspect.strikes >= _MAX_STRIKES]
 
-    def _judge(self, standing: _Standing) -> None:
+    def _judge(self, standing: _Standing, was_killed: bool) -> None:
+        if standing.has_progressed:
+            standing.strikes = 0
         if standing.has_begun:
             standing.is_suspect = True
-            standing.strikes = 0 if standing.has_progressed else standing.strikes + 1
+            if not was_killed:
+                standing.strikes += _STRIKES_OF_A_FAULT
+            elif not standing.has_progressed:
+                standing.strikes += _STRIKES_OF_A_KILL
         standing.has_begun = standing.has_progressed = False
 
     def _is_gone(self, standing: _Standing) -> bool:

@@ -587,10 +587,13 @@ def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> 
 
     What is returned waits for them to come from the device.
     """
-    values, indices = best_in_order(logprobs, min(max(num_top), logprobs.shape[-1]))
+    width = min(max(num_top), logprobs.shape[-1])
+    values, indices = logprobs.topk(width, dim=-1)
     copied = to_host(tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), indices, values)
 
     def wait() -> list[TokenLogprobs]:
+        if width and logprobs.device.type == "cpu":
+            lowest_first_(indices.numpy(), logprobs.numpy(), values[:, -1].numpy())
         return [
             TokenLogprobs(token_id=token, logprob=logprob, top=list(zip(ids[:n], vals[:n], strict=True)))
             for token, logprob, ids, vals, n in zip(*copied(), num_top, strict=True)
@@ -599,16 +602,13 @@ def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> 
     return wait
 
 
-def best_in_order(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row and where they are, (num_rows, count) each.
+def lowest_first_(best: NDArray[np.int64], logprobs: NDArray[np.float32], least: NDArray[np.float32]) -> None:
+    """Of equally likely tokens let those with the lowest ids be among the (num_rows, count) best, and come first.
 
-    Of equal ones those with the lower ids come first. `topk` alone leaves open which, so that it depends on the shape
-    of the batch; on a GPU it is left at that, where to look for them would be to wait for it.
+    `topk` leaves open which, and then it depends on the shape of the batch. On a GPU it is left at that: to look for
+    them would be to wait for it.
     """
-    values, indices = logprobs.topk(count, dim=-1)
-    if count and logprobs.device.type == "cpu":
-        for row, least, best in zip(logprobs, values[:, -1].tolist(), indices, strict=True):
-            candidates = (row >= least).nonzero().squeeze(1)
-            order = row[candidates].argsort(descending=True, stable=True)
-            best[: len(order)] = candidates[order[:count]]  # of a row with NaN there may be fewer
-    return values, indices
+    for ids, row, threshold in zip(best, logprobs, least, strict=True):
+        candidates = np.flatnonzero(row >= threshold)
+        order = np.argsort(-row[candidates], kind="stable")[: len(ids)]
+        ids[: len(order)] = candidates[order]  # of a row with NaN there may be fewer

@@ -8,18 +8,26 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import msgspec
 
 from config.engine_config import EngineConfig
-from engine.errors import EngineUnavailableError, ModelLoadError
+from engine.errors import EngineKilledError, EngineUnavailableError, ModelLoadError
 from engine.messages import Alive, EngineFailed, EngineInfo, FromEngine, StepOutputs, StepStarted, ToEngine
 from engine.transport import Transport
 from engine.vigil import TICK_S, Backoff, SupervisionLimits, Vigil
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEnd:
+    """How an engine ended. `was_killed`: from outside, as far as one can tell."""
+
+    reason: str
+    was_killed: bool = False
 
 
 class EngineUser(Protocol):
@@ -30,7 +38,7 @@ class EngineUser(Protocol):
 
     def engine_said(self, message: StepOutputs | StepStarted) -> None: ...
 
-    def engine_gone(self, reason: str) -> bool:
+    def engine_gone(self, end: EngineEnd) -> bool:
         """Nothing more comes of it. Returns whether it has been of use."""
 
 
@@ -63,9 +71,9 @@ class Supervisor:
     async def run(self) -> None:
         """Until `aclose`. Raises `ModelLoadError` or `EngineUnavailableError` when there will be no engine any more."""
         while not self._closing.is_set():
-            reason: str | None = await self._follow(self._transport)
-            while reason is not None and not self._closing.is_set():
-                reason = await self._replace(reason)
+            end: EngineEnd | None = await self._follow(self._transport)
+            while end is not None and not self._closing.is_set():
+                end = await self._replace(end)
 
     async def aclose(self) -> None:
         """End the engine, and start no other. Idempotent."""
@@ -74,7 +82,7 @@ class Supervisor:
 
     # --- one engine -----------------------------------------------------------------------------------------
 
-    async def _follow(self, transport: Transport) -> str:
+    async def _follow(self, transport: Transport) -> EngineEnd:
         """Read what an engine says until it is gone; returns how it ended."""
         vigil = Vigil(self._limits, is_first=self._info is None)
         watching = asyncio.create_task(_watch(transport, vigil), name="engine watch")
@@ -84,7 +92,9 @@ class Supervisor:
                 vigil.hear(message)
                 await self._on_message(message, vigil)
         except EngineUnavailableError as error:
-            return vigil.complaint or str(error)
+            if vigil.complaint is not None:
+                return EngineEnd(vigil.complaint, vigil.is_silent)
+            return EngineEnd(str(error), isinstance(error, EngineKilledError))
         finally:
             watching.cancel()
 
@@ -114,29 +124,30 @@ class Supervisor:
 
     # --- the next one ---------------------------------------------------------------------------------------
 
-    async def _replace(self, reason: str) -> str | None:
+    async def _replace(self, end: EngineEnd) -> EngineEnd | None:
         """Start the next engine, or return why it cannot be started.
 
         One that never was up is not replaced: it will not be different the next time.
         """
         if self._info is None:
-            raise EngineUnavailableError(reason)
-        was_useful = self._user.engine_gone(reason)
+            raise EngineUnavailableError(end.reason)
+        was_useful = self._user.engine_gone(end)
         delay_s = self._backoff.next_delay_s(was_useful=was_useful)
         if delay_s is None:
-            raise EngineUnavailableError(self._last_words(reason))
-        logger.error("the engine is gone, %s; another one starts%s", reason, f" in {delay_s:g} s" if delay_s else "")
+            raise EngineUnavailableError(self._last_words(end.reason))
+        pause = f" in {delay_s:g} s" if delay_s else ""
+        logger.error("the engine is gone, %s; another one starts%s", end.reason, pause)
         await self._transport.aclose()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), delay_s)
         return None if self._closing.is_set() else self._start_next()
 
-    def _start_next(self) -> str | None:
+    def _start_next(self) -> EngineEnd | None:
         self._transport = self._make_transport()
         try:
             self._transport.start(self._config)
         except OSError as error:  # no memory, or no descriptor, just now
-            return f"the engine process cannot be started: {error.strerror}"
+            return EngineEnd(f"the engine process cannot be started: {error.strerror}")
         return None
 
     def _last_words(self, reason: str) -> str:

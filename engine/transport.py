@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from config.engine_config import EngineConfig
-from engine.errors import EngineUnavailableError
+from engine.errors import EngineKilledError, EngineUnavailableError
 from engine.messages import FromEngine, ToEngine
 from engine.parent import group_signals_held, parent_arguments
 from engine.wire import FrameReader, encode_frame, from_engine_decoder
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 18
 _EXIT_GRACE_S = 2.0
+_FAULTS = frozenset(  # the signals by which the kernel, or the process itself, ends one that went wrong
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
+)
 
 
 class Transport(Protocol):
@@ -36,7 +39,9 @@ class Transport(Protocol):
         """Send without waiting. Messages to an engine that is gone are dropped: `receive` tells of its end."""
 
     async def receive(self) -> FromEngine:
-        """The engine's next message. Raises `EngineUnavailableError`, saying how it ended, once it is gone."""
+        """The engine's next message. Once it is gone, raises `EngineUnavailableError`, saying how it ended, or
+        `EngineKilledError` if that was from outside.
+        """
 
     def kill(self) -> None:
         """End the engine now, whatever it is doing. `receive` has to have been called, and tells of its end."""
@@ -108,7 +113,7 @@ class _SocketTransport:
         inbox = self._inbox or await self._connect()
         payload = await inbox.next_payload()
         if payload is None:
-            raise EngineUnavailableError(await self._describe_end())
+            raise await self._how_it_ended()
         return from_engine_decoder.decode(payload)
 
     def kill(self) -> None:
@@ -134,7 +139,7 @@ class _SocketTransport:
         self._unsent.clear()
         return inbox
 
-    async def _describe_end(self) -> str:
+    async def _how_it_ended(self) -> EngineUnavailableError:
         raise NotImplementedError
 
     async def _end(self) -> None:
@@ -175,13 +180,14 @@ class ProcessTransport(_SocketTransport):
         self._process.kill()
         super().kill()
 
-    async def _describe_end(self) -> str:
+    async def _how_it_ended(self) -> EngineUnavailableError:
         code = await self._wait()
         if code is None:
-            return "the engine process closed its connection"
-        if code < 0:
-            return f"the engine process was killed by {signal.Signals(-code).name}"
-        return f"the engine process ended with exit code {code}"
+            return EngineUnavailableError("the engine process closed its connection")
+        if code >= 0:
+            return EngineUnavailableError(f"the engine process ended with exit code {code}")
+        kind = EngineUnavailableError if -code in _FAULTS else EngineKilledError
+        return kind(f"the engine process was killed by {_name_of(-code)}")
 
     async def _end(self) -> None:
         """A process that does not end by itself is killed: it may be stuck in a step, or loading."""
@@ -195,6 +201,11 @@ class ProcessTransport(_SocketTransport):
             return await asyncio.to_thread(self._process.wait, _EXIT_GRACE_S)
         except subprocess.TimeoutExpired:
             return None
+
+
+def _name_of(number: int) -> str:
+    """Real-time signals have no names."""
+    return signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
 
 
 class InProcessTransport(_SocketTransport):
@@ -216,8 +227,8 @@ class InProcessTransport(_SocketTransport):
         with engine_end:
             run_engine(engine_end, self._build)
 
-    async def _describe_end(self) -> str:
-        return "the engine thread ended"
+    async def _how_it_ended(self) -> EngineUnavailableError:
+        return EngineUnavailableError("the engine thread ended")
 
     async def _end(self) -> None:
         if self._thread is not None:

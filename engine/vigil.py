@@ -26,10 +26,14 @@ class SupervisionLimits:
 
 
 class Vigil:
-    """Listens to one engine. `complaint` is why it has to be ended, once it has."""
+    """Listens to one engine. `complaint` is why it has to be ended, once it has.
+
+    One that `is_silent` may have been stopped from outside: who is stuck in a step says so.
+    """
 
     def __init__(self, limits: SupervisionLimits, *, is_first: bool) -> None:
         self.complaint: str | None = None
+        self.is_silent = False
         self._step_timeout_s = limits.step_timeout_s
         self._silence_s = limits.silence_s
         self._limit_s = None if is_first else limits.loading_silence_s
@@ -48,8 +52,9 @@ class Vigil:
     def tick(self) -> None:
         """A second has passed in which the engine could have been heard."""
         self._num_silent_ticks += 1
-        if self._limit_s is not None and self._num_silent_ticks * TICK_S > self._limit_s:
-            self.complaint = self.complaint or f"it gave no sign of life for {self._limit_s:g} s"
+        if self.complaint is None and self._limit_s is not None and self._num_silent_ticks * TICK_S > self._limit_s:
+            self.is_silent = True
+            self.complaint = f"it gave no sign of life for {self._limit_s:g} s"
 
 
 class Backoff:

@@ -17,7 +17,7 @@ from config.admission_limits import AdmissionLimits
 from config.engine_config import EngineConfig
 from config.settings import load_settings
 from engine.async_engine import AsyncEngine
-from engine.errors import EngineUnavailableError, ModelLoadError
+from engine.errors import EngineKilledError, EngineUnavailableError, ModelLoadError
 from engine.outputs import GenerationRequest, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.transport import ProcessTransport
@@ -92,6 +92,27 @@ async def test_killed_engine_is_noticed_at_once_and_named() -> None:
         assert engine.state == "dead"
         with pytest.raises(EngineUnavailableError, match="SIGKILL"):
             engine.submit(request(engine))
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "is_from_outside"),
+    [
+        (signal.SIGKILL, "SIGKILL", True),
+        (signal.SIGRTMIN + 3, f"signal {signal.SIGRTMIN + 3}", True),
+        (signal.SIGSEGV, "SIGSEGV", False),
+        (signal.SIGABRT, "SIGABRT", False),
+    ],
+)
+async def test_a_signal_tells_whether_an_engine_ended_by_its_own_fault(
+    number: int, name: str, is_from_outside: bool
+) -> None:
+    transport = ProcessTransport()
+    transport.start(config())
+    os.kill(pid_of(transport), number)
+    with pytest.raises(EngineUnavailableError, match=f"killed by {name}$") as ended:
+        await transport.receive()
+    assert isinstance(ended.value, EngineKilledError) == is_from_outside
+    await transport.aclose()
 
 
 async def test_engine_that_dies_while_loading_is_reported_to_who_waits() -> None:

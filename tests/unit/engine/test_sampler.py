@@ -11,7 +11,6 @@ from engine.sampler import (
     Sampler,
     SamplingRow,
     apply_penalties,
-    best_in_order,
     draw,
     draw_columns,
     drop_below_,
@@ -416,9 +415,9 @@ def test_a_mask_holds_whatever_penalties_and_biases_say() -> None:
 def test_of_equally_likely_tokens_those_with_the_lower_ids_are_told(num_rows: int, count: int) -> None:
     generator = torch.Generator().manual_seed(3)
     logprobs = -torch.randint(1, 4, (num_rows, 300), generator=generator).float()
-    _, best = best_in_order(logprobs, count)
-    pairs = [sorted((-logprob, token) for token, logprob in enumerate(row)) for row in logprobs.tolist()]
-    assert best.tolist() == [[token for _, token in row[:count]] for row in pairs]
+    entries = token_logprobs(logprobs, torch.zeros(num_rows, dtype=torch.int64), [count] * num_rows)()
+    best = [sorted((-logprob, token) for token, logprob in enumerate(row))[:count] for row in logprobs.tolist()]
+    assert [entry.top for entry in entries] == [[(token, -cost) for cost, token in row] for row in best]
 
 
 def test_the_token_that_leads_to_the_end_is_taken_and_its_logprob_told() -> None:

@@ -20,8 +20,8 @@ def probation(*request_ids: str) -> Probation:
 
 
 def convict(rules: Probation) -> list[str]:
-    """The engine ends; those whom that convicts leave."""
-    convicted = rules.bury()
+    """The engine ends by a fault; those whom that convicts leave."""
+    convicted = rules.bury(was_killed=False)
     for request_id in convicted:
         rules.remove(request_id)
     return convicted
@@ -51,7 +51,7 @@ def test_suspects_come_one_at_a_time_and_the_others_after_them() -> None:
     rules = probation("a", "b", "queued")
     rules.due()
     rules.begin(["a", "b", "unknown"])
-    assert rules.bury() == []
+    assert rules.bury(was_killed=False) == []
     rules.add("new")
     assert rules.due() == ["a"]
     rules.begin(["a"])
@@ -84,24 +84,46 @@ def test_a_killer_among_many_is_convicted_alone() -> None:
     assert passed == [*"abcd"]
 
 
-def test_progress_clears_the_record() -> None:
-    rules = probation("a")
-    for brings_something in (True, False, True, False, True, True, False):
-        assert rules.due() == ["a"]
-        rules.begin(["a"])
-        if brings_something:
-            rules.progress("a")
-        assert rules.bury() == []
-    rules.due()
+def run_until_it_ends(rules: Probation, *, brings_something: bool, was_killed: bool) -> list[str]:
+    assert rules.due() == ["a"]
     rules.begin(["a"])
-    assert rules.bury() == ["a"]
+    if brings_something:
+        rules.progress("a")
+    return rules.bury(was_killed=was_killed)
+
+
+def test_who_ends_engines_is_convicted_the_second_time_whatever_it_had_brought_before_the_first() -> None:
+    for brings_something in (True, False):
+        rules = probation("a")
+        assert run_until_it_ends(rules, brings_something=brings_something, was_killed=False) == []
+        assert run_until_it_ends(rules, brings_something=False, was_killed=False) == ["a"]
+
+
+def test_who_brings_something_anew_is_not_convicted() -> None:
+    rules = probation("a")
+    for _ in range(10):
+        assert run_until_it_ends(rules, brings_something=True, was_killed=False) == []
+
+
+def test_engines_that_were_killed_from_outside_count_half_and_nothing_for_who_had_brought_something() -> None:
+    rules = probation("a")
+    for brings_something in (True, False, False, False, True, True, False, False, False):
+        assert run_until_it_ends(rules, brings_something=brings_something, was_killed=True) == []
+    assert run_until_it_ends(rules, brings_something=False, was_killed=True) == ["a"]
+
+
+def test_a_fault_and_a_kill_are_not_enough() -> None:
+    rules = probation("a")
+    assert run_until_it_ends(rules, brings_something=False, was_killed=False) == []
+    assert run_until_it_ends(rules, brings_something=False, was_killed=True) == []
+    assert run_until_it_ends(rules, brings_something=False, was_killed=False) == ["a"]
 
 
 def test_who_had_not_begun_is_not_blamed() -> None:
     rules = probation("a", "b")
     for _ in range(5):
         rules.due()
-        assert rules.bury() == []
+        assert rules.bury(was_killed=False) == []
     assert rules.due() == ["a", "b"]
 
 
@@ -109,9 +131,9 @@ def test_a_suspect_whose_turn_did_not_come_stays_one_and_is_not_blamed_again() -
     rules = probation("a", "b")
     rules.due()
     rules.begin(["a", "b"])
-    rules.bury()
+    rules.bury(was_killed=False)
     assert rules.due() == ["a"]
-    assert rules.bury() == []  # before a had begun
+    assert rules.bury(was_killed=False) == []  # before a had begun
     assert rules.due() == ["a"]
     rules.progress("a")
     assert rules.due() == ["b"]
@@ -166,6 +188,7 @@ def test_silence_beyond_the_limit_is_complained_of() -> None:
     assert not complaint_of(watch)
     watch.tick()
     assert complaint_of(watch) == "it gave no sign of life for 3 s"
+    assert watch.is_silent
 
 
 @pytest.mark.parametrize("message", [Alive(), STEP])
@@ -184,6 +207,7 @@ def test_a_step_beyond_its_limit_is_complained_of() -> None:
     assert not complaint_of(watch)
     watch.hear(Alive(stalled_s=5))
     assert "5 s (step_timeout_s)" in complaint_of(watch)
+    assert not watch.is_silent
 
 
 def test_without_a_limit_a_step_may_take_for_ever() -> None:

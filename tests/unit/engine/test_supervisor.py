@@ -9,7 +9,7 @@ import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from config.engine_config import EngineConfig
 from engine.async_engine import AsyncEngine
 from engine.core import EngineCore, Executor
 from engine.errors import (
+    EngineKilledError,
     EngineUnavailableError,
     ModelLoadError,
     QueueFullError,
@@ -62,11 +63,15 @@ def model(tmp_path: Path) -> Path:
 
 
 class Killed(BaseException):
-    """Ends an engine as SIGKILL would."""
+    """Ends an engine as SIGKILL would, from outside."""
+
+
+class Crashed(BaseException):
+    """Ends an engine by a fault of its own."""
 
 
 class Lives:
-    """The engines of one test, one after the other. `before_step` may raise `Killed`."""
+    """The engines of one test, one after the other. `before_step` may raise `Killed` or `Crashed`."""
 
     def __init__(
         self,
@@ -109,6 +114,7 @@ class MortalTransport(InProcessTransport):
     def __init__(self, lives: Lives) -> None:
         super().__init__(lives.build)
         self._lives = lives
+        self._was_killed = False
 
     def start(self, config: EngineConfig) -> None:
         if self._lives.configs and self._lives.start_failures:
@@ -120,8 +126,17 @@ class MortalTransport(InProcessTransport):
         super().kill()
 
     def _run(self, engine_end: socket.socket) -> None:
-        with suppress(Killed):
+        try:
             super()._run(engine_end)
+        except Killed:
+            self._was_killed = True
+        except Crashed:
+            return
+
+    async def _how_it_ended(self) -> EngineUnavailableError:
+        await self._end()
+        end = await super()._how_it_ended()
+        return EngineKilledError(str(end)) if self._was_killed else end
 
 
 class Fate:
@@ -138,11 +153,11 @@ class Fate:
 
 
 def ends_engines(*killers: bytes) -> Callable[[StepPlan], None]:
-    """Kills an engine in the first step of a prompt that is one of these."""
+    """Crashes an engine in the first step of a prompt that is one of these."""
 
     def check(plan: StepPlan) -> None:
         if any(bytes(new.token_ids[: new.num_prompt_tokens]) in killers for new in plan.new_requests):
-            raise Killed
+            raise Crashed
 
     return check
 
@@ -431,7 +446,7 @@ async def test_a_request_that_ends_engines_is_given_up_and_no_other_is(model: Pa
     async with engine_on(model, lives, observer=recorder) as engine:
         prompts = ["a", "b", "poison", "c", "d", "e"]
         streams = {prompt: engine.submit(request(prompt, max_tokens=20)) for prompt in prompts}
-        with pytest.raises(RequestFailedError, match="the engine ended twice while it ran this request"):
+        with pytest.raises(RequestFailedError, match="the engine ended again while it ran this request"):
             await texts(streams.pop("poison"))
         for stream in streams.values():
             assert await texts(stream) == {0: "abcdefghijklmnopqrst"}
@@ -445,7 +460,7 @@ async def test_all_choices_of_a_request_that_ends_engines_are_given_up(model: Pa
     async with engine_on(model, lives, observer=recorder) as engine:
         poison = engine.submit(request("poison", n=3))
         other = engine.submit(request(max_tokens=3))
-        with pytest.raises(RequestFailedError, match="ended twice"):
+        with pytest.raises(RequestFailedError, match="ended again"):
             await texts(poison)
         assert await texts(other) == {0: "abc"}
     assert recorder.quarantined == 1

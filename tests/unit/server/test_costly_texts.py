@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import async_engine, chat_template
+from engine import async_engine, template_limits
 from engine.tokenizer import Tokenizer
 from server.json_body import MAX_ENTRIES, parse_json_object
 from tests.unit.server.serving import Serving, error_of, serving, user
@@ -18,7 +18,7 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
 async def test_a_template_without_end_fails_its_request_beside_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 1.0)
+    monkeypatch.setattr(template_limits, "MAX_RENDER_S", 1.0)
     async with serving(tmp_path, template=ENDLESS) as served:
         asking = asyncio.create_task(served.post("/v1/chat/completions", messages=[user(text)]))
         num_turns = 0
@@ -30,7 +30,7 @@ async def test_a_template_without_end_fails_its_request_beside_the_event_loop(
 
 
 async def test_a_short_chat_is_rendered_without_a_thread(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asyncio, "to_thread", None)
+    monkeypatch.setattr(async_engine, "ThreadPoolExecutor", None)
     assert (await served.chat("hi"))["choices"][0]["message"]["content"] == "Hello"
 
 
