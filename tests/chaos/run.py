@@ -179,8 +179,6 @@ class _RoundRun:
         self._judge = judge
         self._planned = planned
         self._verdicts: list[Verdict] = []
-        self._num_asked = 0
-        self._newest_complete = -1
         self._news = asyncio.Condition()
 
     async def run(self) -> tuple[list[Verdict], int]:
@@ -201,12 +199,9 @@ class _RoundRun:
         await asyncio.gather(*(self._ask(clients, request) for request in requests))
 
     async def _ask(self, clients: Clients, request: Request) -> None:
-        place, self._num_asked = self._num_asked, self._num_asked + 1
         verdict = self._judge.judge(await clients.perform(request))
         async with self._news:
             self._verdicts.append(verdict)
-            if verdict.kind == "complete":
-                self._newest_complete = max(self._newest_complete, place)
             self._news.notify_all()
 
     async def _do_faults(self, faults: Sequence[Fault]) -> int:
@@ -215,18 +210,7 @@ class _RoundRun:
             await self._have_ended(fault.after)
             await asyncio.sleep(fault.delay_s)
             num_deaths += await asyncio.to_thread(self._subject.hit, fault.kind)
-            await self._nobody_is_suspected(self._num_asked)
         return num_deaths
-
-    async def _nobody_is_suspected(self, num_asked: int) -> None:
-        """Until one is complete that was asked after so many: an engine runs it after all whom it may suspect.
-
-        Who is with two engines in a row when they end, and brings nothing, is given up, and rightly so.
-        """
-        async with self._news:
-            await self._news.wait_for(
-                lambda: self._newest_complete >= num_asked or len(self._verdicts) == self._num_asked
-            )
 
     async def _have_ended(self, number: int) -> None:
         async with self._news:
