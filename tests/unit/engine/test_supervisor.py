@@ -33,6 +33,7 @@ from engine.output_processor import OutputProcessor, merge_output
 from engine.outputs import RequestOutput
 from engine.request_stream import Choice, LiveRequest
 from engine.sampling_params import SamplingParams
+from engine.supervisor import EngineEnd
 from engine.tokenizer import Tokenizer
 from engine.transport import InProcessTransport
 from engine.vigil import SupervisionLimits
@@ -60,6 +61,20 @@ def quiet_log(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_byte_tokenizer(tmp_path / "model")
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[EngineEnd]:
+    """How each engine of the test ended."""
+    ends: list[EngineEnd] = []
+    engine_gone = AsyncEngine.engine_gone
+
+    def noted(engine: AsyncEngine, end: EngineEnd) -> bool:
+        ends.append(end)
+        return engine_gone(engine, end)
+
+    monkeypatch.setattr(AsyncEngine, "engine_gone", noted)
+    return ends
 
 
 class Killed(BaseException):
@@ -570,23 +585,29 @@ class HangsOnce:
 
 
 @pytest.mark.usefixtures("fast_clocks")
-async def test_an_engine_whose_step_does_not_end_is_replaced(model: Path) -> None:
+async def test_an_engine_whose_step_does_not_end_is_replaced_and_that_is_its_own_fault(
+    model: Path, ends: list[EngineEnd]
+) -> None:
     hangs = HangsOnce(3)
     hangs.lives = lives = Lives(before_step=hangs)
     async with engine_on(model, lives, step_timeout_s=0.5, silence_s=60) as engine:
         assert await texts(engine.submit(request(max_tokens=6))) == {0: "abcdef"}
     assert lives.killed.is_set()
     assert lives.num_engines == 2
+    assert [end.was_killed for end in ends] == [False]
 
 
 @pytest.mark.usefixtures("fast_clocks")
-async def test_an_engine_without_signs_of_life_is_replaced(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_without_signs_of_life_is_replaced_and_may_have_been_stopped_from_outside(
+    model: Path, monkeypatch: pytest.MonkeyPatch, ends: list[EngineEnd]
+) -> None:
     monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 60.0)
     hangs = HangsOnce(3)
     hangs.lives = lives = Lives(before_step=hangs)
     async with engine_on(model, lives, step_timeout_s=0, silence_s=0.3) as engine:
         assert await texts(engine.submit(request(max_tokens=6))) == {0: "abcdef"}
     assert lives.num_engines == 2
+    assert [end.was_killed for end in ends] == [True]
 
 
 @pytest.mark.usefixtures("fast_clocks")
