@@ -35,6 +35,7 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
 RUN --mount=type=cache,target=/root/.cache/pip pip install --requirement requirements.txt
 
 COPY README.md LICENSE setup.py ./
+COPY orcinus orcinus
 COPY config config
 COPY engine engine
 COPY server server

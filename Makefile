@@ -81,11 +81,11 @@ gpu-check: $(DEV_STAMP) ## On a machine with a GPU: the truth tests and a short 
 
 .PHONY: docs
 docs: $(DEV_STAMP) ## Regenerate the README's tables from the declarations
-	$(BIN)/python -m server.reference
+	$(BIN)/python -m orcinus.server.reference
 
 .PHONY: docs-check
 docs-check: $(DEV_STAMP) ## Fail if the README's tables are out of date
-	$(BIN)/python -m server.reference --check
+	$(BIN)/python -m orcinus.server.reference --check
 
 .PHONY: wheel
 wheel: $(DEV_STAMP) ## Build the wheel into dist/

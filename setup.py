@@ -10,8 +10,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 # By its path: the package itself is not importable while it is built.
-BUILD: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "engine" / "kernels" / "build.py"))
-EXTENSION = "engine.kernels._kernels"
+BUILD: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "orcinus" / "engine" / "kernels" / "build.py"))
+EXTENSION = "orcinus.engine.kernels._kernels"
 
 
 class BuildKernels(build_ext):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.attention import (
+from orcinus.engine.attention.attention import (
     AttentionBackend,
     AttentionSpec,
     LayerCache,
@@ -24,8 +24,8 @@ from engine.attention import (
     TorchBackend,
     batch_metadata,
 )
-from engine.device import device_name
-from engine.kernels.library import load_library
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.platform.device import device_name
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.random_model import SHAPES, write_model
-from config.settings import demo_model_path
+from orcinus.config.settings import demo_model_path
 
 _PROMPT_TOKENS = 128
 _OUTPUT_TOKENS = 64
@@ -104,8 +104,8 @@ def arm(directory: Path, options: argparse.Namespace, *, is_deterministic: bool)
 
 def serve(connection: Connection, settings: dict[str, Any], most_streams: int) -> None:
     """In the other process: load, warm up, then measure as often as it is asked, until it is sent None."""
-    from engine.llm import LLM
-    from engine.sampling_params import SamplingParams
+    from orcinus.engine.frontend.llm import LLM
+    from orcinus.engine.sampling_params import SamplingParams
 
     llm = LLM(
         device="cpu",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention import (
+from orcinus.engine.attention.attention import (
     AttentionMetadata,
     AttentionSpec,
     LayerCache,

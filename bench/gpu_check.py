@@ -22,15 +22,15 @@ from pathlib import Path
 
 from bench.gpu_attention import attention_table, copy_bandwidth
 from bench.random_model import write_model
-from config.engine_config import EngineConfig
-from engine.core import EngineCore
-from engine.executor_builder import build_executor
-from engine.messages import AddRequest, EngineInfo
-from engine.model_runner import ModelRunner
-from engine.sampling_params import SamplingParams
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.core import EngineCore
+from orcinus.engine.messages import AddRequest, EngineInfo
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup.build import build_executor
 
 ROOT = Path(__file__).parents[1]
-TRUTH_TESTS = ["tests/gpu", "tests/unit/engine/triton_cases.py"]
+TRUTH_TESTS = ["tests/gpu", "tests/unit/engine/attention/triton_cases.py"]
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bench.random_model import SHAPES
-from engine.device import cpu_has_bfloat16, device_name
-from engine.kernels.library import load_library
-from engine.native_linear import NativeLinear, can_multiply
-from engine.packed_linear import PackedLinear, Packer
+from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
+from orcinus.engine.cpu.packed_linear import PackedLinear, Packer
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.platform.device import cpu_has_bfloat16, device_name
 
 # Weights (out_features, in_features) that share an input.
 Siblings = list[Tensor]

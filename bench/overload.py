@@ -27,15 +27,15 @@ import psutil
 from bench.peers.arms import serve
 from bench.peers.machine import describe_machine, tree
 from bench.peers.serving import RunningArm, free_port
-from server.commands.bench_report import percentile
-from server.commands.load.answers import AnswerStream, LoadError, RequestFailedError, RequestRecord
-from server.commands.load.arrivals import arrival_times
-from server.commands.load.figures import meets, parse_objectives
-from server.commands.load.http_client import HttpClient
-from server.commands.load.lengths import parse_lengths
-from server.commands.load.prompts import LoadItem, PromptShape, Writer, random_items
-from server.commands.load.session import run_on_fast_loop
-from server.commands.load.target import Target, choose_writer, first_model
+from orcinus.server.load.answers import AnswerStream, LoadError, RequestFailedError, RequestRecord
+from orcinus.server.load.arrivals import arrival_times
+from orcinus.server.load.figures import meets, parse_objectives
+from orcinus.server.load.http_client import HttpClient
+from orcinus.server.load.lengths import parse_lengths
+from orcinus.server.load.prompts import LoadItem, PromptShape, Writer, random_items
+from orcinus.server.load.report import percentile
+from orcinus.server.load.session import run_on_fast_loop
+from orcinus.server.load.target import Target, choose_writer, first_model
 
 _TIMEOUT_S = 120.0
 _SAMPLE_S = 0.25

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.random_model import SHAPES
-from config.settings import demo_model_path, load_settings
-from engine.attention import PagedAttention, attending, batch_metadata
-from engine.cpu_layout import lay_out_for_cpu
-from engine.kv_cache import allocate_cache
-from engine.model_loader import load_causal_lm, progress_bars_on_a_terminal
-from engine.model_probe import ServedModel, probe_model
-from engine.tokenizer import Tokenizer
+from orcinus.config.settings import demo_model_path, load_settings
+from orcinus.engine.attention.attention import PagedAttention, attending, batch_metadata
+from orcinus.engine.attention.cache import allocate_cache
+from orcinus.engine.models.loader import load_causal_lm, progress_bars_on_a_terminal
+from orcinus.engine.startup.cpu_layout import lay_out_for_cpu
+from orcinus.engine.startup.probe import ServedModel, probe_model
+from orcinus.engine.text.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 _BLOCK_SIZE = 32

@@ -9,10 +9,10 @@ Of all rounds the fastest counts: other processes only ever add.
 import argparse
 import time
 
-from engine.block_manager import BlockManager
-from engine.messages import AddRequest, StepPlan, StepResult
-from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler, SchedulerLimits
+from orcinus.engine.messages import AddRequest, StepPlan, StepResult
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.scheduler.block_manager import BlockManager
+from orcinus.engine.scheduler.scheduler import Scheduler, SchedulerLimits
 
 MAX_MODEL_LEN = 100_000
 STEP_S = 0.05  # what the scheduler is told that a step took

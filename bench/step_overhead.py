@@ -13,11 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from config.engine_config import EngineConfig
-from engine.executor_builder import build_executor
-from engine.messages import NewRequest, ScheduledRequest, StepPlan
-from engine.model_runner import ModelRunner
-from engine.sampling_params import SamplingParams
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup.build import build_executor
 
 _PROMPT_TOKENS = 100
 _VOCAB_SIZE = 64

@@ -22,9 +22,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from config.admission_limits import AdmissionLimits, SchedulingPolicy
-from config.engine_config import BatchingStrategy, EngineConfig
-from config.values import SettingsError, check_keys, describe_allowed, parse_bytes, parse_strings
+from orcinus.config.admission_limits import AdmissionLimits, SchedulingPolicy
+from orcinus.config.engine_config import BatchingStrategy, EngineConfig
+from orcinus.config.values import SettingsError, check_keys, describe_allowed, parse_bytes, parse_strings
 
 __all__ = [
     "DEMO_MODEL_NAME",

@@ -1,22 +1,13 @@
-"""The inference engine: requests, scheduling, KV blocks, the step loop, the model, sampling and text output.
+"""The inference engine. It knows nothing of HTTP. From a request to its text:
 
-It knows nothing of HTTP. The names below are loaded on first use, so that importing the scheduler or the
-messages costs no torch.
+frontend      what a caller holds: streams of text (`AsyncEngine`), or `LLM` in this process
+admission     may the request come in, and when else
+supervision   the process that runs the core, watched and replaced
+scheduler     which request runs how many tokens in the next step, and where its keys and values lie
+runner        the step itself: flat tensors in, tokens out; with models, attention, cpu, kernels
+sampling      logits to tokens, within what `grammar` allows
+text          tokens to text, and back
+startup       how all of it is built, once; `platform` is the machine
+
+`core` is the loop's body. `messages`, `outputs`, `sampling_params` and `errors` are the words that all of them share.
 """
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from engine.llm import LLM
-    from engine.sampling_params import SamplingParams
-
-__all__ = ["LLM", "SamplingParams"]
-
-_HOMES = {"LLM": "engine.llm", "SamplingParams": "engine.sampling_params"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'engine' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)

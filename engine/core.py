@@ -10,31 +10,37 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import msgspec
 
-from engine.block_manager import BlockManager
-from engine.messages import AddRequest, EngineInfo, RequestDelta, StepOutputs, StepPlan, StepResult, StepStats
-from engine.preparation import Preparation
-from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler, SchedulerLimits, StepCounts
+from orcinus.engine.messages import (
+    AddRequest,
+    EngineInfo,
+    Fault,
+    RequestDelta,
+    StepOutputs,
+    StepPlan,
+    StepResult,
+    StepStats,
+)
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.scheduler.block_manager import BlockManager
+from orcinus.engine.scheduler.preparation import Preparation
+from orcinus.engine.scheduler.scheduler import Scheduler, SchedulerLimits, StepCounts
 
 if TYPE_CHECKING:
-    from engine.device import DeviceMonitor
+    from orcinus.engine.platform.device import DeviceMonitor
 
 logger = logging.getLogger(__name__)
 
-
-Fault = Literal["request", "memory", "engine"]
-"""What a failed step may be blamed on: one of its requests, want of memory, or an executor that cannot go on."""
 
 # So many requests that failed alone, with no good step in between, are not to blame: something else is broken.
 _MAX_CULPRITS = 3
 
 
 class Executor(Protocol):
-    """Whoever runs the model: `engine.model_runner.ModelRunner`, or a fake in the tests.
+    """Whoever runs the model: `engine.runner.model_runner.ModelRunner`, or a fake in the tests.
 
     Where it `runs_ahead`, `launch` may return before the step is computed, and the next step may be launched before
     the result of the last one is asked for.

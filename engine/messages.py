@@ -12,10 +12,12 @@ from typing import Literal
 
 import msgspec
 
-from config.engine_config import BatchingStrategy
-from engine.sampling_params import Pooling, SamplingParams
+from orcinus.config.engine_config import BatchingStrategy
+from orcinus.engine.sampling_params import Pooling, SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Fault = Literal["request", "memory", "engine"]
+"""What a failed step may be blamed on: one of its requests, want of memory, or an executor that cannot go on."""
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -3,10 +3,15 @@
 The text side of the engine. The core underneath (`engine.messages`) knows one sequence at a time and only tokens.
 """
 
+from typing import Literal
+
 import msgspec
 
-from engine.messages import FinishReason, TokenLogprobs
-from engine.sampling_params import SamplingParams
+from orcinus.engine.messages import FinishReason, TokenLogprobs
+from orcinus.engine.sampling_params import SamplingParams
+
+Outcome = Literal["stop", "length", "abort", "timeout", "error", "rejected"]
+"""What became of a choice; "rejected" never had a place in the engine."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,25 +16,25 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
-from config.settings import Settings
-from config.version import VERSION
-from engine.errors import OrcinusError
-from server import tokenization
-from server.answers import EventStream, WholeAnswer, error_response, json_response
-from server.auth import AuthMiddleware, KeyRing
-from server.body import BodyReader
-from server.caller import Caller, read_caller
-from server.chat import start_chat_completion
-from server.completions import start_completion
-from server.context import ServingContext, ServingEngine
-from server.embeddings import start_embeddings
-from server.generation import Generation, StreamableGeneration
-from server.limits import RoomMiddleware
-from server.messages_api import count_tokens, start_message
-from server.metrics import Metrics
-from server.middleware import RequestMiddleware
-from server.openapi import describe_body, describe_text, install_schemas
-from server.protocol import (
+from orcinus.config.settings import Settings
+from orcinus.config.version import VERSION
+from orcinus.engine.errors import OrcinusError
+from orcinus.server.apis.chat.answer import start_chat_completion
+from orcinus.server.apis.completions.answer import start_completion
+from orcinus.server.apis.embeddings.answer import start_embeddings
+from orcinus.server.apis.generation import Generation, StreamableGeneration
+from orcinus.server.apis.messages.answer import count_tokens, start_message
+from orcinus.server.apis.responses.answer import start_response
+from orcinus.server.apis.tokens import answer as tokenization
+from orcinus.server.context import ServingContext, ServingEngine
+from orcinus.server.http.answers import EventStream, WholeAnswer, error_response, json_response
+from orcinus.server.http.auth import AuthMiddleware, KeyRing
+from orcinus.server.http.body import BodyReader
+from orcinus.server.http.request_layer import RequestMiddleware
+from orcinus.server.http.room_layer import RoomMiddleware
+from orcinus.server.metrics import Metrics
+from orcinus.server.openapi import describe_body, describe_text, install_schemas
+from orcinus.server.requests.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -43,7 +43,7 @@ from server.protocol import (
     ResponseBody,
     TokenizeBody,
 )
-from server.responses import start_response
+from orcinus.server.requests.caller import Caller, read_caller
 
 logger = logging.getLogger(__name__)
 

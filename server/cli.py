@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, words: Sequence[str]) -> int:
     """Run one command; errors that we raise on purpose become one line each, all others are bugs."""
-    from config.values import SettingsError
-    from engine.errors import OrcinusError
+    from orcinus.config.values import SettingsError
+    from orcinus.engine.errors import OrcinusError
 
     try:
-        exit_code: int = import_module(f"server.commands.{command}").main(words)
+        exit_code: int = import_module(f"orcinus.server.commands.{command}").main(words)
         sys.stdout.flush()
     except SettingsError as error:
         return _report(command, error, 2, f"See 'orcinus {command} --help'.")
@@ -105,7 +105,7 @@ def _print_help() -> int:
 
 
 def _version() -> str:
-    from config.version import VERSION
+    from orcinus.config.version import VERSION
 
     return VERSION
 

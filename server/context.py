@@ -15,20 +15,20 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
-from config.settings import Settings
-from config.version import VERSION
-from engine.errors import EngineUnavailableError
-from engine.messages import EngineInfo
-from engine.observer import EngineObserver
-from engine.outputs import GenerationRequest, RequestOutput
-from engine.sampling_params import Grammar
-from server.errors import DrainingError, ModelNotFoundError
-from server.intake import Intake
-from server.message_reader import MessageFormat
+from orcinus.config.settings import Settings
+from orcinus.config.version import VERSION
+from orcinus.engine.errors import EngineUnavailableError
+from orcinus.engine.frontend.observer import EngineObserver
+from orcinus.engine.messages import EngineInfo
+from orcinus.engine.outputs import GenerationRequest, RequestOutput
+from orcinus.engine.sampling_params import Grammar
+from orcinus.server.errors import DrainingError, ModelNotFoundError
+from orcinus.server.intake import Intake
+from orcinus.server.reading.message_reader import MessageFormat
 
 
 class ServingTokenizer(Protocol):
-    """The part of `engine.tokenizer.Tokenizer` that the API uses."""
+    """The part of `engine.text.tokenizer.Tokenizer` that the API uses."""
 
     @property
     def special_ids(self) -> frozenset[int]: ...
@@ -42,7 +42,7 @@ class ServingTokenizer(Protocol):
 
 
 class OutputStream(Protocol):
-    """The part of `engine.request_stream.RequestStream` that the API uses."""
+    """The part of `engine.frontend.request_stream.RequestStream` that the API uses."""
 
     def __aiter__(self) -> AsyncIterator[RequestOutput]: ...
     async def __anext__(self) -> RequestOutput: ...
@@ -50,7 +50,7 @@ class OutputStream(Protocol):
 
 
 class ServingEngine(Protocol):
-    """The part of `engine.async_engine.AsyncEngine` that the server uses."""
+    """The part of `engine.frontend.async_engine.AsyncEngine` that the server uses."""
 
     observer: EngineObserver
 

@@ -4,6 +4,7 @@ Every error that leaves the server, as a response or inside a stream, is made he
 as it is; of an exception that nobody expected, nothing does.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 from starlette.exceptions import HTTPException
 
-from engine.errors import (
+from orcinus.engine.errors import (
     ContextLengthError,
     EngineUnavailableError,
     InvalidRequestError,
@@ -24,6 +25,9 @@ from engine.errors import (
 
 MAX_RETRY_AFTER_S = 120
 MAX_MESSAGE_CHARS = 2000
+MAX_SHOWN_CHARS = 100
+
+_encoder = json.JSONEncoder(ensure_ascii=False)
 
 
 class ModelNotFoundError(InvalidRequestError):
@@ -160,3 +164,18 @@ def _extra_headers(error: BaseException) -> dict[str, str]:
     if isinstance(error, HTTPException):
         return dict(error.headers or {})
     return {}
+
+
+def shown(value: object) -> str:
+    """Return a value that a client sent as the JSON that it was, cut where it is long.
+
+    Of a long value no more is encoded than is shown, but for the texts in it.
+    """
+    if isinstance(value, str):
+        value = value[:MAX_SHOWN_CHARS]
+    text = ""
+    for piece in _encoder.iterencode(value):
+        text += piece
+        if len(text) > MAX_SHOWN_CHARS:
+            return text[: MAX_SHOWN_CHARS - 3] + "..."
+    return text

@@ -16,9 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
-from config.version import VERSION
-from engine.messages import EngineInfo, StepStats
-from engine.observer import Outcome
+from orcinus.config.version import VERSION
+from orcinus.engine.messages import EngineInfo, StepStats
+from orcinus.engine.outputs import Outcome
 
 OUTCOMES: tuple[Outcome, ...] = ("stop", "length", "abort", "timeout", "error", "rejected")
 

@@ -13,12 +13,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.auth import PUBLIC_PATHS
-from server.caller import TIMEOUT_HEADER
-from server.errors import MAX_RETRY_AFTER_S, speaks_anthropic
-from server.limits import ENGINE_PATHS
-from server.parameters import IGNORED, REFUSED, Endpoint
-from server.protocol import MAX_TIMEOUT_S
+from orcinus.server.errors import MAX_RETRY_AFTER_S, speaks_anthropic
+from orcinus.server.operations import ENGINE_PATHS, PUBLIC_PATHS
+from orcinus.server.requests.bodies import MAX_TIMEOUT_S
+from orcinus.server.requests.caller import TIMEOUT_HEADER
+from orcinus.server.requests.parameters import IGNORED, REFUSED, Endpoint
 
 Schema = dict[str, Any]
 
@@ -95,7 +94,7 @@ ANSWERS: Mapping[str, Schema] = {
     "AnthropicError": _ANTHROPIC_ERROR,
 }
 
-# What a body cannot be without, and by which name its other parameters are decided (`server.parameters`).
+# What a body cannot be without, and by which name its other parameters are decided (`server.requests.parameters`).
 _NEEDED: Mapping[str, Sequence[str]] = {
     "CompletionBody": ["prompt"],
     "ChatBody": ["messages"],

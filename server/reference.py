@@ -1,7 +1,7 @@
 """The reference tables of the README, written from the declarations that the program itself runs on.
 
-    python -m server.reference            rewrite the marked sections of README.md
-    python -m server.reference --check    exit with 1 if they are out of date
+    python -m orcinus.server.reference            rewrite the marked sections of README.md
+    python -m orcinus.server.reference --check    exit with 1 if they are out of date
 
 A section is what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 """
@@ -15,12 +15,12 @@ from typing import Literal, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from config.arguments import Parser
-from config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
-from config.values import describe_allowed, format_default, group_of, value_kind
-from server.metrics import METRICS
-from server.parameters import Endpoint, parameter_table
-from server.protocol import ChatBody, CompletionBody, EmbeddingBody, MessagesBody, ResponseBody
+from orcinus.config.arguments import Parser
+from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
+from orcinus.config.values import describe_allowed, format_default, group_of, value_kind
+from orcinus.server.metrics import METRICS
+from orcinus.server.requests.bodies import ChatBody, CompletionBody, EmbeddingBody, MessagesBody, ResponseBody
+from orcinus.server.requests.parameters import Endpoint, parameter_table
 
 
 def settings_table() -> str:
@@ -86,7 +86,9 @@ def rewrite(text: str, sections: Mapping[str, Callable[[], str]] = SECTIONS) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser("python -m server.reference", "[FILE] [--check]", "Rewrite the reference tables of the README.")
+    parser = Parser(
+        "python -m orcinus.server.reference", "[FILE] [--check]", "Rewrite the reference tables of the README."
+    )
     parser.add_argument("file", nargs="?", type=Path, default=Path("README.md"))
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if out of date")
     args = parser.parse(sys.argv[1:] if argv is None else argv)
@@ -95,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if new == old:
         return 0
     if args.check:
-        print(f"{args.file} is out of date; run: python -m server.reference", file=sys.stderr)
+        print(f"{args.file} is out of date; run: python -m orcinus.server.reference", file=sys.stderr)
         return 1
     args.file.write_text(new, encoding="utf-8")
     return 0

@@ -57,7 +57,7 @@ def process_running(module: str, among: Sequence[psutil.Process]) -> psutil.Proc
 class ServerProcess:
     """`orcinus serve ARGS` with what it prints. It is ready once made. `module` takes the place of the command."""
 
-    def __init__(self, *args: str, module: str = "server.cli") -> None:
+    def __init__(self, *args: str, module: str = "orcinus.server.cli") -> None:
         command = [sys.executable, "-m", module, "serve", "--port", "0", *args]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ORCINUS_")}
         self.process = subprocess.Popen(
@@ -92,7 +92,7 @@ class ServerProcess:
 
     def engine(self) -> psutil.Process | None:
         """The engine process that there is now, if there is one."""
-        return process_running("engine.engine_process", self.children())
+        return process_running("orcinus.engine.supervision.engine_process", self.children())
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=30)

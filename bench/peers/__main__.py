@@ -38,9 +38,9 @@ from bench.peers.report import Comparison, format_report
 from bench.peers.roofline import ModelBytes, ceiling_tokens_per_s, kv_bytes_per_token
 from bench.peers.serving import RunningArm, free_port
 from bench.random_model import SHAPES, write_model
-from engine.errors import OrcinusError
-from server.commands.load.figures import summarize
-from server.commands.load.prompts import LoadItem
+from orcinus.engine.errors import OrcinusError
+from orcinus.server.load.figures import summarize
+from orcinus.server.load.prompts import LoadItem
 
 MODELS = ROOT / "out" / "peers"
 

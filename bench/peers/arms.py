@@ -16,8 +16,8 @@ from typing import Any
 
 from bench.peers.environments import OPENVINO, OPENVINO_CONVERT, ROOT, VLLM, Environment, ensure_installed
 from bench.peers.roofline import kv_bytes_per_token
-from config.version import VERSION
-from engine.errors import OrcinusError
+from orcinus.config.version import VERSION
+from orcinus.engine.errors import OrcinusError
 
 _ALLOCATORS = "/usr/lib/*/libtcmalloc_minimal.so.4"
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
@@ -108,7 +108,7 @@ def _parse_arm(text: str) -> Arm:
 
 def serve(flags: Sequence[str], port: int, environment: Mapping[str, str] | None = None) -> Launch:
     """This server, as `flags` say."""
-    command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", str(port)]
+    command = [sys.executable, "-m", "orcinus.server.cli", "serve", *flags, "--port", str(port)]
     return Launch(
         command=command,
         ready_path="/health",

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from server.commands.load.figures import Summary
-from server.commands.load.run import LoadRun
+from orcinus.server.load.figures import Summary
+from orcinus.server.load.run import LoadRun
 
 _T = TypeVar("_T")
 

@@ -3,8 +3,8 @@
 import argparse
 from dataclasses import dataclass, replace
 
-from server.commands.load.lengths import parse_lengths
-from server.commands.load.prompts import LoadItem, PromptShape, Writer, random_items
+from orcinus.server.load.lengths import parse_lengths
+from orcinus.server.load.prompts import LoadItem, PromptShape, Writer, random_items
 
 _FIRST_WORD = 259  # what comes before are special tokens and bytes, which may have no text of their own
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.peers.figures import Window, median, of
 from bench.peers.report import Comparison
-from server.commands.bench_plot import drawing
+from orcinus.server.load.drawing import drawing
 
 _COLORS = ("#0b6e99", "#d9822b", "#5b8c5a", "#8e6c8a", "#7a7a7a", "#b0b0b0")
 _GROUP_WIDTH = 0.8

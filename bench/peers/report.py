@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.peers.figures import Start, Window, median, of, ratios
-from server.commands.bench_report import markdown_table
+from orcinus.server.load.report import markdown_table
 
 _NONE = "–"
 _BUSY_CORES = 0.1

@@ -21,13 +21,13 @@ from bench.peers.arms import Launch
 from bench.peers.drivers.conversation import Answer
 from bench.peers.environments import ROOT
 from bench.peers.machine import Watch, peak_memory, tree
-from engine.errors import OrcinusError
-from server.commands.load.answers import RequestRecord
-from server.commands.load.http_client import HttpClient
-from server.commands.load.prompts import LoadItem
-from server.commands.load.run import LoadRun, run_load
-from server.commands.load.session import run_on_fast_loop
-from server.commands.load.target import Target, first_model
+from orcinus.engine.errors import OrcinusError
+from orcinus.server.load.answers import RequestRecord
+from orcinus.server.load.http_client import HttpClient
+from orcinus.server.load.prompts import LoadItem
+from orcinus.server.load.run import LoadRun, run_load
+from orcinus.server.load.session import run_on_fast_loop
+from orcinus.server.load.target import Target, first_model
 
 _POLL_S = 0.02
 _START_TIMEOUT_S = 900.0

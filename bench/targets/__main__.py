@@ -39,13 +39,13 @@ from bench.startup import time_to_ready
 from bench.targets.figures import Row, latency_within, lengths_within
 from bench.targets.interference import Interference, decode_beside_prompts
 from bench.targets.report import as_data, format_targets
-from engine.errors import OrcinusError
-from server.commands.load.answers import RequestRecord
-from server.commands.load.figures import summarize
-from server.commands.load.lengths import parse_lengths
-from server.commands.load.prompts import LoadItem, PromptShape, random_items
-from server.commands.load.run import LoadRun
-from server.commands.load.session import run_on_fast_loop
+from orcinus.engine.errors import OrcinusError
+from orcinus.server.load.answers import RequestRecord
+from orcinus.server.load.figures import summarize
+from orcinus.server.load.lengths import parse_lengths
+from orcinus.server.load.prompts import LoadItem, PromptShape, random_items
+from orcinus.server.load.run import LoadRun
+from orcinus.server.load.session import run_on_fast_loop
 
 MOST_P99_OVER_MEDIAN = 2.0
 MOST_SHARED_OVER_COLD = 0.10

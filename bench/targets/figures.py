@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from server.commands.bench_report import percentile
+from orcinus.server.load.report import percentile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.targets.figures import Window
-from server.commands.load.answers import AnswerStream, LoadError, RequestFailedError, RequestRecord
-from server.commands.load.http_client import HttpClient
-from server.commands.load.prompts import LoadItem
-from server.commands.load.target import Target, first_model
+from orcinus.server.load.answers import AnswerStream, LoadError, RequestFailedError, RequestRecord
+from orcinus.server.load.http_client import HttpClient
+from orcinus.server.load.prompts import LoadItem
+from orcinus.server.load.target import Target, first_model
 
 _COMPLETIONS = "/v1/completions"
 _TIMEOUT_S = 900.0

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.targets.figures import Row
-from server.commands.bench_report import markdown_table
+from orcinus.server.load.report import markdown_table
 
 _NONE = "–"
 _BUSY_CORES = 0.1

@@ -1,7 +1,7 @@
 """Whether there is room for a request now: the bounded queue, and what a client may have at once and in a minute.
 
 Owns the counts of what is in flight that the answer is made of. Knows nothing of models (what can never be served is
-refused by `engine.admission`), of how requests run, and of who the clients are: each is an opaque name.
+refused by `engine.admission.request_checks`), of how requests run, and of who the clients are: each is an opaque name.
 """
 
 import math
@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from config.admission_limits import AdmissionLimits
-from engine.client_quotas import ClientAccount, ClientAccounts
-from engine.drain_rate import DrainRate
-from engine.errors import InvalidRequestError, QueueFullError, QuotaError
-from engine.observer import Outcome
-from engine.outputs import GenerationRequest
+from orcinus.config.admission_limits import AdmissionLimits
+from orcinus.engine.admission.quotas import ClientAccount, ClientAccounts
+from orcinus.engine.admission.service_rate import DrainRate
+from orcinus.engine.errors import InvalidRequestError, QueueFullError, QuotaError
+from orcinus.engine.outputs import GenerationRequest, Outcome
 
 _SERVED = frozenset({"stop", "length"})  # got all that it asked for
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from engine.errors import ContextLengthError, InvalidRequestError
-from engine.messages import EngineInfo
-from engine.outputs import GenerationRequest
-from engine.sampling_params import SamplingParams
+from orcinus.engine.errors import ContextLengthError, InvalidRequestError
+from orcinus.engine.messages import EngineInfo
+from orcinus.engine.outputs import GenerationRequest
+from orcinus.engine.sampling_params import SamplingParams
 
 
 class ChoiceRequest(msgspec.Struct, frozen=True, kw_only=True):

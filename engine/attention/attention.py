@@ -23,10 +23,10 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engine.host_memory import zeroed_bytes
-from engine.kernels.library import Attention, Cache, Library, Step, load_library
-from engine.step_layout import StepLayout, lay_out
-from engine.transfer import to_device
+from orcinus.engine.attention.step_layout import StepLayout, lay_out
+from orcinus.engine.kernels.library import Attention, Cache, Library, Step, load_library
+from orcinus.engine.platform.device_copy import to_device
+from orcinus.engine.platform.memory import zeroed_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -684,7 +684,7 @@ def _backend_in_place(device: torch.device, dtype: torch.dtype) -> AttentionBack
 def _triton_backend(device: torch.device, dtype: torch.dtype) -> TorchBackend:
     """CUDA builds of torch bring Triton along, on Linux. To launch anything it needs a C compiler."""
     try:
-        from engine.triton_attention import TritonBackend
+        from orcinus.engine.attention.triton_backend import TritonBackend
 
         backend = TritonBackend(torch.cuda.get_device_properties(device).multi_processor_count)
         backend.try_out(device, dtype)

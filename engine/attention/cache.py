@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from config.engine_config import EngineConfig
-from engine.errors import ModelLoadError
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.errors import ModelLoadError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from engine.attention import AttentionBackend, LayerCache, LayerShape
+    from orcinus.engine.attention.attention import AttentionBackend, LayerCache, LayerShape
 
 # On a CPU the cache shares the memory with everything else on the machine.
 _CPU_MEMORY_SHARE = 0.4
@@ -81,7 +81,7 @@ def default_cuda_memory(total_bytes: int, used_at_peak_bytes: int) -> int:
 def check_memory(wanted_bytes: int, total_bytes: int) -> None:
     """Raises `ModelLoadError` where a setting asks for more than there is, however little of it would be used."""
     if wanted_bytes > total_bytes:
-        from config.values import format_bytes  # pydantic, which the engine does without
+        from orcinus.config.values import format_bytes  # pydantic, which the engine does without
 
         wanted, total = format_bytes(wanted_bytes), format_bytes(total_bytes)
         raise ModelLoadError(f"kv_cache_memory is {wanted}, but there are {total} of memory in all")

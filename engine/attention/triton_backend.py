@@ -1,4 +1,4 @@
-"""The attention backend that reads the paged cache in place on a GPU, by the kernels in `engine.triton_kernels`.
+"""The attention backend that reads the paged cache in place on a GPU (`engine.kernels.triton_attention`).
 
 Decides into how many programs a step falls. What the kernels read of a step is on the device, and no launch of single
 tokens depends on how long their sequences are, so that it can be recorded and replayed. Not yet run on a GPU.
@@ -9,8 +9,15 @@ import torch
 import triton
 from torch import Tensor
 
-from engine.attention import AttentionMetadata, AttentionSpec, LayerCache, LayerShape, TorchBackend, batch_metadata
-from engine.triton_kernels import attend_kernel, combine_kernel
+from orcinus.engine.attention.attention import (
+    AttentionMetadata,
+    AttentionSpec,
+    LayerCache,
+    LayerShape,
+    TorchBackend,
+    batch_metadata,
+)
+from orcinus.engine.kernels.triton_attention import attend_kernel, combine_kernel
 
 _MIN_ROWS = 16  # tl.dot takes no fewer
 _CHUNK_ROWS = 64

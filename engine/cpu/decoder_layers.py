@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine.attention import (
+from orcinus.engine.attention.attention import (
     AttentionSpec,
     LayerShape,
     NativeBackend,
@@ -27,9 +27,9 @@ from engine.attention import (
     attending,
     batch_metadata,
 )
-from engine.int8_linear import Int8Linear
-from engine.kernels.library import Attention, DecoderCall, DecoderLayer, Library
-from engine.native_linear import Kind, PackedWeight
+from orcinus.engine.cpu.int8_linear import Int8Linear
+from orcinus.engine.cpu.native_linear import Kind, PackedWeight
+from orcinus.engine.kernels.library import Attention, DecoderCall, DecoderLayer, Library
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Linear layers in 8-bit integers with torch's own operations, for processors that our kernels do not run on.
 
-The numbers are those of `engine.native_linear`: a scale per column of the weight and per row of the input, exact sums.
+The numbers are those of `engine.cpu.native_linear`: a scale per column of the weight and per row of the
+input, exact sums.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Linear layers that our own kernels multiply (`engine/kernels/linear.cpp`), in bfloat16 or in 8-bit integers.
+"""Linear layers that our own kernels multiply (`engine/kernels/csrc/linear.cpp`), in bfloat16 or in 8-bit integers.
 
 A weight is packed once, into memory of its own; several of one input can be packed as one. In 8 bits each column has
 a scale, and so has each row of what it is multiplied by, at the time: sums are exact, and rounding happens where
@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from engine.host_memory import zeroed_bytes
-from engine.int8_linear import joined_bias
-from engine.kernels.library import Library, Linear
-from engine.mapped_weights import MappedFiles
+from orcinus.engine.cpu.int8_linear import joined_bias
+from orcinus.engine.kernels.library import Library, Linear
+from orcinus.engine.platform.mapped_weights import MappedFiles
+from orcinus.engine.platform.memory import zeroed_bytes
 
 Kind = Literal["bfloat16", "int8"]
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.device import cpu_has_bfloat16, cpu_has_matrix_units
-from engine.int8_linear import Int8Linear, joined_bias
-from engine.kernels.library import Library
-from engine.mapped_weights import MappedFiles
-from engine.native_linear import Kind, NativeLinear, can_multiply
+from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
+from orcinus.engine.cpu.native_linear import Kind, NativeLinear, can_multiply
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.platform.device import cpu_has_bfloat16, cpu_has_matrix_units
+from orcinus.engine.platform.mapped_weights import MappedFiles
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from config.admission_limits import AdmissionLimits
-from config.engine_config import EngineConfig
-from engine.admission import check_context, check_request, seed_source, split_request
-from engine.admission_control import AdmissionControl
-from engine.errors import (
+from orcinus.config.admission_limits import AdmissionLimits
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.admission.control import AdmissionControl
+from orcinus.engine.admission.request_checks import check_context, check_request, seed_source, split_request
+from orcinus.engine.errors import (
     ContextLengthError,
     EngineUnavailableError,
     ModelLoadError,
@@ -27,7 +27,10 @@ from engine.errors import (
     RequestFailedError,
     RequestTimeoutError,
 )
-from engine.messages import (
+from orcinus.engine.frontend.observer import EngineObserver, NullObserver
+from orcinus.engine.frontend.output_processor import OutputProcessor
+from orcinus.engine.frontend.request_stream import Choice, LiveRequest, RequestStream
+from orcinus.engine.messages import (
     AbortRequests,
     AddRequest,
     EngineInfo,
@@ -36,19 +39,16 @@ from engine.messages import (
     StepStarted,
     StepStats,
 )
-from engine.observer import EngineObserver, NullObserver, Outcome
-from engine.output_processor import OutputProcessor
-from engine.outputs import GenerationRequest, RequestOutput
-from engine.probation import Probation
-from engine.request_stream import Choice, LiveRequest, RequestStream
-from engine.sampling_params import Grammar
-from engine.supervisor import EngineEnd, Supervisor
-from engine.transport import ProcessTransport, Transport
-from engine.vigil import SupervisionLimits
+from orcinus.engine.outputs import GenerationRequest, Outcome, RequestOutput
+from orcinus.engine.sampling_params import Grammar
+from orcinus.engine.supervision.liveness import SupervisionLimits
+from orcinus.engine.supervision.supervisor import EngineEnd, Supervisor
+from orcinus.engine.supervision.suspects import Probation
+from orcinus.engine.supervision.transport import ProcessTransport, Transport
 
 if TYPE_CHECKING:
-    from engine.grammar_gate import GrammarGate
-    from engine.tokenizer import Tokenizer
+    from orcinus.engine.grammar.gate import GrammarGate
+    from orcinus.engine.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class AsyncEngine:
 
     async def _render(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
         """What looks short gets a moment on the event loop: a template may do much with little, or need a process."""
-        from engine.template_limits import RenderLimitError, time_limit
+        from orcinus.engine.text.template_sandbox import RenderLimitError, time_limit
 
         render = partial(self.tokenizer.render_chat, messages, **options)
         if _num_chars(messages) + _num_chars(options.get("tools")) <= _OFF_LOOP_CHARS:
@@ -212,7 +212,7 @@ class AsyncEngine:
         To be called before a request with it is submitted: what passes here is compiled in the engine process.
         """
         if self._grammar_gate is None:
-            from engine.grammar_gate import GrammarGate, ServedVocabulary
+            from orcinus.engine.grammar.gate import GrammarGate, ServedVocabulary
 
             config, info = self._config, self.info
             vocabulary = ServedVocabulary(config.model, config.trust_remote_code, info.vocab_size, info.eos_token_ids)
@@ -465,7 +465,7 @@ class AsyncEngine:
 
     def _load_tokenizer(self) -> None:
         try:
-            from engine.tokenizer import Tokenizer
+            from orcinus.engine.text.tokenizer import Tokenizer
 
             tokenizer = Tokenizer.load(
                 self._config.model,

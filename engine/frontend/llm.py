@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from engine.admission import ChoiceRequest, check_request, seed_source, split_request
-from engine.core import EngineCore, Executor
-from engine.device import limit_spinning
-from engine.errors import InvalidRequestError
-from engine.messages import AddRequest, EngineInfo, FinishReason, TokenLogprobs
-from engine.output_processor import OutputProcessor, merge_output
-from engine.outputs import GenerationRequest, RequestOutput
-from engine.sampling_params import SamplingParams
+from orcinus.engine.admission.request_checks import ChoiceRequest, check_request, seed_source, split_request
+from orcinus.engine.core import EngineCore, Executor
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.frontend.output_processor import OutputProcessor, merge_output
+from orcinus.engine.messages import AddRequest, EngineInfo, FinishReason, TokenLogprobs
+from orcinus.engine.outputs import GenerationRequest, RequestOutput
+from orcinus.engine.platform.device import limit_spinning
+from orcinus.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from config.engine_config import EngineConfig
-    from engine.engine_process import BuildExecutor
+    from orcinus.config.engine_config import EngineConfig
+    from orcinus.engine.supervision.engine_process import BuildExecutor
 
 _T = TypeVar("_T")
 
@@ -86,8 +86,8 @@ class LLM:
 
     def __init__(self, model: str | None = None, *, build: "BuildExecutor | None" = None, **settings: Any) -> None:
         """`build` replaces what loads and runs the model, for tests."""
-        from config.settings import load_settings
-        from engine.tokenizer import Tokenizer
+        from orcinus.config.settings import load_settings
+        from orcinus.engine.text.tokenizer import Tokenizer
 
         given = settings if model is None else {**settings, "model": model}
         loaded = load_settings(**given)
@@ -197,7 +197,7 @@ class LLM:
 
 def _build_executor(config: "EngineConfig") -> "tuple[EngineInfo, Executor]":
     limit_spinning()
-    from engine.executor_builder import build_executor
+    from orcinus.engine.startup.build import build_executor
 
     return build_executor(config)
 

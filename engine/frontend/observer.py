@@ -1,10 +1,9 @@
 """Who watches the engine: one small interface, so that metrics stay out of it."""
 
-from typing import Literal, Protocol
+from typing import Protocol
 
-from engine.messages import StepStats
-
-Outcome = Literal["stop", "length", "abort", "timeout", "error", "rejected"]
+from orcinus.engine.messages import StepStats
+from orcinus.engine.outputs import Outcome
 
 
 class EngineObserver(Protocol):

@@ -8,13 +8,13 @@ Knows nothing of streams, transports and HTTP.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engine.detokenizer import StopScanner, make_detokenizer
-from engine.messages import FinishReason, RequestDelta
-from engine.outputs import RequestOutput
-from engine.sampling_params import SamplingParams
+from orcinus.engine.messages import FinishReason, RequestDelta
+from orcinus.engine.outputs import RequestOutput
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.text.detokenizer import StopScanner, make_detokenizer
 
 if TYPE_CHECKING:
-    from engine.tokenizer import Tokenizer
+    from orcinus.engine.text.tokenizer import Tokenizer
 
 
 class OutputProcessor:

@@ -11,10 +11,10 @@ from typing import Self
 
 import msgspec
 
-from engine.errors import OrcinusError
-from engine.messages import AddRequest
-from engine.output_processor import OutputProcessor, merge_output
-from engine.outputs import RequestOutput, RequestTiming
+from orcinus.engine.errors import OrcinusError
+from orcinus.engine.frontend.output_processor import OutputProcessor, merge_output
+from orcinus.engine.messages import AddRequest
+from orcinus.engine.outputs import RequestOutput, RequestTiming
 
 
 class RequestStream:

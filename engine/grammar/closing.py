@@ -13,7 +13,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from engine.token_masks import empty_mask, tokens_in
+from orcinus.engine.grammar.masks import empty_mask, tokens_in
 
 # A way has at most so many tokens, so many of them chosen among others. These are the bounds, and not a time, so that
 # the same text is always led the same way.

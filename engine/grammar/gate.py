@@ -2,7 +2,7 @@
 
 A grammar comes from anybody, and may make the code that compiles it use more time or memory than there is, or end its
 process. Used by the server process on its event loop, which it never holds up; what the other process does is
-`engine.grammar_trial`.
+`engine.grammar.trial_process`.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from collections import OrderedDict
 
 import msgspec
 
-from engine.errors import EngineUnavailableError, InvalidRequestError
-from engine.parent import parent_arguments
-from engine.sampling_params import Grammar, GrammarKind
+from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
+from orcinus.engine.platform.child_process import parent_arguments
+from orcinus.engine.sampling_params import Grammar, GrammarKind
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class TrialProcess:
         if self._process is not None and self._process.returncode is None:
             return
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
-        command = [sys.executable, "-P", "-m", "engine.grammar_trial", *parent_arguments()]
+        command = [sys.executable, "-P", "-m", "orcinus.engine.grammar.trial_process", *parent_arguments()]
         environment = {**os.environ, "PYTHONPATH": modules}
         self._process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment)
         async with asyncio.timeout(_START_TIMEOUT_S):

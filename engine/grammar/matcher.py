@@ -1,7 +1,7 @@
 """Which tokens a grammar allows next: compiled once for each grammar, followed once for each request, as packed bits.
 
 The automata are llguidance's. Knows nothing of logits, batches on a device and requests' parameters; what a grammar
-may contain is a matter of `engine.grammar_source`.
+may contain is a matter of `engine.grammar.source`.
 """
 
 import threading
@@ -14,14 +14,14 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
-from engine.errors import InvalidRequestError
-from engine.grammar_closing import Closers, Closing
-from engine.grammar_source import llguidance_grammar
-from engine.sampling_params import Grammar, GrammarKind, Thinking
-from engine.token_masks import empty_mask, pack_tokens
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.grammar.closing import Closers, Closing
+from orcinus.engine.grammar.masks import empty_mask, pack_tokens
+from orcinus.engine.grammar.source import llguidance_grammar
+from orcinus.engine.sampling_params import Grammar, GrammarKind, Thinking
 
 if TYPE_CHECKING:
-    from engine.tokenizer import Tokenizer
+    from orcinus.engine.text.tokenizer import Tokenizer
 
 _MAX_COMPILED = 256
 _NUM_COMPILERS = 2
@@ -77,7 +77,7 @@ class Vocabulary:
 class GrammarMatcher:
     """Follows one request's tokens. `mask` has a bit for each token that may come next, once `fill_mask` has run.
 
-    With `max_tokens` it brings the text to an end within them, where that can be done (`engine.grammar_closing`). Used
+    With `max_tokens` it brings the text to an end within them, where that can be done (`engine.grammar.closing`). Used
     by one thread at a time. Where it cannot go on, `error` says why, and nothing it says holds any more.
     """
 

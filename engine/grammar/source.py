@@ -1,7 +1,7 @@
 """What a request asks its text to match, written in the language of llguidance, within limits on its size and depth.
 
 Everything that is refused before it is compiled is refused here, and named. Runs in the engine and in the process that
-tries grammars out (`engine.grammar_gate`). Knows nothing of tokenizers and models.
+tries grammars out (`engine.grammar.gate`). Knows nothing of tokenizers and models.
 """
 
 import json
@@ -13,8 +13,8 @@ import msgspec
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
-from engine.errors import InvalidRequestError
-from engine.sampling_params import GrammarKind
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.sampling_params import GrammarKind
 
 MAX_DEPTH = 100
 MAX_ENUM_VALUES = 10_000

@@ -1,6 +1,6 @@
 """What is wrong with a grammar: compile it and follow it a few tokens at random, in a process that may be lost by it.
 
-Started by `engine.grammar_gate`: one line of JSON in, one out. Knows nothing of requests.
+Started by `engine.grammar.gate`: one line of JSON in, one out. Knows nothing of requests.
 """
 
 import random
@@ -10,13 +10,13 @@ import time
 import msgspec
 import psutil
 
-from engine.errors import InvalidRequestError
-from engine.grammar import GrammarCompiler, GrammarMatcher
-from engine.grammar_gate import ServedVocabulary, Trial, Verdict
-from engine.lean_imports import hide_torch
-from engine.parent import die_with_parent, ignore_group_signals
-from engine.token_masks import tokens_in
-from engine.tokenizer import Tokenizer
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.grammar.gate import ServedVocabulary, Trial, Verdict
+from orcinus.engine.grammar.masks import tokens_in
+from orcinus.engine.grammar.matcher import GrammarCompiler, GrammarMatcher
+from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals
+from orcinus.engine.platform.lean_imports import hide_torch
+from orcinus.engine.text.tokenizer import Tokenizer
 
 _MEMORY_BYTES = 1 << 30
 _MAX_MASK_S = 0.25  # of processor time: well below what the engine waits for

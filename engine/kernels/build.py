@@ -18,6 +18,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
+CSRC = FOLDER / "csrc"
 SOURCES = ("argmax.cpp", "attention.cpp", "decoder.cpp", "linear.cpp", "pool.cpp", "product.cpp")
 INCLUDED = ("attention.inl", "common.h", "linear.h", "linear.inl", "product.inl", "rows.inl", "vectors.inl")
 LIBRARY_NAME = "_kernels.so"
@@ -43,7 +44,7 @@ def source_hash() -> str:
     """Of the sources and of how they are compiled."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for name in SOURCES + INCLUDED:
-        digest.update((FOLDER / name).read_bytes())
+        digest.update((CSRC / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -68,7 +69,7 @@ def _run_compiler(compiler: str, output: str) -> None:
         *compiler.split(),
         *FLAGS,
         f'-DORCINUS_SOURCE="{source_hash()}"',
-        *(str(FOLDER / name) for name in SOURCES),
+        *(str(CSRC / name) for name in SOURCES),
         "-o",
         output,
     ]

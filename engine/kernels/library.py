@@ -10,7 +10,7 @@ from ctypes import addressof, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-from engine.kernels.build import library_path
+from orcinus.engine.kernels.build import library_path
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import torch
 
-from config.engine_config import EngineConfig
-from engine.attention import ATTENTION_NAME, attention_function
-from engine.device import cpu_has_bfloat16
-from engine.errors import InvalidRequestError, ModelLoadError
-from engine.model_source import ModelSource, model_source
-from engine.sampling_params import SamplingParams
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.attention.attention import ATTENTION_NAME, attention_function
+from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.platform.model_source import ModelSource, model_source
+from orcinus.engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from engine.errors import ModelLoadError
+from orcinus.engine.errors import ModelLoadError
 
 if TYPE_CHECKING:
     import torch

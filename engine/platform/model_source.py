@@ -6,7 +6,7 @@ Knows nothing of torch or transformers, so that the text side, which reads only 
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import ModelLoadError
+from orcinus.engine.errors import ModelLoadError
 
 _GGUF_SUFFIX = ".gguf"
 

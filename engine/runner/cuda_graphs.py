@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.attention import AttentionMetadata, metadata_of
-from engine.step_layout import StepLayout
-from engine.transfer import pack, unpack
+from orcinus.engine.attention.attention import AttentionMetadata, metadata_of
+from orcinus.engine.attention.step_layout import StepLayout
+from orcinus.engine.platform.device_copy import pack, unpack
 
 logger = logging.getLogger(__name__)
 

@@ -17,22 +17,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.attention import AttentionMetadata, PagedAttention, attending, metadata_of
-from engine.decode_graphs import CudaRecorder, DecodeGraphs
-from engine.device import DeviceMonitor, is_broken_device, is_out_of_memory
-from engine.language_model import LanguageModel
-from engine.messages import NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
-from engine.pooling import PooledPrompt, unit_vectors
-from engine.request_rows import RequestRows
-from engine.sampler import BadWords, ChosenTokens, SampledRows, Sampler, SamplingRow, penalty_counts, token_logprobs
-from engine.sampling_params import SamplingParams
-from engine.step_layout import StepLayout, lay_out
-from engine.token_masks import MaskFiller, pack_tokens
-from engine.transfer import to_device
+from orcinus.engine.attention.attention import AttentionMetadata, PagedAttention, attending, metadata_of
+from orcinus.engine.attention.step_layout import StepLayout, lay_out
+from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
+from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
+from orcinus.engine.models.language_model import LanguageModel
+from orcinus.engine.platform.device import DeviceMonitor, is_broken_device, is_out_of_memory
+from orcinus.engine.platform.device_copy import to_device
+from orcinus.engine.runner.cuda_graphs import CudaRecorder, DecodeGraphs
+from orcinus.engine.runner.pooling import PooledPrompt, unit_vectors
+from orcinus.engine.runner.request_rows import RequestRows
+from orcinus.engine.sampling.sampler import (
+    BadWords,
+    ChosenTokens,
+    SampledRows,
+    Sampler,
+    SamplingRow,
+    penalty_counts,
+    token_logprobs,
+)
+from orcinus.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from engine.core import Fault
-    from engine.grammar import GrammarCompiler
+    from orcinus.engine.grammar.matcher import GrammarCompiler
 
 # Rows of logits computed at a time for prompt_logprobs, so that memory does not grow with prompt x vocabulary.
 _LOGPROB_ROWS = 256
@@ -133,7 +140,7 @@ class ModelRunner:
         """Begin to compile the request's grammar, if it has one that is not at hand."""
         return None if sampling.grammar is None else self._grammars.prepare(sampling.grammar)
 
-    def diagnose(self, error: Exception) -> "Fault":
+    def diagnose(self, error: Exception) -> Fault:
         """What `launch`, or what it returned, failed of. Memory that is kept for reuse is given back."""
         if is_out_of_memory(error):
             if self._device.type == "cuda":

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from engine.errors import ModelLoadError
-from engine.model_source import model_source
-from engine.sampling_params import Pooling
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.platform.model_source import model_source
+from orcinus.engine.sampling_params import Pooling
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from engine.kernels.library import load_library
+from orcinus.engine.kernels.library import load_library
 
 _LEAST_WIDTH = 16
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from engine.messages import TokenLogprobs
-from engine.row_maxima import row_maxima
-from engine.sampling_params import SamplingParams
-from engine.token_masks import Matcher
-from engine.transfer import to_device, to_host
+from orcinus.engine.grammar.masks import Matcher
+from orcinus.engine.messages import TokenLogprobs
+from orcinus.engine.platform.device_copy import to_device, to_host
+from orcinus.engine.sampling.row_maxima import row_maxima
+from orcinus.engine.sampling_params import SamplingParams
 
 # Rows of a vocabulary are looked at in blocks of as many tokens.
 _BLOCK = 128

@@ -6,9 +6,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from config.engine_config import BatchingStrategy
-from engine.fair_queue import FairQueue
-from engine.request import Request
+from orcinus.config.engine_config import BatchingStrategy
+from orcinus.engine.scheduler.fair_queue import FairQueue
+from orcinus.engine.scheduler.request import Request
 
 
 class BatchingRule(Protocol):

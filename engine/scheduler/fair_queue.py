@@ -8,8 +8,8 @@ nobody saves up for a flood. Knows nothing of keys, slots and blocks; with a sin
 from collections import defaultdict
 from collections.abc import Sequence
 
-from engine.request import Request
-from engine.waiting_queue import WaitingQueue
+from orcinus.engine.scheduler.request import Request
+from orcinus.engine.scheduler.waiting_queue import WaitingQueue
 
 # The service that a token is: a prompt's are computed many at a time, each generated one takes a step.
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2

@@ -1,9 +1,9 @@
 """How much a step may take on beside those who decode: how many prompt tokens, and whether one more request.
 
-The rules over what `engine.step_time` has learnt. They deal in numbers only: no requests, blocks or clocks.
+The rules over what `engine.scheduler.step_time` has learnt. They deal in numbers only: no requests, blocks or clocks.
 """
 
-from engine.step_time import StepTimeModel
+from orcinus.engine.scheduler.step_time import StepTimeModel
 
 # A stream flows once it has so many tokens. Until then it counts as one of those who wait for their first.
 FLOWING_TOKENS = 16

@@ -6,8 +6,8 @@ What takes time (a grammar to compile) runs in the executor's threads. Knows not
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from engine.messages import AddRequest, RequestDelta
-from engine.sampling_params import SamplingParams
+from orcinus.engine.messages import AddRequest, RequestDelta
+from orcinus.engine.sampling_params import SamplingParams
 
 _POLL_S = 0.005
 

@@ -6,8 +6,8 @@ Pure state, owned by the scheduler. Knows nothing of blocks' ids, tensors or tex
 import hashlib
 from array import array
 
-from engine.messages import AddRequest, TokenLogprobs
-from engine.sampling_params import SamplingParams
+from orcinus.engine.messages import AddRequest, TokenLogprobs
+from orcinus.engine.sampling_params import SamplingParams
 
 
 class Request:

@@ -11,11 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from config.engine_config import BatchingStrategy
-from engine.batching import batching_rule
-from engine.block_manager import BlockManager
-from engine.fair_queue import FairQueue
-from engine.messages import (
+from orcinus.config.engine_config import BatchingStrategy
+from orcinus.engine.messages import (
     AddRequest,
     FinishReason,
     NewRequest,
@@ -25,9 +22,12 @@ from engine.messages import (
     StepResult,
     TokenLogprobs,
 )
-from engine.pacing import FLOWING_TOKENS, Pacing
-from engine.recovery import MemoryRelief, Trials
-from engine.request import Request
+from orcinus.engine.scheduler.batching import batching_rule
+from orcinus.engine.scheduler.block_manager import BlockManager
+from orcinus.engine.scheduler.fair_queue import FairQueue
+from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, Pacing
+from orcinus.engine.scheduler.request import Request
+from orcinus.engine.scheduler.step_recovery import MemoryRelief, Trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

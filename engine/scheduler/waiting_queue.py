@@ -3,7 +3,7 @@
 import heapq
 from typing import Any
 
-from engine.request import Request
+from orcinus.engine.scheduler.request import Request
 
 _Entry = tuple[Any, int, Request]  # sort key, number of the push, who
 

@@ -13,22 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from config.engine_config import EngineConfig
-from engine.attention import PagedAttention, token_by_token
-from engine.cpu_layout import lay_out_for_cpu, weight_bytes
-from engine.determinism import RowByRow, check_deterministic, check_device, check_positions
-from engine.device import (
-    available_memory,
-    device_memory,
-    device_monitor,
-    device_name,
-    memory_limit,
-    resolve_device,
-    use_available_cores,
-)
-from engine.host_memory import populate
-from engine.kernels.library import load_library
-from engine.kv_cache import (
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.attention.attention import PagedAttention, token_by_token
+from orcinus.engine.attention.cache import (
     BatchLimits,
     CacheSize,
     allocate_cache,
@@ -39,15 +26,29 @@ from engine.kv_cache import (
     resolve_cache_size,
     resolve_limits,
 )
-from engine.messages import EngineInfo
-from engine.model_loader import eos_token_ids, load_causal_lm, sampling_defaults
-from engine.model_probe import ServedModel, check_paged, peak_cuda_memory, probe_model
-from engine.model_runner import ModelRunner
-from engine.pooling import resolve_pooling
-from engine.sampler import Sampler
+from orcinus.engine.cpu.row_by_row import RowByRow
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.messages import EngineInfo
+from orcinus.engine.models.loader import eos_token_ids, load_causal_lm, sampling_defaults
+from orcinus.engine.platform.device import (
+    available_memory,
+    device_memory,
+    device_monitor,
+    device_name,
+    memory_limit,
+    resolve_device,
+    use_available_cores,
+)
+from orcinus.engine.platform.memory import populate
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.runner.pooling import resolve_pooling
+from orcinus.engine.sampling.sampler import Sampler
+from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
+from orcinus.engine.startup.determinism import check_deterministic, check_device, check_positions
+from orcinus.engine.startup.probe import ServedModel, check_paged, peak_cuda_memory, probe_model
 
 if TYPE_CHECKING:
-    from engine.grammar import GrammarCompiler
+    from orcinus.engine.grammar.matcher import GrammarCompiler
 
 
 def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
@@ -105,8 +106,8 @@ def _probe(causal_lm: Any, device: torch.device, *, is_deterministic: bool) -> S
 
 
 def _grammar_compiler(config: EngineConfig, served: ServedModel, eos: list[int]) -> "GrammarCompiler":
-    from engine.grammar import GrammarCompiler
-    from engine.tokenizer import Tokenizer
+    from orcinus.engine.grammar.matcher import GrammarCompiler
+    from orcinus.engine.text.tokenizer import Tokenizer
 
     def load() -> Tokenizer:
         return Tokenizer.load(config.model, trust_remote_code=config.trust_remote_code)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.attention import NativeBackend
-from engine.decoder_layers import replace_layers
-from engine.kernels.library import load_library
-from engine.model_probe import ServedModel
-from engine.packed_linear import native_kind, pack_linears, pack_tied_head, packed_bytes, packer_for
+from orcinus.engine.attention.attention import NativeBackend
+from orcinus.engine.cpu.decoder_layers import replace_layers
+from orcinus.engine.cpu.packed_linear import native_kind, pack_linears, pack_tied_head, packed_bytes, packer_for
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.startup.probe import ServedModel
 
 logger = logging.getLogger(__name__)
 

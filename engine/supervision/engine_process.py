@@ -1,8 +1,8 @@
 """The engine's own process: load the model, then take messages in, step, and send messages out, until told to end.
 
-Started by `engine.transport` with one end of a socket; ends when the other end is closed, which also covers a
-server that was killed. One thread works, without an event loop; another one gives signs of life. Knows nothing of text,
-streams and HTTP.
+Started by `engine.supervision.transport` with one end of a socket; ends when the other end is closed, which also
+covers a server that was killed. One thread works, without an event loop; another one gives signs of life. Knows nothing
+of text, streams and HTTP.
 """
 
 import contextlib
@@ -18,11 +18,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn, Self
 
-from config.engine_config import EngineConfig
-from engine.core import EngineCore, Executor
-from engine.device import limit_spinning
-from engine.errors import ModelLoadError
-from engine.messages import (
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.core import EngineCore, Executor
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.messages import (
     AbortRequests,
     AddRequest,
     Alive,
@@ -33,8 +32,9 @@ from engine.messages import (
     StepStarted,
     ToEngine,
 )
-from engine.parent import die_with_parent, ignore_group_signals
-from engine.wire import FrameReader, config_decoder, encode_frame, to_engine_decoder
+from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals
+from orcinus.engine.platform.device import limit_spinning
+from orcinus.engine.supervision.wire import FrameReader, config_decoder, encode_frame, to_engine_decoder
 
 logger = logging.getLogger(__name__)
 
@@ -228,10 +228,10 @@ def main() -> None:
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
     limit_spinning()
-    from engine.lean_imports import import_transformers
+    from orcinus.engine.platform.lean_imports import import_transformers
 
     import_transformers()
-    from engine.executor_builder import build_executor
+    from orcinus.engine.startup.build import build_executor
 
     built = build_executor(config)
     gc.freeze()

@@ -6,7 +6,7 @@ machine that slept, could not have heard anything meanwhile. The engine counts i
 
 from dataclasses import dataclass
 
-from engine.messages import Alive, FromEngine
+from orcinus.engine.messages import Alive, FromEngine
 
 TICK_S = 1.0
 _MAX_DELAY_S = 30.0

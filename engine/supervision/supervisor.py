@@ -13,11 +13,11 @@ from typing import Protocol
 
 import msgspec
 
-from config.engine_config import EngineConfig
-from engine.errors import EngineKilledError, EngineUnavailableError, ModelLoadError
-from engine.messages import Alive, EngineFailed, EngineInfo, FromEngine, StepOutputs, StepStarted, ToEngine
-from engine.transport import Transport
-from engine.vigil import TICK_S, Backoff, SupervisionLimits, Vigil
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.errors import EngineKilledError, EngineUnavailableError, ModelLoadError
+from orcinus.engine.messages import Alive, EngineFailed, EngineInfo, FromEngine, StepOutputs, StepStarted, ToEngine
+from orcinus.engine.supervision.liveness import TICK_S, Backoff, SupervisionLimits, Vigil
+from orcinus.engine.supervision.transport import Transport
 
 logger = logging.getLogger(__name__)
 

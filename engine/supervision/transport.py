@@ -1,7 +1,7 @@
 """How the server process reaches an engine core: in a process of its own, or in a thread of this one.
 
-Both speak the frames of `engine.wire` over a socket pair and differ only in what is at its other end. Knows nothing of
-what the messages mean.
+Both speak the frames of `engine.supervision.wire` over a socket pair and differ only in what is at its other end. Knows
+nothing of what the messages mean.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from config.engine_config import EngineConfig
-from engine.errors import EngineKilledError, EngineUnavailableError
-from engine.messages import FromEngine, ToEngine
-from engine.parent import group_signals_held, parent_arguments
-from engine.wire import FrameReader, encode_frame, from_engine_decoder
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.errors import EngineKilledError, EngineUnavailableError
+from orcinus.engine.messages import FromEngine, ToEngine
+from orcinus.engine.platform.child_process import group_signals_held, parent_arguments
+from orcinus.engine.supervision.wire import FrameReader, encode_frame, from_engine_decoder
 
 if TYPE_CHECKING:
-    from engine.engine_process import BuildExecutor
+    from orcinus.engine.supervision.engine_process import BuildExecutor
 
 _READ_BYTES = 1 << 18
 _EXIT_GRACE_S = 2.0
@@ -149,7 +149,7 @@ class _SocketTransport:
 class ProcessTransport(_SocketTransport):
     """The engine in a process of its own, which ends when this end of the socket is closed."""
 
-    module = "engine.engine_process"
+    module = "orcinus.engine.supervision.engine_process"
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class InProcessTransport(_SocketTransport):
         self._thread.start()
 
     def _run(self, engine_end: socket.socket) -> None:
-        from engine.engine_process import run_engine
+        from orcinus.engine.supervision.engine_process import run_engine
 
         with engine_end:
             run_engine(engine_end, self._build)

@@ -5,8 +5,8 @@ Nothing in a frame can run code. Knows neither who sends nor why.
 
 import msgspec
 
-from config.engine_config import EngineConfig
-from engine.messages import FromEngine, ToEngine
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.messages import FromEngine, ToEngine
 
 _LENGTH_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()

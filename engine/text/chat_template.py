@@ -15,8 +15,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engine.errors import InvalidRequestError
-from engine.template_limits import (
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.text.template_process import Job, render_apart
+from orcinus.engine.text.template_sandbox import (
     BoundedEnvironment,
     NotHereError,
     RenderLimitError,
@@ -26,7 +27,6 @@ from engine.template_limits import (
     metered_json,
     metered_strftime,
 )
-from engine.template_process import Job, render_apart
 
 Message = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ class ChatTemplate:
         With `continue_final_message` the prompt ends inside the last message, for the model to go on with it.
         Raises `InvalidRequestError` with the template's own words if it refuses the messages, and `RenderLimitError` if
         it takes too long over them or makes too much of them. Where it may do either, it is rendered in a process of
-        its own, unless there is but a moment for it (`engine.template_limits.time_limit`).
+        its own, unless there is but a moment for it (`engine.text.template_sandbox.time_limit`).
         """
         options = {
             "tools": tools,

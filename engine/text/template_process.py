@@ -1,8 +1,8 @@
 """Renders a chat template in a process of its own, with bounds on its time and memory that nothing it does gets around.
 
-For what is not known to be cheap (`engine.template_limits`): to start a process for each rendering takes a tenth of a
-second or two, which templates that do nothing unusual never pay. It has all it needs in one message and answers in one.
-Knows nothing of what is rendered.
+For what is not known to be cheap (`engine.text.template_sandbox`): to start a process for each rendering takes a tenth
+of a second or two, which templates that do nothing unusual never pay. It has all it needs in one message and answers in
+one. Knows nothing of what is rendered.
 """
 
 import os
@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import InvalidRequestError
-from engine.parent import group_signals_held, ignore_group_signals
-from engine.template_limits import MAX_RENDER_S, RenderLimitError
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.platform.child_process import group_signals_held, ignore_group_signals
+from orcinus.engine.text.template_sandbox import MAX_RENDER_S, RenderLimitError
 
 MAX_CHARS = 2**25
 _MEMORY_BYTES = 2**29
@@ -57,7 +57,7 @@ def render_apart(job: Job) -> str:
 def _ask(message: bytes) -> bytes:
     """Nothing, if the process ends over it."""
     modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
-    command = [sys.executable, "-P", "-m", "engine.template_process"]
+    command = [sys.executable, "-P", "-m", "orcinus.engine.text.template_process"]
     environment = {**os.environ, "PYTHONPATH": modules}
     with group_signals_held():
         process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, env=environment)  # noqa: S603
@@ -73,7 +73,7 @@ def _ask(message: bytes) -> bytes:
 def main() -> None:
     """Ends by itself, whatever becomes of its parent."""
     ignore_group_signals()
-    from engine.chat_template import render_freely
+    from orcinus.engine.text.chat_template import render_freely
 
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     _limit_resources(job.limit_s)

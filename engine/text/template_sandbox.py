@@ -2,8 +2,8 @@
 
 A template is a program that comes with a model, and what it runs over comes from clients. Here it may do what is known
 to take time and memory in proportion to what it is given, within an allowance. Anything else raises `NotHereError`:
-`engine.template_process` is where it can do no harm. A thread cannot be stopped from outside, so the template's own
-code asks at every turn of a loop and at every call whether it may go on. Knows jinja, and nothing of messages.
+`engine.text.template_process` is where it can do no harm. A thread cannot be stopped from outside, so the template's
+own code asks at every turn of a loop and at every call whether it may go on. Knows jinja, and nothing of messages.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from engine.errors import InvalidRequestError
+from orcinus.engine.errors import InvalidRequestError
 
 MAX_RENDER_S = 5.0
 _MAX_UNITS = 2**26  # characters made, and

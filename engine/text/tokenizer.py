@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from engine.chat_template import ChatTemplate, Message
-from engine.errors import InvalidRequestError, ModelLoadError
-from engine.model_source import ModelSource, model_source
+from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.platform.model_source import ModelSource, model_source
+from orcinus.engine.text.chat_template import ChatTemplate, Message
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Tokenizer:
             raise InvalidRequestError("the text has characters that cannot be written as UTF-8") from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of a whole sequence; ids outside the vocabulary have none. Piecewise: `engine.detokenizer`."""
+        """The text of a whole sequence; ids outside the vocabulary have none. Piecewise: `engine.text.detokenizer`."""
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:

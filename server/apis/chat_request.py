@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import InvalidRequestError
-from engine.outputs import GenerationRequest
-from engine.sampling_params import Grammar
-from server.caller import ANONYMOUS, Caller
-from server.context import OutputStream, ServingContext
-from server.message_reader import MessageReader
-from server.prompts import encode_chat
-from server.protocol import ChatBody
-from server.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
-from server.structured import grammar_param, read_grammar
-from server.tools.request import ToolUse, read_tool_use
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.outputs import GenerationRequest
+from orcinus.engine.sampling_params import Grammar
+from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.reading.message_reader import MessageReader
+from orcinus.server.reading.tools.request import ToolUse, read_tool_use
+from orcinus.server.requests.bodies import ChatBody
+from orcinus.server.requests.caller import ANONYMOUS, Caller
+from orcinus.server.requests.prompts import encode_chat
+from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
+from orcinus.server.requests.structured import grammar_param, read_grammar
 
 _TAIL_TOKENS = 64  # of the prompt: enough to see whether the template has opened the model's thinking
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import RequestFailedError
-from engine.messages import TokenLogprobs
-from engine.outputs import GenerationRequest, RequestOutput
-from server.context import OutputStream, ServingContext
-from server.errors import error_body
-from server.logprobs import prompt_logprobs
-from server.protocol import GenerationBody, StreamOptions
-from server.timing import Timings
+from orcinus.engine.errors import RequestFailedError
+from orcinus.engine.messages import TokenLogprobs
+from orcinus.engine.outputs import GenerationRequest, RequestOutput
+from orcinus.server.apis.logprobs import prompt_logprobs
+from orcinus.server.apis.timings import Timings
+from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.errors import error_body
+from orcinus.server.requests.bodies import GenerationBody, StreamOptions
 
 _encode = msgspec.json.encode
 _DONE = b"data: [DONE]\n\n"

@@ -8,8 +8,8 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from engine.messages import TokenLogprobs
-from server.context import ServingTokenizer
+from orcinus.engine.messages import TokenLogprobs
+from orcinus.server.context import ServingTokenizer
 
 LOWEST_LOGPROB = -9999.0
 

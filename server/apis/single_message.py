@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from engine.outputs import RequestOutput
-from server.chat_request import ChatRequest
-from server.context import OutputStream, ServingContext
-from server.generation import StreamableGeneration
-from server.message import Message, read_pieces
-from server.pieces import Piece
+from orcinus.engine.outputs import RequestOutput
+from orcinus.server.apis.chat_request import ChatRequest
+from orcinus.server.apis.generation import StreamableGeneration
+from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.reading.message import Message, read_pieces
+from orcinus.server.reading.pieces import Piece
 
 _encode = msgspec.json.encode
 

@@ -5,7 +5,7 @@ The header is `Server-Timing` (https://www.w3.org/TR/server-timing/), durations 
 
 from typing import Any
 
-from engine.outputs import RequestTiming
+from orcinus.engine.outputs import RequestTiming
 
 
 class Timings:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib import import_module
 
-from config.settings import SettingsError
+from orcinus.config.settings import SettingsError
 
 _BENCHES = {
     "strategies": "the four batching strategies of the engine on one load of uneven lengths",
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
         return _print_help()
     if argv[0] not in _BENCHES:
         raise SettingsError(f"unknown measurement: {argv[0]}; there is {', '.join(_BENCHES)}")
-    exit_code: int = import_module(f"server.commands.bench_{argv[0]}").main(argv[1:])
+    exit_code: int = import_module(f"orcinus.server.commands.bench_{argv[0]}").main(argv[1:])
     return exit_code
 
 

@@ -9,11 +9,11 @@ import random
 import sys
 from collections.abc import Sequence
 
-from config.arguments import Parser
-from config.settings import SettingsError
-from server.commands.load.arrivals import arrival_times
-from server.commands.load.figures import first_error, parse_objectives, summarize
-from server.commands.load.options import (
+from orcinus.config.arguments import Parser
+from orcinus.config.settings import SettingsError
+from orcinus.server.load.arrivals import arrival_times
+from orcinus.server.load.figures import first_error, parse_objectives, summarize
+from orcinus.server.load.options import (
     add_prompt_options,
     add_report_options,
     add_target_options,
@@ -22,10 +22,10 @@ from server.commands.load.options import (
     rate,
     whole_number,
 )
-from server.commands.load.raw_numbers import write_numbers
-from server.commands.load.run import LoadRun
-from server.commands.load.session import client_of, open_session, run_on_fast_loop
-from server.commands.load.summary_table import format_summary
+from orcinus.server.load.raw_numbers import write_numbers
+from orcinus.server.load.run import LoadRun
+from orcinus.server.load.session import client_of, open_session, run_on_fast_loop
+from orcinus.server.load.summary_table import format_summary
 
 _DESCRIPTION = """\
 Put load on a running server with an OpenAI API, whichever it is, and measure what its clients see: time to first
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json is not None:
         write_numbers(args.json, description, args, [(run, summary)])
     if args.plot is not None:
-        from server.commands.load.plots import plot_run
+        from orcinus.server.load.plots import plot_run
 
         plot_run(run, summary, description, args.plot)
         print(f"\nThe plot is in {args.plot}")

@@ -21,21 +21,21 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from config.arguments import Parser, add_settings, settings_from
-from config.engine_config import BatchingStrategy
-from config.settings import Settings, SettingsError
-from config.version import VERSION
-from engine.core import EngineCore, Executor, Fault
-from engine.device import limit_spinning
-from engine.errors import OrcinusError
-from engine.messages import AddRequest, EngineInfo, StepPlan, StepResult
-from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler
-from server.commands.bench_report import NO_MATPLOTLIB, markdown_table, percentile
-from server.logs import configure_logging
+from orcinus.config.arguments import Parser, add_settings, settings_from
+from orcinus.config.engine_config import BatchingStrategy
+from orcinus.config.settings import Settings, SettingsError
+from orcinus.config.version import VERSION
+from orcinus.engine.core import EngineCore, Executor
+from orcinus.engine.errors import OrcinusError
+from orcinus.engine.messages import AddRequest, EngineInfo, Fault, StepPlan, StepResult
+from orcinus.engine.platform.device import limit_spinning
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.scheduler.scheduler import Scheduler
+from orcinus.server.load.report import NO_MATPLOTLIB, markdown_table, percentile
+from orcinus.server.process.logs import configure_logging
 
 if TYPE_CHECKING:
-    from engine.device import DeviceMonitor
+    from orcinus.engine.platform.device import DeviceMonitor
 
 STRATEGIES: tuple[BatchingStrategy, ...] = get_args(BatchingStrategy)
 _BASELINE: BatchingStrategy = "static"
@@ -238,7 +238,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(_report(heading, shape, info, runs, rounds), indent=2) + "\n", "utf-8")
     if plot_file is not None:
-        from server.commands.bench_plot import plot_strategies
+        from orcinus.server.commands.strategies_plot import plot_strategies
 
         plot_strategies(runs, timelines, heading, plot_file)
         print(f"\nThe plot is in {plot_file}")
@@ -330,10 +330,10 @@ def _rotated(strategies: Sequence[BatchingStrategy], by: int) -> list[BatchingSt
 
 def _load_model(settings: Settings) -> tuple[EngineInfo, Executor]:
     limit_spinning()
-    from engine.lean_imports import import_transformers
+    from orcinus.engine.platform.lean_imports import import_transformers
 
     import_transformers()
-    from engine.executor_builder import build_executor
+    from orcinus.engine.startup.build import build_executor
 
     config = settings.model_copy(update={"max_num_seqs": settings.max_num_seqs or _DEFAULT_SLOTS})
     return build_executor(config.engine_config())

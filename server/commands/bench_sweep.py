@@ -8,20 +8,20 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from config.arguments import Parser
-from server.commands.bench_report import markdown_table
-from server.commands.load.figures import Spread, Summary, summarize
-from server.commands.load.options import (
+from orcinus.config.arguments import Parser
+from orcinus.server.load.figures import Spread, Summary, summarize
+from orcinus.server.load.options import (
     add_prompt_options,
     add_report_options,
     add_target_options,
     check_options,
     whole_number,
 )
-from server.commands.load.raw_numbers import write_numbers
-from server.commands.load.run import LoadRun
-from server.commands.load.session import client_of, open_session, run_on_fast_loop
-from server.commands.load.summary_table import notes_on
+from orcinus.server.load.raw_numbers import write_numbers
+from orcinus.server.load.report import markdown_table
+from orcinus.server.load.run import LoadRun
+from orcinus.server.load.session import client_of, open_session, run_on_fast_loop
+from orcinus.server.load.summary_table import notes_on
 
 _DEFAULT_SIZES = "1,2,4,8,16,32,64,128"
 _REQUESTS_PER_STREAM = 4
@@ -68,9 +68,9 @@ def main(argv: Sequence[str]) -> int:
     if args.json is not None:
         write_numbers(args.json, description, args, [(point.run, point.summary) for point in points])
     if args.plot is not None:
-        from server.commands.load.plots import plot_sweep
+        from orcinus.server.load.plots import plot_sweep
 
-        files = plot_sweep(points, description, args.plot)
+        files = plot_sweep([(point.size, point.summary) for point in points], description, args.plot)
         print(f"\nThe plots are in {' and '.join(map(str, files))}")
     return 0
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import httpx
 
-from config.arguments import Parser
-from config.settings import env_name
-from config.values import parse_strings
-from engine.errors import OrcinusError
+from orcinus.config.arguments import Parser
+from orcinus.config.settings import env_name
+from orcinus.config.values import parse_strings
+from orcinus.engine.errors import OrcinusError
 
 _DESCRIPTION = "Talk to a running server. With a question, or one on standard input, answer it and exit."
 _EPILOG = """\

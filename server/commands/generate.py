@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import msgspec
 
-from config.admission_limits import AdmissionLimits
-from config.arguments import Parser, add_settings, settings_from
-from config.engine_config import EngineConfig
-from config.settings import Settings, SettingsError
-from engine.core import Executor
-from engine.device import limit_spinning
-from engine.errors import EngineUnavailableError, InvalidRequestError, OrcinusError
-from engine.messages import EngineInfo
-from server.logs import configure_logging
+from orcinus.config.admission_limits import AdmissionLimits
+from orcinus.config.arguments import Parser, add_settings, settings_from
+from orcinus.config.engine_config import EngineConfig
+from orcinus.config.settings import Settings, SettingsError
+from orcinus.engine.core import Executor
+from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError, OrcinusError
+from orcinus.engine.messages import EngineInfo
+from orcinus.engine.platform.device import limit_spinning
+from orcinus.server.process.logs import configure_logging
 
 if TYPE_CHECKING:
-    from server.context import ServingContext, ServingEngine
-    from server.generation import Generation
+    from orcinus.server.apis.generation import Generation
+    from orcinus.server.context import ServingContext, ServingEngine
 
     Start = Callable[[ServingContext, Mapping[str, Any]], Awaitable[Generation]]
 
@@ -208,9 +208,9 @@ async def write_answers(
 @contextlib.asynccontextmanager
 async def _engine_answers(settings: Settings) -> AsyncIterator[tuple[dict[str, Answer], int]]:
     """An engine in this process, as what answers each url, and how many lines it pays to begin at once."""
-    from engine.async_engine import AsyncEngine
-    from engine.transport import InProcessTransport
-    from engine.vigil import SupervisionLimits
+    from orcinus.engine.frontend.async_engine import AsyncEngine
+    from orcinus.engine.supervision.liveness import SupervisionLimits
+    from orcinus.engine.supervision.transport import InProcessTransport
 
     engine = AsyncEngine(
         settings.engine_config(),
@@ -233,17 +233,17 @@ async def _engine_answers(settings: Settings) -> AsyncIterator[tuple[dict[str, A
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     """Called in the engine's thread, so that importing torch there leaves this thread free to read the tokenizer."""
     limit_spinning()
-    from engine.executor_builder import build_executor
+    from orcinus.engine.startup.build import build_executor
 
     return build_executor(config)
 
 
 def _answers(engine: "ServingEngine", settings: Settings) -> dict[str, Answer]:
-    from server.chat import start_chat_completion
-    from server.completions import start_completion
-    from server.context import ServingContext
-    from server.embeddings import start_embeddings
-    from server.responses import start_response
+    from orcinus.server.apis.chat.answer import start_chat_completion
+    from orcinus.server.apis.completions.answer import start_completion
+    from orcinus.server.apis.embeddings.answer import start_embeddings
+    from orcinus.server.apis.responses.answer import start_response
+    from orcinus.server.context import ServingContext
 
     context = ServingContext(engine, settings)
     starts: dict[str, Start] = {
@@ -261,7 +261,7 @@ async def _answer(start: "Start", context: "ServingContext", body: dict[str, Any
 
 async def _respond(answer: Answer, body: dict[str, Any]) -> dict[str, Any]:
     """The response to one body, or to what went wrong with it, as HTTP would have given it."""
-    from server.errors import error_body, kind_of
+    from orcinus.server.errors import error_body, kind_of
 
     request_id = f"req_{uuid.uuid4().hex}"
     try:

@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from config.arguments import Parser, add_settings, settings_from
-from config.settings import Settings
-from engine.messages import EngineInfo
-from server import STARTED_AT
-from server.heap import give_freed_memory_back
-from server.logs import configure_logging
+from orcinus.config.arguments import Parser, add_settings, settings_from
+from orcinus.config.settings import Settings
+from orcinus.engine.messages import EngineInfo
+from orcinus.server import STARTED_AT
+from orcinus.server.process.heap import give_freed_memory_back
+from orcinus.server.process.logs import configure_logging
 
 _DESCRIPTION = """\
 Serve a model over the OpenAI HTTP API. Without MODEL, the demo model that comes with Orcinus.
@@ -46,9 +46,9 @@ def serve(settings: Settings) -> int:
     give_freed_memory_back()
     gc.disable()  # imports make hundreds of thousands of objects that stay: collecting among them is wasted time
     configure_logging(settings)
-    from engine.async_engine import AsyncEngine
-    from engine.lean_imports import hide_torch
-    from engine.vigil import SupervisionLimits
+    from orcinus.engine.frontend.async_engine import AsyncEngine
+    from orcinus.engine.platform.lean_imports import hide_torch
+    from orcinus.engine.supervision.liveness import SupervisionLimits
 
     config = settings.engine_config()
     engine = AsyncEngine(
@@ -61,8 +61,8 @@ def serve(settings: Settings) -> int:
     )
     engine.start()
     hide_torch(config.model, trust_remote_code=config.trust_remote_code)
-    from server.app import create_app
-    from server.lifecycle import run_server
+    from orcinus.server.app import create_app
+    from orcinus.server.process.server import run_server
 
     def announce(info: EngineInfo, port: int) -> None:
         _print_summary(info, settings, port, engine.tokenizer.has_chat_template)
@@ -84,7 +84,7 @@ def end_at_once_on_signals() -> None:
 
 
 def _print_summary(info: EngineInfo, settings: Settings, port: int, has_chat_template: bool) -> None:
-    from server.summary import start_up_summary
+    from orcinus.server.process.summary import start_up_summary
 
     ready_s = time.monotonic() - STARTED_AT
     summary = start_up_summary(info, settings, port=port, ready_s=ready_s, has_chat_template=has_chat_template)

@@ -1,8 +1,8 @@
 """What goes out over ASGI: JSON, errors, and the two ways to answer a generation, whole or as a stream of events.
 
 Both generation answers listen for the client's leaving while they work, and abort the request at once when it does.
-One that stays and reads nothing is made to leave by `server.http_protocol`. Knows ASGI and bytes; what is in the bytes
-comes from `server.generation`.
+One that stays and reads nothing is made to leave by `server.http.connection`. Knows ASGI and bytes; what is in the
+bytes comes from `server.apis.generation`.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.errors import ErrorResponse, is_expected, to_response
-from server.generation import Generation, StreamableGeneration
+from orcinus.server.apis.generation import Generation, StreamableGeneration
+from orcinus.server.errors import ErrorResponse, is_expected, to_response
 
 logger = logging.getLogger(__name__)
 

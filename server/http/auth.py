@@ -10,13 +10,12 @@ import logging
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from config.settings import Settings
-from server.answers import send_error
-from server.errors import AuthenticationError
+from orcinus.config.settings import Settings
+from orcinus.server.errors import AuthenticationError
+from orcinus.server.http.answers import send_error
+from orcinus.server.operations import PUBLIC_PATHS
 
 logger = logging.getLogger(__name__)
-
-PUBLIC_PATHS = frozenset({"/live", "/ready", "/health", "/metrics"})
 
 _NAME_BYTES = 8  # of a key's digest: enough to tell clients apart
 

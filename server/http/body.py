@@ -7,9 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Scope
 
-from engine.errors import QueueFullError
-from server.errors import BodyTimeoutError, BodyTooLargeError, UnsupportedMediaTypeError
-from server.json_body import parse_json_object_async
+from orcinus.engine.errors import QueueFullError
+from orcinus.server.errors import BodyTimeoutError, BodyTooLargeError, UnsupportedMediaTypeError
+from orcinus.server.http.json_body import parse_json_object_async
 
 READ_TIMEOUT_S = 60.0
 MAX_FULL_BODIES = 32  # of the largest size at once; of smaller ones so many more

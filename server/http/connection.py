@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from server.errors import to_response
-from server.http_parser import RequestParser
+from orcinus.server.errors import to_response
+from orcinus.server.http.parser import RequestParser
 
 logger = logging.getLogger(__name__)
 

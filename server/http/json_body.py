@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import InvalidRequestError
+from orcinus.engine.errors import InvalidRequestError
 
 MAX_DEPTH = 64
 MAX_PARTS = 200_000  # strings, lists and objects

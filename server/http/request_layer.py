@@ -12,13 +12,13 @@ import time
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.answers import send_error
-from server.auth import PUBLIC_PATHS
-from server.body import BodyReader
-from server.errors import speaks_anthropic
-from server.metrics import Metrics
+from orcinus.server.errors import speaks_anthropic
+from orcinus.server.http.answers import send_error
+from orcinus.server.http.body import BodyReader
+from orcinus.server.metrics import Metrics
+from orcinus.server.operations import PUBLIC_PATHS
 
-logger = logging.getLogger("server.access")
+logger = logging.getLogger("orcinus.server.access")
 
 CLIENT_LEFT = 499  # in the log and the metrics; never sent
 TOO_MANY = 429

@@ -6,13 +6,11 @@ business.
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.errors import QueueFullError, QuotaError
-from server.answers import send_error
-from server.caller import client_of
-from server.context import ServingContext
-
-# Whose requests take a place in the engine.
-ENGINE_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"})
+from orcinus.engine.errors import QueueFullError, QuotaError
+from orcinus.server.context import ServingContext
+from orcinus.server.http.answers import send_error
+from orcinus.server.operations import ENGINE_PATHS
+from orcinus.server.requests.caller import client_of
 
 
 class RoomMiddleware:

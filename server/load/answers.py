@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import OrcinusError
+from orcinus.engine.errors import OrcinusError
 
 
 class LoadError(OrcinusError):

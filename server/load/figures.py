@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from server.commands.bench_report import percentile
-from server.commands.load.answers import LoadError, RequestRecord
-from server.commands.load.run import LoadRun
+from orcinus.server.load.answers import LoadError, RequestRecord
+from orcinus.server.load.report import percentile
+from orcinus.server.load.run import LoadRun
 
 OBJECTIVES = ("ttft", "tpot", "e2el")
 _WINDOW_S = 1.0

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from config.settings import SettingsError
-from server.commands.load.answers import RequestFailedError
+from orcinus.config.settings import SettingsError
+from orcinus.server.load.answers import RequestFailedError
 
 EVENT_STREAM = "text/event-stream"
 Sink = Callable[[float, bytes], None]

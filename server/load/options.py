@@ -5,11 +5,11 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
-from config.arguments import Parser
-from config.settings import SettingsError
-from engine.errors import OrcinusError
-from server.commands.bench_report import NO_MATPLOTLIB
-from server.commands.load.lengths import parse_lengths
+from orcinus.config.arguments import Parser
+from orcinus.config.settings import SettingsError
+from orcinus.engine.errors import OrcinusError
+from orcinus.server.load.lengths import parse_lengths
+from orcinus.server.load.report import NO_MATPLOTLIB
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
 

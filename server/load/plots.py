@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from server.commands.bench_plot import MAIN_COLOR, drawing
-from server.commands.load.figures import Spread, Summary, tokens_over_time
-from server.commands.load.run import LoadRun
-
-if TYPE_CHECKING:
-    from server.commands.bench_sweep import SweepPoint
+from orcinus.server.load.drawing import MAIN_COLOR, drawing
+from orcinus.server.load.figures import Spread, Summary, tokens_over_time
+from orcinus.server.load.run import LoadRun
 
 _SECOND_COLOR = "#d9822b"
 _NUM_WINDOWS = 60
@@ -32,18 +29,19 @@ def plot_run(run: LoadRun, summary: Summary, heading: str, file: Path) -> None:
         _label(throughput, "output tokens/s over time", "seconds")
 
 
-def plot_sweep(points: Sequence["SweepPoint"], heading: str, file: Path) -> tuple[Path, Path]:
-    """Write two plots, whose names are made from that of `file`."""
+def plot_sweep(points: Sequence[tuple[int, Summary]], heading: str, file: Path) -> tuple[Path, Path]:
+    """Write two plots of batch sizes with what each came to; their names are made from that of `file`."""
     throughput_file = file.with_stem(f"{file.stem}-throughput")
     latency_file = file.with_stem(f"{file.stem}-latency")
-    sizes = [point.size for point in points]
+    sizes = [size for size, _ in points]
+    summaries = [summary for _, summary in points]
     with drawing(throughput_file, (7, 4.5), heading) as figure:
         axis = figure.subplots()
-        _lines(axis, sizes, {"": [point.summary.output_tokens_per_s for point in points]}, "output tokens/s")
+        _lines(axis, sizes, {"": [summary.output_tokens_per_s for summary in summaries]}, "output tokens/s")
     with drawing(latency_file, (11, 4.5), heading) as figure:
         ttft, itl = figure.subplots(1, 2)
-        _lines(ttft, sizes, _medians_and_tails([p.summary.ttft_ms for p in points]), "time to first token (ms)")
-        _lines(itl, sizes, _medians_and_tails([p.summary.itl_ms for p in points]), "inter-token latency (ms)")
+        _lines(ttft, sizes, _medians_and_tails([summary.ttft_ms for summary in summaries]), "time to first token (ms)")
+        _lines(itl, sizes, _medians_and_tails([summary.itl_ms for summary in summaries]), "inter-token latency (ms)")
     return throughput_file, latency_file
 
 

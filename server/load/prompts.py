@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from config.settings import SettingsError
-from server.commands.load.answers import NOT_JSON
-from server.commands.load.lengths import Lengths
+from orcinus.config.settings import SettingsError
+from orcinus.server.load.answers import NOT_JSON
+from orcinus.server.load.lengths import Lengths
 
 Prompt = str | list[int] | list[dict[str, Any]]
 

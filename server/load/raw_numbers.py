@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from server.commands.load.answers import RequestRecord
-from server.commands.load.figures import Summary
-from server.commands.load.run import LoadRun
+from orcinus.server.load.answers import RequestRecord
+from orcinus.server.load.figures import Summary
+from orcinus.server.load.run import LoadRun
 
 
 def write_numbers(

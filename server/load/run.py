@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from server.commands.load.answers import RequestFailedError, RequestRecord
-from server.commands.load.prompts import LoadItem
-from server.commands.load.target import Target
+from orcinus.server.load.answers import RequestFailedError, RequestRecord
+from orcinus.server.load.prompts import LoadItem
+from orcinus.server.load.target import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from config.version import VERSION
-from server.commands.load.http_client import HttpClient
-from server.commands.load.prompts import WORDS, LoadItem, PromptShape, Writer, random_items, read_dataset
-from server.commands.load.run import LoadRun, run_load
-from server.commands.load.target import Target, check_answers, choose_writer, first_model
+from orcinus.config.version import VERSION
+from orcinus.server.load.http_client import HttpClient
+from orcinus.server.load.prompts import WORDS, LoadItem, PromptShape, Writer, random_items, read_dataset
+from orcinus.server.load.run import LoadRun, run_load
+from orcinus.server.load.target import Target, check_answers, choose_writer, first_model
 
 _DEFAULT_REQUESTS = 100
 _T = TypeVar("_T")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from server.commands.load.figures import Spread, Summary
+from orcinus.server.load.figures import Spread, Summary
 
 _LABEL_WIDTH = 44
 _VALUE_WIDTH = 12

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from config.settings import SettingsError
-from server.commands.load.answers import (
+from orcinus.config.settings import SettingsError
+from orcinus.server.load.answers import (
     NOT_JSON,
     AnswerStream,
     LoadError,
@@ -19,8 +19,8 @@ from server.commands.load.answers import (
     RequestRecord,
     error_message,
 )
-from server.commands.load.http_client import EVENT_STREAM, HttpClient, Response
-from server.commands.load.prompts import WORDS, LoadItem, Prompt, Writer
+from orcinus.server.load.http_client import EVENT_STREAM, HttpClient, Response
+from orcinus.server.load.prompts import WORDS, LoadItem, Prompt, Writer
 
 Endpoint = Literal["completions", "chat"]
 PromptForm = Literal["auto", "tokens", "text"]

@@ -2,7 +2,7 @@
 
 import logging
 
-from config.settings import Settings
+from orcinus.config.settings import Settings
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

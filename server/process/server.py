@@ -17,13 +17,13 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from config.settings import Settings
-from engine.errors import OrcinusError
-from engine.messages import EngineInfo
-from server.context import ServingEngine
-from server.http_protocol import bounded_protocol
-from server.intake import Intake
-from server.orphans import reap_orphans
+from orcinus.config.settings import Settings
+from orcinus.engine.errors import OrcinusError
+from orcinus.engine.messages import EngineInfo
+from orcinus.server.context import ServingEngine
+from orcinus.server.http.connection import bounded_protocol
+from orcinus.server.intake import Intake
+from orcinus.server.process.orphans import reap_orphans
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ It formats and prints nothing else; no key is ever part of it.
 import json
 import shlex
 
-from config.settings import Settings
-from config.values import format_bytes
-from config.version import VERSION
-from engine.messages import EngineInfo
+from orcinus.config.settings import Settings
+from orcinus.config.values import format_bytes
+from orcinus.config.version import VERSION
+from orcinus.engine.messages import EngineInfo
 
 _QUESTION = "What is the capital of France?"
 _ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 - compared with, never listened on

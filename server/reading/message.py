@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from engine.outputs import RequestOutput
-from server.message_reader import MessageReader
-from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from orcinus.engine.outputs import RequestOutput
+from orcinus.server.reading.message_reader import MessageReader
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 
 
 @dataclass(slots=True)

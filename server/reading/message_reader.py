@@ -15,15 +15,15 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
-from engine.errors import InvalidRequestError
-from engine.sampling_params import Grammar, Thinking
-from server.incoming_text import IncomingText, Markers, Reading, TextReader
-from server.pieces import Content, Piece, Reasoning, ToolCallStart
-from server.reasoning import CLOSING, OPENING, Start, split_reasoning, start_of_output, thinks
-from server.tools.call_writer import CallWriter
-from server.tools.formats import FORMAT_NAMES, ToolFormat, find_format, named_format
-from server.tools.lark import inline_json, quote
-from server.tools.request import ToolUse
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.sampling_params import Grammar, Thinking
+from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading, TextReader
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallStart
+from orcinus.server.reading.reasoning import CLOSING, OPENING, Start, split_reasoning, start_of_output, thinks
+from orcinus.server.reading.tools.call_writer import CallWriter
+from orcinus.server.reading.tools.formats import FORMAT_NAMES, ToolFormat, find_format, named_format
+from orcinus.server.reading.tools.lark import inline_json, quote
+from orcinus.server.reading.tools.request import ToolUse
 
 TOOL_CALL_PARSERS = ("auto", "none", *FORMAT_NAMES)
 REASONING_PARSERS = ("auto", "none", "think")

@@ -1,6 +1,6 @@
 """What a chat message is made of as it is generated: content, reasoning, and calls of tools, in pieces.
 
-`server.message_reader` makes them of the model's text; each API that has messages writes them in its own shape.
+`server.reading.message_reader` makes them of the model's text; each API that has messages writes them in its own shape.
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from server.incoming_text import IncomingText, Markers, Reading, TextReader
+from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading, TextReader
 
 OPENING = "<think>"
 CLOSING = "</think>"

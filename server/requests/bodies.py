@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from annotated_types import MaxLen
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from engine.errors import InvalidRequestError
-from engine.sampling_params import (
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.sampling_params import (
     MAX_ALLOWED_TOKEN_IDS,
     MAX_BAD_WORDS,
     MAX_GRAMMAR_CHARS,
@@ -24,8 +24,8 @@ from engine.sampling_params import (
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
 )
-from server.parameters import Endpoint, select_parameters
-from server.shown import shown
+from orcinus.server.errors import shown
+from orcinus.server.requests.parameters import Endpoint, select_parameters
 
 MAX_PROMPTS = 256
 MAX_CHOICES = 1024  # prompts x n

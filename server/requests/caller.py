@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from engine.errors import InvalidRequestError
-from server.protocol import MAX_TIMEOUT_S
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.requests.bodies import MAX_TIMEOUT_S
 
 # A header that is sent for this purpose alone. SDKs also tell how long they wait for bytes (x-stainless-read-timeout,
 # ten minutes if nobody chose it): that is not how long an answer may take, least of all a streamed one.
@@ -38,7 +38,7 @@ def read_caller(scope: Scope) -> Caller:
 
 
 def client_of(scope: Scope) -> str:
-    """As `server.auth` left it; without keys all clients are one."""
+    """As `server.http.auth` left it; without keys all clients are one."""
     name: str = scope["state"].get("client", "")
     return name
 

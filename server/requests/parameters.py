@@ -1,6 +1,6 @@
 """What becomes of every request parameter: supported, ignored, or refused. Declared here and nowhere else.
 
-The supported ones are the fields of the models in `server.protocol`; the two tables below hold the rest of what
+The supported ones are the fields of the models in `server.requests.bodies`; the two tables below hold the rest of what
 clients of this and other servers send. A name in none of them is refused by name, so that a misspelt parameter
 is never mistaken for one in force. `parameter_table` feeds the README.
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from engine.errors import InvalidRequestError
+from orcinus.engine.errors import InvalidRequestError
 
 Endpoint = Literal["completions", "chat", "responses", "messages", "embeddings"]
 BOTH: tuple[Endpoint, ...] = ("completions", "chat")

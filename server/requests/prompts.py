@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import InvalidRequestError
-from server.context import ServingEngine, ServingTokenizer
-from server.protocol import MAX_PROMPTS
-from server.shown import shown
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.context import ServingEngine, ServingTokenizer
+from orcinus.server.errors import shown
+from orcinus.server.requests.bodies import MAX_PROMPTS
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 

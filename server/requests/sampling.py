@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.errors import InvalidRequestError
-from engine.outputs import GenerationRequest
-from engine.sampling_params import Grammar, SamplingParams
-from server.caller import Caller
-from server.context import ServingContext, ServingEngine
-from server.prompts import EncodedPrompt
-from server.protocol import MAX_BAD_WORD_CHARS, MAX_CHOICES, GenerationBody, PromptBody
-from server.shown import shown
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.outputs import GenerationRequest
+from orcinus.engine.sampling_params import Grammar, SamplingParams
+from orcinus.server.context import ServingContext, ServingEngine
+from orcinus.server.errors import shown
+from orcinus.server.requests.bodies import MAX_BAD_WORD_CHARS, MAX_CHOICES, GenerationBody, PromptBody
+from orcinus.server.requests.caller import Caller
+from orcinus.server.requests.prompts import EncodedPrompt
 
 _WITH_MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 

@@ -1,6 +1,6 @@
 """From `response_format` and `structured_outputs` to the grammar that the output has to match.
 
-Checks their shape; what a schema or a grammar may contain is checked where it is compiled (`engine.grammar`).
+Checks their shape; what a schema or a grammar may contain is checked where it is compiled (`engine.grammar.matcher`).
 """
 
 import json
@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import InvalidRequestError
-from engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
-from server.protocol import MAX_CHOICE_STRINGS, GenerationBody
-from server.shown import shown
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
+from orcinus.server.errors import shown
+from orcinus.server.requests.bodies import MAX_CHOICE_STRINGS, GenerationBody
 
 _FORMATS = ("text", "json_object", "json_schema")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import openai
 
-from config.version import VERSION
+from orcinus.config.version import VERSION
 from tests.conformance.api import Api
 from tests.conformance.registry import Outcome, Row
 from tests.server_process import ROOT

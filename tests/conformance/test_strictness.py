@@ -9,7 +9,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from pydantic import ValidationError
 
-from server.parameters import Endpoint, parameter_table
+from orcinus.server.requests.parameters import Endpoint, parameter_table
 from tests.conformance.contract import all_rows
 from tests.conformance.rows.parameters import EFFECTS, PLACES, fail, key_of
 from tests.conformance.schema import check_type

@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from engine.attention import AttentionSpec, LayerShape, TorchBackend, VarlenBackend, batch_metadata, choose_backend
-from engine.executor_builder import build_executor
+from orcinus.engine.attention.attention import (
+    AttentionSpec,
+    LayerShape,
+    TorchBackend,
+    VarlenBackend,
+    batch_metadata,
+    choose_backend,
+)
+from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import FAMILIES, build_model, engine_config
 from tests.integration.truth import (
     BLOCK_SIZE,

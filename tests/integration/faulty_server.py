@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from config.engine_config import EngineConfig
-from engine import engine_process
-from engine.core import Executor
-from engine.messages import EngineInfo, StepPlan, StepResult
-from engine.model_runner import ModelRunner
-from engine.sampler import ChosenTokens, SamplingRow
-from engine.transport import ProcessTransport
-from server import cli
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.core import Executor
+from orcinus.engine.messages import EngineInfo, StepPlan, StepResult
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling.sampler import ChosenTokens, SamplingRow
+from orcinus.engine.supervision import engine_process
+from orcinus.engine.supervision.transport import ProcessTransport
+from orcinus.server import cli
 
 FATAL_SEED = 666  # its first step ends the engine
 HANGING_SEED = 667  # a step in which it takes part never ends

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(not can_unshare(), reason="unshare cannot make a
 @contextmanager
 def first_process(log: Path, *, is_ready: bool = True) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
     """`unshare`, and the server that is process 1 of the namespace it made: ready, or with an engine that loads."""
-    command = [*unshare_command(), sys.executable, "-m", "server.cli", "serve", "--port", "0"]
+    command = [*unshare_command(), sys.executable, "-m", "orcinus.server.cli", "serve", "--port", "0"]
     with log.open("w") as errors:
         unshare = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert unshare.stdout is not None

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from server.http_protocol import (
+from orcinus.server.http.connection import (
     HEAD_TIMEOUT_S,
     LINGER_S,
     MAX_HEAD_BYTES,
@@ -28,7 +28,7 @@ from server.http_protocol import (
 )
 from tests.pause_probe import PauseProbe
 from tests.server_process import ServerProcess, StartServer, until
-from tests.unit.server.test_bodies import BROKEN
+from tests.unit.server.http.test_bodies import BROKEN
 
 JSON = {"content-type": "application/json"}
 HEAD = b"GET /live HTTP/1.1\r\nhost: x\r\n"

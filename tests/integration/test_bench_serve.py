@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import main
+from orcinus.server.cli import main
 from tests.server_process import ServerProcess
 
 LOAD = ("--prompt-tokens", "uniform:8..32", "--output-tokens", "uniform:4..12", "--ignore-eos")

@@ -8,19 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from config.engine_config import EngineConfig
-from config.settings import demo_model_path
-from engine import attention, cpu_layout
-from engine.core import Executor
-from engine.decoder_layers import NativeDecoder
-from engine.device import cpu_has_bfloat16
-from engine.executor_builder import build_executor
-from engine.kernels.library import load_library
-from engine.llm import LLM
-from engine.messages import EngineInfo
-from engine.native_linear import NativeLinear
-from engine.packed_linear import PackedEmbedding, PackedLinear, native_kind
-from engine.sampling_params import SamplingParams
+from orcinus.config.engine_config import EngineConfig
+from orcinus.config.settings import demo_model_path
+from orcinus.engine.attention import attention
+from orcinus.engine.core import Executor
+from orcinus.engine.cpu.decoder_layers import NativeDecoder
+from orcinus.engine.cpu.native_linear import NativeLinear
+from orcinus.engine.cpu.packed_linear import PackedEmbedding, PackedLinear, native_kind
+from orcinus.engine.frontend.llm import LLM
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.messages import EngineInfo
+from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup import cpu_layout
+from orcinus.engine.startup.build import build_executor
 
 TEXTS = [
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital is Paris.",

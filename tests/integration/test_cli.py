@@ -22,7 +22,7 @@ TIMEOUT_S = 120
 
 
 def _command(*argv: str) -> list[str]:
-    return [sys.executable, "-m", "server.cli", *argv]
+    return [sys.executable, "-m", "orcinus.server.cli", *argv]
 
 
 def _environment() -> dict[str, str]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.attention import NativeBackend
-from engine.decode_graphs import DecodeGraphs
-from engine.executor_builder import build_executor
-from engine.kernels.library import load_library
-from engine.messages import NewRequest, ScheduledRequest, StepPlan
-from engine.sampling_params import SamplingParams
+from orcinus.engine.attention.attention import NativeBackend
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
+from orcinus.engine.runner.cuda_graphs import DecodeGraphs
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import build_model, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, core_with_few_blocks, greedy_cases, serve
 

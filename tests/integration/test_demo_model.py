@@ -1,8 +1,8 @@
 """The demo model, as a client of the server meets it."""
 
-from config.settings import demo_model_path
 from demo.evaluate import accuracies, evaluate_served
 from demo.tokenizer import load_tokenizer
+from orcinus.config.settings import demo_model_path
 from tests.server_process import ServerProcess
 
 

@@ -16,17 +16,19 @@ import msgspec
 import pytest
 import torch
 
-from config.settings import demo_model_path
-from engine import attention, cpu_layout, executor_builder
-from engine.core import EngineCore
-from engine.decoder_layers import NativeDecoder
-from engine.errors import ModelLoadError
-from engine.executor_builder import build_executor
-from engine.kernels.library import load_library
-from engine.messages import EngineInfo, RequestDelta
-from engine.model_runner import ModelRunner
-from engine.native_linear import can_multiply
-from engine.sampling_params import Pooling, SamplingParams
+from orcinus.config.settings import demo_model_path
+from orcinus.engine.attention import attention
+from orcinus.engine.core import EngineCore
+from orcinus.engine.cpu.decoder_layers import NativeDecoder
+from orcinus.engine.cpu.native_linear import can_multiply
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.messages import EngineInfo, RequestDelta
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling_params import Pooling, SamplingParams
+from orcinus.engine.startup import build as executor_builder
+from orcinus.engine.startup import cpu_layout
+from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import FAMILIES, build_model, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, prompts, random_tokens, sampled_cases, serve
 

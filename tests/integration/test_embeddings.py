@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from openai import OpenAI
 from openai.types import CreateEmbeddingResponse
 
-from config.settings import demo_model_path
-from engine.core import EngineCore
-from engine.executor_builder import build_executor
-from engine.messages import AddRequest, EngineInfo, RequestDelta
-from engine.model_runner import ModelRunner
-from engine.pooling import POOLING_FILE
-from engine.sampling_params import Pooling, SamplingParams
+from orcinus.config.settings import demo_model_path
+from orcinus.engine.core import EngineCore
+from orcinus.engine.messages import AddRequest, EngineInfo, RequestDelta
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.runner.pooling import POOLING_FILE
+from orcinus.engine.sampling_params import Pooling, SamplingParams
+from orcinus.engine.startup.build import build_executor
 from tests.integration.test_truth import poisoned_model
 from tests.integration.tiny_models import VOCAB_SIZE, build_model, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, core_with_few_blocks, prompts, random_tokens

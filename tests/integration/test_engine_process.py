@@ -13,15 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from config.admission_limits import AdmissionLimits
-from config.engine_config import EngineConfig
-from config.settings import load_settings
-from engine.async_engine import AsyncEngine
-from engine.errors import EngineKilledError, EngineUnavailableError, ModelLoadError
-from engine.outputs import GenerationRequest, RequestOutput
-from engine.sampling_params import SamplingParams
-from engine.transport import ProcessTransport
-from engine.vigil import SupervisionLimits
+from orcinus.config.admission_limits import AdmissionLimits
+from orcinus.config.engine_config import EngineConfig
+from orcinus.config.settings import load_settings
+from orcinus.engine.errors import EngineKilledError, EngineUnavailableError, ModelLoadError
+from orcinus.engine.frontend.async_engine import AsyncEngine
+from orcinus.engine.outputs import GenerationRequest, RequestOutput
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.supervision.liveness import SupervisionLimits
+from orcinus.engine.supervision.transport import ProcessTransport
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -130,8 +130,8 @@ async def test_missing_model_is_reported_as_such(tmp_path: Path) -> None:
 
 SERVER = """
 import asyncio, sys
-from config.settings import load_settings
-from engine.transport import ProcessTransport
+from orcinus.config.settings import load_settings
+from orcinus.engine.supervision.transport import ProcessTransport
 
 async def main():
     transport = ProcessTransport()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from config.settings import demo_model_path
+from orcinus.config.settings import demo_model_path
 
 
 def test_a_hub_id_is_loaded_from_the_hubs_cache(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_hub_id_is_loaded_from_the_hubs_cache(tmp_path: Path) -> None:
         [
             sys.executable,
             "-m",
-            "server.cli",
+            "orcinus.server.cli",
             "generate",
             str(tmp_path / "prompts.jsonl"),
             "-o",

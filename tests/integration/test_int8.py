@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from engine import cpu_layout
-from engine.decoder_layers import NativeDecoder
-from engine.device import cpu_has_bfloat16
-from engine.executor_builder import build_executor
-from engine.int8_linear import Int8Linear
-from engine.kernels.library import load_library
-from engine.llm import LLM
-from engine.messages import EngineInfo
-from engine.model_runner import ModelRunner
-from engine.native_linear import NativeLinear, can_multiply
-from engine.sampling_params import SamplingParams
+from orcinus.engine.cpu.decoder_layers import NativeDecoder
+from orcinus.engine.cpu.int8_linear import Int8Linear
+from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
+from orcinus.engine.frontend.llm import LLM
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.messages import EngineInfo
+from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup import cpu_layout
+from orcinus.engine.startup.build import build_executor
 from tests.integration.test_bfloat16 import TEXTS, served_logprobs
 from tests.integration.test_embeddings import embed
 from tests.integration.tiny_models import build_model, engine_config

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from config.settings import SettingsError
-from engine import LLM, SamplingParams
-from engine.errors import ContextLengthError, InvalidRequestError
-from engine.messages import StepPlan
+from orcinus import LLM, SamplingParams
+from orcinus.config.settings import SettingsError
+from orcinus.engine.errors import ContextLengthError, InvalidRequestError
+from orcinus.engine.messages import StepPlan
 from tests.unit.engine.fakes import FakeExecutor, alphabet, builds, echoes, says, write_byte_tokenizer
 
 DEMO_MODEL = Path(__file__).parents[2] / "engine" / "demo_model"

@@ -13,15 +13,15 @@ import gguf
 import pytest
 import torch
 
-from engine import model_loader
-from engine.attention import choose_backend
-from engine.device import CpuMonitor, cpu_has_bfloat16
-from engine.errors import ModelLoadError
-from engine.executor_builder import build_executor
-from engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan
-from engine.model_loader import load_causal_lm, model_context
-from engine.model_runner import ModelRunner
-from engine.sampling_params import SamplingParams
+from orcinus.engine.attention.attention import choose_backend
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan
+from orcinus.engine.models import loader as model_loader
+from orcinus.engine.models.loader import load_causal_lm, model_context
+from orcinus.engine.platform.device import CpuMonitor, cpu_has_bfloat16
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import (
     CONTEXT,
     EOS_TOKEN_ID,
@@ -425,9 +425,9 @@ def test_executor_says_how_busy_its_device_is(llama: Path) -> None:
 
 LEAN = """
 import json, sys
-from engine.lean_imports import import_transformers
+from orcinus.engine.platform.lean_imports import import_transformers
 import_transformers()
-from engine.executor_builder import build_executor
+from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import engine_config
 from pathlib import Path
 _, runner = build_executor(engine_config(Path(sys.argv[1])))

@@ -280,7 +280,7 @@ def test_a_server_that_is_killed_while_it_serves_leaves_no_process_and_no_port(s
     assert httpx.post(f"{server.url}/v1/completions", json=REGEX, timeout=60).status_code == 200
     with streaming(server, ENDLESS):
         children = server.children()
-        assert process_running("engine.grammar_trial", children) is not None
+        assert process_running("orcinus.engine.grammar.trial_process", children) is not None
         server.process.kill()
         again = start_server("--port", port)
         assert_all_end(children)

@@ -13,18 +13,18 @@ import jsonschema
 import msgspec
 import pytest
 
-from config.admission_limits import AdmissionLimits
-from config.settings import load_settings
-from engine import LLM, SamplingParams
-from engine.async_engine import AsyncEngine
-from engine.errors import InvalidRequestError, RequestFailedError
-from engine.llm import Completion
-from engine.messages import AddRequest, RequestDelta, StepOutputs
-from engine.outputs import GenerationRequest, RequestOutput
-from engine.sampling_params import Grammar, Thinking
-from server.pieces import ToolCallArguments, ToolCallStart
-from tests.unit.server.tools import templates
-from tests.unit.server.tools.calling import detect, function, read_all, tool_use
+from orcinus import LLM, SamplingParams
+from orcinus.config.admission_limits import AdmissionLimits
+from orcinus.config.settings import load_settings
+from orcinus.engine.errors import InvalidRequestError, RequestFailedError
+from orcinus.engine.frontend.async_engine import AsyncEngine
+from orcinus.engine.frontend.llm import Completion
+from orcinus.engine.messages import AddRequest, RequestDelta, StepOutputs
+from orcinus.engine.outputs import GenerationRequest, RequestOutput
+from orcinus.engine.sampling_params import Grammar, Thinking
+from orcinus.server.reading.pieces import ToolCallArguments, ToolCallStart
+from tests.unit.server.reading.tools import templates
+from tests.unit.server.reading.tools.calling import detect, function, read_all, tool_use
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.executor_builder import build_executor
-from engine.messages import AddRequest, EngineInfo
-from engine.model_runner import ModelRunner
-from engine.sampling_params import SamplingParams
+from orcinus.engine.messages import AddRequest, EngineInfo
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import FAMILIES, VOCAB_SIZE, build_model, engine_config
 from tests.integration.truth import (
     BLOCK_SIZE,

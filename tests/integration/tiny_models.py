@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from config.engine_config import EngineConfig
+from orcinus.config.engine_config import EngineConfig
 
 VOCAB_SIZE = 320
 EOS_TOKEN_ID = 2

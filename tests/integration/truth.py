@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from engine.core import EngineCore
-from engine.messages import AddRequest, EngineInfo, RequestDelta, StepPlan
-from engine.model_runner import ModelRunner
-from engine.sampling_params import SamplingParams
+from orcinus.engine.core import EngineCore
+from orcinus.engine.messages import AddRequest, EngineInfo, RequestDelta, StepPlan
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling_params import SamplingParams
 from tests.integration.tiny_models import VOCAB_SIZE
 
 NUM_REQUESTS = 40

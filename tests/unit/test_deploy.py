@@ -26,7 +26,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from config.settings import Settings
+from orcinus.config.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -116,7 +116,7 @@ def deployment() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def served_paths() -> set[str]:
-    from server.app import create_app
+    from orcinus.server.app import create_app
 
     app = create_app(MagicMock(), Settings())
     return set(app.openapi()["paths"]) | {getattr(route, "path", "") for route in app.routes}
@@ -339,7 +339,8 @@ def test_image_copies_all_that_the_wheel_is_made_of_and_the_build_context_has_it
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert copied == packages | {"pyproject.toml", "setup.py", "README.md", "LICENSE"}
+    linked = {path.name for path in (ROOT / "orcinus").iterdir() if path.is_symlink()}
+    assert copied == packages | linked | {"pyproject.toml", "setup.py", "README.md", "LICENSE"}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == allowed
 

@@ -1,7 +1,7 @@
-"""The import rules: config <- engine <- server, and what must never pull in torch.
+"""The import rules: config <- engine <- server, which package may import which, and what must never pull in torch.
 
-Each rule is checked twice: by reading the sources, which names the line that breaks it, and by importing in a
-process of its own, which also sees what third-party packages drag in.
+`MAY_IMPORT` is the one place that holds them. Each rule is checked by reading the sources, which names the file that
+breaks it; torch's also by importing in a process of its own, which sees what third-party packages drag in.
 """
 
 import ast
@@ -15,32 +15,86 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("config", "engine", "server")
-MAY_IMPORT = {"config": {"config"}, "engine": {"config", "engine"}, "server": {"config", "engine", "server"}}
 
-# Driven by a simulator in milliseconds; they decide, and never touch a tensor.
-PURE = (
-    "engine.admission_control",
-    "engine.batching",
-    "engine.block_manager",
-    "engine.client_quotas",
+# What every package of the engine may use: the words that all of them share.
+VOCABULARY = {"engine.errors", "engine.sampling_params", "engine.messages", "engine.outputs"}
+
+# Which packages a package may import, imports in functions and for types included; itself and `config` always. A file
+# that stands in `engine/` or `server/` itself counts as a package. No two may import each other, directly or not.
+MAY_IMPORT: dict[str, set[str]] = {
+    "engine": set(),
+    "engine.errors": set(),
+    "engine.sampling_params": {"engine.errors"},
+    "engine.messages": {"engine.sampling_params", "engine.errors"},
+    "engine.outputs": {"engine.messages", "engine.sampling_params", "engine.errors"},
+    "engine.platform": VOCABULARY,
+    "engine.kernels": VOCABULARY,
+    "engine.scheduler": VOCABULARY,
+    "engine.core": VOCABULARY | {"engine.scheduler", "engine.platform"},
+    "engine.admission": VOCABULARY,
+    "engine.text": VOCABULARY | {"engine.platform"},
+    "engine.grammar": VOCABULARY | {"engine.text", "engine.platform"},
+    "engine.attention": VOCABULARY | {"engine.kernels", "engine.platform"},
+    "engine.models": VOCABULARY | {"engine.attention", "engine.platform"},
+    "engine.cpu": VOCABULARY | {"engine.attention", "engine.kernels", "engine.platform"},
+    "engine.sampling": VOCABULARY | {"engine.grammar", "engine.kernels", "engine.platform"},
+    "engine.runner": VOCABULARY
+    | {"engine.sampling", "engine.models", "engine.attention", "engine.grammar", "engine.platform"},
+    "engine.startup": VOCABULARY
+    | {"engine.runner", "engine.cpu", "engine.sampling", "engine.models", "engine.attention", "engine.grammar"}
+    | {"engine.text", "engine.kernels", "engine.platform"},
+    "engine.supervision": VOCABULARY | {"engine.core", "engine.platform", "engine.startup"},
+    "engine.frontend": VOCABULARY
+    | {"engine.supervision", "engine.admission", "engine.core", "engine.grammar", "engine.text", "engine.platform"}
+    | {"engine.startup"},
+    "server": set(),
+    "server.errors": set(),
+    "server.intake": {"server.errors"},
+    "server.reading": {"server.errors"},
+    "server.context": {"server.reading", "server.intake", "server.errors"},
+    "server.metrics": set(),
+    "server.requests": {"server.context", "server.errors"},
+    "server.apis": {"server.requests", "server.context", "server.reading", "server.errors"},
+    "server.operations": set(),
+    "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
+    | {"server.metrics"},
+    "server.openapi": {"server.operations", "server.requests", "server.errors"},
+    "server.reference": {"server.requests", "server.metrics"},
+    "server.process": {"server.http", "server.context", "server.intake"},
+    "server.app": {
+        "server.http",
+        "server.openapi",
+        "server.apis",
+        "server.requests",
+        "server.context",
+        "server.metrics",
+    },
+    "server.load": set(),
+    "server.commands": {
+        "server.app",
+        "server.process",
+        "server.apis",
+        "server.context",
+        "server.errors",
+        "server.load",
+    },
+    "server.cli": set(),  # it loads the command that is asked for, by name
+}
+
+# They decide, and never touch a tensor: tested in milliseconds, driven by a simulator, and in the server's process.
+TORCH_FREE = (
+    *sorted(VOCABULARY),
     "engine.core",
-    "engine.errors",
-    "engine.fair_queue",
-    "engine.messages",
-    "engine.observer",
-    "engine.outputs",
-    "engine.pacing",
-    "engine.preparation",
-    "engine.probation",
-    "engine.recovery",
-    "engine.request",
-    "engine.sampling_params",
+    "engine.frontend",
+    "engine.admission",
+    "engine.supervision",
     "engine.scheduler",
-    "engine.step_time",
-    "engine.vigil",
-    "engine.waiting_queue",
+    "engine.grammar",
+    "engine.text",
 )
+# What the server may use of the engine, and what its commands may use besides (`generate` and `bench` run a core).
+SERVER_MAY_USE = VOCABULARY | {"engine.frontend"}
+COMMANDS_MAY_USE = {"engine.core", "engine.scheduler", "engine.startup", "engine.supervision", "engine.platform"}
 HEAVY = frozenset({"torch", "transformers"})
 # Web and OpenAI belong to the server package alone.
 WEB = frozenset({"fastapi", "starlette", "uvicorn", "openai", "prometheus_client"})
@@ -56,9 +110,19 @@ def path_of(module: str) -> Path | None:
 
 
 def modules_of(package: str) -> list[str]:
-    paths = sorted((ROOT / package).rglob("*.py"))
+    """Every module of a package, or of a file that stands alone: `orcinus.engine.text.tokenizer`, …"""
+    base = ROOT.joinpath("orcinus", *package.split("."))
+    if not base.is_dir():
+        return [f"orcinus.{package}"]
+    paths = [base / "__init__.py"] if package in ("engine", "server") else sorted(base.rglob("*.py"))
     parts = [path.relative_to(ROOT).with_suffix("").parts for path in paths]
     return [".".join(p[:-1] if p[-1] == "__init__" else p) for p in parts]
+
+
+def package_of(module: str) -> str:
+    """The entry of `MAY_IMPORT` that a module of ours belongs to."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2])
 
 
 def imports_in(nodes: Iterator[ast.AST]) -> set[str]:
@@ -67,7 +131,9 @@ def imports_in(nodes: Iterator[ast.AST]) -> set[str]:
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
@@ -80,53 +146,30 @@ def tree_of(module: str) -> ast.Module:
 
 
 def all_imports(module: str) -> set[str]:
-    """Imports anywhere in the module, inside functions too."""
+    """Imports anywhere in the module, inside functions and for types too."""
     return imports_in(ast.walk(tree_of(module)))
 
 
-def imports_at_import(module: str) -> set[str]:
-    """Imports that run when the module is imported: not those in functions, nor under `if TYPE_CHECKING`."""
-    return imports_in(executed(tree_of(module)))
-
-
-def executed(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            continue
-        yield child
-        yield from executed(child)
-
-
-def parents(module: str) -> set[str]:
-    parts = module.split(".")
-    return {".".join(parts[:i]) for i in range(1, len(parts))}
+def imported_modules(module: str) -> set[str]:
+    """Those of our modules that `module` imports, wherever it does."""
+    found = {name for name in all_imports(module) if name.startswith("orcinus.") and path_of(name) is not None}
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
 
 
 def top(name: str) -> str:
     return name.partition(".")[0]
 
 
-def reachable(module: str) -> dict[str, str]:
-    """Every top-level package that importing `module` reaches through our own code, and who imports it."""
-    assert path_of(module) is not None, f"there is no module {module}"
-    reached: dict[str, str] = {}
-    seen, queue = set(), [module]
-    while queue:
-        current = queue.pop()
-        if current in seen or path_of(current) is None:
-            continue
-        seen.add(current)
-        for name in imports_at_import(current) | parents(current):
-            if top(name) in OURS:
-                queue.append(name)
-            else:
-                reached.setdefault(top(name), current)
-    return reached
+def packages_in(folder: str) -> set[str]:
+    """The entries that `MAY_IMPORT` needs for what lies in a folder."""
+    found = {folder}
+    for path in (ROOT / folder).iterdir():
+        if (path / "__init__.py").is_file() or (path.suffix == ".py" and path.name != "__init__.py"):
+            found.add(f"{folder}.{path.stem}")
+    return found
 
 
-def imported_packages(*modules: str) -> set[str]:
+def loaded_by(*modules: str) -> set[str]:
     """Top-level packages in `sys.modules` after really importing `modules` in a new interpreter."""
     script = f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
@@ -136,72 +179,97 @@ def imported_packages(*modules: str) -> set[str]:
     return {top(name) for name in json.loads(done.stdout)}
 
 
-@pytest.mark.parametrize("package", OURS)
-def test_package_imports_only_what_lies_below_it(package: str) -> None:
-    modules = modules_of(package)
-    assert modules
-    for module in modules:
-        ours = {top(name) for name in all_imports(module)} & {*OURS, "demo", "bench", "tests"}
-        assert ours <= MAY_IMPORT[package], f"{module} imports {sorted(ours - MAY_IMPORT[package])}"
+def test_table_has_every_package_and_no_other() -> None:
+    assert set(MAY_IMPORT) == packages_in("engine") | packages_in("server")
 
 
-@pytest.mark.parametrize("package", ["config", "engine"])
-def test_package_knows_nothing_of_the_web(package: str) -> None:
+def test_table_has_no_cycle() -> None:
+    done: set[str] = set()
+    while left := set(MAY_IMPORT) - done:
+        free = {package for package in left if MAY_IMPORT[package] & left <= {package}}
+        assert free, f"these import each other: {sorted(left)}"
+        done |= free
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_package_imports_only_what_the_table_allows(package: str) -> None:
+    allowed = MAY_IMPORT[package] | {package}
+    if top(package) == "server":
+        allowed |= SERVER_MAY_USE | (COMMANDS_MAY_USE if package == "server.commands" else set())
+    for module in modules_of(package):
+        used = {package_of(name) for name in imported_modules(module) if not name.startswith("orcinus.config")}
+        assert used <= allowed, f"{module} imports {sorted(used - allowed)}"
+
+
+def test_config_imports_nothing_of_the_others() -> None:
+    for module in modules_of("config"):
+        assert all(name.startswith("orcinus.config") for name in imported_modules(module)), module
+
+
+def test_every_entry_of_the_table_is_used() -> None:
+    """An arrow that nothing draws is permission to draw it: it goes when its last import goes."""
+    unused = []
+    for package, allowed in MAY_IMPORT.items():
+        used = {package_of(name) for module in modules_of(package) for name in imported_modules(module)}
+        unused += [f"{package} -> {other}" for other in sorted(allowed - VOCABULARY - used)]
+    assert not unused
+
+
+def test_nothing_is_imported_around_the_package() -> None:
+    """`import engine` works in a checkout, by accident, and loads every module a second time (decision 24)."""
+    for folder in ("config", "engine", "server", "bench", "demo", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = {top(name) for name in imports_in(ast.walk(ast.parse(path.read_text())))}
+            assert not names & {"config", "engine", "server"}, path
+            assert "tests" not in names or folder in ("tests", "bench"), path
+            assert "bench" not in names or folder in ("tests", "bench"), path
+            assert "demo" not in names or folder in ("tests", "demo", "bench"), path
+
+
+@pytest.mark.parametrize("package", [package for package in MAY_IMPORT if top(package) == "engine"] + ["config"])
+def test_engine_knows_nothing_of_the_web(package: str) -> None:
     for module in modules_of(package):
         web = {top(name) for name in all_imports(module)} & WEB
         assert not web, f"{module} imports {sorted(web)}"
 
 
-@pytest.mark.parametrize("package", ["config", "server"])
-def test_package_never_names_torch(package: str) -> None:
+@pytest.mark.parametrize(
+    "package", [*TORCH_FREE, "config", *(package for package in MAY_IMPORT if top(package) == "server")]
+)
+def test_torch_free_package_names_no_torch(package: str) -> None:
     for module in modules_of(package):
-        heavy = {top(name) for name in all_imports(module)} & {"torch"}
-        assert not heavy, f"{module} imports {sorted(heavy)}"
+        assert "torch" not in {top(name) for name in all_imports(module)}, module
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_pure_module_names_no_heavy_package_anywhere(module: str) -> None:
-    assert not {top(name) for name in all_imports(module)} & HEAVY
+def test_importing_all_that_is_torch_free_loads_no_torch() -> None:
+    modules = [module for package in (*TORCH_FREE, "config") for module in modules_of(package)]
+    assert not loaded_by(*modules) & HEAVY
 
 
-@pytest.mark.parametrize("module", [*PURE, "server.app", "server.cli"])
-def test_module_reaches_no_heavy_package_through_ours(module: str) -> None:
-    heavy = {name: by for name, by in reachable(module).items() if name in HEAVY}
-    assert not heavy, f"importing {module} reaches {heavy}"
+@pytest.mark.parametrize("module", ["orcinus", "orcinus.server.app", "orcinus.server.cli"])
+def test_importing_the_server_loads_no_torch(module: str) -> None:
+    assert not loaded_by(module) & HEAVY
 
 
-def test_importing_the_pure_engine_imports_no_torch() -> None:
-    assert not imported_packages(*PURE) & HEAVY
-
-
-def test_importing_the_settings_imports_no_torch() -> None:
-    assert not imported_packages(*modules_of("config")) & HEAVY
-
-
-@pytest.mark.parametrize("module", ["server.app", "server.cli"])
-def test_importing_the_server_imports_no_torch(module: str) -> None:
-    assert not imported_packages(module) & HEAVY
+def test_load_generator_is_a_client_like_any_other() -> None:
+    for module in modules_of("server.load"):
+        ours = {package_of(name) for name in imported_modules(module) if not name.startswith("orcinus.config")}
+        assert ours <= {"server.load", "engine.errors"}, module
 
 
 def test_scheduler_and_model_runner_share_messages_and_nothing_else() -> None:
-    runner = {name for name in all_imports("engine.model_runner") if path_of(name) is not None}
-    scheduler = {name for name in all_imports("engine.scheduler") if path_of(name) is not None}
-    plain_data = {"engine.messages", "engine.sampling_params", "engine.errors", "config.engine_config"}
-    assert runner & scheduler <= plain_data
+    runner = {package_of(name) for module in modules_of("engine.runner") for name in imported_modules(module)}
+    scheduler = {package_of(name) for module in modules_of("engine.scheduler") for name in imported_modules(module)}
+    assert runner & scheduler <= VOCABULARY
     assert "engine.scheduler" not in runner
-    assert "engine.model_runner" not in scheduler
 
 
-def test_checker_sees_imports_in_functions_and_skips_those_for_types() -> None:
+def test_checker_sees_imports_in_functions_and_for_types() -> None:
     source = """
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 def load():
     import transformers
-class Kept:
-    import json
 """
-    tree = ast.parse(source)
-    assert imports_in(ast.walk(tree)) >= {"torch", "transformers", "json"}
-    assert imports_in(executed(tree)) == {"typing", "typing.TYPE_CHECKING", "json"}
+    assert imports_in(ast.walk(ast.parse(source))) >= {"torch", "transformers"}

@@ -56,9 +56,15 @@ def test_changelog_has_an_entry_for_this_version() -> None:
     assert re.search(rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
 
 
+def test_package_is_marked_as_typed() -> None:
+    assert (ROOT / "orcinus/py.typed").is_file()
+
+
 @pytest.mark.parametrize("package", PACKAGES)
-def test_package_is_marked_as_typed(package: str) -> None:
-    assert (ROOT / package / "py.typed").is_file()
+def test_folder_is_the_package_of_the_same_name(package: str) -> None:
+    link = ROOT / "orcinus" / package
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / package
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -102,7 +108,7 @@ def test_ci_runs_the_checks_that_a_change_must_pass() -> None:
 
 
 def test_modules_that_the_makefile_runs_exist() -> None:
-    modules = re.findall(r"python -m ((?:server|bench)[\w.]*)", MAKEFILE)
+    modules = re.findall(r"python -m (?:orcinus\.)?((?:server|bench)[\w.]*)", MAKEFILE)
     assert modules
     for module in modules:
         assert ROOT.joinpath(*module.split(".")).with_suffix(".py").is_file(), module

@@ -9,16 +9,16 @@ import time
 from collections.abc import Sequence
 
 from bench.peers.drivers.conversation import Answer, Facts, Request, Run, converse
-from config.arguments import Parser, add_settings, settings_from
-from engine.core import EngineCore
-from engine.device import limit_spinning
-from engine.messages import AddRequest
-from engine.sampling_params import SamplingParams
+from orcinus.config.arguments import Parser, add_settings, settings_from
+from orcinus.engine.core import EngineCore
+from orcinus.engine.messages import AddRequest
+from orcinus.engine.platform.device import limit_spinning
+from orcinus.engine.sampling_params import SamplingParams
 
 
 def load(flags: Sequence[str]) -> tuple[Run, Facts]:
     limit_spinning()
-    from engine.executor_builder import build_executor
+    from orcinus.engine.startup.build import build_executor
 
     parser = Parser("run_orcinus", "[MODEL] [OPTIONS]", "", "")
     add_settings(parser, positional_model=True)

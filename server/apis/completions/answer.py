@@ -5,16 +5,16 @@ from typing import Any
 
 import msgspec
 
-from engine.messages import TokenLogprobs
-from engine.outputs import GenerationRequest
-from server.caller import ANONYMOUS, Caller
-from server.context import OutputStream, ServingContext
-from server.generation import Choice, OpenAIGeneration
-from server.logprobs import TextLogprobs
-from server.prompts import EncodedPrompt, encode_prompts
-from server.protocol import CompletionBody, parse_completion
-from server.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
-from server.structured import grammar_param, read_grammar
+from orcinus.engine.messages import TokenLogprobs
+from orcinus.engine.outputs import GenerationRequest
+from orcinus.server.apis.generation import Choice, OpenAIGeneration
+from orcinus.server.apis.logprobs import TextLogprobs
+from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.requests.bodies import CompletionBody, parse_completion
+from orcinus.server.requests.caller import ANONYMOUS, Caller
+from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
+from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
+from orcinus.server.requests.structured import grammar_param, read_grammar
 
 _encode = msgspec.json.encode
 

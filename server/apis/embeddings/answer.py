@@ -17,15 +17,15 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import InvalidRequestError
-from engine.outputs import GenerationRequest, RequestOutput
-from engine.sampling_params import SamplingParams
-from server.caller import ANONYMOUS, Caller
-from server.context import OutputStream, ServingContext
-from server.generation import Generation
-from server.prompts import EncodedPrompt, encode_prompts
-from server.protocol import MAX_INPUTS, EmbeddingBody, parse_embedding
-from server.sampling import tokens_to_keep
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.outputs import GenerationRequest, RequestOutput
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.server.apis.generation import Generation
+from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.requests.bodies import MAX_INPUTS, EmbeddingBody, parse_embedding
+from orcinus.server.requests.caller import ANONYMOUS, Caller
+from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
+from orcinus.server.requests.sampling import tokens_to_keep
 
 _encode = msgspec.json.encode
 _OFF_LOOP_BYTES = 128 * 1024  # more than these are written in a thread: about a millisecond's work

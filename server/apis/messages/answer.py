@@ -12,15 +12,15 @@ from typing import Any
 import msgspec
 from pydantic_core import from_json
 
-from engine.outputs import RequestOutput
-from server.caller import ANONYMOUS, Caller
-from server.chat_request import ChatRequest, prepare_chat
-from server.context import OutputStream, ServingContext
-from server.errors import anthropic_error_body
-from server.messages_input import CALL_ID_PREFIX, to_chat_body
-from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from server.protocol import parse_message_count, parse_messages
-from server.single_message import SingleMessageGeneration, encode_event
+from orcinus.engine.outputs import RequestOutput
+from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
+from orcinus.server.apis.messages.input import CALL_ID_PREFIX, to_chat_body
+from orcinus.server.apis.single_message import SingleMessageGeneration, encode_event
+from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.errors import anthropic_error_body
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from orcinus.server.requests.bodies import parse_message_count, parse_messages
+from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 _encode = msgspec.json.encode
 
@@ -188,7 +188,7 @@ def _opening(piece: Piece) -> dict[str, Any]:
 
 
 def _tool_use_id(call_id: str) -> str:
-    """With the prefix that clients expect, which `server.messages_input` takes off again."""
+    """With the prefix that clients expect, which `server.apis.messages.input` takes off again."""
     return CALL_ID_PREFIX + call_id.removeprefix("call_")
 
 

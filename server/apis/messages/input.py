@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from itertools import groupby
 from typing import Any
 
-from engine.errors import InvalidRequestError
-from server.protocol import ChatBody, MessagesBody, SamplingBody, ThinkingOptions, parse_chat
-from server.shown import shown
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.errors import shown
+from orcinus.server.requests.bodies import ChatBody, MessagesBody, SamplingBody, ThinkingOptions, parse_chat
 
 CALL_ID_PREFIX = "toolu_"
 

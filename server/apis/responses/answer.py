@@ -1,7 +1,7 @@
 """POST /v1/responses: from a body to an answer. Independent of HTTP; `server.app` puts it on a route.
 
-A response is a chat completion in another form: `server.responses_input` makes a chat of what is asked, and
-`server.responses_output` items of what is said. Nothing is stored.
+A response is a chat completion in another form: `server.apis.responses.input` makes a chat of what is asked, and
+`server.apis.responses.output` items of what is said. Nothing is stored.
 """
 
 import time
@@ -9,18 +9,18 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.outputs import RequestOutput
-from server.caller import ANONYMOUS, Caller
-from server.chat_request import ChatRequest, prepare_chat
-from server.context import OutputStream, ServingContext
-from server.errors import error_body
-from server.generation import Usage
-from server.logprobs import chat_logprobs
-from server.pieces import Content, Piece, Reasoning, ToolCallStart
-from server.protocol import ResponseBody, TextOptions, parse_response
-from server.responses_input import naming_parameters_of_responses, to_chat_body
-from server.responses_output import Event, OutputItems
-from server.single_message import SingleMessageGeneration, encode_event
+from orcinus.engine.outputs import RequestOutput
+from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
+from orcinus.server.apis.generation import Usage
+from orcinus.server.apis.logprobs import chat_logprobs
+from orcinus.server.apis.responses.input import naming_parameters_of_responses, to_chat_body
+from orcinus.server.apis.responses.output import Event, OutputItems
+from orcinus.server.apis.single_message import SingleMessageGeneration, encode_event
+from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.errors import error_body
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallStart
+from orcinus.server.requests.bodies import ResponseBody, TextOptions, parse_response
+from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 
 async def start_response(

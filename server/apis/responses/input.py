@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.errors import InvalidRequestError
-from server.protocol import MAX_MESSAGES, ChatBody, ResponseBody, SamplingBody, TextFormat
-from server.shown import shown
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.errors import shown
+from orcinus.server.requests.bodies import MAX_MESSAGES, ChatBody, ResponseBody, SamplingBody, TextFormat
 
 ROLES = ("user", "assistant", "system", "developer")
 

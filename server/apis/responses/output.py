@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 
 Event = dict[str, Any]
 Status = Literal["in_progress", "completed", "incomplete"]

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from engine.errors import InvalidRequestError
-from server.context import ServingContext, ServingTokenizer
-from server.prompts import encode_chat
-from server.protocol import TokenizeBody, parse_detokenize, parse_tokenize
-from server.tools.request import read_tool_use
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.context import ServingContext, ServingTokenizer
+from orcinus.server.reading.tools.request import read_tool_use
+from orcinus.server.requests.bodies import TokenizeBody, parse_detokenize, parse_tokenize
+from orcinus.server.requests.prompts import encode_chat
 
 _OFF_LOOP_TOKENS = 4096
 

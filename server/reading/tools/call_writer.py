@@ -8,7 +8,7 @@ import secrets
 import string
 from collections.abc import Callable
 
-from server.pieces import Content, Piece, ToolCallArguments, ToolCallStart
+from orcinus.server.reading.pieces import Content, Piece, ToolCallArguments, ToolCallStart
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _SPACE = " \t\r\n"

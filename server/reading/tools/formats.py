@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
-from server.incoming_text import IncomingText, Reading
-from server.tools.call_writer import CallWriter
-from server.tools.hermes import Hermes
-from server.tools.lark import Terminal
-from server.tools.llama3_json import Llama3Json
-from server.tools.mistral import Mistral
-from server.tools.pythonic import Pythonic
-from server.tools.request import ToolUse
+from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.call_writer import CallWriter
+from orcinus.server.reading.tools.hermes import Hermes
+from orcinus.server.reading.tools.lark import Terminal
+from orcinus.server.reading.tools.llama3_json import Llama3Json
+from orcinus.server.reading.tools.mistral import Mistral
+from orcinus.server.reading.tools.pythonic import Pythonic
+from orcinus.server.reading.tools.request import ToolUse
 
 
 class ToolFormat(Protocol):

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from server.incoming_text import IncomingText, Reading
-from server.tools.call_writer import CallWriter
+from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.call_writer import CallWriter
 
 MAX_KEY_CHARS = 256
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from server.tools.request import Tool, ToolUse
+from orcinus.server.reading.tools.request import Tool, ToolUse
 
 MAX_CALLS = 16  # of a model that has to call tools and may call several
 

@@ -9,11 +9,11 @@ answer that is JSON but names none of the request's tools is an answer.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from server.incoming_text import IncomingText, Reading
-from server.tools.call_writer import CallWriter, openai_call_id
-from server.tools.json_calls import CallRules, read_calls
-from server.tools.lark import Terminal, json_call_rules, quote, repeated
-from server.tools.request import ToolUse
+from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
+from orcinus.server.reading.tools.json_calls import CallRules, read_calls
+from orcinus.server.reading.tools.lark import Terminal, json_call_rules, quote, repeated
+from orcinus.server.reading.tools.request import ToolUse
 
 TAG = "<|python_tag|>"
 

@@ -11,11 +11,19 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from server.incoming_text import IncomingText, Markers, Reading
-from server.tools.call_writer import CallWriter, mistral_call_id
-from server.tools.json_calls import CallRules, read_arguments, read_calls
-from server.tools.lark import Terminal, arguments_schema, inline_json, json_call_rules, one_of, quote, repeated
-from server.tools.request import ToolUse
+from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
+from orcinus.server.reading.tools.call_writer import CallWriter, mistral_call_id
+from orcinus.server.reading.tools.json_calls import CallRules, read_arguments, read_calls
+from orcinus.server.reading.tools.lark import (
+    Terminal,
+    arguments_schema,
+    inline_json,
+    json_call_rules,
+    one_of,
+    quote,
+    repeated,
+)
+from orcinus.server.reading.tools.request import ToolUse
 
 CALLS = "[TOOL_CALLS]"
 ARGUMENTS = "[ARGS]"

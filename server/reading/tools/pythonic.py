@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from engine.errors import InvalidRequestError
-from server.incoming_text import IncomingText, Reading
-from server.tools.call_writer import CallWriter, openai_call_id
-from server.tools.lark import Terminal, inline_json, one_of, quote, repeated, required_arguments
-from server.tools.python_literals import to_json
-from server.tools.request import Tool, ToolUse
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
+from orcinus.server.reading.tools.lark import Terminal, inline_json, one_of, quote, repeated, required_arguments
+from orcinus.server.reading.tools.python_literals import to_json
+from orcinus.server.reading.tools.request import Tool, ToolUse
 
 OPENING = "<|python_start|>"
 CLOSING = "<|python_end|>"

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from engine.errors import InvalidRequestError
-from server.shown import shown
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.errors import shown
 
 MAX_TOOLS = 128
 MAX_TOOLS_CHARS = 128 * 1024  # of all of them together, as JSON

@@ -4,8 +4,8 @@ import base64
 import math
 import struct
 
-from server.parameters import parameter_table
-from server.protocol import EmbeddingBody
+from orcinus.server.requests.bodies import EmbeddingBody
+from orcinus.server.requests.parameters import parameter_table
 from tests.conformance.api import Api
 from tests.conformance.registry import row
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from server.parameters import Endpoint, ParameterRow, parameter_table
-from server.protocol import ChatBody, CompletionBody, EmbeddingBody, MessagesBody, ResponseBody
+from orcinus.server.requests.bodies import ChatBody, CompletionBody, EmbeddingBody, MessagesBody, ResponseBody
+from orcinus.server.requests.parameters import Endpoint, ParameterRow, parameter_table
 from tests.conformance.api import Api, talk
 from tests.conformance.registry import Check, Row
 from tests.conformance.rows import anthropic, responses_api

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from server.parameters import parameter_table
-from server.protocol import GENERATION_BODIES
+from orcinus.server.requests.bodies import GENERATION_BODIES
+from orcinus.server.requests.parameters import parameter_table
 from tests.conformance.api import Api
 from tests.conformance.registry import row
 

@@ -1,5 +1,5 @@
 from bench.overload import HEAD, Load, Refusal, Sample, table
-from server.commands.load.answers import RequestRecord
+from orcinus.server.load.answers import RequestRecord
 
 
 def answered(sent_s: float, times_s: list[float]) -> RequestRecord:

@@ -23,9 +23,9 @@ from bench.peers.machine import proc_bytes
 from bench.peers.report import Comparison, format_report
 from bench.peers.roofline import ModelBytes, bytes_read, ceiling_tokens_per_s, kv_bytes_per_token
 from bench.peers.serving import RunningArm, load_run
-from engine.errors import OrcinusError
-from server.commands.load.figures import summarize
-from server.commands.load.prompts import LoadItem
+from orcinus.engine.errors import OrcinusError
+from orcinus.server.load.figures import summarize
+from orcinus.server.load.prompts import LoadItem
 
 VOCAB_SIZE = 1000
 CONFIG = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}

@@ -15,10 +15,10 @@ from bench.targets.__main__ import latency_rows, parse_parts, prefix_pairs, roof
 from bench.targets.figures import Row, Window, latency_within, lengths_within
 from bench.targets.interference import Interference, decode_beside_prompts
 from bench.targets.report import as_data, format_targets
-from engine.core import EngineCore
-from engine.messages import StepPlan
-from server.commands.load.answers import LoadError, RequestFailedError, RequestRecord
-from server.commands.load.prompts import LoadItem
+from orcinus.engine.core import EngineCore
+from orcinus.engine.messages import StepPlan
+from orcinus.server.load.answers import LoadError, RequestFailedError, RequestRecord
+from orcinus.server.load.prompts import LoadItem
 from tests.unit.engine.fakes import FakeExecutor, fake_info, says
 from tests.unit.server.load.scripted import ScriptedServer, scripted_server
 

@@ -4,9 +4,9 @@ import argparse
 
 import pytest
 
-from config.arguments import Parser, add_settings, settings_from
-from config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
-from config.values import group_of
+from orcinus.config.arguments import Parser, add_settings, settings_from
+from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
+from orcinus.config.values import group_of
 
 
 def _parser() -> Parser:

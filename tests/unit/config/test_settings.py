@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from config.settings import Settings, SettingsError, demo_model_path, load_settings
+from orcinus.config.settings import Settings, SettingsError, demo_model_path, load_settings
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from config.values import format_bytes, parse_bytes
+from orcinus.config.values import format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from config.engine_config import EngineConfig
-from engine.core import Executor, Fault
-from engine.messages import EngineInfo, StepPlan, StepResult, TokenLogprobs
-from engine.sampling_params import Pooling, SamplingParams
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.core import Executor
+from orcinus.engine.messages import EngineInfo, Fault, StepPlan, StepResult, TokenLogprobs
+from orcinus.engine.sampling_params import Pooling, SamplingParams
 
 if TYPE_CHECKING:
-    from engine.device import DeviceMonitor
+    from orcinus.engine.platform.device import DeviceMonitor
 
 END_OF_TEXT, MESSAGE_START, MESSAGE_END = 256, 257, 258
 VOCAB_SIZE = 259

@@ -3,8 +3,8 @@ import math
 import msgspec
 import pytest
 
-from engine.errors import InvalidRequestError
-from engine.sampling_params import MAX_STOP_STRINGS, SamplingParams
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.sampling_params import MAX_STOP_STRINGS, SamplingParams
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from config.settings import Settings, load_settings
-from engine.async_engine import AsyncEngine
-from engine.messages import StepPlan
-from engine.outputs import GenerationRequest
-from engine.sampling_params import SamplingParams
-from engine.transport import InProcessTransport
-from server.app import create_app
-from server.lifecycle import DrainingServer, listen
+from orcinus.config.settings import Settings, load_settings
+from orcinus.engine.frontend.async_engine import AsyncEngine
+from orcinus.engine.messages import StepPlan
+from orcinus.engine.outputs import GenerationRequest
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.supervision.transport import InProcessTransport
+from orcinus.server.app import create_app
+from orcinus.server.process.server import DrainingServer, listen
 from tests.unit.engine.fakes import CHAT_TEMPLATE, FakeExecutor, builds, fake_config, write_byte_tokenizer
 
 

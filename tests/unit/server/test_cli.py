@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from server.cli import COMMANDS, main
+from orcinus.server.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"]])

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from engine import async_engine, template_limits
-from engine.tokenizer import Tokenizer
-from server.json_body import MAX_ENTRIES, parse_json_object
+from orcinus.engine.frontend import async_engine
+from orcinus.engine.text import template_sandbox as template_limits
+from orcinus.engine.text.tokenizer import Tokenizer
+from orcinus.server.http.json_body import MAX_ENTRIES, parse_json_object
 from tests.unit.server.serving import Serving, error_of, serving, user
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

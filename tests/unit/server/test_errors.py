@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.exceptions import HTTPException
 
-from engine.errors import (
+from orcinus.engine.errors import (
     ContextLengthError,
     EngineUnavailableError,
     InvalidRequestError,
@@ -16,9 +16,9 @@ from engine.errors import (
     RequestFailedError,
     RequestTimeoutError,
 )
-from engine.messages import StepPlan
-from server.completions import start_completion
-from server.errors import (
+from orcinus.engine.messages import StepPlan
+from orcinus.server.apis.completions.answer import start_completion
+from orcinus.server.errors import (
     AuthenticationError,
     BodyTooLargeError,
     DrainingError,

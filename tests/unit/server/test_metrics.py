@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.messages import StepStats
-from server.metrics import METRICS, OUTCOMES, SECONDS, Histogram, Metrics
+from orcinus.engine.messages import StepStats
+from orcinus.server.metrics import METRICS, OUTCOMES, SECONDS, Histogram, Metrics
 from tests.unit.engine.fakes import FakeExecutor, fake_info, says
 from tests.unit.server.serving import Gate, Serving, answer_of, error_of, generation_request, serving, until
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.protocol import MAX_TIMEOUT_S
+from orcinus.server.requests.bodies import MAX_TIMEOUT_S
 from tests.unit.server.serving import Serving, answer_of, error_of, serving
 
 ASKED: dict[str, dict[str, Any]] = {

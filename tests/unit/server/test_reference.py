@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import Settings, SettingsError, env_name, flag_name
-from server.reference import main, rewrite, settings_table, table
+from orcinus.config.settings import Settings, SettingsError, env_name, flag_name
+from orcinus.server.reference import main, rewrite, settings_table, table
 
 SECTIONS = {"one": lambda: "new \\1 text"}
 
@@ -39,7 +39,7 @@ def test_a_section_must_be_there_once(text: str) -> None:
 
 
 def test_check_fails_until_the_file_is_rewritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from server.reference import SECTIONS as ALL
+    from orcinus.server.reference import SECTIONS as ALL
 
     readme = tmp_path / "README.md"
     readme.write_text("".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ALL))

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from openai.types import Model
 
-from server.protocol import CompletionBody
+from orcinus.server.requests.bodies import CompletionBody
 from tests.unit.engine.fakes import END_OF_TEXT
 from tests.unit.server.serving import Serving, answer_of, error_of, serving, user
 
@@ -122,7 +122,7 @@ async def test_log_has_one_line_per_request_and_no_prompt(served: Serving, caplo
     caplog.set_level(logging.INFO)
     headers = {"x-request-id": "my-id"}
     response = await served.client.post("/v1/completions", json={"prompt": "my secret"}, headers=headers)
-    [line] = [record.getMessage() for record in caplog.records if record.name == "server.access"]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "orcinus.server.access"]
     assert line.startswith("POST /v1/completions 200 ")
     assert line.endswith(f" ms id=my-id answer={response.json()['id']}")
     assert "secret" not in caplog.text
@@ -131,14 +131,14 @@ async def test_log_has_one_line_per_request_and_no_prompt(served: Serving, caplo
 async def test_log_line_cannot_be_broken_by_a_path(served: Serving, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     await served.client.get("/a%0d%0aPOST%20/forged")
-    [line] = [record.getMessage() for record in caplog.records if record.name == "server.access"]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "orcinus.server.access"]
     assert line.startswith("GET /a\\r\\nPOST /forged 404 ")
 
 
 async def test_probes_are_not_logged_at_info(served: Serving, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     await served.client.get("/ready")
-    assert not [record for record in caplog.records if record.name == "server.access"]
+    assert not [record for record in caplog.records if record.name == "orcinus.server.access"]
 
 
 async def test_paths_that_end_in_a_slash_are_not_redirected(served: Serving) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from config.admission_limits import AdmissionLimits
-from engine.admission_control import AdmissionControl
-from engine.errors import InvalidRequestError, OrcinusError, QueueFullError, QuotaError
-from engine.observer import Outcome
-from engine.outputs import GenerationRequest
-from engine.sampling_params import SamplingParams
+from orcinus.config.admission_limits import AdmissionLimits
+from orcinus.engine.admission.control import AdmissionControl
+from orcinus.engine.errors import InvalidRequestError, OrcinusError, QueueFullError, QuotaError
+from orcinus.engine.outputs import GenerationRequest, Outcome
+from orcinus.engine.sampling_params import SamplingParams
 
 SLOTS = 2
 CONTEXT = 1000

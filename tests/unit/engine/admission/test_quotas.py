@@ -1,6 +1,6 @@
 import pytest
 
-from engine.client_quotas import ClientAccounts, TokenBucket
+from orcinus.engine.admission.quotas import ClientAccounts, TokenBucket
 
 
 class Clock:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import attention
-from engine.attention import (
+from orcinus.engine.attention import attention
+from orcinus.engine.attention.attention import (
     AttentionBackend,
     AttentionMetadata,
     AttentionSpec,
@@ -27,8 +27,8 @@ from engine.attention import (
     causal_mask,
     choose_backend,
 )
-from engine.kernels.build import library_path
-from engine.kernels.library import INSTRUCTION_SETS, Library, load_library
+from orcinus.engine.kernels.build import library_path
+from orcinus.engine.kernels.library import INSTRUCTION_SETS, Library, load_library
 
 CPU = torch.device("cpu")
 BLOCK = 4

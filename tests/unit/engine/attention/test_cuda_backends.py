@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import attention
-from engine.attention import (
+from orcinus.engine.attention import attention
+from orcinus.engine.attention.attention import (
     AttentionSpec,
     LayerCache,
     LayerShape,
@@ -23,7 +23,7 @@ from engine.attention import (
 
 pytest.importorskip("triton")
 
-from engine.triton_attention import TritonBackend
+from orcinus.engine.attention.triton_backend import TritonBackend
 
 CUDA = torch.device("cuda")
 
@@ -83,7 +83,7 @@ def test_a_gpu_gathers_what_flash_attention_cannot_do_where_triton_does_not_work
 
 
 def test_a_gpu_gathers_where_there_is_no_triton(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "engine.triton_attention", None)
+    monkeypatch.setitem(sys.modules, "orcinus.engine.attention.triton_backend", None)
     assert type(choose_backend(CUDA, torch.float32)) is TorchBackend
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.step_layout import lay_out
+from orcinus.engine.attention.step_layout import lay_out
 
 BLOCK = 4
 

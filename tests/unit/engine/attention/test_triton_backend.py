@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = HERE.parents[3]
 
 
 def run_python(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for a GPU that need not be there, and prints the shared memory of each: run as a script.
 
-python tests/unit/engine/triton_compile.py 90
+python tests/unit/engine/attention/triton_compile.py 90
 """
 
 import sys
@@ -14,11 +14,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parents[4]))
 
-from engine import triton_attention, triton_kernels
-from engine.attention import AttentionSpec, LayerShape, batch_metadata
-from engine.triton_attention import TritonBackend
+from orcinus.engine.attention import triton_backend as triton_attention
+from orcinus.engine.attention.attention import AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.triton_backend import TritonBackend
+from orcinus.engine.kernels import triton_attention as triton_kernels
 
 CPU = torch.device("cpu")
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from engine.attention import (
+from orcinus.engine.attention.attention import (
     ATTENTION_NAME,
     NativeBackend,
     PagedAttention,
@@ -20,10 +20,10 @@ from engine.attention import (
     attention_function,
     batch_metadata,
 )
-from engine.decoder_layers import replace_layers
-from engine.kernels.library import load_library
-from engine.model_probe import ServedModel, probe_model
-from engine.native_linear import Kind, can_multiply
+from orcinus.engine.cpu.decoder_layers import replace_layers
+from orcinus.engine.cpu.native_linear import Kind, can_multiply
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.startup.probe import ServedModel, probe_model
 from tests.integration.tiny_models import random_model
 
 CPU = torch.device("cpu")

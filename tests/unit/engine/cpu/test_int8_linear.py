@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.int8_linear import Int8Linear, joined_bias
-from engine.kernels.library import load_library
-from engine.native_linear import NativeLinear, can_multiply
+from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
+from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
+from orcinus.engine.kernels.library import load_library
 
 LIBRARY = load_library()
 BFLOAT16 = torch.bfloat16

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from engine.kernels.build import library_path
-from engine.kernels.library import Library, load_library
-from engine.native_linear import Kind, NativeLinear, PackedWeight, can_multiply
+from orcinus.engine.cpu.native_linear import Kind, NativeLinear, PackedWeight, can_multiply
+from orcinus.engine.kernels.build import library_path
+from orcinus.engine.kernels.library import Library, load_library
 
 LIBRARY = load_library()
 KINDS: list[Kind] = [kind for kind in ("bfloat16", "int8") if LIBRARY is not None and can_multiply(LIBRARY, kind)]

@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import packed_linear
-from engine.device import cpu_has_bfloat16
-from engine.int8_linear import Int8Linear
-from engine.kernels.library import load_library
-from engine.native_linear import NativeLinear, can_multiply
-from engine.packed_linear import (
+from orcinus.engine.cpu import packed_linear
+from orcinus.engine.cpu.int8_linear import Int8Linear
+from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
+from orcinus.engine.cpu.packed_linear import (
     PackedEmbedding,
     PackedLinear,
     Packer,
@@ -25,6 +23,8 @@ from engine.packed_linear import (
     packed_bytes,
     packer_for,
 )
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.platform.device import cpu_has_bfloat16
 
 BFLOAT16 = torch.bfloat16
 LIBRARY = load_library()

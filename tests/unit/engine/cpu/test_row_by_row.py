@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.attention import (
+from orcinus.engine.attention.attention import (
     AttentionBackend,
     AttentionSpec,
     LayerShape,
@@ -19,10 +19,11 @@ from engine.attention import (
     batch_metadata,
     token_by_token,
 )
-from engine.determinism import Multiply, RowByRow, check_device
-from engine.errors import ModelLoadError
-from engine.kernels.build import library_path
-from engine.kernels.library import INSTRUCTION_SETS, Library, load_library
+from orcinus.engine.cpu.row_by_row import Multiply, RowByRow
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.kernels.build import library_path
+from orcinus.engine.kernels.library import INSTRUCTION_SETS, Library, load_library
+from orcinus.engine.startup.determinism import check_device
 
 CPU = torch.device("cpu")
 BEST = load_library()

@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from config.admission_limits import AdmissionLimits
-from engine.async_engine import AsyncEngine
-from engine.core import EngineCore
-from engine.engine_process import BuildExecutor
-from engine.errors import (
+from orcinus.config.admission_limits import AdmissionLimits
+from orcinus.engine.core import EngineCore
+from orcinus.engine.errors import (
     ContextLengthError,
     EngineUnavailableError,
     InvalidRequestError,
@@ -25,12 +23,13 @@ from engine.errors import (
     RequestFailedError,
     RequestTimeoutError,
 )
-from engine.messages import StepPlan, StepStats
-from engine.observer import Outcome
-from engine.outputs import GenerationRequest, RequestOutput
-from engine.sampling_params import SamplingParams
-from engine.transport import InProcessTransport
-from engine.vigil import SupervisionLimits
+from orcinus.engine.frontend.async_engine import AsyncEngine
+from orcinus.engine.messages import StepPlan, StepStats
+from orcinus.engine.outputs import GenerationRequest, Outcome, RequestOutput
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.supervision.engine_process import BuildExecutor
+from orcinus.engine.supervision.liveness import SupervisionLimits
+from orcinus.engine.supervision.transport import InProcessTransport
 from tests.unit.engine.fakes import FakeExecutor, NextToken, alphabet, builds, fake_config, says, write_byte_tokenizer
 
 
@@ -411,7 +410,7 @@ async def test_a_request_whose_steps_fail_is_failed_and_the_engine_goes_on(
 
     recorder = Recorder()
     async with engine_with(model, builds(running(before_step=fail)), observer=recorder) as engine:
-        with caplog.at_level(logging.CRITICAL, "engine.core"):
+        with caplog.at_level(logging.CRITICAL, "orcinus.engine.core"):
             bad, good = engine.submit(request("bad", n=2)), engine.submit(request(max_tokens=3))
             with pytest.raises(RequestFailedError, match="RuntimeError"):
                 await texts(bad)
@@ -430,7 +429,7 @@ async def test_dead_engine_fails_every_waiter(
     monkeypatch.setattr(EngineCore, "step", fail)
     no_restarts = SupervisionLimits(max_restarts=0)
     async with engine_with(model, builds(running()), supervision=no_restarts) as engine:
-        with caplog.at_level(logging.CRITICAL, "engine.engine_process"):
+        with caplog.at_level(logging.CRITICAL, "orcinus.engine.supervision.engine_process"):
             streams = [engine.submit(request()) for _ in range(3)]
             for stream in streams:
                 with pytest.raises(EngineUnavailableError, match="the engine failed: RuntimeError"):

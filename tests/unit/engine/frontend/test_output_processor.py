@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.messages import RequestDelta, TokenLogprobs
-from engine.output_processor import OutputProcessor, merge_output
-from engine.outputs import RequestOutput
-from engine.sampling_params import SamplingParams
-from engine.tokenizer import Tokenizer
+from orcinus.engine.frontend.output_processor import OutputProcessor, merge_output
+from orcinus.engine.messages import RequestDelta, TokenLogprobs
+from orcinus.engine.outputs import RequestOutput
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, token_logprobs, write_byte_tokenizer
 
 

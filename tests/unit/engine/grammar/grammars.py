@@ -4,12 +4,12 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from engine.grammar import GrammarCompiler, GrammarMatcher
-from engine.sampling_params import Grammar, Thinking
-from engine.token_masks import tokens_in
-from engine.tokenizer import Tokenizer
+from orcinus.engine.grammar.masks import tokens_in
+from orcinus.engine.grammar.matcher import GrammarCompiler, GrammarMatcher
+from orcinus.engine.sampling_params import Grammar, Thinking
+from orcinus.engine.text.tokenizer import Tokenizer
 
-DEMO_MODEL = Path(__file__).parents[3] / "engine" / "demo_model"
+DEMO_MODEL = Path(__file__).parents[4] / "engine" / "demo_model"
 DEMO_VOCAB_SIZE = 2048
 DEMO_ENDS = (2, 0)
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import grammar_closing
-from engine.grammar import GrammarCompiler, GrammarMatcher
-from engine.grammar_closing import Closers
-from engine.sampling_params import Grammar
-from engine.token_masks import tokens_in
-from engine.tokenizer import Tokenizer
+from orcinus.engine.grammar import closing as grammar_closing
+from orcinus.engine.grammar.closing import Closers
+from orcinus.engine.grammar.masks import tokens_in
+from orcinus.engine.grammar.matcher import GrammarCompiler, GrammarMatcher
+from orcinus.engine.sampling_params import Grammar
+from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
-from tests.unit.engine.grammars import demo_compiler, thinking
-from tests.unit.engine.test_grammar import SCHEMAS
+from tests.unit.engine.grammar.grammars import demo_compiler, thinking
+from tests.unit.engine.grammar.test_matcher import SCHEMAS
 
 MANY = 10_000
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from engine.errors import EngineUnavailableError, InvalidRequestError
-from engine.grammar_gate import GrammarGate, ServedVocabulary, Trial
-from engine.grammar_trial import find_fault, load_compiler
-from engine.sampling_params import Grammar, GrammarKind
-from tests.unit.engine.grammars import DEMO_ENDS, DEMO_MODEL, DEMO_VOCAB_SIZE, demo_compiler
+from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
+from orcinus.engine.grammar.gate import GrammarGate, ServedVocabulary, Trial
+from orcinus.engine.grammar.trial_process import find_fault, load_compiler
+from orcinus.engine.sampling_params import Grammar, GrammarKind
+from tests.unit.engine.grammar.grammars import DEMO_ENDS, DEMO_MODEL, DEMO_VOCAB_SIZE, demo_compiler
 
 DEMO = ServedVocabulary(str(DEMO_MODEL), False, DEMO_VOCAB_SIZE, list(DEMO_ENDS))
 FINE = Grammar("regex", "[a-z]+")
@@ -70,7 +70,7 @@ async def test_a_verdict_is_remembered_and_shared_by_all_who_ask_at_once() -> No
 async def test_a_trial_that_takes_too_long_ends_its_process_and_the_next_has_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("engine.grammar_gate._DOUBTFUL_S", 0.0)
+    monkeypatch.setattr("orcinus.engine.grammar.gate._DOUBTFUL_S", 0.0)
     async with gate_with() as gate:
         await gate.check(FINE, "a")
         pid = pid_of(gate)
@@ -127,7 +127,7 @@ async def test_closing_ends_what_is_under_way_and_says_so() -> None:
 
 
 async def test_the_oldest_verdicts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.grammar_gate._MAX_VERDICTS", 2)
+    monkeypatch.setattr("orcinus.engine.grammar.gate._MAX_VERDICTS", 2)
     async with gate_with() as gate:
         for pattern in ("a", "b", "a", "c"):
             await gate.check(Grammar("regex", pattern), "a")

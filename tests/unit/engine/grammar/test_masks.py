@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.token_masks import MaskFiller, empty_mask, pack_tokens, tokens_in
+from orcinus.engine.grammar.masks import MaskFiller, empty_mask, pack_tokens, tokens_in
 
 WAIT_S = 30.0
 

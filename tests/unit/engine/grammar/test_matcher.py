@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import InvalidRequestError, ModelLoadError
-from engine.grammar import GrammarCompiler, Vocabulary
-from engine.grammar_source import MAX_CHOICES, MAX_DEPTH, MAX_ENUM_VALUES, MAX_PROPERTIES
-from engine.sampling_params import Grammar
-from engine.tokenizer import Tokenizer
+from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.grammar.matcher import GrammarCompiler, Vocabulary
+from orcinus.engine.grammar.source import MAX_CHOICES, MAX_DEPTH, MAX_ENUM_VALUES, MAX_PROPERTIES
+from orcinus.engine.sampling_params import Grammar
+from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
-from tests.unit.engine.grammars import (
+from tests.unit.engine.grammar.grammars import (
     DEMO_MODEL,
     accepts,
     allowed,
@@ -26,7 +26,7 @@ from tests.unit.engine.grammars import (
     texts_allowed,
     thinking,
 )
-from tests.unit.engine.test_tokenizer import write_sentencepiece_tokenizer
+from tests.unit.engine.text.test_tokenizer import write_sentencepiece_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -419,7 +419,7 @@ def test_a_grammar_is_compiled_once_and_then_at_hand(tokenizer: Tokenizer) -> No
 
 
 def test_the_least_used_grammar_makes_room(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.grammar._MAX_COMPILED", 2)
+    monkeypatch.setattr("orcinus.engine.grammar.matcher._MAX_COMPILED", 2)
     compiler = GrammarCompiler(lambda: tokenizer, VOCAB_SIZE, [END_OF_TEXT])
     for pattern in ("a", "b", "a", "c"):
         compiler.matcher(regex(pattern))

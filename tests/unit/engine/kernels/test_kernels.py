@@ -12,10 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.attention import AttentionSpec, LayerCache, LayerShape, NativeBackend, batch_metadata, causal_mask
-from engine.kernels import build, library
-from engine.kernels.build import library_path
-from engine.kernels.library import INSTRUCTION_SETS, Library, gomp_parallel, load_library
+from orcinus.engine.attention.attention import (
+    AttentionSpec,
+    LayerCache,
+    LayerShape,
+    NativeBackend,
+    batch_metadata,
+    causal_mask,
+)
+from orcinus.engine.kernels import build, library
+from orcinus.engine.kernels.build import library_path
+from orcinus.engine.kernels.library import INSTRUCTION_SETS, Library, gomp_parallel, load_library
 
 CPU = torch.device("cpu")
 BEST = load_library()

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels.build import library_path
-from engine.kernels.library import Library, load_library
-from engine.native_linear import Kind, NativeLinear, can_multiply
+from orcinus.engine.cpu.native_linear import Kind, NativeLinear, can_multiply
+from orcinus.engine.kernels.build import library_path
+from orcinus.engine.kernels.library import Library, load_library
 
 LIBRARY = load_library()
 KINDS: list[Kind] = [kind for kind in ("bfloat16", "int8") if LIBRARY is not None and can_multiply(LIBRARY, kind)]
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 pytestmark = pytest.mark.skipif(not KINDS, reason="this CPU does not multiply what our kernels multiply")
 
@@ -72,7 +72,7 @@ def test_jobs_from_several_python_threads_do_not_mix() -> None:
 
 FORK = """
 import os, signal, torch
-from tests.unit.engine.test_pool import Work
+from tests.unit.engine.kernels.test_pool import Work
 
 work = Work(0, 3)
 assert work.is_right(50)

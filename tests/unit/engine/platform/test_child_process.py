@@ -2,11 +2,11 @@ import signal
 import subprocess
 import sys
 
-from engine.parent import group_signals_held
+from orcinus.engine.platform.child_process import group_signals_held
 
 CHILD = """
 import sys
-from engine.parent import ignore_group_signals
+from orcinus.engine.platform.child_process import ignore_group_signals
 print("up", flush=True)
 sys.stdin.readline()
 ignore_group_signals()

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
-from engine import device
-from engine.device import (
+from orcinus.engine.platform import device
+from orcinus.engine.platform.device import (
     CpuMonitor,
     available_cores,
     available_memory,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engine.transfer import pack, to_device, unpack
+from orcinus.engine.platform.device_copy import pack, to_device, unpack
 
 ARRAYS: list[NDArray[Any]] = [
     np.arange(5, dtype=np.int64),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.mapped_weights import MappedFiles
+from orcinus.engine.platform.mapped_weights import MappedFiles
 
 NUM_BYTES = 64 << 20
 

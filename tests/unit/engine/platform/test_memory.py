@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from engine.host_memory import populate, zeroed_bytes
+from orcinus.engine.platform.memory import populate, zeroed_bytes
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, mmap.PAGESIZE, 2 * 2**20, 5 * 2**20 + 3])

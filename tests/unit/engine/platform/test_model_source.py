@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ModelLoadError
-from engine.model_source import ModelSource, model_source
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.platform.model_source import ModelSource, model_source
 
 
 def test_directory_is_local(tmp_path: Path) -> None:

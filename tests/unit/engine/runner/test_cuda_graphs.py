@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.attention import AttentionMetadata
-from engine.decode_graphs import DecodeGraphs, padded, padded_size
-from engine.step_layout import StepLayout, lay_out
+from orcinus.engine.attention.attention import AttentionMetadata
+from orcinus.engine.attention.step_layout import StepLayout, lay_out
+from orcinus.engine.runner.cuda_graphs import DecodeGraphs, padded, padded_size
 
 CPU = torch.device("cpu")
 BLOCK = 4

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.attention import AttentionMetadata
-from engine.device import CpuMonitor
-from engine.messages import NewRequest, ScheduledRequest, StepPlan
-from engine.model_runner import ModelRunner
-from engine.sampler import Sampler
-from engine.sampling_params import SamplingParams
+from orcinus.engine.attention.attention import AttentionMetadata
+from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
+from orcinus.engine.platform.device import CpuMonitor
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling.sampler import Sampler
+from orcinus.engine.sampling_params import SamplingParams
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 100

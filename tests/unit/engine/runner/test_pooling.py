@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import InvalidRequestError, ModelLoadError
-from engine.pooling import POOLING_FILE, PooledPrompt, resolve_pooling, unit_vectors
-from engine.sampling_params import Pooling, SamplingParams
+from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.runner.pooling import POOLING_FILE, PooledPrompt, resolve_pooling, unit_vectors
+from orcinus.engine.sampling_params import Pooling, SamplingParams
 
 
 def write_config(directory: Path, content: Any) -> str:

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from engine.request_rows import RequestRows
+from orcinus.engine.runner.request_rows import RequestRows
 
 BLOCK = 4
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.sampler import (
+from orcinus.engine.grammar.masks import pack_tokens
+from orcinus.engine.sampling.sampler import (
     BadWords,
     Sampler,
     SamplingRow,
@@ -24,8 +25,7 @@ from engine.sampler import (
     unpack_bits,
     unpack_bits_on_device,
 )
-from engine.sampling_params import SamplingParams
-from engine.token_masks import pack_tokens
+from orcinus.engine.sampling_params import SamplingParams
 
 EOS = 1
 

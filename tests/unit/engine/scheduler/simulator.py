@@ -9,9 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from engine.core import EngineCore, Fault
-from engine.messages import AddRequest, EngineInfo, NewRequest, ScheduledRequest, StepOutputs, StepPlan, StepResult
-from engine.sampling_params import SamplingParams
+from orcinus.engine.core import EngineCore
+from orcinus.engine.messages import (
+    AddRequest,
+    EngineInfo,
+    Fault,
+    NewRequest,
+    ScheduledRequest,
+    StepOutputs,
+    StepPlan,
+    StepResult,
+)
+from orcinus.engine.sampling_params import SamplingParams
 from tests.unit.engine.fakes import Synchronous
 
 VOCAB_SIZE = 50

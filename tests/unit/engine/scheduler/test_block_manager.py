@@ -1,6 +1,6 @@
 import pytest
 
-from engine.block_manager import BlockManager
+from orcinus.engine.scheduler.block_manager import BlockManager
 
 
 @pytest.fixture

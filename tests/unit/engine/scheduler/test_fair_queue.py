@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from engine.fair_queue import MAX_IDLE_CLIENTS, OUTPUT_WEIGHT, PROMPT_WEIGHT, FairQueue
-from engine.messages import AddRequest
-from engine.request import Request
-from engine.sampling_params import SamplingParams
-from engine.waiting_queue import WaitingQueue
-from tests.unit.engine.simulator import SimulatedEngine
+from orcinus.engine.messages import AddRequest
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.scheduler.fair_queue import MAX_IDLE_CLIENTS, OUTPUT_WEIGHT, PROMPT_WEIGHT, FairQueue
+from orcinus.engine.scheduler.request import Request
+from orcinus.engine.scheduler.waiting_queue import WaitingQueue
+from tests.unit.engine.scheduler.simulator import SimulatedEngine
 
 MAX_WAIT_S = 60.0
 

@@ -5,8 +5,8 @@ import statistics
 
 import pytest
 
-from engine.pacing import Pacing
-from tests.unit.engine.traffic import (
+from orcinus.engine.scheduler.prefill_budget import Pacing
+from tests.unit.engine.scheduler.traffic import (
     Arrival,
     StepCost,
     Traffic,

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from engine.core import EngineCore
-from engine.errors import InvalidRequestError
-from engine.messages import AddRequest
-from engine.sampling_params import Grammar, SamplingParams
+from orcinus.engine.core import EngineCore
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.messages import AddRequest
+from orcinus.engine.sampling_params import Grammar, SamplingParams
 from tests.unit.engine.fakes import FakeExecutor, fake_info
 
 

@@ -2,9 +2,9 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.messages import StepPlan, StepResult
-from engine.sampling_params import Grammar, SamplingParams
-from tests.unit.engine.simulator import EOS, SimulatedEngine, reference
+from orcinus.engine.messages import StepPlan, StepResult
+from orcinus.engine.sampling_params import Grammar, SamplingParams
+from tests.unit.engine.scheduler.simulator import EOS, SimulatedEngine, reference
 
 
 def prompt(length: int, seed: int = 1) -> list[int]:
@@ -494,6 +494,6 @@ def test_a_failed_row_fails_its_request_alone() -> None:
 
 
 def _sampling(**fields: object):  # type: ignore[no-untyped-def]
-    from engine.sampling_params import SamplingParams
+    from orcinus.engine.sampling_params import SamplingParams
 
     return SamplingParams(**fields)  # type: ignore[arg-type]

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from engine.core import EngineCore
-from engine.messages import AddRequest, RequestDelta, StepPlan, StepResult
-from engine.sampling_params import SamplingParams
+from orcinus.engine.core import EngineCore
+from orcinus.engine.messages import AddRequest, RequestDelta, StepPlan, StepResult
+from orcinus.engine.sampling_params import SamplingParams
 from tests.unit.engine.fakes import END_OF_TEXT, FakeExecutor, fake_info
 
 

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from engine.messages import StepPlan
-from engine.sampling_params import SamplingParams
-from tests.unit.engine.simulator import SimulatedEngine, reference
+from orcinus.engine.messages import StepPlan
+from orcinus.engine.sampling_params import SamplingParams
+from tests.unit.engine.scheduler.simulator import SimulatedEngine, reference
 
 PROFILES: dict[str, dict[str, object]] = {
     "roomy": {},

@@ -1,7 +1,7 @@
 import pytest
 
-from engine.step_time import StepTimeModel
-from tests.unit.engine.traffic import StepCost, cpu_step_s, gpu_step_s
+from orcinus.engine.scheduler.step_time import StepTimeModel
+from tests.unit.engine.scheduler.traffic import StepCost, cpu_step_s, gpu_step_s
 
 
 @pytest.fixture

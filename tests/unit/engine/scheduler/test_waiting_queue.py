@@ -2,10 +2,10 @@ import gc
 
 import pytest
 
-from engine.messages import AddRequest
-from engine.request import Request
-from engine.sampling_params import SamplingParams
-from engine.waiting_queue import WaitingQueue
+from orcinus.engine.messages import AddRequest
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.scheduler.request import Request
+from orcinus.engine.scheduler.waiting_queue import WaitingQueue
 
 
 def request(number: int, arrival_time: float, priority: int = 0) -> Request:

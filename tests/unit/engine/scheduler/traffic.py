@@ -1,18 +1,20 @@
 """Traffic on a core whose steps take what a function says, on a virtual clock: latencies without a model.
 
-python -m tests.unit.engine.traffic    the table of docs/decisions/0014-prompt-chunks-from-measured-step-times.md
+python -m tests.unit.engine.scheduler.traffic
+
+prints the table of docs/decisions/0014-prompt-chunks-from-measured-step-times.md
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from engine.core import EngineCore
-from engine.messages import AddRequest, EngineInfo, StepPlan, StepResult
-from engine.pacing import Pacing
-from engine.sampling_params import SamplingParams
+from orcinus.engine.core import EngineCore
+from orcinus.engine.messages import AddRequest, EngineInfo, StepPlan, StepResult
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.scheduler.prefill_budget import Pacing
 from tests.unit.engine.fakes import Synchronous
-from tests.unit.engine.simulator import VirtualClock, engine_info
+from tests.unit.engine.scheduler.simulator import VirtualClock, engine_info
 
 StepCost = Callable[[int, int], float]
 """(decodes, prompt tokens) -> seconds."""

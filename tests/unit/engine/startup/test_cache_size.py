@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.attention import LayerShape
-from engine.errors import ModelLoadError
-from engine.kv_cache import (
+from orcinus.engine.attention.attention import LayerShape
+from orcinus.engine.attention.cache import (
     BatchLimits,
     CacheSize,
     bytes_per_block,
@@ -19,6 +18,7 @@ from engine.kv_cache import (
     resolve_cache_size,
     resolve_limits,
 )
+from orcinus.engine.errors import ModelLoadError
 from tests.integration.tiny_models import engine_config
 
 LIMITS = BatchLimits(max_num_seqs=4, max_num_batched_tokens=16, block_size=8)

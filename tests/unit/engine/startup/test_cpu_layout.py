@@ -9,17 +9,19 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from engine import attention, cpu_layout, packed_linear
-from engine.attention import ATTENTION_NAME, attention_function
-from engine.cpu_layout import lay_out_for_cpu, weight_bytes
-from engine.decoder_layers import NativeDecoder
-from engine.device import cpu_has_bfloat16
-from engine.int8_linear import Int8Linear
-from engine.kernels.build import library_path
-from engine.kernels.library import Library, load_library
-from engine.model_probe import ServedModel, probe_model
-from engine.native_linear import NativeLinear, can_multiply
-from engine.packed_linear import PackedEmbedding, PackedLinear
+from orcinus.engine.attention import attention
+from orcinus.engine.attention.attention import ATTENTION_NAME, attention_function
+from orcinus.engine.cpu import packed_linear
+from orcinus.engine.cpu.decoder_layers import NativeDecoder
+from orcinus.engine.cpu.int8_linear import Int8Linear
+from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
+from orcinus.engine.cpu.packed_linear import PackedEmbedding, PackedLinear
+from orcinus.engine.kernels.build import library_path
+from orcinus.engine.kernels.library import Library, load_library
+from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.startup import cpu_layout
+from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
+from orcinus.engine.startup.probe import ServedModel, probe_model
 from tests.integration.tiny_models import random_model
 
 CPU = torch.device("cpu")
@@ -159,7 +161,7 @@ def test_tied_weights_are_there_as_an_embedding_and_as_a_quantized_head(machine:
 @needs_kernels
 def test_weights_of_a_mapped_file_are_let_go(machine: Machine, tmp_path: Path) -> None:
     """What is packed is not read again: only the embedding and the norms still are."""
-    from engine.model_loader import load_causal_lm
+    from orcinus.engine.models.loader import load_causal_lm
     from tests.integration.tiny_models import engine_config
 
     machine()

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from engine.messages import Alive, StepOutputs, StepStats
-from engine.probation import Probation
-from engine.vigil import Backoff, SupervisionLimits, Vigil
+from orcinus.engine.messages import Alive, StepOutputs, StepStats
+from orcinus.engine.supervision.liveness import Backoff, SupervisionLimits, Vigil
+from orcinus.engine.supervision.suspects import Probation
 
 STEP = StepOutputs(deltas=[], stats=StepStats())
 

@@ -16,11 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from config.admission_limits import AdmissionLimits
-from config.engine_config import EngineConfig
-from engine.async_engine import AsyncEngine
-from engine.core import EngineCore, Executor
-from engine.errors import (
+from orcinus.config.admission_limits import AdmissionLimits
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.core import EngineCore, Executor
+from orcinus.engine.errors import (
     EngineKilledError,
     EngineUnavailableError,
     ModelLoadError,
@@ -28,15 +27,16 @@ from engine.errors import (
     RequestFailedError,
     RequestTimeoutError,
 )
-from engine.messages import AddRequest, EngineInfo, NewRequest, RequestDelta, StepPlan
-from engine.output_processor import OutputProcessor, merge_output
-from engine.outputs import RequestOutput
-from engine.request_stream import Choice, LiveRequest
-from engine.sampling_params import SamplingParams
-from engine.supervisor import EngineEnd
-from engine.tokenizer import Tokenizer
-from engine.transport import InProcessTransport
-from engine.vigil import SupervisionLimits
+from orcinus.engine.frontend.async_engine import AsyncEngine
+from orcinus.engine.frontend.output_processor import OutputProcessor, merge_output
+from orcinus.engine.frontend.request_stream import Choice, LiveRequest
+from orcinus.engine.messages import AddRequest, EngineInfo, NewRequest, RequestDelta, StepPlan
+from orcinus.engine.outputs import RequestOutput
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.supervision.liveness import SupervisionLimits
+from orcinus.engine.supervision.supervisor import EngineEnd
+from orcinus.engine.supervision.transport import InProcessTransport
+from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import (
     FakeExecutor,
     NextToken,
@@ -46,16 +46,16 @@ from tests.unit.engine.fakes import (
     says,
     write_byte_tokenizer,
 )
-from tests.unit.engine.test_async_engine import Recorder, request, texts, until
-from tests.unit.engine.test_scheduler_finished import Finishing
-from tests.unit.engine.test_transport import added
+from tests.unit.engine.frontend.test_async_engine import Recorder, request, texts, until
+from tests.unit.engine.scheduler.test_scheduler_finished import Finishing
+from tests.unit.engine.supervision.test_transport import added
 
 pytestmark = pytest.mark.usefixtures("quiet_log")
 
 
 @pytest.fixture
 def quiet_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL, "engine")
+    caplog.set_level(logging.CRITICAL, "orcinus.engine")
 
 
 @pytest.fixture
@@ -564,9 +564,9 @@ async def test_an_engine_that_is_not_like_the_first_ends_everything(model: Path)
 @pytest.fixture
 def fast_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that happens once a second happens a hundred times a second."""
-    monkeypatch.setattr("engine.supervisor.TICK_S", 0.01)
-    monkeypatch.setattr("engine.vigil.TICK_S", 0.01)
-    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("orcinus.engine.supervision.supervisor.TICK_S", 0.01)
+    monkeypatch.setattr("orcinus.engine.supervision.liveness.TICK_S", 0.01)
+    monkeypatch.setattr("orcinus.engine.supervision.engine_process.HEARTBEAT_S", 0.01)
 
 
 class HangsOnce:
@@ -601,7 +601,7 @@ async def test_an_engine_whose_step_does_not_end_is_replaced_and_that_is_its_own
 async def test_an_engine_without_signs_of_life_is_replaced_and_may_have_been_stopped_from_outside(
     model: Path, monkeypatch: pytest.MonkeyPatch, ends: list[EngineEnd]
 ) -> None:
-    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 60.0)
+    monkeypatch.setattr("orcinus.engine.supervision.engine_process.HEARTBEAT_S", 60.0)
     hangs = HangsOnce(3)
     hangs.lives = lives = Lives(before_step=hangs)
     async with engine_on(model, lives, step_timeout_s=0, silence_s=0.3) as engine:

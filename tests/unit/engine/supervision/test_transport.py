@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.engine_config import EngineConfig
-from engine.engine_process import BuildExecutor, run_engine
-from engine.errors import EngineUnavailableError, ModelLoadError
-from engine.messages import (
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.errors import EngineUnavailableError, ModelLoadError
+from orcinus.engine.messages import (
     AbortRequests,
     AddRequest,
     Alive,
@@ -31,9 +30,16 @@ from engine.messages import (
     StepStarted,
     ToEngine,
 )
-from engine.sampling_params import SamplingParams
-from engine.transport import InProcessTransport, ProcessTransport
-from engine.wire import FrameReader, config_decoder, encode_frame, from_engine_decoder, to_engine_decoder
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.supervision.engine_process import BuildExecutor, run_engine
+from orcinus.engine.supervision.transport import InProcessTransport, ProcessTransport
+from orcinus.engine.supervision.wire import (
+    FrameReader,
+    config_decoder,
+    encode_frame,
+    from_engine_decoder,
+    to_engine_decoder,
+)
 from tests.unit.engine.fakes import FakeExecutor, builds, fake_config, fake_info, says, token_logprobs
 
 
@@ -195,7 +201,7 @@ def test_requests_are_announced_before_the_step_that_may_be_their_last() -> None
 
 
 def test_engine_gives_signs_of_life_while_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("orcinus.engine.supervision.engine_process.HEARTBEAT_S", 0.01)
     may_load = threading.Event()
 
     def build(config: EngineConfig) -> Any:
@@ -210,7 +216,7 @@ def test_engine_gives_signs_of_life_while_it_loads(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_step_that_does_not_end_shows_in_the_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("orcinus.engine.supervision.engine_process.HEARTBEAT_S", 0.01)
     may_end = threading.Event()
 
     def hold(plan: StepPlan) -> None:
@@ -228,7 +234,7 @@ def test_a_step_that_does_not_end_shows_in_the_signs_of_life(monkeypatch: pytest
 
 
 def test_a_server_that_leaves_while_the_engine_loads_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("orcinus.engine.supervision.engine_process.HEARTBEAT_S", 0.01)
     missed = threading.Event()
 
     def build(config: EngineConfig) -> Any:
@@ -242,7 +248,7 @@ def test_a_server_that_leaves_while_the_engine_loads_is_missed(monkeypatch: pyte
 
 
 def test_abort_shows_in_the_state_without_waiting_for_the_next_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.engine_process.HEARTBEAT_S", 60.0)
+    monkeypatch.setattr("orcinus.engine.supervision.engine_process.HEARTBEAT_S", 60.0)
     with engine_loop(builds(FakeExecutor(), max_model_len=2000)) as (server, _):
         server.receive()
         server.send([added("a", max_tokens=1900)])

@@ -14,10 +14,10 @@ from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
-from engine.detokenizer import Detokenizer, StopScanner, WindowDetokenizer, make_detokenizer
-from engine.tokenizer import Tokenizer
+from orcinus.engine.text.detokenizer import Detokenizer, StopScanner, WindowDetokenizer, make_detokenizer
+from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import byte_characters
-from tests.unit.engine.test_tokenizer import SENTENCEPIECE_VOCAB, write_sentencepiece_tokenizer
+from tests.unit.engine.text.test_tokenizer import SENTENCEPIECE_VOCAB, write_sentencepiece_tokenizer
 
 quick = settings(deadline=None, max_examples=200)
 

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engine.chat_template import ChatTemplate
-from engine.errors import InvalidRequestError
-from engine.template_limits import NotHereError, RenderLimitError, time_limit
-from engine.template_process import MAX_CHARS, Job, render_apart
-from tests.unit.server.tools import templates
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.text.chat_template import ChatTemplate
+from orcinus.engine.text.template_process import MAX_CHARS, Job, render_apart
+from orcinus.engine.text.template_sandbox import NotHereError, RenderLimitError, time_limit
+from tests.unit.server.reading.tools import templates
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 FORTY_TIMES = "{% for i in range(40) %}%s{% endfor %}"

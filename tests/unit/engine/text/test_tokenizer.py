@@ -12,12 +12,12 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE, Unigram
 from tokenizers.trainers import BpeTrainer
 
-from engine.detokenizer import make_detokenizer
-from engine.errors import InvalidRequestError, ModelLoadError
-from engine.tokenizer import Tokenizer
+from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.text.detokenizer import make_detokenizer
+from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, VOCAB_SIZE, write_byte_tokenizer
 
-DEMO_MODEL = Path(__file__).parents[3] / "engine" / "demo_model"
+DEMO_MODEL = Path(__file__).parents[4] / "engine" / "demo_model"
 TEXTS = [
     "",
     " ",
@@ -139,7 +139,7 @@ def test_continued_final_message_agrees_with_transformers(trained: Path, ending:
 
 def test_demo_model_is_read_without_transformers() -> None:
     script = (
-        "import sys; from engine.tokenizer import Tokenizer\n"
+        "import sys; from orcinus.engine.text.tokenizer import Tokenizer\n"
         f"Tokenizer.load({str(DEMO_MODEL)!r}).render_chat([{{'role': 'user', 'content': 'hi'}}])\n"
         "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy imports'"
     )
@@ -152,8 +152,8 @@ def test_a_tokenizer_that_takes_transformers_takes_no_torch_in_a_process_that_hi
     settings_file.write_text(json.dumps(settings))
     script = f"""
 import sys
-from engine.lean_imports import hide_torch
-from engine.tokenizer import Tokenizer
+from orcinus.engine.platform.lean_imports import hide_torch
+from orcinus.engine.text.tokenizer import Tokenizer
 
 hide_torch({str(trained)!r}, trust_remote_code=False)
 print(Tokenizer.load({str(trained)!r}).encode("the cat<|end|>"))

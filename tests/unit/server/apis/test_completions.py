@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from openai.types import Completion
 
-from engine.messages import TokenLogprobs
-from engine.outputs import RequestOutput
-from server.completions import start_completion
+from orcinus.engine.messages import TokenLogprobs
+from orcinus.engine.outputs import RequestOutput
+from orcinus.server.apis.completions.answer import start_completion
 from tests.unit.engine.fakes import END_OF_TEXT, FakeExecutor, echoes, says
 from tests.unit.server.serving import Serving, error_of, events_of, serving
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from openai.resources import Embeddings
 from openai.types import CreateEmbeddingResponse
 
-from engine.messages import StepPlan, StepResult
-from server import embeddings
-from server.parameters import parameter_table
-from server.protocol import EmbeddingBody, parse_embedding
+from orcinus.engine.messages import StepPlan, StepResult
+from orcinus.server.apis.embeddings import answer as embeddings
+from orcinus.server.requests.bodies import EmbeddingBody, parse_embedding
+from orcinus.server.requests.parameters import parameter_table
 from tests.unit.engine.fakes import EMBEDDING_SIZE, FakeExecutor, embedding
 from tests.unit.server.serving import Gate, Serving, answer_of, error_of, listening, serving, until
 

@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import InvalidRequestError
-from engine.messages import StepPlan
-from engine.outputs import GenerationRequest, RequestOutput
-from engine.sampling_params import SamplingParams
-from server.chat_request import ChatRequest
-from server.messages_api import MessageGeneration, read_input, start_message
-from server.messages_input import to_chat_body
-from server.parameters import IGNORED, REFUSED
-from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from server.protocol import MessagesBody, parse_chat, parse_message_count, parse_messages
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.messages import StepPlan
+from orcinus.engine.outputs import GenerationRequest, RequestOutput
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.server.apis.chat_request import ChatRequest
+from orcinus.server.apis.messages.answer import MessageGeneration, read_input, start_message
+from orcinus.server.apis.messages.input import to_chat_body
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from orcinus.server.requests.bodies import MessagesBody, parse_chat, parse_message_count, parse_messages
+from orcinus.server.requests.parameters import IGNORED, REFUSED
 from tests.message_events import named_events, put_together
 from tests.unit.engine.fakes import FakeExecutor, says
 from tests.unit.server.serving import Gate, Serving, answer_of, generation_request, serving, until, user

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from engine.errors import RequestFailedError
-from engine.messages import TokenLogprobs
-from engine.outputs import RequestOutput, RequestTiming
-from server.chat import start_chat_completion
-from server.completions import start_completion
-from server.generation import OpenAIGeneration
+from orcinus.engine.errors import RequestFailedError
+from orcinus.engine.messages import TokenLogprobs
+from orcinus.engine.outputs import RequestOutput, RequestTiming
+from orcinus.server.apis.chat.answer import start_chat_completion
+from orcinus.server.apis.completions.answer import start_completion
+from orcinus.server.apis.generation import OpenAIGeneration
 from tests.unit.engine.fakes import FakeExecutor
 from tests.unit.server.serving import Gate, Serving, serving, user
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from server.cli import main
-from server.commands.load import options
-from server.commands.load.arrivals import arrival_times
+from orcinus.server.cli import main
+from orcinus.server.load import options
+from orcinus.server.load.arrivals import arrival_times
 from tests.unit.server.load.scripted import ScriptedServer, as_llama_cpp, as_vllm, scripted_server
 
 Captured = pytest.CaptureFixture[str]

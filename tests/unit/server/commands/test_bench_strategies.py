@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine.messages import EngineInfo, StepPlan, StepResult
-from engine.sampling_params import SamplingParams
-from server.cli import main
-from server.commands import bench_strategies as bench
+from orcinus.engine.messages import EngineInfo, StepPlan, StepResult
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.server.cli import main
+from orcinus.server.commands import bench_strategies as bench
 from tests.unit.engine.fakes import Synchronous
-from tests.unit.server.test_cli_summary import INFO
+from tests.unit.server.process.test_summary import INFO
 
 SHAPE = bench.LoadShape(
     num_requests=40, prompt_min=4, prompt_max=16, output_mean=8, output_min=2, output_max=32, seed=3

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import main
+from orcinus.server.cli import main
 from tests.unit.server.load.scripted import ScriptedServer, scripted_server
 
 Captured = pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.cli import main
+from orcinus.server.cli import main
 
 
 class Stub(ThreadingHTTPServer):
@@ -139,7 +139,7 @@ def test_commands_are_not_sent(stub: Stub, say: Callable[..., None], capsys: pyt
 def test_an_interrupt_stops_the_answer_and_not_the_program(
     stub: Stub, say: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from server.commands import chat
+    from orcinus.server.commands import chat
 
     shown: list[str] = []
 

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.errors import EngineUnavailableError, InvalidRequestError
-from server.commands.generate import BatchRunner, Totals, write_answers
+from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
+from orcinus.server.commands.generate import BatchRunner, Totals, write_answers
 
 CHAT = "/v1/chat/completions"
 

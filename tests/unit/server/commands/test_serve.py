@@ -9,7 +9,7 @@ import signal
 import sys
 import weakref
 
-from server.commands.serve import end_at_once_on_signals
+from orcinus.server.commands.serve import end_at_once_on_signals
 
 class Thing:
     pass

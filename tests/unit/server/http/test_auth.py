@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from config.settings import load_settings
-from server.auth import KeyRing
-from server.errors import AuthenticationError
+from orcinus.config.settings import load_settings
+from orcinus.server.errors import AuthenticationError
+from orcinus.server.http.auth import KeyRing
 from tests.unit.server.serving import Serving, error_of, serving
 
 PUBLIC = {"/live", "/ready", "/health", "/metrics"}

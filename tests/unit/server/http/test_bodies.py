@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InvalidRequestError
-from server.json_body import MAX_DEPTH, parse_json_object
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.http.json_body import MAX_DEPTH, parse_json_object
 from tests.unit.server.serving import Serving, error_of
 
 JSON = {"content-type": "application/json"}

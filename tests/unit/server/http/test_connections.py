@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from engine.errors import EngineUnavailableError
-from server import body, http_protocol
-from server.lifecycle import DrainingServer, ListenError, listen
+from orcinus.engine.errors import EngineUnavailableError
+from orcinus.server.http import body
+from orcinus.server.http import connection as http_protocol
+from orcinus.server.process.server import DrainingServer, ListenError, listen
 from tests.unit.engine.fakes import FakeExecutor, alphabet, says
 from tests.unit.server.serving import Gate, Serving, events_of, listening, serving, until
 

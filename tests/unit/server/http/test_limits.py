@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.caller import TIMEOUT_HEADER, Caller
-from server.limits import ENGINE_PATHS
+from orcinus.server.operations import ENGINE_PATHS
+from orcinus.server.requests.caller import TIMEOUT_HEADER, Caller
 from tests.unit.engine.fakes import FakeExecutor, alphabet
 from tests.unit.server.serving import Gate, Serving, error_of, events_of, generation_request, serving, until, user
 
@@ -90,8 +90,8 @@ async def test_where_the_queue_is_full_a_request_is_refused_before_its_body_is_r
 async def test_refusals_are_counted_in_one_line_of_the_log_and_have_none_of_their_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.middleware.REFUSALS_LOGGED_EVERY_S", 0.2)
-    caplog.set_level(logging.INFO, "server.access")
+    monkeypatch.setattr("orcinus.server.http.request_layer.REFUSALS_LOGGED_EVERY_S", 0.2)
+    caplog.set_level(logging.INFO, "orcinus.server.access")
     async with held(tmp_path, max_queue_len=1) as (served, _, _):
         stream = served.engine.submit(generation_request("first", 2))
         for number in (30, 1):
@@ -273,7 +273,9 @@ async def test_every_api_takes_the_header(tmp_path: Path, path: str) -> None:
 async def test_a_deadline_counts_from_when_a_request_came_so_that_reading_it_is_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr("server.caller.time", SimpleNamespace(monotonic=lambda: time.monotonic() - 600))
+    monkeypatch.setattr(
+        "orcinus.server.requests.caller.time", SimpleNamespace(monotonic=lambda: time.monotonic() - 600)
+    )
     async with held(tmp_path, served_model_name=("orcinus",)) as (served, _, _), asyncio.timeout(10):
         response = await served.client.post(path, json={**BODIES[path], "timeout": 599})
         assert response.status_code == 408, response.text

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.commands.load.answers import AnswerStream, RequestFailedError, RequestRecord
+from orcinus.server.load.answers import AnswerStream, RequestFailedError, RequestRecord
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 6, "prompt_tokens_details": {"cached_tokens": 4}}
 DONE = b"data: [DONE]\n\n"

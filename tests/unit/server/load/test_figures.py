@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.commands.bench_report import markdown_table, percentile
-from server.commands.load.answers import LoadError, RequestRecord
-from server.commands.load.figures import (
+from orcinus.server.load.answers import LoadError, RequestRecord
+from orcinus.server.load.figures import (
     meets,
     parse_objectives,
     peak_concurrency,
@@ -19,8 +18,9 @@ from server.commands.load.figures import (
     summarize,
     tokens_over_time,
 )
-from server.commands.load.run import LoadRun
-from server.commands.load.summary_table import format_summary
+from orcinus.server.load.report import markdown_table, percentile
+from orcinus.server.load.run import LoadRun
+from orcinus.server.load.summary_table import format_summary
 
 
 def record(sent_s: float, *chunk_times_s: float, **more: Any) -> RequestRecord:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from config.settings import SettingsError
-from server.commands.load.answers import RequestFailedError
-from server.commands.load.http_client import HttpClient
+from orcinus.config.settings import SettingsError
+from orcinus.server.load.answers import RequestFailedError
+from orcinus.server.load.http_client import HttpClient
 
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.commands.load.arrivals import arrival_times
-from server.commands.load.lengths import Lengths, parse_lengths
+from orcinus.server.load.arrivals import arrival_times
+from orcinus.server.load.lengths import Lengths, parse_lengths
 
 
 def draws(text: str, count: int = 4000) -> list[int]:

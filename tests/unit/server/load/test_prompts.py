@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from config.settings import SettingsError
-from server.commands.load.lengths import parse_lengths
-from server.commands.load.prompts import WORDS, LoadItem, PromptShape, Writer, random_items, read_dataset
+from orcinus.config.settings import SettingsError
+from orcinus.server.load.lengths import parse_lengths
+from orcinus.server.load.prompts import WORDS, LoadItem, PromptShape, Writer, random_items, read_dataset
 
 IDS = Writer(range(1000))
 TEXT = Writer(WORDS, tokens_per_unit=2.0, overhead=6.0)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CHILDREN = """
 import os, subprocess
-from server.orphans import reap_unasked
+from orcinus.server.process.orphans import reap_unasked
 
 def ended_child():
     child = subprocess.Popen(["true"])

@@ -6,9 +6,9 @@ import shlex
 import msgspec
 import pytest
 
-from config.settings import load_settings
-from engine.messages import EngineInfo
-from server.summary import example_request, server_url, start_up_summary
+from orcinus.config.settings import load_settings
+from orcinus.engine.messages import EngineInfo
+from orcinus.server.process.summary import example_request, server_url, start_up_summary
 
 INFO = EngineInfo(
     model="/models/tiny",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.incoming_text import IncomingText, Markers, Reading, TextReader
+from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading, TextReader
 
 
 def run(read: Callable[[IncomingText], Reading[None]], *parts: str) -> None:

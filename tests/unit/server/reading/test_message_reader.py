@@ -2,12 +2,21 @@
 
 import pytest
 
-from engine.errors import InvalidRequestError
-from engine.sampling_params import Thinking
-from server.message_reader import MessageFormat, join_pieces
-from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from tests.unit.server.tools import templates
-from tests.unit.server.tools.calling import call, content, detect, read, read_all, read_parts, reasoning, tool_use
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.sampling_params import Thinking
+from orcinus.server.reading.message_reader import MessageFormat, join_pieces
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from tests.unit.server.reading.tools import templates
+from tests.unit.server.reading.tools.calling import (
+    call,
+    content,
+    detect,
+    read,
+    read_all,
+    read_parts,
+    reasoning,
+    tool_use,
+)
 
 THINKING_TOKENS = {"<think>": 7, "</think>": 8}
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.reasoning import Start, split_reasoning, start_of_output
+from orcinus.server.reading.reasoning import Start, split_reasoning, start_of_output
 
 
 def split(start: Start, *parts: str) -> tuple[str, str]:

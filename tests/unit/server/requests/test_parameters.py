@@ -9,11 +9,11 @@ import pytest
 from openai.resources import Completions as LegacyCompletions
 from openai.resources.chat import Completions as ChatCompletions
 
-from engine.errors import InvalidRequestError
-from engine.outputs import GenerationRequest
-from engine.sampling_params import Grammar, SamplingParams
-from server.parameters import IGNORED, REFUSED, Endpoint, parameter_table
-from server.protocol import GENERATION_BODIES, parse_chat, parse_completion
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.outputs import GenerationRequest
+from orcinus.engine.sampling_params import Grammar, SamplingParams
+from orcinus.server.requests.bodies import GENERATION_BODIES, parse_chat, parse_completion
+from orcinus.server.requests.parameters import IGNORED, REFUSED, Endpoint, parameter_table
 from tests.unit.engine.fakes import FakeExecutor, says
 from tests.unit.server.serving import Serving, error_of, serving, user
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InvalidRequestError
-from engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
-from server.protocol import MAX_CHOICE_STRINGS, parse_chat
-from server.structured import read_grammar
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
+from orcinus.server.requests.bodies import MAX_CHOICE_STRINGS, parse_chat
+from orcinus.server.requests.structured import read_grammar
 from tests.unit.server.serving import user
 
 SCHEMA = {"type": "object", "properties": {"größe": {"type": "integer"}}}

@@ -5,9 +5,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from server.message_reader import MessageFormat, join_pieces
-from server.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from server.tools.request import ToolUse, read_tool_use
+from orcinus.server.reading.message_reader import MessageFormat, join_pieces
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from orcinus.server.reading.tools.request import ToolUse, read_tool_use
 
 WEATHER: dict[str, Any] = {
     "type": "object",

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from server.message_reader import MessageReader
-from server.pieces import Content, Piece, ToolCallStart
-from tests.unit.server.tools import templates
-from tests.unit.server.tools.calling import (
+from orcinus.server.reading.message_reader import MessageReader
+from orcinus.server.reading.pieces import Content, Piece, ToolCallStart
+from tests.unit.server.reading.tools import templates
+from tests.unit.server.reading.tools.calling import (
     call,
     content,
     detect,

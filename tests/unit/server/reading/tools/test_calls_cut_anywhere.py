@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.pieces import Piece
-from tests.unit.server.tools import templates
-from tests.unit.server.tools.calling import call, content, cut, detect, function, read_all, reasoning, tool_use
+from orcinus.server.reading.pieces import Piece
+from tests.unit.server.reading.tools import templates
+from tests.unit.server.reading.tools.calling import call, content, cut, detect, function, read_all, reasoning, tool_use
 
 NAMES = ("get_weather", "get-time", "f")
 TOOLS = [function(name) for name in NAMES]

@@ -1,14 +1,12 @@
 """Which way of writing calls and thoughts a chat template speaks of."""
 
-from pathlib import Path
-
 import pytest
 
-import engine
-from engine.errors import InvalidRequestError
-from server.tools.mistral import Mistral
-from tests.unit.server.tools import templates
-from tests.unit.server.tools.calling import detect, tool_use
+from orcinus.config.settings import demo_model_path
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.reading.tools.mistral import Mistral
+from tests.unit.server.reading.tools import templates
+from tests.unit.server.reading.tools.calling import detect, tool_use
 
 
 @pytest.mark.parametrize(
@@ -40,7 +38,7 @@ def test_the_format_of_calls_is_found_in_the_template(template: str, name: str |
 
 
 def test_the_demo_model_writes_calls_as_hermes_does() -> None:
-    template = Path(engine.__file__).parent / "demo_model" / "chat_template.jinja"
+    template = demo_model_path() / "chat_template.jinja"
     found = detect(template.read_text("utf-8"))
     assert found.tool_format is not None
     assert found.tool_format.name == "hermes"

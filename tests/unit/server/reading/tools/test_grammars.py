@@ -2,21 +2,20 @@
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
-import engine
-from engine.errors import InvalidRequestError
-from engine.sampling_params import MAX_GRAMMAR_CHARS
-from server.message_reader import MessageFormat, join_pieces
-from server.pieces import Piece
-from server.tools.request import MAX_TOOLS_CHARS, ToolUse
-from tests.unit.server.tools import templates
-from tests.unit.server.tools.calling import call, function, read_all, tool_use
+from orcinus.config.settings import demo_model_path
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS
+from orcinus.server.reading.message_reader import MessageFormat, join_pieces
+from orcinus.server.reading.pieces import Piece
+from orcinus.server.reading.tools.request import MAX_TOOLS_CHARS, ToolUse
+from tests.unit.server.reading.tools import templates
+from tests.unit.server.reading.tools.calling import call, function, read_all, tool_use
 
 PLACE = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"], "x-guidance": {"lenient": True}}
 WEATHER: dict[str, Any] = {
@@ -33,7 +32,7 @@ NAMED = {"type": "function", "function": {"name": "get_time"}}
 
 @cache
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(Path(engine.__file__).parent / "demo_model" / "tokenizer.json"))
+    return Tokenizer.from_file(str(demo_model_path() / "tokenizer.json"))
 
 
 @cache

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.tools.python_literals import to_json
+from orcinus.server.reading.tools.python_literals import to_json
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InvalidRequestError
-from server.tools.request import MAX_TOOLS_CHARS, Tool, read_tool_use
-from tests.unit.server.tools.calling import WEATHER, WEATHER_AND_TIME, function, tool_use
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.reading.tools.request import MAX_TOOLS_CHARS, Tool, read_tool_use
+from tests.unit.server.reading.tools.calling import WEATHER, WEATHER_AND_TIME, function, tool_use
 
 NO_PARAMETERS = {"type": "object", "properties": {}}
 

@@ -1,38 +1,20 @@
-"""How measurements are drawn, and the plot of `orcinus bench strategies`.
+"""The plot of `orcinus bench strategies`: throughput and latency, and how full the slots were over time."""
 
-That one shows throughput and latency, and how full the slots were over time.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from server.commands.bench_strategies import RunResult, Timeline
+from orcinus.server.load.drawing import MAIN_COLOR, drawing
 
-MAIN_COLOR = "#0b6e99"
+if TYPE_CHECKING:
+    from orcinus.server.commands.bench_strategies import RunResult, Timeline
+
 _COLORS = {
     "continuous": MAIN_COLOR,
     "static": "#d9822b",
     "interleaved": "#7a7a7a",
     "sequential": "#b0b0b0",
 }
-
-
-@contextmanager
-def drawing(file: Path, size: tuple[float, float], heading: str) -> Iterator[Any]:
-    """A figure of `size` in inches to draw in, written to `file`, whose suffix chooses the format."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=size, layout="constrained")
-    yield figure
-    figure.suptitle(heading, fontsize=8)
-    figure.savefig(file, dpi=130)
-    pyplot.close(figure)
 
 
 def plot_strategies(runs: Sequence["RunResult"], timelines: Mapping[str, "Timeline"], heading: str, file: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.shown import MAX_SHOWN_CHARS, shown
+from orcinus.server.errors import MAX_SHOWN_CHARS, shown
 from tests.unit.server.serving import Serving, error_of, user
 
 

@@ -1,0 +1,1 @@
+"""Attention over the paged KV cache: the interface that models call, one module per backend, and the choice of one."""

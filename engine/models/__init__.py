@@ -1,0 +1,1 @@
+"""transformers' models: loading one, and running it as tokens to hidden states to logits."""

@@ -1,0 +1,1 @@
+"""Executes a plan: flat tensors in, tokens out. Anything that runs on the device at each step begins here."""

@@ -1,0 +1,1 @@
+"""The server as a process: listening, draining, its summary, its log, its memory, its orphans."""
