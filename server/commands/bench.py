@@ -6,7 +6,7 @@ from importlib import import_module
 from orcinus.config.settings import SettingsError
 
 _BENCHES = {
-    "strategies": "the four batching strategies of the engine on one load of uneven lengths",
+    "strategies": "the batching strategies and naive baselines on one load of uneven lengths",
     "serve": "load on any running server with an OpenAI API: throughput and latencies",
     "sweep": "the same at one batch size after the other",
 }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orcinus.config.arguments import Parser
-from orcinus.server.load.figures import Spread, Summary, summarize
+from orcinus.server.load.figures import Spread, Summary, knee_of, summarize
 from orcinus.server.load.options import (
     add_prompt_options,
     add_report_options,
@@ -22,6 +22,7 @@ from orcinus.server.load.report import markdown_table
 from orcinus.server.load.run import LoadRun
 from orcinus.server.load.session import client_of, open_session, run_on_fast_loop
 from orcinus.server.load.summary_table import notes_on
+from orcinus.server.load.target import num_slots
 
 _DEFAULT_SIZES = "1,2,4,8,16,32,64,128"
 _REQUESTS_PER_STREAM = 4
@@ -36,6 +37,7 @@ columns:
   output tok/s  generated tokens over the time of the whole load
   TTFT, ITL     time to first token, time between chunks of an answer
   ratio         output tok/s over that of the first batch size
+  Knee          the batch size from which on a larger one brings less than its share (Kneedle)
 
 examples:
   orcinus bench sweep --ignore-eos --warmup 8
@@ -52,19 +54,32 @@ class SweepPoint:
     summary: Summary
 
 
-def format_sweep(points: Sequence[SweepPoint]) -> str:
-    """One line for each batch size, and what is to be said of them."""
+def format_sweep(points: Sequence[SweepPoint], slots: int | None = None) -> str:
+    """Return one line for each batch size, and what is to be said of them, on a server with so many slots."""
     head = ["batch size", "requests", "failed", "output tok/s", "ratio", "TTFT median", "TTFT p99", "ITL median"]
     rows = [_row(point, points[0]) for point in points]
     table = markdown_table([[*head, "ITL p99", "client CPU"], *rows])
-    return "\n".join([table, *notes_on([point.summary for point in points])])
+    return "\n".join([table, *_knee(points), *_beyond(points, slots), *notes_on([point.summary for point in points])])
+
+
+def _knee(points: Sequence[SweepPoint]) -> list[str]:
+    knee = knee_of([point.size for point in points], [point.summary.output_tokens_per_s for point in points])
+    return [] if knee is None else [f"Knee: batch size {knee}"]
+
+
+def _beyond(points: Sequence[SweepPoint], slots: int | None) -> list[str]:
+    """Warn of sizes of which part waits in the queue: their rows say how the server queues, not how it batches."""
+    sizes = [point.size for point in points if slots is not None and point.size > slots]
+    if not sizes:
+        return []
+    return [f"Warning: the server has {slots} slots (--max-num-seqs); batch sizes above wait for one: {sizes}"]
 
 
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse(argv)
     check_options(args)
-    points, description = run_on_fast_loop(_measure(args))
-    print(f"{description}\n\n{format_sweep(points)}")
+    points, description, slots = run_on_fast_loop(_measure(args))
+    print(f"{description}\n\n{format_sweep(points, slots)}")
     if args.json is not None:
         write_numbers(args.json, description, args, [(point.run, point.summary) for point in points])
     if args.plot is not None:
@@ -75,16 +90,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-async def _measure(args: argparse.Namespace) -> tuple[list[SweepPoint], str]:
+async def _measure(args: argparse.Namespace) -> tuple[list[SweepPoint], str, int | None]:
     points = []
     async with client_of(args) as client:
         session = await open_session(client, args)
+        slots = await num_slots(client)
         await session.warm_up(max(args.concurrency))
         for size in args.concurrency:
             items = session.items(_num_requests(args.num_requests, size), f"batch size {size}")
             run = await session.run(items, name=f"batch size {size}", max_concurrency=size)
             points.append(SweepPoint(size, run, summarize(run, {})))
-    return points, session.describe()
+    return points, session.describe(), slots
 
 
 def _num_requests(wanted: int | None, size: int) -> int:

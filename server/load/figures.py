@@ -16,6 +16,22 @@ OBJECTIVES = ("ttft", "tpot", "e2el")
 _WINDOW_S = 1.0
 
 
+def knee_of(sizes: Sequence[int], speeds: Sequence[float]) -> int | None:
+    """Return the batch size from which on a larger one brings less than its share; None where the curve has no knee.
+
+    Kneedle (Satopää et al., 2011): with both axes scaled to 0..1, the point that lies highest above the diagonal.
+    """
+    if len(sizes) < 3 or max(speeds) == min(speeds):
+        return None
+    least, most = min(speeds), max(speeds)
+    heights = [
+        (speed - least) / (most - least) - (size - sizes[0]) / (sizes[-1] - sizes[0])
+        for size, speed in zip(sizes, speeds, strict=True)
+    ]
+    highest = max(heights)
+    return sizes[heights.index(highest)] if highest > 0 else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
     """One latency over all that have it, in milliseconds."""

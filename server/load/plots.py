@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from orcinus.server.load.drawing import MAIN_COLOR, drawing
-from orcinus.server.load.figures import Spread, Summary, tokens_over_time
+from orcinus.server.load.figures import Spread, Summary, knee_of, tokens_over_time
 from orcinus.server.load.run import LoadRun
 
 _SECOND_COLOR = "#d9822b"
@@ -37,7 +37,11 @@ def plot_sweep(points: Sequence[tuple[int, Summary]], heading: str, file: Path) 
     summaries = [summary for _, summary in points]
     with drawing(throughput_file, (7, 4.5), heading) as figure:
         axis = figure.subplots()
-        _lines(axis, sizes, {"": [summary.output_tokens_per_s for summary in summaries]}, "output tokens/s")
+        speeds = [summary.output_tokens_per_s for summary in summaries]
+        _lines(axis, sizes, {"": speeds}, "output tokens/s")
+        if (knee := knee_of(sizes, speeds)) is not None:
+            axis.axvline(knee, color=_SECOND_COLOR, linestyle=":", label=f"knee: {knee}")
+            axis.legend(fontsize=8, frameon=False)
     with drawing(latency_file, (11, 4.5), heading) as figure:
         ttft, itl = figure.subplots(1, 2)
         _lines(ttft, sizes, _medians_and_tails([summary.ttft_ms for summary in summaries]), "time to first token (ms)")

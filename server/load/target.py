@@ -6,6 +6,7 @@ for ids of ordinary tokens and for how many tokens a word is; each is given up w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Literal
 
 import msgspec
@@ -26,6 +27,7 @@ Endpoint = Literal["completions", "chat"]
 PromptForm = Literal["auto", "tokens", "text"]
 
 _PATHS: dict[Endpoint, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+_SLOTS_METRIC = "orcinus_slots"
 _FEWEST_TOKEN_IDS = 16
 _FEW_WORDS = 8
 
@@ -73,6 +75,21 @@ async def first_model(client: HttpClient) -> str:
         return str(msgspec.json.decode(response.body)["data"][0]["id"])
     except (*NOT_JSON, LookupError, TypeError):
         raise LoadError("/v1/models of the server lists no model; name one with --model") from None
+
+
+async def num_slots(client: HttpClient) -> int | None:
+    """Return how many requests the server runs at once, as its metrics say; None where they do not."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    response = await client.get("/metrics")
+    if response.status != HTTPStatus.OK:
+        return None
+    try:
+        families = list(text_string_to_metric_families(response.body.decode()))
+    except ValueError:
+        return None
+    values = [sample.value for family in families for sample in family.samples if sample.name == _SLOTS_METRIC]
+    return int(sum(values)) if values else None
 
 
 async def choose_writer(target: Target, form: PromptForm, vocab_size: int | None) -> Writer:

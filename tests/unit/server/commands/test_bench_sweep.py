@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orcinus.server.cli import main
+from orcinus.server.load.figures import knee_of
 from tests.unit.server.load.scripted import ScriptedServer, scripted_server
 
 Captured = pytest.CaptureFixture[str]
@@ -47,3 +48,34 @@ def test_numbers_of_all_batch_sizes_and_two_plots_are_written(tmp_path: Path, ca
 def test_what_are_no_batch_sizes_is_refused(sizes: str, capsys: Captured) -> None:
     assert main(["bench", "sweep", "--concurrency", sizes]) == 2
     assert "is no whole number from 1" in capsys.readouterr().err
+
+
+def test_batch_sizes_beyond_the_slots_of_the_server_are_warned_of(capsys: Captured) -> None:
+    with scripted_server() as server:
+        server.metrics = "# TYPE orcinus_slots gauge\norcinus_slots 2.0\n"
+        assert sweep(server, "--concurrency", "1,2,3,4", "--num-requests", "2") == 0
+    assert "Warning: the server has 2 slots (--max-num-seqs); batch sizes above wait for one: [3, 4]" in (
+        capsys.readouterr().out.splitlines()
+    )
+
+
+@pytest.mark.parametrize("metrics", [None, "orcinus_slots", "vllm:num_requests_running 3\n"])
+def test_a_server_that_does_not_tell_its_slots_is_measured_without_a_warning(
+    metrics: str | None, capsys: Captured
+) -> None:
+    with scripted_server() as server:
+        server.metrics = metrics
+        assert sweep(server, "--concurrency", "3", "--num-requests", "2") == 0
+    assert "Warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("speeds", "knee"),
+    [
+        ([10.0, 19.0, 36.0, 60.0, 66.0, 68.0], 8),  # sizes 1 to 32
+        ([10.0, 10.0, 10.0, 10.0, 10.0, 10.0], None),
+        ([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], None),  # a line has no knee
+    ],
+)
+def test_knee_is_where_a_larger_batch_brings_less_than_its_share(speeds: list[float], knee: int | None) -> None:
+    assert knee_of([1, 2, 4, 8, 16, 32], speeds) == knee

@@ -20,6 +20,7 @@ class ScriptedServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.models = ["scripted", "other"]
+        self.metrics: str | None = None
         self.tokenize: Callable[[dict[str, Any]], Any] | None = None
         self.takes_token_ids = True
         self.has_usage = True
@@ -47,6 +48,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: ScriptedServer
 
     def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self._send(404 if self.server.metrics is None else 200, "text/plain", (self.server.metrics or "").encode())
+            return
         self._send_json(200, {"object": "list", "data": [{"id": name} for name in self.server.models]})
 
     def do_POST(self) -> None:
@@ -77,9 +81,11 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.refuses(body)
 
     def _send_json(self, status: int, content: Any) -> None:
-        data = json.dumps(content).encode()
+        self._send(status, "application/json", json.dumps(content).encode())
+
+    def _send(self, status: int, content_type: str, data: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
