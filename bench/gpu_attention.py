@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.attention import (
+from orcinus.engine.attention.torch_backend import (
     AttentionMetadata,
     AttentionSpec,
     LayerCache,

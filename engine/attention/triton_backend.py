@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from orcinus.engine.attention.attention import (
+from orcinus.engine.attention.torch_backend import (
     AttentionMetadata,
     AttentionSpec,
     LayerCache,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from orcinus.engine.attention.attention import (
+from orcinus.engine.attention.torch_backend import (
     AttentionSpec,
     LayerShape,
     NativeBackend,

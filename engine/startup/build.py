@@ -14,18 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orcinus.config.engine_config import EngineConfig
-from orcinus.engine.attention.attention import PagedAttention, token_by_token
-from orcinus.engine.attention.cache import (
-    BatchLimits,
-    CacheSize,
-    allocate_cache,
-    bytes_per_block,
-    check_memory,
-    default_cpu_memory,
-    default_cuda_memory,
-    resolve_cache_size,
-    resolve_limits,
-)
+from orcinus.engine.attention.torch_backend import PagedAttention, token_by_token
 from orcinus.engine.cpu.row_by_row import RowByRow
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
@@ -43,6 +32,17 @@ from orcinus.engine.platform.memory import populate
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.pooling import resolve_pooling
 from orcinus.engine.sampling.sampler import Sampler
+from orcinus.engine.startup.cache_size import (
+    BatchLimits,
+    CacheSize,
+    allocate_cache,
+    bytes_per_block,
+    check_memory,
+    default_cpu_memory,
+    default_cuda_memory,
+    resolve_cache_size,
+    resolve_limits,
+)
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_deterministic, check_device, check_positions
 from orcinus.engine.startup.probe import ServedModel, check_paged, peak_cuda_memory, probe_model

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from orcinus.engine.attention.attention import (
+from orcinus.engine.attention.torch_backend import (
     AttentionSpec,
     LayerShape,
     TorchBackend,

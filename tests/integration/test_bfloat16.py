@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.config.settings import demo_model_path
-from orcinus.engine.attention import attention
+from orcinus.engine.attention import torch_backend as attention
 from orcinus.engine.core import Executor
 from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.native_linear import NativeLinear

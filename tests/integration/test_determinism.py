@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from orcinus.config.settings import demo_model_path
-from orcinus.engine.attention import attention
+from orcinus.engine.attention import torch_backend as attention
 from orcinus.engine.core import EngineCore
 from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.native_linear import can_multiply

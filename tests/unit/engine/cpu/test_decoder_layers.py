@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from orcinus.engine.attention.attention import (
+from orcinus.engine.attention.torch_backend import (
     ATTENTION_NAME,
     NativeBackend,
     PagedAttention,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orcinus.engine.attention.attention import (
+from orcinus.engine.attention.torch_backend import (
     AttentionBackend,
     AttentionSpec,
     LayerShape,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orcinus.engine.attention.attention import (
+from orcinus.engine.attention.torch_backend import (
     AttentionSpec,
     LayerCache,
     LayerShape,

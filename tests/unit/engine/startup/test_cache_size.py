@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from orcinus.engine.attention.attention import LayerShape
-from orcinus.engine.attention.cache import (
+from orcinus.engine.attention.torch_backend import LayerShape
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.startup.cache_size import (
     BatchLimits,
     CacheSize,
     bytes_per_block,
@@ -18,7 +19,6 @@ from orcinus.engine.attention.cache import (
     resolve_cache_size,
     resolve_limits,
 )
-from orcinus.engine.errors import ModelLoadError
 from tests.integration.tiny_models import engine_config
 
 LIMITS = BatchLimits(max_num_seqs=4, max_num_batched_tokens=16, block_size=8)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from orcinus.engine.attention import attention
-from orcinus.engine.attention.attention import ATTENTION_NAME, attention_function
+from orcinus.engine.attention import torch_backend as attention
+from orcinus.engine.attention.torch_backend import ATTENTION_NAME, attention_function
 from orcinus.engine.cpu import packed_linear
 from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.int8_linear import Int8Linear

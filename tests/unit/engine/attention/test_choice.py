@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention import attention
-from orcinus.engine.attention.attention import (
+from orcinus.engine.attention import torch_backend as attention
+from orcinus.engine.attention.torch_backend import (
     AttentionSpec,
     LayerCache,
     LayerShape,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from orcinus.engine.attention.attention import AttentionBackend, LayerCache, LayerShape
+    from orcinus.engine.attention.torch_backend import AttentionBackend, LayerCache, LayerShape
 
 # On a CPU the cache shares the memory with everything else on the machine.
 _CPU_MEMORY_SHARE = 0.4
