@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from bench.random_model import SHAPES
 from orcinus.config.settings import demo_model_path, load_settings
-from orcinus.engine.attention.torch_backend import PagedAttention, attending, batch_metadata
+from orcinus.engine.attention.cache import allocate_cache
+from orcinus.engine.attention.interface import batch_metadata
+from orcinus.engine.attention.serving import PagedAttention, attending
 from orcinus.engine.models.loader import load_causal_lm, progress_bars_on_a_terminal
-from orcinus.engine.startup.cache_size import allocate_cache
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu
 from orcinus.engine.startup.probe import ServedModel, probe_model
 from orcinus.engine.text.tokenizer import Tokenizer

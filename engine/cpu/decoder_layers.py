@@ -17,16 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from orcinus.engine.attention.torch_backend import (
-    AttentionSpec,
-    LayerShape,
-    NativeBackend,
-    PagedAttention,
-    ShapeProbe,
-    answering,
-    attending,
-    batch_metadata,
-)
+from orcinus.engine.attention.interface import AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.native_backend import NativeBackend
+from orcinus.engine.attention.serving import PagedAttention, ShapeProbe, answering, attending
 from orcinus.engine.cpu.int8_linear import Int8Linear
 from orcinus.engine.cpu.native_linear import Kind, PackedWeight
 from orcinus.engine.kernels.library import Attention, DecoderCall, DecoderLayer, Library

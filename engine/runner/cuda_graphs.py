@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orcinus.engine.attention.interface import AttentionMetadata, metadata_of
 from orcinus.engine.attention.step_layout import StepLayout
-from orcinus.engine.attention.torch_backend import AttentionMetadata, metadata_of
 from orcinus.engine.platform.device_copy import pack, unpack
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orcinus.engine.attention.interface import AttentionMetadata, metadata_of
+from orcinus.engine.attention.serving import PagedAttention, attending
 from orcinus.engine.attention.step_layout import StepLayout, lay_out
-from orcinus.engine.attention.torch_backend import AttentionMetadata, PagedAttention, attending, metadata_of
 from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
 from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
 from orcinus.engine.models.language_model import LanguageModel

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orcinus.config.engine_config import EngineConfig
-from orcinus.engine.attention.torch_backend import PagedAttention, token_by_token
+from orcinus.engine.attention.by_token import token_by_token
+from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
+from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.cpu.row_by_row import RowByRow
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
@@ -35,8 +37,6 @@ from orcinus.engine.sampling.sampler import Sampler
 from orcinus.engine.startup.cache_size import (
     BatchLimits,
     CacheSize,
-    allocate_cache,
-    bytes_per_block,
     check_memory,
     default_cpu_memory,
     default_cuda_memory,

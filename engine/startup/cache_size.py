@@ -1,20 +1,13 @@
 """How much KV cache there is, and what it allows: blocks, context length, slots and tokens per step.
 
-Pure arithmetic over what the model and the device offer; torch appears only where the cache is allocated.
+Pure arithmetic over what the model and the device offer. Knows no tensors and allocates nothing.
 """
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import ModelLoadError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from orcinus.engine.attention.torch_backend import AttentionBackend, LayerCache, LayerShape
 
 # On a CPU the cache shares the memory with everything else on the machine.
 _CPU_MEMORY_SHARE = 0.4
@@ -126,26 +119,3 @@ def _wanted_context(config: EngineConfig, model_max_len: int) -> int:
 
 def _mib(num_tokens: int, block_size: int, bytes_per_block: int) -> str:
     return f"{math.ceil(num_tokens / block_size) * bytes_per_block / 2**20:.1f}"
-
-
-def bytes_per_block(shapes: "list[LayerShape]", block_size: int, dtype: "torch.dtype") -> int:
-    return sum(shape.elements_per_token for shape in shapes) * block_size * dtype.itemsize
-
-
-def allocate_cache(
-    backend: "AttentionBackend",
-    shapes: "dict[nn.Module, LayerShape]",
-    num_blocks: int,
-    block_size: int,
-    *,
-    dtype: "torch.dtype",
-    device: "torch.device",
-) -> "dict[nn.Module, LayerCache]":
-    """One cache per attention layer. Raises `ModelLoadError` when the memory is not there after all."""
-    try:
-        return {
-            module: backend.allocate(shape, num_blocks, block_size, dtype, device) for module, shape in shapes.items()
-        }
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        num_bytes = num_blocks * bytes_per_block(list(shapes.values()), block_size, dtype)
-        raise ModelLoadError(f"cannot allocate {num_bytes / 2**20:.1f} MiB of KV cache: {error}") from error

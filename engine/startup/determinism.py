@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.torch_backend import PagedAttention, attending, batch_metadata
+from orcinus.engine.attention.cache import allocate_cache
+from orcinus.engine.attention.interface import batch_metadata
+from orcinus.engine.attention.serving import PagedAttention, attending
 from orcinus.engine.errors import ModelLoadError
-from orcinus.engine.startup.cache_size import allocate_cache
 from orcinus.engine.startup.probe import ServedModel
 
 _CPU = torch.device("cpu")

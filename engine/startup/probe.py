@@ -12,22 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.torch_backend import (
-    AttentionBackend,
-    AttentionSpec,
-    LayerShape,
-    PagedAttention,
-    ShapeProbe,
-    UnsupportedAttentionError,
-    attending,
-    batch_metadata,
-    choose_backend,
-)
+from orcinus.engine.attention.cache import allocate_cache
+from orcinus.engine.attention.choice import choose_backend
+from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.serving import PagedAttention, ShapeProbe, UnsupportedAttentionError, attending
 from orcinus.engine.cpu.decoder_layers import LayerSamples, samples_of_layers
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.loader import model_context, one_line
-from orcinus.engine.startup.cache_size import BatchLimits, allocate_cache
+from orcinus.engine.startup.cache_size import BatchLimits
 
 _PROBE_TOKENS = 12
 # Relative error of the logits. Chunks of other sizes round differently, and in low precision a router may tip over.

@@ -11,15 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from orcinus.engine.attention.torch_backend import (
-    ATTENTION_NAME,
-    NativeBackend,
-    PagedAttention,
-    ShapeProbe,
-    attending,
-    attention_function,
-    batch_metadata,
-)
+from orcinus.engine.attention.interface import batch_metadata
+from orcinus.engine.attention.native_backend import NativeBackend
+from orcinus.engine.attention.serving import ATTENTION_NAME, PagedAttention, ShapeProbe, attending, attention_function
 from orcinus.engine.cpu.decoder_layers import replace_layers
 from orcinus.engine.cpu.native_linear import Kind, can_multiply
 from orcinus.engine.kernels.library import load_library

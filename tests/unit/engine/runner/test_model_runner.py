@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.torch_backend import AttentionMetadata
+from orcinus.engine.attention.interface import AttentionMetadata
 from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
 from orcinus.engine.platform.device import CpuMonitor
 from orcinus.engine.runner.model_runner import ModelRunner
