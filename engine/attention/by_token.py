@@ -61,8 +61,8 @@ class NativeTokenBackend(NativeBackend):
         self._step.in_one_part = True
         self._tokens = _ByToken()
 
-    def begin(self, meta: AttentionMetadata) -> None:
-        super().begin(self._tokens.of(meta))
+    def set_step(self, meta: AttentionMetadata) -> None:
+        super().set_step(self._tokens.of(meta))
 
 
 class TorchTokenBackend(TorchBackend):

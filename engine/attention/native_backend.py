@@ -66,7 +66,7 @@ class NativeBackend:
         num_tokens, num_heads, _ = rows.shape
         out = rows.new_empty(num_tokens, num_heads, layer.native.value_dim)
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
-        self.begin(meta)
+        self.set_step(meta)
         call = self.call(layer, num_heads, spec)
         call.query, call.new_keys, call.new_values = rows.data_ptr(), keys.data_ptr(), values.data_ptr()
         call.out, call.out_token = out.data_ptr(), out.stride(0)
@@ -78,7 +78,7 @@ class NativeBackend:
         return out if out.dtype is query.dtype else out.to(query.dtype)
 
     def call(self, layer: LayerCache, num_heads: int, spec: AttentionSpec) -> Attention:
-        """All of a layer's call but its tensors and sinks, for the step that has begun and for those after it."""
+        """Return a layer's call without its tensors and sinks; it serves every step that `set_step` is given."""
         assert isinstance(layer, _NativeCache)
         return Attention(
             step=addressof(self._step),
@@ -89,8 +89,8 @@ class NativeBackend:
             softcap=spec.softcap or 0.0,
         )
 
-    def begin(self, meta: AttentionMetadata) -> None:
-        """All layers of a step share its addresses, which stay where they are from step to step."""
+    def set_step(self, meta: AttentionMetadata) -> None:
+        """Write the step's addresses to where the calls of all layers find them, once per step."""
         if self._meta is meta:
             return
         self._meta = meta

@@ -1,13 +1,9 @@
 """What transformers' modelling code calls at every attention layer, and what answers it.
 
-transformers calls `attention_function` (registered as "orcinus_paged") from every attention layer. Whoever runs the
-model says beforehand, with `attending`, who answers those calls. Knows nothing of requests, sampling or scheduling,
-nor how the cache is laid out.
+transformers calls `attention_function` (registered as "orcinus_paged") from every attention layer; the attention of the
+current `StepContext` answers. Knows nothing of requests, sampling or scheduling, nor how the cache is laid out.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,34 +12,15 @@ from torch import Tensor, nn
 from orcinus.engine.attention.dense import attend_dense, causal_mask, heads_first
 from orcinus.engine.attention.interface import (
     AttentionBackend,
-    AttentionMetadata,
     AttentionSpec,
-    LayerAttention,
     LayerCache,
     LayerShape,
 )
 from orcinus.engine.attention.native_backend import NativeBackend
+from orcinus.engine.attention.step_context import current_step
 from orcinus.engine.kernels.library import Attention
 
 ATTENTION_NAME = "orcinus_paged"
-
-
-_ATTENDING: ContextVar[LayerAttention] = ContextVar("attending")
-
-
-@contextmanager
-def attending(answer: LayerAttention) -> Iterator[None]:
-    """Let `answer` serve the attention layers of any model that runs inside."""
-    token = _ATTENDING.set(answer)
-    try:
-        yield
-    finally:
-        _ATTENDING.reset(token)
-
-
-def answering() -> LayerAttention:
-    """Who serves the attention layers of the model that runs now."""
-    return _ATTENDING.get()
 
 
 def attention_function(  # noqa: PLR0917 (the signature is transformers')
@@ -65,7 +42,8 @@ def attention_function(  # noqa: PLR0917 (the signature is transformers')
         raise UnsupportedAttentionError("it adds a position bias or an index to attention")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     spec = AttentionSpec(scale, sliding_window, softcap, s_aux)
-    out = answering()(module, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), spec)
+    attend = current_step().attention
+    out = attend(module, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), spec)
     return out.unsqueeze(0), None
 
 
@@ -74,15 +52,11 @@ class UnsupportedAttentionError(Exception):
 
 
 class PagedAttention:
-    """Serves the layers of one model from their caches. `begin_step` says where the tokens of the next run lie."""
+    """Serves the layers of one model from their caches; where a step's tokens lie is in the current `StepContext`."""
 
     def __init__(self, backend: AttentionBackend, layers: dict[nn.Module, LayerCache]) -> None:
         self.backend = backend
         self._layers = layers
-        self._meta: AttentionMetadata | None = None
-
-    def begin_step(self, meta: AttentionMetadata) -> None:
-        self._meta = meta
 
     def scrub(self, block_ids: Tensor) -> None:
         """Make the blocks of a request that went wrong safe for the next one."""
@@ -90,22 +64,24 @@ class PagedAttention:
             self.backend.scrub(layer, block_ids)
 
     def __call__(self, module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
-        assert self._meta is not None
-        return self.backend.run(self._layers[module], query, keys, values, spec=spec, meta=self._meta)
+        meta = current_step().metadata
+        assert meta is not None
+        return self.backend.run(self._layers[module], query, keys, values, spec=spec, meta=meta)
 
     def native_call(self, module: nn.Module, spec: AttentionSpec, num_heads: int) -> Attention:
-        """For code that calls the native kernels itself: a layer's call without its tensors, good for all steps."""
+        """Return a layer's native call without its tensors, good for all steps: for code that calls the kernels."""
         assert isinstance(self.backend, NativeBackend)
         return self.backend.call(self._layers[module], num_heads, spec)
 
-    def begin_native_step(self) -> None:
-        """Let the calls of an earlier step serve this one."""
-        assert self._meta is not None
+    def set_native_step(self) -> None:
+        """Let the calls of an earlier step serve the current one."""
+        meta = current_step().metadata
+        assert meta is not None
         assert isinstance(self.backend, NativeBackend)
-        self.backend.begin(self._meta)
+        self.backend.set_step(meta)
 
 
-class ShapeProbe:
+class ProbingAttention:
     """Attends without a cache, over one sequence from its start, and notes each layer's shape and how it attends."""
 
     def __init__(self) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from orcinus.engine.attention.interface import AttentionSpec, LayerShape
-from orcinus.engine.attention.serving import ShapeProbe, UnsupportedAttentionError, attending, attention_function
+from orcinus.engine.attention.serving import ProbingAttention, UnsupportedAttentionError, attention_function
+from orcinus.engine.attention.step_context import StepContext, step_context
 from tests.unit.engine.attention.cases import DIM, KV_HEADS, VALUE_DIM, Sequence, plain_attention
 
 
@@ -30,8 +31,8 @@ def call(module: nn.Module, sequence: Sequence, **kwargs: object) -> Tensor:
 
 
 def test_probe_attends_causally_and_notes_the_layers_shape() -> None:
-    module, sequence, probe = Layer(), Sequence(7, 3), ShapeProbe()
-    with attending(probe):
+    module, sequence, probe = Layer(), Sequence(7, 3), ProbingAttention()
+    with step_context(StepContext(probe)):
         out = call(module, sequence, scaling=0.2, sliding_window=4, softcap=1.0)
     torch.testing.assert_close(out[0], plain_attention(sequence, AttentionSpec(0.2, 4, 1.0)))
     assert probe.shapes == {module: LayerShape(KV_HEADS, DIM, VALUE_DIM)}
@@ -39,8 +40,8 @@ def test_probe_attends_causally_and_notes_the_layers_shape() -> None:
 
 
 def test_probe_refuses_a_layer_that_runs_twice_per_token() -> None:
-    module, probe = Layer(), ShapeProbe()
-    with attending(probe):
+    module, probe = Layer(), ProbingAttention()
+    with step_context(StepContext(probe)):
         call(module, Sequence(3, 0))
         with pytest.raises(UnsupportedAttentionError, match="more than once"):
             call(module, Sequence(3, 0))
@@ -49,7 +50,7 @@ def test_probe_refuses_a_layer_that_runs_twice_per_token() -> None:
 def test_attention_that_is_not_causal_is_refused() -> None:
     module = Layer()
     module.is_causal = False
-    with attending(ShapeProbe()), pytest.raises(UnsupportedAttentionError, match="causal"):
+    with step_context(StepContext(ProbingAttention())), pytest.raises(UnsupportedAttentionError, match="causal"):
         call(module, Sequence(3, 0))
-    with attending(ShapeProbe()), pytest.raises(UnsupportedAttentionError, match="bias"):
+    with step_context(StepContext(ProbingAttention())), pytest.raises(UnsupportedAttentionError, match="bias"):
         call(Layer(), Sequence(3, 0), position_bias=torch.zeros(1))
