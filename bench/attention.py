@@ -15,15 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from orcinus.engine.attention.attention import (
-    AttentionBackend,
-    AttentionSpec,
-    LayerCache,
-    LayerShape,
-    NativeBackend,
-    TorchBackend,
-    batch_metadata,
-)
+from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, LayerCache, LayerShape, batch_metadata
+from orcinus.engine.attention.native_backend import NativeBackend
+from orcinus.engine.attention.torch_backend import TorchBackend
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.platform.device import device_name
 

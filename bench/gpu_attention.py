@@ -17,16 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.attention import (
-    AttentionMetadata,
-    AttentionSpec,
-    LayerCache,
-    LayerShape,
-    TorchBackend,
-    VarlenBackend,
-    batch_metadata,
-    choose_backend,
-)
+from orcinus.engine.attention.choice import choose_backend
+from orcinus.engine.attention.flash_backend import FlashBackend
+from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape, batch_metadata
+from orcinus.engine.attention.torch_backend import TorchBackend
 
 _NUM_HEADS, _SHAPE = 16, LayerShape(8, 128, 128)
 _SPEC = AttentionSpec(128**-0.5)
@@ -114,7 +108,7 @@ def attention_table(device: torch.device, dtype: torch.dtype, bandwidth: float) 
 def backends(device: torch.device, dtype: torch.dtype) -> Iterator[TorchBackend]:
     """The chosen one, the one it falls back on, and gathering."""
     backend = choose_backend(device, dtype)
-    if isinstance(backend, VarlenBackend):
+    if isinstance(backend, FlashBackend):
         yield backend
         backend = backend.fallback
     if isinstance(backend, TorchBackend) and backend.name != TorchBackend.name:

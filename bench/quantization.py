@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from bench.random_model import SHAPES
 from orcinus.config.settings import demo_model_path, load_settings
-from orcinus.engine.attention.attention import PagedAttention, attending, batch_metadata
 from orcinus.engine.attention.cache import allocate_cache
+from orcinus.engine.attention.interface import batch_metadata
+from orcinus.engine.attention.serving import PagedAttention
+from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.models.loader import load_causal_lm, progress_bars_on_a_terminal
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu
 from orcinus.engine.startup.probe import ServedModel, probe_model
@@ -178,8 +180,8 @@ def _logits(served: ServedModel, token_ids: list[int]) -> Tensor:
     )
     attention = PagedAttention(served.backend, caches)
     table = np.arange(num_blocks, dtype=np.int32).reshape(1, -1)
-    attention.begin_step(batch_metadata([(0, len(token_ids))], table, _BLOCK_SIZE, CPU))
-    with attending(attention):
+    metadata = batch_metadata([(0, len(token_ids))], table, _BLOCK_SIZE, CPU)
+    with step_context(StepContext(attention, metadata)):
         hidden = served.model.hidden_states(torch.tensor(token_ids), torch.arange(len(token_ids)))
     return served.model.logits(hidden)
 

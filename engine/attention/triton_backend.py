@@ -9,14 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from orcinus.engine.attention.attention import (
-    AttentionMetadata,
-    AttentionSpec,
-    LayerCache,
-    LayerShape,
-    TorchBackend,
-    batch_metadata,
-)
+from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape, batch_metadata
+from orcinus.engine.attention.torch_backend import TorchBackend
 from orcinus.engine.kernels.triton_attention import attend_kernel, combine_kernel
 
 _MIN_ROWS = 16  # tl.dot takes no fewer

@@ -17,16 +17,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from orcinus.engine.attention.attention import (
-    AttentionSpec,
-    LayerShape,
-    NativeBackend,
-    PagedAttention,
-    ShapeProbe,
-    answering,
-    attending,
-    batch_metadata,
-)
+from orcinus.engine.attention.interface import AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.native_backend import NativeBackend
+from orcinus.engine.attention.serving import PagedAttention, ProbingAttention
+from orcinus.engine.attention.step_context import StepContext, current_step, step_context
 from orcinus.engine.cpu.int8_linear import Int8Linear
 from orcinus.engine.cpu.native_linear import Kind, PackedWeight
 from orcinus.engine.kernels.library import Attention, DecoderCall, DecoderLayer, Library
@@ -220,12 +214,12 @@ class NativeDecoder(nn.Module):
 
     def _attention_calls(self) -> Any:
         """The same in every step: what changes between steps is behind an address."""
-        paged = answering()
+        paged = current_step().attention
         assert isinstance(paged, PagedAttention)
         if paged is not self._served_by:
             calls = [paged.native_call(layer.attention, layer.spec, layer.num_heads) for layer in self.layers]
             self._served_by, self._attentions = paged, (Attention * len(calls))(*calls)
-        paged.begin_native_step()
+        paged.set_native_step()
         return self._attentions
 
 
@@ -264,7 +258,7 @@ def _trial(layer: Any, sample: LayerSample, kind: Kind) -> tuple[Tensor, Tensor]
     given = dict(sample.given)
     if isinstance(given.get("position_ids"), Tensor):
         given["position_ids"] = given["position_ids"] + _FAR_POSITION
-    with attending(ShapeProbe()), _quantized(layer) if kind == "int8" else nullcontext():
+    with step_context(StepContext(ProbingAttention())), _quantized(layer) if kind == "int8" else nullcontext():
         return hidden, layer(hidden, **given)
 
 
@@ -337,8 +331,8 @@ def _error(
     cpu = torch.device("cpu")
     cache = backend.allocate(shape, table.size, _SAMPLE_BLOCK, torch.bfloat16, cpu)
     paged = PagedAttention(backend, {attention: cache})
-    paged.begin_step(batch_metadata([(0, num_tokens)], table, _SAMPLE_BLOCK, cpu))
-    with attending(paged):
+    metadata = batch_metadata([(0, num_tokens)], table, _SAMPLE_BLOCK, cpu)
+    with step_context(StepContext(paged, metadata)):
         out = native(sample.hidden, position_embeddings=(sample.cosines, sample.sines)).float()
     added = float((wanted.float() - sample.hidden.float()).norm())
     return float((out - wanted.float()).norm()) / max(added, 1e-30)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orcinus.engine.attention.attention import NATIVE_DTYPES
+from orcinus.engine.attention.native_backend import NATIVE_DTYPES
 from orcinus.engine.kernels.library import Library, PlainProduct
 
 # Numbers that no vectorized loop has a rest of, however wide its vectors and however often it is unrolled.

@@ -42,7 +42,7 @@ def _decoder(causal_lm: Any) -> nn.Module:
 
 
 class LanguageModel:
-    """Wraps a loaded `...ForCausalLM`. Used under `torch.inference_mode` and inside `attention.attending`."""
+    """Wraps a loaded `...ForCausalLM`. Used under `torch.inference_mode` and inside a `step_context`."""
 
     def __init__(self, causal_lm: Any, arithmetic: AbstractContextManager[Any] | None = None) -> None:
         """`arithmetic` is entered around whatever the model computes."""

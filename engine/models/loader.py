@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from orcinus.config.engine_config import EngineConfig
-from orcinus.engine.attention.attention import ATTENTION_NAME, attention_function
+from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.model_source import ModelSource, model_source

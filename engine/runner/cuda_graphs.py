@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orcinus.engine.attention.attention import AttentionMetadata, metadata_of
+from orcinus.engine.attention.interface import AttentionMetadata, metadata_of
 from orcinus.engine.attention.step_layout import StepLayout
 from orcinus.engine.platform.device_copy import pack, unpack
 

@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orcinus.engine.attention.attention import AttentionMetadata, PagedAttention, attending, metadata_of
+from orcinus.engine.attention.interface import AttentionMetadata, metadata_of
+from orcinus.engine.attention.serving import PagedAttention
+from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.attention.step_layout import StepLayout, lay_out
 from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
 from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
@@ -284,13 +286,11 @@ class ModelRunner:
         layout = batch.layout
         arrays = [self._token_ids(batch), layout.positions, *layout.cache_arrays]
         ids, positions, *cache_tensors = to_device(arrays, self._device)
-        self._attention.begin_step(metadata_of(layout, cache_tensors))
-        with attending(self._attention):
+        with step_context(StepContext(self._attention, metadata_of(layout, cache_tensors))):
             return self._model.hidden_states(self._known(ids), positions)
 
     def _compute_logits(self, ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
-        self._attention.begin_step(meta)
-        with attending(self._attention):
+        with step_context(StepContext(self._attention, meta)):
             return self._model.logits(self._model.hidden_states(self._known(ids), positions))
 
     def _sample_last(self, batch: _Batch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:

@@ -14,18 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orcinus.config.engine_config import EngineConfig
-from orcinus.engine.attention.attention import PagedAttention, token_by_token
-from orcinus.engine.attention.cache import (
-    BatchLimits,
-    CacheSize,
-    allocate_cache,
-    bytes_per_block,
-    check_memory,
-    default_cpu_memory,
-    default_cuda_memory,
-    resolve_cache_size,
-    resolve_limits,
-)
+from orcinus.engine.attention.by_token import token_by_token
+from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
+from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.cpu.row_by_row import RowByRow
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
@@ -43,6 +34,15 @@ from orcinus.engine.platform.memory import populate
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.pooling import resolve_pooling
 from orcinus.engine.sampling.sampler import Sampler
+from orcinus.engine.startup.cache_size import (
+    BatchLimits,
+    CacheSize,
+    check_memory,
+    default_cpu_memory,
+    default_cuda_memory,
+    resolve_cache_size,
+    resolve_limits,
+)
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_deterministic, check_device, check_positions
 from orcinus.engine.startup.probe import ServedModel, check_paged, peak_cuda_memory, probe_model

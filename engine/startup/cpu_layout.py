@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from orcinus.engine.attention.attention import NativeBackend
+from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.cpu.decoder_layers import replace_layers
 from orcinus.engine.cpu.packed_linear import native_kind, pack_linears, pack_tied_head, packed_bytes, packer_for
 from orcinus.engine.kernels.library import load_library

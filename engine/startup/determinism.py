@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.attention import PagedAttention, attending, batch_metadata
 from orcinus.engine.attention.cache import allocate_cache
+from orcinus.engine.attention.interface import batch_metadata
+from orcinus.engine.attention.serving import PagedAttention
+from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.startup.probe import ServedModel
 
@@ -80,12 +82,10 @@ def _computed(
     tables = np.arange(2 * width, dtype=np.int32).reshape(2, width)
     computed: list[Tensor] = []
     for step in steps:
-        attention.begin_step(
-            batch_metadata([span[1:] for span in step], tables[[s[0] for s in step]], block_size, _CPU)
-        )
+        metadata = batch_metadata([span[1:] for span in step], tables[[s[0] for s in step]], block_size, _CPU)
         sequences = torch.cat([torch.full((end - first,), i) for i, first, end in step])
         positions = torch.cat([torch.arange(first, end) for _, first, end in step])
-        with attending(attention):
+        with step_context(StepContext(attention, metadata)):
             hidden = served.model.hidden_states(
                 (positions * 37 + sequences * 11 + 5) % served.model.vocab_size, positions
             )

@@ -12,22 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.attention import (
-    AttentionBackend,
-    AttentionSpec,
-    LayerShape,
-    PagedAttention,
-    ShapeProbe,
-    UnsupportedAttentionError,
-    attending,
-    batch_metadata,
-    choose_backend,
-)
-from orcinus.engine.attention.cache import BatchLimits, allocate_cache
+from orcinus.engine.attention.cache import allocate_cache
+from orcinus.engine.attention.choice import choose_backend
+from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
+from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.cpu.decoder_layers import LayerSamples, samples_of_layers
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.loader import model_context, one_line
+from orcinus.engine.startup.cache_size import BatchLimits
 
 _PROBE_TOKENS = 12
 # Relative error of the logits. Chunks of other sizes round differently, and in low precision a router may tip over.
@@ -59,9 +53,9 @@ def probe_model(
     `arithmetic` as in `LanguageModel`. Raises `ModelLoadError` for attention that a paged cache cannot serve.
     """
     model = LanguageModel(causal_lm, arithmetic)
-    probe = ShapeProbe()
+    probe = ProbingAttention()
     try:
-        with attending(probe), samples_of_layers(causal_lm) as samples:
+        with step_context(StepContext(probe)), samples_of_layers(causal_lm) as samples:
             expected = model.whole_logits(*_probe_tokens(model, device)).float()
     except UnsupportedAttentionError as error:
         raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
@@ -117,9 +111,9 @@ def _chunked_logits(served: ServedModel, block_size: int, device: torch.device) 
     tables = np.arange(2 * num_blocks, dtype=np.int32).reshape(2, num_blocks)
     logits = []
     for spans in _CHUNKS:
-        attention.begin_step(batch_metadata(spans, tables, block_size, device))
+        metadata = batch_metadata(spans, tables, block_size, device)
         other, own = (slice(*span) for span in spans)
-        with attending(attention):
+        with step_context(StepContext(attention, metadata)):
             hidden = served.model.hidden_states(
                 torch.cat([token_ids.flip(0)[other], token_ids[own]]),
                 torch.cat([positions[other], positions[own]]),
@@ -146,10 +140,10 @@ def peak_cuda_memory(served: ServedModel, limits: BatchLimits, device: torch.dev
     num_blocks = math.ceil(num_tokens / limits.block_size)
     attention = _scratch_attention(served, num_blocks, limits.block_size, device)
     table = np.arange(num_blocks, dtype=np.int32).reshape(1, num_blocks)
-    attention.begin_step(batch_metadata([(0, num_tokens)], table, limits.block_size, device))
+    metadata = batch_metadata([(0, num_tokens)], table, limits.block_size, device)
     torch.cuda.reset_peak_memory_stats(device)
     positions = torch.arange(num_tokens, device=device)
-    with attending(attention):
+    with step_context(StepContext(attention, metadata)):
         hidden = served.model.hidden_states(positions % served.model.vocab_size, positions)
     served.model.logits(hidden[: limits.max_num_seqs]).float()
     free, total = torch.cuda.mem_get_info(device)

@@ -12,14 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from orcinus.engine.attention.attention import (
-    AttentionSpec,
-    LayerShape,
-    TorchBackend,
-    VarlenBackend,
-    batch_metadata,
-    choose_backend,
-)
+from orcinus.engine.attention.choice import choose_backend
+from orcinus.engine.attention.flash_backend import FlashBackend
+from orcinus.engine.attention.interface import AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.torch_backend import TorchBackend
 from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import FAMILIES, build_model, engine_config
 from tests.integration.truth import (
@@ -91,7 +87,7 @@ def test_attention_in_place_is_that_of_the_gathering_backend(
 ) -> None:
     device = torch.device("cuda")
     backend = choose_backend(device, torch.bfloat16)
-    if isinstance(backend, VarlenBackend) and name == "triton":
+    if isinstance(backend, FlashBackend) and name == "triton":
         backend = backend.fallback
     if not isinstance(backend, TorchBackend) or backend.name != name:
         pytest.skip(f"this torch or this GPU has no {name}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.config.settings import demo_model_path
-from orcinus.engine.attention import attention
+from orcinus.engine.attention import choice
 from orcinus.engine.core import Executor
 from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.native_linear import NativeLinear
@@ -81,7 +81,7 @@ def single_linears(monkeypatch: pytest.MonkeyPatch) -> set[type[nn.Module]]:
 
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> set[type[nn.Module]]:
-    for module in (attention, cpu_layout):
+    for module in (choice, cpu_layout):
         monkeypatch.setattr(module, "load_library", lambda: None)
     return {PackedLinear}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orcinus.engine.attention.attention import NativeBackend
+from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
 from orcinus.engine.runner.cuda_graphs import DecodeGraphs

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from orcinus.config.settings import demo_model_path
-from orcinus.engine.attention import attention
+from orcinus.engine.attention import choice
 from orcinus.engine.core import EngineCore
 from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.native_linear import can_multiply
@@ -185,7 +185,7 @@ def test_in_8_bits_requests_answer_alike(family: str, executor_of: Callable[...,
 def test_without_native_kernels_requests_answer_alike(
     model_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (attention, cpu_layout, executor_builder):
+    for module in (choice, cpu_layout, executor_builder):
         monkeypatch.setattr(module, "load_library", lambda: None)
     executor = executor_for(model_of("llama", False))
     assert executor[0].attention_backend == "torch-by-token"

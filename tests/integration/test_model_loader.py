@@ -13,7 +13,7 @@ import gguf
 import pytest
 import torch
 
-from orcinus.engine.attention.attention import choose_backend
+from orcinus.engine.attention.choice import choose_backend
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan
 from orcinus.engine.models import loader as model_loader

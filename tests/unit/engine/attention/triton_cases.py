@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.attention import AttentionMetadata, AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerShape, batch_metadata
 from orcinus.engine.attention.triton_backend import TritonBackend, keys_per_tile, split_count
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

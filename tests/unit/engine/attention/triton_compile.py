@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 sys.path.insert(0, str(Path(__file__).parents[4]))
 
 from orcinus.engine.attention import triton_backend as triton_attention
-from orcinus.engine.attention.attention import AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.interface import AttentionSpec, LayerShape, batch_metadata
 from orcinus.engine.attention.triton_backend import TritonBackend
 from orcinus.engine.kernels import triton_attention as triton_kernels
 

@@ -11,15 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from orcinus.engine.attention.attention import (
-    ATTENTION_NAME,
-    NativeBackend,
-    PagedAttention,
-    ShapeProbe,
-    attending,
-    attention_function,
-    batch_metadata,
-)
+from orcinus.engine.attention.interface import batch_metadata
+from orcinus.engine.attention.native_backend import NativeBackend
+from orcinus.engine.attention.serving import ATTENTION_NAME, PagedAttention, ProbingAttention, attention_function
+from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.cpu.decoder_layers import replace_layers
 from orcinus.engine.cpu.native_linear import Kind, can_multiply
 from orcinus.engine.kernels.library import load_library
@@ -125,11 +120,11 @@ class Tiny:
 
     def whole(self, token_ids: Tensor) -> Tensor:
         """(num_tokens, hidden_size) of one sequence, by transformers' own code in bfloat16."""
-        with attending(ShapeProbe()):
+        with step_context(StepContext(ProbingAttention())):
             return self.served.model.hidden_states(token_ids, torch.arange(len(token_ids)))
 
     def exactly(self, token_ids: Tensor) -> Tensor:
-        with attending(ShapeProbe()):
+        with step_context(StepContext(ProbingAttention())):
             hidden: Tensor = self.exact.base_model(input_ids=token_ids.unsqueeze(0), use_cache=False).last_hidden_state
         return hidden[0]
 
@@ -159,10 +154,10 @@ class Tiny:
     ) -> None:
         running = [i for i, (first, end) in enumerate(spans) if end > first]
         running.sort(key=lambda i: spans[i][1] - spans[i][0] > 1)  # single tokens first
-        attention.begin_step(batch_metadata([spans[i] for i in running], tables[running], BLOCK_SIZE, CPU))
+        metadata = batch_metadata([spans[i] for i in running], tables[running], BLOCK_SIZE, CPU)
         token_ids = torch.cat([sequences[i][slice(*spans[i])] for i in running])
         positions = torch.cat([torch.arange(*spans[i]) for i in running])
-        with attending(attention):
+        with step_context(StepContext(attention, metadata)):
             hidden = self.served.model.hidden_states(token_ids, positions)
         for i, part in zip(running, torch.split(hidden, [len(range(*spans[i])) for i in running]), strict=True):
             parts[i].append(part)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -10,20 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orcinus.engine.attention.attention import (
-    AttentionBackend,
-    AttentionSpec,
-    LayerShape,
-    NativeBackend,
-    TorchBackend,
-    batch_metadata,
-    token_by_token,
-)
 from orcinus.engine.cpu.row_by_row import Multiply, RowByRow
-from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import INSTRUCTION_SETS, Library, load_library
-from orcinus.engine.startup.determinism import check_device
 
 CPU = torch.device("cpu")
 BEST = load_library()
@@ -162,45 +150,3 @@ def test_of_groups_each_has_its_own_weight_whatever_the_others_hold() -> None:
         whole, first = in_two_groups(x), in_two_groups(x[:9])
     torch.testing.assert_close(whole, in_two_groups(x))
     assert torch.equal(first, whole[:9])
-
-
-def backends() -> list[AttentionBackend]:
-    native = [NativeBackend(Library(library_path(), level)) for level in LEVELS if level is not None]
-    return [TorchBackend(), *native]
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("backend", backends(), ids=NAMES)
-@pytest.mark.parametrize(
-    "spec", [AttentionSpec(0.1), AttentionSpec(0.1, window=70), AttentionSpec(0.1, softcap=5.0)], ids=str
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_token_attends_alike_in_chunks_of_any_size(
-    backend: AttentionBackend, spec: AttentionSpec, dtype: torch.dtype
-) -> None:
-    whole = attended(token_by_token(backend), spec, dtype, [600])
-    torch.testing.assert_close(whole, attended(backend, spec, dtype, [600]), rtol=0.02, atol=0.02)
-    for ends in ([1, 2, 63, 64, 65, 300, 600], [599, 600], [512, 513, 600]):
-        assert torch.equal(attended(token_by_token(backend), spec, dtype, ends), whole)
-
-
-def attended(backend: AttentionBackend, spec: AttentionSpec, dtype: torch.dtype, ends: list[int]) -> Tensor:
-    """What the tokens of one sequence get that is computed in chunks up to these positions, beside a shorter one."""
-    shape, block_size = LayerShape(2, 48, 32), 16
-    query, keys, values = (normal(600, heads, dim, seed=dim, dtype=dtype) for heads, dim in ((6, 48), (2, 48), (2, 32)))
-    width = -(-600 // block_size)
-    layer = backend.allocate(shape, 2 * width, block_size, dtype, CPU)
-    tables = np.arange(2 * width, dtype=np.int32).reshape(2, width)
-    parts = []
-    for first, end in zip([0, *ends], ends, strict=False):
-        spans = [(0, 1), (first, end)]
-        rows = [torch.cat([tensor[:1] * len(ends), tensor[first:end]]) for tensor in (query, keys, values)]
-        meta = batch_metadata(spans, tables, block_size, CPU)
-        parts.append(backend.run(layer, *rows, spec=spec, meta=meta)[1:])
-    return torch.cat(parts)
-
-
-def test_on_a_gpu_the_mode_is_refused() -> None:
-    check_device(CPU)
-    with pytest.raises(ModelLoadError, match="for CPUs alone so far, and the device is cuda"):
-        check_device(torch.device("cuda"))

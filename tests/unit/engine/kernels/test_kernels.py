@@ -12,14 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orcinus.engine.attention.attention import (
-    AttentionSpec,
-    LayerCache,
-    LayerShape,
-    NativeBackend,
-    batch_metadata,
-    causal_mask,
-)
+from orcinus.engine.attention.dense import causal_mask
+from orcinus.engine.attention.interface import AttentionSpec, LayerCache, LayerShape, batch_metadata
+from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.kernels import build, library
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import INSTRUCTION_SETS, Library, gomp_parallel, load_library

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.attention import AttentionMetadata
+from orcinus.engine.attention.interface import AttentionMetadata
 from orcinus.engine.attention.step_layout import StepLayout, lay_out
 from orcinus.engine.runner.cuda_graphs import DecodeGraphs, padded, padded_size
 

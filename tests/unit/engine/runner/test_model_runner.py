@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.attention import AttentionMetadata
+from orcinus.engine.attention.interface import AttentionMetadata
+from orcinus.engine.attention.step_context import StepContext, current_step
 from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
 from orcinus.engine.platform.device import CpuMonitor
 from orcinus.engine.runner.model_runner import ModelRunner
@@ -24,9 +25,15 @@ class CountingModel:
 
     def __init__(self) -> None:
         self.steps: list[tuple[list[int], list[int]]] = []
+        self.contexts: list[StepContext] = []
+
+    @property
+    def metas(self) -> list[AttentionMetadata]:
+        return [context.metadata for context in self.contexts if context.metadata is not None]
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         assert token_ids.dtype == positions.dtype == torch.int64
+        self.contexts.append(current_step())
         self.steps.append((token_ids.tolist(), positions.tolist()))
         return token_ids.unsqueeze(1).float()
 
@@ -42,11 +49,7 @@ POISON = 50
 
 class NotedAttention:
     def __init__(self) -> None:
-        self.metas: list[AttentionMetadata] = []
         self.scrubbed: list[list[int]] = []
-
-    def begin_step(self, meta: AttentionMetadata) -> None:
-        self.metas.append(meta)
 
     def scrub(self, block_ids: Tensor) -> None:
         self.scrubbed.append(block_ids.tolist())
@@ -90,13 +93,13 @@ def test_single_tokens_run_before_chunks_whatever_the_order_of_the_plan() -> Non
     requests = [new("a", [10, 11, 12, 13, 14, 15]), new("b", [20])]
     assert bench.step(share("a", 0, 5, [3, 4], samples=False), share("b", 0, 1, [7]), new=requests) == {"b": [21]}
     assert bench.model.steps == [([20, 10, 11, 12, 13, 14], [0, 0, 1, 2, 3, 4])]
-    meta = bench.attention.metas[0]
+    meta = bench.model.metas[0]
     assert (meta.query_start, meta.seq_lens, meta.num_decodes) == ([0, 1, 6], [1, 5], 1)
     assert meta.slots.tolist() == [28, 12, 13, 14, 15, 16]
     assert meta.block_tables.tolist() == [[7, 0], [3, 4]]
     assert bench.step(share("b", 1, 1), share("a", 5, 1)) == {"b": [22], "a": [16]}
     assert bench.model.steps[1] == ([21, 15], [1, 5])
-    assert bench.attention.metas[1].slots.tolist() == [29, 17]
+    assert bench.model.metas[1].slots.tolist() == [29, 17]
 
 
 def test_a_request_that_comes_back_goes_on_with_the_tokens_and_blocks_it_brings() -> None:
@@ -106,7 +109,7 @@ def test_a_request_that_comes_back_goes_on_with_the_tokens_and_blocks_it_brings(
     tokens = bench.step(share("b", 2, 1), share("a", 0, 3, [9]), new=[new("a", [5, 6, 7])])
     assert tokens == {"b": [33], "a": [8]}
     assert bench.model.steps[-1] == ([32, 5, 6, 7], [2, 0, 1, 2])
-    assert bench.attention.metas[-1].block_tables.tolist() == [[2], [9]]
+    assert bench.model.metas[-1].block_tables.tolist() == [[2], [9]]
 
 
 def test_ahead_a_step_takes_the_tokens_it_lacks_from_the_device() -> None:
@@ -162,7 +165,7 @@ def test_many_requests_each_continue_their_own_text() -> None:
         assert list(tokens) == [f"r{i}" for i in order if f"r{i}" in tokens]
         if not tokens:
             break
-    slots = bench.attention.metas[70].slots.tolist()
+    slots = bench.model.metas[70].slots.tolist()
     assert len(set(slots)) == count
 
 

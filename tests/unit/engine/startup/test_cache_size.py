@@ -5,20 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from orcinus.engine.attention.attention import LayerShape
-from orcinus.engine.attention.cache import (
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.startup.cache_size import (
     BatchLimits,
     CacheSize,
-    bytes_per_block,
     check_memory,
     default_cpu_memory,
     default_cuda_memory,
     resolve_cache_size,
     resolve_limits,
 )
-from orcinus.engine.errors import ModelLoadError
 from tests.integration.tiny_models import engine_config
 
 LIMITS = BatchLimits(max_num_seqs=4, max_num_batched_tokens=16, block_size=8)
@@ -78,11 +75,6 @@ def test_step_must_have_room_for_every_running_request() -> None:
 def test_block_size_that_the_kernel_cannot_read_is_refused() -> None:
     with pytest.raises(ModelLoadError, match="multiple of 256"):
         resolve_limits(engine_config(Path(), block_size=48), "cuda", block_size_multiple=256)
-
-
-def test_bytes_count_every_layer_with_its_own_shape() -> None:
-    shapes = [LayerShape(2, 64, 64), LayerShape(1, 128, 96)]
-    assert bytes_per_block(shapes, 16, torch.bfloat16) == (2 * 128 + 224) * 16 * 2
 
 
 def test_an_amount_beyond_all_memory_is_refused_with_both_numbers() -> None:

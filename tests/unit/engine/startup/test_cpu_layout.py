@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from orcinus.engine.attention import attention
-from orcinus.engine.attention.attention import ATTENTION_NAME, attention_function
+from orcinus.engine.attention import choice
+from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
 from orcinus.engine.cpu import packed_linear
 from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.int8_linear import Int8Linear
@@ -60,7 +60,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         library = Library(library_path()) if has_library else None
         for name, value in abilities.items():
             setattr(library, name, value)
-        for module in (attention, cpu_layout):
+        for module in (choice, cpu_layout):
             monkeypatch.setattr(module, "load_library", lambda: library)
         monkeypatch.setattr(packed_linear, "cpu_has_matrix_units", lambda: matrix_units)
         return library

@@ -1,0 +1,81 @@
+"""Attention backends whose result for a token depends on its own sequence alone, not on its chunk or its batch.
+
+They make a sequence of its own of each token of a step, and sum its keys in one order. CPU only.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orcinus.engine.attention.interface import AttentionBackend, AttentionMetadata, AttentionSpec, LayerCache
+from orcinus.engine.attention.native_backend import NativeBackend
+from orcinus.engine.attention.torch_backend import DecodeGroup, TorchBackend, decode_group, decode_spans
+from orcinus.engine.kernels.library import Library
+
+
+def token_by_token(backend: AttentionBackend) -> AttentionBackend:
+    """On a CPU, the same attention with results that are a function of a token's own sequence, whatever its chunk."""
+    return NativeTokenBackend(backend.library) if isinstance(backend, NativeBackend) else TorchTokenBackend()
+
+
+class _ByToken:
+    """The tokens of a step as sequences of their own, each of which ends with its token."""
+
+    def __init__(self) -> None:
+        self._whole: AttentionMetadata | None = None
+        self._tokens: AttentionMetadata | None = None
+
+    def of(self, meta: AttentionMetadata) -> AttentionMetadata:
+        """The same object in all layers of a step."""
+        if self._tokens is None or self._whole is not meta:
+            self._whole, self._tokens = meta, _apart(meta)
+        return self._tokens
+
+
+def _apart(meta: AttentionMetadata) -> AttentionMetadata:
+    if meta.num_decodes == meta.num_seqs:
+        return meta
+    num_tokens = meta.query_start[-1]
+    sequences = np.repeat(np.arange(meta.num_seqs), np.diff(meta.query_start))
+    behind = np.array(meta.query_start[1:])[sequences] - 1 - np.arange(num_tokens)
+    seq_lens = (np.array(meta.seq_lens)[sequences] - behind).astype(np.int32)
+    return replace(
+        meta,
+        query_start=list(range(num_tokens + 1)),
+        seq_lens=seq_lens.tolist(),
+        num_decodes=num_tokens,
+        block_tables=meta.block_tables[torch.from_numpy(sequences)],
+        query_start_tensor=torch.arange(num_tokens + 1, dtype=torch.int32),
+        seq_lens_tensor=torch.from_numpy(seq_lens),
+    )
+
+
+class NativeTokenBackend(NativeBackend):
+    """Attends to every token as if it were its sequence's last, in one order of the keys: a chunk changes nothing."""
+
+    def __init__(self, library: Library) -> None:
+        super().__init__(library)
+        self.name = f"{self.name}-by-token"
+        self._step.in_one_part = True
+        self._tokens = _ByToken()
+
+    def set_step(self, meta: AttentionMetadata) -> None:
+        super().set_step(self._tokens.of(meta))
+
+
+class TorchTokenBackend(TorchBackend):
+    """Attends to every token alone, gathering what it sees: its shape depends on nothing but its position. CPU only."""
+
+    name = "torch-by-token"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tokens = _ByToken()
+
+    def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
+        return super().attend(layer, query, spec, self._tokens.of(meta))
+
+    def _groups_of(self, meta: AttentionMetadata, window: int | None) -> list[DecodeGroup]:
+        return [decode_group(meta, [span], window) for span in decode_spans(meta, window)]

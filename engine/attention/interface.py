@@ -1,0 +1,135 @@
+"""What attention over the paged KV cache is made of: layers, caches, a step's metadata, and the backends' protocol.
+
+Owns the words that the runner, the backends and transformers' side share. Knows no backend, no model and no request.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orcinus.engine.attention.step_layout import StepLayout, lay_out
+from orcinus.engine.platform.device_copy import to_device
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """A `StepLayout` for backends: what kernels read is on the device."""
+
+    query_start: list[int]  # num_seqs + 1
+    seq_lens: list[int]
+    num_decodes: int
+    block_size: int
+    slots: Tensor  # (num_tokens,) int64
+    block_tables: Tensor  # (num_seqs, max_blocks) int32; behind a sequence's last block anything that is a block
+    query_start_tensor: Tensor  # (num_seqs + 1,) int32
+    seq_lens_tensor: Tensor  # (num_seqs,) int32
+    is_recorded: bool = False  # to be replayed with other tensors' contents: `seq_lens` are the most that there can be
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.seq_lens)
+
+    @property
+    def max_query_len(self) -> int:
+        return max(b - a for a, b in zip(self.query_start, self.query_start[1:], strict=False))
+
+
+def batch_metadata(
+    spans: Sequence[tuple[int, int]], tables: NDArray[np.int32], block_size: int, device: torch.device
+) -> AttentionMetadata:
+    """Metadata of a step in which sequence i computes positions `spans[i][0]` to `spans[i][1]`, as in `lay_out`."""
+    firsts, ends = np.array(spans, dtype=np.int64).T
+    layout = lay_out(firsts, ends, tables, block_size)
+    return metadata_of(layout, to_device(layout.cache_arrays, device))
+
+
+def metadata_of(layout: StepLayout, cache_tensors: Sequence[Tensor]) -> AttentionMetadata:
+    """Metadata of a step whose `cache_arrays` are on the device."""
+    slots, block_tables, query_start, seq_lens = cache_tensors
+    return AttentionMetadata(
+        query_start=layout.query_start.tolist(),
+        seq_lens=layout.seq_lens.tolist(),
+        num_decodes=layout.num_decodes,
+        block_size=layout.block_size,
+        slots=slots,
+        block_tables=block_tables,
+        query_start_tensor=query_start,
+        seq_lens_tensor=seq_lens,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """How one layer attends. `window` counts the keys a query sees, itself included; None is all of them.
+
+    `softcap` bounds the scores with tanh (Gemma 2, https://arxiv.org/abs/2408.00118); `sinks` (num_heads,) are
+    extra logits that take part in the softmax and carry no value (gpt-oss).
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one token costs one layer: `num_kv_heads * (key_dim + value_dim)` elements."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def elements_per_token(self) -> int:
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's keys and values. The layout is the backend's own."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class AttentionBackend(Protocol):
+    """One way to attend over the paged cache. Queries, keys and values are `(num_tokens, num_heads, head_dim)`."""
+
+    name: str
+    block_size_multiple: int  # block sizes that it can work with
+
+    def allocate(
+        self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> LayerCache: ...
+
+    def scrub(self, layer: LayerCache, block_ids: Tensor) -> None:
+        """Make the blocks finite, before another sequence gets them."""
+
+    def run(
+        self,
+        layer: LayerCache,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        spec: AttentionSpec,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        """Store the step's new keys and values in their slots, then attend: each query causally, over its own sequence.
+
+        Returns (num_tokens, num_heads, value_dim).
+        """
+
+
+class LayerAttention(Protocol):
+    """Answers the attention calls of a running model, layer by layer."""
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec
+    ) -> Tensor: ...

@@ -1,0 +1,102 @@
+"""What transformers' modelling code calls at every attention layer, and what answers it.
+
+transformers calls `attention_function` (registered as "orcinus_paged") from every attention layer; the attention of the
+current `StepContext` answers. Knows nothing of requests, sampling or scheduling, nor how the cache is laid out.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orcinus.engine.attention.dense import attend_dense, causal_mask, heads_first
+from orcinus.engine.attention.interface import (
+    AttentionBackend,
+    AttentionSpec,
+    LayerCache,
+    LayerShape,
+)
+from orcinus.engine.attention.native_backend import NativeBackend
+from orcinus.engine.attention.step_context import current_step
+from orcinus.engine.kernels.library import Attention
+
+ATTENTION_NAME = "orcinus_paged"
+
+
+def attention_function(  # noqa: PLR0917 (the signature is transformers')
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_unused: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: `(1, heads, num_tokens, head_dim)` in, `(1, num_tokens, heads, dim)` out."""
+    if attention_mask is not None or not getattr(module, "is_causal", True):
+        raise UnsupportedAttentionError("it attends with a mask of its own, not causally")
+    if any(_unused.get(name) is not None for name in ("position_bias", "indices", "cache")):
+        raise UnsupportedAttentionError("it adds a position bias or an index to attention")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    spec = AttentionSpec(scale, sliding_window, softcap, s_aux)
+    attend = current_step().attention
+    out = attend(module, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), spec)
+    return out.unsqueeze(0), None
+
+
+class UnsupportedAttentionError(Exception):
+    """A model's attention cannot be served from a paged cache; the message completes "because ..."."""
+
+
+class PagedAttention:
+    """Serves the layers of one model from their caches; where a step's tokens lie is in the current `StepContext`."""
+
+    def __init__(self, backend: AttentionBackend, layers: dict[nn.Module, LayerCache]) -> None:
+        self.backend = backend
+        self._layers = layers
+
+    def scrub(self, block_ids: Tensor) -> None:
+        """Make the blocks of a request that went wrong safe for the next one."""
+        for layer in self._layers.values():
+            self.backend.scrub(layer, block_ids)
+
+    def __call__(self, module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
+        meta = current_step().metadata
+        assert meta is not None
+        return self.backend.run(self._layers[module], query, keys, values, spec=spec, meta=meta)
+
+    def native_call(self, module: nn.Module, spec: AttentionSpec, num_heads: int) -> Attention:
+        """Return a layer's native call without its tensors, good for all steps: for code that calls the kernels."""
+        assert isinstance(self.backend, NativeBackend)
+        return self.backend.call(self._layers[module], num_heads, spec)
+
+    def set_native_step(self) -> None:
+        """Let the calls of an earlier step serve the current one."""
+        meta = current_step().metadata
+        assert meta is not None
+        assert isinstance(self.backend, NativeBackend)
+        self.backend.set_step(meta)
+
+
+class ProbingAttention:
+    """Attends without a cache, over one sequence from its start, and notes each layer's shape and how it attends."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[nn.Module, LayerShape] = {}
+        self.specs: dict[nn.Module, AttentionSpec] = {}
+        self.dtype: torch.dtype | None = None
+
+    def __call__(self, module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
+        if module in self.shapes:
+            raise UnsupportedAttentionError("one attention layer runs more than once per token")
+        if keys.shape[0] != query.shape[0]:
+            raise UnsupportedAttentionError("its keys are not those of its own tokens")
+        self.shapes[module] = LayerShape(keys.shape[1], keys.shape[2], values.shape[2])
+        self.dtype = keys.dtype
+        self.specs[module] = spec
+        length = query.shape[0]
+        mask = causal_mask(length, length, spec.window, query.device)
+        return attend_dense(heads_first(query), heads_first(keys), heads_first(values), mask, spec)

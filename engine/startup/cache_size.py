@@ -1,0 +1,121 @@
+"""How much KV cache there is, and what it allows: blocks, context length, slots and tokens per step.
+
+Pure arithmetic over what the model and the device offer. Knows no tensors and allocates nothing.
+"""
+
+import math
+from dataclasses import dataclass
+
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.errors import ModelLoadError
+
+# On a CPU the cache shares the memory with everything else on the machine.
+_CPU_MEMORY_SHARE = 0.4
+_CPU_MEMORY_LIMIT = 4 * 2**30
+_CUDA_MEMORY_SHARE = 0.9
+
+_DEFAULT_NUM_SEQS = {"cpu": 32, "cuda": 256}
+_DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
+_DEFAULT_BLOCK_SIZE = {"cpu": 64, "cuda": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What one step may hold."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """The cache as resolved at start-up."""
+
+    num_blocks: int
+    block_size: int
+    bytes_per_block: int
+    max_model_len: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_blocks * self.bytes_per_block
+
+
+def resolve_limits(config: EngineConfig, device_type: str, block_size_multiple: int = 1) -> BatchLimits:
+    """Fill in what the settings leave open. Raises `ModelLoadError` where they contradict each other."""
+    num_seqs = config.max_num_seqs or _DEFAULT_NUM_SEQS[device_type]
+    default_tokens = max(_DEFAULT_BATCHED_TOKENS[device_type], num_seqs)
+    num_tokens = config.max_num_batched_tokens or default_tokens
+    if num_tokens < num_seqs:
+        raise ModelLoadError(
+            f"max_num_batched_tokens ({num_tokens}) is smaller than max_num_seqs ({num_seqs}): "
+            "a step must have room for one token of every running request"
+        )
+    default_block = max(_DEFAULT_BLOCK_SIZE[device_type], block_size_multiple)
+    block_size = config.block_size or default_block
+    if block_size % block_size_multiple:
+        raise ModelLoadError(
+            f"block_size must be a multiple of {block_size_multiple} for the attention of this device, got {block_size}"
+        )
+    return BatchLimits(num_seqs, num_tokens, block_size)
+
+
+def default_cpu_memory(available_bytes: int) -> int:
+    """The KV cache's share of the memory that is free when the weights are loaded."""
+    return min(_CPU_MEMORY_LIMIT, int(available_bytes * _CPU_MEMORY_SHARE))
+
+
+def default_cuda_memory(total_bytes: int, used_at_peak_bytes: int) -> int:
+    """What is left of the device's share after weights and the largest step."""
+    return max(0, int(total_bytes * _CUDA_MEMORY_SHARE) - used_at_peak_bytes)
+
+
+def check_memory(wanted_bytes: int, total_bytes: int) -> None:
+    """Raises `ModelLoadError` where a setting asks for more than there is, however little of it would be used."""
+    if wanted_bytes > total_bytes:
+        from orcinus.config.values import format_bytes  # pydantic, which the engine does without
+
+        wanted, total = format_bytes(wanted_bytes), format_bytes(total_bytes)
+        raise ModelLoadError(f"kv_cache_memory is {wanted}, but there are {total} of memory in all")
+
+
+def resolve_cache_size(
+    config: EngineConfig,
+    limits: BatchLimits,
+    *,
+    model_max_len: int,
+    memory_bytes: int,
+    bytes_per_block: int,
+) -> CacheSize:
+    """Blocks and context length that fit `memory_bytes`.
+
+    Never more blocks than all slots can use. An open `max_model_len` shrinks to what fits; an explicit one that
+    does not fit, or that the model does not have, raises `ModelLoadError` with both numbers.
+    """
+    wanted = _wanted_context(config, model_max_len)
+    affordable = memory_bytes // bytes_per_block
+    fits = affordable * limits.block_size
+    if fits < 1 or (config.max_model_len is not None and wanted > fits):
+        raise ModelLoadError(
+            f"a context of {wanted} tokens needs {_mib(wanted, limits.block_size, bytes_per_block)} MiB of KV "
+            f"cache, and there are {memory_bytes / 2**20:.1f} MiB: at most {fits} tokens fit "
+            "(max_model_len, kv_cache_memory)"
+        )
+    max_model_len = min(wanted, fits)
+    useful = limits.max_num_seqs * math.ceil(max_model_len / limits.block_size)
+    return CacheSize(min(affordable, useful), limits.block_size, bytes_per_block, max_model_len)
+
+
+def _wanted_context(config: EngineConfig, model_max_len: int) -> int:
+    if config.max_model_len is None:
+        return model_max_len
+    if config.max_model_len > model_max_len:
+        raise ModelLoadError(
+            f"max_model_len is {config.max_model_len}, but the model's own context has {model_max_len} tokens"
+        )
+    return config.max_model_len
+
+
+def _mib(num_tokens: int, block_size: int, bytes_per_block: int) -> str:
+    return f"{math.ceil(num_tokens / block_size) * bytes_per_block / 2**20:.1f}"

@@ -1,0 +1,56 @@
+"""What transformers' attention layers call: what it answers, and what it refuses."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orcinus.engine.attention.interface import AttentionSpec, LayerShape
+from orcinus.engine.attention.serving import ProbingAttention, UnsupportedAttentionError, attention_function
+from orcinus.engine.attention.step_context import StepContext, step_context
+from tests.unit.engine.attention.cases import DIM, KV_HEADS, VALUE_DIM, Sequence, plain_attention
+
+
+class Layer(nn.Module):
+    is_causal = True
+
+
+def call(module: nn.Module, sequence: Sequence, **kwargs: object) -> Tensor:
+    def batched(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, 1).unsqueeze(0)
+
+    out, weights = attention_function(
+        module,
+        batched(sequence.query),
+        batched(sequence.keys),
+        batched(sequence.values),
+        None,
+        **kwargs,  # type: ignore[arg-type]
+    )
+    assert weights is None
+    return out
+
+
+def test_probe_attends_causally_and_notes_the_layers_shape() -> None:
+    module, sequence, probe = Layer(), Sequence(7, 3), ProbingAttention()
+    with step_context(StepContext(probe)):
+        out = call(module, sequence, scaling=0.2, sliding_window=4, softcap=1.0)
+    torch.testing.assert_close(out[0], plain_attention(sequence, AttentionSpec(0.2, 4, 1.0)))
+    assert probe.shapes == {module: LayerShape(KV_HEADS, DIM, VALUE_DIM)}
+    assert LayerShape(KV_HEADS, DIM, VALUE_DIM).elements_per_token == 2 * (8 + 6)
+
+
+def test_probe_refuses_a_layer_that_runs_twice_per_token() -> None:
+    module, probe = Layer(), ProbingAttention()
+    with step_context(StepContext(probe)):
+        call(module, Sequence(3, 0))
+        with pytest.raises(UnsupportedAttentionError, match="more than once"):
+            call(module, Sequence(3, 0))
+
+
+def test_attention_that_is_not_causal_is_refused() -> None:
+    module = Layer()
+    module.is_causal = False
+    with step_context(StepContext(ProbingAttention())), pytest.raises(UnsupportedAttentionError, match="causal"):
+        call(module, Sequence(3, 0))
+    with step_context(StepContext(ProbingAttention())), pytest.raises(UnsupportedAttentionError, match="bias"):
+        call(Layer(), Sequence(3, 0), position_bias=torch.zeros(1))
