@@ -63,7 +63,8 @@ class Executor(Protocol):
 class EngineCore:
     """A scheduler and an executor. Used by one thread.
 
-    `announce` is told who is about to run for the first time (or again), before the step that may be their last.
+    `on_first_step` is told which requests are about to run for the first time (or again), before the step that may be
+    their last.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class EngineCore:
         batch_wait_ms: float = 50.0,
         target_itl_ms: float | None = None,
         clock: Callable[[], float] = time.monotonic,
-        announce: Callable[[list[str]], None] = lambda request_ids: None,
+        on_first_step: Callable[[list[str]], None] = lambda request_ids: None,
     ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=info.max_num_seqs,
@@ -91,7 +92,7 @@ class EngineCore:
         self._executor = executor
         self._preparation = Preparation(executor)
         self._clock = clock
-        self._announce = announce
+        self._on_first_step = on_first_step
         self._ahead: _LaunchedStep | None = None
         self._num_culprits = 0  # in a row
 
@@ -157,7 +158,7 @@ class EngineCore:
         if not plan.scheduled:
             return None
         if plan.new_requests:
-            self._announce([new.request_id for new in plan.new_requests])
+            self._on_first_step([new.request_id for new in plan.new_requests])
         counts = self.scheduler.counts
         try:
             return _LaunchedStep(plan, counts, self._executor.launch(plan))

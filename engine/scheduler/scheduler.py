@@ -25,9 +25,9 @@ from orcinus.engine.messages import (
 from orcinus.engine.scheduler.batching import batching_rule
 from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.fair_queue import FairQueue
-from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, Pacing
+from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, PrefillBudget
 from orcinus.engine.scheduler.request import Request
-from orcinus.engine.scheduler.step_recovery import MemoryRelief, Trials
+from orcinus.engine.scheduler.step_recovery import CulpritSearch, MemoryBackoff
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,15 +99,15 @@ class Scheduler:
         self._clock = clock
         self._rule = batching_rule(limits.batching, limits.max_num_seqs, limits.batch_wait_s)
         self._requests: dict[str, Request] = {}
-        self._pacing = Pacing(limits.target_itl_s)
+        self._prefill_budget = PrefillBudget(limits.target_itl_s)
         self._waiting = FairQueue(limits.max_queue_wait_s)
         self._running: list[Request] = []  # by `Request.order`
         self._turns: list[Request] = []  # the same, clients in turn: the last one is the first to be preempted
         self._released: list[str] = []
         self._in_flight: deque[_InFlight] = deque()  # the plans that wait for their update, oldest first
         self._is_short_of_blocks = False  # somebody could not grow, and nobody is preempted while a step is in flight
-        self._trials = Trials()
-        self._relief = MemoryRelief()
+        self._culprit_search = CulpritSearch()
+        self._memory_backoff = MemoryBackoff()
         self._num_added = 0
         self._step = 0
 
@@ -154,7 +154,7 @@ class Scheduler:
 
         Not where what may come next depends on a token in flight, somebody has to be preempted, or a culprit is sought.
         """
-        if self._is_short_of_blocks or self._trials:
+        if self._is_short_of_blocks or self._culprit_search:
             return False
         return not any(request.num_in_flight and request.follows_tokens for request in self._running)
 
@@ -165,7 +165,7 @@ class Scheduler:
         self._is_short_of_blocks = False
         now = self._clock()
         self._admit(now)
-        self._turns = self._waiting.in_turn(self._running)
+        self._turns = self._waiting.by_service(self._running)
         plan = StepPlan(scheduled=[], new_requests=[], released=[])
         prompts = self._schedule_decodes(plan, now)
         computing = self._schedule_prompts(plan, prompts, now)
@@ -178,7 +178,7 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestDelta]:
         """Book what a plan brought: append tokens, finish, free. One delta for each request with news."""
         assert self._in_flight.popleft().plan is plan, "steps end in the order in which they were planned"
-        self._relief.relax(self.num_slots, self.limits.max_num_batched_tokens)
+        self._memory_backoff.relax(self.num_slots, self.limits.max_num_batched_tokens)
         deltas = []
         for scheduled in plan.scheduled:
             request = self._requests.get(scheduled.request_id)
@@ -192,14 +192,14 @@ class Scheduler:
                 request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, [])
             request.num_in_flight -= scheduled.samples
             if scheduled.samples or (not request.wants_tokens and scheduled.end == request.num_tokens):
-                self._trials.acquit(request.request_id)
+                self._culprit_search.clear(request.request_id)
                 deltas.append(self._book_sampled(request, result))
         return deltas
 
     def observe(self, counts: StepCounts, step_time_s: float) -> None:
         """Tell how long a step with these counts took, from which the next ones are paced."""
         num_single = counts.num_decode_tokens + counts.num_prefill_tokens - counts.num_chunk_tokens
-        self._pacing.observe(num_single, counts.num_chunk_tokens, step_time_s)
+        self._prefill_budget.observe(num_single, counts.num_chunk_tokens, step_time_s)
 
     def retry(self, message: str, *, is_out_of_memory: bool = False) -> list[RequestDelta]:
         """The step in flight failed, and any planned after it is void: find the culprit, and recompute the others.
@@ -209,14 +209,14 @@ class Scheduler:
         """
         suspects = self._in_flight_requests()
         num_prompt_tokens = max(step.counts.num_chunk_tokens for step in self._in_flight)
-        fits_if_smaller = is_out_of_memory and self._relief.shrink(len(suspects), num_prompt_tokens)
-        culprits = [request for request in suspects if self._trials.is_alone(request.request_id)]
+        fits_if_smaller = is_out_of_memory and self._memory_backoff.shrink(len(suspects), num_prompt_tokens)
+        culprits = [request for request in suspects if self._culprit_search.is_sole_suspect(request.request_id)]
         if fits_if_smaller:
             culprits = []
         deltas = [self._fail(request, message) for request in culprits]
         self.void_steps()
         if not fits_if_smaller and not culprits:
-            self._trials.split([request.request_id for request in suspects])
+            self._culprit_search.split([request.request_id for request in suspects])
         return deltas
 
     def void_steps(self) -> None:
@@ -235,12 +235,12 @@ class Scheduler:
     # --- admission ------------------------------------------------------------------------------------------
 
     def _admit(self, now: float) -> None:
-        if self._trials:
+        if self._culprit_search:
             self._admit_suspects(now)
             return
         if self._rule.admission_delay_s(self._running, self._waiting, now) != 0.0:
             return
-        while self._has_slot and self._pacing.may_admit(len(self._running)):
+        while self._has_slot and self._prefill_budget.may_admit(len(self._running)):
             request = self._waiting.peek(now)
             if request is None or not self._allocate_all(request):
                 return
@@ -248,18 +248,18 @@ class Scheduler:
 
     @property
     def _has_slot(self) -> bool:
-        most = self._relief.max_running
+        most = self._memory_backoff.max_running
         return len(self._running) < (self.num_slots if most is None else min(self.num_slots, most))
 
     def _admit_suspects(self, now: float) -> None:
         """All of the group on trial, as far as there is room, which others make: those wait until it is over."""
-        group = [self._requests[request_id] for request_id in self._trials.group]
+        group = [self._requests[request_id] for request_id in self._culprit_search.group]
         for request in sorted(group, key=lambda suspect: suspect.order):
             if request.is_running:
                 continue
             while not (self._has_slot and self._allocate_all(request)):
-                turns = self._waiting.in_turn(self._running)
-                others = [running for running in turns if running.request_id not in self._trials.group]
+                turns = self._waiting.by_service(self._running)
+                others = [running for running in turns if running.request_id not in self._culprit_search.group]
                 if not others:
                     return
                 self._preempt(others[-1], now)
@@ -308,8 +308,8 @@ class Scheduler:
     def _selected(self) -> list[Request]:
         """Who takes part in this step if there is room. Not who ends with a token in flight, whichever that is."""
         running = self._turns
-        if self._trials:
-            running = [request for request in running if request.request_id in self._trials.group]
+        if self._culprit_search:
+            running = [request for request in running if request.request_id in self._culprit_search.group]
         selected = self._rule.select(running)
         if not self._in_flight:
             return [*selected]  # preemption changes whose turn it is
@@ -349,13 +349,13 @@ class Scheduler:
 
     def _prompt_budget(self, decodes: StepPlan, num_prompts: int) -> int:
         output_lengths = [self._requests[item.request_id].num_output_tokens for item in decodes.scheduled]
-        num_tokens = self._pacing.prompt_tokens(
+        num_tokens = self._prefill_budget.prompt_tokens(
             num_decodes=len(decodes.scheduled),
             num_flowing=sum(length >= FLOWING_TOKENS for length in output_lengths),
             num_prompts=num_prompts,
         )
         room = self.limits.max_num_batched_tokens - len(decodes.scheduled)
-        limits = [limit for limit in (num_tokens, self._relief.max_prompt_tokens) if limit is not None]
+        limits = [limit for limit in (num_tokens, self._memory_backoff.max_extra_tokens) if limit is not None]
         return min([room, *limits])
 
     def _schedule_chunk(self, plan: StepPlan, request: Request, budget: int, computing: set[bytes], now: float) -> int:
@@ -533,7 +533,7 @@ class Scheduler:
             self._leave_slot(request)
         else:
             self._waiting.remove(request)
-        self._trials.acquit(request.request_id)
+        self._culprit_search.clear(request.request_id)
         del self._requests[request.request_id]
 
     def _preempt(self, request: Request, now: float) -> None:
