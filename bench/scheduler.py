@@ -54,7 +54,7 @@ def decoding(num_running: int, options: argparse.Namespace) -> Scheduler:
     scheduler = Scheduler(limits, BlockManager(num_blocks, options.block_size))
     for number in range(num_running):
         scheduler.add(added(number))
-    while not is_all_decodes(step(scheduler), num_running):
+    while not is_all_decodes(run_step(scheduler), num_running):
         pass
     return scheduler
 
@@ -76,21 +76,21 @@ def mean_step_ms(scheduler: Scheduler, num_steps: int) -> float:
     spent_s = 0.0
     for number in range(num_steps):
         started = time.process_time()
-        plan = scheduler.schedule()
+        step = scheduler.schedule()
         spent_s += time.process_time() - started
-        result = result_of(plan, 1 + number)
+        result = result_of(step.plan, 1 + number)
         started = time.process_time()
-        scheduler.update(plan, result)
-        scheduler.observe(scheduler.counts, STEP_S)
+        scheduler.update(step, result)
+        scheduler.observe(step, STEP_S)
         spent_s += time.process_time() - started
     return 1000 * spent_s / num_steps
 
 
-def step(scheduler: Scheduler) -> StepPlan:
-    plan = scheduler.schedule()
-    scheduler.update(plan, result_of(plan, 1))
-    scheduler.observe(scheduler.counts, STEP_S)
-    return plan
+def run_step(scheduler: Scheduler) -> StepPlan:
+    step = scheduler.schedule()
+    scheduler.update(step, result_of(step.plan, 1))
+    scheduler.observe(step, STEP_S)
+    return step.plan
 
 
 def result_of(plan: StepPlan, token_id: int) -> StepResult:

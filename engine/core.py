@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-import msgspec
-
 from orcinus.engine.messages import (
     AddRequest,
     EngineInfo,
@@ -27,7 +25,8 @@ from orcinus.engine.messages import (
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.preparation import Preparation
-from orcinus.engine.scheduler.scheduler import Scheduler, SchedulerLimits, StepCounts
+from orcinus.engine.scheduler.scheduled_step import ScheduledStep
+from orcinus.engine.scheduler.scheduler import Scheduler, SchedulerLimits
 
 if TYPE_CHECKING:
     from orcinus.engine.platform.device import DeviceMonitor
@@ -63,7 +62,8 @@ class Executor(Protocol):
 class EngineCore:
     """A scheduler and an executor. Used by one thread.
 
-    `announce` is told who is about to run for the first time (or again), before the step that may be their last.
+    `on_first_step` is told which requests are about to run for the first time (or again), before the step that may be
+    their last.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class EngineCore:
         batch_wait_ms: float = 50.0,
         target_itl_ms: float | None = None,
         clock: Callable[[], float] = time.monotonic,
-        announce: Callable[[list[str]], None] = lambda request_ids: None,
+        on_first_step: Callable[[list[str]], None] = lambda request_ids: None,
     ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=info.max_num_seqs,
@@ -91,7 +91,7 @@ class EngineCore:
         self._executor = executor
         self._preparation = Preparation(executor)
         self._clock = clock
-        self._announce = announce
+        self._on_first_step = on_first_step
         self._ahead: _LaunchedStep | None = None
         self._num_culprits = 0  # in a row
 
@@ -134,35 +134,37 @@ class EngineCore:
         ready, deltas = self._preparation.settle()
         for request in ready:
             self.scheduler.add(request)
-        step, self._ahead = self._ahead or self._launch(), None
-        if step is not None:
-            deltas += self._end_step(step, started)
-        counts = StepCounts() if step is None else step.counts
-        return StepOutputs(deltas=deltas, stats=self._step_stats(deltas, counts, self._clock() - started))
+        launched, self._ahead = self._ahead or self._launch(), None
+        if launched is None:
+            return StepOutputs(deltas=deltas, stats=self.stats())
+        deltas += self._end_step(launched, started)
+        stats = self._with_state(launched.step.stats)
+        stats.step_time_s = self._clock() - started
+        stats.num_sampled_tokens = sum(len(delta.token_ids) for delta in deltas)
+        return StepOutputs(deltas=deltas, stats=stats)
 
-    def _end_step(self, step: "_LaunchedStep", started: float) -> list[RequestDelta]:
+    def _end_step(self, launched: "_LaunchedStep", started: float) -> list[RequestDelta]:
         if self._executor.runs_ahead and self.scheduler.may_run_ahead:
             self._ahead = self._launch()
         try:
-            result = step.result()
+            result = launched.result()
         except Exception as error:
             return self._retry(error)
         self._num_culprits = 0
-        deltas = self.scheduler.update(step.plan, result)
-        self.scheduler.observe(step.counts, self._clock() - started)
+        deltas = self.scheduler.update(launched.step, result)
+        self.scheduler.observe(launched.step, self._clock() - started)
         return deltas
 
     def _launch(self) -> "_LaunchedStep | None":
-        plan = self.scheduler.schedule()
-        if not plan.scheduled:
+        step = self.scheduler.schedule()
+        if not step.plan.scheduled:
             return None
-        if plan.new_requests:
-            self._announce([new.request_id for new in plan.new_requests])
-        counts = self.scheduler.counts
+        if step.plan.new_requests:
+            self._on_first_step([new.request_id for new in step.plan.new_requests])
         try:
-            return _LaunchedStep(plan, counts, self._executor.launch(plan))
+            return _LaunchedStep(step, self._executor.launch(step.plan))
         except Exception as error:
-            return _LaunchedStep(plan, counts, partial(_raise, error))
+            return _LaunchedStep(step, partial(_raise, error))
 
     def _retry(self, error: Exception) -> list[RequestDelta]:
         self._ahead = None
@@ -177,38 +179,27 @@ class EngineCore:
         return deltas
 
     def stats(self) -> StepStats:
-        """The state of the moment, as between two steps."""
-        monitor = self._executor.device_monitor
-        utilization, used_bytes, total_bytes = (None, None, None) if monitor is None else monitor.sample()
-        return StepStats(
-            num_running=self.scheduler.num_running,
-            num_waiting=self.scheduler.num_waiting + len(self._preparation),
-            num_slots=self.scheduler.num_slots,
-            num_kv_blocks=self._blocks.num_blocks,
-            num_kv_blocks_used=self._blocks.num_used_blocks,
-            device_utilization=utilization,
-            device_memory_used_bytes=used_bytes,
-            device_memory_total_bytes=total_bytes,
-        )
+        """Return the state of the moment, as between two steps."""
+        return self._with_state(StepStats())
 
-    def _step_stats(self, deltas: list[RequestDelta], counts: StepCounts, step_time_s: float) -> StepStats:
-        return msgspec.structs.replace(
-            self.stats(),
-            step_time_s=step_time_s,
-            num_prefill_tokens=counts.num_prefill_tokens,
-            num_decode_tokens=counts.num_decode_tokens,
-            num_sampled_tokens=sum(len(delta.token_ids) for delta in deltas),
-            num_preemptions=counts.num_preemptions,
-            prefix_cache_queries=counts.prefix_cache_queries,
-            prefix_cache_hits=counts.prefix_cache_hits,
-            num_slots_refilled=counts.num_slots_refilled,
-        )
+    def _with_state(self, stats: StepStats) -> StepStats:
+        """Fill in the gauges."""
+        stats.num_running = self.scheduler.num_running
+        stats.num_waiting = self.scheduler.num_waiting + len(self._preparation)
+        stats.num_slots = self.scheduler.num_slots
+        stats.num_kv_blocks = self._blocks.num_blocks
+        stats.num_kv_blocks_used = self._blocks.num_used_blocks
+        if (monitor := self._executor.device_monitor) is not None:
+            utilization, used_bytes, total_bytes = monitor.sample()
+            stats.device_utilization = utilization
+            stats.device_memory_used_bytes = used_bytes
+            stats.device_memory_total_bytes = total_bytes
+        return stats
 
 
 @dataclass(frozen=True, slots=True)
 class _LaunchedStep:
-    plan: StepPlan
-    counts: StepCounts
+    step: ScheduledStep
     result: Callable[[], StepResult]
 
 

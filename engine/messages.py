@@ -124,22 +124,28 @@ class RequestDelta(Message, frozen=True):
     is_steered: bool = False
 
 
-class StepStats(Message, frozen=True):
-    """One step in numbers, and the state after it. Gauges are of the moment, `num_*` of this step alone."""
+class StepStats(msgspec.Struct, omit_defaults=True):
+    """One step in numbers, and the state after it. Not frozen: it is filled in while the step is planned and run.
+
+    The counts are of this step alone: prompt tokens (recomputed ones among them) and tokens of decoding requests that
+    were computed, tokens that were sampled, preemptions, slots filled, tokens looked up and found in the prefix cache.
+    The gauges are of the moment.
+    """
 
     step_time_s: float = 0.0
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
     num_sampled_tokens: int = 0
     num_preemptions: int = 0
-    prefix_cache_queries: int = 0  # tokens looked up
-    prefix_cache_hits: int = 0  # tokens found
+    num_slots_refilled: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    # Gauges.
     num_running: int = 0
     num_waiting: int = 0
     num_slots: int = 0
     num_kv_blocks: int = 0
     num_kv_blocks_used: int = 0
-    num_slots_refilled: int = 0
     device_utilization: float | None = None  # 0 to 1; sampled about once a second
     device_memory_used_bytes: int | None = None
     device_memory_total_bytes: int | None = None

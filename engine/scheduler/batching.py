@@ -15,14 +15,14 @@ class BatchingRule(Protocol):
     max_num_seqs: int
 
     def admission_delay_s(self, running: Sequence[Request], waiting: FairQueue, now: float) -> float | None:
-        """0 if requests may take slots now; else the seconds until they may; None: not before a running one ends."""
+        """Return the seconds until requests may take slots: 0 is now, None not before a running one ends."""
 
     def select(self, running: Sequence[Request]) -> Sequence[Request]:
-        """Which of the running requests take part in this step."""
+        """Return the running requests that take part in this step."""
 
 
 class Continuous:
-    """A free slot is filled in the very next step; every running request takes part in every step."""
+    """Fills a free slot in the very next step; every running request takes part in every step."""
 
     def __init__(self, max_num_seqs: int) -> None:
         self.max_num_seqs = max_num_seqs
@@ -35,14 +35,14 @@ class Continuous:
 
 
 class Interleaved(Continuous):
-    """Slots are filled as in `Continuous`, but each step runs one request alone, round-robin."""
+    """Fills slots as `Continuous` does, but each step runs one request alone, round-robin."""
 
     def select(self, running: Sequence[Request]) -> Sequence[Request]:
         return [min(running, key=lambda request: (request.last_scheduled_step, request.order))] if running else []
 
 
 class Static(Continuous):
-    """A group starts when all slots can be filled, or the oldest has waited long enough; it ends as one."""
+    """Starts a group when all slots can be filled, or the oldest has waited long enough; the group ends as one."""
 
     def __init__(self, max_num_seqs: int, batch_wait_s: float) -> None:
         super().__init__(max_num_seqs)

@@ -1,8 +1,8 @@
 """All requests without a slot: clients share the engine fairly, and the requests of each keep their order.
 
 The virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): every client has a
-counter of the service it had, and whoever had least goes next. What a client leaves unused is lost to it, so that
-nobody saves up for a flood. Knows nothing of keys, slots and blocks; with a single client it is a `WaitingQueue`.
+counter of the service it had, and the client that had least goes next. What a client leaves unused is lost to it, so
+that no client saves up for a flood. Knows nothing of keys, slots and blocks; for one client it is a `WaitingQueue`.
 """
 
 from collections import defaultdict
@@ -18,11 +18,11 @@ MAX_IDLE_CLIENTS = 1024  # whose service is remembered
 
 
 class FairQueue:
-    """Between clients by service, within one by priority and arrival (no longer than `max_wait_s` behind others).
+    """Orders clients by service, and the requests of one by priority and arrival (at most `max_wait_s` behind others).
 
-    Requests that had a slot before, here or in an earlier engine, go before all that had none: somebody may be reading
-    them. `priority` counts among the requests of one client alone, and so does `max_wait_s`: however long the queue of
-    one client is, the next of another comes by its turn.
+    Requests that had a slot before, here or in an earlier engine, go before all that had none: their text is being
+    read. `priority` and `max_wait_s` count among the requests of one client alone: however long the queue of one
+    client is, the other clients get their turns.
     """
 
     def __init__(self, max_wait_s: float) -> None:
@@ -41,7 +41,7 @@ class FairQueue:
         return any(request_id in queue for queue in self._queues.values())
 
     def service_of(self, client: str) -> int:
-        """In weighted tokens. Of use for comparisons between clients alone."""
+        """Return the service a client had, in weighted tokens. It means something beside that of others only."""
         return self._service.get(client, 0)
 
     def push(self, request: Request) -> None:
@@ -52,21 +52,21 @@ class FairQueue:
             self._begun[request.request_id] = request
 
     def peek(self, now: float) -> Request | None:
-        """Whose turn it is, or None if nobody waits."""
+        """Return the request whose turn it is, or None if none waits."""
         if not self._queues:
             return None
         begun = self._next_begun(now) if self._begun else None
         return begun or self._queues[self._next_client()].peek(now)
 
     def take(self, request: Request) -> None:
-        """It leaves for a slot. Its prompt is charged once, without what the prefix cache had of it."""
+        """Remove a request that gets a slot. Charge its prompt, once, without what the prefix cache had of it."""
         if not request.num_preemptions:
             num_tokens = max(0, request.num_prompt_tokens - request.num_computed_tokens)
             self._service[request.client] += PROMPT_WEIGHT * num_tokens
         self.remove(request)
 
     def charge_output(self, request: Request, num_tokens: int) -> None:
-        """It has generated so many more tokens. Called for every running request in every step."""
+        """Charge generated tokens to a request's client. Called for every running request in every step."""
         self._service[request.client] += OUTPUT_WEIGHT * num_tokens
 
     def remove(self, request: Request) -> None:
@@ -77,24 +77,24 @@ class FairQueue:
             del self._queues[client], self._joined[client]
             self._last_to_leave = client
 
-    def in_turn(self, running: Sequence[Request]) -> list[Request]:
-        """Those first whose client had least service: whoever comes last is the first to make room.
+    def by_service(self, running: Sequence[Request]) -> list[Request]:
+        """Return requests ordered by their client's service, the least first: the last one is the first to make room.
 
         The requests of one client stay in the order given, which between clients says nothing.
         """
         shares: dict[str, list[Request]] = {}
         for request in running:
             shares.setdefault(request.client, []).append(request)
-        turns = sorted((self.service_of(client), share[0].arrival, client) for client, share in shares.items())
-        return [request for *_, client in turns for request in shares[client]]
+        clients = sorted((self.service_of(client), share[0].arrival, client) for client, share in shares.items())
+        return [request for *_, client in clients for request in shares[client]]
 
     def oldest(self) -> Request | None:
-        """Who has waited longest."""
+        """Return the request that has waited longest."""
         oldest = (queue.oldest() for queue in self._queues.values())
         return min((request for request in oldest if request is not None), key=_queued_since, default=None)
 
     def _join(self, client: str) -> None:
-        """A client who waits for nothing comes to wait: lifted to the least service of those who do already."""
+        """Begin to serve a client that had nothing waiting: lift it to the least service of those that have."""
         floor = self._service.get(self._next_client() if self._queues else self._last_to_leave, 0)
         self._service[client] = max(self._service.get(client, 0), floor)
         self._num_joined += 1
@@ -106,7 +106,7 @@ class FairQueue:
         return min(self._queues, key=self._turn)
 
     def _turn(self, client: str) -> tuple[int, int]:
-        """Who had least service goes first; of several, who has waited longest for its turn."""
+        """Return the key that orders clients: the least service first; among equals, the longest wait."""
         return self._service.get(client, 0), self._joined[client]
 
     def _next_begun(self, now: float) -> Request | None:
@@ -115,7 +115,7 @@ class FairQueue:
         return min(begun, key=lambda request: self._turn(request.client), default=None)
 
     def _forget_idle(self) -> None:
-        """Those who had least: whoever comes back is lifted to more than that."""
+        """Forget the idle clients that had least service: a client that comes back is lifted to more than that."""
         if len(self._service) - len(self._queues) <= MAX_IDLE_CLIENTS:
             return
         idle = self._service.keys() - self._queues.keys() - {self._last_to_leave}

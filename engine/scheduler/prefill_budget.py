@@ -1,6 +1,6 @@
 """How much a step may take on beside those who decode: how many prompt tokens, and whether one more request.
 
-The rules over what `engine.scheduler.step_time` has learnt. They deal in numbers only: no requests, blocks or clocks.
+Applies rules to what `engine.scheduler.step_time` has learnt. Deals in numbers only: no requests, blocks or clocks.
 """
 
 from orcinus.engine.scheduler.step_time import StepTimeModel
@@ -16,11 +16,12 @@ _SHARE = 0.85
 _DECODE_SHARE = 0.9
 
 
-class Pacing:
-    """With an objective (`target_itl_s`), a step with decodes in it takes at most about as long as that says.
+class PrefillBudget:
+    """Limits the prompt tokens of a step, and the requests that run, by what steps take.
 
-    Without one, prompts take as long as the decodes beside them, or as many times longer as there are more prompts than
-    flowing streams: a token takes at most twice its time, unless few wait for theirs and many for their first.
+    With an objective (`target_itl_s`), a step with decodes in it takes at most about as long as that says. Without one,
+    prompts take as long as the decodes beside them, or as many times longer as there are more prompts than flowing
+    streams: a token takes at most twice its time, unless few requests wait for theirs and many for their first.
     """
 
     def __init__(self, target_itl_s: float | None = None) -> None:
@@ -28,11 +29,11 @@ class Pacing:
         self._step_time = StepTimeModel()
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
-        """A step that ran, and how long it took. A prompt that lacks a single token counts as a decode."""
+        """Learn from a step that ran: its decodes, its prompt tokens, and how long it took."""
         self._step_time.observe(num_decodes, num_prompt_tokens, seconds)
 
     def prompt_tokens(self, *, num_decodes: int, num_flowing: int, num_prompts: int) -> int | None:
-        """How many tokens of so many prompts a step may compute beside its decodes, some of which flow; None: no limit.
+        """Return how many prompt tokens a step may compute beside its decodes, some of which flow; None: no limit.
 
         Now and then it is 0, because what decodes take alone has to be seen.
         """
@@ -50,7 +51,7 @@ class Pacing:
         return max(at_least, self._step_time.prompt_tokens_in(_SHARE * seconds))
 
     def may_admit(self, num_running: int) -> bool:
-        """Whether one more could decode beside so many within the objective."""
+        """Return whether one more request could decode beside so many within the objective."""
         if self._target_itl_s is None or num_running == 0:
             return True
         if not self._step_time.has_run(num_running + 1):

@@ -13,13 +13,13 @@ _POLL_S = 0.005
 
 
 class Preparer(Protocol):
-    """The part of `engine.core.Executor` that is used here."""
+    """Names the part of `engine.core.Executor` that is used here."""
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None: ...
 
 
 class Preparation:
-    """Used by one thread. `add` and `abort` between steps, `settle` at the start of one."""
+    """Holds requests until they are ready. Used by one thread, between steps."""
 
     def __init__(self, preparer: Preparer) -> None:
         self._preparer = preparer
@@ -29,7 +29,7 @@ class Preparation:
         return len(self._held)
 
     def hold(self, request: AddRequest) -> bool:
-        """Whether the request has to wait here. If not, the scheduler may have it."""
+        """Begin to prepare a request. Return whether it has to wait here; if not, the scheduler may have it."""
         future = self._prepare(request.sampling)
         if future is None:
             return False
@@ -49,7 +49,7 @@ class Preparation:
             self._held.pop(request_id, None)
 
     def settle(self) -> tuple[list[AddRequest], list[RequestDelta]]:
-        """The requests that are ready now, and the end of those that never will be."""
+        """Let go of the requests that are ready now; also return the end of those that never will be."""
         settled = [(request, future) for request, future in self._held.values() if future.done()]
         ready, failed = [], []
         for request, future in settled:
@@ -62,5 +62,5 @@ class Preparation:
         return ready, failed
 
     def wait_time_s(self) -> float:
-        """How long until it is worth looking again. Only where something is held."""
+        """Return how long until it is worth looking again. Only while something is held."""
         return 0.0 if any(future.done() for _, future in self._held.values()) else _POLL_S

@@ -34,6 +34,7 @@ class Request:
         "num_computed_tokens",
         "num_in_flight",
         "num_preemptions",
+        "num_prefill_tokens",
         "num_prompt_tokens",
         "order",
         "priority",
@@ -61,6 +62,7 @@ class Request:
         self.queued_since: float = added.arrival_time
         self.first_scheduled_time: float | None = None
         self.last_scheduled_step: int = -1
+        self.num_prefill_tokens: int = len(self.token_ids)  # computed before it decodes: the prompt, or all it had
         self.num_computed_tokens: int = 0
         self.num_in_flight: int = 0
         self.num_cached_tokens: int | None = None
@@ -86,6 +88,11 @@ class Request:
         return self.num_tokens - self.num_computed_tokens
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether all that it had when it got its slot is computed, or being computed."""
+        return self.num_computed_tokens >= self.num_prefill_tokens
+
+    @property
     def follows_tokens(self) -> bool:
         """Whether what may come next depends on the tokens before it."""
         sampling = self.sampling
@@ -105,8 +112,9 @@ class Request:
         return hashes[:num_blocks]
 
     def forget_computed(self, now: float) -> None:
-        """Back to the queue after a preemption: the tokens stay, what was computed of them does not."""
+        """Go back to the queue after a preemption: the tokens stay, what was computed of them does not."""
         self.queued_since = now
+        self.num_prefill_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_in_flight = 0
         self.num_preemptions += 1

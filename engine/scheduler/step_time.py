@@ -43,7 +43,7 @@ class _Chunk:
 
 
 class StepTimeModel:
-    """A step's time is that of its decodes alone, and more for each prompt token."""
+    """Models a step's time as that of its decodes alone, and more for each prompt token."""
 
     def __init__(self) -> None:
         self._alone: deque[_Step] = deque(maxlen=_WINDOW)  # decodes
@@ -66,17 +66,17 @@ class StepTimeModel:
             self._alone.popleft()
 
     def knows_decodes(self, num_decodes: int) -> bool:
-        """Whether about so many decodes ran alone lately. If not, a step of them should."""
+        """Return whether about so many decodes ran alone lately. If not, a step of them should."""
         vouched = _STEPS_BESIDE * sum(_are_alike(step.num_decodes, num_decodes) for step in self._alone)
         return self._num_steps_beside < min(vouched, _MAX_STEPS_BESIDE)
 
     def has_run(self, num_decodes: int) -> bool:
-        """Whether so many decodes, or nearly, ran alone lately."""
+        """Return whether so many decodes, or nearly, ran alone lately."""
         nearly = num_decodes - max(1, int(num_decodes * _NEARLY))
         return any(step.num_decodes >= nearly for step in self._alone)
 
     def decode_s(self, num_decodes: int) -> float:
-        """How long decodes alone take; one more or less counts as a prompt token does. 0: nothing is known."""
+        """Return how long decodes alone take; one more or less counts as a prompt token does. 0: nothing is known."""
         nearest = self._nearest(num_decodes)
         if not nearest:
             return 0.0
@@ -84,21 +84,21 @@ class StepTimeModel:
         return statistics.median(step.seconds + (num_decodes - step.num_decodes) * token_s for step in nearest)
 
     def prompt_tokens_in(self, seconds: float) -> int:
-        """How many prompt tokens take so much more time, as far as that is known."""
+        """Return how many prompt tokens take so much more time, as far as that is known."""
         large, token_s = self._chunk_costs
         most = _CHUNK_GROWTH * large.num_tokens
         fitting = large.num_tokens + (seconds - large.seconds) / token_s if token_s > 0.0 else most
         return int(min(most, fitting))
 
     def _nearest(self, num_decodes: int) -> list[_Step]:
-        """The steps of decodes alone to judge by: those with about so many, the latest of them first; at least one."""
+        """Return the steps of decodes alone to judge by: those with about so many, the latest first; at least one."""
         by_distance = sorted(self._alone, key=lambda step: (abs(step.num_decodes - num_decodes), -step.number))
         alike = [step for step in by_distance if _are_alike(step.num_decodes, num_decodes)]
         return alike[:_NUM_NEAREST] or by_distance[:1]
 
     @cached_property
     def _chunk_costs(self) -> tuple[_Chunk, float]:
-        """What a large chunk takes, and one more token of it: a line through the medians of small and large ones."""
+        """Return what a large chunk and one more token take: a line through the medians of small and large chunks."""
         if not self._mixed:
             return _Chunk(0, 0.0), 0.0
         alone_s = {count: self._alone_s(count) for count in {step.num_decodes for step in self._mixed}}

@@ -1,4 +1,4 @@
-"""The requests of one client without a slot: first come first served within priority, and nobody starves."""
+"""The requests of one client that wait for a slot, in order of priority and arrival, such that none starves."""
 
 import heapq
 from typing import Any
@@ -11,7 +11,7 @@ _MAX_DEAD = 64  # entries of requests that left; more are cleared away once they
 
 
 class WaitingQueue:
-    """Lower `priority` first, then by arrival; but whoever has waited longer than `max_wait_s` goes first."""
+    """Orders by `priority`, lower first, then arrival; a request that waited longer than `max_wait_s` goes first."""
 
     def __init__(self, max_wait_s: float) -> None:
         self._max_wait_s = max_wait_s
@@ -40,14 +40,14 @@ class WaitingQueue:
         self._by_age = self._without_dead(self._by_age)
 
     def peek(self, now: float) -> Request | None:
-        """Whose turn it is, or None if nobody waits."""
+        """Return the request whose turn it is, or None if none waits."""
         oldest = self.oldest()
         if oldest is not None and now - oldest.queued_since > self._max_wait_s:
             return oldest
         return self._top(self._by_order)
 
     def oldest(self) -> Request | None:
-        """Who has waited longest."""
+        """Return the request that has waited longest."""
         return self._top(self._by_age)
 
     def _top(self, heap: list[_Entry]) -> Request | None:
@@ -58,7 +58,10 @@ class WaitingQueue:
         return None
 
     def _without_dead(self, heap: list[_Entry]) -> list[_Entry]:
-        """The heap, or a new one. Where nobody gets a slot for long, nothing surfaces, and many may come and leave."""
+        """Return the heap, or a smaller one without dead entries.
+
+        While no request gets a slot, nothing surfaces, and many may come and leave.
+        """
         if len(heap) <= 2 * len(self._pushes) + _MAX_DEAD:
             return heap
         live = [entry for entry in heap if self._is_live(entry)]

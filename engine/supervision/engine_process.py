@@ -171,7 +171,7 @@ def _start(channel: Channel, build: BuildExecutor) -> EngineCore | None:
         executor,
         batch_wait_ms=config.batch_wait_ms,
         target_itl_ms=config.target_itl_ms,
-        announce=lambda request_ids: channel.send(StepStarted(request_ids=request_ids)),
+        on_first_step=lambda request_ids: channel.send(StepStarted(request_ids=request_ids)),
     )
     channel.send(info)
     return core

@@ -5,12 +5,12 @@ import statistics
 
 import pytest
 
-from orcinus.engine.scheduler.prefill_budget import Pacing
+from orcinus.engine.scheduler.prefill_budget import PrefillBudget
 from tests.unit.engine.scheduler.traffic import (
     Arrival,
     StepCost,
     Traffic,
-    Unpaced,
+    Unlimited,
     burst,
     cpu_step_s,
     gpu_step_s,
@@ -32,8 +32,8 @@ def noisy(step_cost: StepCost) -> StepCost:
     return step_s
 
 
-def unpaced(traffic: Traffic) -> Traffic:
-    traffic.core.scheduler._pacing = Unpaced()
+def unlimited(traffic: Traffic) -> Traffic:
+    traffic.core.scheduler._prefill_budget = Unlimited()
     return traffic
 
 
@@ -55,12 +55,12 @@ def test_nor_does_it_where_steps_vary_and_some_are_held_up(every_s: float) -> No
 @pytest.mark.parametrize(
     ("loads", "num_slots"), [([burst()], 32), ([skewed(seed=seed) for seed in range(8)], 16)], ids=["burst", "skewed"]
 )
-def test_prompts_that_arrive_at_once_are_served_nearly_as_fast_as_without_pacing(
+def test_prompts_that_arrive_at_once_are_served_nearly_as_fast_as_without_a_budget(
     loads: list[list[Arrival]], num_slots: int
 ) -> None:
-    paced_s = sum(Traffic(max_num_seqs=num_slots).run(load).duration_s for load in loads)
-    unpaced_s = sum(unpaced(Traffic(max_num_seqs=num_slots)).run(load).duration_s for load in loads)
-    assert paced_s <= 1.02 * unpaced_s
+    budgeted_s = sum(Traffic(max_num_seqs=num_slots).run(load).duration_s for load in loads)
+    unlimited_s = sum(unlimited(Traffic(max_num_seqs=num_slots)).run(load).duration_s for load in loads)
+    assert budgeted_s <= 1.02 * unlimited_s
 
 
 def test_with_nothing_decoding_a_prompt_gets_the_whole_step_and_never_more() -> None:
@@ -70,7 +70,7 @@ def test_with_nothing_decoding_a_prompt_gets_the_whole_step_and_never_more() -> 
 
 
 @pytest.mark.parametrize("target_itl_ms", [None, 1_000.0])
-def test_no_step_has_more_tokens_than_the_limit_whatever_the_pacing_allows(target_itl_ms: float | None) -> None:
+def test_no_step_has_more_tokens_than_the_limit_whatever_the_budget_allows(target_itl_ms: float | None) -> None:
     traffic = Traffic(gpu_step_s, max_num_batched_tokens=64, target_itl_ms=target_itl_ms)
     traffic.run(streams_with_long_prompts(num_prompts=2))
     assert max(plan.num_tokens for plan in traffic.executor.plans) == 64
@@ -135,16 +135,16 @@ def test_every_strategy_serves_everybody(batching: str, target_itl_ms: float | N
 
 
 def test_the_more_prompts_wait_beside_few_streams_the_more_time_they_get() -> None:
-    pacing = Pacing()
-    pacing.observe(4, 0, 0.03)
-    pacing.observe(4, 200, 0.23)
-    few, many = (pacing.prompt_tokens(num_decodes=4, num_flowing=4, num_prompts=count) or 0 for count in (2, 12))
+    budget = PrefillBudget()
+    budget.observe(4, 0, 0.03)
+    budget.observe(4, 200, 0.23)
+    few, many = (budget.prompt_tokens(num_decodes=4, num_flowing=4, num_prompts=count) or 0 for count in (2, 12))
     assert few == pytest.approx(0.85 * 30, abs=1)
     assert many == pytest.approx(3 * few, abs=3)
 
 
 def test_streams_that_have_just_begun_let_the_others_of_their_burst_catch_up() -> None:
-    pacing = Pacing()
-    pacing.observe(4, 0, 0.03)
-    assert pacing.prompt_tokens(num_decodes=4, num_flowing=0, num_prompts=4) is None
-    assert pacing.prompt_tokens(num_decodes=4, num_flowing=1, num_prompts=4) == 16
+    budget = PrefillBudget()
+    budget.observe(4, 0, 0.03)
+    assert budget.prompt_tokens(num_decodes=4, num_flowing=0, num_prompts=4) is None
+    assert budget.prompt_tokens(num_decodes=4, num_flowing=1, num_prompts=4) == 16

@@ -457,6 +457,24 @@ def test_ahead_the_next_step_is_launched_before_the_last_ones_tokens_are_known()
     assert not engine.core.has_work
 
 
+def test_ahead_nothing_is_computed_behind_a_prompt_that_wants_no_tokens() -> None:
+    engine = SimulatedEngine(runs_ahead=True)
+    engine.add("a", prompt(7), max_tokens=0)
+    engine.run()
+    assert [tokens_by_request(plan) for plan in engine.executor.plans] == [{"a": 7}]
+
+
+def test_ahead_what_was_counted_in_a_step_that_is_void_is_reported_with_the_one_that_failed() -> None:
+    engine = SimulatedEngine(runs_ahead=True)
+    fail_where(engine, lambda plan: len(engine.executor.plans) == 3, RuntimeError("a hiccup"))
+    for seed, name in enumerate("abc"):  # the third step fails; the one planned after it lets "c" in
+        engine.add(name, prompt(3, seed), max_tokens=9, ignore_eos=True)
+        stats = engine.step().stats
+    assert (stats.num_preemptions, stats.num_slots_refilled) == (3, 2)
+    engine.run()
+    assert all(len(tokens) == 9 for tokens in engine.tokens.values())
+
+
 def test_ahead_a_token_after_the_end_of_sequence_is_dropped() -> None:
     engine = SimulatedEngine(runs_ahead=True)
     start = next(start for start in range(2, 500) if 2 < len(reference(prompt(3, start), SamplingParams(), 64)) < 9)

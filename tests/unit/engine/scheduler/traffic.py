@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import AddRequest, EngineInfo, StepPlan, StepResult
 from orcinus.engine.sampling_params import SamplingParams
-from orcinus.engine.scheduler.prefill_budget import Pacing
+from orcinus.engine.scheduler.prefill_budget import PrefillBudget
 from tests.unit.engine.fakes import Synchronous
 from tests.unit.engine.scheduler.simulator import VirtualClock, engine_info
 
@@ -153,7 +153,7 @@ def skewed(num_requests: int = 64, seed: int = 0) -> list[Arrival]:
     return [Arrival(0.0, rng.randint(32, 128), length) for length in output_lengths]
 
 
-class Unpaced(Pacing):
+class Unlimited(PrefillBudget):
     """Prompts take all the tokens that a step may have."""
 
     def prompt_tokens(self, *, num_decodes: int, num_flowing: int, num_prompts: int) -> int | None:
@@ -172,15 +172,20 @@ LOADS: dict[str, tuple[list[Arrival], int]] = {
 def main() -> None:
     print("| load | objective | tokens/s | TTFT, mean | ITL p50 | p99 | max |\n|---|---|---:|---:|---:|---:|---:|")
     for name, (arrivals, num_slots) in LOADS.items():
-        for label, pacing in pacings().items():
+        for label, budget in budgets().items():
             traffic = Traffic(max_num_seqs=num_slots)
-            traffic.core.scheduler._pacing = pacing
+            traffic.core.scheduler._prefill_budget = budget
             until_s = 45.0 if "streams" in name else float("inf")
             print(row(f"{name} | {label}", traffic.run(arrivals, until_s)))
 
 
-def pacings() -> dict[str, Pacing]:
-    return {"(512 tokens)": Unpaced(), "–": Pacing(), "100 ms": Pacing(0.1), "45 ms": Pacing(0.045)}
+def budgets() -> dict[str, PrefillBudget]:
+    return {
+        "(512 tokens)": Unlimited(),
+        "–": PrefillBudget(),
+        "100 ms": PrefillBudget(0.1),
+        "45 ms": PrefillBudget(0.045),
+    }
 
 
 def row(label: str, outcome: Outcome) -> str:

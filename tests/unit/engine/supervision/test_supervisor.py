@@ -47,7 +47,7 @@ from tests.unit.engine.fakes import (
     write_byte_tokenizer,
 )
 from tests.unit.engine.frontend.test_async_engine import Recorder, request, texts, until
-from tests.unit.engine.scheduler.test_scheduler_finished import Finishing
+from tests.unit.engine.scheduler.test_ends import Finishing
 from tests.unit.engine.supervision.test_transport import added
 
 pytestmark = pytest.mark.usefixtures("quiet_log")

@@ -1,4 +1,4 @@
-"""Requests whose grammar is complete: they stop, and say whether their last token is text."""
+"""How requests end whose grammar is complete: they stop, and say whether their last token is text."""
 
 from typing import Any
 

@@ -1,0 +1,76 @@
+"""One step in the making: its plan, what the executor has to be told with it, and its counts.
+
+Writes down what the scheduler decides. Decides nothing itself.
+"""
+
+from dataclasses import dataclass, field
+
+from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan, StepStats
+from orcinus.engine.scheduler.request import Request
+from orcinus.engine.scheduler.slots import Slots
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """A step that was planned: `update` or `retry` says what became of it. `stats` has what was counted meanwhile."""
+
+    plan: StepPlan = field(default_factory=lambda: StepPlan(scheduled=[], new_requests=[], released=[]))
+    stats: StepStats = field(default_factory=StepStats)
+    computing: set[bytes] = field(default_factory=set)  # hashes of the blocks of prompts that it fills
+
+    @property
+    def num_chunk_tokens(self) -> int:
+        """The tokens of prompts, but not those that end one alone: they cost what a decode costs."""
+        if not self.stats.num_prefill_tokens:
+            return 0
+        return sum(item.num_tokens for item in self.plan.scheduled if item.num_tokens != item.samples)
+
+
+class StepBuilder:
+    """Puts requests into a step, one after the other."""
+
+    def __init__(self, slots: Slots, number: int, now: float) -> None:
+        self.step = ScheduledStep()
+        self.now = now
+        self._slots = slots
+        self._number = number
+
+    def add(self, request: Request, num_tokens: int, new_block_ids: list[int]) -> None:
+        """Let a request compute its next tokens."""
+        if request.is_decoding:
+            self.step.stats.num_decode_tokens += num_tokens
+        else:
+            self.step.stats.num_prefill_tokens += num_tokens
+        first = request.num_computed_tokens
+        request.num_computed_tokens = end = first + num_tokens
+        samples = request.wants_tokens and end == request.num_tokens
+        item = ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, samples)
+        self.step.plan.scheduled.append(item)
+        request.num_in_flight += samples
+        request.last_scheduled_step = self._number
+
+    def unsent_blocks(self, request: Request) -> list[int]:
+        """Return what the executor lacks of a request's block table. Introduce a request that it has not met."""
+        if request.num_blocks_sent == 0:
+            self._introduce(request)
+        table = self._slots.blocks.block_table(request.request_id)
+        unsent = list(table[request.num_blocks_sent :])
+        request.num_blocks_sent = len(table)
+        return unsent
+
+    def _introduce(self, request: Request) -> None:
+        """Tell the executor of a request that it meets for the first time, or again after a preemption."""
+        if request.first_scheduled_time is None:
+            request.first_scheduled_time = self.now
+            request.num_cached_tokens = request.num_computed_tokens
+            if self._slots.reuses_prefix(request):
+                self.step.stats.prefix_cache_queries += request.num_tokens
+                self.step.stats.prefix_cache_hits += request.num_computed_tokens
+        self.step.plan.new_requests.append(
+            NewRequest(
+                request_id=request.request_id,
+                token_ids=list(request.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                sampling=request.sampling,
+            )
+        )

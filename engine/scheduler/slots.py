@@ -1,0 +1,106 @@
+"""Which requests run: the slots, the KV blocks behind them, and the way from the queue to a slot and back.
+
+A request that runs has a slot and blocks, any other has neither and waits. Refuses to know why a request comes or
+goes, and what a step computes.
+"""
+
+import bisect
+
+from orcinus.engine.scheduler.block_manager import BlockManager
+from orcinus.engine.scheduler.fair_queue import FairQueue
+from orcinus.engine.scheduler.request import Request
+
+
+class Slots:
+    """Used by one thread."""
+
+    def __init__(self, blocks: BlockManager, waiting: FairQueue, *, enable_prefix_caching: bool) -> None:
+        self.blocks = blocks
+        self.waiting = waiting
+        self.running: list[Request] = []  # by `Request.order`
+        self.released: list[str] = []  # requests that left, which the executor has not been told of
+        self._enable_prefix_caching = enable_prefix_caching
+
+    def by_service(self) -> list[Request]:
+        """Return the running requests, those first whose client had least: the last one is the first to make room."""
+        return self.waiting.by_service(self.running)
+
+    def reuses_prefix(self, request: Request) -> bool:
+        """Return whether a request may start with blocks that others have computed."""
+        return self._enable_prefix_caching and request.may_reuse_prefix
+
+    def reusable_hashes(self, request: Request) -> list[bytes]:
+        """Return the hashes of the full blocks before the last token: it is always computed, to be sampled from."""
+        if not self.reuses_prefix(request):
+            return []
+        block_size = self.blocks.block_size
+        return request.block_hashes(block_size, (request.num_tokens - 1) // block_size)
+
+    def allocate(self, request: Request) -> bool:
+        """Give a waiting request blocks for all tokens it has, so that only decoding can run out of them later.
+
+        Returns False, with nothing changed, if they would leave the running requests too few to grow into.
+        """
+        prefix = self.blocks.find_prefix(self.reusable_hashes(request))
+        growth_reserve = len(self.running)  # each running request needs its next block before long
+        needed = self.blocks.blocks_for(request.num_tokens) - len(prefix)
+        if self.running and needed + growth_reserve > self.blocks.num_free_excluding(prefix):
+            return False
+        if self.blocks.allocate(request.request_id, request.num_tokens, prefix) is None:
+            return False
+        request.num_computed_tokens = len(prefix) * self.blocks.block_size
+        return True
+
+    def take(self, request: Request) -> None:
+        """Let a waiting request, which has got its blocks, run."""
+        self.waiting.take(request)
+        request.is_running = True
+        bisect.insort(self.running, request, key=lambda running: running.order)
+
+    def preempt(self, request: Request, now: float) -> None:
+        """Take slot and blocks from a request, which waits in its old place, and whose tokens are recomputed."""
+        self._leave(request)
+        request.forget_computed(now)
+        self.waiting.push(request)
+
+    def remove(self, request: Request) -> None:
+        """Remove a request that ended, from its slot or from the queue."""
+        if request.is_running:
+            self._leave(request)
+        else:
+            self.waiting.remove(request)
+
+    def _leave(self, request: Request) -> None:
+        request.is_running = False
+        self.running.remove(request)
+        self.blocks.free(request.request_id)
+        if request.num_blocks_sent:
+            self.released.append(request.request_id)
+
+    def register_blocks(self, request: Request, start: int, end: int) -> None:
+        """Make the blocks findable that became full when tokens `start` to `end`, which are known, were computed."""
+        block_size = self.blocks.block_size
+        first, last = start // block_size, end // block_size
+        if first == last or not self._enable_prefix_caching:
+            return
+        hashes = request.block_hashes(block_size, last)
+        for index in range(first, last):
+            self.blocks.register(request.request_id, index, hashes[index])
+
+    def check_integrity(self, requests: dict[str, Request]) -> None:
+        """Raise `AssertionError` where the books do not balance; `requests` are all that there are."""
+        self.blocks.check_integrity()
+        running = {request.request_id for request in self.running}
+        assert len(running) == len(self.running), "a request has two slots"
+        assert self.running == sorted(self.running, key=lambda request: request.order), "order"
+        assert len(running) + len(self.waiting) == len(requests), "a request is lost"
+        for request_id, request in requests.items():
+            table = self.blocks.block_table(request_id)
+            is_running = request.is_running
+            assert is_running == (request_id in running) == (request_id not in self.waiting), request_id
+            assert bool(table) == is_running, f"{request_id} has blocks and no slot, or the reverse"
+            assert request.num_computed_tokens <= request.num_tokens, request_id
+            assert request.num_computed_tokens <= len(table) * self.blocks.block_size, request_id
+            assert request.num_blocks_sent <= len(table), request_id
+        if not running:
+            assert self.blocks.num_used_blocks == 0, "blocks are held by nobody"
