@@ -117,17 +117,17 @@ class GrammarMatcher:
             self.mask |= pack_tokens([self._opening], self._vocab_size)
         self._look_for_the_end()
 
-    def choose(self, token_id: int) -> int:
-        """The token to take where `token_id` was drawn: another one if the text could not end in time after it."""
+    def replacement_for(self, token_id: int) -> int:
+        """Return the token to take where `token_id` was drawn: another one if the text could not end in time after it."""
         if self._closing is None or self._is_free(token_id) or self.error is not None:
             return token_id
         try:
-            return self._closing.choose(self._matcher, token_id)
+            return self._closing.replacement_for(self._matcher, token_id)
         except TimeoutError:
             self.give_up(_TOO_SLOW)
             return token_id
 
-    def follow(self, token_id: int) -> None:
+    def replay(self, token_id: int) -> None:
         """Take in a token that another matcher of the same request has taken in before."""
         if self._thought is None:
             self._look_for_the_end()
@@ -232,7 +232,7 @@ class GrammarCompiler:
             compiled.deep_copy(), self.vocabulary, grammar.thinking, ignore_eos=ignore_eos, max_tokens=max_tokens
         )
         for token_id in tokens:
-            matcher.follow(token_id)
+            matcher.replay(token_id)
         return matcher
 
     def compile(self, kind: GrammarKind, source: str) -> LLMatcher:

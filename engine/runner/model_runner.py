@@ -27,15 +27,9 @@ from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.runner.cuda_graphs import CudaRecorder, DecodeGraphs
 from orcinus.engine.runner.pooling import PooledPrompt, unit_vectors
 from orcinus.engine.runner.request_rows import RequestRows
-from orcinus.engine.sampling.sampler import (
-    BadWords,
-    ChosenTokens,
-    SampledRows,
-    Sampler,
-    SamplingRow,
-    penalty_counts,
-    token_logprobs,
-)
+from orcinus.engine.sampling.logprobs import token_logprobs
+from orcinus.engine.sampling.row import BadWords, SamplingRow, penalty_counts
+from orcinus.engine.sampling.sampler import PendingSample, SampledRows, Sampler
 from orcinus.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -307,7 +301,7 @@ class ModelRunner:
         rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
         self._masks.wait()
         positions = batch.layout.seq_lens[sampling].astype(np.int64)
-        chosen = self._sampler.choose(logits, [request.row for request in requests], positions)
+        chosen = self._sampler.launch(logits, [request.row for request in requests], positions)
         if self.runs_ahead:
             (index,) = to_device([rows], self._device)
             self._last_tokens[index] = chosen.tokens
@@ -316,7 +310,7 @@ class ModelRunner:
         return partial(self._take_in, rows, requests, names, chosen)
 
     def _take_in(
-        self, rows: NDArray[np.int64], requests: list[_Request], names: list[str], chosen: ChosenTokens
+        self, rows: NDArray[np.int64], requests: list[_Request], names: list[str], chosen: PendingSample
     ) -> StepResult:
         """Wait for the tokens of a step and keep them. Meanwhile a request may have been released, its row reused."""
         sampled = chosen.wait()

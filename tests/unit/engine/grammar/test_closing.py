@@ -88,7 +88,7 @@ def text_of(compiler: GrammarCompiler, token_ids: list[int]) -> str:
 def take(matcher: GrammarMatcher, drawn: int) -> int:
     """What is taken where a token is drawn, with a mask before it, as in a step."""
     matcher.fill_mask()
-    taken = matcher.choose(drawn)
+    taken = matcher.replacement_for(drawn)
     matcher.accept(taken)
     assert matcher.error is None, matcher.error
     return taken
@@ -102,7 +102,7 @@ def generate(matcher: GrammarMatcher, rng: random.Random, max_tokens: int, *, ea
         allowed = [int(token_id) for token_id in tokens_in(matcher.mask)]
         preferred = [token_id for token_id in allowed if token_id in eager]
         drawn = rng.choice(preferred if preferred and rng.random() < 0.6 else allowed)
-        taken.append(matcher.choose(drawn))
+        taken.append(matcher.replacement_for(drawn))
         matcher.accept(taken[-1])
         assert matcher.error is None, matcher.error
     return taken
@@ -231,7 +231,7 @@ def test_a_token_that_somebody_else_chose_is_followed(compiler: GrammarCompiler)
     """Another parameter may rule out the one that leads to the end; what can be done after it is done."""
     matcher = compiler.matcher(Grammar("regex", "(ab)*c?d"), max_tokens=4)
     matcher.fill_mask()
-    assert matcher.choose(ord("a")) == ord("a")
+    assert matcher.replacement_for(ord("a")) == ord("a")
     matcher.accept(ord("c"))
     assert not matcher.is_steered
     assert take(matcher, ord("d")) == ord("d")
@@ -326,7 +326,7 @@ def test_an_automaton_that_is_far_too_slow_fails_its_request(
     matcher = compiler.matcher(Grammar("regex", '"[a-z]*"'), max_tokens=3)
     matcher.fill_mask()
     assert matcher.error == "the grammar is too complex: it takes too long to find an end of the text"
-    assert matcher.choose(ord('"')) == ord('"')
+    assert matcher.replacement_for(ord('"')) == ord('"')
 
 
 def test_a_matcher_that_was_given_up_is_not_touched(demo: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,4 +335,4 @@ def test_a_matcher_that_was_given_up_is_not_touched(demo: GrammarCompiler, monke
     matcher.fill_mask()
     matcher.give_up("too slow")
     monkeypatch.setattr(matcher, "_matcher", None)
-    assert matcher.choose(ord("x")) == ord("x")
+    assert matcher.replacement_for(ord("x")) == ord("x")
