@@ -175,8 +175,8 @@ class Closing:
     left. Used by one thread at a time.
 
     What it knows follows from `max_tokens` and the tokens that were taken, drawn or not: a request that is resumed is
-    led as one that was never interrupted, if for each token `look` and `accept` are called again. They and `replacement_for` let
-    `TimeoutError` through.
+    led as one that was never interrupted, if for each token `look` and `accept` are called again. They and
+    `replacement_for` let `TimeoutError` through.
     """
 
     def __init__(self, closers: Closers, end_ids: Sequence[int], max_tokens: int) -> None:

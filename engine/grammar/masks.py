@@ -1,7 +1,7 @@
 """Sets of tokens as packed bits, and the thread that fills those of grammars while the model runs.
 
 A mask has one bit for each token, 32 to a word, the lowest first, and room for one token more than the model has: the
-end that `engine.grammar.matcher` gives to models without one. Knows nothing of grammars.
+end that `engine.grammar.vocabulary` gives to models without one. Knows nothing of grammars.
 """
 
 import logging

@@ -11,9 +11,10 @@ import msgspec
 import psutil
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.gate import ServedVocabulary, Trial, Verdict
 from orcinus.engine.grammar.masks import tokens_in
-from orcinus.engine.grammar.matcher import GrammarCompiler, GrammarMatcher
+from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals
 from orcinus.engine.platform.lean_imports import hide_torch
 from orcinus.engine.text.tokenizer import Tokenizer

@@ -33,7 +33,7 @@ from orcinus.engine.sampling.sampler import PendingSample, SampledRows, Sampler
 from orcinus.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from orcinus.engine.grammar.matcher import GrammarCompiler
+    from orcinus.engine.grammar.compiler import GrammarCompiler
 
 # Rows of logits computed at a time for prompt_logprobs, so that memory does not grow with prompt x vocabulary.
 _LOGPROB_ROWS = 256

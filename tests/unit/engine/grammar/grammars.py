@@ -4,8 +4,9 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
+from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.masks import tokens_in
-from orcinus.engine.grammar.matcher import GrammarCompiler, GrammarMatcher
+from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.sampling_params import Grammar, Thinking
 from orcinus.engine.text.tokenizer import Tokenizer
 

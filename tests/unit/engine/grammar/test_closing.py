@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from orcinus.engine.grammar import closing as grammar_closing
 from orcinus.engine.grammar.closing import Closers
+from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.masks import tokens_in
-from orcinus.engine.grammar.matcher import GrammarCompiler, GrammarMatcher
+from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError
-from orcinus.engine.grammar.matcher import GrammarCompiler, Vocabulary
+from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.source import MAX_CHOICES, MAX_DEPTH, MAX_ENUM_VALUES, MAX_PROPERTIES
+from orcinus.engine.grammar.vocabulary import Vocabulary
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
@@ -419,7 +420,7 @@ def test_a_grammar_is_compiled_once_and_then_at_hand(tokenizer: Tokenizer) -> No
 
 
 def test_the_least_used_grammar_makes_room(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orcinus.engine.grammar.matcher._MAX_COMPILED", 2)
+    monkeypatch.setattr("orcinus.engine.grammar.compiler._MAX_COMPILED", 2)
     compiler = GrammarCompiler(lambda: tokenizer, VOCAB_SIZE, [END_OF_TEXT])
     for pattern in ("a", "b", "a", "c"):
         compiler.matcher(regex(pattern))
