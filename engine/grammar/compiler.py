@@ -1,6 +1,7 @@
-"""Compiles grammars for one model, off the engine's thread, once for each grammar.
+"""Compiles grammars for one model in threads of its own, so that no step ever waits for it.
 
-What a grammar may contain is a matter of `engine.grammar.source`. Knows nothing of steps and requests' parameters.
+Whoever needs a compiled grammar keeps it: only those used last are kept here. What a grammar may contain is a matter of
+`engine.grammar.source`. Knows nothing of steps and of requests.
 """
 
 import threading
@@ -15,20 +16,45 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.grammar.matcher import GrammarMatcher, one_line
 from orcinus.engine.grammar.source import llguidance_grammar
 from orcinus.engine.grammar.vocabulary import Vocabulary
-from orcinus.engine.sampling_params import Grammar, GrammarKind
+from orcinus.engine.sampling_params import Grammar, GrammarKind, Thinking
 
 if TYPE_CHECKING:
     from orcinus.engine.text.tokenizer import Tokenizer
 
-_MAX_COMPILED = 256
+_MAX_KEPT = 256
 _NUM_COMPILERS = 2
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 
-_Key = tuple[GrammarKind, str]
+
+class CompiledGrammar:
+    """One grammar's automaton over one model's vocabulary, to make matchers of."""
+
+    def __init__(self, automaton: LLMatcher, vocabulary: Vocabulary) -> None:
+        self._automaton = automaton
+        self._vocabulary = vocabulary
+
+    def automaton(self) -> LLMatcher:
+        """Return the automaton at its start, a copy of its own for every caller."""
+        return self._automaton.deep_copy()
+
+    def matcher(
+        self,
+        thinking: Thinking | None = None,
+        *,
+        ignore_eos: bool = False,
+        max_tokens: int | None = None,
+        tokens: Iterable[int] = (),
+    ) -> GrammarMatcher:
+        """Return a matcher for a request that has generated `tokens`. What fails over them is told by its `error`."""
+        matcher = GrammarMatcher(
+            self.automaton(), self._vocabulary, thinking, ignore_eos=ignore_eos, max_tokens=max_tokens
+        )
+        matcher.replay(tokens)
+        return matcher
 
 
 class GrammarCompiler:
-    """Compiles grammars for one model, in threads, and keeps the last ones. The tokenizer is loaded at first use."""
+    """Compiles grammars for one model. `load_tokenizer` is called in a thread that first needs the tokenizer."""
 
     def __init__(
         self, load_tokenizer: "Callable[[], Tokenizer]", vocab_size: int, eos_token_ids: Sequence[int]
@@ -38,48 +64,32 @@ class GrammarCompiler:
         self._eos_token_ids = eos_token_ids
         self._vocabulary: Vocabulary | None = None
         self._loading = threading.Lock()
-        self._lock = threading.Lock()  # of what follows
-        self._compiled: OrderedDict[_Key, LLMatcher] = OrderedDict()
-        self._compiling: dict[_Key, Future[LLMatcher]] = {}
-        self._threads: ThreadPoolExecutor | None = None
+        self._kept: OrderedDict[tuple[GrammarKind, str], Future[CompiledGrammar]] = OrderedDict()
+        self._threads = ThreadPoolExecutor(_NUM_COMPILERS, "grammar")
 
-    def prepare(self, grammar: Grammar) -> "Future[LLMatcher] | None":
-        """Begin to compile a grammar; None if it is at hand. The future raises `InvalidRequestError` if it fails."""
+    def prepare(self, grammar: Grammar) -> Future[CompiledGrammar]:
+        """Begin to compile a grammar, unless that was done lately. To be called by one thread.
+
+        The future raises `InvalidRequestError` for a grammar that cannot be compiled, and `ModelLoadError` for a model
+        whose tokenizer cannot be read.
+        """
         key = grammar.kind, grammar.source
-        if self._find(key) is not None:
-            return None
-        self._compiling = {key: future for key, future in self._compiling.items() if not future.done()}
-        if key not in self._compiling:
-            self._threads = self._threads or ThreadPoolExecutor(_NUM_COMPILERS, "grammar")
-            self._compiling[key] = self._threads.submit(self._compile_and_keep, *key)
-        return self._compiling[key]
+        future = self._kept.get(key)
+        if future is None or (future.done() and future.exception() is not None):
+            future = self._kept[key] = self._threads.submit(self.compile, *key)
+        self._kept.move_to_end(key)
+        if len(self._kept) > _MAX_KEPT:
+            self._kept.popitem(last=False)
+        return future
 
-    def matcher(
-        self,
-        grammar: Grammar,
-        *,
-        ignore_eos: bool = False,
-        max_tokens: int | None = None,
-        tokens: Iterable[int] = (),
-    ) -> GrammarMatcher:
-        """A matcher for a request that has generated `tokens`. Compiles here and now what was not prepared."""
-        key = grammar.kind, grammar.source
-        compiled = self._find(key) or self._compile_and_keep(*key)
-        matcher = GrammarMatcher(
-            compiled.deep_copy(), self.vocabulary, grammar.thinking, ignore_eos=ignore_eos, max_tokens=max_tokens
-        )
-        for token_id in tokens:
-            matcher.replay(token_id)
-        return matcher
-
-    def compile(self, kind: GrammarKind, source: str) -> LLMatcher:
-        """A matcher to copy. Raises `InvalidRequestError`."""
-        compiled = LLMatcher(
+    def compile(self, kind: GrammarKind, source: str) -> CompiledGrammar:
+        """Compile a grammar here and now. Raises what `prepare` promises."""
+        automaton = LLMatcher(
             self.vocabulary.ll_tokenizer, llguidance_grammar(kind, source), log_level=0, limits=_LIMITS
         )
-        if compiled.is_error():
-            raise InvalidRequestError(_refusal(kind, compiled.get_error()))
-        return compiled
+        if automaton.is_error():
+            raise InvalidRequestError(_refusal(kind, automaton.get_error()))
+        return CompiledGrammar(automaton, self.vocabulary)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -87,20 +97,6 @@ class GrammarCompiler:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._load_tokenizer(), self._vocab_size, self._eos_token_ids)
             return self._vocabulary
-
-    def _compile_and_keep(self, kind: GrammarKind, source: str) -> LLMatcher:
-        compiled = self.compile(kind, source)
-        with self._lock:
-            self._compiled[kind, source] = compiled
-            while len(self._compiled) > _MAX_COMPILED:
-                self._compiled.popitem(last=False)
-        return compiled
-
-    def _find(self, key: _Key) -> LLMatcher | None:
-        with self._lock:
-            if key in self._compiled:
-                self._compiled.move_to_end(key)
-            return self._compiled.get(key)
 
 
 def _refusal(kind: GrammarKind, error: str) -> str:

@@ -4,7 +4,9 @@ The automata are llguidance's; `engine.grammar.compiler` makes them. Knows nothi
 requests' parameters.
 """
 
+import logging
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 from llguidance import LLMatcher
@@ -14,6 +16,8 @@ from orcinus.engine.grammar.closing import Closing
 from orcinus.engine.grammar.masks import empty_mask, pack_tokens
 from orcinus.engine.grammar.vocabulary import Vocabulary
 from orcinus.engine.sampling_params import Thinking
+
+logger = logging.getLogger(__name__)
 
 _TOO_SLOW = "the grammar is too complex: it takes too long to find an end of the text"
 
@@ -71,11 +75,16 @@ class GrammarMatcher:
             self.give_up(_TOO_SLOW)
             return token_id
 
-    def replay(self, token_id: int) -> None:
-        """Take in a token that another matcher of the same request has taken in before."""
-        if self._thought is None:
-            self._look_for_the_end()
-        self.accept(token_id)
+    def replay(self, token_ids: Iterable[int]) -> None:
+        """Take in tokens that an earlier matcher of the same request has taken in. Never raises: see `error`."""
+        try:
+            for token_id in token_ids:
+                if self._thought is None:
+                    self._look_for_the_end()
+                self.accept(token_id)
+        except Exception as error:
+            logger.exception("following a request's earlier tokens failed")
+            self.give_up(f"the grammar cannot be followed: {type(error).__name__}")
 
     def accept(self, token_id: int) -> None:
         """Take in the token that was chosen."""

@@ -50,7 +50,7 @@ def find_fault(compiler: GrammarCompiler, trial: Trial) -> str | None:
     rng = random.Random(trial.source)  # noqa: S311  (no secrets)
     try:
         compiled = compiler.compile(trial.kind, trial.source)
-        walks = (_walk(GrammarMatcher(compiled.deep_copy(), compiler.vocabulary), rng) for _ in range(_NUM_WALKS))
+        walks = (_walk(compiled.matcher(), rng) for _ in range(_NUM_WALKS))
         return next((fault for fault in walks if fault is not None), None)
     except InvalidRequestError as error:
         return str(error)

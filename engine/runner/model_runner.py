@@ -131,7 +131,7 @@ class ModelRunner:
         self._suspect_blocks: set[int] = set()
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
-        """Begin to compile the request's grammar, if it has one that is not at hand."""
+        """Begin to compile the request's grammar, if it has one: the result is `NewRequest.prepared`."""
         return None if sampling.grammar is None else self._grammars.prepare(sampling.grammar)
 
     def diagnose(self, error: Exception) -> Fault:
@@ -197,8 +197,12 @@ class ModelRunner:
         if sampling.allowed_token_ids:
             row.allowed = pack_tokens(sampling.allowed_token_ids, vocab_size)
         if sampling.grammar is not None:
-            row.matcher = self._grammars.matcher(
-                sampling.grammar, ignore_eos=sampling.ignore_eos, max_tokens=sampling.max_tokens, tokens=output
+            assert new.prepared is not None, "a request with a grammar is prepared before it runs"
+            row.matcher = new.prepared.matcher(
+                sampling.grammar.thinking,
+                ignore_eos=sampling.ignore_eos,
+                max_tokens=sampling.max_tokens,
+                tokens=output,
             )
         return row
 

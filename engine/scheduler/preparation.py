@@ -19,7 +19,7 @@ class Preparer(Protocol):
 
 
 class Preparation:
-    """Used by one thread. `add` and `abort` between steps, `settle` at the start of one."""
+    """Used by one thread. `hold` and `abort` between steps, `settle` at the start of one."""
 
     def __init__(self, preparer: Preparer) -> None:
         self._preparer = preparer
@@ -29,7 +29,7 @@ class Preparation:
         return len(self._held)
 
     def hold(self, request: AddRequest) -> bool:
-        """Whether the request has to wait here. If not, the scheduler may have it."""
+        """Return whether the request waits here until `settle`. If not, there is nothing to prepare for it."""
         future = self._prepare(request.sampling)
         if future is None:
             return False
@@ -48,15 +48,15 @@ class Preparation:
         for request_id in request_ids:
             self._held.pop(request_id, None)
 
-    def settle(self) -> tuple[list[AddRequest], list[RequestDelta]]:
-        """The requests that are ready now, and the end of those that never will be."""
+    def settle(self) -> tuple[list[tuple[AddRequest, Any]], list[RequestDelta]]:
+        """Return the requests that are ready now, with what was prepared, and the end of those that never will be."""
         settled = [(request, future) for request, future in self._held.values() if future.done()]
         ready, failed = [], []
         for request, future in settled:
             del self._held[request.request_id]
             error = future.exception()
             if error is None:
-                ready.append(request)
+                ready.append((request, future.result()))
             else:
                 failed.append(RequestDelta(request_id=request.request_id, finish_reason="error", error=str(error)))
         return ready, failed

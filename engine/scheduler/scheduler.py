@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from orcinus.config.engine_config import BatchingStrategy
 from orcinus.engine.messages import (
@@ -133,10 +134,13 @@ class Scheduler:
             return None
         return self._rule.admission_delay_s(self._running, self._waiting, self._clock()) or None
 
-    def add(self, added: AddRequest) -> None:
-        """Queue a request. Its prompt and `max_tokens` fit the context: whoever admits requests checked that."""
+    def add(self, added: AddRequest, prepared: Any = None) -> None:
+        """Queue a request, with what the executor prepared for it.
+
+        Its prompt and `max_tokens` fit the context: whoever admits requests checked that.
+        """
         assert added.request_id not in self._requests, f"request {added.request_id} is already known"
-        request = Request(added, self._num_added)
+        request = Request(added, self._num_added, prepared)
         self._num_added += 1
         self._requests[request.request_id] = request
         self._waiting.push(request)
@@ -414,6 +418,7 @@ class Scheduler:
                 token_ids=list(request.token_ids),
                 num_prompt_tokens=request.num_prompt_tokens,
                 sampling=request.sampling,
+                prepared=request.prepared,
             )
         )
 
