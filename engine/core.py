@@ -51,7 +51,10 @@ class Executor(Protocol):
     def runs_ahead(self) -> bool: ...
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
-        """Begin what takes time before a request can run; None if there is nothing. It may run in other threads."""
+        """Begin what takes time before a request can run; None if there is nothing. It may run in other threads.
+
+        Its result comes back as `NewRequest.prepared`, every time that the request is new to the executor.
+        """
 
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         """Begin a step; what is returned waits for its result. Both may raise anything: the step is then void."""
@@ -132,8 +135,8 @@ class EngineCore:
     def _step(self) -> StepOutputs:
         started = self._clock()
         ready, deltas = self._preparation.settle()
-        for request in ready:
-            self.scheduler.add(request)
+        for request, prepared in ready:
+            self.scheduler.add(request, prepared)
         launched, self._ahead = self._ahead or self._launch(), None
         if launched is None:
             return StepOutputs(deltas=deltas, stats=self.stats())

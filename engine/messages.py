@@ -8,7 +8,7 @@ Two boundaries meet here and share nothing else:
 Times are seconds of `time.monotonic()`, which on one machine is the same clock in every process.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -190,12 +190,14 @@ class NewRequest(Message, frozen=True):
     """A request that the executor has not seen, or has forgotten since it was preempted.
 
     `token_ids` is the prompt and whatever was generated before; the first `num_prompt_tokens` are the prompt.
+    `prepared` is what the executor's own `prepare` made for the request.
     """
 
     request_id: str
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
+    prepared: Any = None
 
 
 class ScheduledRequest(Message, frozen=True):

@@ -42,7 +42,7 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the generated text has to match, from its first character (after any thinking) to its last.
 
     `source` is, by kind: nothing; a JSON schema as JSON; a regular expression; a JSON list of strings; a grammar in
-    Lark's notation or in GBNF. Compiled by `engine.grammar.matcher`, whose limits it has to keep.
+    Lark's notation or in GBNF. Compiled by `engine.grammar.compiler`, whose limits it has to keep.
     """
 
     kind: GrammarKind
@@ -66,7 +66,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `allowed_token_ids` leaves only these to choose from; of each sequence of `bad_words_token_ids` the last token is
     ruled out wherever the others have just been generated. `grammar` rules out whatever it cannot continue with.
     With `pooling` the request is embedded instead of continued: `max_tokens` is 0, and the answer one vector.
-    `stop` strings are a matter of the text side (`engine.text.detokenizer`); the engine core looks at token ids only.
+    `stop` strings are a matter of the text side (`engine.text.stop_scanner`); the engine core looks at token ids only.
 
     Raises `InvalidRequestError` naming the parameter, its bounds and the value given.
     """

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from orcinus.engine.messages import FinishReason, RequestDelta
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
-from orcinus.engine.text.detokenizer import StopScanner, make_detokenizer
+from orcinus.engine.text.detokenizer import make_detokenizer
+from orcinus.engine.text.stop_scanner import StopScanner
 
 if TYPE_CHECKING:
     from orcinus.engine.text.tokenizer import Tokenizer

@@ -175,8 +175,8 @@ class Closing:
     left. Used by one thread at a time.
 
     What it knows follows from `max_tokens` and the tokens that were taken, drawn or not: a request that is resumed is
-    led as one that was never interrupted, if for each token `look` and `accept` are called again. They and `choose` let
-    `TimeoutError` through.
+    led as one that was never interrupted, if for each token `look` and `accept` are called again. They and
+    `replacement_for` let `TimeoutError` through.
     """
 
     def __init__(self, closers: Closers, end_ids: Sequence[int], max_tokens: int) -> None:
@@ -203,7 +203,7 @@ class Closing:
         self._look_at = self._num_left - 1 - far // 4
         self._way = way if far <= 0 else None
 
-    def choose(self, matcher: LLMatcher, token_id: int) -> int:
+    def replacement_for(self, matcher: LLMatcher, token_id: int) -> int:
         """The token to take where `token_id` was drawn: this one, or the next one of the way."""
         if self._way is None or token_id in self._end_ids or self._way_after(matcher, token_id) is not None:
             return token_id

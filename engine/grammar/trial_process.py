@@ -11,9 +11,10 @@ import msgspec
 import psutil
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.gate import ServedVocabulary, Trial, Verdict
 from orcinus.engine.grammar.masks import tokens_in
-from orcinus.engine.grammar.matcher import GrammarCompiler, GrammarMatcher
+from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals
 from orcinus.engine.platform.lean_imports import hide_torch
 from orcinus.engine.text.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ def find_fault(compiler: GrammarCompiler, trial: Trial) -> str | None:
     rng = random.Random(trial.source)  # noqa: S311  (no secrets)
     try:
         compiled = compiler.compile(trial.kind, trial.source)
-        walks = (_walk(GrammarMatcher(compiled.deep_copy(), compiler.vocabulary), rng) for _ in range(_NUM_WALKS))
+        walks = (_walk(compiled.matcher(), rng) for _ in range(_NUM_WALKS))
         return next((fault for fault in walks if fault is not None), None)
     except InvalidRequestError as error:
         return str(error)

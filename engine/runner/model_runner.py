@@ -29,19 +29,13 @@ from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.runner.cuda_graphs import CudaRecorder, DecodeGraphs
 from orcinus.engine.runner.pooling import PooledPrompt, unit_vectors
 from orcinus.engine.runner.request_rows import RequestRows
-from orcinus.engine.sampling.sampler import (
-    BadWords,
-    ChosenTokens,
-    SampledRows,
-    Sampler,
-    SamplingRow,
-    penalty_counts,
-    token_logprobs,
-)
+from orcinus.engine.sampling.logprobs import token_logprobs
+from orcinus.engine.sampling.row import BadWords, SamplingRow, penalty_counts
+from orcinus.engine.sampling.sampler import PendingSample, SampledRows, Sampler
 from orcinus.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from orcinus.engine.grammar.matcher import GrammarCompiler
+    from orcinus.engine.grammar.compiler import GrammarCompiler
 
 # Rows of logits computed at a time for prompt_logprobs, so that memory does not grow with prompt x vocabulary.
 _LOGPROB_ROWS = 256
@@ -139,7 +133,7 @@ class ModelRunner:
         self._suspect_blocks: set[int] = set()
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
-        """Begin to compile the request's grammar, if it has one that is not at hand."""
+        """Begin to compile the request's grammar, if it has one: the result is `NewRequest.prepared`."""
         return None if sampling.grammar is None else self._grammars.prepare(sampling.grammar)
 
     def diagnose(self, error: Exception) -> Fault:
@@ -205,8 +199,12 @@ class ModelRunner:
         if sampling.allowed_token_ids:
             row.allowed = pack_tokens(sampling.allowed_token_ids, vocab_size)
         if sampling.grammar is not None:
-            row.matcher = self._grammars.matcher(
-                sampling.grammar, ignore_eos=sampling.ignore_eos, max_tokens=sampling.max_tokens, tokens=output
+            assert new.prepared is not None, "a request with a grammar is prepared before it runs"
+            row.matcher = new.prepared.matcher(
+                sampling.grammar.thinking,
+                ignore_eos=sampling.ignore_eos,
+                max_tokens=sampling.max_tokens,
+                tokens=output,
             )
         return row
 
@@ -307,7 +305,7 @@ class ModelRunner:
         rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
         self._masks.wait()
         positions = batch.layout.seq_lens[sampling].astype(np.int64)
-        chosen = self._sampler.choose(logits, [request.row for request in requests], positions)
+        chosen = self._sampler.launch(logits, [request.row for request in requests], positions)
         if self.runs_ahead:
             (index,) = to_device([rows], self._device)
             self._last_tokens[index] = chosen.tokens
@@ -316,7 +314,7 @@ class ModelRunner:
         return partial(self._take_in, rows, requests, names, chosen)
 
     def _take_in(
-        self, rows: NDArray[np.int64], requests: list[_Request], names: list[str], chosen: ChosenTokens
+        self, rows: NDArray[np.int64], requests: list[_Request], names: list[str], chosen: PendingSample
     ) -> StepResult:
         """Wait for the tokens of a step and keep them. Meanwhile a request may have been released, its row reused."""
         sampled = chosen.wait()

@@ -48,15 +48,15 @@ class Preparation:
         for request_id in request_ids:
             self._held.pop(request_id, None)
 
-    def settle(self) -> tuple[list[AddRequest], list[RequestDelta]]:
-        """Let go of the requests that are ready now; also return the end of those that never will be."""
+    def settle(self) -> tuple[list[tuple[AddRequest, Any]], list[RequestDelta]]:
+        """Return the requests that are ready now, with what was prepared, and the end of those that never will be."""
         settled = [(request, future) for request, future in self._held.values() if future.done()]
         ready, failed = [], []
         for request, future in settled:
             del self._held[request.request_id]
             error = future.exception()
             if error is None:
-                ready.append(request)
+                ready.append((request, future.result()))
             else:
                 failed.append(RequestDelta(request_id=request.request_id, finish_reason="error", error=str(error)))
         return ready, failed

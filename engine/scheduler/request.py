@@ -5,6 +5,7 @@ Pure state, owned by the scheduler. Knows nothing of blocks' ids, tensors or tex
 
 import hashlib
 from array import array
+from typing import Any
 
 from orcinus.engine.messages import AddRequest, TokenLogprobs
 from orcinus.engine.sampling_params import SamplingParams
@@ -37,6 +38,7 @@ class Request:
         "num_prefill_tokens",
         "num_prompt_tokens",
         "order",
+        "prepared",
         "priority",
         "prompt_logprobs",
         "queued_since",
@@ -46,9 +48,10 @@ class Request:
         "wants_tokens",
     )
 
-    def __init__(self, added: AddRequest, sequence_number: int) -> None:
+    def __init__(self, added: AddRequest, sequence_number: int, prepared: Any = None) -> None:
         self.request_id: str = added.request_id
         self.sampling: SamplingParams = added.sampling
+        self.prepared: Any = prepared  # by the executor, whenever it meets the request
         self.wants_tokens: bool = added.sampling.max_tokens != 0
         self.arrival_time: float = added.arrival_time
         self.priority: int = added.priority

@@ -72,5 +72,6 @@ class StepBuilder:
                 token_ids=list(request.token_ids),
                 num_prompt_tokens=request.num_prompt_tokens,
                 sampling=request.sampling,
+                prepared=request.prepared,
             )
         )

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orcinus.config.engine_config import BatchingStrategy
 from orcinus.engine.messages import AddRequest, RequestDelta, StepPlan, StepResult
@@ -94,10 +95,13 @@ class Scheduler:
             return None
         return self._rule.admission_delay_s(self._slots.running, self._waiting, self._clock()) or None
 
-    def add(self, added: AddRequest) -> None:
-        """Queue a request. Its prompt and `max_tokens` fit the context: whoever admits requests checked that."""
+    def add(self, added: AddRequest, prepared: Any = None) -> None:
+        """Queue a request, with what the executor prepared for it.
+
+        Its prompt and `max_tokens` fit the context: whoever admits requests checked that.
+        """
         assert added.request_id not in self._requests, f"request {added.request_id} is already known"
-        request = Request(added, self._num_added)
+        request = Request(added, self._num_added, prepared)
         self._num_added += 1
         self._requests[request.request_id] = request
         self._waiting.push(request)

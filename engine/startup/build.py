@@ -48,7 +48,7 @@ from orcinus.engine.startup.determinism import check_deterministic, check_device
 from orcinus.engine.startup.probe import ServedModel, check_paged, peak_cuda_memory, probe_model
 
 if TYPE_CHECKING:
-    from orcinus.engine.grammar.matcher import GrammarCompiler
+    from orcinus.engine.grammar.compiler import GrammarCompiler
 
 
 def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
@@ -106,7 +106,7 @@ def _probe(causal_lm: Any, device: torch.device, *, is_deterministic: bool) -> S
 
 
 def _grammar_compiler(config: EngineConfig, served: ServedModel, eos: list[int]) -> "GrammarCompiler":
-    from orcinus.engine.grammar.matcher import GrammarCompiler
+    from orcinus.engine.grammar.compiler import GrammarCompiler
     from orcinus.engine.text.tokenizer import Tokenizer
 
     def load() -> Tokenizer:

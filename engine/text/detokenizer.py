@@ -1,12 +1,11 @@
-"""Token ids to text while they arrive: whole code points only, and nothing of a stop string.
+"""Token ids to text while they arrive, in whole code points.
 
-A `Detokenizer` gives out the text that `Tokenizer.decode` gives the whole output, in pieces, at a constant cost per
-token. A `StopScanner` reads that text and holds back what may become a stop string. Neither knows about requests.
+A `Detokenizer` gives out, in pieces and at a constant cost per token, the text that `Tokenizer.decode` gives the whole
+output. Knows nothing of requests and of stop strings.
 """
 
 import codecs
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -134,79 +133,3 @@ class WindowDetokenizer:
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Scanned:
-    """Text that may go out. `stop` is the stop string that was completed: nothing after it counts."""
-
-    text: str
-    stop: str | None = None
-
-
-class StopScanner:
-    """Finds the first stop string to be completed, and holds back what may still become one.
-
-    Reads character by character (Knuth, Morris, Pratt), so that the result does not depend on how the text is cut.
-    Of two stop strings completed by the same character the longer one, which begins earlier, counts.
-    """
-
-    def __init__(self, stops: Sequence[str], *, include_stop: bool) -> None:
-        self._stops = sorted(stops, key=len, reverse=True)
-        self._fallbacks = [_fallbacks(stop) for stop in self._stops]
-        self._num_matched = [0] * len(self._stops)  # characters of each that the text so far ends in
-        self._held = ""
-        self._include_stop = include_stop
-
-    def feed(self, text: str, *, is_armed: bool = True) -> Scanned:
-        """While not `is_armed`, a stop string that `text` completes is text like any other."""
-        for position, character in enumerate(text):
-            stop = self._advance(character)
-            if stop is not None and is_armed:
-                return Scanned(self._cut(self._held + text[: position + 1], stop), stop)
-        return Scanned(self._release(text))
-
-    def flush(self) -> str:
-        """What is held back, at the end of the text."""
-        held, self._held = self._held, ""
-        return held
-
-    def _advance(self, character: str) -> str | None:
-        completed = None
-        for index, stop in enumerate(self._stops):
-            fallbacks, matched = self._fallbacks[index], self._num_matched[index]
-            while matched and (matched == len(stop) or stop[matched] != character):
-                matched = fallbacks[matched - 1]
-            matched += stop[matched] == character
-            self._num_matched[index] = matched
-            if matched == len(stop) and completed is None:
-                completed = stop
-        return completed
-
-    def _cut(self, text: str, stop: str) -> str:
-        return text if self._include_stop else text[: len(text) - len(stop)]
-
-    def _release(self, text: str) -> str:
-        """A completed stop string that did not count is held back no longer than what it ends in might be one."""
-        num_held = max(
-            (
-                fallbacks[-1] if matched == len(stop) else matched
-                for stop, fallbacks, matched in zip(self._stops, self._fallbacks, self._num_matched, strict=True)
-            ),
-            default=0,
-        )
-        text = self._held + text
-        cut = len(text) - num_held
-        self._held = text[cut:]
-        return text[:cut]
-
-
-def _fallbacks(pattern: str) -> list[int]:
-    """For each prefix of `pattern`, the length of its longest proper prefix that it also ends in."""
-    lengths = [0] * len(pattern)
-    for end in range(1, len(pattern)):
-        length = lengths[end - 1]
-        while length and pattern[length] != pattern[end]:
-            length = lengths[length - 1]
-        lengths[end] = length + (pattern[length] == pattern[end])
-    return lengths

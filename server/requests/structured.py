@@ -1,6 +1,6 @@
 """From `response_format` and `structured_outputs` to the grammar that the output has to match.
 
-Checks their shape; what a schema or a grammar may contain is checked where it is compiled (`engine.grammar.matcher`).
+Checks their shape; what a schema or a grammar may contain is checked where it is compiled (`engine.grammar.compiler`).
 """
 
 import json

@@ -18,7 +18,8 @@ from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.core import Executor
 from orcinus.engine.messages import EngineInfo, StepPlan, StepResult
 from orcinus.engine.runner.model_runner import ModelRunner
-from orcinus.engine.sampling.sampler import ChosenTokens, SamplingRow
+from orcinus.engine.sampling.row import SamplingRow
+from orcinus.engine.sampling.sampler import PendingSample
 from orcinus.engine.supervision import engine_process
 from orcinus.engine.supervision.transport import ProcessTransport
 from orcinus.server import cli
@@ -34,7 +35,7 @@ NUM_TOKENS = 16  # beyond which it happens
 def build_faulty_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     info, runner = _build_executor(config)
     assert isinstance(runner, ModelRunner)
-    launch, choose = runner.launch, runner._sampler.choose
+    launch, sample = runner.launch, runner._sampler.launch
     seeds: dict[str, int | None] = {}
 
     def launch_or_fail(plan: StepPlan) -> Callable[[], StepResult]:
@@ -52,15 +53,15 @@ def build_faulty_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
             raise torch.OutOfMemoryError("no memory")
         return result
 
-    def choose_or_break(
+    def sample_or_break(
         logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int] | NDArray[np.int64]
-    ) -> ChosenTokens:
+    ) -> PendingSample:
         broken = [i for i, row in enumerate(rows) if row.seed == NAN_SEED and positions[i] > NUM_TOKENS]
         logits[broken] = torch.nan
-        return choose(logits, rows, positions)
+        return sample(logits, rows, positions)
 
     runner.launch = launch_or_fail  # type: ignore[method-assign]
-    runner._sampler.choose = choose_or_break  # type: ignore[method-assign]
+    runner._sampler.launch = sample_or_break  # type: ignore[method-assign]
     return info, runner
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -19,9 +20,10 @@ from orcinus.config.settings import load_settings
 from orcinus.engine.errors import InvalidRequestError, RequestFailedError
 from orcinus.engine.frontend.async_engine import AsyncEngine
 from orcinus.engine.frontend.llm import Completion
+from orcinus.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from orcinus.engine.messages import AddRequest, RequestDelta, StepOutputs
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
-from orcinus.engine.sampling_params import Grammar, Thinking
+from orcinus.engine.sampling_params import Grammar, GrammarKind, Thinking
 from orcinus.server.reading.pieces import ToolCallArguments, ToolCallStart
 from tests.unit.server.reading.tools import templates
 from tests.unit.server.reading.tools.calling import detect, function, read_all, tool_use
@@ -185,6 +187,24 @@ def test_preempted_requests_go_on_with_their_grammar_as_if_nothing_had_been(
         assert output.finish_reason == reason
         jsonschema.validate(json.loads(output.text), schema)
     assert sum(num_preemptions) > 0
+
+
+def test_no_step_compiles_a_grammar_however_many_wait(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far more of them than are kept for later requests, and than there are slots."""
+    monkeypatch.setattr("orcinus.engine.grammar.compiler._MAX_KEPT", 4)
+    compile_grammar, compiled_by = GrammarCompiler.compile, []
+
+    def compile_and_tell(self: GrammarCompiler, kind: GrammarKind, source: str) -> CompiledGrammar:
+        compiled_by.append(threading.current_thread().name)
+        return compile_grammar(self, kind, source)
+
+    monkeypatch.setattr(GrammarCompiler, "compile", compile_and_tell)
+    words = [f"word {number}" for number in range(40)]
+    params = [SamplingParams(max_tokens=20, grammar=Grammar("choice", json.dumps([word]))) for word in words]
+    results = llm.generate(["Say: "] * 40, params)
+    assert [result.outputs[0].text for result in results] == words
+    assert len(compiled_by) == 40
+    assert all(name.startswith("grammar") for name in compiled_by)
 
 
 def run(llm: LLM, requests: list[AddRequest]) -> list[RequestDelta]:

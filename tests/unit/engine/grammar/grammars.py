@@ -3,9 +3,11 @@
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.masks import tokens_in
-from orcinus.engine.grammar.matcher import GrammarCompiler, GrammarMatcher
+from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.sampling_params import Grammar, Thinking
 from orcinus.engine.text.tokenizer import Tokenizer
 
@@ -16,6 +18,10 @@ DEMO_ENDS = (2, 0)
 
 def demo_compiler() -> GrammarCompiler:
     return GrammarCompiler(lambda: Tokenizer.load(str(DEMO_MODEL)), DEMO_VOCAB_SIZE, DEMO_ENDS)
+
+
+def matcher_of(compiler: GrammarCompiler, grammar: Grammar, **options: Any) -> GrammarMatcher:
+    return compiler.compile(grammar.kind, grammar.source).matcher(grammar.thinking, **options)
 
 
 def allowed(matcher: GrammarMatcher) -> set[int]:
@@ -40,7 +46,7 @@ def feed(matcher: GrammarMatcher, token_ids: Iterable[int]) -> GrammarMatcher:
 
 def accepts(compiler: GrammarCompiler, grammar: Grammar, text: str) -> bool:
     """Whether the whole text, byte by byte or in the model's own tokens, is one that the grammar allows."""
-    matcher = compiler.matcher(grammar)
+    matcher = matcher_of(compiler, grammar)
     for token_id in compiler.vocabulary(text):
         if token_id not in allowed(matcher):
             return False
@@ -50,7 +56,7 @@ def accepts(compiler: GrammarCompiler, grammar: Grammar, text: str) -> bool:
 
 def random_text(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, max_tokens: int) -> str | None:
     """Follow tokens chosen at random to an end, for which some bias helps; None if it takes too long."""
-    matcher = compiler.matcher(grammar)
+    matcher = matcher_of(compiler, grammar)
     text = b""
     for _ in range(max_tokens):
         ids = allowed(matcher)

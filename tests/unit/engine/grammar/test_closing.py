@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from orcinus.engine.grammar import closing as grammar_closing
 from orcinus.engine.grammar.closing import Closers
+from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.masks import tokens_in
-from orcinus.engine.grammar.matcher import GrammarCompiler, GrammarMatcher
+from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
-from tests.unit.engine.grammar.grammars import demo_compiler, thinking
+from tests.unit.engine.grammar.grammars import demo_compiler, matcher_of, thinking
 from tests.unit.engine.grammar.test_matcher import SCHEMAS
 
 MANY = 10_000
@@ -75,7 +76,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
 
 
 def way(compiler: GrammarCompiler, grammar: Grammar) -> list[int]:
-    found = compiler.vocabulary.closers.way(compiler.compile(grammar.kind, grammar.source), MANY)
+    found = compiler.vocabulary.closers.way(compiler.compile(grammar.kind, grammar.source).automaton(), MANY)
     assert found is not None
     return found
 
@@ -88,7 +89,7 @@ def text_of(compiler: GrammarCompiler, token_ids: list[int]) -> str:
 def take(matcher: GrammarMatcher, drawn: int) -> int:
     """What is taken where a token is drawn, with a mask before it, as in a step."""
     matcher.fill_mask()
-    taken = matcher.choose(drawn)
+    taken = matcher.replacement_for(drawn)
     matcher.accept(taken)
     assert matcher.error is None, matcher.error
     return taken
@@ -102,7 +103,7 @@ def generate(matcher: GrammarMatcher, rng: random.Random, max_tokens: int, *, ea
         allowed = [int(token_id) for token_id in tokens_in(matcher.mask)]
         preferred = [token_id for token_id in allowed if token_id in eager]
         drawn = rng.choice(preferred if preferred and rng.random() < 0.6 else allowed)
-        taken.append(matcher.choose(drawn))
+        taken.append(matcher.replacement_for(drawn))
         matcher.accept(taken[-1])
         assert matcher.error is None, matcher.error
     return taken
@@ -122,7 +123,7 @@ def structure(compiler: GrammarCompiler) -> set[int]:
 
 
 def is_whole(compiler: GrammarCompiler, grammar: Grammar, token_ids: list[int]) -> bool:
-    matcher = compiler.compile(grammar.kind, grammar.source)
+    matcher = compiler.compile(grammar.kind, grammar.source).automaton()
     return matcher.consume_tokens(token_ids) and matcher.is_accepting()
 
 
@@ -160,7 +161,7 @@ def test_the_way_goes_through_special_tokens(compiler: GrammarCompiler) -> None:
 
 def test_the_way_to_another_choice_is_taken_where_the_first_is_too_long(demo: GrammarCompiler) -> None:
     choices = Grammar("choice", '["a very long alternative that takes many tokens", "z"]')
-    matcher = demo.compile(choices.kind, choices.source)
+    matcher = demo.compile(choices.kind, choices.source).automaton()
     assert demo.vocabulary.closers.way(matcher, 3) == demo.vocabulary("z")
     assert demo.vocabulary.closers.way(matcher, 0) is None
     assert demo.vocabulary.closers.way(matcher, 3) is not None, "the matcher stays where it is"
@@ -177,7 +178,7 @@ def test_any_text_is_whole_at_any_limit_that_the_shortest_keeps(
 ) -> None:
     grammar = GRAMMARS[name]
     max_tokens, eager = len(way(demo, grammar)) + extra, structure(demo) if is_eager else ()
-    tokens = generate(demo.matcher(grammar, max_tokens=max_tokens), random.Random(seed), max_tokens, eager=eager)
+    tokens = generate(matcher_of(demo, grammar, max_tokens=max_tokens), random.Random(seed), max_tokens, eager=eager)
     assert len(tokens) <= max_tokens
     assert is_whole(demo, grammar, [token_id for token_id in tokens if token_id not in demo.vocabulary.end_ids])
 
@@ -186,7 +187,7 @@ def test_any_text_is_whole_at_any_limit_that_the_shortest_keeps(
 def test_a_long_text_is_whole_too(demo: GrammarCompiler, max_tokens: int) -> None:
     grammar = GRAMMARS["rows"]
     for seed in range(4):
-        matcher = demo.matcher(grammar, max_tokens=max_tokens)
+        matcher = matcher_of(demo, grammar, max_tokens=max_tokens)
         tokens = generate(matcher, random.Random(seed), max_tokens, eager=structure(demo))
         assert is_whole(demo, grammar, tokens)
 
@@ -196,9 +197,9 @@ def test_tokens_that_leave_enough_room_are_taken_as_they_are_drawn(demo: Grammar
     """No limit changes a text that keeps it, but for what is saved by tokens that close several things at once."""
     num_compared = 0
     for seed in range(30):
-        free = generate(demo.matcher(GRAMMARS[name]), random.Random(seed), 60, eager=structure(demo))
+        free = generate(matcher_of(demo, GRAMMARS[name]), random.Random(seed), 60, eager=structure(demo))
         if is_whole(demo, GRAMMARS[name], free):
-            matcher = demo.matcher(GRAMMARS[name], max_tokens=len(free) + 10 * (name != "choice"))
+            matcher = matcher_of(demo, GRAMMARS[name], max_tokens=len(free) + 10 * (name != "choice"))
             assert [take(matcher, drawn) for drawn in free] == free
             assert not matcher.is_steered
             num_compared += 1
@@ -206,7 +207,7 @@ def test_tokens_that_leave_enough_room_are_taken_as_they_are_drawn(demo: Grammar
 
 
 def test_a_token_after_which_the_text_could_not_end_in_time_is_replaced(compiler: GrammarCompiler) -> None:
-    matcher = compiler.matcher(Grammar("regex", '"[a-z]*"'), max_tokens=4)
+    matcher = matcher_of(compiler, Grammar("regex", '"[a-z]*"'), max_tokens=4)
     assert [take(matcher, drawn) for drawn in b'"ab'] == [*b'"ab']
     was_steered = matcher.is_steered
     assert take(matcher, ord("c")) == ord('"')
@@ -214,7 +215,7 @@ def test_a_token_after_which_the_text_could_not_end_in_time_is_replaced(compiler
 
 
 def test_a_text_that_is_whole_ends_where_nothing_else_fits(compiler: GrammarCompiler) -> None:
-    matcher = compiler.matcher(GRAMMARS["groups"], max_tokens=5)
+    matcher = matcher_of(compiler, GRAMMARS["groups"], max_tokens=5)
     assert [take(matcher, drawn) for drawn in b"abc"] == [*b"abc"]
     assert take(matcher, ord("a")) == END_OF_TEXT
     assert matcher.is_finished
@@ -222,16 +223,16 @@ def test_a_text_that_is_whole_ends_where_nothing_else_fits(compiler: GrammarComp
 
 
 def test_a_limit_below_the_shortest_text_changes_nothing(compiler: GrammarCompiler) -> None:
-    matcher = compiler.matcher(Grammar("regex", '"[a-z]{3,9}"'), max_tokens=4)
+    matcher = matcher_of(compiler, Grammar("regex", '"[a-z]{3,9}"'), max_tokens=4)
     assert [take(matcher, drawn) for drawn in b'"abc'] == [*b'"abc']
     assert not matcher.is_steered
 
 
 def test_a_token_that_somebody_else_chose_is_followed(compiler: GrammarCompiler) -> None:
     """Another parameter may rule out the one that leads to the end; what can be done after it is done."""
-    matcher = compiler.matcher(Grammar("regex", "(ab)*c?d"), max_tokens=4)
+    matcher = matcher_of(compiler, Grammar("regex", "(ab)*c?d"), max_tokens=4)
     matcher.fill_mask()
-    assert matcher.choose(ord("a")) == ord("a")
+    assert matcher.replacement_for(ord("a")) == ord("a")
     matcher.accept(ord("c"))
     assert not matcher.is_steered
     assert take(matcher, ord("d")) == ord("d")
@@ -240,7 +241,7 @@ def test_a_token_that_somebody_else_chose_is_followed(compiler: GrammarCompiler)
 
 def test_thinking_counts_and_is_left_alone(compiler: GrammarCompiler) -> None:
     grammar = Grammar("regex", '"[a-z]*"', thinking=thinking("!", start=MESSAGE_START))
-    matcher = compiler.matcher(grammar, max_tokens=7)
+    matcher = matcher_of(compiler, grammar, max_tokens=7)
     for token_id in [MESSAGE_START, *b'hm!"a']:
         assert take(matcher, token_id) == token_id
     assert take(matcher, ord("b")) == ord('"')
@@ -252,21 +253,21 @@ def test_a_text_that_is_resumed_anywhere_is_the_same_as_one_that_is_not(demo: Gr
     grammar, eager, num_steered = GRAMMARS[name], structure(demo), 0
     max_tokens = len(way(demo, grammar)) + 20
     for seed in range(3):
-        matcher = demo.matcher(grammar, max_tokens=max_tokens)
+        matcher = matcher_of(demo, grammar, max_tokens=max_tokens)
         whole = continued(matcher, seed, [], max_tokens, eager)
         num_steered += matcher.is_steered
         for position in range(len(whole)):
-            resumed = demo.matcher(grammar, max_tokens=max_tokens, tokens=whole[:position])
+            resumed = matcher_of(demo, grammar, max_tokens=max_tokens, tokens=whole[:position])
             assert continued(resumed, seed, whole[:position], max_tokens, eager) == whole
     assert num_steered > 0
 
 
 def test_a_text_that_is_resumed_before_its_end_is_near_is_the_same_too(demo: GrammarCompiler) -> None:
     grammar, eager, max_tokens = GRAMMARS["rows"], structure(demo), 700
-    whole = continued(demo.matcher(grammar, max_tokens=max_tokens), 1, [], max_tokens, eager)
+    whole = continued(matcher_of(demo, grammar, max_tokens=max_tokens), 1, [], max_tokens, eager)
     assert len(whole) > 600
     for position in (0, 100, 300, 400, 450, 500, 600, len(whole) - 1):
-        resumed = demo.matcher(grammar, max_tokens=max_tokens, tokens=whole[:position])
+        resumed = matcher_of(demo, grammar, max_tokens=max_tokens, tokens=whole[:position])
         assert continued(resumed, 1, whole[:position], max_tokens, eager) == whole
 
 
@@ -274,7 +275,7 @@ def test_a_text_that_is_resumed_while_it_is_thought_about_is_the_same(compiler: 
     grammar = Grammar("regex", '"[a-z]*"', thinking=thinking("!", start=MESSAGE_START))
     drawn = [MESSAGE_START, *b'hm!"ab']
     for position in range(len(drawn)):
-        resumed = compiler.matcher(grammar, max_tokens=7, tokens=drawn[:position])
+        resumed = matcher_of(compiler, grammar, max_tokens=7, tokens=drawn[:position])
         assert [take(resumed, token_id) for token_id in drawn[position:]] == [*drawn[position:-1], ord('"')]
         assert resumed.is_finished
 
@@ -292,7 +293,7 @@ def test_no_way_is_looked_for_while_there_is_a_lot_of_room(
         return [1] * 10
 
     monkeypatch.setattr(Closers, "way", find)
-    matcher = compiler.matcher(Grammar("regex", "a*"), max_tokens=MANY)
+    matcher = matcher_of(compiler, Grammar("regex", "a*"), max_tokens=MANY)
     for _ in range(MANY - 400):
         take(matcher, ord("a"))
     assert max(looks) <= 2 * grammar_closing._MAX_TOKENS
@@ -304,7 +305,7 @@ def test_a_grammar_without_a_way_is_left_alone_and_asked_once(
 ) -> None:
     looks: list[int] = []
     monkeypatch.setattr(Closers, "way", lambda self, matcher, max_tokens: looks.append(max_tokens))
-    matcher = compiler.matcher(Grammar("regex", "a*"), max_tokens=5)
+    matcher = matcher_of(compiler, Grammar("regex", "a*"), max_tokens=5)
     assert [take(matcher, ord("a")) for _ in range(5)] == [ord("a")] * 5
     assert looks == [5]
 
@@ -313,7 +314,7 @@ def test_a_way_with_too_many_choices_is_none_however_busy_the_machine_is(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammar_closing, "_MAX_CHOICES", 0)
-    matcher = compiler.matcher(Grammar("regex", '"[a-z]*"'), max_tokens=3)
+    matcher = matcher_of(compiler, Grammar("regex", '"[a-z]*"'), max_tokens=3)
     assert [take(matcher, drawn) for drawn in b'"ab'] == [*b'"ab']
     assert not matcher.is_steered
 
@@ -323,16 +324,16 @@ def test_an_automaton_that_is_far_too_slow_fails_its_request(
 ) -> None:
     """To leave it alone would make the text a matter of how fast the machine is."""
     monkeypatch.setattr(grammar_closing, "_TIMEOUT_S", -1.0)
-    matcher = compiler.matcher(Grammar("regex", '"[a-z]*"'), max_tokens=3)
+    matcher = matcher_of(compiler, Grammar("regex", '"[a-z]*"'), max_tokens=3)
     matcher.fill_mask()
     assert matcher.error == "the grammar is too complex: it takes too long to find an end of the text"
-    assert matcher.choose(ord('"')) == ord('"')
+    assert matcher.replacement_for(ord('"')) == ord('"')
 
 
 def test_a_matcher_that_was_given_up_is_not_touched(demo: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread may still be busy with it."""
-    matcher = demo.matcher(GRAMMARS["person"], max_tokens=20)
+    matcher = matcher_of(demo, GRAMMARS["person"], max_tokens=20)
     matcher.fill_mask()
     matcher.give_up("too slow")
     monkeypatch.setattr(matcher, "_matcher", None)
-    assert matcher.choose(ord("x")) == ord("x")
+    assert matcher.replacement_for(ord("x")) == ord("x")

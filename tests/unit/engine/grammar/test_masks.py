@@ -32,7 +32,7 @@ class Matcher:
             raise self._fault
         self.mask[:] = pack_tokens([1], 40)
 
-    def choose(self, token_id: int) -> int:
+    def replacement_for(self, token_id: int) -> int:
         raise AssertionError("nobody sampled")
 
     def accept(self, token_id: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -10,23 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orcinus.engine.errors import InvalidRequestError, ModelLoadError
-from orcinus.engine.grammar.matcher import GrammarCompiler, Vocabulary
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.source import MAX_CHOICES, MAX_DEPTH, MAX_ENUM_VALUES, MAX_PROPERTIES
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
 from tests.unit.engine.grammar.grammars import (
-    DEMO_MODEL,
     accepts,
     allowed,
     demo_compiler,
     feed,
+    matcher_of,
     random_text,
     texts_allowed,
     thinking,
 )
-from tests.unit.engine.text.test_tokenizer import write_sentencepiece_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +54,14 @@ def schema(**keywords: Any) -> Grammar:
 
 
 def test_only_what_continues_the_text_may_come_next(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
-    matcher = compiler.matcher(regex("ab|ac|b"))
+    matcher = matcher_of(compiler, regex("ab|ac|b"))
     assert texts_allowed(matcher, tokenizer) == {"a", "b"}
     matcher.accept(ord("a"))
     assert texts_allowed(matcher, tokenizer) == {"b", "c"}
 
 
 def test_the_end_may_come_where_the_text_is_complete_and_not_before(compiler: GrammarCompiler) -> None:
-    matcher = compiler.matcher(regex("a[ab]*"))
+    matcher = matcher_of(compiler, regex("a[ab]*"))
     assert END_OF_TEXT not in allowed(matcher)
     matcher.accept(ord("a"))
     assert allowed(matcher) == {ord("a"), ord("b"), END_OF_TEXT}
@@ -71,15 +69,15 @@ def test_the_end_may_come_where_the_text_is_complete_and_not_before(compiler: Gr
 
 
 def test_a_text_that_nothing_can_follow_is_finished(compiler: GrammarCompiler) -> None:
-    assert feed(compiler.matcher(regex("ab?")), b"ab").is_finished
-    assert not feed(compiler.matcher(regex("ab?")), b"a").is_finished
-    assert feed(compiler.matcher(Grammar("json_object")), b'{"a": [1, {}]}').is_finished
+    assert feed(matcher_of(compiler, regex("ab?")), b"ab").is_finished
+    assert not feed(matcher_of(compiler, regex("ab?")), b"a").is_finished
+    assert feed(matcher_of(compiler, Grammar("json_object")), b'{"a": [1, {}]}').is_finished
 
 
 def test_every_end_token_of_the_model_may_end_a_text(tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(lambda: tokenizer, VOCAB_SIZE, [END_OF_TEXT, MESSAGE_END])
     for end in (END_OF_TEXT, MESSAGE_END):
-        matcher = feed(compiler.matcher(regex("a*")), b"a")
+        matcher = feed(matcher_of(compiler, regex("a*")), b"a")
         assert allowed(matcher) == {ord("a"), END_OF_TEXT, MESSAGE_END}
         matcher.accept(end)
         assert matcher.is_finished
@@ -88,13 +86,13 @@ def test_every_end_token_of_the_model_may_end_a_text(tokenizer: Tokenizer) -> No
 
 def test_a_model_without_an_end_token_ends_where_nothing_can_follow(tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(lambda: tokenizer, VOCAB_SIZE, [])
-    assert feed(compiler.matcher(regex("ab")), b"ab").is_finished
-    assert allowed(feed(compiler.matcher(regex("a*")), b"a")) == {ord("a"), VOCAB_SIZE}
+    assert feed(matcher_of(compiler, regex("ab")), b"ab").is_finished
+    assert allowed(feed(matcher_of(compiler, regex("a*")), b"a")) == {ord("a"), VOCAB_SIZE}
 
 
 def test_an_ignored_end_is_allowed_only_where_nothing_else_is(compiler: GrammarCompiler) -> None:
-    assert allowed(feed(compiler.matcher(regex("a*"), ignore_eos=True), b"a")) == {ord("a")}
-    matcher = compiler.matcher(regex(""), ignore_eos=True)
+    assert allowed(feed(matcher_of(compiler, regex("a*"), ignore_eos=True), b"a")) == {ord("a")}
+    matcher = matcher_of(compiler, regex(""), ignore_eos=True)
     assert allowed(matcher) == {END_OF_TEXT}
     matcher.accept(END_OF_TEXT)
     assert matcher.is_finished
@@ -102,40 +100,40 @@ def test_an_ignored_end_is_allowed_only_where_nothing_else_is(compiler: GrammarC
 
 def test_special_tokens_are_no_text(compiler: GrammarCompiler) -> None:
     """Not even where the text has their names."""
-    matcher = compiler.matcher(schema(const="<|end|>"))
+    matcher = matcher_of(compiler, schema(const="<|end|>"))
     assert feed(matcher, b'"<|end|>"').is_finished
-    assert not allowed(compiler.matcher(regex(".*"))) & {MESSAGE_START, MESSAGE_END}
+    assert not allowed(matcher_of(compiler, regex(".*"))) & {MESSAGE_START, MESSAGE_END}
 
 
 def test_tokens_that_the_tokenizer_does_not_know_are_never_allowed(tokenizer: Tokenizer) -> None:
     """Models pad their vocabulary; some have less than their tokenizer."""
     padded = GrammarCompiler(lambda: tokenizer, VOCAB_SIZE + 77, [END_OF_TEXT])
-    assert max(allowed(padded.matcher(regex("(?s:.*)")))) == END_OF_TEXT
+    assert max(allowed(matcher_of(padded, regex("(?s:.*)")))) == END_OF_TEXT
     cut = GrammarCompiler(lambda: tokenizer, 200, [END_OF_TEXT])
-    assert allowed(cut.matcher(regex("a|é"))) == {ord("a"), 0xC3}
+    assert allowed(matcher_of(cut, regex("a|é"))) == {ord("a"), 0xC3}
 
 
 def test_a_wrong_token_is_an_error_of_this_matcher_alone(compiler: GrammarCompiler) -> None:
-    matcher = compiler.matcher(regex("ab"))
+    matcher = matcher_of(compiler, regex("ab"))
     matcher.accept(ord("x"))
     assert matcher.error is not None
     assert not matcher.is_finished
-    assert feed(compiler.matcher(regex("ab")), b"ab").is_finished
+    assert feed(matcher_of(compiler, regex("ab")), b"ab").is_finished
 
 
 def test_a_resumed_request_goes_on_where_it_was(demo: GrammarCompiler) -> None:
     grammar = schema(type="object", properties={"a": {"type": "string"}}, required=["a"])
     tokens = demo.vocabulary('{"a": "some text, é')
     for end in range(len(tokens) + 1):
-        resumed = demo.matcher(grammar, tokens=tokens[:end])
-        assert allowed(resumed) == allowed(feed(demo.matcher(grammar), tokens[:end]))
+        resumed = matcher_of(demo, grammar, tokens=tokens[:end])
+        assert allowed(resumed) == allowed(feed(matcher_of(demo, grammar), tokens[:end]))
 
 
 # --- thinking -------------------------------------------------------------------------------------------
 
 
 def test_thinking_is_free_until_it_ends(compiler: GrammarCompiler) -> None:
-    matcher = compiler.matcher(regex("ab", thinking=thinking("</t>")))
+    matcher = matcher_of(compiler, regex("ab", thinking=thinking("</t>")))
     anything = set(range(VOCAB_SIZE)) - {END_OF_TEXT}
     for token_id in b"x</t </t>":
         assert allowed(matcher) >= anything
@@ -146,16 +144,16 @@ def test_thinking_is_free_until_it_ends(compiler: GrammarCompiler) -> None:
 
 def test_thinking_that_the_output_may_open_is_open_only_as_its_first_token(compiler: GrammarCompiler) -> None:
     grammar = regex("ab*", thinking=thinking("!", start=MESSAGE_START))
-    matcher = compiler.matcher(grammar)
+    matcher = matcher_of(compiler, grammar)
     assert allowed(matcher) == {ord("a"), MESSAGE_START}
-    assert allowed(feed(compiler.matcher(grammar), b"a")) == {ord("b"), END_OF_TEXT}
+    assert allowed(feed(matcher_of(compiler, grammar), b"a")) == {ord("b"), END_OF_TEXT}
     thought = feed(matcher, [MESSAGE_START, *b"what?!", *b"ab"])
     assert allowed(thought) == {ord("b"), END_OF_TEXT}
 
 
 def test_thinking_is_replayed_too(compiler: GrammarCompiler) -> None:
     grammar = regex("ab", thinking=thinking("!", start=MESSAGE_START))
-    resumed = compiler.matcher(grammar, tokens=[MESSAGE_START, *b"b!a"])
+    resumed = matcher_of(compiler, grammar, tokens=[MESSAGE_START, *b"b!a"])
     assert allowed(resumed) == {ord("b")}
 
 
@@ -175,7 +173,7 @@ def test_json_object_is_an_object_without_free_white_space(demo: GrammarCompiler
 
 
 def test_white_space_has_an_end(compiler: GrammarCompiler) -> None:
-    matcher = compiler.matcher(Grammar("json_object"))
+    matcher = matcher_of(compiler, Grammar("json_object"))
     num_spaces = 0
     feed(matcher, b"{\n")
     while ord(" ") in allowed(matcher):
@@ -345,7 +343,7 @@ def test_grammars_may_be_written_as_lark_and_as_gbnf(compiler: GrammarCompiler, 
 def test_a_lark_grammar_may_have_schemas_and_tokens_in_it(compiler: GrammarCompiler) -> None:
     options = '"x-guidance": {"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}'
     grammar = Grammar("grammar", f'start: <[{MESSAGE_START}]> %json {{"type": "object", {options}}} <[{MESSAGE_END}]>')
-    matcher = feed(compiler.matcher(grammar), [MESSAGE_START, *b'{"a": 1, "b": 2}'])
+    matcher = feed(matcher_of(compiler, grammar), [MESSAGE_START, *b'{"a": 1, "b": 2}'])
     assert allowed(matcher) == {MESSAGE_END}
     matcher.accept(MESSAGE_END)
     assert matcher.is_finished
@@ -372,71 +370,11 @@ def test_grammars_with_errors_and_links_to_outside_are_refused(
 
 
 def test_a_grammar_at_its_limits_fails_alone(compiler: GrammarCompiler) -> None:
-    matcher = compiler.matcher(regex("((a{0,100}){0,100}){0,100}"))
+    matcher = matcher_of(compiler, regex("((a{0,100}){0,100}){0,100}"))
     for _ in range(100):
         matcher.fill_mask()
         if matcher.error is not None:
             break
         matcher.accept(ord("a"))
     assert matcher.error is not None
-    assert feed(compiler.matcher(regex("a{0,9}b")), b"aab").is_finished
-
-
-# --- tokens and the compiler ----------------------------------------------------------------------------
-
-
-def test_bytes_that_have_a_token_of_their_own_are_written_with_that(tmp_path: Path) -> None:
-    """`<0x61>` is an 'a' that no model writes."""
-    tokenizer = Tokenizer.load(str(write_sentencepiece_tokenizer(tmp_path)))
-    vocabulary = Vocabulary(tokenizer, tokenizer.vocab_size, [])
-    fallback = [i for i in range(tokenizer.vocab_size) if tokenizer.fallback_byte(i) is not None]
-    written = {vocabulary.tokens[i] for i in range(tokenizer.vocab_size) if i not in fallback}
-    assert fallback
-    assert not written & {vocabulary.tokens[i] for i in fallback if vocabulary.tokens[i]}
-    compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size, [])
-    text = tokenizer.decode(tokenizer.encode("é"))
-    assert accepts(compiler, Grammar("choice", json.dumps([text])), text)
-
-
-def test_text_becomes_the_tokens_that_the_model_would_write(demo: GrammarCompiler) -> None:
-    tokenizer = Tokenizer.load(str(DEMO_MODEL))
-    text = 'The capital of {"a": é}'
-    assert demo.vocabulary(text.encode()) == tokenizer.encode(text, add_special_tokens=False)
-    special = tokenizer.decode([2], skip_special_tokens=False)
-    tokens = demo.vocabulary(special.encode())
-    assert not set(tokens) & tokenizer.special_ids
-    assert b"".join(demo.vocabulary.tokens[i] for i in tokens) == special.encode()
-
-
-def test_a_grammar_is_compiled_once_and_then_at_hand(tokenizer: Tokenizer) -> None:
-    compiler = GrammarCompiler(lambda: tokenizer, VOCAB_SIZE, [END_OF_TEXT])
-    first, second = compiler.prepare(regex("[a-z]{3}")), compiler.prepare(regex("[a-z]{3}", thinking=thinking("!")))
-    assert first is second
-    assert first is not None
-    first.result()
-    assert compiler.prepare(regex("[a-z]{3}")) is None
-    assert compiler.prepare(regex("[a-z]{4}")) is not None
-
-
-def test_the_least_used_grammar_makes_room(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orcinus.engine.grammar.matcher._MAX_COMPILED", 2)
-    compiler = GrammarCompiler(lambda: tokenizer, VOCAB_SIZE, [END_OF_TEXT])
-    for pattern in ("a", "b", "a", "c"):
-        compiler.matcher(regex(pattern))
-    assert compiler.prepare(regex("a")) is None
-    assert compiler.prepare(regex("b")) is not None
-
-
-def test_a_grammar_that_fails_to_compile_is_tried_again_and_keeps_nothing(tokenizer: Tokenizer) -> None:
-    compiler = GrammarCompiler(lambda: tokenizer, VOCAB_SIZE, [END_OF_TEXT])
-    for _ in range(2):
-        future = compiler.prepare(regex("[a"))
-        assert future is not None
-        assert isinstance(future.exception(), InvalidRequestError)
-
-
-def test_a_tokenizer_that_cannot_be_loaded_fails_the_preparation() -> None:
-    compiler = GrammarCompiler(lambda: Tokenizer.load("/nowhere"), VOCAB_SIZE, [END_OF_TEXT])
-    future = compiler.prepare(regex("a"))
-    assert future is not None
-    assert isinstance(future.exception(), ModelLoadError)
+    assert feed(matcher_of(compiler, regex("a{0,9}b")), b"aab").is_finished

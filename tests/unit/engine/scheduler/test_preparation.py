@@ -80,3 +80,20 @@ def test_a_core_that_only_holds_requests_asks_to_be_woken_soon(core: EngineCore,
     core.abort_requests(["plain"])
     future.set_result(None)
     assert core.wait_time_s() is None
+
+
+def test_what_was_prepared_comes_with_its_request_whenever_the_executor_meets_it(executor: FakeExecutor) -> None:
+    """Also after a preemption: the request itself keeps it."""
+    core = EngineCore(fake_info(max_num_seqs=3, max_model_len=32, num_kv_blocks=8, block_size=4), executor)
+    for name in "abc":
+        executor.preparing[name] = Future()
+        executor.preparing[name].set_result(f"compiled {name}")
+        sampling = SamplingParams(max_tokens=24, ignore_eos=True, grammar=Grammar("regex", name))
+        core.add_request(AddRequest(request_id=name, prompt_token_ids=[1], sampling=sampling, arrival_time=0.0))
+    num_preemptions = 0
+    while core.has_work:
+        num_preemptions += core.step().stats.num_preemptions
+    met = [(new.request_id, new.prepared) for plan in executor.plans for new in plan.new_requests]
+    assert num_preemptions > 0
+    assert len(met) == 3 + num_preemptions
+    assert {prepared == f"compiled {name}" for name, prepared in met} == {True}

@@ -1,25 +1,23 @@
-"""Incremental text: equal to the whole decode however the tokens arrive, and never a part of a stop string."""
+"""Incremental text: equal to the whole decode however the tokens arrive."""
 
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
-from orcinus.engine.text.detokenizer import Detokenizer, StopScanner, WindowDetokenizer, make_detokenizer
+from orcinus.engine.text.detokenizer import Detokenizer, WindowDetokenizer, make_detokenizer
 from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import byte_characters
+from tests.unit.engine.text.cutting import cut, cuts, quick
 from tests.unit.engine.text.test_tokenizer import SENTENCEPIECE_VOCAB, write_sentencepiece_tokenizer
-
-quick = settings(deadline=None, max_examples=200)
 
 PIECES = ["ab", " the", "é", "你", "好", "🐋", "👨‍👩‍👧", "\n\n", "�", "e\u0301"]
 
@@ -56,17 +54,9 @@ PROMPT = [SENTENCEPIECE_VOCAB.index(("▁Hello", -1.0))]
 FIRST_BYTE = 2  # the id of <0x00>
 
 
-def cut(values: Sequence[Any], cuts: Sequence[int]) -> list[Sequence[Any]]:
-    bounds = sorted({0, len(values), *(c % (len(values) + 1) for c in cuts)})
-    return [values[a:b] for a, b in pairwise(bounds)]
-
-
 def stream(detokenizer: Detokenizer, token_ids: Sequence[int], cuts: Sequence[int]) -> str:
     pieces = [detokenizer.feed(chunk) for chunk in cut(token_ids, cuts)]
     return "".join(pieces) + detokenizer.flush()
-
-
-cuts = st.lists(st.integers(0, 1000), max_size=8)
 
 
 @quick
@@ -185,96 +175,3 @@ def test_cost_of_a_token_does_not_grow_with_the_text(make: Any) -> None:
     seconds_per_token(detokenizer, 20_000)
     late = min(seconds_per_token(detokenizer, 100) for _ in range(5))
     assert late < 20 * early
-
-
-# --- stop strings ---------------------------------------------------------------------------------------
-
-
-def scan(stops: Sequence[str], pieces: Sequence[str], *, include: bool = False) -> tuple[list[str], str | None]:
-    """All that was given out, piece by piece, and the stop string found."""
-    scanner = StopScanner(stops, include_stop=include)
-    given_out = []
-    for piece in pieces:
-        scanned = scanner.feed(piece)
-        given_out.append(scanned.text)
-        if scanned.stop is not None:
-            return given_out, scanned.stop
-    return [*given_out, scanner.flush()], None
-
-
-def expected(stops: Sequence[str], text: str, *, include: bool = False) -> tuple[str, str | None]:
-    """The definition: the stop string that is completed first, the longest of those completed together."""
-    for end in range(1, len(text) + 1):
-        completed = [stop for stop in stops if text[:end].endswith(stop)]
-        if completed:
-            stop = max(completed, key=len)
-            return text[: end if include else end - len(stop)], stop
-    return text, None
-
-
-stop_strings = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=5), min_size=1, max_size=4, unique=True)
-
-
-@quick
-@given(stop_strings, st.text(alphabet="ab\n🐋", max_size=30), cuts, st.booleans())
-def test_stop_string_is_found_wherever_the_text_is_cut(
-    stops: list[str], text: str, at: list[int], include: bool
-) -> None:
-    pieces = [str(piece) for piece in cut(text, at)]
-    given_out, stop = scan(stops, pieces, include=include)
-    assert ("".join(given_out), stop) == expected(stops, text, include=include)
-
-
-@quick
-@given(stop_strings, st.text(alphabet="ab\n", max_size=20))
-def test_no_part_of_a_stop_string_is_ever_given_out_and_nothing_else_is_held_back(stops: list[str], text: str) -> None:
-    scanner = StopScanner(stops, include_stop=False)
-    given_out = ""
-    for end, character in enumerate(text, start=1):
-        scanned = scanner.feed(character)
-        given_out += scanned.text
-        if scanned.stop is not None:
-            return
-        held = text[len(given_out) : end]
-        longest = max(
-            (n for stop in stops for n in range(len(stop)) if text[:end].endswith(stop[:n])),
-            default=0,
-        )
-        assert len(held) == longest
-
-
-@quick
-@given(stop_strings, st.text(alphabet="ab\n", max_size=20), st.integers(0, 20))
-def test_stop_string_completed_while_unarmed_is_text(stops: list[str], text: str, num_unarmed: int) -> None:
-    scanner = StopScanner(stops, include_stop=False)
-    given_out, found = "", None
-    for position, character in enumerate(text):
-        scanned = scanner.feed(character, is_armed=position >= num_unarmed)
-        given_out += scanned.text
-        if scanned.stop is not None:
-            found = position
-            break
-    ends = [end for end in range(num_unarmed, len(text)) if any(text[: end + 1].endswith(stop) for stop in stops)]
-    assert found == (ends[0] if ends else None)
-    if found is None:
-        assert given_out + scanner.flush() == text
-    else:
-        assert text.startswith(given_out)
-
-
-def test_text_that_cannot_become_a_stop_string_flows_at_once() -> None:
-    given_out, stop = scan(["STOP"], ["a S", "T", "x", "S", "TOP", "never"])
-    assert given_out == ["a ", "", "STx", "", ""]
-    assert stop == "STOP"
-
-
-def test_of_stop_strings_completed_together_the_one_that_begins_first_counts() -> None:
-    assert scan(["b", "ab"], ["xab"]) == (["x"], "ab")
-
-
-def test_long_stop_string_against_its_own_near_misses_stays_fast() -> None:
-    scanner = StopScanner(["a" * 1023 + "b"] * 4, include_stop=False)
-    started = time.perf_counter()
-    for _ in range(2000):
-        scanner.feed("aaaa")
-    assert time.perf_counter() - started < 2

@@ -1,0 +1,108 @@
+"""Compiles grammars for one model in threads of its own, so that no step ever waits for it.
+
+Whoever needs a compiled grammar keeps it: only those used last are kept here. What a grammar may contain is a matter of
+`engine.grammar.source`. Knows nothing of steps and of requests.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from llguidance import LLMatcher, LLParserLimits
+
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.grammar.matcher import GrammarMatcher, one_line
+from orcinus.engine.grammar.source import llguidance_grammar
+from orcinus.engine.grammar.vocabulary import Vocabulary
+from orcinus.engine.sampling_params import Grammar, GrammarKind, Thinking
+
+if TYPE_CHECKING:
+    from orcinus.engine.text.tokenizer import Tokenizer
+
+_MAX_KEPT = 256
+_NUM_COMPILERS = 2
+_LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+
+
+class CompiledGrammar:
+    """One grammar's automaton over one model's vocabulary, to make matchers of."""
+
+    def __init__(self, automaton: LLMatcher, vocabulary: Vocabulary) -> None:
+        self._automaton = automaton
+        self._vocabulary = vocabulary
+
+    def automaton(self) -> LLMatcher:
+        """Return the automaton at its start, a copy of its own for every caller."""
+        return self._automaton.deep_copy()
+
+    def matcher(
+        self,
+        thinking: Thinking | None = None,
+        *,
+        ignore_eos: bool = False,
+        max_tokens: int | None = None,
+        tokens: Iterable[int] = (),
+    ) -> GrammarMatcher:
+        """Return a matcher for a request that has generated `tokens`. What fails over them is told by its `error`."""
+        matcher = GrammarMatcher(
+            self.automaton(), self._vocabulary, thinking, ignore_eos=ignore_eos, max_tokens=max_tokens
+        )
+        matcher.replay(tokens)
+        return matcher
+
+
+class GrammarCompiler:
+    """Compiles grammars for one model. `load_tokenizer` is called in a thread that first needs the tokenizer."""
+
+    def __init__(
+        self, load_tokenizer: "Callable[[], Tokenizer]", vocab_size: int, eos_token_ids: Sequence[int]
+    ) -> None:
+        self._load_tokenizer = load_tokenizer
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._vocabulary: Vocabulary | None = None
+        self._loading = threading.Lock()
+        self._kept: OrderedDict[tuple[GrammarKind, str], Future[CompiledGrammar]] = OrderedDict()
+        self._threads = ThreadPoolExecutor(_NUM_COMPILERS, "grammar")
+
+    def prepare(self, grammar: Grammar) -> Future[CompiledGrammar]:
+        """Begin to compile a grammar, unless that was done lately. To be called by one thread.
+
+        The future raises `InvalidRequestError` for a grammar that cannot be compiled, and `ModelLoadError` for a model
+        whose tokenizer cannot be read.
+        """
+        key = grammar.kind, grammar.source
+        future = self._kept.get(key)
+        if future is None or (future.done() and future.exception() is not None):
+            future = self._kept[key] = self._threads.submit(self.compile, *key)
+        self._kept.move_to_end(key)
+        if len(self._kept) > _MAX_KEPT:
+            self._kept.popitem(last=False)
+        return future
+
+    def compile(self, kind: GrammarKind, source: str) -> CompiledGrammar:
+        """Compile a grammar here and now. Raises what `prepare` promises."""
+        automaton = LLMatcher(
+            self.vocabulary.ll_tokenizer, llguidance_grammar(kind, source), log_level=0, limits=_LIMITS
+        )
+        if automaton.is_error():
+            raise InvalidRequestError(_refusal(kind, automaton.get_error()))
+        return CompiledGrammar(automaton, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        with self._loading:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self._load_tokenizer(), self._vocab_size, self._eos_token_ids)
+            return self._vocabulary
+
+
+def _refusal(kind: GrammarKind, error: str) -> str:
+    if "coerce_one_of" in error:
+        return "the schema cannot be used: oneOf is supported where no two alternatives overlap; anyOf always is"
+    what = {"regex": "regular expression", "choice": "list of choices", "grammar": "grammar"}.get(kind, "schema")
+    if kind != "grammar":
+        error = error.partition("\n   1 | ")[0]  # the grammar that was made of it
+    return f"the {what} cannot be used: {one_line(error).replace('Unimplemented keys', 'not supported')}"

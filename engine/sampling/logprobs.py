@@ -1,0 +1,74 @@
+"""Log-probabilities of the chosen and of the likeliest tokens, in the model's own distribution.
+
+They are taken before temperature, penalties and masks. Knows nothing of how a token is chosen.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orcinus.engine.messages import TokenLogprobs
+from orcinus.engine.platform.device_copy import to_device, to_host
+from orcinus.engine.sampling.row import SamplingRow
+
+
+class RowLogprobs:
+    """The log-probabilities of those rows of a batch that ask for them; made before any processor runs."""
+
+    def __init__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> None:
+        """Copy what is needed of `logits` (num_rows, vocab_size), which may be overwritten afterwards."""
+        self._num_rows = len(rows)
+        self._counts = {i: row.sampling.logprobs for i, row in enumerate(rows) if row.sampling.logprobs is not None}
+        self._index, self._table = logits[:0], logits[:0]
+        if self._counts:
+            (self._index,) = to_device([np.array([*self._counts], dtype=np.int64)], logits.device)
+            self._table = torch.log_softmax(logits[self._index], dim=-1)
+
+    def of(self, tokens: Tensor) -> Callable[[], list[TokenLogprobs | None]]:
+        """Return a function that waits for the entries of `tokens` (num_rows,): None for rows that ask for none."""
+        if not self._counts:
+            return list
+        copied = token_logprobs(self._table, tokens[self._index], [*self._counts.values()])
+
+        def wait() -> list[TokenLogprobs | None]:
+            entries: list[TokenLogprobs | None] = [None] * self._num_rows
+            for i, entry in zip(self._counts, copied(), strict=True):
+                entries[i] = entry
+            return entries
+
+        return wait
+
+
+def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> Callable[[], list[TokenLogprobs]]:
+    """Return a function that waits for one entry a row: that of its token, and its `num_top` best.
+
+    `logprobs` is (num_rows, vocab_size), `tokens` is (num_rows,).
+    """
+    width = min(max(num_top), logprobs.shape[-1])
+    values, indices = logprobs.topk(width, dim=-1)
+    copied = to_host(tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), indices, values)
+
+    def wait() -> list[TokenLogprobs]:
+        if width and logprobs.device.type == "cpu":
+            lowest_first_(indices.numpy(), logprobs.numpy(), values[:, -1].numpy())
+        return [
+            TokenLogprobs(token_id=token, logprob=logprob, top=list(zip(ids[:n], vals[:n], strict=True)))
+            for token, logprob, ids, vals, n in zip(*copied(), num_top, strict=True)
+        ]
+
+    return wait
+
+
+def lowest_first_(best: NDArray[np.int64], logprobs: NDArray[np.float32], least: NDArray[np.float32]) -> None:
+    """Put, in place, the lowest ids first among equally likely tokens of `best` (num_rows, count).
+
+    `topk` leaves open which of them it takes, so that it depends on the shape of the batch. `least` (num_rows,) is the
+    log-probability of each row's last entry. Not used on a GPU, where it would have to wait for the device.
+    """
+    for ids, row, threshold in zip(best, logprobs, least, strict=True):
+        candidates = np.flatnonzero(row >= threshold)
+        order = np.argsort(-row[candidates], kind="stable")[: len(ids)]
+        ids[: len(order)] = candidates[order]  # of a row with NaN there may be fewer

@@ -1,0 +1,23 @@
+"""What a row keeps of the tokens that were chosen."""
+
+from tests.unit.engine.sampling.rows import masked, row, sample
+
+
+def test_penalty_counts_grow_with_what_is_generated() -> None:
+    made = row(prompt=[2], temperature=0, frequency_penalty=2.0)
+    assert made.counts is not None
+    assert sample([0, 0, 0, 1.0, 0.5, 0, 0, 0], made) == 3
+    made.counts.add(3)
+    assert sample([0, 0, 0, 1.0, 0.5, 0, 0, 0], made) == 4
+
+
+def test_a_row_takes_its_token_in_wherever_it_is_followed() -> None:
+    made = masked([3], presence_penalty=1.0, bad_words_token_ids=((3, 4),))
+    was_finished = made.is_finished
+    made.add(3)
+    assert (was_finished, made.is_finished) == (False, True)
+    assert made.counts is not None
+    assert (made.counts.token_ids.tolist(), made.counts.counts.tolist()) == ([3], [1])
+    assert made.bad_words is not None
+    assert made.bad_words.last_tokens() == [4]
+    assert not row().is_finished
