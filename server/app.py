@@ -20,12 +20,18 @@ from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
 from orcinus.engine.errors import OrcinusError
 from orcinus.server.apis.chat.answer import start_chat_completion
+from orcinus.server.apis.chat.body import ChatBody
 from orcinus.server.apis.completions.answer import start_completion
+from orcinus.server.apis.completions.body import CompletionBody
 from orcinus.server.apis.embeddings.answer import start_embeddings
+from orcinus.server.apis.embeddings.body import EmbeddingBody
 from orcinus.server.apis.generation import Generation, StreamableGeneration
 from orcinus.server.apis.messages.answer import count_tokens, start_message
+from orcinus.server.apis.messages.body import MessagesBody
 from orcinus.server.apis.responses.answer import start_response
+from orcinus.server.apis.responses.body import ResponseBody
 from orcinus.server.apis.tokens import answer as tokenization
+from orcinus.server.apis.tokens.body import DetokenizeBody, TokenizeBody
 from orcinus.server.context import ServingContext, ServingEngine
 from orcinus.server.http.answers import EventStream, WholeAnswer, error_response, json_response
 from orcinus.server.http.auth import AuthMiddleware, KeyRing
@@ -34,15 +40,6 @@ from orcinus.server.http.request_layer import RequestMiddleware
 from orcinus.server.http.room_layer import RoomMiddleware
 from orcinus.server.metrics import Metrics
 from orcinus.server.openapi import describe_body, describe_text, install_schemas
-from orcinus.server.requests.bodies import (
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    EmbeddingBody,
-    MessagesBody,
-    ResponseBody,
-    TokenizeBody,
-)
 from orcinus.server.requests.caller import Caller, read_caller
 
 logger = logging.getLogger(__name__)

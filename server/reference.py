@@ -18,8 +18,12 @@ from pydantic.fields import FieldInfo
 from orcinus.config.arguments import Parser
 from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
 from orcinus.config.values import describe_allowed, format_default, group_of, value_kind
+from orcinus.server.apis.chat.body import ChatBody
+from orcinus.server.apis.completions.body import CompletionBody
+from orcinus.server.apis.embeddings.body import EmbeddingBody
+from orcinus.server.apis.messages.body import MessagesBody
+from orcinus.server.apis.responses.body import ResponseBody
 from orcinus.server.metrics import METRICS
-from orcinus.server.requests.bodies import ChatBody, CompletionBody, EmbeddingBody, MessagesBody, ResponseBody
 from orcinus.server.requests.parameters import Endpoint, parameter_table
 
 

@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
     | {"server.metrics"},
     "server.openapi": {"server.operations", "server.requests", "server.errors"},
-    "server.reference": {"server.requests", "server.metrics"},
+    "server.reference": {"server.apis", "server.requests", "server.metrics"},
     "server.process": {"server.http", "server.context", "server.intake"},
     "server.app": {
         "server.http",

@@ -7,10 +7,10 @@ import msgspec
 
 from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest
+from orcinus.server.apis.completions.body import CompletionBody, parse_completion
 from orcinus.server.apis.generation import Choice, OpenAIGeneration
 from orcinus.server.apis.logprobs import TextLogprobs
 from orcinus.server.context import OutputStream, ServingContext
-from orcinus.server.requests.bodies import CompletionBody, parse_completion
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep

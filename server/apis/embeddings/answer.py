@@ -20,9 +20,9 @@ import msgspec
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.server.apis.embeddings.body import MAX_INPUTS, EmbeddingBody, parse_embedding
 from orcinus.server.apis.generation import Generation
 from orcinus.server.context import OutputStream, ServingContext
-from orcinus.server.requests.bodies import MAX_INPUTS, EmbeddingBody, parse_embedding
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import tokens_to_keep

@@ -14,12 +14,12 @@ from pydantic_core import from_json
 
 from orcinus.engine.outputs import RequestOutput
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
+from orcinus.server.apis.messages.body import parse_message_count, parse_messages
 from orcinus.server.apis.messages.input import CALL_ID_PREFIX, to_chat_body
 from orcinus.server.apis.single_message import SingleMessageGeneration, encode_event
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import anthropic_error_body
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from orcinus.server.requests.bodies import parse_message_count, parse_messages
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 _encode = msgspec.json.encode

@@ -13,13 +13,13 @@ from orcinus.engine.outputs import RequestOutput
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import Usage
 from orcinus.server.apis.logprobs import chat_logprobs
+from orcinus.server.apis.responses.body import ResponseBody, TextOptions, parse_response
 from orcinus.server.apis.responses.input import naming_parameters_of_responses, to_chat_body
 from orcinus.server.apis.responses.output import Event, OutputItems
 from orcinus.server.apis.single_message import SingleMessageGeneration, encode_event
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import error_body
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallStart
-from orcinus.server.requests.bodies import ResponseBody, TextOptions, parse_response
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 
