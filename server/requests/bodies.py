@@ -5,6 +5,9 @@ Each API's own body stands in its package in `server.apis`. What needs the model
 checked elsewhere.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from orcinus.engine.errors import InvalidRequestError
@@ -17,6 +20,7 @@ from orcinus.engine.sampling_params import (
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
 )
+from orcinus.server.requests.parameters import Endpoint, select_parameters
 from orcinus.server.requests.schemas import (
     MAX_TOKENS,
     LogitBias,
@@ -27,11 +31,24 @@ from orcinus.server.requests.schemas import (
     TokenId,
     Word,
 )
+from orcinus.server.requests.validation import validate, without_nulls
 
 MAX_TIMEOUT_S = 24 * 3600
 
+T = TypeVar("T", bound="Body")
+
 
 class Body(BaseModel):
+    """A body, or a part of one that is an object.
+
+    `endpoint` is whose rows in `server.requests.parameters` decide about parameters that are no fields; None: they are
+    refused. `needed` are the fields that cannot be left out although they have defaults, because the API words their
+    absence itself.
+    """
+
+    endpoint: ClassVar[Endpoint | None] = None
+    needed: ClassVar[tuple[str, ...]] = ()
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 
 
@@ -108,6 +125,15 @@ class GenerationBody(SamplingBody):
         None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt's tokens, with k alternatives."
     )
     return_token_ids: bool = Field(False, description="Add `prompt_token_ids` and `token_ids`.")
+
+
+def read_body(kind: type[T], given: Mapping[str, Any]) -> T:
+    """Validate a parsed JSON object, in which null equals absent.
+
+    Raises `InvalidRequestError` naming the first parameter that is refused, not known, or has a wrong value.
+    """
+    stated = select_parameters(given, kind, kind.endpoint) if kind.endpoint else without_nulls(given)
+    return validate(kind, stated)
 
 
 def check_stream_options(options: Body | None, *, is_streamed: bool) -> None:

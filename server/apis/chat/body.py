@@ -1,21 +1,23 @@
 """The body of POST /v1/chat/completions, which every API that speaks in messages makes of its own."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_LOGPROBS
 from orcinus.server.reading.tools.request import MAX_TOOLS
-from orcinus.server.requests.bodies import GenerationBody, check_stream_options
-from orcinus.server.requests.parameters import select_parameters
+from orcinus.server.requests.bodies import GenerationBody, check_stream_options, read_body
+from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import MAX_MESSAGES, MAX_TEMPLATE_VARIABLES, Messages, TokenCount
-from orcinus.server.requests.validation import validate
 
 
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
+
+    endpoint: ClassVar[Endpoint] = "chat"
+    needed: ClassVar[tuple[str, ...]] = ("messages",)
 
     messages: Messages = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
     tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Functions that the model may call.")
@@ -48,7 +50,7 @@ class ChatBody(GenerationBody):
 
 def parse_chat(body: Mapping[str, Any]) -> ChatBody:
     """The body of a chat completion. Raises `InvalidRequestError`."""
-    request = validate(ChatBody, select_parameters(body, ChatBody, "chat"))
+    request = read_body(ChatBody, body)
     check_stream_options(request.stream_options, is_streamed=request.stream)
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")

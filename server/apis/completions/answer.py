@@ -7,6 +7,7 @@ import msgspec
 
 from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest
+from orcinus.server.apis.answer_schemas import CHOICE, IDENTITY, STRING, AnswerSchema, constant, list_of, object_with
 from orcinus.server.apis.completions.body import CompletionBody, parse_completion
 from orcinus.server.apis.generation import Choice, OpenAIGeneration
 from orcinus.server.apis.logprobs import TextLogprobs
@@ -64,6 +65,12 @@ def _num_prompt_logprobs(body: CompletionBody) -> int | None:
     """`echo` with `logprobs` needs those of the prompt, whether or not `prompt_logprobs` is asked for."""
     asked = [body.prompt_logprobs, body.logprobs if body.echo else None]
     return max((number for number in asked if number is not None), default=None)
+
+
+COMPLETION = AnswerSchema(
+    "Completion",
+    object_with(object=constant("text_completion"), choices=list_of(object_with(text=STRING, **CHOICE)), **IDENTITY),
+)
 
 
 class CompletionGeneration(OpenAIGeneration):

@@ -1,22 +1,24 @@
 """The body of POST /v1/completions."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, WithJsonSchema
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_LOGPROBS, MAX_N
-from orcinus.server.requests.bodies import GenerationBody, check_stream_options
-from orcinus.server.requests.parameters import select_parameters
+from orcinus.server.requests.bodies import GenerationBody, check_stream_options, read_body
+from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import MAX_PROMPTS, TokenCount, prompts_schema
-from orcinus.server.requests.validation import validate
 
 Prompt = Annotated[Any, WithJsonSchema(prompts_schema(MAX_PROMPTS))]
 
 
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
+
+    endpoint: ClassVar[Endpoint] = "completions"
+    needed: ClassVar[tuple[str, ...]] = ("prompt",)
 
     prompt: Prompt = Field(None, description="A string, a list of strings, token ids, or lists of them.")
     max_tokens: TokenCount = Field(16, description="Tokens to generate at most; 0 runs the prompt only.")
@@ -37,7 +39,7 @@ class CompletionBody(GenerationBody):
 
 def parse_completion(body: Mapping[str, Any]) -> CompletionBody:
     """The body of a completion. Raises `InvalidRequestError`."""
-    request = validate(CompletionBody, select_parameters(body, CompletionBody, "completions"))
+    request = read_body(CompletionBody, body)
     check_stream_options(request.stream_options, is_streamed=request.stream)
     if request.prompt is None:
         raise InvalidRequestError("prompt is required", "prompt")

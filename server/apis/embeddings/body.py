@@ -1,15 +1,14 @@
 """The body of POST /v1/embeddings."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, WithJsonSchema
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.server.requests.bodies import PromptBody
-from orcinus.server.requests.parameters import select_parameters
+from orcinus.server.requests.bodies import PromptBody, read_body
+from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import MAX_TOKENS, prompts_schema
-from orcinus.server.requests.validation import validate
 
 MAX_INPUTS = 2048  # to be embedded
 
@@ -18,6 +17,9 @@ Input = Annotated[Any, WithJsonSchema(prompts_schema(MAX_INPUTS))]
 
 class EmbeddingBody(PromptBody):
     """POST /v1/embeddings."""
+
+    endpoint: ClassVar[Endpoint] = "embeddings"
+    needed: ClassVar[tuple[str, ...]] = ("input",)
 
     input: Input = Field(None, description="What to embed: a string, a list of strings, token ids, or lists of them.")
     encoding_format: Literal["float", "base64"] = Field(
@@ -31,7 +33,7 @@ class EmbeddingBody(PromptBody):
 
 def parse_embedding(body: Mapping[str, Any]) -> EmbeddingBody:
     """The body of a request for embeddings. Raises `InvalidRequestError`."""
-    request = validate(EmbeddingBody, select_parameters(body, EmbeddingBody, "embeddings"))
+    request = read_body(EmbeddingBody, body)
     if request.input is None:
         raise InvalidRequestError("input is required", "input")
     return request

@@ -13,6 +13,7 @@ import msgspec
 from pydantic_core import from_json
 
 from orcinus.engine.outputs import RequestOutput
+from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, constant, list_of, object_with
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.messages.body import parse_message_count, parse_messages
 from orcinus.server.apis.messages.input import CALL_ID_PREFIX, to_chat_body
@@ -25,6 +26,20 @@ from orcinus.server.requests.caller import ANONYMOUS, Caller
 _encode = msgspec.json.encode
 
 INVALID_JSON = "INVALID_JSON"  # the key that Anthropic's documentation suggests for arguments that are not JSON
+
+
+MESSAGE = AnswerSchema(
+    "Message",
+    object_with(
+        id=STRING,
+        type=constant("message"),
+        role=constant("assistant"),
+        content=list_of(object_with(type=STRING)),
+        stop_reason=STRING,
+        usage=object_with(input_tokens=INTEGER, output_tokens=INTEGER),
+    ),
+)
+MESSAGE_TOKENS = AnswerSchema("MessageTokens", object_with(input_tokens=INTEGER))
 
 
 async def start_message(

@@ -1,15 +1,15 @@
 """The body of POST /v1/messages and /v1/messages/count_tokens, Anthropic's Messages API."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, WithJsonSchema
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_STOP_STRINGS
 from orcinus.server.reading.tools.request import MAX_TOOLS
-from orcinus.server.requests.bodies import Body, SamplingBody
-from orcinus.server.requests.parameters import select_parameters
+from orcinus.server.requests.bodies import Body, SamplingBody, read_body
+from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import (
     MAX_MESSAGES,
     MAX_TEMPLATE_VARIABLES,
@@ -17,7 +17,6 @@ from orcinus.server.requests.schemas import (
     StopSequences,
     TokenCount,
 )
-from orcinus.server.requests.validation import validate
 
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 Texts = Annotated[Any, WithJsonSchema(_TEXTS_SCHEMA)]
@@ -61,6 +60,9 @@ class OutputConfig(Body):
 class MessagesBody(SamplingBody):
     """POST /v1/messages, and /v1/messages/count_tokens, where of these only `messages` is needed."""
 
+    endpoint: ClassVar[Endpoint] = "messages"
+    needed: ClassVar[tuple[str, ...]] = ("messages",)
+
     messages: Turns = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
     system: Texts = Field(None, description="What comes before the conversation: a string, or blocks of text.")
     max_tokens: int | None = Field(
@@ -93,7 +95,7 @@ def parse_messages(body: Mapping[str, Any]) -> MessagesBody:
 
 def parse_message_count(body: Mapping[str, Any]) -> MessagesBody:
     """The body of a message whose tokens are to be counted. Raises `InvalidRequestError`."""
-    request = validate(MessagesBody, select_parameters(body, MessagesBody, "messages"))
+    request = read_body(MessagesBody, body)
     if not request.messages:
         raise InvalidRequestError("messages must have at least one message, got none", "messages")
     if request.stop and request.stop_sequences:

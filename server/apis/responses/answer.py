@@ -7,9 +7,20 @@ A response is a chat completion in another form: `server.apis.responses.input` m
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from starlette.exceptions import HTTPException
 
 from orcinus.engine.outputs import RequestOutput
+from orcinus.server.apis.answer_schemas import (
+    NUMBER_OR_NULL,
+    OBJECT_OR_NULL,
+    STRING,
+    AnswerSchema,
+    constant,
+    list_of,
+    object_with,
+)
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import Usage
 from orcinus.server.apis.logprobs import chat_logprobs
@@ -36,6 +47,24 @@ async def start_response(
     with naming_parameters_of_responses():
         request = await prepare_chat(ctx, chat, f"resp_{uuid.uuid4().hex}", caller)
         return ResponseGeneration(ctx, asked, request, request.submit(ctx))
+
+
+RESPONSE = AnswerSchema(
+    "Response",
+    object_with(
+        id=STRING,
+        object=constant("response"),
+        status={"enum": ["completed", "incomplete", "failed"]},
+        output=list_of(object_with(type=STRING)),
+        usage=OBJECT_OR_NULL,
+        temperature=NUMBER_OR_NULL,
+    ),
+)
+
+
+def stored_response(ctx: ServingContext, response_id: str) -> NoReturn:
+    """Raise the 404 that is due to whoever asks for a response that was given before."""
+    raise HTTPException(404, f"no response {response_id[:100]!r}: responses are not stored here")
 
 
 class ResponseGeneration(SingleMessageGeneration):

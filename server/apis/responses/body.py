@@ -1,17 +1,16 @@
 """The body of POST /v1/responses."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, WithJsonSchema
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_LOGPROBS
 from orcinus.server.reading.tools.request import MAX_TOOLS
-from orcinus.server.requests.bodies import Body, SamplingBody, check_stream_options
-from orcinus.server.requests.parameters import select_parameters
+from orcinus.server.requests.bodies import Body, SamplingBody, check_stream_options, read_body
+from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import MAX_MESSAGES, MAX_TEMPLATE_VARIABLES, MAX_TOKENS
-from orcinus.server.requests.validation import validate
 
 MAX_METADATA = 16
 
@@ -73,6 +72,9 @@ class ReasoningOptions(Body):
 class ResponseBody(SamplingBody):
     """POST /v1/responses."""
 
+    endpoint: ClassVar[Endpoint] = "responses"
+    needed: ClassVar[tuple[str, ...]] = ("input",)
+
     input: ResponseInput = Field(None, description="The conversation: a string, or messages and what came of tools.")
     instructions: str | None = Field(None, description="A system message before the conversation.")
     max_output_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
@@ -111,7 +113,7 @@ class ResponseBody(SamplingBody):
 
 def parse_response(body: Mapping[str, Any]) -> ResponseBody:
     """The body of a response. Raises `InvalidRequestError`."""
-    request = validate(ResponseBody, select_parameters(body, ResponseBody, "responses"))
+    request = read_body(ResponseBody, body)
     check_stream_options(request.stream_options, is_streamed=request.stream)
     if request.input is None:
         raise InvalidRequestError("input is required", "input")

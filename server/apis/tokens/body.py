@@ -7,9 +7,8 @@ from pydantic import Field
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.reading.tools.request import MAX_TOOLS
-from orcinus.server.requests.bodies import Body
+from orcinus.server.requests.bodies import Body, read_body
 from orcinus.server.requests.schemas import MAX_MESSAGES, MAX_TEMPLATE_VARIABLES, Messages
-from orcinus.server.requests.validation import validate, without_nulls
 
 MAX_DETOKENIZE = 2**18
 
@@ -40,7 +39,7 @@ class DetokenizeBody(Body):
 
 def parse_tokenize(body: Mapping[str, Any]) -> TokenizeBody:
     """The body of /tokenize. Raises `InvalidRequestError`."""
-    request = validate(TokenizeBody, without_nulls(body))
+    request = read_body(TokenizeBody, body)
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequestError("give either prompt or messages", "prompt")
     return request
@@ -48,4 +47,4 @@ def parse_tokenize(body: Mapping[str, Any]) -> TokenizeBody:
 
 def parse_detokenize(body: Mapping[str, Any]) -> DetokenizeBody:
     """The body of /detokenize. Raises `InvalidRequestError`."""
-    return validate(DetokenizeBody, without_nulls(body))
+    return read_body(DetokenizeBody, body)
