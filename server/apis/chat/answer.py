@@ -20,8 +20,8 @@ from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import Choice, OpenAIGeneration
 from orcinus.server.apis.logprobs import chat_logprobs
 from orcinus.server.context import OutputStream, ServingContext
-from orcinus.server.reading.message import Message, read_pieces
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from orcinus.server.reading.whole_message import Message, read_pieces
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 _encode = msgspec.json.encode

@@ -17,7 +17,7 @@ from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, co
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.messages.body import parse_message_count, parse_messages
 from orcinus.server.apis.messages.input import CALL_ID_PREFIX, to_chat_body
-from orcinus.server.apis.single_message import SingleMessageGeneration, encode_event
+from orcinus.server.apis.single_choice import SingleChoiceGeneration, encode_event
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import anthropic_error_body
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
@@ -79,7 +79,7 @@ class _Block:
         return {**self.opening, self.kind: text}
 
 
-class MessageGeneration(SingleMessageGeneration):
+class MessageGeneration(SingleChoiceGeneration):
     """A message. A stream writes its blocks one after another, and ends each when something of another kind comes."""
 
     def __init__(self, ctx: ServingContext, request: ChatRequest, stream: OutputStream, *, is_streamed: bool) -> None:

@@ -27,7 +27,7 @@ from orcinus.server.apis.logprobs import chat_logprobs
 from orcinus.server.apis.responses.body import ResponseBody, TextOptions, parse_response
 from orcinus.server.apis.responses.input import naming_parameters_of_responses, to_chat_body
 from orcinus.server.apis.responses.output import Event, OutputItems
-from orcinus.server.apis.single_message import SingleMessageGeneration, encode_event
+from orcinus.server.apis.single_choice import SingleChoiceGeneration, encode_event
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import error_body
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallStart
@@ -67,7 +67,7 @@ def stored_response(ctx: ServingContext, response_id: str) -> NoReturn:
     raise HTTPException(404, f"no response {response_id[:100]!r}: responses are not stored here")
 
 
-class ResponseGeneration(SingleMessageGeneration):
+class ResponseGeneration(SingleChoiceGeneration):
     """A response. Its events are numbered, and end with one that holds the whole of it."""
 
     def __init__(self, ctx: ServingContext, asked: ResponseBody, request: ChatRequest, stream: OutputStream) -> None:
