@@ -24,7 +24,7 @@ from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import Grammar
 from orcinus.server.errors import DrainingError, ModelNotFoundError
 from orcinus.server.intake import Intake
-from orcinus.server.reading.message_reader import MessageFormat
+from orcinus.server.reading.message_format import MessageFormat
 
 
 class ServingTokenizer(Protocol):

@@ -5,113 +5,31 @@ ask for nothing), which headers count, which forms an answer has, and what every
 the model or several parameters together decide is a 400 that no schema can state.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from orcinus.server.apis.answer_schemas import STRING, STRING_OR_NULL, AnswerSchema, Schema, constant, object_with
 from orcinus.server.errors import MAX_RETRY_AFTER_S, speaks_anthropic
-from orcinus.server.operations import ENGINE_PATHS, PUBLIC_PATHS
-from orcinus.server.requests.bodies import MAX_TIMEOUT_S
+from orcinus.server.operations import BodyOperation, GenerationOperation, Operation, OperationTable, PageOperation
+from orcinus.server.requests.bodies import MAX_TIMEOUT_S, Body
 from orcinus.server.requests.caller import TIMEOUT_HEADER
 from orcinus.server.requests.parameters import IGNORED, REFUSED, Endpoint
 
-Schema = dict[str, Any]
-
 _REF = "#/components/schemas/{model}"
 
-_STRING: Schema = {"type": "string"}
-_INTEGER: Schema = {"type": "integer"}
-_NUMBER_OR_NULL: Schema = {"type": ["number", "null"]}
-_STRING_OR_NULL: Schema = {"type": ["string", "null"]}
-_OBJECT: Schema = {"type": "object"}
-_OBJECT_OR_NULL: Schema = {"type": ["object", "null"]}
-
-
-def _object(**properties: Schema) -> Schema:
-    """Which has these, and maybe others."""
-    return {"type": "object", "required": [*properties], "properties": properties}
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _constant(value: str) -> Schema:
-    return {"const": value}
-
-
-_ERROR = _object(error=_object(message=_STRING, type=_STRING, param=_STRING_OR_NULL, code=_STRING_OR_NULL))
-_ANTHROPIC_ERROR = _object(type=_constant("error"), error=_object(type=_STRING, message=_STRING))
-_USAGE = _object(prompt_tokens=_INTEGER, completion_tokens=_INTEGER, total_tokens=_INTEGER)
-_IDENTITY = {"id": _STRING, "created": _INTEGER, "model": _STRING, "system_fingerprint": _STRING, "usage": _USAGE}
-_CHOICE = {"index": _INTEGER, "logprobs": _OBJECT_OR_NULL, "finish_reason": _STRING}
-_REPLY = _object(role=_constant("assistant"), content=_STRING_OR_NULL, refusal=_STRING_OR_NULL)
-
-# What the operations answer with, by the name that `describe_body` gives.
-ANSWERS: Mapping[str, Schema] = {
-    "Completion": _object(
-        object=_constant("text_completion"), choices=_list(_object(text=_STRING, **_CHOICE)), **_IDENTITY
+_ERRORS = (
+    AnswerSchema(
+        "Error",
+        object_with(error=object_with(message=STRING, type=STRING, param=STRING_OR_NULL, code=STRING_OR_NULL)),
     ),
-    "ChatCompletion": _object(
-        object=_constant("chat.completion"), choices=_list(_object(message=_REPLY, **_CHOICE)), **_IDENTITY
-    ),
-    "Response": _object(
-        id=_STRING,
-        object=_constant("response"),
-        status={"enum": ["completed", "incomplete", "failed"]},
-        output=_list(_object(type=_STRING)),
-        usage=_OBJECT_OR_NULL,
-        temperature=_NUMBER_OR_NULL,
-    ),
-    "Message": _object(
-        id=_STRING,
-        type=_constant("message"),
-        role=_constant("assistant"),
-        content=_list(_object(type=_STRING)),
-        stop_reason=_STRING,
-        usage=_object(input_tokens=_INTEGER, output_tokens=_INTEGER),
-    ),
-    "MessageTokens": _object(input_tokens=_INTEGER),
-    "Embeddings": _object(
-        object=_constant("list"),
-        data=_list(
-            _object(
-                object=_constant("embedding"),
-                index=_INTEGER,
-                embedding={"anyOf": [_list({"type": "number"}), _STRING]},
-            )
-        ),
-        model=_STRING,
-        usage=_object(prompt_tokens=_INTEGER, total_tokens=_INTEGER),
-    ),
-    "Tokens": _object(count=_INTEGER, max_model_len=_INTEGER, tokens=_list(_INTEGER)),
-    "Text": _object(prompt=_STRING),
-    "Error": _ERROR,
-    "AnthropicError": _ANTHROPIC_ERROR,
-}
-
-# What a body cannot be without, and by which name its other parameters are decided (`server.requests.parameters`).
-_NEEDED: Mapping[str, Sequence[str]] = {
-    "CompletionBody": ["prompt"],
-    "ChatBody": ["messages"],
-    "ResponseBody": ["input"],
-    "MessagesBody": ["messages"],
-    "EmbeddingBody": ["input"],
-    "DetokenizeBody": ["tokens"],
-}
-_ENDPOINTS: Mapping[str, Endpoint] = {
-    "CompletionBody": "completions",
-    "ChatBody": "chat",
-    "ResponseBody": "responses",
-    "MessagesBody": "messages",
-    "EmbeddingBody": "embeddings",
-}
+    AnswerSchema("AnthropicError", object_with(type=constant("error"), error=object_with(type=STRING, message=STRING))),
+)
 _ASKING_NOTHING: Sequence[Any] = (False, 0, 1, "", "none", "auto", [], ["text"], {})
-
 
 # What else an operation may answer.
 _ANY: Mapping[int, str] = {
@@ -137,7 +55,7 @@ _REQUEST_ID: Schema = {
     "name": "x-request-id",
     "in": "header",
     "description": "What the answer and the log call the request, if it is 1 to 128 letters, digits and ._:/+=@-",
-    "schema": _STRING,
+    "schema": STRING,
 }
 _TIMEOUT: Schema = {
     "name": TIMEOUT_HEADER,
@@ -151,62 +69,89 @@ _KEYS: Mapping[str, Schema] = {
 }
 
 
-def describe_body(model: type[BaseModel], answer: str, *, is_streamed: bool = False) -> dict[str, Any]:
-    """What a route that parses `model` itself adds to its entry; `answer` is of `ANSWERS`."""
-    content = {"application/json": {"schema": _reference(answer)}}
-    if is_streamed:
-        content["text/event-stream"] = {"schema": _STRING}
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(model.__name__)}}},
-        "responses": {"200": {"description": "The answer", "content": content}},
-    }
+def describe_operation(operation: Operation) -> dict[str, Any]:
+    """Return what the table knows of an operation and its route does not: its body and its answer."""
+    match operation:
+        case GenerationOperation():
+            return _describe_body(operation.body, operation.answer, is_streamed=operation.is_streamed)
+        case BodyOperation():
+            return _describe_body(operation.body, operation.answer, is_streamed=False)
+        case PageOperation():
+            return {"responses": _describe_answer(dict.fromkeys(operation.media_types, STRING))}
+        case _:
+            return {"responses": {"200": {"content": {"application/json": {"schema": {}}}}}}
 
 
-def describe_text(*media_types: str) -> dict[str, Any]:
-    """What a route adds that answers with text of one of these types."""
-    content = {media_type: {"schema": _STRING} for media_type in media_types}
-    return {"responses": {"200": {"description": "The answer", "content": content}}}
-
-
-def install_schemas(app: FastAPI, models: Sequence[type[BaseModel]], *, is_key_needed: bool) -> None:
-    """Make `app.openapi` include the schemas of these bodies. The document is made when first asked for."""
+def install_document(app: FastAPI, operations: OperationTable, *, is_key_needed: bool) -> None:
+    """Make `app.openapi` give the document of these operations. It is made when first asked for."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _build(app, models, is_key_needed)
+            app.openapi_schema = _build(app, operations, is_key_needed)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _build(app: FastAPI, models: Sequence[type[BaseModel]], is_key_needed: bool) -> dict[str, Any]:
+def _describe_body(body: type[Body], answer: AnswerSchema, *, is_streamed: bool) -> dict[str, Any]:
+    content = {"application/json": _reference(answer.name), **({"text/event-stream": STRING} if is_streamed else {})}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(body.__name__)}}},
+        "responses": _describe_answer(content),
+    }
+
+
+def _describe_answer(schemas: Mapping[str, Schema]) -> dict[str, Any]:
+    """An answer of one of these media types."""
+    content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
+    return {"200": {"description": "The answer", "content": content}}
+
+
+def _build(app: FastAPI, operations: OperationTable, is_key_needed: bool) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
-    bodies = {name: _with_decisions(name, schema) for name, schema in definitions["$defs"].items()}
-    document["components"] = {"schemas": {**bodies, **ANSWERS}}
+    document["components"] = {"schemas": {**_body_schemas(operations.bodies), **_answer_schemas(operations)}}
     if is_key_needed:
         document["components"]["securitySchemes"] = _KEYS
-    for path, methods in document["paths"].items():
-        for operation in methods.values():
-            _complete(operation, path, is_guarded=is_key_needed and path not in PUBLIC_PATHS)
+    for operation in operations:
+        if operation.is_documented:
+            for described in document["paths"][operation.shown_path].values():
+                _complete(described, operation, is_guarded=is_key_needed and operation.is_guarded)
     return document
 
 
-def _complete(operation: dict[str, Any], path: str, *, is_guarded: bool) -> None:
-    """Add what the routes do not say themselves: headers, keys and errors."""
-    headers = [_REQUEST_ID, _TIMEOUT] if path in ENGINE_PATHS else [_REQUEST_ID]
-    operation["parameters"] = [*operation.get("parameters", []), *headers]
+def _body_schemas(bodies: Sequence[type[Body]]) -> dict[str, Schema]:
+    """The schemas of bodies and of their parts, by name."""
+    _, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
+    kinds = {body.__name__: body for body in bodies}
+    return {name: _with_decisions(kinds.get(name, Body), schema) for name, schema in definitions["$defs"].items()}
+
+
+def _answer_schemas(operations: OperationTable) -> dict[str, Schema]:
+    answers = [row.answer for row in operations if isinstance(row, (GenerationOperation, BodyOperation))]
+    return {answer.name: answer.schema for answer in (*answers, *_ERRORS)}
+
+
+def _complete(described: dict[str, Any], operation: Operation, *, is_guarded: bool) -> None:
+    """Add what holds for all operations: path parameters, headers, keys and errors."""
+    names = re.findall(r"{(\w+)}", operation.shown_path)
+    headers = [_REQUEST_ID, _TIMEOUT] if operation.needs_room else [_REQUEST_ID]
+    described["parameters"] = [*map(_path_parameter, names), *headers]
     if is_guarded:
-        operation["security"] = [{name: []} for name in _KEYS]
-    operation["responses"].pop("422", None)  # FastAPI's own, which is never sent
-    has_body = "requestBody" in operation
+        described["security"] = [{name: []} for name in _KEYS]
+    has_body = "requestBody" in described
     statuses = {
         **_ANY,
         **(_GUARDED if is_guarded else {}),
-        **(_NAMING_A_MODEL if has_body or "{model}" in path else {}),
+        **(_NAMING_A_MODEL if has_body or "model" in names else {}),
         **(_WITH_BODY if has_body else {}),
     }
-    operation["responses"] |= {str(status): _error(status, statuses[status], path) for status in sorted(statuses)}
+    described["responses"] |= {
+        str(status): _error(status, statuses[status], operation.path) for status in sorted(statuses)
+    }
+
+
+def _path_parameter(name: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": {**STRING, "title": name.title()}}
 
 
 def _error(status: int, description: str, path: str) -> dict[str, Any]:
@@ -219,14 +164,14 @@ def _reference(name: str) -> Schema:
     return {"$ref": _REF.format(model=name)}
 
 
-def _with_decisions(name: str, schema: Schema) -> Schema:
+def _with_decisions(kind: type[Body], schema: Schema) -> Schema:
     """The schema of a body or a part of one, with what pydantic is not asked about."""
-    needed = _NEEDED.get(name, schema.get("required", []))
+    needed = kind.needed or schema.get("required", [])
     properties = {
         field: field_schema if field in needed else _or_null(field_schema)
         for field, field_schema in schema.get("properties", {}).items()
     }
-    undecided = {field: rule for field, rule in _other_parameters(name).items() if field not in properties}
+    undecided = {field: rule for field, rule in _other_parameters(kind.endpoint).items() if field not in properties}
     unknown = {"type": "null"}  # equals absent, whatever its name
     return {
         **schema,
@@ -249,9 +194,8 @@ def _or_null(schema: Schema) -> Schema:
     return {**schema, "type": [schema["type"], "null"]} if "type" in schema else schema
 
 
-def _other_parameters(name: str) -> dict[str, Schema]:
+def _other_parameters(endpoint: Endpoint | None) -> dict[str, Schema]:
     """Those that are ignored, and those that are refused unless they ask for nothing."""
-    endpoint = _ENDPOINTS.get(name)
     others: dict[str, Schema] = {
         field: {"description": f"Accepted and ignored: {ignored.why}."}
         for field, ignored in IGNORED.items()

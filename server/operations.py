@@ -1,6 +1,270 @@
-"""Which paths there are: what needs no key, and what takes a place in the engine."""
+"""The table of endpoints: for each its path and methods, what answers it, its body, its answer, and who may ask for it.
 
-PUBLIC_PATHS = frozenset({"/live", "/ready", "/health", "/metrics"})
+Everything that has to know which endpoints there are reads this table: the routes, the layers in front of them, the
+metrics, the OpenAPI document, `orcinus generate` and the reference of parameters. To add an endpoint is to add its
+package in `server.apis` and its row here. Knows what starts the work, and nothing of bytes and layers.
+"""
 
-ENGINE_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"})
-"""Whose requests take a place in the engine."""
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import compile_path
+
+from orcinus.server.apis.answer_schemas import AnswerSchema
+from orcinus.server.apis.chat.answer import CHAT_COMPLETION, start_chat_completion
+from orcinus.server.apis.chat.body import ChatBody
+from orcinus.server.apis.completions.answer import COMPLETION, start_completion
+from orcinus.server.apis.completions.body import CompletionBody
+from orcinus.server.apis.embeddings.answer import EMBEDDINGS, start_embeddings
+from orcinus.server.apis.embeddings.body import EmbeddingBody
+from orcinus.server.apis.generation import Generation
+from orcinus.server.apis.messages.answer import MESSAGE, MESSAGE_TOKENS, count_tokens, start_message
+from orcinus.server.apis.messages.body import MessagesBody
+from orcinus.server.apis.models.answer import list_models, retrieve_model
+from orcinus.server.apis.responses.answer import RESPONSE, start_response, stored_response
+from orcinus.server.apis.responses.body import ResponseBody
+from orcinus.server.apis.status.answer import exposition, first_page, live, ready, version
+from orcinus.server.apis.tokens.answer import TEXT, TOKENS, detokenize, tokenize
+from orcinus.server.apis.tokens.body import DetokenizeBody, TokenizeBody
+from orcinus.server.context import ServingContext
+from orcinus.server.requests.bodies import Body
+from orcinus.server.requests.caller import Caller
+
+OTHER = "other"  # what the metrics call all paths that are not in the table
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A row of the table; each kind of operation says how its requests are answered.
+
+    `path` is written as starlette does (`{model:path}` takes slashes). `name` is what its `operationId` in the OpenAPI
+    document begins with; `tag` and `summary` are shown there, if `is_documented`. `is_guarded` operations need a key
+    where the server has keys. `label` is what the metrics call it, "" for its path.
+    """
+
+    path: str
+    _: KW_ONLY
+    name: str
+    tag: str = ""
+    summary: str | None = None
+    methods: tuple[str, ...] = ("GET",)
+    is_documented: bool = True
+    is_guarded: bool = True
+    label: str = ""
+
+    @property
+    def needs_room(self) -> bool:
+        """Whether a request takes a place in the engine, and is refused before it is read where there is none."""
+        return False
+
+    @property
+    def shown_path(self) -> str:
+        """The path as the OpenAPI document has it."""
+        return self.path.replace(":path}", "}")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOperation(Operation):
+    """An operation whose requests run in the engine: `start` admits one, and its answer is one object or a stream."""
+
+    _: KW_ONLY
+    start: Callable[[ServingContext, Mapping[str, Any], Caller], Awaitable[Generation]]
+    body: type[Body]
+    answer: AnswerSchema
+    is_streamed: bool = True
+    methods: tuple[str, ...] = ("POST",)
+
+    @property
+    def needs_room(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class BodyOperation(Operation):
+    """An operation that `work` answers, with a JSON object made of the body, without a place in the engine."""
+
+    _: KW_ONLY
+    work: Callable[[ServingContext, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+    body: type[Body]
+    answer: AnswerSchema
+    methods: tuple[str, ...] = ("POST",)
+
+
+@dataclass(frozen=True, slots=True)
+class LookupOperation(Operation):
+    """An operation without a body that `look_up` answers, with a JSON object.
+
+    It is called with the context and the parameters of the path, by name.
+    """
+
+    _: KW_ONLY
+    look_up: Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class PageOperation(Operation):
+    """An operation without a body whose answer is a text of one of `media_types`, made by `respond`."""
+
+    _: KW_ONLY
+    respond: Callable[[Request], Response]
+    media_types: tuple[str, ...]
+
+
+class OperationTable:
+    """Operations, in the order of the OpenAPI document, to be looked up by the path of a request.
+
+    No row may stand in the way of a later one, so that for a path all who read the table find the row that is routed.
+    """
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self._operations = tuple(operations)
+        self._by_path = {operation.path: operation for operation in self._operations}
+        self._patterns = [(compile_path(row.path)[0], row) for row in self._operations if "{" in row.path]
+        assert len(self._by_path) == len(self._operations), "a path has one row"
+        assert all(self._find(row.path) in (None, row) for row in self._operations), "a row is hidden by another"
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self._operations)
+
+    def at(self, path: str) -> Operation | None:
+        """Return the operation that a request for this path is about, whatever its method."""
+        return self._by_path.get(path) or self._find(path)
+
+    def is_public(self, path: str) -> bool:
+        """Return whether a request for this path needs no key. One for a path that does not exist needs one."""
+        operation = self.at(path)
+        return operation is not None and not operation.is_guarded
+
+    def needs_room(self, path: str, method: str) -> bool:
+        """Return whether such a request takes a place in the engine."""
+        operation = self.at(path)
+        return operation is not None and operation.needs_room and method in operation.methods
+
+    def label(self, path: str) -> str:
+        """Return what the metrics call requests for this path: one of a fixed set, whatever a client asks for."""
+        operation = self.at(path)
+        return OTHER if operation is None else operation.label or operation.shown_path
+
+    @property
+    def bodies(self) -> tuple[type[Body], ...]:
+        """The bodies of all operations, each once."""
+        kinds = (row.body for row in self._operations if isinstance(row, (GenerationOperation, BodyOperation)))
+        return tuple(dict.fromkeys(kinds))
+
+    def _find(self, path: str) -> Operation | None:
+        return next((row for pattern, row in self._patterns if pattern.match(path)), None)
+
+
+OPERATIONS = OperationTable(
+    [
+        PageOperation("/", name="first_page", respond=first_page, media_types=("text/html",), is_documented=False),
+        LookupOperation(
+            "/live",
+            name="live",
+            tag="operations",
+            summary="Whether the process answers",
+            look_up=live,
+            methods=("GET", "HEAD"),
+            is_guarded=False,
+        ),
+        LookupOperation(
+            "/ready",
+            name="ready",
+            tag="operations",
+            summary="Whether new requests are taken",
+            look_up=ready,
+            methods=("GET", "HEAD"),
+            is_guarded=False,
+        ),
+        LookupOperation(
+            "/health",
+            name="ready",
+            tag="operations",
+            summary="Whether new requests are taken",
+            look_up=ready,
+            methods=("GET", "HEAD"),
+            is_guarded=False,
+        ),
+        LookupOperation(
+            "/version", name="version", tag="operations", summary="The version of the server", look_up=version
+        ),
+        PageOperation(
+            "/metrics",
+            name="exposition",
+            tag="operations",
+            summary="Metrics for Prometheus",
+            respond=exposition,
+            media_types=("text/plain", "application/openmetrics-text"),
+            is_guarded=False,
+        ),
+        LookupOperation(
+            "/v1/models", name="list_models", tag="models", summary="The names that are served", look_up=list_models
+        ),
+        LookupOperation(
+            "/v1/models/{model:path}",
+            name="retrieve_model",
+            tag="models",
+            summary="One of them",
+            look_up=retrieve_model,
+        ),
+        GenerationOperation(
+            "/v1/completions",
+            name="completions",
+            tag="generation",
+            start=start_completion,
+            body=CompletionBody,
+            answer=COMPLETION,
+        ),
+        GenerationOperation(
+            "/v1/chat/completions",
+            name="chat_completions",
+            tag="generation",
+            start=start_chat_completion,
+            body=ChatBody,
+            answer=CHAT_COMPLETION,
+        ),
+        GenerationOperation(
+            "/v1/responses",
+            name="responses",
+            tag="generation",
+            start=start_response,
+            body=ResponseBody,
+            answer=RESPONSE,
+        ),
+        LookupOperation(
+            "/v1/responses/{response_id:path}",
+            name="stored_response",
+            look_up=stored_response,
+            methods=("GET", "DELETE"),
+            is_documented=False,
+            label=OTHER,
+        ),
+        GenerationOperation(
+            "/v1/messages", name="messages", tag="generation", start=start_message, body=MessagesBody, answer=MESSAGE
+        ),
+        BodyOperation(
+            "/v1/messages/count_tokens",
+            name="message_tokens",
+            tag="tokens",
+            work=count_tokens,
+            body=MessagesBody,
+            answer=MESSAGE_TOKENS,
+        ),
+        GenerationOperation(
+            "/v1/embeddings",
+            name="embeddings",
+            tag="embeddings",
+            start=start_embeddings,
+            body=EmbeddingBody,
+            answer=EMBEDDINGS,
+            is_streamed=False,
+        ),
+        BodyOperation("/tokenize", name="tokenize", tag="tokens", work=tokenize, body=TokenizeBody, answer=TOKENS),
+        BodyOperation(
+            "/detokenize", name="detokenize", tag="tokens", work=detokenize, body=DetokenizeBody, answer=TEXT
+        ),
+    ]
+)

@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_origin
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from orcinus.config.arguments import Parser
 from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
 from orcinus.config.values import describe_allowed, format_default, group_of, value_kind
 from orcinus.server.metrics import METRICS
-from orcinus.server.requests.bodies import ChatBody, CompletionBody, EmbeddingBody, MessagesBody, ResponseBody
-from orcinus.server.requests.parameters import Endpoint, parameter_table
+from orcinus.server.operations import OPERATIONS
+from orcinus.server.requests.parameters import parameter_table
 
 
 def settings_table() -> str:
@@ -50,13 +49,7 @@ def metrics_table() -> str:
 
 def parameters_table() -> str:
     """All request parameters that have a decision, the unsupported ones included."""
-    endpoints: Mapping[Endpoint, type[BaseModel]] = {
-        "completions": CompletionBody,
-        "chat": ChatBody,
-        "responses": ResponseBody,
-        "messages": MessagesBody,
-        "embeddings": EmbeddingBody,
-    }
+    endpoints = {body.endpoint: body for body in OPERATIONS.bodies if body.endpoint is not None}
     rows = [(f"`{row.name}`", row.support, ", ".join(row.endpoints), row.note) for row in parameter_table(endpoints)]
     return table(("Parameter", "Support", "Endpoints", "Note"), rows)
 

@@ -13,10 +13,10 @@ import msgspec
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
+from orcinus.server.apis.chat.body import ChatBody
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.reading.message_reader import MessageReader
 from orcinus.server.reading.tools.request import ToolUse, read_tool_use
-from orcinus.server.requests.bodies import ChatBody
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.prompts import encode_chat
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep

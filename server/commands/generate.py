@@ -30,10 +30,8 @@ from orcinus.engine.platform.device import limit_spinning
 from orcinus.server.process.logs import configure_logging
 
 if TYPE_CHECKING:
-    from orcinus.server.apis.generation import Generation
     from orcinus.server.context import ServingContext, ServingEngine
-
-    Start = Callable[[ServingContext, Mapping[str, Any]], Awaitable[Generation]]
+    from orcinus.server.operations import GenerationOperation
 
 _DESCRIPTION = """\
 Answer a file of requests with the engine, without a server. Each line of FILE is one request, as in a batch file
@@ -239,24 +237,26 @@ def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
 
 
 def _answers(engine: "ServingEngine", settings: Settings) -> dict[str, Answer]:
-    from orcinus.server.apis.chat.answer import start_chat_completion
-    from orcinus.server.apis.completions.answer import start_completion
-    from orcinus.server.apis.embeddings.answer import start_embeddings
-    from orcinus.server.apis.responses.answer import start_response
+    """What answers the bodies of each url."""
     from orcinus.server.context import ServingContext
 
     context = ServingContext(engine, settings)
-    starts: dict[str, Start] = {
-        "/v1/chat/completions": start_chat_completion,
-        "/v1/completions": start_completion,
-        "/v1/embeddings": start_embeddings,
-        "/v1/responses": start_response,
-    }
-    return {url: partial(_answer, start, context) for url, start in starts.items()}
+    return {operation.path: partial(_answer, operation, context) for operation in batch_operations()}
 
 
-async def _answer(start: "Start", context: "ServingContext", body: dict[str, Any]) -> dict[str, Any]:
-    return await (await start(context, body)).whole()
+def batch_operations() -> "list[GenerationOperation]":
+    """Return what a line may ask for: what generates in OpenAI's API, whose form the file has, by path."""
+    from orcinus.server.errors import speaks_anthropic
+    from orcinus.server.operations import OPERATIONS, GenerationOperation
+
+    rows = [row for row in OPERATIONS if isinstance(row, GenerationOperation) and not speaks_anthropic(row.path)]
+    return sorted(rows, key=lambda row: row.path)
+
+
+async def _answer(operation: "GenerationOperation", context: "ServingContext", body: dict[str, Any]) -> dict[str, Any]:
+    from orcinus.server.requests.caller import ANONYMOUS
+
+    return await (await operation.start(context, body, ANONYMOUS)).whole()
 
 
 async def _respond(answer: Answer, body: dict[str, Any]) -> dict[str, Any]:

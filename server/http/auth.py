@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orcinus.config.settings import Settings
 from orcinus.server.errors import AuthenticationError
 from orcinus.server.http.answers import send_error
-from orcinus.server.operations import PUBLIC_PATHS
+from orcinus.server.operations import OperationTable
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +78,18 @@ class KeyRing:
 
 
 class AuthMiddleware:
-    """Answers 401 to every HTTP request without a valid key, except on the probes and /metrics.
+    """Answers 401 to every HTTP request without a valid key, except for the operations that need none.
 
     Leaves the client's name in the state of what it lets pass.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, operations: OperationTable) -> None:
         self._app = app
         self._keys = keys
+        self._operations = operations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._keys.is_needed and scope["path"] not in PUBLIC_PATHS:
+        if scope["type"] == "http" and self._keys.is_needed and not self._operations.is_public(scope["path"]):
             try:
                 keys = _header(scope, b"authorization"), _header(scope, b"x-api-key")
                 scope["state"]["client"] = self._keys.check(*keys)

@@ -33,23 +33,6 @@ MAX_LINGER_BYTES = 64 * 2**20
 MAX_UNREAD_BYTES = 64 * 1024  # of a body: so much is read on after an answer, to keep the connection
 
 _OTHER_FILES = 128  # that the process has open besides connections
-_HOOKS = (
-    "connection_made",
-    "connection_lost",
-    "data_received",
-    "pause_writing",
-    "resume_writing",
-    "on_message_begin",
-    "on_url",
-    "on_header",
-    "on_headers_complete",
-    "on_body",
-    "on_message_complete",
-    "on_response_complete",
-    "send_400_response",
-    "timeout_keep_alive_handler",
-)
-assert all(callable(getattr(HttpToolsProtocol, name, None)) for name in _HOOKS), "uvicorn has changed its protocol"
 
 
 def bounded_protocol(max_connections: int) -> Any:

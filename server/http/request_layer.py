@@ -16,7 +16,7 @@ from orcinus.server.errors import speaks_anthropic
 from orcinus.server.http.answers import send_error
 from orcinus.server.http.body import BodyReader
 from orcinus.server.metrics import Metrics
-from orcinus.server.operations import PUBLIC_PATHS
+from orcinus.server.operations import OTHER, OperationTable
 
 logger = logging.getLogger("orcinus.server.access")
 
@@ -29,13 +29,21 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class RequestMiddleware:
-    """`routes` are the paths that the app has; all others count as one in the metrics."""
+    """Stands around everything. `documents` are the paths that the app has besides its operations."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], bodies: BodyReader) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        operations: OperationTable,
+        documents: frozenset[str],
+        bodies: BodyReader,
+    ) -> None:
         self._app = app
         self._bodies = bodies
         self._metrics = metrics
-        self._routes = routes
+        self._operations = operations
+        self._documents = documents
         self._refusals = _Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,16 +63,14 @@ class RequestMiddleware:
             self._bodies.release(scope)
             route, method = self._labels(scope)
             self._metrics.on_http_end(route, method, exchange.status)
-            exchange.log()
+            exchange.log(is_quiet=exchange.status == TOO_MANY or self._operations.is_public(scope["path"]))
             if exchange.status == TOO_MANY:
                 self._refusals.count()
 
     def _labels(self, scope: Scope) -> tuple[str, str]:
         path = scope["path"]
-        if path.startswith("/v1/models/"):
-            path = "/v1/models/{model}"
-        route = path if path in self._routes else "other"
-        return route, scope["method"] if scope["method"] in _METHODS else "other"
+        route = path if path in self._documents else self._operations.label(path)
+        return route, scope["method"] if scope["method"] in _METHODS else OTHER
 
 
 class _Refusals:
@@ -110,8 +116,8 @@ class _Exchange:
         if self.status == CLIENT_LEFT:
             await send_error(RuntimeError(), self._scope, self.send)
 
-    def log(self) -> None:
-        level = logging.DEBUG if self.status == TOO_MANY or self._scope["path"] in PUBLIC_PATHS else logging.INFO
+    def log(self, *, is_quiet: bool) -> None:
+        level = logging.DEBUG if is_quiet else logging.INFO
         if not logger.isEnabledFor(level):
             return
         logger.log(

@@ -9,19 +9,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orcinus.engine.errors import QueueFullError, QuotaError
 from orcinus.server.context import ServingContext
 from orcinus.server.http.answers import send_error
-from orcinus.server.operations import ENGINE_PATHS
+from orcinus.server.operations import OperationTable
 from orcinus.server.requests.caller import client_of
 
 
 class RoomMiddleware:
     """Stands behind the layer that knows the client, and answers 429 where there is no room."""
 
-    def __init__(self, app: ASGIApp, context: ServingContext) -> None:
+    def __init__(self, app: ASGIApp, context: ServingContext, operations: OperationTable) -> None:
         self._app = app
         self._context = context
+        self._operations = operations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in ENGINE_PATHS and scope["method"] == "POST":
+        if scope["type"] == "http" and self._operations.needs_room(scope["path"], scope["method"]):
             try:
                 self._context.check_room(client_of(scope))
             except (QueueFullError, QuotaError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.context import ServingEngine, ServingTokenizer
 from orcinus.server.errors import shown
-from orcinus.server.requests.bodies import MAX_PROMPTS
+from orcinus.server.requests.schemas import MAX_PROMPTS
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 

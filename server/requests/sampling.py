@@ -9,9 +9,12 @@ from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar, SamplingParams
 from orcinus.server.context import ServingContext, ServingEngine
 from orcinus.server.errors import shown
-from orcinus.server.requests.bodies import MAX_BAD_WORD_CHARS, MAX_CHOICES, GenerationBody, PromptBody
+from orcinus.server.requests.bodies import GenerationBody, PromptBody
 from orcinus.server.requests.caller import Caller
 from orcinus.server.requests.prompts import EncodedPrompt
+from orcinus.server.requests.schemas import MAX_BAD_WORD_CHARS
+
+MAX_CHOICES = 1024  # prompts x n
 
 _WITH_MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 

@@ -12,7 +12,8 @@ import msgspec
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
 from orcinus.server.errors import shown
-from orcinus.server.requests.bodies import MAX_CHOICE_STRINGS, GenerationBody
+from orcinus.server.requests.bodies import GenerationBody
+from orcinus.server.requests.schemas import MAX_CHOICE_STRINGS
 
 _FORMATS = ("text", "json_object", "json_schema")
 

@@ -6,13 +6,22 @@ from typing import Any
 import msgspec
 
 from orcinus.engine.outputs import RequestOutput
+from orcinus.server.apis.answer_schemas import (
+    CHOICE,
+    IDENTITY,
+    STRING_OR_NULL,
+    AnswerSchema,
+    constant,
+    list_of,
+    object_with,
+)
+from orcinus.server.apis.chat.body import ChatBody, parse_chat
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import Choice, OpenAIGeneration
 from orcinus.server.apis.logprobs import chat_logprobs
 from orcinus.server.context import OutputStream, ServingContext
-from orcinus.server.reading.message import Message, read_pieces
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from orcinus.server.requests.bodies import ChatBody, parse_chat
+from orcinus.server.reading.whole_message import Message, read_pieces
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 _encode = msgspec.json.encode
@@ -28,6 +37,13 @@ async def start_chat_completion(
     """
     request = await prepare_chat(ctx, parse_chat(body), ChatGeneration.new_id(), caller)
     return ChatGeneration(ctx, request, request.submit(ctx))
+
+
+_REPLY = object_with(role=constant("assistant"), content=STRING_OR_NULL, refusal=STRING_OR_NULL)
+CHAT_COMPLETION = AnswerSchema(
+    "ChatCompletion",
+    object_with(object=constant("chat.completion"), choices=list_of(object_with(message=_REPLY, **CHOICE)), **IDENTITY),
+)
 
 
 class ChatGeneration(OpenAIGeneration):

@@ -7,10 +7,11 @@ import msgspec
 
 from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest
+from orcinus.server.apis.answer_schemas import CHOICE, IDENTITY, STRING, AnswerSchema, constant, list_of, object_with
+from orcinus.server.apis.completions.body import CompletionBody, parse_completion
 from orcinus.server.apis.generation import Choice, OpenAIGeneration
 from orcinus.server.apis.logprobs import TextLogprobs
 from orcinus.server.context import OutputStream, ServingContext
-from orcinus.server.requests.bodies import CompletionBody, parse_completion
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
@@ -64,6 +65,12 @@ def _num_prompt_logprobs(body: CompletionBody) -> int | None:
     """`echo` with `logprobs` needs those of the prompt, whether or not `prompt_logprobs` is asked for."""
     asked = [body.prompt_logprobs, body.logprobs if body.echo else None]
     return max((number for number in asked if number is not None), default=None)
+
+
+COMPLETION = AnswerSchema(
+    "Completion",
+    object_with(object=constant("text_completion"), choices=list_of(object_with(text=STRING, **CHOICE)), **IDENTITY),
+)
 
 
 class CompletionGeneration(OpenAIGeneration):

@@ -20,9 +20,10 @@ import msgspec
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, constant, list_of, object_with
+from orcinus.server.apis.embeddings.body import MAX_INPUTS, EmbeddingBody, parse_embedding
 from orcinus.server.apis.generation import Generation
 from orcinus.server.context import OutputStream, ServingContext
-from orcinus.server.requests.bodies import MAX_INPUTS, EmbeddingBody, parse_embedding
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import tokens_to_keep
@@ -30,6 +31,23 @@ from orcinus.server.requests.sampling import tokens_to_keep
 _encode = msgspec.json.encode
 _OFF_LOOP_BYTES = 128 * 1024  # more than these are written in a thread: about a millisecond's work
 _BYTES_PER_NUMBER = 4
+
+
+EMBEDDINGS = AnswerSchema(
+    "Embeddings",
+    object_with(
+        object=constant("list"),
+        data=list_of(
+            object_with(
+                object=constant("embedding"),
+                index=INTEGER,
+                embedding={"anyOf": [list_of({"type": "number"}), STRING]},
+            )
+        ),
+        model=STRING,
+        usage=object_with(prompt_tokens=INTEGER, total_tokens=INTEGER),
+    ),
+)
 
 
 async def start_embeddings(

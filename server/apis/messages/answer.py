@@ -13,18 +13,33 @@ import msgspec
 from pydantic_core import from_json
 
 from orcinus.engine.outputs import RequestOutput
+from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, constant, list_of, object_with
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
+from orcinus.server.apis.messages.body import parse_message_count, parse_messages
 from orcinus.server.apis.messages.input import CALL_ID_PREFIX, to_chat_body
-from orcinus.server.apis.single_message import SingleMessageGeneration, encode_event
+from orcinus.server.apis.single_choice import SingleChoiceGeneration, encode_event
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import anthropic_error_body
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from orcinus.server.requests.bodies import parse_message_count, parse_messages
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 _encode = msgspec.json.encode
 
 INVALID_JSON = "INVALID_JSON"  # the key that Anthropic's documentation suggests for arguments that are not JSON
+
+
+MESSAGE = AnswerSchema(
+    "Message",
+    object_with(
+        id=STRING,
+        type=constant("message"),
+        role=constant("assistant"),
+        content=list_of(object_with(type=STRING)),
+        stop_reason=STRING,
+        usage=object_with(input_tokens=INTEGER, output_tokens=INTEGER),
+    ),
+)
+MESSAGE_TOKENS = AnswerSchema("MessageTokens", object_with(input_tokens=INTEGER))
 
 
 async def start_message(
@@ -64,7 +79,7 @@ class _Block:
         return {**self.opening, self.kind: text}
 
 
-class MessageGeneration(SingleMessageGeneration):
+class MessageGeneration(SingleChoiceGeneration):
     """A message. A stream writes its blocks one after another, and ends each when something of another kind comes."""
 
     def __init__(self, ctx: ServingContext, request: ChatRequest, stream: OutputStream, *, is_streamed: bool) -> None:

@@ -9,8 +9,10 @@ from itertools import groupby
 from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.apis.chat.body import ChatBody, parse_chat
+from orcinus.server.apis.messages.body import MessagesBody, ThinkingOptions
 from orcinus.server.errors import shown
-from orcinus.server.requests.bodies import ChatBody, MessagesBody, SamplingBody, ThinkingOptions, parse_chat
+from orcinus.server.requests.bodies import SamplingBody
 
 CALL_ID_PREFIX = "toolu_"
 

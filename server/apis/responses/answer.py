@@ -7,19 +7,30 @@ A response is a chat completion in another form: `server.apis.responses.input` m
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from starlette.exceptions import HTTPException
 
 from orcinus.engine.outputs import RequestOutput
+from orcinus.server.apis.answer_schemas import (
+    NUMBER_OR_NULL,
+    OBJECT_OR_NULL,
+    STRING,
+    AnswerSchema,
+    constant,
+    list_of,
+    object_with,
+)
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import Usage
 from orcinus.server.apis.logprobs import chat_logprobs
+from orcinus.server.apis.responses.body import ResponseBody, TextOptions, parse_response
 from orcinus.server.apis.responses.input import naming_parameters_of_responses, to_chat_body
 from orcinus.server.apis.responses.output import Event, OutputItems
-from orcinus.server.apis.single_message import SingleMessageGeneration, encode_event
+from orcinus.server.apis.single_choice import SingleChoiceGeneration, encode_event
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import error_body
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallStart
-from orcinus.server.requests.bodies import ResponseBody, TextOptions, parse_response
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 
@@ -38,7 +49,25 @@ async def start_response(
         return ResponseGeneration(ctx, asked, request, request.submit(ctx))
 
 
-class ResponseGeneration(SingleMessageGeneration):
+RESPONSE = AnswerSchema(
+    "Response",
+    object_with(
+        id=STRING,
+        object=constant("response"),
+        status={"enum": ["completed", "incomplete", "failed"]},
+        output=list_of(object_with(type=STRING)),
+        usage=OBJECT_OR_NULL,
+        temperature=NUMBER_OR_NULL,
+    ),
+)
+
+
+def stored_response(ctx: ServingContext, response_id: str) -> NoReturn:
+    """Raise the 404 that is due to whoever asks for a response that was given before."""
+    raise HTTPException(404, f"no response {response_id[:100]!r}: responses are not stored here")
+
+
+class ResponseGeneration(SingleChoiceGeneration):
     """A response. Its events are numbered, and end with one that holds the whole of it."""
 
     def __init__(self, ctx: ServingContext, asked: ResponseBody, request: ChatRequest, stream: OutputStream) -> None:

@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.apis.chat.body import ChatBody
+from orcinus.server.apis.responses.body import ResponseBody, TextFormat
 from orcinus.server.errors import shown
-from orcinus.server.requests.bodies import MAX_MESSAGES, ChatBody, ResponseBody, SamplingBody, TextFormat
+from orcinus.server.requests.bodies import SamplingBody
+from orcinus.server.requests.schemas import MAX_MESSAGES
 
 ROLES = ("user", "assistant", "system", "developer")
 

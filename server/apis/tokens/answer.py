@@ -6,12 +6,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, list_of, object_with
+from orcinus.server.apis.tokens.body import TokenizeBody, parse_detokenize, parse_tokenize
 from orcinus.server.context import ServingContext, ServingTokenizer
 from orcinus.server.reading.tools.request import read_tool_use
-from orcinus.server.requests.bodies import TokenizeBody, parse_detokenize, parse_tokenize
 from orcinus.server.requests.prompts import encode_chat
 
 _OFF_LOOP_TOKENS = 4096
+
+TOKENS = AnswerSchema("Tokens", object_with(count=INTEGER, max_model_len=INTEGER, tokens=list_of(INTEGER)))
+TEXT = AnswerSchema("Text", object_with(prompt=STRING))
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ import base64
 import math
 import struct
 
-from orcinus.server.requests.bodies import EmbeddingBody
+from orcinus.server.apis.embeddings.body import EmbeddingBody
 from orcinus.server.requests.parameters import parameter_table
 from tests.conformance.api import Api
 from tests.conformance.registry import row

@@ -12,7 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from orcinus.server.requests.bodies import ChatBody, CompletionBody, EmbeddingBody, MessagesBody, ResponseBody
+from orcinus.server.apis.chat.body import ChatBody
+from orcinus.server.apis.completions.body import CompletionBody
+from orcinus.server.apis.embeddings.body import EmbeddingBody
+from orcinus.server.apis.messages.body import MessagesBody
+from orcinus.server.apis.responses.body import ResponseBody
 from orcinus.server.requests.parameters import Endpoint, ParameterRow, parameter_table
 from tests.conformance.api import Api, talk
 from tests.conformance.registry import Check, Row

@@ -3,8 +3,10 @@
 import json
 from typing import Any
 
-from orcinus.server.requests.bodies import GENERATION_BODIES
-from orcinus.server.requests.parameters import parameter_table
+from orcinus.server.apis.chat.body import ChatBody
+from orcinus.server.apis.completions.body import CompletionBody
+from orcinus.server.requests.bodies import GenerationBody
+from orcinus.server.requests.parameters import Endpoint, parameter_table
 from tests.conformance.api import Api
 from tests.conformance.registry import row
 
@@ -14,6 +16,7 @@ EXTENSIONS = (
     *("continue_final_message", "chat_template_kwargs", "prompt_logprobs", "return_token_ids", "priority"),
     *("truncate_prompt_tokens", "cache_salt", "structured_outputs"),
 )
+GENERATION_BODIES: dict[Endpoint, type[GenerationBody]] = {"completions": CompletionBody, "chat": ChatBody}
 PATHS = ("/v1/completions", "/v1/chat/completions")
 
 

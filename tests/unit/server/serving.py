@@ -18,6 +18,7 @@ from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.supervision.transport import InProcessTransport
 from orcinus.server.app import create_app
+from orcinus.server.operations import OPERATIONS, OperationTable
 from orcinus.server.process.server import DrainingServer, listen
 from tests.unit.engine.fakes import CHAT_TEMPLATE, FakeExecutor, builds, fake_config, write_byte_tokenizer
 
@@ -111,6 +112,7 @@ async def serving(
     info: dict[str, Any] | None = None,
     is_ready: bool = True,
     template: str | None = CHAT_TEMPLATE,
+    operations: OperationTable = OPERATIONS,
     **settings: Any,
 ) -> AsyncIterator[Serving]:
     """`directory` is where the tokenizer goes, `info` what the engine says of itself."""
@@ -122,7 +124,7 @@ async def serving(
         transport_factory=lambda: InProcessTransport(build),
     )
     engine.start()
-    app = create_app(engine, chosen)
+    app = create_app(engine, chosen, operations)
     async with app.router.lifespan_context(app):
         if is_ready:
             await engine.wait_ready()

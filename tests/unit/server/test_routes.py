@@ -8,7 +8,7 @@ import httpx
 import pytest
 from openai.types import Model
 
-from orcinus.server.requests.bodies import CompletionBody
+from orcinus.server.apis.completions.body import CompletionBody
 from tests.unit.engine.fakes import END_OF_TEXT
 from tests.unit.server.serving import Serving, answer_of, error_of, serving, user
 

@@ -9,8 +9,8 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from orcinus.engine.sampling_params import Grammar
+from orcinus.server.apis.chat.body import parse_chat
 from orcinus.server.apis.chat_request import prepare_chat
-from orcinus.server.requests.bodies import parse_chat
 from tests.unit.engine.fakes import FakeExecutor, says
 from tests.unit.server.serving import Serving, answer_of, error_of, events_of, serving, user
 

@@ -20,7 +20,7 @@ from openai.types import CreateEmbeddingResponse
 
 from orcinus.engine.messages import StepPlan, StepResult
 from orcinus.server.apis.embeddings import answer as embeddings
-from orcinus.server.requests.bodies import EmbeddingBody, parse_embedding
+from orcinus.server.apis.embeddings.body import EmbeddingBody, parse_embedding
 from orcinus.server.requests.parameters import parameter_table
 from tests.unit.engine.fakes import EMBEDDING_SIZE, FakeExecutor, embedding
 from tests.unit.server.serving import Gate, Serving, answer_of, error_of, listening, serving, until

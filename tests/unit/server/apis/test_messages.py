@@ -18,11 +18,12 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.messages import StepPlan
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.server.apis.chat.body import parse_chat
 from orcinus.server.apis.chat_request import ChatRequest
 from orcinus.server.apis.messages.answer import MessageGeneration, read_input, start_message
+from orcinus.server.apis.messages.body import MessagesBody, parse_message_count, parse_messages
 from orcinus.server.apis.messages.input import to_chat_body
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from orcinus.server.requests.bodies import MessagesBody, parse_chat, parse_message_count, parse_messages
 from orcinus.server.requests.parameters import IGNORED, REFUSED
 from tests.message_events import named_events, put_together
 from tests.unit.engine.fakes import FakeExecutor, says

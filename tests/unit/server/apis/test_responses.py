@@ -21,10 +21,10 @@ from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import Grammar
 from orcinus.server.apis.responses.answer import ResponseGeneration, ThinkingCount, start_response
+from orcinus.server.apis.responses.body import ResponseBody
 from orcinus.server.apis.responses.input import read_input
 from orcinus.server.apis.responses.output import OutputItems
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from orcinus.server.requests.bodies import ResponseBody
 from orcinus.server.requests.parameters import parameter_table
 from tests.unit.engine.fakes import CHAT_TEMPLATE, FakeExecutor, alphabet, echoes, says
 from tests.unit.server.serving import Gate, Serving, answer_of, error_of, serving

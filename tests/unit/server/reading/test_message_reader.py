@@ -4,7 +4,8 @@ import pytest
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import Thinking
-from orcinus.server.reading.message_reader import MessageFormat, join_pieces
+from orcinus.server.reading.message_format import MessageFormat
+from orcinus.server.reading.message_reader import join_pieces
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from tests.unit.server.reading.tools import templates
 from tests.unit.server.reading.tools.calling import (

@@ -12,11 +12,14 @@ from openai.resources.chat import Completions as ChatCompletions
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar, SamplingParams
-from orcinus.server.requests.bodies import GENERATION_BODIES, parse_chat, parse_completion
+from orcinus.server.apis.chat.body import ChatBody, parse_chat
+from orcinus.server.apis.completions.body import CompletionBody, parse_completion
+from orcinus.server.requests.bodies import GenerationBody
 from orcinus.server.requests.parameters import IGNORED, REFUSED, Endpoint, parameter_table
 from tests.unit.engine.fakes import FakeExecutor, says
 from tests.unit.server.serving import Serving, error_of, serving, user
 
+GENERATION_BODIES: dict[Endpoint, type[GenerationBody]] = {"completions": CompletionBody, "chat": ChatBody}
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 OPENAI_PATHS = {**PATHS, "responses": "/v1/responses", "embeddings": "/v1/embeddings"}
 BODIES: dict[str, dict[str, Any]] = {

@@ -7,7 +7,8 @@ import pytest
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
-from orcinus.server.requests.bodies import MAX_CHOICE_STRINGS, parse_chat
+from orcinus.server.apis.chat.body import parse_chat
+from orcinus.server.requests.schemas import MAX_CHOICE_STRINGS
 from orcinus.server.requests.structured import read_grammar
 from tests.unit.server.serving import user
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from orcinus.server.reading.message_reader import MessageFormat, join_pieces
+from orcinus.server.reading.message_format import MessageFormat
+from orcinus.server.reading.message_reader import join_pieces
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from orcinus.server.reading.tools.request import ToolUse, read_tool_use
 

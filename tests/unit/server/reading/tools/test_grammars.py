@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from orcinus.config.settings import demo_model_path
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS
-from orcinus.server.reading.message_reader import MessageFormat, join_pieces
+from orcinus.server.reading.message_format import MessageFormat
+from orcinus.server.reading.message_reader import join_pieces
 from orcinus.server.reading.pieces import Piece
 from orcinus.server.reading.tools.request import MAX_TOOLS_CHARS, ToolUse
 from tests.unit.server.reading.tools import templates

@@ -13,13 +13,13 @@ from orcinus.engine.outputs import RequestOutput
 from orcinus.server.apis.chat_request import ChatRequest
 from orcinus.server.apis.generation import StreamableGeneration
 from orcinus.server.context import OutputStream, ServingContext
-from orcinus.server.reading.message import Message, read_pieces
 from orcinus.server.reading.pieces import Piece
+from orcinus.server.reading.whole_message import Message, read_pieces
 
 _encode = msgspec.json.encode
 
 
-class SingleMessageGeneration(StreamableGeneration):
+class SingleChoiceGeneration(StreamableGeneration):
     """A request of one choice. Its stream begins with the first piece, so that an error before it is a response.
 
     `finish_reason` and `stop_reason` are the engine's, None until the message is complete.

@@ -1,0 +1,74 @@
+"""From an operation of the table to the function that answers its requests, and to its place in the app.
+
+A body is read and the work begun inside the intake, which the end of the server waits for; from then on the engine has
+the request. Knows HTTP and the kinds of operations, and none of them by name.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import Request, Response
+
+from orcinus.server.apis.generation import StreamableGeneration
+from orcinus.server.context import ServingContext
+from orcinus.server.http.answers import EventStream, WholeAnswer, json_response
+from orcinus.server.http.body import BodyReader
+from orcinus.server.operations import BodyOperation, GenerationOperation, LookupOperation, Operation, PageOperation
+from orcinus.server.requests.caller import read_caller
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class OperationHandlers:
+    """Makes the handler of each operation. `keep_alive_s` is how long a stream may be silent."""
+
+    def __init__(self, context: ServingContext, bodies: BodyReader, keep_alive_s: float) -> None:
+        self._context = context
+        self._bodies = bodies
+        self._keep_alive_s = keep_alive_s
+
+    def handler(self, operation: Operation) -> Handler:
+        """Return what answers a request of this operation, or raises what `server.errors` has a row for."""
+        match operation:
+            case GenerationOperation():
+                return self._generation_handler(operation)
+            case BodyOperation():
+                return self._body_handler(operation)
+            case LookupOperation():
+                return self._lookup_handler(operation)
+            case PageOperation():
+                return self._page_handler(operation)
+            case _:
+                raise AssertionError(f"an operation of no kind: {operation}")
+
+    def _generation_handler(self, operation: GenerationOperation) -> Handler:
+        async def generate(request: Request) -> Response:
+            caller = read_caller(request.scope)
+            async with self._context.intake.enter():
+                body = await self._bodies.read_json_object(request)
+                generation = await operation.start(self._context, body, caller)
+            request.state.answer_id = generation.request.request_id
+            if isinstance(generation, StreamableGeneration) and generation.is_streamed:
+                return EventStream(generation, self._keep_alive_s)
+            return WholeAnswer(generation)
+
+        return generate
+
+    def _body_handler(self, operation: BodyOperation) -> Handler:
+        async def answer(request: Request) -> Response:
+            async with self._context.intake.enter():
+                body = await self._bodies.read_json_object(request)
+                return json_response(await operation.work(self._context, body))
+
+        return answer
+
+    def _lookup_handler(self, operation: LookupOperation) -> Handler:
+        async def look_up(request: Request) -> Response:
+            return json_response(operation.look_up(self._context, **request.path_params))
+
+        return look_up
+
+    def _page_handler(self, operation: PageOperation) -> Handler:
+        async def respond(request: Request) -> Response:
+            return operation.respond(request)
+
+        return respond
