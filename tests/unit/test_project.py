@@ -31,6 +31,7 @@ def name_of(path: Path) -> str:
         "LICENSE",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
+        "SECURITY.md",
         "Makefile",
         "Dockerfile",
         ".ci/run",
@@ -51,9 +52,11 @@ def test_licence_is_the_one_that_the_package_declares() -> None:
     assert "Version 2.0, January 2004" in licence
 
 
-def test_changelog_has_an_entry_for_this_version() -> None:
+def test_changelog_has_what_is_unreleased_before_this_version_and_its_date() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert re.search(rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    first, second, *_ = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert first == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d", second)
 
 
 def test_package_is_marked_as_typed() -> None:
