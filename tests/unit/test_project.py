@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):.*## ", MAKEFILE, flags=re.MULTILINE))
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")],
+    [
+        *ROOT.glob("*.md"),
+        *(path for folder in ("docs", "deploy", "examples") for path in (ROOT / folder).rglob("*.md")),
+    ],
     key=lambda path: path.relative_to(ROOT).as_posix(),
 )
 PACKAGES = ("config", "engine", "server")
