@@ -1,4 +1,4 @@
-"""The programs of examples/, run as a user runs them: against a real server, or alone."""
+"""The programs of examples/ and the README's own, run as a user runs them: against a real server, or alone."""
 
 import os
 import re
@@ -53,3 +53,11 @@ def test_a_batch_runs_without_a_server() -> None:
     first, _, third = run("offline_batch.py").splitlines()
     assert "Paris" in first
     assert third.endswith("(stop)")
+
+
+def test_the_readmes_program_without_a_server_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    [program] = [block for block in blocks if "from orcinus import" in block]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b"\n") >= 2

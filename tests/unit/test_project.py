@@ -10,6 +10,8 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from orcinus.server.errors import ERROR_TABLE
+
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):.*## ", MAKEFILE, flags=re.MULTILINE))
@@ -121,6 +123,23 @@ def test_modules_that_the_makefile_runs_exist() -> None:
 
 
 # --- documents ------------------------------------------------------------------------------------------
+
+
+def test_readme_is_short_enough_to_be_read_to_its_end() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_every_page_is_on_the_map_of_the_documentation() -> None:
+    folder = ROOT / "docs"
+    pages = {path.relative_to(folder).as_posix() for path in folder.rglob("*.md")} - {"README.md"}
+    listed = set(re.findall(r"\]\(([\w/.-]+)\)", (folder / "README.md").read_text()))
+    assert {page for page in pages if not page.startswith("decisions/0")} <= listed
+
+
+def test_errors_page_has_every_status_and_code() -> None:
+    rows = re.findall(r"^\| ([\d, ]+) \| (?:`(\w+)`|–) \|", (ROOT / "docs/errors.md").read_text(), flags=re.MULTILINE)
+    described = {(int(status), code or None) for statuses, code in rows for status in statuses.split(",")}
+    assert {(kind.status, kind.code) for kind in ERROR_TABLE.values()} <= described
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
