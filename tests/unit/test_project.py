@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from orcinus.server.errors import ERROR_TABLE
+from tests.unit.test_imports import MAY_IMPORT, VOCABULARY
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -173,3 +174,23 @@ def test_decision_says_why_and_what_follows(path: Path) -> None:
 def test_example_in_the_architecture_page_runs() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), flags=re.DOTALL)
     exec(compile(example, "docs/architecture.md", "exec"), {})
+
+
+def test_table_of_packages_in_the_architecture_page_is_the_table_of_imports() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| `(engine|server)\.(\w+)` \|[^|]*\|[^|]*\|(.*)\|$", page, flags=re.MULTILINE)
+    shown = {
+        f"{folder}.{name}": {f"{folder}.{other}" for other in re.findall(r"`(\w+)`", others)}
+        for folder, name, others in rows
+    }
+    packages = {package for package in MAY_IMPORT if "." in package} - VOCABULARY
+    assert shown == {package: MAY_IMPORT[package] - VOCABULARY for package in packages}
+
+
+def test_steps_in_the_architecture_page_are_named_after_folders() -> None:
+    headings = re.findall(r"^### \d\. (.*): ", (ROOT / "docs/architecture.md").read_text(), flags=re.MULTILINE)
+    assert len(headings) == 8
+    for heading in headings:
+        names = re.findall(r"`([\w/.]+)`", heading)
+        assert ", ".join(f"`{name}`" for name in names) == heading
+        assert all((ROOT / name).exists() for name in names), heading
