@@ -80,11 +80,11 @@ gpu-check: $(DEV_STAMP) ## On a machine with a GPU: the truth tests and a short 
 	$(BIN)/python -m bench.gpu_check $(ARGS)
 
 .PHONY: docs
-docs: $(DEV_STAMP) ## Regenerate the README's tables from the declarations
+docs: $(DEV_STAMP) ## Regenerate the tables of docs/reference from the declarations
 	$(BIN)/python -m orcinus.server.reference
 
 .PHONY: docs-check
-docs-check: $(DEV_STAMP) ## Fail if the README's tables are out of date
+docs-check: $(DEV_STAMP) ## Fail if the tables of docs/reference are out of date
 	$(BIN)/python -m orcinus.server.reference --check
 
 .PHONY: wheel

@@ -73,7 +73,7 @@ def add_settings(
     without: Collection[str] = (),
     positional_model: bool = False,
 ) -> None:
-    """Give `parser` a flag for each setting of `groups`, grouped as in the README."""
+    """Give `parser` a flag for each setting of `groups`, grouped as in docs/reference/settings.md."""
     for group, meaning in GROUPS.items():
         if group not in groups:
             continue

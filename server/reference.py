@@ -1,9 +1,10 @@
-"""The reference tables of the README, written from the declarations that the program itself runs on.
+"""The pages of `docs/reference/`: tables written from the declarations that the program itself runs on.
 
-    python -m orcinus.server.reference            rewrite the marked sections of README.md
-    python -m orcinus.server.reference --check    exit with 1 if they are out of date
+    python -m orcinus.server.reference            rewrite the marked part of each page
+    python -m orcinus.server.reference --check    exit with 1 if one is out of date
 
-A section is what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+The marked part of the page NAME.md stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; what stands around it
+is written by hand.
 """
 
 import re
@@ -16,98 +17,130 @@ from pydantic.fields import FieldInfo
 
 from orcinus.config.arguments import Parser
 from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
-from orcinus.config.values import describe_allowed, format_default, group_of, value_kind
+from orcinus.config.values import describe_allowed, format_default, group_of, metavar_of, value_kind
 from orcinus.server.metrics import METRICS
 from orcinus.server.operations import OPERATIONS
-from orcinus.server.requests.parameters import parameter_table
+from orcinus.server.requests.parameters import Endpoint, ParameterRow, parameter_table
+
+FOLDER = Path("docs/reference")
+SUPPORT = (
+    ("supported", "Supported", "Meaning"),
+    ("ignored", "Accepted without effect", "Why it changes nothing here"),
+    ("refused", "Refused with a 400", "Why"),
+)
 
 
-def settings_table() -> str:
-    """All settings, in the groups of `orcinus serve --help`."""
-    rows = [
-        (
-            f"`{name}`",
-            f"`{_flag(name)}`",
-            f"`{env_name(name)}`",
-            f"`{format_default(field)}`" if format_default(field) else "",
-            f"{field.description}{_allowed(field)}",
-        )
-        for group in GROUPS
-        for name, field in Settings.model_fields.items()
-        if group_of(field) == group
-    ]
-    return table(("YAML key", "Flag", "Environment", "Default", "Meaning"), rows)
+def settings_tables() -> str:
+    """Return a table of settings for each group of `orcinus serve --help`."""
+    return "\n\n".join(f"## {group}\n\n{_settings_table(group)}" for group in GROUPS)
 
 
 def metrics_table() -> str:
-    """All metrics of /metrics that are ours."""
-    rows = [
-        (f"`{spec.name}`", spec.kind, ", ".join(f"`{label}`" for label in spec.labels), spec.help) for spec in METRICS
-    ]
-    return table(("Metric", "Kind", "Labels", "Meaning"), rows)
+    """Return a table of the metrics that Orcinus declares itself."""
+    rows = [(f"`{spec.name}{_labels(spec.labels)}`", spec.kind, spec.help) for spec in METRICS]
+    return table(("Metric", "Kind", "Meaning"), rows)
 
 
-def parameters_table() -> str:
-    """All request parameters that have a decision, the unsupported ones included."""
+def parameters_tables() -> str:
+    """Return a table of request parameters for each kind of support."""
     endpoints = {body.endpoint: body for body in OPERATIONS.bodies if body.endpoint is not None}
-    rows = [(f"`{row.name}`", row.support, ", ".join(row.endpoints), row.note) for row in parameter_table(endpoints)]
-    return table(("Parameter", "Support", "Endpoints", "Note"), rows)
+    rows = parameter_table(endpoints)
+    sections = [
+        f"## {title}\n\n{_parameters_table([row for row in rows if row.support == support], list(endpoints), note)}"
+        for support, title, note in SUPPORT
+    ]
+    return "\n\n".join(sections)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-SECTIONS: Mapping[str, Callable[[], str]] = {
-    "settings": settings_table,
+PAGES: Mapping[str, Callable[[], str]] = {
+    "parameters": parameters_tables,
+    "settings": settings_tables,
     "metrics": metrics_table,
-    "parameters": parameters_table,
 }
 
 
-def rewrite(text: str, sections: Mapping[str, Callable[[], str]] = SECTIONS) -> str:
-    """`text` with the content of every section made anew. Raises `SettingsError` for a section without markers."""
-    for name, make in sections.items():
-        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
-        content = make().replace("\\", r"\\")
-        text, count = pattern.subn(rf"\g<1>{content}\n\g<2>", text)
-        if count != 1:
-            raise SettingsError(f"expected one section <!-- {name}:begin --> ... <!-- {name}:end -->, got {count}")
-    return text
+def rewrite(text: str, name: str, content: str) -> str:
+    """Return `text` with `content` between its markers. Raises `SettingsError` unless they are there once."""
+    pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    new, count = pattern.subn(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+    if count != 1:
+        raise SettingsError(f"expected one part <!-- {name}:begin --> ... <!-- {name}:end -->, got {count}")
+    return new
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
-        "python -m orcinus.server.reference", "[FILE] [--check]", "Rewrite the reference tables of the README."
+        "python -m orcinus.server.reference", "[FOLDER] [--check]", "Rewrite the tables of the reference pages."
     )
-    parser.add_argument("file", nargs="?", type=Path, default=Path("README.md"))
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if out of date")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page is out of date")
     args = parser.parse(sys.argv[1:] if argv is None else argv)
-    old = args.file.read_text(encoding="utf-8")
-    new = rewrite(old)
+    is_current = [_update(args.folder / f"{name}.md", make(), is_check=args.check) for name, make in PAGES.items()]
+    return 0 if all(is_current) else 1
+
+
+def _update(page: Path, content: str, *, is_check: bool) -> bool:
+    """Rewrite a page, or only report that it is out of date; return whether it is current afterwards."""
+    old = page.read_text(encoding="utf-8")
+    new = rewrite(old, page.stem, content)
     if new == old:
-        return 0
-    if args.check:
-        print(f"{args.file} is out of date; run: python -m orcinus.server.reference", file=sys.stderr)
-        return 1
-    args.file.write_text(new, encoding="utf-8")
-    return 0
+        return True
+    if is_check:
+        print(f"{page} is out of date; run: python -m orcinus.server.reference", file=sys.stderr)
+        return False
+    page.write_text(new, encoding="utf-8")
+    return True
+
+
+def _settings_table(group: str) -> str:
+    rows = [
+        (
+            f"`{_flag(name, field)}`<br>`{env_name(name)}`",
+            f"`{format_default(field)}`" if format_default(field) else "",
+            f"{field.description}{_allowed(field)}",
+        )
+        for name, field in Settings.model_fields.items()
+        if group_of(field) == group
+    ]
+    return table(("Flag, variable", "Default", "Meaning"), rows)
+
+
+def _flag(name: str, field: FieldInfo) -> str:
+    """Return the flag and its value's name, where it is not a choice; of a boolean that is on, its negative."""
+    kind = value_kind(field)
+    if kind is bool:
+        return flag_name(f"no_{name}" if field.default else name)
+    return flag_name(name) if get_origin(kind) is Literal else f"{flag_name(name)} {metavar_of(field) or name.upper()}"
 
 
 def _allowed(field: FieldInfo) -> str:
-    """What the type alone does not tell: a choice, or a range."""
+    """Return what the type alone does not tell: a choice, or a range."""
     kind = value_kind(field)
     if get_origin(kind) is not Literal and kind not in (int, float):
         return ""
     return f" Allowed: {describe_allowed(field)}."
 
 
-def _flag(name: str) -> str:
-    """A boolean that is on is of interest for its negative."""
-    is_on = value_kind(Settings.model_fields[name]) is bool and Settings.model_fields[name].default
-    return flag_name(f"no_{name}" if is_on else name)
+def _labels(labels: Sequence[str]) -> str:
+    return "{" + ",".join(labels) + "}" if labels else ""
+
+
+def _parameters_table(rows: Sequence[ParameterRow], endpoints: Sequence[Endpoint], note: str) -> str:
+    cells = [(f"`{row.name}`", _places(row.endpoints, endpoints), row.note) for row in rows]
+    return table(("Parameter", "Endpoints", note), cells)
+
+
+def _places(some: Sequence[Endpoint], endpoints: Sequence[Endpoint]) -> str:
+    missing = [endpoint for endpoint in endpoints if endpoint not in some]
+    if len(missing) > 1:
+        return ", ".join(some)
+    return f"all but {missing[0]}" if missing else "all"
 
 
 if __name__ == "__main__":

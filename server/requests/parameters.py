@@ -2,7 +2,7 @@
 
 The supported ones are the fields of the models in `server.requests.bodies`; the two tables below hold the rest of what
 clients of this and other servers send. A name in none of them is refused by name, so that a misspelt parameter
-is never mistaken for one in force. `parameter_table` feeds the README.
+is never mistaken for one in force. `parameter_table` feeds docs/reference/parameters.md.
 """
 
 from collections.abc import Callable, Mapping

@@ -21,7 +21,7 @@ Orcinus {version} on its demo model, against the HTTP contract that clients of t
 also validated strictly against the types of the official `openai` SDK {sdk}: no value of another type, no missing
 field, no field beyond the SDK's but the documented extensions; every stream is read by a strict parser.
 `make conformance` repeats the run and writes this page; `tests/conformance/` has the rows. The rows of `parameters`
-come from the declarations that the README's table is made from.
+come from the declarations that [the table of parameters](reference/parameters.md) is made from.
 """
 
 

@@ -10,11 +10,17 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from orcinus.server.errors import ERROR_TABLE
+from tests.unit.test_imports import MAY_IMPORT, VOCABULARY
+
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):.*## ", MAKEFILE, flags=re.MULTILINE))
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")],
+    [
+        *ROOT.glob("*.md"),
+        *(path for folder in ("docs", "deploy", "examples") for path in (ROOT / folder).rglob("*.md")),
+    ],
     key=lambda path: path.relative_to(ROOT).as_posix(),
 )
 PACKAGES = ("config", "engine", "server")
@@ -31,6 +37,7 @@ def name_of(path: Path) -> str:
         "LICENSE",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
+        "SECURITY.md",
         "Makefile",
         "Dockerfile",
         ".ci/run",
@@ -51,9 +58,11 @@ def test_licence_is_the_one_that_the_package_declares() -> None:
     assert "Version 2.0, January 2004" in licence
 
 
-def test_changelog_has_an_entry_for_this_version() -> None:
+def test_changelog_has_what_is_unreleased_before_this_version_and_its_date() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert re.search(rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    first, second, *_ = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert first == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d", second)
 
 
 def test_package_is_marked_as_typed() -> None:
@@ -117,6 +126,23 @@ def test_modules_that_the_makefile_runs_exist() -> None:
 # --- documents ------------------------------------------------------------------------------------------
 
 
+def test_readme_is_short_enough_to_be_read_to_its_end() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_every_page_is_on_the_map_of_the_documentation() -> None:
+    folder = ROOT / "docs"
+    pages = {path.relative_to(folder).as_posix() for path in folder.rglob("*.md")} - {"README.md"}
+    listed = set(re.findall(r"\]\(([\w/.-]+)\)", (folder / "README.md").read_text()))
+    assert {page for page in pages if not page.startswith("decisions/0")} <= listed
+
+
+def test_errors_page_has_every_status_and_code() -> None:
+    rows = re.findall(r"^\| ([\d, ]+) \| (?:`(\w+)`|–) \|", (ROOT / "docs/errors.md").read_text(), flags=re.MULTILINE)
+    described = {(int(status), code or None) for statuses, code in rows for status in statuses.split(",")}
+    assert {(kind.status, kind.code) for kind in ERROR_TABLE.values()} <= described
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_links_of_document_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", path.read_text())
@@ -148,3 +174,23 @@ def test_decision_says_why_and_what_follows(path: Path) -> None:
 def test_example_in_the_architecture_page_runs() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), flags=re.DOTALL)
     exec(compile(example, "docs/architecture.md", "exec"), {})
+
+
+def test_table_of_packages_in_the_architecture_page_is_the_table_of_imports() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| `(engine|server)\.(\w+)` \|[^|]*\|[^|]*\|(.*)\|$", page, flags=re.MULTILINE)
+    shown = {
+        f"{folder}.{name}": {f"{folder}.{other}" for other in re.findall(r"`(\w+)`", others)}
+        for folder, name, others in rows
+    }
+    packages = {package for package in MAY_IMPORT if "." in package} - VOCABULARY
+    assert shown == {package: MAY_IMPORT[package] - VOCABULARY for package in packages}
+
+
+def test_steps_in_the_architecture_page_are_named_after_folders() -> None:
+    headings = re.findall(r"^### \d\. (.*): ", (ROOT / "docs/architecture.md").read_text(), flags=re.MULTILINE)
+    assert len(headings) == 8
+    for heading in headings:
+        names = re.findall(r"`([\w/.]+)`", heading)
+        assert ", ".join(f"`{name}`" for name in names) == heading
+        assert all((ROOT / name).exists() for name in names), heading

@@ -1,24 +1,54 @@
-"""The tables of the README, made from the declarations."""
+"""The pages of docs/reference, made from the declarations."""
 
 from pathlib import Path
 
 import pytest
 
-from orcinus.config.settings import Settings, SettingsError, env_name, flag_name
-from orcinus.server.reference import main, rewrite, settings_table, table
+from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
+from orcinus.server.metrics import METRICS
+from orcinus.server.reference import PAGES, main, metrics_table, parameters_tables, rewrite, settings_tables, table
+from orcinus.server.requests.parameters import IGNORED, REFUSED
 
-SECTIONS = {"one": lambda: "new \\1 text"}
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of every row of every table, headers left out."""
+    lines = text.splitlines()
+    headers = {i - 1 for i, line in enumerate(lines) if line.startswith("| ---")}
+    rows = [line for i, line in enumerate(lines) if line.startswith("| ") and i not in headers]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows if not row.startswith("| ---")]
 
 
-def test_every_setting_has_a_row_with_its_three_names() -> None:
-    rows = {row.split("|")[1].strip(): row for row in settings_table().splitlines()[2:]}
-    assert set(rows) == {f"`{name}`" for name in Settings.model_fields}
-    for name in Settings.model_fields:
-        assert f"`{env_name(name)}`" in rows[f"`{name}`"]
-    assert f"`{flag_name('port')}`" in rows["`port`"]
-    assert "`8000`" in rows["`port`"]
-    assert "`--no-enable-prefix-caching`" in rows["`enable_prefix_caching`"]
-    assert "`16MiB`" in rows["`max_body_bytes`"]
+def test_every_setting_has_a_row_with_its_flag_and_its_variable() -> None:
+    rows = {row[0].partition("<br>")[2].strip("`"): row for row in rows_of(settings_tables())}
+    assert set(rows) == {env_name(name) for name in Settings.model_fields}
+    assert rows["ORCINUS_PORT"][0].startswith(f"`{flag_name('port')} PORT`")
+    assert rows["ORCINUS_PORT"][1] == "`8000`"
+    assert rows["ORCINUS_ENABLE_PREFIX_CACHING"][0].startswith("`--no-enable-prefix-caching`")
+    assert rows["ORCINUS_DETERMINISTIC"][0].startswith("`--deterministic`")
+    assert rows["ORCINUS_MAX_BODY_BYTES"][1] == "`16MiB`"
+    assert rows["ORCINUS_DEVICE"][2].endswith("Allowed: one of auto, cpu, cuda.")
+
+
+def test_settings_stand_in_the_groups_of_the_help() -> None:
+    headings = [line.removeprefix("## ") for line in settings_tables().splitlines() if line.startswith("## ")]
+    assert headings == list(GROUPS)
+
+
+def test_every_metric_has_a_row_with_its_labels() -> None:
+    names = [row[0].strip("`") for row in rows_of(metrics_table())]
+    assert [name.partition("{")[0] for name in names] == [spec.name for spec in METRICS]
+    assert "orcinus_http_requests_total{route,method,status}" in names
+
+
+def test_every_parameter_has_a_row_under_its_kind_of_support() -> None:
+    sections = dict(part.split("\n", 1) for part in parameters_tables().split("## ")[1:])
+    names = {title: {row[0].strip("`") for row in rows_of(section)} for title, section in sections.items()}
+    assert names["Accepted without effect"] == set(IGNORED)
+    assert names["Refused with a 400"] == set(REFUSED)
+    places = {row[0]: row[1] for row in rows_of(sections["Supported"])}
+    assert places["`model`"] == "all"
+    assert places["`temperature`"] == "all but embeddings"
+    assert places["`n`"] == "completions, chat"
 
 
 def test_a_bar_in_a_cell_does_not_end_it() -> None:
@@ -28,24 +58,24 @@ def test_a_bar_in_a_cell_does_not_end_it() -> None:
 def test_only_what_stands_between_the_markers_is_rewritten() -> None:
     text = "before\n<!-- one:begin -->\nold\nlines\n<!-- one:end -->\nafter\n"
     expected = "before\n<!-- one:begin -->\nnew \\1 text\n<!-- one:end -->\nafter\n"
-    assert rewrite(text, SECTIONS) == expected
-    assert rewrite(expected, SECTIONS) == expected
+    assert rewrite(text, "one", "new \\1 text") == expected
+    assert rewrite(expected, "one", "new \\1 text") == expected
 
 
 @pytest.mark.parametrize("text", ["nothing", "<!-- one:begin -->\n", "<!-- one:begin -->\n<!-- one:end -->\n" * 2])
-def test_a_section_must_be_there_once(text: str) -> None:
-    with pytest.raises(SettingsError, match="expected one section <!-- one:begin -->"):
-        rewrite(text, SECTIONS)
+def test_the_markers_must_be_there_once(text: str) -> None:
+    with pytest.raises(SettingsError, match="expected one part <!-- one:begin -->"):
+        rewrite(text, "one", "new")
 
 
-def test_check_fails_until_the_file_is_rewritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from orcinus.server.reference import SECTIONS as ALL
-
-    readme = tmp_path / "README.md"
-    readme.write_text("".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ALL))
-    before = readme.read_text()
-    assert main([str(readme), "--check"]) == 1
-    assert readme.read_text() == before
-    assert "is out of date" in capsys.readouterr().err
-    assert main([str(readme)]) == 0
-    assert main([str(readme), "--check"]) == 0
+def test_check_fails_until_every_page_is_rewritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pages = [tmp_path / f"{name}.md" for name in PAGES]
+    for page in pages:
+        page.write_text(f"<!-- {page.stem}:begin -->\n<!-- {page.stem}:end -->\n")
+    before = [page.read_text() for page in pages]
+    assert main([str(tmp_path), "--check"]) == 1
+    assert [page.read_text() for page in pages] == before
+    complaints = capsys.readouterr().err
+    assert all(f"{page} is out of date" in complaints for page in pages)
+    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--check"]) == 0
