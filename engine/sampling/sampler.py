@@ -54,11 +54,6 @@ class SamplingRow:
         self.min_position = self.num_prompt_tokens + sampling.min_tokens
 
     @property
-    def follows_tokens(self) -> bool:
-        """Whether what may come next depends on the tokens chosen."""
-        return self.counts is not None or self.bad_words is not None or self.matcher is not None
-
-    @property
     def is_plain(self) -> bool:
         """Whether all it asks for is the likeliest token."""
         return not self.is_random and self.sampling.logprobs is None
@@ -66,7 +61,8 @@ class SamplingRow:
     @property
     def is_touched(self) -> bool:
         """Whether a processor changes its logits, other than for `min_tokens`."""
-        return self.allowed is not None or bool(self.sampling.logit_bias) or self.follows_tokens
+        remembers = self.counts is not None or self.bad_words is not None or self.matcher is not None
+        return remembers or self.allowed is not None or bool(self.sampling.logit_bias)
 
     def add(self, token_id: int) -> None:
         """Take in the token that was chosen."""
