@@ -1,11 +1,13 @@
 """How one request's tokens are chosen and when it stops: validated once, then read by all of the engine.
 
-Knows nothing of tokenizers: a bound that needs the vocabulary (`logit_bias`, `stop_token_ids`) is checked by
-`check_token_ids`, which whoever knows the model calls at admission.
+Owns the bounds of every parameter (`RANGES`). Knows nothing of tokenizers: a bound that needs the vocabulary
+(`logit_bias`, `stop_token_ids`) is checked by `check_token_ids`, which admission calls, where the model is known.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -22,6 +24,50 @@ MAX_ALLOWED_TOKEN_IDS = 65_536
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_TOKENS = 64
 MAX_GRAMMAR_CHARS = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """The numbers that a parameter takes: from `ge` on or above `gt`, one of which is given, up to `le`; None: no end.
+
+    The bounds are named as in annotated-types, so that a schema can take them over.
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+
+    def check(self, name: str, value: float) -> None:
+        """Raise `InvalidRequestError` if the value lies outside, or is no finite number."""
+        is_above = (self.ge is None or value >= self.ge) and (self.gt is None or value > self.gt)
+        if math.isfinite(value) and is_above and (self.le is None or value <= self.le):
+            return
+        raise InvalidRequestError(f"{name} must be {self}, got {value}", name)
+
+    def __str__(self) -> str:
+        lower = f"at least {self.ge}" if self.gt is None else f"above {self.gt}"
+        return lower if self.le is None else f"{lower} and at most {self.le}"
+
+
+RANGES: Mapping[str, Range] = MappingProxyType(
+    {
+        "n": Range(ge=1, le=MAX_N),
+        "max_tokens": Range(ge=0),
+        "min_tokens": Range(ge=0),
+        "temperature": Range(ge=0, le=2),
+        "top_p": Range(gt=0, le=1),
+        "top_k": Range(ge=-1),
+        "min_p": Range(ge=0, le=1),
+        "presence_penalty": Range(ge=-2, le=2),
+        "frequency_penalty": Range(ge=-2, le=2),
+        "repetition_penalty": Range(gt=0, le=100),
+        "seed": Range(ge=-(2**63), le=2**64 - 1),
+        "logprobs": Range(ge=0, le=MAX_LOGPROBS),
+        "prompt_logprobs": Range(ge=0, le=MAX_LOGPROBS),
+    }
+)
+"""Of every parameter of `SamplingParams` that is a number."""
+LOGIT_BIAS_RANGE = Range(ge=-100, le=100)
 
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 Pooling = Literal["mean", "last"]
@@ -96,25 +142,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
-        _check_range("n", self.n, 1, MAX_N)
-        if self.max_tokens is not None:
-            _check_range("max_tokens", self.max_tokens, 0, None)
+        for name, bounds in RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                bounds.check(name, value)
         if self.pooling is not None and self.max_tokens != 0:
             raise InvalidRequestError(f"with pooling, max_tokens must be 0, got {self.max_tokens}", "max_tokens")
-        _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
-        _check_range("temperature", self.temperature, 0, 2)
-        _check_range("top_p", self.top_p, 0, 1, above=True)
-        _check_range("top_k", self.top_k, -1, None)
-        _check_range("min_p", self.min_p, 0, 1)
-        _check_range("presence_penalty", self.presence_penalty, -2, 2)
-        _check_range("frequency_penalty", self.frequency_penalty, -2, 2)
-        _check_range("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
-        if self.seed is not None:
-            _check_range("seed", self.seed, -(2**63), 2**64 - 1)
-        _check_range("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS)
-        _check_range("prompt_logprobs", self.prompt_logprobs or 0, 0, MAX_LOGPROBS)
+        Range(ge=0, le=self.max_tokens).check("min_tokens", self.min_tokens)
         for token_bias in self.logit_bias.values():
-            _check_range("logit_bias", token_bias, -100, 100)
+            LOGIT_BIAS_RANGE.check("logit_bias", token_bias)
         _check_length("logit_bias", self.logit_bias, MAX_LOGIT_BIAS)
         _check_length("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         _check_length("stop", self.stop, MAX_STOP_STRINGS)
@@ -139,6 +174,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def has_penalties(self) -> bool:
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
+    @property
+    def follows_tokens(self) -> bool:
+        """Whether what may come next depends on the tokens before it, other than through the model and by their number.
+
+        Of such a request no step is planned before the one before it is known, and no tokens are tried as drafts.
+        """
+        return self.grammar is not None or bool(self.bad_words_token_ids) or self.has_penalties
+
     def check_token_ids(self, vocab_size: int) -> None:
         """Raise `InvalidRequestError` where a token id lies outside the vocabulary."""
         _check_ids("logit_bias", self.logit_bias, vocab_size)
@@ -146,16 +189,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_ids("allowed_token_ids", self.allowed_token_ids, vocab_size)
         for word in self.bad_words_token_ids:
             _check_ids("bad_words", word, vocab_size)
-
-
-def _check_range(name: str, value: float, low: float, high: float | None, *, above: bool = False) -> None:
-    """`above` excludes the lower bound itself."""
-    too_low = value <= low if above else value < low
-    if math.isfinite(value) and not too_low and (high is None or value <= high):
-        return
-    lower = f"above {low}" if above else f"at least {low}"
-    upper = "" if high is None else f" and at most {high}"
-    raise InvalidRequestError(f"{name} must be {lower}{upper}, got {value}", name)
 
 
 def _check_length(name: str, values: Iterable[object], limit: int) -> None:

@@ -50,6 +50,7 @@ class _Request:
 
     index: int
     row: SamplingRow
+    follows_tokens: bool
     pooled: PooledPrompt | None = None
     is_released: bool = False
 
@@ -187,7 +188,7 @@ class ModelRunner:
 
     def _request(self, new: NewRequest) -> _Request:
         pooled = None if new.sampling.pooling is None else PooledPrompt(new.sampling.pooling)
-        return _Request(self._rows.add(new.token_ids), self._row(new), pooled)
+        return _Request(self._rows.add(new.token_ids), self._row(new), new.sampling.follows_tokens, pooled)
 
     def _row(self, new: NewRequest) -> SamplingRow:
         sampling, vocab_size = new.sampling, self._model.vocab_size
@@ -399,8 +400,8 @@ def _advance(requests: list[_Request], taken: list[int], sampled: SampledRows) -
     """Let rows that follow their tokens take them in; returns why, of those that could not."""
     failed = {}
     for i in taken:
-        row = requests[i].row
-        if row.follows_tokens:
+        if requests[i].follows_tokens:
+            row = requests[i].row
             row.add(sampled.token_ids[i])
             if row.matcher is not None and row.matcher.error is not None:
                 failed[i] = row.matcher.error

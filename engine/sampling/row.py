@@ -38,11 +38,6 @@ class SamplingRow:
         self.min_position = self.num_prompt_tokens + sampling.min_tokens
 
     @property
-    def follows_tokens(self) -> bool:
-        """Whether the tokens chosen so far decide which may come next."""
-        return self.counts is not None or self.bad_words is not None or self.matcher is not None
-
-    @property
     def is_argmax_only(self) -> bool:
         """Whether the likeliest token is all that it asks for."""
         return not self.is_random and self.sampling.logprobs is None
@@ -50,7 +45,8 @@ class SamplingRow:
     @property
     def is_processed(self) -> bool:
         """Whether a processor other than that of `min_tokens` changes its logits."""
-        return self.allowed is not None or bool(self.sampling.logit_bias) or self.follows_tokens
+        has_state = self.counts is not None or self.bad_words is not None or self.matcher is not None
+        return has_state or self.allowed is not None or bool(self.sampling.logit_bias)
 
     def add(self, token_id: int) -> None:
         """Take in the token that was chosen."""

@@ -26,6 +26,7 @@ class Request:
         "cache_salt",
         "client",
         "first_scheduled_time",
+        "follows_tokens",
         "has_reported",
         "is_running",
         "is_steered",
@@ -53,6 +54,7 @@ class Request:
         self.sampling: SamplingParams = added.sampling
         self.prepared: Any = prepared  # by the executor, whenever it meets the request
         self.wants_tokens: bool = added.sampling.max_tokens != 0
+        self.follows_tokens: bool = added.sampling.follows_tokens
         self.arrival_time: float = added.arrival_time
         self.priority: int = added.priority
         self.cache_salt: str | None = added.cache_salt
@@ -94,12 +96,6 @@ class Request:
     def is_decoding(self) -> bool:
         """Whether all that it had when it got its slot is computed, or being computed."""
         return self.num_computed_tokens >= self.num_prefill_tokens
-
-    @property
-    def follows_tokens(self) -> bool:
-        """Whether what may come next depends on the tokens before it."""
-        sampling = self.sampling
-        return sampling.grammar is not None or bool(sampling.bad_words_token_ids) or sampling.has_penalties
 
     @property
     def may_reuse_prefix(self) -> bool:

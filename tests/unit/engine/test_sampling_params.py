@@ -4,7 +4,37 @@ import msgspec
 import pytest
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.engine.sampling_params import MAX_STOP_STRINGS, SamplingParams
+from orcinus.engine.sampling_params import MAX_STOP_STRINGS, RANGES, Grammar, SamplingParams
+
+# Every parameter is in one of the two, with a value that switches it on. Those of the second rule tokens out, or make
+# them less likely, by the tokens that were generated before.
+INDEPENDENT_OF_TOKENS: dict[str, object] = {
+    "n": 2,
+    "max_tokens": 5,
+    "min_tokens": 3,  # counts tokens, whichever they are
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 5,
+    "min_p": 0.5,
+    "logit_bias": {3: 5.0},
+    "seed": 1,
+    "stop": ("x",),
+    "stop_token_ids": (3,),
+    "ignore_eos": True,
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
+    "logprobs": 2,
+    "prompt_logprobs": 2,
+    "allowed_token_ids": (3, 4),
+    "pooling": "mean",
+}
+FOLLOWING_TOKENS: dict[str, object] = {
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.1,
+    "bad_words_token_ids": ((3,),),
+    "grammar": Grammar("json_object"),
+}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +96,25 @@ def test_token_ids_are_held_against_the_vocabulary(fields: dict[str, object]) ->
         sampling.check_token_ids(50)
     if 50 in sampling.logit_bias or 50 in sampling.stop_token_ids:
         sampling.check_token_ids(51)
+
+
+def test_every_parameter_is_known_to_follow_tokens_or_not_to() -> None:
+    assert set(INDEPENDENT_OF_TOKENS) | set(FOLLOWING_TOKENS) == set(SamplingParams.__struct_fields__)
+    assert not SamplingParams().follows_tokens
+
+
+@pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])
+def test_a_request_follows_its_tokens_where_one_of_its_parameters_does(name: str) -> None:
+    values = INDEPENDENT_OF_TOKENS | FOLLOWING_TOKENS
+    fields = {name: values[name]} | ({"max_tokens": 0} if name == "pooling" else {})
+    sampling = SamplingParams(**fields)  # type: ignore[arg-type]
+    assert sampling != SamplingParams(), "the value switches nothing on"
+    assert sampling.follows_tokens == (name in FOLLOWING_TOKENS)
+
+
+def test_every_number_has_its_bounds_in_the_table() -> None:
+    numbers = (int, float, int | None, float | None)
+    assert set(RANGES) == {field.name for field in msgspec.structs.fields(SamplingParams) if field.type in numbers}
 
 
 def test_it_survives_the_wire() -> None:

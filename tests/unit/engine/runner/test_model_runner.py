@@ -1,5 +1,9 @@
 """What a plan becomes before the model runs, and what its tokens become afterwards; the model is a stand-in."""
 
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +16,7 @@ from orcinus.engine.platform.device import CpuMonitor
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling.sampler import Sampler
 from orcinus.engine.sampling_params import SamplingParams
+from tests.unit.engine.test_sampling_params import FOLLOWING_TOKENS, INDEPENDENT_OF_TOKENS
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 100
@@ -56,7 +61,7 @@ class NotedAttention:
 
 
 class Bench:
-    def __init__(self) -> None:
+    def __init__(self, make_compiler: Callable[[], Any] = lambda: pytest.fail("no grammar here")) -> None:
         self.model, self.attention = CountingModel(), NotedAttention()
         self.runner = ModelRunner(
             self.model,  # type: ignore[arg-type]
@@ -65,7 +70,7 @@ class Bench:
             block_size=BLOCK,
             device=CPU,
             device_monitor=CpuMonitor(),
-            make_compiler=lambda: pytest.fail("no grammar here"),
+            make_compiler=make_compiler,
             max_num_seqs=4,
         )
 
@@ -180,6 +185,22 @@ def test_a_broken_row_fails_alone_and_its_blocks_are_scrubbed_for_the_next() -> 
     assert bench.attention.scrubbed == [[3]]
     bench.step(share("d", 0, 1, [5]), new=[new("d", [1])])
     assert bench.attention.scrubbed == [[3]]
+
+
+@pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])
+def test_a_row_remembers_tokens_exactly_where_its_request_follows_them(name: str) -> None:
+    values: dict[str, object] = {"max_tokens": 0} if name == "pooling" else {}
+    values[name] = (INDEPENDENT_OF_TOKENS | FOLLOWING_TOKENS)[name]
+    runner = Bench(make_compiler=Mock).runner
+    request = NewRequest(
+        request_id="a",
+        token_ids=[5, 6],
+        num_prompt_tokens=1,
+        sampling=SamplingParams(**values),  # type: ignore[arg-type]
+    )
+    row = runner._row(request)
+    remembers = [state is not None for state in (row.counts, row.bad_words, row.matcher)]
+    assert any(remembers) == request.sampling.follows_tokens
 
 
 def test_penalties_see_the_tokens_that_were_chosen() -> None:
