@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from orcinus.engine.cpu.int8_linear import joined_bias
 from orcinus.engine.kernels.library import Library, Linear
-from orcinus.engine.platform.mapped_weights import MappedFiles
-from orcinus.engine.platform.memory import zeroed_bytes
+from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
 
 Kind = Literal["bfloat16", "int8"]
 

@@ -17,7 +17,7 @@ from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
 from orcinus.engine.cpu.native_linear import Kind, NativeLinear, can_multiply
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.platform.device import cpu_has_bfloat16, cpu_has_matrix_units
-from orcinus.engine.platform.mapped_weights import MappedFiles
+from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
 

@@ -1,23 +1,27 @@
-"""Large pieces of memory on a CPU, in huge pages where the system has them for those who ask.
+"""The host's memory in large pieces: taken for weights and the KV cache, and given back where weights were mapped.
 
-For what is read from one end to the other at each step: weights, the KV cache. The pages are zeros, and cost memory
-only once they are written to or populated.
+What a step reads from one end to the other is best in huge pages. Knows nothing of models and devices.
 """
 
 import ctypes
 import mmap
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
 _HUGE_PAGE = 2 * 2**20
+_MADV_DONTNEED = 4
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 
 
 def zeroed_bytes(size: int) -> torch.Tensor:
-    """(size,) uint8, aligned to a page."""
+    """Return (size,) uint8 that begins at a page, in huge pages where the system has them for those who ask.
+
+    The pages cost memory only once they are written to or populated. Raises `MemoryError`.
+    """
     if size == 0:
         return torch.empty(0, dtype=torch.uint8)
     try:
@@ -30,7 +34,7 @@ def zeroed_bytes(size: int) -> torch.Tensor:
 
 
 def populate(tensors: Sequence[torch.Tensor]) -> threading.Thread:
-    """Have the system give the memory of all tensors, the front of each first, in a thread of its own.
+    """Start a thread that has the system give the memory of all tensors, the front of each first.
 
     Otherwise a step that is the first to write to many pages waits for all of them, and a machine that has less than
     was reserved finds out under load.
@@ -50,3 +54,33 @@ def _populate(tensors: list[torch.Tensor]) -> None:
             size = min(_HUGE_PAGE, tensor.nbytes - offset)
             if size > 0 and advise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_POPULATE_WRITE) != 0:
                 return  # a system that cannot do it beforehand does it when the memory is written to
+
+
+class MappedFiles:
+    """The address ranges that are mapped from files into this process, as of when this is made.
+
+    A mapping lasts as long as any tensor in it, and what was read of it counts as this process's memory. On Linux the
+    pages of one tensor can be let go by themselves; were they read again, they would come from the file.
+    """
+
+    def __init__(self) -> None:
+        self._ranges = list(_file_ranges()) if sys.platform == "linux" else []
+
+    def let_go(self, weight: torch.Tensor) -> bool:
+        """Drop the whole pages inside a weight whose copy is used instead. Return False if it is not from a file."""
+        first, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
+        if not any(low <= first and end <= high for low, high in self._ranges):
+            return False
+        first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _MADV_DONTNEED)
+        return True
+
+
+def _file_ranges() -> Iterator[tuple[int, int]]:
+    """Yield the ranges of /proc/self/maps that have an inode."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
+        if inode != "0":
+            low, high = addresses.split("-")
+            yield int(low, 16), int(high, 16)

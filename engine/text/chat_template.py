@@ -6,27 +6,15 @@ Gives templates what transformers gives them, so that a model's own template ren
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template, TemplateError
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.text.bounded_template import bounded_template, free_template
 from orcinus.engine.text.template_process import Job, render_apart
-from orcinus.engine.text.template_sandbox import (
-    BoundedEnvironment,
-    NotHereError,
-    RenderLimitError,
-    allowance,
-    bounded_template,
-    is_momentary,
-    metered_json,
-    metered_strftime,
-)
+from orcinus.engine.text.template_sandbox import NotHereError, RenderLimitError, allowance, is_momentary
 
 Message = Mapping[str, Any]
 
@@ -48,9 +36,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def _compile(self, source: str) -> Template:
-        environment = _bounded_environment()
-        with allowance():
-            return environment.from_string(bounded_template(environment, source))
+        return bounded_template(source)
 
     def render(
         self,
@@ -154,67 +140,12 @@ class _FreeTemplate(ChatTemplate):
     """Bounded by nothing but the process that it is in."""
 
     def _compile(self, source: str) -> Template:
-        return _free_environment().from_string(source)
+        return free_template(source)
 
 
 def render_freely(job: Job) -> str:
     """In a process of its own. Raises what `ChatTemplate.render` raises."""
     return _FreeTemplate(job.source, job.special_tokens).render(job.messages, **job.options)
-
-
-_OPTIONS: dict[str, Any] = {
-    "trim_blocks": True,
-    "lstrip_blocks": True,
-    "extensions": ["jinja2.ext.loopcontrols"],
-}
-
-
-def _free_environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(**_OPTIONS)
-    environment.add_extension(_GenerationTag)
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _bounded_environment() -> BoundedEnvironment:
-    environment = BoundedEnvironment(**_OPTIONS)
-    environment.add_extension(_GenerationTag)
-    environment.filters["tojson"] = metered_json
-    environment.allow("raise_exception", _raise_exception)
-    environment.allow("strftime_now", metered_strftime(_strftime_now))
-    return environment
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what a model said, for training. Here it is only a scope."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.now().astimezone().strftime(layout)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """jinja2's own filter escapes HTML, which a prompt is not."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _check_messages(messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool) -> None:

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
-from jinja2 import Undefined, nodes
+from jinja2 import Undefined
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
 from orcinus.engine.errors import InvalidRequestError
 
@@ -94,7 +93,7 @@ class _OpaqueNamespace(Namespace):
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """A sandbox in which templates made by `bounded_template` keep to their `allowance`."""
+    """A sandbox in which templates of `engine.text.bounded_template` keep to their `allowance`."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
@@ -161,51 +160,6 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "**" and left.__class__ is right.__class__ is int:
             _check_number(left.bit_length() * right)
         return self.binop_table[operator](left, right)
-
-
-def bounded_template(environment: BoundedEnvironment, source: str) -> nodes.Template:
-    """The source with the questions built in, for `environment.from_string`. Raises `jinja2.TemplateSyntaxError`."""
-    template = environment.parse(source)
-    _Bounding().visit(template)
-    template.set_environment(environment)
-    return template
-
-
-class _Bounding(NodeTransformer):
-    """What makes something without a call goes through one of `_OPERATIONS`, as a filter of that name."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  (jinja's names)
-        self.generic_visit(node)
-        may_go_on = nodes.EnvironmentAttribute("may_go_on", lineno=node.lineno)
-        if node.test is not None:
-            node.test = nodes.And(may_go_on, node.test, lineno=node.lineno)
-        node.body.insert(0, nodes.ExprStmt(may_go_on, lineno=node.lineno))
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _through("~", node.nodes[0], node.nodes[1:])
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _through("[:]", node) if isinstance(node.arg, nodes.Slice) else node
-
-    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
-        return self._visit_entries(node, node.items)
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
-        return self._visit_entries(node, node.items) if node.ctx == "load" else node
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        return self._visit_entries(node, [pair.value for pair in node.items])
-
-    def _visit_entries(self, node: nodes.Expr, entries: list[nodes.Expr]) -> nodes.Node:
-        self.generic_visit(node)
-        return node if all(isinstance(entry, nodes.Const) for entry in entries) else _through("[]", node)
-
-
-def _through(name: str, node: nodes.Expr, others: Iterable[nodes.Expr] = ()) -> nodes.Filter:
-    return nodes.Filter(node, name, [*others], [], None, None, lineno=node.lineno)
 
 
 def _elsewhere(*args: Any, **kwargs: Any) -> NoReturn:

@@ -1,13 +1,17 @@
-"""Large memory: zeros that can be written, aligned for the kernels, of any size."""
+"""Large memory: zeros that can be written, of any size; mapped weights give theirs back and stay what they are."""
 
 import mmap
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from orcinus.engine.platform.memory import populate, zeroed_bytes
+from orcinus.engine.platform.memory import MappedFiles, populate, zeroed_bytes
+
+NUM_WEIGHT_BYTES = 64 << 20
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, mmap.PAGESIZE, 2 * 2**20, 5 * 2**20 + 3])
@@ -52,3 +56,22 @@ def test_memory_is_there_before_it_is_written_to() -> None:
     populate(memory).join()
     assert resident_bytes() - before > 72 * 2**20
     assert not any(piece.any() for piece in memory)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own way of telling what is mapped")
+def test_a_mapped_weight_gives_its_memory_back_and_can_still_be_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file({"w": torch.rand(NUM_WEIGHT_BYTES // 4), "other": torch.ones(8)}, tmp_path / "model.safetensors")
+    weights = load_file(tmp_path / "model.safetensors")
+    total = float(weights["w"].sum())
+    before = resident_bytes()
+    assert MappedFiles().let_go(weights["w"])
+    assert before - resident_bytes() > NUM_WEIGHT_BYTES * 0.9
+    assert float(weights["w"].sum()) == total
+    assert float(weights["other"].sum()) == 8
+
+
+def test_memory_of_this_process_is_left_alone() -> None:
+    weight = torch.ones(NUM_WEIGHT_BYTES // 4)
+    assert not MappedFiles().let_go(weight)
+    assert float(weight.sum()) == NUM_WEIGHT_BYTES / 4
