@@ -9,15 +9,24 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from orcinus.engine.attention.interface import AttentionMetadata, LayerAttention
 
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """One run of the model. `metadata` is None where no cache is attended over."""
+    """One run of the model. Tensors are on its device, and None where the run has nothing of the kind.
+
+    A state slot belongs to one running request, from its admission until it is released or preempted; then the next
+    request gets it with what is left in it. So a module that keeps states begins a sequence anew at its position 0.
+    Within a step it reads all states before it writes any, as a recorded step may name a sequence several times. Slots
+    go from 0 to `max_num_seqs`, included: the last one is no request's, and recordings are made with it.
+    """
 
     attention: LayerAttention
     metadata: AttentionMetadata | None = None
+    state_slots: Tensor | None = None  # (num_seqs,) int64, in the order of the step's sequences
 
 
 _CURRENT: ContextVar[StepContext | None] = ContextVar("current_step", default=None)

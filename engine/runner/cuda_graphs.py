@@ -2,7 +2,7 @@
 
 There is a recording for each of a few batch sizes, made when one is first needed; a batch is padded to the next of
 them. Padding repeats the batch's shortest sequence: it computes what that one computes and writes the same into the
-same slot, so that nothing has to be told which rows are real. What is recorded, and how, is handed in: on a CPU the
+same slots, so that nothing has to be told which rows are real. What is recorded, and how, is handed in: on a CPU the
 tests record by calling again. The CUDA side has not yet run on a GPU.
 """
 
@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,10 +27,15 @@ _MIN_TABLE_WIDTH = 128
 # Below it a few sizes double, from it on they are multiples of it.
 _SIZE_STEP = 8
 
-Compute = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
-"""(token ids, positions, where they lie) -> logits."""
-Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
-"""Runs a function in such a way that it can be replayed: returns the replay, and the tensor that it fills each time."""
+Compute = Callable[[Tensor, Tensor, AttentionMetadata, Tensor], Tensor]
+"""(token ids, positions, where they lie, state slots) -> logits."""
+
+
+class Recorder(Protocol):
+    """Makes functions replayable: `CudaRecorder`, or one in the tests that calls them again."""
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Run `function`; return what replays it, and the tensor that each replay fills."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +49,17 @@ class _Recording:
 
 
 class DecodeGraphs:
-    """Used by one thread. The logits of a step are valid until the next one."""
+    """Used by one thread. The logits of a step are valid until the next one.
 
-    def __init__(self, compute: Compute, record: Record, device: torch.device) -> None:
+    `spare_slot` is a state slot that no request has. A recording runs its step once before the replay does: were the
+    slots those of the requests, their states would go on by one token twice.
+    """
+
+    def __init__(self, compute: Compute, record: Recorder, device: torch.device, spare_slot: int) -> None:
         self._compute = compute
         self._record = record
         self._device = device
+        self._spare_slot = spare_slot
         self._recordings: dict[int, _Recording] = {}
         self._has_failed = False
 
@@ -58,7 +68,7 @@ class DecodeGraphs:
         """As far as is known: it turns False with the first step that could not be recorded."""
         return not self._has_failed
 
-    def logits(self, token_ids: NDArray[np.int64], layout: StepLayout) -> Tensor | None:
+    def logits(self, token_ids: NDArray[np.int64], layout: StepLayout, state_slots: NDArray[np.int64]) -> Tensor | None:
         """(num_seqs, vocab_size) of a step of single tokens; None if steps of this model cannot be recorded."""
         if self._has_failed:
             return None
@@ -67,32 +77,34 @@ class DecodeGraphs:
         needed = layout.block_tables.shape[1]
         if recording is None or recording.table_width < needed:
             width = max(_MIN_TABLE_WIDTH, 1 << (needed - 1).bit_length())
-            recording = self._recorded(*padded(token_ids, layout, size, width))
+            recording = self._recorded(
+                *padded([token_ids, np.full_like(state_slots, self._spare_slot)], layout, size, width)
+            )
             if recording is None:
                 return None
             self._recordings[size] = recording
-        ids, step = padded(token_ids, layout, size, recording.table_width)
-        packed = pack([ids, step.positions, *step.cache_arrays])
+        own, step = padded([token_ids, state_slots], layout, size, recording.table_width)
+        packed = pack([*own, step.positions, *step.cache_arrays])
         recording.inputs.copy_(packed.pin_memory() if self._device.type == "cuda" else packed, non_blocking=True)
         recording.replay()
         return recording.logits[:num_seqs]
 
-    def _recorded(self, token_ids: NDArray[np.int64], layout: StepLayout) -> _Recording | None:
+    def _recorded(self, own: list[NDArray[np.int64]], layout: StepLayout) -> _Recording | None:
         started = time.monotonic()
-        arrays = [token_ids, layout.positions, *layout.cache_arrays]
+        arrays = [*own, layout.positions, *layout.cache_arrays]
         inputs = pack(arrays).to(self._device)
-        ids, positions, *cache_tensors = unpack(inputs, arrays)
+        ids, state_slots, positions, *cache_tensors = unpack(inputs, arrays)
         # For whoever looks at the host's lengths: as long as a sequence of this recording can get.
         longest = layout.block_tables.shape[1] * layout.block_size
-        meta = replace(metadata_of(layout, cache_tensors), seq_lens=[longest] * len(token_ids), is_recorded=True)
+        meta = replace(metadata_of(layout, cache_tensors), seq_lens=[longest] * len(ids), is_recorded=True)
         try:
-            replay, logits = self._record(lambda: self._compute(ids, positions, meta))
+            replay, logits = self._record(lambda: self._compute(ids, positions, meta, state_slots))
         except RuntimeError as error:  # what CUDA, torch and Triton raise over what cannot be recorded
             logger.warning("steps are launched one operation at a time, as they cannot be recorded: %s", error)
             self._has_failed = True
             self._recordings.clear()
             return None
-        logger.info("recorded a step of %d sequences in %.2f s", len(token_ids), time.monotonic() - started)
+        logger.info("recorded a step of %d sequences in %.2f s", len(ids), time.monotonic() - started)
         return _Recording(inputs, layout.block_tables.shape[1], replay, logits)
 
 
@@ -104,16 +116,19 @@ def padded_size(num_seqs: int) -> int:
 
 
 def padded(
-    token_ids: NDArray[np.int64], layout: StepLayout, size: int, table_width: int
-) -> tuple[NDArray[np.int64], StepLayout]:
-    """The step with its shortest sequence repeated until there are `size`, and zeros to the right of block tables."""
+    own: list[NDArray[np.int64]], layout: StepLayout, size: int, table_width: int
+) -> tuple[list[NDArray[np.int64]], StepLayout]:
+    """Repeat a step's shortest sequence until there are `size`, and put zeros to the right of the block tables.
+
+    `own` are arrays with a number for each sequence, which are repeated in the same way.
+    """
     assert layout.is_decode
     num_seqs, num_blocks = layout.block_tables.shape
     rows = np.full(size, layout.seq_lens.argmin())
     rows[:num_seqs] = np.arange(num_seqs)
     tables = np.zeros((size, table_width), dtype=np.int32)
     tables[:, :num_blocks] = layout.block_tables[rows]
-    return token_ids[rows], StepLayout(
+    return [array[rows] for array in own], StepLayout(
         positions=layout.positions[rows],
         sequences=np.arange(size),
         slots=layout.slots[rows],

@@ -129,7 +129,9 @@ class ModelRunner:
         self._make_compiler = make_compiler
         self._seed = seed
         self._masks = MaskFiller()
-        self.graphs = DecodeGraphs(self._compute_logits, CudaRecorder(), device) if device.type == "cuda" else None
+        self.graphs: DecodeGraphs | None = None
+        if device.type == "cuda":
+            self.graphs = DecodeGraphs(self._compute_logits, CudaRecorder(), device, spare_slot=max_num_seqs)
         self._requests: dict[str, _Request] = {}
         self._suspect_blocks: set[int] = set()
 
@@ -266,7 +268,7 @@ class ModelRunner:
 
     def _decode_logits(self, batch: _Batch) -> Tensor:
         """(num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
-        logits = None if self.graphs is None else self.graphs.logits(self._token_ids(batch), batch.layout)
+        logits = None if self.graphs is None else self.graphs.logits(self._token_ids(batch), batch.layout, batch.rows)
         return self._model.logits(self._hidden_states(batch)) if logits is None else logits
 
     def _token_ids(self, batch: _Batch) -> NDArray[np.int64]:
@@ -283,13 +285,13 @@ class ModelRunner:
     def _hidden_states(self, batch: _Batch) -> Tensor:
         """(num_tokens, hidden_size)"""
         layout = batch.layout
-        arrays = [self._token_ids(batch), layout.positions, *layout.cache_arrays]
-        ids, positions, *cache_tensors = to_device(arrays, self._device)
-        with step_context(StepContext(self._attention, metadata_of(layout, cache_tensors))):
+        arrays = [self._token_ids(batch), layout.positions, batch.rows, *layout.cache_arrays]
+        ids, positions, state_slots, *cache_tensors = to_device(arrays, self._device)
+        with step_context(StepContext(self._attention, metadata_of(layout, cache_tensors), state_slots)):
             return self._model.hidden_states(self._known(ids), positions)
 
-    def _compute_logits(self, ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
-        with step_context(StepContext(self._attention, meta)):
+    def _compute_logits(self, ids: Tensor, positions: Tensor, meta: AttentionMetadata, state_slots: Tensor) -> Tensor:
+        with step_context(StepContext(self._attention, meta, state_slots)):
             return self._model.logits(self._model.hidden_states(self._known(ids), positions))
 
     def _sample_last(self, batch: _Batch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:

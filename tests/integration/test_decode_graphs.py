@@ -58,7 +58,7 @@ def test_padded_and_replayed_steps_give_the_tokens_of_generate(family: str, runs
     info, runner = build_executor(engine_config(directory, max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE))
     assert isinstance(runner._attention.backend, NativeBackend)
     assert runner.graphs is None
-    runner.graphs = DecodeGraphs(runner._compute_logits, record, CPU)
+    runner.graphs = DecodeGraphs(runner._compute_logits, record, CPU, info.max_num_seqs)
     runner.runs_ahead = runs_ahead
     run = serve(core_with_few_blocks((info, runner)), cases, rng)
     assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]

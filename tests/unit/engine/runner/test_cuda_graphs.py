@@ -14,7 +14,7 @@ from orcinus.engine.runner.cuda_graphs import DecodeGraphs, padded, padded_size
 
 CPU = torch.device("cpu")
 BLOCK = 4
-VOCAB_SIZE = 5
+SPARE = 777
 
 
 class Recorder:
@@ -40,11 +40,13 @@ class Model:
     def __init__(self) -> None:
         self.cache = torch.full((4000,), -1, dtype=torch.int64)
         self.metas: list[AttentionMetadata] = []
+        self.state_slots: list[list[int]] = []
 
-    def __call__(self, token_ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
+    def __call__(self, token_ids: Tensor, positions: Tensor, meta: AttentionMetadata, state_slots: Tensor) -> Tensor:
         self.metas.append(meta)
+        self.state_slots.append(state_slots.tolist())
         self.cache[meta.slots] = token_ids
-        columns = (token_ids, positions, meta.slots, meta.seq_lens_tensor, meta.block_tables.sum(dim=1))
+        columns = (token_ids, state_slots, positions, meta.slots, meta.seq_lens_tensor, meta.block_tables.sum(dim=1))
         assert meta.query_start_tensor.tolist() == list(range(len(token_ids) + 1))
         return torch.stack([column.float() for column in columns], dim=1)
 
@@ -55,8 +57,20 @@ def step_of(lengths: list[int], width: int) -> StepLayout:
     return lay_out(ends - 1, ends, tables, BLOCK)
 
 
+def slots_of(token_ids: np.ndarray) -> np.ndarray:
+    """State slots that lie in another order than the step's sequences."""
+    return token_ids[::-1] * 3
+
+
 def expected(token_ids: np.ndarray, layout: StepLayout) -> list[list[float]]:
-    columns = (token_ids, layout.positions, layout.slots, layout.seq_lens, layout.block_tables.sum(axis=1))
+    columns = (
+        token_ids,
+        slots_of(token_ids),
+        layout.positions,
+        layout.slots,
+        layout.seq_lens,
+        layout.block_tables.sum(axis=1),
+    )
     return np.stack(columns, axis=1).astype(float).tolist()  # type: ignore[no-any-return]
 
 
@@ -66,8 +80,9 @@ def test_sizes_double_and_then_go_up_in_eights() -> None:
 
 
 def test_padding_repeats_the_shortest_sequence() -> None:
-    ids, layout = padded(np.array([10, 11, 12]), step_of([9, 3, 7], 3), 5, 4)
+    (ids, state_slots), layout = padded([np.array([10, 11, 12]), np.array([2, 0, 1])], step_of([9, 3, 7], 3), 5, 4)
     assert ids.tolist() == [10, 11, 12, 11, 11]
+    assert state_slots.tolist() == [2, 0, 1, 0, 0]
     assert layout.positions.tolist() == [8, 2, 6, 2, 2]
     assert layout.seq_lens.tolist() == [9, 3, 7, 3, 3]
     assert layout.slots.tolist()[3:] == [layout.slots[1]] * 2
@@ -78,13 +93,13 @@ def test_padding_repeats_the_shortest_sequence() -> None:
 
 def test_replayed_steps_compute_what_they_are_given_and_no_more_is_written() -> None:
     model, record = Model(), Recorder()
-    graphs = DecodeGraphs(model, record, CPU)
+    graphs = DecodeGraphs(model, record, CPU, SPARE)
     written: set[int] = set()
     for lengths in ([9, 3, 7], [10, 4, 8], [5, 6, 7, 8], [3], [1, 2], [8, 8, 8]):
         layout = step_of(lengths, 3)
         token_ids = np.arange(20, 20 + len(lengths))
         written |= set(layout.slots.tolist())
-        logits = graphs.logits(token_ids, layout)
+        logits = graphs.logits(token_ids, layout, slots_of(token_ids))
         assert logits is not None
         assert logits.tolist() == expected(token_ids, layout)
         assert model.cache[torch.from_numpy(layout.slots)].tolist() == token_ids.tolist()
@@ -96,18 +111,25 @@ def test_a_recording_takes_the_lengths_that_it_is_replayed_with_for_granted() ->
     """Whoever looks at the host's lengths sees the most that there can be."""
     model = Model()
     layout = step_of([9, 3, 7], 3)
-    DecodeGraphs(model, Recorder(), CPU).logits(np.arange(3), layout)
+    DecodeGraphs(model, Recorder(), CPU, SPARE).logits(np.arange(3), layout, np.arange(3))
     assert model.metas[0].seq_lens == [128 * BLOCK] * 4
     assert model.metas[0].query_start == [0, 1, 2, 3, 4]
     assert model.metas[0].is_recorded
 
 
+def test_a_recording_is_made_with_a_state_slot_that_no_request_has() -> None:
+    """What is recorded has run once when it is replayed: a state would have gone on twice."""
+    model = Model()
+    DecodeGraphs(model, Recorder(), CPU, SPARE).logits(np.arange(3), step_of([9, 3, 7], 3), np.array([2, 0, 1]))
+    assert model.state_slots == [[SPARE] * 4, [2, 0, 1, 0]]
+
+
 def test_longer_sequences_than_a_recording_has_room_for_are_recorded_anew() -> None:
     model, record = Model(), Recorder()
-    graphs = DecodeGraphs(model, record, CPU)
+    graphs = DecodeGraphs(model, record, CPU, SPARE)
     for width in (3, 128, 129, 3, 300):
         layout, token_ids = step_of([2, 3], width), np.array([4, 5])
-        logits = graphs.logits(token_ids, layout)
+        logits = graphs.logits(token_ids, layout, slots_of(token_ids))
         assert logits is not None
         assert logits.tolist() == expected(token_ids, layout)
     assert [meta.block_tables.shape[1] for meta in model.metas] == [128] * 3 + [256] * 3 + [512] * 2
@@ -118,8 +140,8 @@ def test_what_cannot_be_recorded_is_said_once_and_not_tried_again(caplog: pytest
     def refuse(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    graphs = DecodeGraphs(Model(), refuse, CPU)
+    graphs = DecodeGraphs(Model(), refuse, CPU, SPARE)
     with caplog.at_level(logging.WARNING):
-        assert [graphs.logits(np.array([1]), step_of([3], 1)) for _ in range(3)] == [None] * 3
+        assert [graphs.logits(np.array([1]), step_of([3], 1), np.array([0])) for _ in range(3)] == [None] * 3
     assert len(caplog.records) == 1
     assert "not permitted when stream is capturing" in caplog.text

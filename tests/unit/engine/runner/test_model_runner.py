@@ -74,6 +74,11 @@ class Bench:
             max_num_seqs=4,
         )
 
+    @property
+    def slots(self) -> list[list[int]]:
+        """The state slots of each step, in the order of its sequences."""
+        return [context.state_slots.tolist() for context in self.model.contexts if context.state_slots is not None]
+
     def step(
         self, *scheduled: ScheduledRequest, new: list[NewRequest] | None = None, released: list[str] | None = None
     ) -> dict[str, list[int]]:
@@ -115,6 +120,17 @@ def test_a_request_that_comes_back_goes_on_with_the_tokens_and_blocks_it_brings(
     assert tokens == {"b": [33], "a": [8]}
     assert bench.model.steps[-1] == ([32, 5, 6, 7], [2, 0, 1, 2])
     assert bench.model.metas[-1].block_tables.tolist() == [[2], [9]]
+
+
+def test_a_running_request_keeps_its_state_slot_until_it_is_released() -> None:
+    bench = Bench()
+    bench.step(share("a", 0, 2, [0]), share("b", 0, 1, [1]), new=[new("a", [5, 6]), new("b", [30])])
+    bench.step(share("a", 2, 1), share("b", 1, 1))
+    bench.step(share("b", 2, 1), share("c", 0, 2, [2]), released=["a"], new=[new("c", [10, 11])])
+    (b, a), (a_again, b_again), (b_still, c) = bench.slots
+    assert (a_again, b_again, b_still) == (a, b, b)
+    assert c == a != b
+    assert {a, b} <= set(range(4))
 
 
 def test_ahead_a_step_takes_the_tokens_it_lacks_from_the_device() -> None:
