@@ -43,7 +43,7 @@ from orcinus.engine.outputs import GenerationRequest, Outcome, RequestOutput
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.supervision.liveness import SupervisionLimits
 from orcinus.engine.supervision.supervisor import EngineEnd, Supervisor
-from orcinus.engine.supervision.suspects import Probation
+from orcinus.engine.supervision.suspects import SuspectTracker
 from orcinus.engine.supervision.transport import ProcessTransport, Transport
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class AsyncEngine:
         self._chat_template = chat_template
         self.observer: EngineObserver = observer or NullObserver()
         self._supervisor = Supervisor(config, self, transport_factory, supervision or SupervisionLimits())
-        self._probation = Probation()
+        self._suspects = SuspectTracker()
         self._state: EngineState = "loading"  # of the engine; draining is a matter of ours
         self._is_draining = False
         self._up_since: float | None = None
@@ -290,7 +290,7 @@ class AsyncEngine:
                 client=self._admission.share_of(request.client),
             )
             live.choices[engine_id] = Choice(added, live, processor, num_counted)
-            self._probation.add(engine_id)
+            self._suspects.add(engine_id)
         self._admission.enter(request, [*live.choices], self.info.max_model_len)
         self._choices |= live.choices
         self._idle.clear()
@@ -328,9 +328,9 @@ class AsyncEngine:
 
     def _submit_due(self) -> None:
         """Give the engine that is up those whom it may have now."""
-        if self._state != "ready" or not self._probation.holds_back:
+        if self._state != "ready" or not self._suspects.has_pending:
             return
-        due = [self._choices[engine_id] for engine_id in self._probation.due()]
+        due = [self._choices[engine_id] for engine_id in self._suspects.take_due()]
         if not due:
             return
         if num_resumed := sum(choice.was_submitted for choice in due):
@@ -339,7 +339,7 @@ class AsyncEngine:
 
     # --- what the supervisor tells --------------------------------------------------------------------------
 
-    async def engine_up(self, info: EngineInfo) -> None:
+    async def on_engine_up(self, info: EngineInfo) -> None:
         """For the supervisor. The first engine's message counts where neither it nor the tokenizer can be loaded."""
         if self._info is None:
             self._info = info
@@ -350,25 +350,25 @@ class AsyncEngine:
         self._settled.set()
         self._submit_due()
 
-    def engine_said(self, message: StepOutputs | StepStarted) -> None:
+    def on_message(self, message: StepOutputs | StepStarted) -> None:
         """For the supervisor."""
         if isinstance(message, StepOutputs):
             self._on_step(message)
         else:
-            self._probation.begin(message.request_ids)
+            self._suspects.on_started(message.request_ids)
             self._admission.start(message.request_ids)
 
-    def engine_gone(self, end: EngineEnd) -> bool:
+    def on_engine_end(self, end: EngineEnd) -> bool:
         """For the supervisor. The choices in flight stay, but for those whose fault it may be twice."""
         was_useful = self._was_useful or self._was_idle_for_long()
         self._state, self._up_since, self._was_useful = "restarting", None, False
         self._admission.requeue()
-        convicted = self._probation.bury(was_killed=end.was_killed)
-        for engine_id in convicted:
+        culprits = self._suspects.on_engine_end(was_killed=end.was_killed)
+        for engine_id in culprits:
             self._quarantine(engine_id, end.reason)
         self._note_waiting()
         self.observer.on_restart()
-        return was_useful or bool(convicted)
+        return was_useful or bool(culprits)
 
     def _note_waiting(self) -> None:
         """While there is no engine to count them, all who are in flight wait."""
@@ -406,7 +406,7 @@ class AsyncEngine:
         if choice.is_unproven:
             choice.is_unproven = False
             self._was_useful = True
-            self._probation.progress(choice.engine_id)
+            self._suspects.on_progress(choice.engine_id)
         try:
             output = choice.processor.process(delta)
         except Exception:
@@ -448,7 +448,7 @@ class AsyncEngine:
     def _finish(self, choice: Choice, outcome: Outcome) -> None:
         """A choice leaves, for whatever reason. Called once for each."""
         del self._choices[choice.engine_id]
-        self._probation.remove(choice.engine_id)
+        self._suspects.remove(choice.engine_id)
         del choice.live.choices[choice.engine_id]
         self._admission.leave(choice.engine_id, outcome, choice.processor.num_output_tokens)
         if not self._choices:

@@ -67,13 +67,13 @@ def model(tmp_path: Path) -> Path:
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[EngineEnd]:
     """How each engine of the test ended."""
     ends: list[EngineEnd] = []
-    engine_gone = AsyncEngine.engine_gone
+    on_engine_end = AsyncEngine.on_engine_end
 
     def noted(engine: AsyncEngine, end: EngineEnd) -> bool:
         ends.append(end)
-        return engine_gone(engine, end)
+        return on_engine_end(engine, end)
 
-    monkeypatch.setattr(AsyncEngine, "engine_gone", noted)
+    monkeypatch.setattr(AsyncEngine, "on_engine_end", noted)
     return ends
 
 

@@ -1,164 +1,161 @@
-"""Which requests are suspected and given up when engines end: the rules, without engines."""
+"""Which requests are suspected and given up when engines end: the tracker, without engines."""
 
 import random
 
 import pytest
 
-from orcinus.engine.supervision.suspects import Probation
+from orcinus.engine.supervision.suspects import SuspectTracker
 
 
-def probation(*request_ids: str) -> Probation:
+def tracking(*request_ids: str) -> SuspectTracker:
     """With these in flight, none of them given to an engine yet."""
-    rules = Probation()
+    tracker = SuspectTracker()
     for request_id in request_ids:
-        rules.add(request_id)
-    return rules
+        tracker.add(request_id)
+    return tracker
 
 
-def convict(rules: Probation) -> list[str]:
-    """The engine ends by a fault; those whom that convicts leave."""
-    convicted = rules.bury(was_killed=False)
-    for request_id in convicted:
-        rules.remove(request_id)
-    return convicted
+def end_by_fault(tracker: SuspectTracker) -> list[str]:
+    """End the engine by a fault, and remove the requests that are found to be the reason."""
+    culprits = tracker.on_engine_end(was_killed=False)
+    for request_id in culprits:
+        tracker.remove(request_id)
+    return culprits
 
 
-# --- probation ------------------------------------------------------------------------------------------
+def test_while_no_engine_ends_every_request_is_due_at_once_and_once() -> None:
+    tracker = tracking("a", "b")
+    assert tracker.take_due() == ["a", "b"]
+    assert tracker.take_due() == []
+    pending = [tracker.has_pending]
+    tracker.add("c")
+    pending.append(tracker.has_pending)
+    assert pending == [False, True]
+    assert tracker.take_due() == ["c"]
 
 
-def test_without_a_death_everybody_is_given_at_once_and_once() -> None:
-    rules = probation("a", "b")
-    assert rules.due() == ["a", "b"]
-    assert rules.due() == []
-    held_back = [rules.holds_back]
-    rules.add("c")
-    held_back.append(rules.holds_back)
-    assert held_back == [False, True]
-    assert rules.due() == ["c"]
-
-
-def test_whoever_left_before_it_was_due_is_not_given() -> None:
-    rules = probation("a", "b")
-    rules.remove("a")
-    assert rules.due() == ["b"]
+def test_a_request_that_left_before_it_was_due_is_not_given() -> None:
+    tracker = tracking("a", "b")
+    tracker.remove("a")
+    assert tracker.take_due() == ["b"]
 
 
 def test_suspects_come_one_at_a_time_and_the_others_after_them() -> None:
-    rules = probation("a", "b", "queued")
-    rules.due()
-    rules.begin(["a", "b", "unknown"])
-    assert rules.bury(was_killed=False) == []
-    rules.add("new")
-    assert rules.due() == ["a"]
-    rules.begin(["a"])
-    assert rules.due() == []
-    rules.progress("a")
-    assert rules.due() == ["b"]
-    rules.remove("b")
-    assert rules.due() == ["queued", "new"]
-    assert rules.due() == []
+    tracker = tracking("a", "b", "queued")
+    tracker.take_due()
+    tracker.on_started(["a", "b", "unknown"])
+    assert tracker.on_engine_end(was_killed=False) == []
+    tracker.add("new")
+    assert tracker.take_due() == ["a"]
+    tracker.on_started(["a"])
+    assert tracker.take_due() == []
+    tracker.on_progress("a")
+    assert tracker.take_due() == ["b"]
+    tracker.remove("b")
+    assert tracker.take_due() == ["queued", "new"]
+    assert tracker.take_due() == []
 
 
-def test_a_killer_among_many_is_convicted_alone() -> None:
-    rules = probation(*"abcKd")
-    rules.due()
-    rules.begin([*"abcKd"])
-    assert convict(rules) == []
+def test_a_culprit_among_many_is_found_alone() -> None:
+    tracker = tracking(*"abcKd")
+    tracker.take_due()
+    tracker.on_started([*"abcKd"])
+    assert end_by_fault(tracker) == []
     for innocent in "abc":
-        assert rules.due() == [innocent]
-        rules.begin([innocent])
-        rules.progress(innocent)
-    assert rules.due() == ["K"]
-    rules.begin(["K"])
-    assert convict(rules) == ["K"]
+        assert tracker.take_due() == [innocent]
+        tracker.on_started([innocent])
+        tracker.on_progress(innocent)
+    assert tracker.take_due() == ["K"]
+    tracker.on_started(["K"])
+    assert end_by_fault(tracker) == ["K"]
     passed = []
-    while due := rules.due():
+    while due := tracker.take_due():
         passed += due
         for request_id in due:
-            rules.begin([request_id])
-            rules.progress(request_id)
+            tracker.on_started([request_id])
+            tracker.on_progress(request_id)
     assert passed == [*"abcd"]
 
 
-def run_until_it_ends(rules: Probation, *, brings_something: bool, was_killed: bool) -> list[str]:
-    assert rules.due() == ["a"]
-    rules.begin(["a"])
-    if brings_something:
-        rules.progress("a")
-    return rules.bury(was_killed=was_killed)
+def run_until_it_ends(tracker: SuspectTracker, *, brings_tokens: bool, was_killed: bool) -> list[str]:
+    assert tracker.take_due() == ["a"]
+    tracker.on_started(["a"])
+    if brings_tokens:
+        tracker.on_progress("a")
+    return tracker.on_engine_end(was_killed=was_killed)
 
 
-def test_who_ends_engines_is_convicted_the_second_time_whatever_it_had_brought_before_the_first() -> None:
-    for brings_something in (True, False):
-        rules = probation("a")
-        assert run_until_it_ends(rules, brings_something=brings_something, was_killed=False) == []
-        assert run_until_it_ends(rules, brings_something=False, was_killed=False) == ["a"]
+def test_a_request_that_ends_engines_is_found_the_second_time_whatever_it_had_brought_before_the_first() -> None:
+    for brings_tokens in (True, False):
+        tracker = tracking("a")
+        assert run_until_it_ends(tracker, brings_tokens=brings_tokens, was_killed=False) == []
+        assert run_until_it_ends(tracker, brings_tokens=False, was_killed=False) == ["a"]
 
 
-def test_who_brings_something_anew_is_not_convicted() -> None:
-    rules = probation("a")
+def test_a_request_that_brings_tokens_anew_is_never_a_culprit() -> None:
+    tracker = tracking("a")
     for _ in range(10):
-        assert run_until_it_ends(rules, brings_something=True, was_killed=False) == []
+        assert run_until_it_ends(tracker, brings_tokens=True, was_killed=False) == []
 
 
-def test_engines_that_were_killed_from_outside_count_half_and_nothing_for_who_had_brought_something() -> None:
-    rules = probation("a")
-    for brings_something in (True, False, False, False, True, True, False, False, False):
-        assert run_until_it_ends(rules, brings_something=brings_something, was_killed=True) == []
-    assert run_until_it_ends(rules, brings_something=False, was_killed=True) == ["a"]
+def test_engines_killed_from_outside_count_half_and_nothing_for_a_request_that_had_brought_tokens() -> None:
+    tracker = tracking("a")
+    for brings_tokens in (True, False, False, False, True, True, False, False, False):
+        assert run_until_it_ends(tracker, brings_tokens=brings_tokens, was_killed=True) == []
+    assert run_until_it_ends(tracker, brings_tokens=False, was_killed=True) == ["a"]
 
 
 def test_a_fault_and_a_kill_are_not_enough() -> None:
-    rules = probation("a")
-    assert run_until_it_ends(rules, brings_something=False, was_killed=False) == []
-    assert run_until_it_ends(rules, brings_something=False, was_killed=True) == []
-    assert run_until_it_ends(rules, brings_something=False, was_killed=False) == ["a"]
+    tracker = tracking("a")
+    assert run_until_it_ends(tracker, brings_tokens=False, was_killed=False) == []
+    assert run_until_it_ends(tracker, brings_tokens=False, was_killed=True) == []
+    assert run_until_it_ends(tracker, brings_tokens=False, was_killed=False) == ["a"]
 
 
-def test_who_had_not_begun_is_not_blamed() -> None:
-    rules = probation("a", "b")
+def test_a_request_that_had_not_begun_is_not_blamed() -> None:
+    tracker = tracking("a", "b")
     for _ in range(5):
-        rules.due()
-        assert rules.bury(was_killed=False) == []
-    assert rules.due() == ["a", "b"]
+        tracker.take_due()
+        assert tracker.on_engine_end(was_killed=False) == []
+    assert tracker.take_due() == ["a", "b"]
 
 
 def test_a_suspect_whose_turn_did_not_come_stays_one_and_is_not_blamed_again() -> None:
-    rules = probation("a", "b")
-    rules.due()
-    rules.begin(["a", "b"])
-    rules.bury(was_killed=False)
-    assert rules.due() == ["a"]
-    assert rules.bury(was_killed=False) == []  # before a had begun
-    assert rules.due() == ["a"]
-    rules.progress("a")
-    assert rules.due() == ["b"]
+    tracker = tracking("a", "b")
+    tracker.take_due()
+    tracker.on_started(["a", "b"])
+    tracker.on_engine_end(was_killed=False)
+    assert tracker.take_due() == ["a"]
+    assert tracker.on_engine_end(was_killed=False) == []  # before "a" had begun
+    assert tracker.take_due() == ["a"]
+    tracker.on_progress("a")
+    assert tracker.take_due() == ["b"]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_only_killers_are_convicted_and_all_of_them(seed: int) -> None:
-    """Engines that run up to four at a time, in random order; whoever is a killer ends them in its first step."""
+def test_only_culprits_are_found_and_all_of_them(seed: int) -> None:
+    """Engines that run up to four at a time, in random order; each culprit ends them in its first step."""
     rng = random.Random(seed)
     ids = [f"{'K' if rng.random() < 0.2 else 'i'}{number}" for number in range(40)]
-    rules = probation(*ids)
-    killers = {request_id for request_id in ids if request_id.startswith("K")}
-    convicted: set[str] = set()
+    tracker = tracking(*ids)
+    guilty = {request_id for request_id in ids if request_id.startswith("K")}
+    culprits: set[str] = set()
     finished: set[str] = set()
     waiting: list[str] = []
-    while len(convicted) + len(finished) < len(ids):
-        waiting += rules.due()
+    while len(culprits) + len(finished) < len(ids):
+        waiting += tracker.take_due()
         group = rng.sample(waiting, min(len(waiting), rng.randint(1, 4)))
-        rules.begin(group)
-        if killers.intersection(group):
-            convicted |= set(convict(rules))
+        tracker.on_started(group)
+        if guilty.intersection(group):
+            culprits |= set(end_by_fault(tracker))
             waiting = []
             continue
         for request_id in group:
             waiting.remove(request_id)
-            rules.progress(request_id)
+            tracker.on_progress(request_id)
             if rng.random() < 0.7:
-                rules.remove(request_id)
+                tracker.remove(request_id)
                 finished.add(request_id)
             else:
                 waiting.append(request_id)
-    assert convicted == killers
+    assert culprits == guilty
