@@ -4,25 +4,12 @@ Silence is counted in ticks of the listener, and not taken from a clock: a liste
 machine that slept, could not have heard anything meanwhile. The engine counts its own stalls in the same way.
 """
 
-from dataclasses import dataclass
-
 from orcinus.engine.messages import Alive, FromEngine
 
 TICK_S = 1.0
+SILENCE_S = 10.0  # that an engine may keep
+LOADING_SILENCE_S = 30.0  # while it loads; not the first one, which may read everything from a slow disk
 _MAX_DELAY_S = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisionLimits:
-    """`step_timeout_s` 0: a step may take for ever. `max_restarts` is in a row and in vain; 0: none at all.
-
-    `loading_silence_s` is for engines after the first one: the first may read everything from a slow disk.
-    """
-
-    step_timeout_s: float = 120.0
-    max_restarts: int = 5
-    silence_s: float = 10.0
-    loading_silence_s: float = 30.0
 
 
 class LivenessMonitor:
@@ -31,12 +18,12 @@ class LivenessMonitor:
     An engine that `is_silent` may have been stopped from outside: one that is stuck in a step says so.
     """
 
-    def __init__(self, limits: SupervisionLimits, *, is_first: bool) -> None:
+    def __init__(self, step_timeout_s: float, *, is_first: bool) -> None:
+        """With a `step_timeout_s` of 0 a step may take for ever."""
         self.failure: str | None = None
         self.is_silent = False
-        self._step_timeout_s = limits.step_timeout_s
-        self._silence_s = limits.silence_s
-        self._limit_s = None if is_first else limits.loading_silence_s
+        self._step_timeout_s = step_timeout_s
+        self._limit_s = None if is_first else LOADING_SILENCE_S
         self._num_silent_ticks = 0
 
     def on_message(self, message: FromEngine) -> None:
@@ -47,7 +34,7 @@ class LivenessMonitor:
 
     def on_loaded(self) -> None:
         """Apply the limit for engines that run: from here on it has no reason to be silent for long."""
-        self._limit_s = self._silence_s
+        self._limit_s = SILENCE_S
         self._num_silent_ticks = 0
 
     def tick(self) -> None:
@@ -62,6 +49,7 @@ class Backoff:
     """How long to wait before the next engine: not at all, then 1, 2, 4 ... 30 s while they end without use."""
 
     def __init__(self, max_restarts: int) -> None:
+        """`max_restarts` counts those in a row after engines that were of no use; 0: none is restarted at all."""
         self._max_restarts = max_restarts
         self.num_useless = 0  # engines in a row
 

@@ -16,7 +16,7 @@ import msgspec
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import EngineKilledError, EngineUnavailableError, ModelLoadError
 from orcinus.engine.messages import Alive, EngineFailed, EngineInfo, FromEngine, StepOutputs, StepStarted, ToEngine
-from orcinus.engine.supervision.liveness import TICK_S, Backoff, LivenessMonitor, SupervisionLimits
+from orcinus.engine.supervision.liveness import TICK_S, Backoff, LivenessMonitor
 from orcinus.engine.supervision.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -50,14 +50,18 @@ class Supervisor:
         config: EngineConfig,
         user: EngineUser,
         transport_factory: Callable[[], Transport],
-        limits: SupervisionLimits,
+        *,
+        step_timeout_s: float,
+        max_restarts: int,
     ) -> None:
+        """`step_timeout_s` and `max_restarts` are as `LivenessMonitor` and `Backoff` take them."""
         self._config = config
         self._user = user
         self._make_transport = transport_factory
-        self._limits = limits
+        self._step_timeout_s = step_timeout_s
+        self._max_restarts = max_restarts
         self._transport = transport_factory()
-        self._backoff = Backoff(limits.max_restarts)
+        self._backoff = Backoff(max_restarts)
         self._info: EngineInfo | None = None  # of the first engine
         self._closing = asyncio.Event()
 
@@ -87,7 +91,7 @@ class Supervisor:
 
     async def _follow(self, transport: Transport) -> EngineEnd:
         """Read the messages of one engine until its end, and return how it ended."""
-        monitor = LivenessMonitor(self._limits, is_first=self._info is None)
+        monitor = LivenessMonitor(self._step_timeout_s, is_first=self._info is None)
         watching = asyncio.create_task(_watch(transport, monitor), name="engine watch")
         try:
             while True:
@@ -155,11 +159,11 @@ class Supervisor:
         return None
 
     def _final_reason(self, reason: str) -> str:
-        if self._limits.max_restarts == 0:
+        if self._max_restarts == 0:
             return reason
         return (
             f"the engine ended {self._backoff.num_useless} times in a row without a token"
-            f" (max_engine_restarts is {self._limits.max_restarts}); the last time: {reason}"
+            f" (max_engine_restarts is {self._max_restarts}); the last time: {reason}"
         )
 
 

@@ -3,13 +3,19 @@
 import pytest
 
 from orcinus.engine.messages import Alive, StepOutputs, StepStats
-from orcinus.engine.supervision.liveness import Backoff, LivenessMonitor, SupervisionLimits
+from orcinus.engine.supervision.liveness import Backoff, LivenessMonitor
 
 STEP = StepOutputs(deltas=[], stats=StepStats())
 
 
-def monitoring(**limits: float) -> LivenessMonitor:
-    monitor = LivenessMonitor(SupervisionLimits(**limits), is_first=True)  # type: ignore[arg-type]
+@pytest.fixture(autouse=True)
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orcinus.engine.supervision.liveness.SILENCE_S", 3.0)
+    monkeypatch.setattr("orcinus.engine.supervision.liveness.LOADING_SILENCE_S", 5.0)
+
+
+def monitoring(step_timeout_s: float = 120.0) -> LivenessMonitor:
+    monitor = LivenessMonitor(step_timeout_s, is_first=True)
     monitor.on_loaded()
     return monitor
 
@@ -19,7 +25,7 @@ def failure_of(monitor: LivenessMonitor) -> str:
 
 
 def test_silence_beyond_the_limit_is_a_failure() -> None:
-    monitor = monitoring(silence_s=3)
+    monitor = monitoring()
     for _ in range(3):
         monitor.tick()
     assert not failure_of(monitor)
@@ -30,7 +36,7 @@ def test_silence_beyond_the_limit_is_a_failure() -> None:
 
 @pytest.mark.parametrize("message", [Alive(), STEP])
 def test_any_message_is_a_sign_of_life(message: Alive | StepOutputs) -> None:
-    monitor = monitoring(silence_s=3)
+    monitor = monitoring()
     for _ in range(10):
         monitor.tick()
         monitor.tick()
@@ -54,8 +60,8 @@ def test_without_a_limit_a_step_may_take_for_ever() -> None:
 
 
 def test_the_first_engine_may_load_in_silence_and_later_ones_for_longer_than_they_may_run() -> None:
-    first = LivenessMonitor(SupervisionLimits(), is_first=True)
-    later = LivenessMonitor(SupervisionLimits(silence_s=2, loading_silence_s=5), is_first=False)
+    first = LivenessMonitor(120.0, is_first=True)
+    later = LivenessMonitor(120.0, is_first=False)
     for _ in range(5):
         first.tick()
         later.tick()
