@@ -22,7 +22,6 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from orcinus.config.admission_limits import AdmissionLimits, SchedulingPolicy
 from orcinus.config.engine_config import BatchingStrategy, EngineConfig
 from orcinus.config.values import SettingsError, check_keys, describe_allowed, parse_bytes, parse_strings
 
@@ -245,7 +244,7 @@ class Settings(BaseSettings):
         "N",
         ge=1,
     )
-    scheduling_policy: SchedulingPolicy = _setting(
+    scheduling_policy: Literal["fair", "fcfs"] = _setting(
         "fair",
         "Server",
         "Whose turn it is, and who makes room in the KV cache: fair shares the engine equally between API keys, by"
@@ -395,16 +394,6 @@ class Settings(BaseSettings):
             deterministic=self.deterministic,
             seed=self.seed,
             log_level=self.log_level,
-        )
-
-    def admission_limits(self) -> AdmissionLimits:
-        """The part that admission needs."""
-        return AdmissionLimits(
-            max_queue_len=self.max_queue_len,
-            max_queue_tokens=self.max_queue_tokens,
-            max_requests_per_key=self.max_requests_per_key,
-            max_tokens_per_minute_per_key=self.max_tokens_per_minute_per_key,
-            scheduling_policy=self.scheduling_policy,
         )
 
 

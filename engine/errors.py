@@ -7,6 +7,8 @@ OrcinusError
 ├── QueueFullError             the bounded queue has no room; says when to come back
 ├── QuotaError                 this client has all that it may have for now; says when to come back
 ├── EngineUnavailableError     loading, draining or dead
+│   ├── DrainingError          takes no new work any more
+│   └── EngineKilledError      ended from outside
 ├── RequestTimeoutError        the request's own deadline passed
 └── RequestFailedError         a fault while running this request
 """
@@ -33,7 +35,7 @@ class ModelLoadError(OrcinusError):
 
 
 class QueueFullError(OrcinusError):
-    """The queue is at its bound. `retry_after_s` is estimated from the measured drain rate."""
+    """The queue is at its bound. `retry_after_s` is estimated from the measured service rate."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -54,6 +56,10 @@ class EngineUnavailableError(OrcinusError):
     def __init__(self, message: str, retry_after_s: float = 5.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DrainingError(EngineUnavailableError):
+    """What is in flight is finished, and nothing new is taken."""
 
 
 class EngineKilledError(EngineUnavailableError):

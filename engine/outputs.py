@@ -45,15 +45,17 @@ class RequestTiming(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int
 
 
-class RequestOutput(msgspec.Struct, kw_only=True):
+class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     """What is new of one choice since the last output: text in whole code points, and the tokens behind it.
 
+    `index` is that of the choice in its request, `prompt_index` that of its prompt among all that were given with it.
     `text` may be empty while `token_ids` is not (part of a code point, or a possible stop string held back).
     `stop_reason` is the stop string or stop token id that ended it. `num_cached_tokens`, `queue_time_s` and
     `prompt_logprobs` come with the first output of a choice, `timing` and `embedding` with its last.
     """
 
     index: int
+    prompt_index: int = 0
     text: str = ""
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] | None = None

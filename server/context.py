@@ -17,12 +17,11 @@ from typing import Any, Protocol
 
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
-from orcinus.engine.errors import EngineUnavailableError
 from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import Grammar
-from orcinus.server.errors import DrainingError, ModelNotFoundError
+from orcinus.server.errors import ModelNotFoundError
 from orcinus.server.intake import Intake
 from orcinus.server.reading.message_format import MessageFormat
 
@@ -65,6 +64,8 @@ class ServingEngine(Protocol):
         self, messages: Sequence[Mapping[str, Any]], /, *, add_special_tokens: bool = False, **options: Any
     ) -> list[int]: ...
     async def check_grammar(self, grammar: Grammar, param: str) -> None: ...
+    def check_admitting(self) -> None: ...
+    def check_ready(self) -> None: ...
     def check_room(self, client: str) -> None: ...
     def check_context(self, num_prompt_tokens: int, max_tokens: int | None) -> None: ...
     def submit(self, request: GenerationRequest) -> OutputStream: ...
@@ -121,21 +122,11 @@ class ServingContext:
     def check_ready(self) -> None:
         """Raise `EngineUnavailableError` (or `DrainingError`) unless new work would run now."""
         self.intake.check()
-        if self.engine.state == "restarting":
-            raise EngineUnavailableError("the engine is restarting")
-        self.check_admitting()
+        self.engine.check_ready()
 
     def check_admitting(self) -> None:
         """Raise `EngineUnavailableError` (or `DrainingError`) unless new work can be taken now, if only to wait."""
-        match self.engine.state:
-            case "ready" | "restarting":
-                return
-            case "draining":
-                raise DrainingError("the server is shutting down and takes no new requests")
-            case "loading":
-                raise EngineUnavailableError("the model is still loading")
-            case _:
-                raise EngineUnavailableError("the engine is not running", retry_after_s=30.0)
+        self.engine.check_admitting()
 
     def check_room(self, client: str) -> None:
         """Raise `QueueFullError` or `QuotaError` where a request of this client has no room, whatever it asks for."""

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from orcinus.engine.errors import (
     ContextLengthError,
+    DrainingError,
     EngineUnavailableError,
     InvalidRequestError,
     QueueFullError,
@@ -48,10 +49,6 @@ class UnsupportedMediaTypeError(InvalidRequestError):
 
 class BodyTimeoutError(RequestTimeoutError):
     """The client took too long to send its body."""
-
-
-class DrainingError(EngineUnavailableError):
-    """The server finishes what it has and takes nothing new."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from orcinus.server.errors import DrainingError
+from orcinus.engine.errors import DrainingError
 
 
 class Intake:

@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
 from orcinus.config.version import VERSION
+from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.messages import EngineInfo, StepStats
 from orcinus.engine.outputs import Outcome
 
@@ -130,8 +131,8 @@ class Histogram:
         return HistogramMetricFamily(spec.name, spec.help, buckets=buckets, sum_value=self._sum)
 
 
-class Metrics:
-    """The numbers of one server; an `EngineObserver`, and a collector in a registry of its own."""
+class Metrics(EngineObserver):
+    """The numbers of one server, as it observes its engine; a collector in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

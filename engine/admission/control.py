@@ -8,12 +8,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from orcinus.config.admission_limits import AdmissionLimits
 from orcinus.engine.admission.quotas import ClientAccount, ClientAccounts
-from orcinus.engine.admission.service_rate import DrainRate
+from orcinus.engine.admission.service_rate import ServiceRate
 from orcinus.engine.errors import InvalidRequestError, QueueFullError, QuotaError
 from orcinus.engine.outputs import GenerationRequest, Outcome
+
+if TYPE_CHECKING:
+    from orcinus.config.settings import Settings
 
 _SERVED = frozenset({"stop", "length"})  # got all that it asked for
 
@@ -48,17 +51,22 @@ class AdmissionControl:
     counts as running on: of those there are no more than slots.
     """
 
-    def __init__(self, limits: AdmissionLimits, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits = limits
+    def __init__(self, settings: "Settings", clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
         self._clock = clock
-        self._clients = ClientAccounts(limits.max_tokens_per_minute_per_key, clock)
+        self._clients = ClientAccounts(settings.max_tokens_per_minute_per_key, clock)
         self._choices: dict[str, _Choice] = {}
         self._num_queued_tokens = 0
         self._num_running = 0
         self._num_clients = 0  # that have something in flight
         self._num_slots = 1
         self._num_promised = 0  # places that the refused were told to come back for
-        self._drain = DrainRate(clock)
+        self._service = ServiceRate(clock)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Choices that have entered and not left."""
+        return len(self._choices)
 
     @property
     def num_queued_tokens(self) -> int:
@@ -66,7 +74,7 @@ class AdmissionControl:
 
     def share_of(self, client: str) -> str:
         """The name under which its requests wait in the engine: one for all where nobody has a share of its own."""
-        return client if self._limits.scheduling_policy == "fair" else ""
+        return client if self._settings.scheduling_policy == "fair" else ""
 
     def check_room(self, client: str, num_slots: int) -> None:
         """Raise as `check` does if it would for any request of this client. Costs next to nothing."""
@@ -100,7 +108,7 @@ class AdmissionControl:
             num_tokens = len(request.prompts[prompt])
             self._choices[choice_id] = _Choice(reservation, num_tokens, 0 if sample else num_tokens)
             self._num_queued_tokens += num_tokens
-        self._drain.carry(len(self._choices), self._num_slots)
+        self._service.carry(len(self._choices), self._num_slots)
 
     def start(self, choice_ids: Sequence[str]) -> None:
         """These have slots now. Ids that are not known any more, or have started before, are fine."""
@@ -111,12 +119,14 @@ class AdmissionControl:
                 self._num_running += 1
                 self._num_queued_tokens -= choice.num_prompt_tokens
 
-    def requeue(self) -> None:
-        """The slots are gone with their engine: everybody waits again."""
-        for choice in self._choices.values():
-            choice.is_running = False
-        self._num_running = 0
-        self._num_queued_tokens = sum(choice.num_prompt_tokens for choice in self._choices.values())
+    def requeue(self, choice_ids: Sequence[str]) -> None:
+        """Let choices that lost their slots, with the engine that had them, wait again."""
+        for choice_id in choice_ids:
+            choice = self._choices[choice_id]
+            if choice.is_running:
+                choice.is_running = False
+                self._num_running -= 1
+                self._num_queued_tokens += choice.num_prompt_tokens
 
     def leave(self, choice_id: str, outcome: Outcome, num_output_tokens: int) -> None:
         """It has ended, in whatever way, with so many tokens generated."""
@@ -133,28 +143,28 @@ class AdmissionControl:
 
     def _leave_slot_or_queue(self, choice: _Choice, outcome: Outcome) -> None:
         if outcome in _SERVED:
-            self._drain.serve()
+            self._service.serve()
         elif choice.is_running:
-            self._drain.give_up(self._num_running)
+            self._service.give_up(self._num_running)
         if choice.is_running:
             self._num_running -= 1
         else:
             self._num_queued_tokens -= choice.num_prompt_tokens
         self._num_promised = max(0, self._num_promised - 1)
-        self._drain.carry(len(self._choices), self._num_slots)
+        self._service.carry(len(self._choices), self._num_slots)
 
     def _reservation(self, request: GenerationRequest, max_model_len: int) -> int:
         """Prompts and all that may be generated, as usage would count them; at most what the bucket holds.
 
         So whoever asks for more than a minute's tokens waits for a full bucket, and then pays off the rest.
         """
-        if self._limits.max_tokens_per_minute_per_key is None:
+        if self._settings.max_tokens_per_minute_per_key is None:
             return 0
         asked, n = request.sampling.max_tokens, request.sampling.n
         num_tokens = sum(
             len(prompt) + n * (max_model_len - len(prompt) if asked is None else asked) for prompt in request.prompts
         )
-        return min(num_tokens, self._limits.max_tokens_per_minute_per_key)
+        return min(num_tokens, self._settings.max_tokens_per_minute_per_key)
 
     # --- the limits, one by one -----------------------------------------------------------------------------
 
@@ -162,11 +172,11 @@ class AdmissionControl:
         most = self._num_places
         if num_choices > most:
             raise InvalidRequestError(
-                f"at most {most} choices fit slots and queue (max_queue_len is {self._limits.max_queue_len}),"
+                f"at most {most} choices fit slots and queue (max_queue_len is {self._settings.max_queue_len}),"
                 f" got {num_choices}",
                 "n",
             )
-        most_of_one = self._limits.max_requests_per_key
+        most_of_one = self._settings.max_requests_per_key
         if most_of_one is not None and num_choices > most_of_one:
             raise InvalidRequestError(
                 f"at most {most_of_one} choices of one client run or wait at once (max_requests_per_key),"
@@ -176,21 +186,21 @@ class AdmissionControl:
 
     @property
     def _num_places(self) -> int:
-        return self._num_slots + self._limits.max_queue_len
+        return self._num_slots + self._settings.max_queue_len
 
     def _check_queue(self, num_choices: int) -> None:
         num_missing = len(self._choices) + num_choices - self._num_places
         if num_missing > 0:
             raise QueueFullError(
-                f"the queue is full: it has {self._limits.max_queue_len} places (max_queue_len), and this request needs"
-                f" {num_missing} more",
+                f"the queue is full: it has {self._settings.max_queue_len} places (max_queue_len), and this request"
+                f" needs {num_missing} more",
                 self._promise(num_missing),
             )
 
     def _check_queued_tokens(self, num_tokens: int) -> None:
         """Whoever finds no prompts waiting is admitted, however long its own are."""
-        most = self._limits.max_queue_tokens
-        if most is None or self._num_queued_tokens == 0:
+        most = self._settings.max_queue_tokens
+        if self._num_queued_tokens == 0:
             return
         num_missing = self._num_queued_tokens + num_tokens - most
         if num_missing > 0:
@@ -208,12 +218,12 @@ class AdmissionControl:
         So of a crowd not everybody is told the same. Who was refused may not come back, or come too soon: it counts up
         to as many places as there are.
         """
-        retry_after_s = self._drain.time_for(self._num_promised + num_places)
+        retry_after_s = self._service.time_for(self._num_promised + num_places)
         self._num_promised = min(self._num_promised + num_places, self._num_places)
         return retry_after_s
 
     def _check_in_flight(self, account: ClientAccount, num_choices: int) -> None:
-        most = self._limits.max_requests_per_key
+        most = self._settings.max_requests_per_key
         if most is None:
             return
         num_missing = account.num_in_flight + num_choices - most
@@ -221,12 +231,12 @@ class AdmissionControl:
             raise QuotaError(
                 f"a client may have {most} choices running and waiting (max_requests_per_key): this one has"
                 f" {account.num_in_flight}, and the request asks for {num_choices} more",
-                self._drain.time_for(num_missing * self._num_served_per_one_of(account)),
+                self._service.time_for(num_missing * self._num_served_per_one_of(account)),
             )
 
     def _num_served_per_one_of(self, account: ClientAccount) -> float:
         """How many a full server serves while it serves one of this client's, who has some in flight."""
-        if self._limits.scheduling_policy == "fcfs":
+        if self._settings.scheduling_policy == "fcfs":
             return max(self._num_slots, len(self._choices)) / account.num_in_flight
         return max(self._num_slots / account.num_in_flight, self._num_clients)
 

@@ -12,7 +12,7 @@ _UNSEEN_SERVICE_S = 10.0  # of a choice, before any was served: in the middle be
 _ROUNDS = 4  # of all slots that are remembered, however long they took
 
 
-class DrainRate:
+class ServiceRate:
     """How many choices are served in a second of work, the last half minute first.
 
     A second in which a quarter of the slots was taken is a quarter of a second's work: so what a quiet server did tells

@@ -3,16 +3,19 @@
 The same core and the same text side as the server's, driven directly. Knows nothing of files and HTTP.
 """
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orcinus.engine.admission.request_checks import ChoiceRequest, check_request, seed_source, split_request
+from orcinus.engine.admission.request_checks import check_request
+from orcinus.engine.admission.request_splitter import RequestSplitter
 from orcinus.engine.core import EngineCore, Executor
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.engine.frontend.output_processor import OutputProcessor, merge_output
-from orcinus.engine.messages import AddRequest, EngineInfo, FinishReason, TokenLogprobs
+from orcinus.engine.frontend.output_buffer import OutputBuffer
+from orcinus.engine.frontend.output_processor import OutputProcessor
+from orcinus.engine.messages import EngineInfo, RequestDelta, TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.platform.device import limit_spinning
 from orcinus.engine.sampling_params import SamplingParams
@@ -30,50 +33,63 @@ Conversation = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """One choice. `stop_reason` is the stop string or token id that ended it, None for end of sequence.
-
-    `finish_reason` is "error", with the reason in `error`, where the engine failed on it.
-    """
-
-    index: int
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    stop_reason: int | str | None = None
-    logprobs: list[TokenLogprobs] | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """What became of one prompt. `prompt` is None if it was given as token ids; of a chat it is the rendered text."""
+    """What became of one prompt: the whole of each choice, by index.
+
+    `prompt` is None if it was given as token ids; of a chat it is the rendered text. A choice on which the engine
+    failed has the `finish_reason` "error", and the reason in `error`.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]
-    outputs: list[Completion]
-    num_cached_tokens: int = 0
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    outputs: list[RequestOutput]
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return self.outputs[0].num_cached_tokens or 0
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
+        return self.outputs[0].prompt_logprobs
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
-    """One prompt on its way through: its choices by index, as far as they are."""
+    """One prompt and what is asked for it."""
 
+    prompt_index: int
     text: str | None
     token_ids: list[int]
     sampling: SamplingParams
-    outputs: dict[int, RequestOutput] = field(default_factory=dict)
 
-    def result(self) -> GenerationResult:
-        first = self.outputs[0]
-        return GenerationResult(
-            prompt=self.text,
-            prompt_token_ids=self.token_ids,
-            outputs=[_completion(self.outputs[index]) for index in range(self.sampling.n)],
-            num_cached_tokens=first.num_cached_tokens or 0,
-            prompt_logprobs=first.prompt_logprobs,
-        )
+    def request(self) -> GenerationRequest:
+        return GenerationRequest(request_id=str(self.prompt_index), prompts=[self.token_ids], sampling=self.sampling)
+
+
+class _Call:
+    """The choices of one call in flight, and their outputs that the caller has yet to see."""
+
+    def __init__(self) -> None:
+        self.unfinished: dict[str, OutputProcessor] = {}
+        self._pending: dict[tuple[int, int], OutputBuffer] = {}
+
+    def process(self, delta: RequestDelta) -> bool:
+        """Take in what a step brought one choice, and return whether the core must be told to end it."""
+        processor = self.unfinished[delta.request_id]
+        output = processor.process(delta)
+        key = output.prompt_index, output.index
+        if (earlier := self._pending.get(key)) is None:
+            self._pending[key] = OutputBuffer(output)
+        else:
+            earlier.add(output)
+        if processor.is_finished:
+            del self.unfinished[delta.request_id]
+        return processor.needs_abort
+
+    def take_pending(self) -> list[RequestOutput]:
+        outputs = [buffer.merged() for buffer in self._pending.values()]
+        self._pending.clear()
+        return outputs
 
 
 class LLM:
@@ -99,8 +115,8 @@ class LLM:
         self._core = EngineCore(
             self.info, executor, batch_wait_ms=config.batch_wait_ms, target_itl_ms=config.target_itl_ms
         )
-        self._seeds = seed_source(config.seed)
-        self._num_requests = 0
+        self._splitter = RequestSplitter(config.seed)
+        self._calls: dict[str, _Call] = {}  # by request in the core
 
     def generate(
         self,
@@ -113,9 +129,7 @@ class LLM:
 
         `sampling_params` are shared, or one for each prompt. Raises `InvalidRequestError` before anything runs.
         """
-        many = _as_prompts(prompts)
-        jobs = [self._job(prompt, sampling) for prompt, sampling in _pair(many, sampling_params)]
-        return self._run(jobs, use_tqdm)
+        return self._collect(self._prompt_jobs(prompts, sampling_params), use_tqdm)
 
     def chat(
         self,
@@ -126,73 +140,98 @@ class LLM:
         **template_options: Any,
     ) -> list[GenerationResult]:
         """Answer one conversation or several. `template_options` as in `Tokenizer.render_chat`."""
-        conversations = _as_conversations(messages)
-        jobs = []
-        for conversation, sampling in _pair(conversations, sampling_params):
-            text = self.tokenizer.render_chat(conversation, **template_options)
-            jobs.append(self._job(text, sampling, add_special_tokens=False))
-        return self._run(jobs, use_tqdm)
+        return self._collect(self._chat_jobs(messages, sampling_params, template_options), use_tqdm)
 
-    def _job(self, prompt: Prompt, sampling: SamplingParams, *, add_special_tokens: bool = True) -> _Job:
+    # --- what is asked for ----------------------------------------------------------------------------------
+
+    def _prompt_jobs(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[_Job]:
+        pairs = _pair(_as_prompts(prompts), sampling_params)
+        return self._checked([self._prompt_job(index, *pair) for index, pair in enumerate(pairs)])
+
+    def _prompt_job(self, prompt_index: int, prompt: Prompt, sampling: SamplingParams) -> _Job:
         if isinstance(prompt, str):
-            return _Job(prompt, self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens), sampling)
-        return _Job(None, list(prompt), sampling)
+            return _Job(prompt_index, prompt, self.tokenizer.encode(prompt), sampling)
+        return _Job(prompt_index, None, list(prompt), sampling)
 
-    def _run(self, jobs: list[_Job], use_tqdm: bool) -> list[GenerationResult]:
-        requests = [
-            GenerationRequest(request_id=str(position), prompts=[job.token_ids], sampling=job.sampling)
-            for position, job in enumerate(jobs)
-        ]
-        for request in requests:
-            check_request(request, self.info)
-        unfinished: dict[str, tuple[_Job, OutputProcessor]] = {}
-        for job, request in zip(jobs, requests, strict=True):
-            for choice in split_request(request, self.info, self._seeds):
-                unfinished[self._add(choice)] = job, self._processor(choice)
-        progress = _progress_bar(len(unfinished)) if use_tqdm else None
-        try:
-            while unfinished:
-                self._step(unfinished, progress)
-        finally:
-            self._core.abort_requests([*unfinished])
-            if progress is not None:
-                progress.close()
-        return [job.result() for job in jobs]
+    def _chat_jobs(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        template_options: Mapping[str, Any],
+    ) -> list[_Job]:
+        jobs = []
+        for index, (conversation, sampling) in enumerate(_pair(_as_conversations(messages), sampling_params)):
+            text = self.tokenizer.render_chat(conversation, **template_options)
+            jobs.append(_Job(index, text, self.tokenizer.encode(text, add_special_tokens=False), sampling))
+        return self._checked(jobs)
 
-    def _add(self, choice: ChoiceRequest) -> str:
-        request_id = str(self._num_requests)
-        self._num_requests += 1
-        self._core.add_request(
-            AddRequest(
-                request_id=request_id,
-                prompt_token_ids=choice.prompt,
-                sampling=choice.sampling,
-                arrival_time=time.monotonic(),
+    def _checked(self, jobs: list[_Job]) -> list[_Job]:
+        for job in jobs:
+            check_request(job.request(), self.info)
+        return jobs
+
+    # --- running it -----------------------------------------------------------------------------------------
+
+    def _collect(self, jobs: list[_Job], use_tqdm: bool) -> list[GenerationResult]:
+        """Run jobs to their end, and return the whole of each."""
+        num_choices = sum(job.sampling.n for job in jobs)
+        choices: dict[tuple[int, int], OutputBuffer] = {}
+        with contextlib.closing(self._run(jobs)) as outputs, _progress_bar(num_choices, use_tqdm) as progress:
+            for output in outputs:
+                key = output.prompt_index, output.index
+                if key in choices:
+                    choices[key].add(output)
+                else:
+                    choices[key] = OutputBuffer(output)
+                if progress is not None and output.finish_reason is not None:
+                    progress.update()
+        return [
+            GenerationResult(
+                prompt=job.text,
+                prompt_token_ids=job.token_ids,
+                outputs=[choices[job.prompt_index, index].merged() for index in range(job.sampling.n)],
             )
-        )
-        return request_id
+            for job in jobs
+        ]
 
-    def _processor(self, choice: ChoiceRequest) -> OutputProcessor:
-        return OutputProcessor(self.tokenizer, choice.index, choice.prompt, choice.sampling)
+    def _run(self, jobs: Iterable[_Job]) -> Generator[RequestOutput, None, None]:
+        """Yield the outputs of checked jobs as they come; what is unfinished when the caller leaves is aborted."""
+        call = _Call()
+        try:
+            for job in jobs:
+                self._add(job, call)
+            while call.unfinished:
+                self._step()
+                yield from call.take_pending()
+        finally:
+            self._abort(call)
 
-    def _step(self, unfinished: dict[str, tuple[_Job, OutputProcessor]], progress: "tqdm[Any] | None") -> None:
+    def _add(self, job: _Job, call: _Call) -> None:
+        for index, added in enumerate(self._splitter.split(job.request(), self.info.max_model_len)):
+            call.unfinished[added.request_id] = OutputProcessor(
+                self.tokenizer, index, added.prompt_token_ids, added.sampling, prompt_index=job.prompt_index
+            )
+            self._calls[added.request_id] = call
+            self._core.add_request(added)
+
+    def _step(self) -> None:
         if (wait_s := self._core.wait_time_s()) is not None:
             time.sleep(wait_s)
         stopped = []
         for delta in self._core.step().deltas:
-            job, processor = unfinished[delta.request_id]
-            output = processor.process(delta)
-            if processor.index in job.outputs:
-                merge_output(job.outputs[processor.index], output)
-            else:
-                job.outputs[processor.index] = output
-            if processor.is_finished:
-                del unfinished[delta.request_id]
-                if processor.needs_abort:
-                    stopped.append(delta.request_id)
-                if progress is not None:
-                    progress.update()
+            call = self._calls[delta.request_id]
+            if call.process(delta):
+                stopped.append(delta.request_id)
+            if delta.request_id not in call.unfinished:
+                del self._calls[delta.request_id]
         self._core.abort_requests(stopped)
+
+    def _abort(self, call: _Call) -> None:
+        for request_id in call.unfinished:
+            del self._calls[request_id]
+        self._core.abort_requests([*call.unfinished])
 
 
 def _build_executor(config: "EngineConfig") -> "tuple[EngineInfo, Executor]":
@@ -202,21 +241,8 @@ def _build_executor(config: "EngineConfig") -> "tuple[EngineInfo, Executor]":
     return build_executor(config)
 
 
-def _completion(output: RequestOutput) -> Completion:
-    assert output.finish_reason is not None, "the choice is not finished"
-    return Completion(
-        index=output.index,
-        text=output.text,
-        token_ids=output.token_ids,
-        finish_reason=output.finish_reason,
-        stop_reason=output.stop_reason,
-        logprobs=output.logprobs,
-        error=output.error,
-    )
-
-
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A text or a list of token ids is one prompt."""
+    """Return a list of prompts: a text or a list of token ids is one."""
     if isinstance(prompts, str):
         return [prompts]
     if prompts and isinstance(prompts[0], int):
@@ -246,7 +272,9 @@ def _pair(
     return list(zip(prompts, sampling_params, strict=True))
 
 
-def _progress_bar(total: int) -> "tqdm[Any]":
+def _progress_bar(total: int, is_wanted: bool) -> "contextlib.AbstractContextManager[tqdm[Any] | None]":
+    if not is_wanted:
+        return contextlib.nullcontext()
     from tqdm import tqdm
 
     return tqdm(total=total, desc="Generating", unit="choice")

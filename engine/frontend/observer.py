@@ -1,57 +1,41 @@
-"""Who watches the engine: one small interface, so that metrics stay out of it."""
-
-from typing import Protocol
+"""What may be observed of an engine: one small class to derive from, so that metrics stay out of it."""
 
 from orcinus.engine.messages import StepStats
 from orcinus.engine.outputs import Outcome
 
 
-class EngineObserver(Protocol):
-    """Called by `AsyncEngine` on the event loop; must not block and must not raise. Times are in seconds."""
+class EngineObserver:
+    """Observes nothing. Derived classes override what they want to know.
 
-    def on_step(self, stats: StepStats) -> None: ...
+    Called by `AsyncEngine` on the event loop; a method must not block and must not raise. Times are in seconds.
+    """
+
+    def on_step(self, stats: StepStats) -> None:
+        """Called after each step of any engine: counts of that step, and gauges of all engines together."""
 
     def on_first_output(self, queue_time_s: float) -> None:
-        """Of a choice that waited so long for its slot. An embedding has no token, and comes here all the same."""
+        """Called for the first output of a choice, which had waited `queue_time_s` for its slot.
 
-    def on_first_token(self, ttft_s: float) -> None: ...
+        An embedding has no tokens, but has a first output.
+        """
+
+    def on_first_token(self, ttft_s: float) -> None:
+        """Called for the first token of a choice, `ttft_s` after it was admitted."""
 
     def on_next_tokens(self, interval_s: float, num_tokens: int) -> None:
-        """`num_tokens` arrived `interval_s` after the ones before."""
+        """Called for `num_tokens` more tokens of a choice, which came `interval_s` after the ones before."""
 
     def on_choice_done(self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int) -> None:
-        """Once for each admitted choice, and once for each choice of a refused request ("rejected").
+        """Called once for each admitted choice, and once for each choice of a refused request ("rejected").
 
         `num_prompt_tokens` is given for the first sample of a prompt, and 0 for its others.
         """
 
     def on_restart(self) -> None:
-        """The engine has ended, and another one takes its place."""
+        """Called when an engine has ended and another one is to take its place."""
 
     def on_resumed(self, num_choices: int) -> None:
-        """So many choices that were in flight when an engine ended were given to another one."""
+        """Called when choices that were in flight when an engine ended are given to its successor."""
 
     def on_quarantined(self) -> None:
-        """A request was given up because engines end while they run it."""
-
-
-class NullObserver:
-    """Watches nothing."""
-
-    def on_step(self, stats: StepStats) -> None: ...
-
-    def on_first_output(self, queue_time_s: float) -> None: ...
-
-    def on_first_token(self, ttft_s: float) -> None: ...
-
-    def on_next_tokens(self, interval_s: float, num_tokens: int) -> None: ...
-
-    def on_choice_done(
-        self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int
-    ) -> None: ...
-
-    def on_restart(self) -> None: ...
-
-    def on_resumed(self, num_choices: int) -> None: ...
-
-    def on_quarantined(self) -> None: ...
+        """Called when a request is given up because engines end while they run it."""

@@ -21,8 +21,18 @@ if TYPE_CHECKING:
 class OutputProcessor:
     """Feed it every delta of its request, in order, until `is_finished`. `token_ids` are all that counted so far."""
 
-    def __init__(self, tokenizer: "Tokenizer", index: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        index: int,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        prompt_index: int = 0,
+    ) -> None:
+        """`index` and `prompt_index` are those of its outputs."""
         self.index = index
+        self.prompt_index = prompt_index
         self.token_ids: list[int] = []
         self.is_steered = False
         self.finish_reason: FinishReason | None = None
@@ -60,6 +70,7 @@ class OutputProcessor:
         self.needs_abort = stop is not None and delta.finish_reason is None
         return RequestOutput(
             index=self.index,
+            prompt_index=self.prompt_index,
             text=text,
             token_ids=token_ids,
             logprobs=None if delta.logprobs is None else delta.logprobs[:num_tokens],
@@ -101,18 +112,3 @@ class OutputProcessor:
             return text, len(delta.token_ids), None
         scanned = scanner.feed(self._detokenizer.flush())
         return text + scanned.text + ("" if scanned.stop else scanner.flush()), len(delta.token_ids), scanned.stop
-
-
-def merge_output(earlier: RequestOutput, later: RequestOutput) -> None:
-    """Make two successive outputs of one choice one, in `earlier`, for a reader who comes late."""
-    earlier.text += later.text
-    earlier.token_ids.extend(later.token_ids)
-    if later.logprobs is not None:
-        earlier.logprobs = earlier.logprobs or []
-        earlier.logprobs += later.logprobs
-    earlier.finish_reason = later.finish_reason
-    earlier.stop_reason = later.stop_reason
-    earlier.num_preemptions = later.num_preemptions
-    earlier.timing = later.timing
-    earlier.embedding = later.embedding
-    earlier.error = later.error

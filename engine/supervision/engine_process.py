@@ -63,7 +63,7 @@ class Channel:
         return config_decoder.decode(payload)
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
-        """All messages that have arrived; waits up to `timeout_s` if there are none."""
+        """Return all messages that have arrived, after up to `timeout_s` seconds if there are none."""
         while select.select([self._socket], [], [], timeout_s)[0]:
             self._read()
             timeout_s = 0
@@ -80,13 +80,13 @@ class Channel:
         except OSError as error:
             raise ServerGoneError from error
 
-    def hang_up(self) -> None:
-        """Nothing is sent from here on, not even what a thread is sending now. What was sent can still be read."""
+    def shut_down(self) -> None:
+        """Stop sending, even in the middle of what a thread is sending now. What was sent can still be read."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def linger(self, timeout_s: float) -> None:
-        """Until the server hangs up. A server that wrote to a closed socket might lose what it has yet to read."""
+        """Wait until the server closes its end: writing to a closed socket, it might lose what it has yet to read."""
         deadline = time.monotonic() + timeout_s
         try:
             while select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -104,11 +104,11 @@ class Channel:
         self._frames.feed(data)
 
 
-class Heart:
-    """A thread that says once a second that the process lives, and whether its loop still comes round.
+class Heartbeat:
+    """A thread that says once a second that the process lives, and since when its loop has not come round.
 
     A stall is counted in beats: while the process or the machine is stopped, it does not grow. `on_server_gone` is
-    called in that thread when nobody is there to hear it: while it loads or is in a step, the loop cannot find out.
+    called in that thread when the server has ended: while it loads or is in a step, the loop cannot find out.
     """
 
     def __init__(self, channel: Channel, on_server_gone: Callable[[], None]) -> None:
@@ -116,7 +116,7 @@ class Heart:
         self._channel = channel
         self._on_server_gone = on_server_gone
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -126,7 +126,7 @@ class Heart:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._channel.hang_up()
+        self._channel.shut_down()
         self._thread.join()
 
     def _beat(self) -> None:
@@ -144,12 +144,12 @@ class Heart:
 
 
 def run_engine(sock: socket.socket, build: BuildExecutor, on_server_gone: Callable[[], None] = lambda: None) -> int:
-    """Serve one server over `sock` until it is gone. Returns the process's exit code."""
+    """Serve one server over `sock` until it is gone, and return the process's exit code."""
     channel = Channel(sock)
-    with Heart(channel, on_server_gone) as heart:
+    with Heartbeat(channel, on_server_gone) as heartbeat:
         try:
             core = _start(channel, build)
-            return 1 if core is None else _run(channel, core, heart)
+            return 1 if core is None else _run(channel, core, heartbeat)
         except ServerGoneError:
             return 0
 
@@ -177,9 +177,9 @@ def _start(channel: Channel, build: BuildExecutor) -> EngineCore | None:
     return core
 
 
-def _run(channel: Channel, core: EngineCore, heart: Heart) -> int:
+def _run(channel: Channel, core: EngineCore, heartbeat: Heartbeat) -> int:
     try:
-        _loop(channel, core, heart)
+        _loop(channel, core, heartbeat)
     except ServerGoneError:
         return 0
     except Exception as error:
@@ -189,11 +189,11 @@ def _run(channel: Channel, core: EngineCore, heart: Heart) -> int:
         return 1
 
 
-def _loop(channel: Channel, core: EngineCore, heart: Heart) -> NoReturn:
-    """Until the server is gone. One message a step; where there is nothing to run, the state once a second."""
+def _loop(channel: Channel, core: EngineCore, heartbeat: Heartbeat) -> NoReturn:
+    """Work until the server is gone: one message a step, and the state once a second where there is nothing to run."""
     last_sent = time.monotonic()
     while True:
-        heart.num_rounds += 1
+        heartbeat.num_rounds += 1
         delay_s = core.wait_time_s() if core.has_work else HEARTBEAT_S
         idle_s = min(delay_s or 0.0, last_sent + HEARTBEAT_S - time.monotonic())
         messages = channel.receive(max(0.0, idle_s))
@@ -217,7 +217,7 @@ def _handle(core: EngineCore, message: ToEngine) -> None:
 
 
 def main() -> None:
-    """Entry point of the process. Its arguments: the socket's file descriptor, and the process to die with, if any."""
+    """Run the process. Its arguments are the socket's file descriptor, and the process to end with, if any."""
     ignore_group_signals()
     gc.disable()  # imports and loading make millions of objects that stay
     descriptor, *parent = sys.argv[1:]

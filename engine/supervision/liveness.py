@@ -4,69 +4,58 @@ Silence is counted in ticks of the listener, and not taken from a clock: a liste
 machine that slept, could not have heard anything meanwhile. The engine counts its own stalls in the same way.
 """
 
-from dataclasses import dataclass
-
 from orcinus.engine.messages import Alive, FromEngine
 
 TICK_S = 1.0
+SILENCE_S = 10.0  # that an engine may keep
+LOADING_SILENCE_S = 30.0  # while it loads; not the first one, which may read everything from a slow disk
 _MAX_DELAY_S = 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisionLimits:
-    """`step_timeout_s` 0: a step may take for ever. `max_restarts` is in a row and in vain; 0: none at all.
+class LivenessMonitor:
+    """Watches the messages of one engine. `failure` tells why the engine has to be ended, once it has to be.
 
-    `loading_silence_s` is for engines after the first one: the first may read everything from a slow disk.
+    An engine that `is_silent` may have been stopped from outside: one that is stuck in a step says so.
     """
 
-    step_timeout_s: float = 120.0
-    max_restarts: int = 5
-    silence_s: float = 10.0
-    loading_silence_s: float = 30.0
-
-
-class Vigil:
-    """Listens to one engine. `complaint` is why it has to be ended, once it has.
-
-    One that `is_silent` may have been stopped from outside: who is stuck in a step says so.
-    """
-
-    def __init__(self, limits: SupervisionLimits, *, is_first: bool) -> None:
-        self.complaint: str | None = None
+    def __init__(self, step_timeout_s: float, *, is_first: bool) -> None:
+        """With a `step_timeout_s` of 0 a step may take for ever."""
+        self.failure: str | None = None
         self.is_silent = False
-        self._step_timeout_s = limits.step_timeout_s
-        self._silence_s = limits.silence_s
-        self._limit_s = None if is_first else limits.loading_silence_s
+        self._step_timeout_s = step_timeout_s
+        self._limit_s = None if is_first else LOADING_SILENCE_S
         self._num_silent_ticks = 0
 
-    def hear(self, message: FromEngine) -> None:
+    def on_message(self, message: FromEngine) -> None:
+        """Take a message as a sign of life, and its word on how long the engine has been in its step."""
         self._num_silent_ticks = 0
         if isinstance(message, Alive) and 0 < self._step_timeout_s <= message.stalled_s:
-            self.complaint = f"a step did not end within {self._step_timeout_s:g} s (step_timeout_s)"
+            self.failure = f"a step did not end within {self._step_timeout_s:g} s (step_timeout_s)"
 
-    def loaded(self) -> None:
-        """From here on it has no reason to be silent for long."""
-        self._limit_s = self._silence_s
+    def on_loaded(self) -> None:
+        """Apply the limit for engines that run: from here on it has no reason to be silent for long."""
+        self._limit_s = SILENCE_S
         self._num_silent_ticks = 0
 
     def tick(self) -> None:
-        """A second has passed in which the engine could have been heard."""
+        """Count a second in which the engine could have been heard."""
         self._num_silent_ticks += 1
-        if self.complaint is None and self._limit_s is not None and self._num_silent_ticks * TICK_S > self._limit_s:
+        if self.failure is None and self._limit_s is not None and self._num_silent_ticks * TICK_S > self._limit_s:
             self.is_silent = True
-            self.complaint = f"it gave no sign of life for {self._limit_s:g} s"
+            self.failure = f"it gave no sign of life for {self._limit_s:g} s"
 
 
 class Backoff:
     """How long to wait before the next engine: not at all, then 1, 2, 4 ... 30 s while they end without use."""
 
     def __init__(self, max_restarts: int) -> None:
+        """`max_restarts` counts those in a row after engines that were of no use; 0: none is restarted at all."""
         self._max_restarts = max_restarts
-        self.num_in_vain = 0
+        self.num_useless = 0  # engines in a row
 
     def next_delay_s(self, *, was_useful: bool) -> float | None:
-        """After an engine that ended; None: that was the last one."""
-        self.num_in_vain = 0 if was_useful else self.num_in_vain + 1
-        if self._max_restarts == 0 or self.num_in_vain > self._max_restarts:
+        """Return the seconds to wait after an engine that ended, or None where it is not to be replaced."""
+        self.num_useless = 0 if was_useful else self.num_useless + 1
+        if self._max_restarts == 0 or self.num_useless > self._max_restarts:
             return None
-        return 0.0 if self.num_in_vain < 2 else min(2.0 ** (self.num_in_vain - 2), _MAX_DELAY_S)
+        return 0.0 if self.num_useless < 2 else min(2.0 ** (self.num_useless - 2), _MAX_DELAY_S)

@@ -1,7 +1,7 @@
-"""One engine after the other behind one face: starts the first, watches it, and replaces what has ended or is stuck.
+"""Starts an engine, watches it, and replaces it by another one when it has ended or is stuck.
 
-Every engine after the first is made to have the sizes of the first. Knows nothing of requests: what was in flight is a
-matter of its user, who is told when an engine is up and when it is gone.
+Every engine after the first is made to have the sizes of the first. Requests are unknown here: what was in flight is
+a matter of the supervisor's user, who is told when an engine is up and when it has ended.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import msgspec
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import EngineKilledError, EngineUnavailableError, ModelLoadError
 from orcinus.engine.messages import Alive, EngineFailed, EngineInfo, FromEngine, StepOutputs, StepStarted, ToEngine
-from orcinus.engine.supervision.liveness import TICK_S, Backoff, SupervisionLimits, Vigil
+from orcinus.engine.supervision.liveness import TICK_S, Backoff, LivenessMonitor
 from orcinus.engine.supervision.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -31,33 +31,37 @@ class EngineEnd:
 
 
 class EngineUser(Protocol):
-    """Who works with the engine that is up. Called on the event loop."""
+    """What works with the engine that is up. Called on the event loop."""
 
-    async def engine_up(self, info: EngineInfo) -> None:
-        """It is loaded, and has been given nothing yet. May raise `ModelLoadError`, which ends everything."""
+    async def on_engine_up(self, info: EngineInfo) -> None:
+        """Begin to use an engine that is loaded. May raise `ModelLoadError`, which ends everything."""
 
-    def engine_said(self, message: StepOutputs | StepStarted) -> None: ...
+    def on_message(self, message: StepOutputs | StepStarted) -> None: ...
 
-    def engine_gone(self, end: EngineEnd) -> bool:
-        """Nothing more comes of it. Returns whether it has been of use."""
+    def on_engine_end(self, end: EngineEnd) -> bool:
+        """Return whether the engine, from which nothing more comes, has been of use."""
 
 
 class Supervisor:
-    """`start`, then `run`, which reads and restarts until `aclose`. What is sent while no engine is up is lost."""
+    """`start` it, then `run` reads and restarts until `aclose`. What is sent while no engine is up is lost."""
 
     def __init__(
         self,
         config: EngineConfig,
         user: EngineUser,
         transport_factory: Callable[[], Transport],
-        limits: SupervisionLimits,
+        *,
+        step_timeout_s: float,
+        max_restarts: int,
     ) -> None:
+        """`step_timeout_s` and `max_restarts` are as `LivenessMonitor` and `Backoff` take them."""
         self._config = config
         self._user = user
         self._make_transport = transport_factory
-        self._limits = limits
+        self._step_timeout_s = step_timeout_s
+        self._max_restarts = max_restarts
         self._transport = transport_factory()
-        self._backoff = Backoff(limits.max_restarts)
+        self._backoff = Backoff(max_restarts)
         self._info: EngineInfo | None = None  # of the first engine
         self._closing = asyncio.Event()
 
@@ -69,7 +73,10 @@ class Supervisor:
         self._transport.send(messages)
 
     async def run(self) -> None:
-        """Until `aclose`. Raises `ModelLoadError` or `EngineUnavailableError` when there will be no engine any more."""
+        """Serve until `aclose`.
+
+        Raises `ModelLoadError` or `EngineUnavailableError` where there will be no engine any more.
+        """
         while not self._closing.is_set():
             end: EngineEnd | None = await self._follow(self._transport)
             while end is not None and not self._closing.is_set():
@@ -83,31 +90,31 @@ class Supervisor:
     # --- one engine -----------------------------------------------------------------------------------------
 
     async def _follow(self, transport: Transport) -> EngineEnd:
-        """Read what an engine says until it is gone; returns how it ended."""
-        vigil = Vigil(self._limits, is_first=self._info is None)
-        watching = asyncio.create_task(_watch(transport, vigil), name="engine watch")
+        """Read the messages of one engine until its end, and return how it ended."""
+        monitor = LivenessMonitor(self._step_timeout_s, is_first=self._info is None)
+        watching = asyncio.create_task(_watch(transport, monitor), name="engine watch")
         try:
             while True:
                 message = await transport.receive()
-                vigil.hear(message)
-                await self._on_message(message, vigil)
+                monitor.on_message(message)
+                await self._on_message(message, monitor)
         except EngineUnavailableError as error:
-            if vigil.complaint is not None:
-                return EngineEnd(vigil.complaint, vigil.is_silent)
+            if monitor.failure is not None:
+                return EngineEnd(monitor.failure, monitor.is_silent)
             return EngineEnd(str(error), isinstance(error, EngineKilledError))
         finally:
             watching.cancel()
 
-    async def _on_message(self, message: FromEngine, vigil: Vigil) -> None:
+    async def _on_message(self, message: FromEngine, monitor: LivenessMonitor) -> None:
         match message:
             case StepOutputs() | StepStarted():
-                self._user.engine_said(message)
+                self._user.on_message(message)
             case Alive():
                 return
             case EngineInfo():
                 self._check(message)
-                await self._user.engine_up(message)
-                vigil.loaded()
+                await self._user.on_engine_up(message)
+                monitor.on_loaded()
             case EngineFailed():
                 if message.during_start and self._info is None:
                     raise ModelLoadError(message.message)
@@ -127,14 +134,15 @@ class Supervisor:
     async def _replace(self, end: EngineEnd) -> EngineEnd | None:
         """Start the next engine, or return why it cannot be started.
 
-        One that never was up is not replaced: it will not be different the next time.
+        Raises `EngineUnavailableError` where no engine was ever up, because the next one would be no different, and
+        where too many have ended without use.
         """
         if self._info is None:
             raise EngineUnavailableError(end.reason)
-        was_useful = self._user.engine_gone(end)
+        was_useful = self._user.on_engine_end(end)
         delay_s = self._backoff.next_delay_s(was_useful=was_useful)
         if delay_s is None:
-            raise EngineUnavailableError(self._last_words(end.reason))
+            raise EngineUnavailableError(self._final_reason(end.reason))
         pause = f" in {delay_s:g} s" if delay_s else ""
         logger.error("the engine is gone, %s; another one starts%s", end.reason, pause)
         await self._transport.aclose()
@@ -150,25 +158,25 @@ class Supervisor:
             return EngineEnd(f"the engine process cannot be started: {error.strerror}")
         return None
 
-    def _last_words(self, reason: str) -> str:
-        if self._limits.max_restarts == 0:
+    def _final_reason(self, reason: str) -> str:
+        if self._max_restarts == 0:
             return reason
         return (
-            f"the engine ended {self._backoff.num_in_vain} times in a row without a token"
-            f" (max_engine_restarts is {self._limits.max_restarts}); the last time: {reason}"
+            f"the engine ended {self._backoff.num_useless} times in a row without a token"
+            f" (max_engine_restarts is {self._max_restarts}); the last time: {reason}"
         )
 
 
-async def _watch(transport: Transport, vigil: Vigil) -> None:
-    """End the engine when there is reason to: `receive` then tells of its end."""
-    while vigil.complaint is None:
+async def _watch(transport: Transport, monitor: LivenessMonitor) -> None:
+    """Kill the engine when there is reason to: `receive` then tells of its end."""
+    while monitor.failure is None:
         await asyncio.sleep(TICK_S)
-        vigil.tick()
+        monitor.tick()
     transport.kill()
 
 
 def _with_sizes_of(info: EngineInfo, config: EngineConfig) -> EngineConfig:
-    """What depends on the memory that is free at the moment must not change under the requests in flight."""
+    """Return `config` with the sizes that follow from free memory fixed: requests in flight were admitted by them."""
     return replace(
         config,
         max_model_len=info.max_model_len,
@@ -180,7 +188,7 @@ def _with_sizes_of(info: EngineInfo, config: EngineConfig) -> EngineConfig:
 
 
 def _differences(first: EngineInfo, later: EngineInfo) -> str:
-    """Everything counts but how long it took to load."""
+    """Return in words how two engines differ in anything but how long they took to load."""
     later = msgspec.structs.replace(later, load_time_s=first.load_time_s)
     pairs = [(name, getattr(first, name), getattr(later, name)) for name in EngineInfo.__struct_fields__]
     return ", ".join(f"{name} is {new!r} instead of {old!r}" for name, old, new in pairs if old != new)

@@ -1,10 +1,10 @@
-"""Whom to suspect when an engine ends, and whom the next one is given when: rules about ids, and nothing else.
+"""Which requests are suspected of ending engines, and which of them the next engine is given when.
 
-Whoever had begun to run and was not done is a suspect. The next engine is given the suspects one at a time, each once
-the one before has brought something or is gone, and all others after them. So a request that ends engines ends one
-more, with nobody beside it that has yet to prove itself, and is known by that. Whoever brings something is cleared. An
-engine that was killed from outside, which may come at any moment, counts half, and nothing for who had brought
-something. Knows nothing of processes.
+A request that had begun to run and was not done when its engine ended is a suspect. The next engine is given the
+suspects one at a time, each once the one before has brought tokens or has ended, and all other requests after them. So
+a request that ends engines ends one more, with no other unproven request beside it, and is known by that. A request
+that brings tokens is cleared. The end of an engine that was killed from outside, which may come at any moment, counts
+half, and does not count for a request that had brought tokens. These are rules about ids: processes are unknown here.
 """
 
 from collections import deque
@@ -16,81 +16,85 @@ _STRIKES_OF_A_KILL = 1
 
 
 @dataclass(slots=True, eq=False)
-class _Standing:
+class _Record:
+    """What is known of one request in flight."""
+
     request_id: str
-    strikes: int = 0  # for the engines in a row that ended while they ran it, since it brought something
+    strikes: int = 0  # for the engines in a row that ended while they ran it, since it brought tokens
     is_suspect: bool = False
     has_begun: bool = False  # in the engine that runs now
     has_progressed: bool = False  # there
 
 
-class Probation:
-    """The requests in flight. `due` says which of them the engine that runs now is to be given."""
+class SuspectTracker:
+    """The requests in flight at one engine and its successors; `take_due` releases those it may be given now."""
 
     def __init__(self) -> None:
-        self._standings: dict[str, _Standing] = {}
-        self._suspects: deque[_Standing] = deque()  # the first one may be on trial
-        self._is_on_trial = False
-        self._others: list[_Standing] = []
+        self._records: dict[str, _Record] = {}
+        self._suspects: deque[_Record] = deque()  # the first one may be under test
+        self._is_testing = False
+        self._others: list[_Record] = []
 
     @property
-    def holds_back(self) -> bool:
-        """Whether somebody has yet to be given to the engine, or is on trial there."""
+    def has_pending(self) -> bool:
+        """Whether a request has yet to be given to the engine, or is under test there."""
         return bool(self._suspects or self._others)
 
     def add(self, request_id: str) -> None:
-        standing = self._standings[request_id] = _Standing(request_id)
-        self._others.append(standing)
+        """Take up a new request. Its id must be unique among those in flight."""
+        record = self._records[request_id] = _Record(request_id)
+        self._others.append(record)
 
     def remove(self, request_id: str) -> None:
-        """It has ended, in whatever way."""
-        del self._standings[request_id]
+        """Forget a request that has ended, in whatever way."""
+        del self._records[request_id]
 
-    def begin(self, request_ids: list[str]) -> None:
-        """The engine is about to run these. Ids that are not known any more are fine."""
+    def on_started(self, request_ids: list[str]) -> None:
+        """Note that the engine is about to run these requests for the first time. Unknown ids are fine."""
         for request_id in request_ids:
-            if (standing := self._standings.get(request_id)) is not None:
-                standing.has_begun = True
+            if (record := self._records.get(request_id)) is not None:
+                record.has_begun = True
 
-    def progress(self, request_id: str) -> None:
-        self._standings[request_id].has_progressed = True
+    def on_progress(self, request_id: str) -> None:
+        """Note that the engine has brought tokens of this request, which clears it."""
+        self._records[request_id].has_progressed = True
 
-    def due(self) -> list[str]:
-        """Those whom the engine may be given now, each of them once for each engine."""
+    def take_due(self) -> list[str]:
+        """Return the requests that the engine may be given now, each of them once for each engine."""
         while self._suspects:
             first = self._suspects[0]
-            if self._is_gone(first) or first.has_progressed:
-                first.is_suspect = self._is_on_trial = False
+            if self._has_ended(first) or first.has_progressed:
+                first.is_suspect = self._is_testing = False
                 self._suspects.popleft()
-            elif self._is_on_trial:
+            elif self._is_testing:
                 return []
             else:
-                self._is_on_trial = True
+                self._is_testing = True
                 return [first.request_id]
-        due = [standing.request_id for standing in self._others if not self._is_gone(standing)]
+        due = [record.request_id for record in self._others if not self._has_ended(record)]
         self._others = []
         return due
 
-    def bury(self, *, was_killed: bool) -> list[str]:
-        """The engine has ended. Returns those who are convicted, for the caller to end and `remove`."""
+    def on_engine_end(self, *, was_killed: bool) -> list[str]:
+        """Return the requests found to end engines, for the caller to end and `remove`; all others are due again."""
         self._others = []
         self._suspects.clear()
-        self._is_on_trial = False
-        for standing in self._standings.values():
-            self._judge(standing, was_killed)
-            (self._suspects if standing.is_suspect else self._others).append(standing)
+        self._is_testing = False
+        for record in self._records.values():
+            self._judge(record, was_killed)
+            (self._suspects if record.is_suspect else self._others).append(record)
         return [suspect.request_id for suspect in self._suspects if suspect.strikes >= _MAX_STRIKES]
 
-    def _judge(self, standing: _Standing, was_killed: bool) -> None:
-        if standing.has_progressed:
-            standing.strikes = 0
-        if standing.has_begun:
-            standing.is_suspect = True
+    def _judge(self, record: _Record, was_killed: bool) -> None:
+        if record.has_progressed:
+            record.strikes = 0
+        if record.has_begun:
+            record.is_suspect = True
             if not was_killed:
-                standing.strikes += _STRIKES_OF_A_FAULT
-            elif not standing.has_progressed:
-                standing.strikes += _STRIKES_OF_A_KILL
-        standing.has_begun = standing.has_progressed = False
+                record.strikes += _STRIKES_OF_A_FAULT
+            elif not record.has_progressed:
+                record.strikes += _STRIKES_OF_A_KILL
+        record.has_begun = record.has_progressed = False
 
-    def _is_gone(self, standing: _Standing) -> bool:
-        return standing.request_id not in self._standings
+    def _has_ended(self, record: _Record) -> bool:
+        return record.request_id not in self._records

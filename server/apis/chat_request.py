@@ -35,8 +35,7 @@ class ChatRequest:
     new_reader: Callable[[], MessageReader | None]
 
     def submit(self, ctx: ServingContext) -> OutputStream:
-        """Nothing is awaited between the last check and the engine's. Raises what admission raises."""
-        ctx.check_admitting()
+        """Hand it to the engine. Raises what `AsyncEngine.submit` raises."""
         return ctx.engine.submit(self.generation)
 
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import msgspec
 
-from orcinus.config.admission_limits import AdmissionLimits
 from orcinus.config.arguments import Parser, add_settings, settings_from
 from orcinus.config.engine_config import EngineConfig
 from orcinus.config.settings import Settings, SettingsError
@@ -50,8 +49,15 @@ examples:
 """
 _MIN_LOOK_AHEAD = 256
 _LOOK_AHEAD_PER_SLOT = 8
-# Lines are bounded by the look-ahead, so the engine's own bound must only not be in the way.
-_MAX_QUEUE_LEN = 1_000_000
+# Lines are bounded by the look-ahead, so the engine's own bounds must only not be in the way.
+_OFFLINE: dict[str, Any] = {
+    "max_queue_len": 1_000_000,
+    "max_queue_tokens": sys.maxsize,
+    "max_requests_per_key": None,
+    "max_tokens_per_minute_per_key": None,
+    "step_timeout_s": 0.0,
+    "max_engine_restarts": 0,  # a thread cannot be replaced
+}
 
 Answer = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 
@@ -207,16 +213,11 @@ async def write_answers(
 async def _engine_answers(settings: Settings) -> AsyncIterator[tuple[dict[str, Answer], int]]:
     """An engine in this process, as what answers each url, and how many lines it pays to begin at once."""
     from orcinus.engine.frontend.async_engine import AsyncEngine
-    from orcinus.engine.supervision.liveness import SupervisionLimits
+    from orcinus.engine.frontend.replica import EngineSpec
     from orcinus.engine.supervision.transport import InProcessTransport
 
-    engine = AsyncEngine(
-        settings.engine_config(),
-        limits=AdmissionLimits(max_queue_len=_MAX_QUEUE_LEN),
-        chat_template=settings.read_chat_template(),
-        transport_factory=partial(InProcessTransport, _build_executor),
-        supervision=SupervisionLimits(step_timeout_s=0, max_restarts=0),  # a thread cannot be replaced
-    )
+    spec = EngineSpec(settings.engine_config(), partial(InProcessTransport, _build_executor))
+    engine = AsyncEngine(settings.model_copy(update=_OFFLINE), engines=[spec])
     engine.start()
     running = asyncio.create_task(engine.run())
     try:

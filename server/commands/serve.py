@@ -48,19 +48,10 @@ def serve(settings: Settings) -> int:
     configure_logging(settings)
     from orcinus.engine.frontend.async_engine import AsyncEngine
     from orcinus.engine.platform.lean_imports import hide_torch
-    from orcinus.engine.supervision.liveness import SupervisionLimits
 
-    config = settings.engine_config()
-    engine = AsyncEngine(
-        config,
-        limits=settings.admission_limits(),
-        chat_template=settings.read_chat_template(),
-        supervision=SupervisionLimits(
-            step_timeout_s=settings.step_timeout_s, max_restarts=settings.max_engine_restarts
-        ),
-    )
+    engine = AsyncEngine(settings)
     engine.start()
-    hide_torch(config.model, trust_remote_code=config.trust_remote_code)
+    hide_torch(settings.model_path, trust_remote_code=settings.trust_remote_code)
     from orcinus.server.app import create_app
     from orcinus.server.process.server import run_server
 

@@ -13,32 +13,27 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orcinus.config.admission_limits import AdmissionLimits
-from orcinus.config.engine_config import EngineConfig
-from orcinus.config.settings import load_settings
+from orcinus.config.settings import Settings, load_settings
 from orcinus.engine.errors import EngineKilledError, EngineUnavailableError, ModelLoadError
 from orcinus.engine.frontend.async_engine import AsyncEngine
+from orcinus.engine.frontend.replica import EngineSpec
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
-from orcinus.engine.supervision.liveness import SupervisionLimits
 from orcinus.engine.supervision.transport import ProcessTransport
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def config(**settings: object) -> EngineConfig:
-    return load_settings(device="cpu", max_num_seqs=4, kv_cache_memory="32MiB", **settings).engine_config()
+def settings_for(**settings: object) -> Settings:
+    return load_settings(
+        device="cpu", max_num_seqs=4, kv_cache_memory="32MiB", max_queue_len=8, max_engine_restarts=0, **settings
+    )
 
 
 @asynccontextmanager
-async def running_engine(engine_config: EngineConfig) -> AsyncIterator[tuple[AsyncEngine, ProcessTransport]]:
+async def running_engine(settings: Settings) -> AsyncIterator[tuple[AsyncEngine, ProcessTransport]]:
     transport = ProcessTransport()
-    engine = AsyncEngine(
-        engine_config,
-        limits=AdmissionLimits(max_queue_len=8),
-        transport_factory=lambda: transport,
-        supervision=SupervisionLimits(max_restarts=0),
-    )
+    engine = AsyncEngine(settings, engines=[EngineSpec(settings.engine_config(), lambda: transport)])
     engine.start()
     run = asyncio.create_task(engine.run())
     try:
@@ -65,7 +60,7 @@ def pid_of(transport: ProcessTransport) -> int:
 async def test_engine_process_answers_ignores_ctrl_c_and_ends_with_its_server(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    async with running_engine(config()) as (engine, transport):
+    async with running_engine(settings_for()) as (engine, transport):
         info = await engine.wait_ready()
         assert info.max_num_seqs == 4
         once = await read(engine.submit(request(engine)))
@@ -80,7 +75,7 @@ async def test_engine_process_answers_ignores_ctrl_c_and_ends_with_its_server(
 
 
 async def test_killed_engine_is_noticed_at_once_and_named() -> None:
-    async with running_engine(config()) as (engine, transport):
+    async with running_engine(settings_for()) as (engine, transport):
         await engine.wait_ready()
         stream = engine.submit(request(engine, max_tokens=1500))
         await anext(stream)
@@ -107,7 +102,7 @@ async def test_a_signal_tells_whether_an_engine_ended_by_its_own_fault(
     number: int, name: str, is_from_outside: bool
 ) -> None:
     transport = ProcessTransport()
-    transport.start(config())
+    transport.start(settings_for().engine_config())
     os.kill(pid_of(transport), number)
     with pytest.raises(EngineUnavailableError, match=f"killed by {name}$") as ended:
         await transport.receive()
@@ -116,21 +111,21 @@ async def test_a_signal_tells_whether_an_engine_ended_by_its_own_fault(
 
 
 async def test_engine_that_dies_while_loading_is_reported_to_who_waits() -> None:
-    async with running_engine(config()) as (engine, transport):
+    async with running_engine(settings_for()) as (engine, transport):
         os.kill(pid_of(transport), signal.SIGKILL)
         with pytest.raises(EngineUnavailableError, match="SIGKILL"):
             await engine.wait_ready()
 
 
 async def test_missing_model_is_reported_as_such(tmp_path: Path) -> None:
-    async with running_engine(config(model=str(tmp_path))) as (engine, _):
+    async with running_engine(settings_for(model=str(tmp_path))) as (engine, _):
         with pytest.raises(ModelLoadError, match=str(tmp_path)):
             await engine.wait_ready()
 
 
 SERVER = """
 import asyncio, sys
-from orcinus.config.settings import load_settings
+from orcinus.config.settings import Settings, load_settings
 from orcinus.engine.supervision.transport import ProcessTransport
 
 async def main():

@@ -87,7 +87,7 @@ def test_bad_input_is_refused_before_anything_runs(model: str, prompts: Any, par
 
 def test_failed_request_is_marked_and_the_others_go_on(model: str, caplog: pytest.LogCaptureFixture) -> None:
     def fail_first(plan: StepPlan) -> None:
-        if any(new.request_id == "0" for new in plan.new_requests):
+        if any(new.request_id == "0.0" for new in plan.new_requests):
             raise RuntimeError("fault")
 
     llm = fake_llm(model, FakeExecutor(alphabet, before_step=fail_first), max_num_seqs=1)

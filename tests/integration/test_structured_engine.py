@@ -15,11 +15,9 @@ import msgspec
 import pytest
 
 from orcinus import LLM, SamplingParams
-from orcinus.config.admission_limits import AdmissionLimits
 from orcinus.config.settings import load_settings
 from orcinus.engine.errors import InvalidRequestError, RequestFailedError
 from orcinus.engine.frontend.async_engine import AsyncEngine
-from orcinus.engine.frontend.llm import Completion
 from orcinus.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from orcinus.engine.messages import AddRequest, RequestDelta, StepOutputs
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
@@ -77,7 +75,7 @@ def test_two_hundred_samples_of_a_schema_are_valid(llm: LLM) -> None:
     assert len({output.text for output in outputs}) > 50
 
 
-def outputs_of(llm: LLM, grammar: Grammar, max_tokens: int) -> list[Completion]:
+def outputs_of(llm: LLM, grammar: Grammar, max_tokens: int) -> list[RequestOutput]:
     params = SamplingParams(n=20, max_tokens=max_tokens, temperature=1.0, seed=5, grammar=grammar)
     return [output for result in llm.generate(["A city: ", "Paris is"], params) for output in result.outputs]
 
@@ -270,8 +268,7 @@ def test_parameters_that_leave_nothing_to_choose_fail_their_request_alone(llm: L
 
 @asynccontextmanager
 async def running_engine() -> AsyncIterator[AsyncEngine]:
-    config = load_settings(device="cpu", max_num_seqs=4, kv_cache_memory="32MiB").engine_config()
-    engine = AsyncEngine(config, limits=AdmissionLimits(max_queue_len=8))
+    engine = AsyncEngine(load_settings(device="cpu", max_num_seqs=4, kv_cache_memory="32MiB", max_queue_len=8))
     engine.start()
     run = asyncio.create_task(engine.run())
     try:

@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"engine.startup"},
     "server": set(),
     "server.errors": set(),
-    "server.intake": {"server.errors"},
+    "server.intake": set(),
     "server.reading": {"server.errors"},
     "server.context": {"server.reading", "server.intake", "server.errors"},
     "server.metrics": set(),

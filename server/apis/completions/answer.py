@@ -52,7 +52,6 @@ async def start_completion(
     )
     sampling = msgspec.structs.replace(sampling, n=request.best_of or request.n)
     generation = to_request(CompletionGeneration.new_id(), request, sampling, prompts, caller)
-    ctx.check_admitting()
     return CompletionGeneration(ctx, request, generation, ctx.engine.submit(generation), prompts)
 
 

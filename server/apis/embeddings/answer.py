@@ -74,7 +74,6 @@ async def start_embeddings(
             asked_at=caller.asked_at,
             client=caller.client,
         )
-        ctx.check_admitting()
         return EmbeddingGeneration(ctx, request, generation, ctx.engine.submit(generation))
 
 

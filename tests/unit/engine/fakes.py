@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from orcinus.config.engine_config import EngineConfig
+from orcinus.config.settings import Settings, load_settings
 from orcinus.engine.core import Executor
 from orcinus.engine.messages import EngineInfo, Fault, StepPlan, StepResult, TokenLogprobs
 from orcinus.engine.sampling_params import Pooling, SamplingParams
@@ -178,6 +179,11 @@ def fake_config(model: str | Path, **overrides: Any) -> EngineConfig:
         log_level="info",
     )
     return replace(config, **overrides)
+
+
+def fake_settings(model: str | Path, **overrides: Any) -> Settings:
+    """Settings for a model like that of `fake_config`. Not validated: a test may set times too short for users."""
+    return load_settings(model=str(model)).model_copy(update=overrides)
 
 
 def builds(executor: Executor, **info: Any) -> Callable[[EngineConfig], tuple[EngineInfo, Executor]]:

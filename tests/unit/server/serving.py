@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from orcinus.config.settings import Settings, load_settings
 from orcinus.engine.frontend.async_engine import AsyncEngine
+from orcinus.engine.frontend.replica import EngineSpec
 from orcinus.engine.messages import StepPlan
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import SamplingParams
@@ -118,11 +119,8 @@ async def serving(
     """`directory` is where the tokenizer goes, `info` what the engine says of itself."""
     chosen = load_settings(model=str(write_byte_tokenizer(directory / "fake-model", template)), **settings)
     build = builds(executor or FakeExecutor(), **(info or {}))
-    engine = AsyncEngine(
-        fake_config(chosen.model_path),
-        limits=chosen.admission_limits(),
-        transport_factory=lambda: InProcessTransport(build),
-    )
+    spec = EngineSpec(fake_config(chosen.model_path), lambda: InProcessTransport(build))
+    engine = AsyncEngine(chosen, engines=[spec])
     engine.start()
     app = create_app(engine, chosen, operations)
     async with app.router.lifespan_context(app):

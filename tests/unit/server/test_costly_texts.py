@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orcinus.engine.frontend import async_engine
+from orcinus.engine.frontend import text_frontend
 from orcinus.engine.text import template_sandbox as template_limits
 from orcinus.engine.text.tokenizer import Tokenizer
 from orcinus.server.http.json_body import MAX_ENTRIES, parse_json_object
@@ -31,7 +31,7 @@ async def test_a_template_without_end_fails_its_request_beside_the_event_loop(
 
 
 async def test_a_short_chat_is_rendered_without_a_thread(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(async_engine, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(text_frontend, "ThreadPoolExecutor", None)
     assert (await served.chat("hi"))["choices"][0]["message"]["content"] == "Hello"
 
 
@@ -50,8 +50,8 @@ async def test_a_short_chat_is_rendered_without_a_thread(served: Serving, monkey
 async def test_a_text_far_beyond_the_context_is_refused_before_it_is_tokenized(
     served: Serving, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(async_engine, "_TEXT_CHARS", 2000)
-    monkeypatch.setattr(async_engine, "_CHARS_PER_TOKEN", 1)
+    monkeypatch.setattr(text_frontend, "_TEXT_CHARS", 2000)
+    monkeypatch.setattr(text_frontend, "_CHARS_PER_TOKEN", 1)
     tokenized: list[str] = []
     encode = Tokenizer.encode
 
@@ -66,9 +66,9 @@ async def test_a_text_far_beyond_the_context_is_refused_before_it_is_tokenized(
 
 
 async def test_a_longer_context_takes_longer_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(async_engine, "_TEXT_CHARS", 100)
+    monkeypatch.setattr(text_frontend, "_TEXT_CHARS", 100)
     async with serving(tmp_path, info={"max_model_len": 50, "num_kv_blocks": 100}) as served:
-        most = async_engine._CHARS_PER_TOKEN * 50
+        most = text_frontend._CHARS_PER_TOKEN * 50
         assert (await served.post("/tokenize", prompt="a" * most)).status_code == 200
         error_of(await served.post("/tokenize", prompt="a" * (most + 1)), 400)
 

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from orcinus.engine.errors import (
     ContextLengthError,
+    DrainingError,
     EngineUnavailableError,
     InvalidRequestError,
     ModelLoadError,
@@ -21,7 +22,6 @@ from orcinus.server.apis.completions.answer import start_completion
 from orcinus.server.errors import (
     AuthenticationError,
     BodyTooLargeError,
-    DrainingError,
     ModelNotFoundError,
     UnsupportedMediaTypeError,
     error_body,

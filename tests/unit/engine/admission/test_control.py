@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orcinus.config.admission_limits import AdmissionLimits
+from orcinus.config.settings import load_settings
 from orcinus.engine.admission.control import AdmissionControl
 from orcinus.engine.errors import InvalidRequestError, OrcinusError, QueueFullError, QuotaError
 from orcinus.engine.outputs import GenerationRequest, Outcome
@@ -31,7 +31,8 @@ class Front:
     def __init__(self, max_queue_len: int = 100, num_slots: int = SLOTS, **limits: Any) -> None:
         self.clock = Clock()
         self.num_slots = num_slots
-        self.control = AdmissionControl(AdmissionLimits(max_queue_len=max_queue_len, **limits), self.clock)
+        settings = load_settings(max_queue_len=max_queue_len, **{"max_queue_tokens": 10**9, **limits})
+        self.control = AdmissionControl(settings, self.clock)
         self.num_admitted = 0
 
     def submit(self, prompt: int = 1, *, prompts: int = 1, client: str = "", **sampling: Any) -> list[str]:
@@ -103,18 +104,21 @@ def test_prompts_that_wait_for_a_slot_are_bounded_in_tokens() -> None:
     front.submit(60)
 
 
-def test_prompts_whose_engine_is_gone_wait_again() -> None:
+def test_prompts_whose_engine_has_ended_wait_again_and_those_of_other_engines_do_not() -> None:
     front = Front(max_queue_tokens=100)
-    first, second = front.submit(60), front.submit(40, n=1)
+    elsewhere = front.submit(7)
+    front.control.start(elsewhere)
+    first, second = front.submit(60), front.submit(40)
     front.control.start(first)
     for _ in range(2):
-        front.control.requeue()
+        front.control.requeue([*first, *second])
         assert front.control.num_queued_tokens == 100
     front.control.start(second)
     assert front.control.num_queued_tokens == 60
     front.end(second)
     front.end(first, num_tokens=0, outcome="error")
-    assert front.control.num_queued_tokens == 0
+    front.end(elsewhere)
+    assert front.control.num_queued_tokens == front.control.num_in_flight == 0
 
 
 def test_a_prompt_longer_than_the_bound_is_admitted_where_none_waits() -> None:

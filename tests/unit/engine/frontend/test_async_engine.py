@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from orcinus.config.admission_limits import AdmissionLimits
 from orcinus.engine.core import EngineCore
 from orcinus.engine.errors import (
     ContextLengthError,
+    DrainingError,
     EngineUnavailableError,
     InvalidRequestError,
     ModelLoadError,
@@ -24,13 +24,23 @@ from orcinus.engine.errors import (
     RequestTimeoutError,
 )
 from orcinus.engine.frontend.async_engine import AsyncEngine
+from orcinus.engine.frontend.observer import EngineObserver
+from orcinus.engine.frontend.replica import EngineSpec
 from orcinus.engine.messages import StepPlan, StepStats
 from orcinus.engine.outputs import GenerationRequest, Outcome, RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.supervision.engine_process import BuildExecutor
-from orcinus.engine.supervision.liveness import SupervisionLimits
 from orcinus.engine.supervision.transport import InProcessTransport
-from tests.unit.engine.fakes import FakeExecutor, NextToken, alphabet, builds, fake_config, says, write_byte_tokenizer
+from tests.unit.engine.fakes import (
+    FakeExecutor,
+    NextToken,
+    alphabet,
+    builds,
+    fake_config,
+    fake_settings,
+    says,
+    write_byte_tokenizer,
+)
 
 
 @pytest.fixture
@@ -44,16 +54,14 @@ async def engine_with(
     build: BuildExecutor,
     *,
     max_queue_len: int = 8,
+    max_engine_restarts: int = 5,
     observer: Any = None,
-    supervision: SupervisionLimits | None = None,
     **config: Any,
 ) -> AsyncIterator[AsyncEngine]:
     engine = AsyncEngine(
-        fake_config(model, **config),
-        limits=AdmissionLimits(max_queue_len=max_queue_len),
+        fake_settings(model, max_queue_len=max_queue_len, max_engine_restarts=max_engine_restarts),
+        engines=[EngineSpec(fake_config(model, **config), lambda: InProcessTransport(build))],
         observer=observer,
-        transport_factory=lambda: InProcessTransport(build),
-        supervision=supervision,
     )
     engine.start()
     running = asyncio.create_task(engine.run())
@@ -82,7 +90,7 @@ class Gate:
         self._open.set()
 
 
-class Recorder:
+class Recorder(EngineObserver):
     def __init__(self) -> None:
         self.steps = 0
         self.first_tokens = 0
@@ -304,7 +312,7 @@ async def test_full_queue_refuses_at_once_and_counts_each_choice(model: Path) ->
 
 
 async def test_nothing_is_admitted_while_loading_draining_or_dead(model: Path) -> None:
-    loading = AsyncEngine(fake_config(model), limits=AdmissionLimits(max_queue_len=1))
+    loading = AsyncEngine(fake_settings(model))
     with pytest.raises(EngineUnavailableError, match="loading"):
         loading.submit(request())
     with pytest.raises(EngineUnavailableError, match="loading"):
@@ -312,11 +320,11 @@ async def test_nothing_is_admitted_while_loading_draining_or_dead(model: Path) -
     async with engine_with(model, builds(running())) as engine:
         stream = engine.submit(request(max_tokens=5))
         engine.start_draining()
-        with pytest.raises(EngineUnavailableError, match="draining"):
+        with pytest.raises(DrainingError, match="takes no new requests"):
             engine.submit(request())
         assert await texts(stream) == {0: "abcde"}
         assert await engine.drained(5)
-    with pytest.raises(EngineUnavailableError, match="gone"):
+    with pytest.raises(EngineUnavailableError, match="not running: the server is shutting down"):
         engine.submit(request())
 
 
@@ -427,8 +435,7 @@ async def test_dead_engine_fails_every_waiter(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(EngineCore, "step", fail)
-    no_restarts = SupervisionLimits(max_restarts=0)
-    async with engine_with(model, builds(running()), supervision=no_restarts) as engine:
+    async with engine_with(model, builds(running()), max_engine_restarts=0) as engine:
         with caplog.at_level(logging.CRITICAL, "orcinus.engine.supervision.engine_process"):
             streams = [engine.submit(request()) for _ in range(3)]
             for stream in streams:

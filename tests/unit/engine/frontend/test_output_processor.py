@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orcinus.engine.frontend.output_processor import OutputProcessor, merge_output
+from orcinus.engine.frontend.output_buffer import OutputBuffer
+from orcinus.engine.frontend.output_processor import OutputProcessor
 from orcinus.engine.messages import RequestDelta, TokenLogprobs
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
@@ -117,15 +118,15 @@ def test_outputs_merge_to_the_same_however_the_deltas_are_cut(
 
     def run(bounds: list[int]) -> RequestOutput:
         choice = processor(tokenizer, stop=("ba", "é🐋"), min_tokens=min_tokens, max_tokens=99, logprobs=2)
-        merged = RequestOutput(index=3)
+        merged = OutputBuffer(RequestOutput(index=3))
         for start, end in pairwise(bounds):
             part = tokens[start:end]
             is_last = is_finished and end == len(tokens)
             entries = [token_logprobs(token_id, 2) for token_id in part]
-            merge_output(merged, choice.process(delta(part, "length" if is_last else None, logprobs=entries)))
+            merged.add(choice.process(delta(part, "length" if is_last else None, logprobs=entries)))
             if choice.is_finished:
                 break
-        return merged
+        return merged.merged()
 
     at_once = run([0, len(tokens)])
     assert run(sorted({0, len(tokens), *(c % (len(tokens) + 1) for c in cuts)})) == at_once or not tokens

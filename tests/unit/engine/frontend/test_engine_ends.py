@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from orcinus.config.admission_limits import AdmissionLimits
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.core import EngineCore, Executor
 from orcinus.engine.errors import (
@@ -28,12 +27,13 @@ from orcinus.engine.errors import (
     RequestTimeoutError,
 )
 from orcinus.engine.frontend.async_engine import AsyncEngine
-from orcinus.engine.frontend.output_processor import OutputProcessor, merge_output
-from orcinus.engine.frontend.request_stream import Choice, LiveRequest
+from orcinus.engine.frontend.live_request import LiveChoice
+from orcinus.engine.frontend.output_buffer import OutputBuffer
+from orcinus.engine.frontend.output_processor import OutputProcessor
+from orcinus.engine.frontend.replica import EngineReplica, EngineSpec
 from orcinus.engine.messages import AddRequest, EngineInfo, NewRequest, RequestDelta, StepPlan
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
-from orcinus.engine.supervision.liveness import SupervisionLimits
 from orcinus.engine.supervision.supervisor import EngineEnd
 from orcinus.engine.supervision.transport import InProcessTransport
 from orcinus.engine.text.tokenizer import Tokenizer
@@ -43,6 +43,7 @@ from tests.unit.engine.fakes import (
     alphabet,
     fake_config,
     fake_info,
+    fake_settings,
     says,
     write_byte_tokenizer,
 )
@@ -67,13 +68,13 @@ def model(tmp_path: Path) -> Path:
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[EngineEnd]:
     """How each engine of the test ended."""
     ends: list[EngineEnd] = []
-    engine_gone = AsyncEngine.engine_gone
+    on_engine_end = EngineReplica.on_engine_end
 
-    def noted(engine: AsyncEngine, end: EngineEnd) -> bool:
+    def noted(replica: EngineReplica, end: EngineEnd) -> bool:
         ends.append(end)
-        return engine_gone(engine, end)
+        return on_engine_end(replica, end)
 
-    monkeypatch.setattr(AsyncEngine, "engine_gone", noted)
+    monkeypatch.setattr(EngineReplica, "on_engine_end", noted)
     return ends
 
 
@@ -182,17 +183,13 @@ async def engine_on(
     model: Path,
     lives: Lives,
     *,
-    max_queue_len: int = 30,
-    max_queue_tokens: int | None = None,
     observer: Any = None,
-    **supervision: Any,
+    **settings: Any,
 ) -> AsyncIterator[AsyncEngine]:
     engine = AsyncEngine(
-        fake_config(model),
-        limits=AdmissionLimits(max_queue_len=max_queue_len, max_queue_tokens=max_queue_tokens),
+        fake_settings(model, **{"max_queue_len": 30, **settings}),
+        engines=[EngineSpec(fake_config(model), lambda: MortalTransport(lives))],
         observer=observer,
-        transport_factory=lambda: MortalTransport(lives),
-        supervision=SupervisionLimits(**supervision),
     )
     engine.start()
     run = asyncio.create_task(engine.run())
@@ -207,15 +204,18 @@ async def engine_on(
 
 async def whole(stream: AsyncIterator[RequestOutput]) -> dict[int, RequestOutput]:
     """All outputs of each choice as one, without what depends on the clock."""
-    merged: dict[int, RequestOutput] = {}
+    buffers: dict[int, OutputBuffer] = {}
     async for output in stream:
-        is_first = output.index not in merged
+        is_first = output.index not in buffers
         assert (output.num_cached_tokens is not None) == (output.queue_time_s is not None) == is_first
         if is_first:
-            merged[output.index] = output
+            buffers[output.index] = OutputBuffer(output)
         else:
-            merge_output(merged[output.index], output)
-    return {index: msgspec.structs.replace(output, queue_time_s=None, timing=None) for index, output in merged.items()}
+            buffers[output.index].add(output)
+    return {
+        index: msgspec.structs.replace(buffer.merged(), queue_time_s=None, timing=None)
+        for index, buffer in buffers.items()
+    }
 
 
 # --- going on -------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_preemptions_are_counted_over_all_engines(model: Path) -> None:
 
 def test_a_request_that_was_steered_stays_so_in_the_next_engine(model: Path) -> None:
     processor = OutputProcessor(Tokenizer.load(str(model)), 0, [1], SamplingParams())
-    choice = Choice(added("a"), LiveRequest("a"), processor, 1)
+    choice = LiveChoice(added("a"), None, processor, 1)  # type: ignore[arg-type]  # its request has no say in it
     assert choice.submission() == added_as(choice)
     processor.process(RequestDelta("a", [97], is_steered=True))
     assert choice.submission() == added_as(choice, output_token_ids=[97], is_steered=True)
@@ -334,7 +334,7 @@ def deltas_of(executor: FakeExecutor, request: AddRequest) -> list[RequestDelta]
     return deltas
 
 
-def added_as(choice: Choice, **changes: Any) -> Any:
+def added_as(choice: LiveChoice, **changes: Any) -> Any:
     return msgspec.structs.replace(choice.added, **changes)
 
 
@@ -423,7 +423,7 @@ async def test_a_drain_waits_for_the_next_engine(model: Path) -> None:
     async with engine_between_lives(model) as (engine, lives, (stream,)):
         engine.start_draining()
         assert engine.state == "draining"
-        with pytest.raises(EngineUnavailableError, match="draining"):
+        with pytest.raises(EngineUnavailableError, match="takes no new requests"):
             engine.submit(request())
         assert not await engine.drained(0)
         lives.may_load.set()
@@ -444,7 +444,7 @@ async def test_closing_does_not_wait_for_the_next_engine(model: Path) -> None:
 async def test_closing_while_waiting_to_restart_starts_nothing(model: Path) -> None:
     lives = Lives(before_step=Fate(3))
     lives.later_failure = ModelLoadError("no memory")
-    async with engine_on(model, lives, max_restarts=100) as engine:
+    async with engine_on(model, lives, max_engine_restarts=100) as engine:
         stream = engine.submit(request(max_tokens=10))
         await until(lambda: lives.num_engines == 3)  # the next one comes a second later
         await engine.aclose()
@@ -485,7 +485,7 @@ async def test_all_choices_of_a_request_that_ends_engines_are_given_up(model: Pa
 async def test_several_that_end_engines_are_all_found(model: Path) -> None:
     """Each conviction is of use: the one restart in vain that is allowed is enough."""
     recorder, lives = Recorder(), Lives(before_step=ends_engines(b"p1", b"p2", b"p3"))
-    async with engine_on(model, lives, observer=recorder, max_restarts=1) as engine:
+    async with engine_on(model, lives, observer=recorder, max_engine_restarts=1) as engine:
         streams = [engine.submit(request(prompt, max_tokens=4)) for prompt in ("p1", "p2", "x", "y", "p3", "z")]
         results = await asyncio.gather(*(texts(stream) for stream in streams), return_exceptions=True)
     assert [type(result) for result in results] == [
@@ -498,14 +498,14 @@ async def test_several_that_end_engines_are_all_found(model: Path) -> None:
 async def test_an_engine_that_keeps_dying_fails_every_waiter(model: Path) -> None:
     lives = Lives(before_step=Fate(3))
     lives.later_failure = ModelLoadError("no memory")
-    async with engine_on(model, lives, max_restarts=1) as engine:
+    async with engine_on(model, lives, max_engine_restarts=1) as engine:
         stream = engine.submit(request(max_tokens=10))
         with pytest.raises(EngineUnavailableError, match=r"2 times in a row .*max_engine_restarts is 1.*no memory"):
             await texts(stream)
         assert engine.state == "dead"
         with pytest.raises(EngineUnavailableError, match="no memory"):
             await engine.wait_ready()
-        with pytest.raises(EngineUnavailableError, match="gone"):
+        with pytest.raises(EngineUnavailableError, match="not running"):
             engine.submit(request())
         assert await engine.drained(1)
 
@@ -520,7 +520,7 @@ async def test_an_engine_that_cannot_be_started_just_now_is_started_later(model:
 
 async def test_without_restarts_the_first_death_is_the_end(model: Path) -> None:
     lives = Lives(before_step=Fate(3))
-    async with engine_on(model, lives, max_restarts=0) as engine:
+    async with engine_on(model, lives, max_engine_restarts=0) as engine:
         with pytest.raises(EngineUnavailableError, match="the engine thread ended"):
             await texts(engine.submit(request(max_tokens=10)))
         assert engine.state == "dead"
@@ -590,7 +590,7 @@ async def test_an_engine_whose_step_does_not_end_is_replaced_and_that_is_its_own
 ) -> None:
     hangs = HangsOnce(3)
     hangs.lives = lives = Lives(before_step=hangs)
-    async with engine_on(model, lives, step_timeout_s=0.5, silence_s=60) as engine:
+    async with engine_on(model, lives, step_timeout_s=0.5) as engine:
         assert await texts(engine.submit(request(max_tokens=6))) == {0: "abcdef"}
     assert lives.killed.is_set()
     assert lives.num_engines == 2
@@ -602,19 +602,21 @@ async def test_an_engine_without_signs_of_life_is_replaced_and_may_have_been_sto
     model: Path, monkeypatch: pytest.MonkeyPatch, ends: list[EngineEnd]
 ) -> None:
     monkeypatch.setattr("orcinus.engine.supervision.engine_process.HEARTBEAT_S", 60.0)
+    monkeypatch.setattr("orcinus.engine.supervision.liveness.SILENCE_S", 0.3)
     hangs = HangsOnce(3)
     hangs.lives = lives = Lives(before_step=hangs)
-    async with engine_on(model, lives, step_timeout_s=0, silence_s=0.3) as engine:
+    async with engine_on(model, lives, step_timeout_s=0) as engine:
         assert await texts(engine.submit(request(max_tokens=6))) == {0: "abcdef"}
     assert lives.num_engines == 2
     assert [end.was_killed for end in ends] == [True]
 
 
 @pytest.mark.usefixtures("fast_clocks")
-async def test_an_idle_engine_is_left_alone(model: Path) -> None:
+async def test_an_idle_engine_is_left_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orcinus.engine.supervision.liveness.SILENCE_S", 0.9)
     lives = Lives()
     recorder = Recorder()
-    async with engine_on(model, lives, step_timeout_s=0.5, silence_s=0.9, observer=recorder):
+    async with engine_on(model, lives, step_timeout_s=0.5, observer=recorder):
         await until(lambda: recorder.steps > 100)
     assert not lives.killed.is_set()
     assert lives.num_engines == 1

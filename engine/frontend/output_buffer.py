@@ -1,0 +1,55 @@
+"""Successive outputs of one choice, made into one.
+
+For a reader who comes late, and for one who wants the whole. Knows nothing of where outputs come from.
+"""
+
+import io
+
+import msgspec
+
+from orcinus.engine.messages import TokenLogprobs
+from orcinus.engine.outputs import RequestOutput
+
+
+class OutputBuffer:
+    """`add` outputs of one choice in order, then `merged` is all of them as one.
+
+    The cost is linear in what is added, and what is held is as compact as text: a reader may be away for long.
+    """
+
+    __slots__ = ("_first", "_last", "_logprobs", "_text", "_token_ids")
+
+    def __init__(self, first: RequestOutput) -> None:
+        self._first = self._last = first
+        self._text: io.StringIO | None = None  # a single output is handed on as it is
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] | None = None
+
+    def add(self, output: RequestOutput) -> None:
+        if self._text is None:
+            self._text = io.StringIO()
+            self._append(self._first)
+        self._append(output)
+        self._last = output
+
+    def _append(self, output: RequestOutput) -> None:
+        assert self._text is not None
+        self._text.write(output.text)
+        self._token_ids += output.token_ids
+        if output.logprobs is not None:
+            self._logprobs = self._logprobs or []
+            self._logprobs += output.logprobs
+
+    def merged(self) -> RequestOutput:
+        """Return one output: what comes once from the first one, how the choice stands or ended from the last one."""
+        if self._text is None:
+            return self._first
+        return msgspec.structs.replace(
+            self._last,
+            text=self._text.getvalue(),
+            token_ids=self._token_ids,
+            logprobs=self._logprobs,
+            prompt_logprobs=self._first.prompt_logprobs,
+            num_cached_tokens=self._first.num_cached_tokens,
+            queue_time_s=self._first.queue_time_s,
+        )
