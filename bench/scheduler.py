@@ -9,7 +9,7 @@ Of all rounds the fastest counts: other processes only ever add.
 import argparse
 import time
 
-from orcinus.engine.messages import AddRequest, StepPlan, StepResult
+from orcinus.engine.messages import AddRequest, CacheGroup, StepPlan, StepResult
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.scheduler import Scheduler, SchedulerLimits
@@ -51,7 +51,7 @@ def decoding(num_running: int, options: argparse.Namespace) -> Scheduler:
     )
     num_tokens = 256 + options.steps * (options.rounds + 8)
     num_blocks = max(MAX_MODEL_LEN, num_running * num_tokens) // options.block_size + num_running
-    scheduler = Scheduler(limits, BlockManager(num_blocks, options.block_size))
+    scheduler = Scheduler(limits, BlockManager([CacheGroup(num_blocks, num_layers=1)], options.block_size))
     for number in range(num_running):
         scheduler.add(added(number))
     while not is_all_decodes(run_step(scheduler), num_running):

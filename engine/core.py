@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from orcinus.engine.messages import (
     AddRequest,
+    CacheGroup,
     EngineInfo,
     Fault,
     RequestDelta,
@@ -89,7 +90,7 @@ class EngineCore:
             enable_prefix_caching=info.enable_prefix_caching,
             target_itl_s=None if target_itl_ms is None else target_itl_ms / 1000,
         )
-        self._blocks = BlockManager(info.num_kv_blocks, info.block_size)
+        self._blocks = BlockManager([CacheGroup(info.num_kv_blocks, num_layers=1)], info.block_size)
         self.scheduler = Scheduler(limits, self._blocks, clock)
         self._executor = executor
         self._preparation = Preparation(executor)

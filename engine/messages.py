@@ -58,8 +58,23 @@ ToEngine = AddRequest | AbortRequests
 # --- engine process -> server process -------------------------------------------------------------------
 
 
+class CacheGroup(Message, frozen=True):
+    """Layers whose keys and values are kept alike: blocks of one pool, and one block table for each request.
+
+    All groups have blocks of the same number of tokens. The first group of a list keeps everything, and has no layers
+    where every layer has a window. `window` is how many keys a query sees, itself included; None is all before it.
+    """
+
+    num_blocks: int
+    num_layers: int
+    window: int | None = None
+
+
 class EngineInfo(Message, frozen=True, tag="ready"):
-    """What the engine resolved at start-up; its first message."""
+    """What the engine resolved at start-up; its first message.
+
+    Without `cache_groups` there is one that keeps everything, of `num_kv_blocks`.
+    """
 
     model: str
     architecture: str
@@ -85,6 +100,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     hidden_size: int = 0  # numbers in an embedding
     quantization: str | None = None  # of weights, at load
     is_deterministic: bool = False
+    cache_groups: list[CacheGroup] = []
 
 
 class TokenLogprobs(Message, frozen=True):

@@ -1,0 +1,99 @@
+"""How many blocks each group of layers gets: arithmetic by which the pool of a window never runs dry.
+
+Layers that keep everything (the full group) decide who may run. Layers with a sliding window hold few blocks of each
+request, and their pools are sized here so that a request which has blocks of the full group finds enough of theirs.
+Knows neither requests nor devices.
+
+Why `window_demand` suffices: let `c = blocks_behind(window)`. Of a request with `b` tokens booked (computed for
+certain) and blocks for `n` tokens after them, `BlockManager` holds the blocks from index `b // block_size - c` up to
+token `b + n`. These are at most `c + 1` if `n <= 1`, and at most `c + 1 + ceil((n - 1) / block_size) <= c + 2 + n /
+block_size` else. Summed over all running requests: at most `max_num_seqs * (c + 2) + num_tokens_in_flight /
+block_size`.
+
+Why as many blocks as the full group has suffice, too: each window block that is held lies at the same index of a
+table as a full block, and no full block lies beside two different window blocks. A request has one of each beside
+each other when it takes them fresh. Requests come to share a full block by its hash, and then share the window block
+that the same hash finds. That is the one that was registered with the full block, because a hash which the full pool
+has lost is lost in the window's pool as well (`BlockPool`, followers). Or it is one registered later, after nobody
+held the first one any more. So as long as the full pool has had a block to give, the window's pool has a free one to
+put beside it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orcinus.engine.messages import CacheGroup
+
+# A prefix counts as cached only if the windows have its last blocks, too, and running requests pass many blocks through
+# their pools. So there is room for what finished requests left: one block for so many of the full group.
+_FULL_BLOCKS_PER_CACHED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCost:
+    """Layers whose keys and values are kept alike, and what one block costs in all of them."""
+
+    num_layers: int
+    bytes_per_block: int
+    window: int | None = None  # as in `CacheGroup`
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """How much can be under way at once.
+
+    `num_tokens_in_flight` counts the tokens that have blocks and are not booked: those of a step, or of two where a
+    step is planned before the last one is known, and for each sequence the draft tokens that a step may have rejected.
+    """
+
+    max_num_seqs: int
+    num_tokens_in_flight: int
+    block_size: int
+
+
+def blocks_behind(window: int, block_size: int) -> int:
+    """Return how many blocks before a block hold keys that its first token sees."""
+    return -(-(window - 1) // block_size)
+
+
+def window_demand(window: int, concurrency: Concurrency) -> int:
+    """Return how many blocks a group with this window needs at most, however many the full group has."""
+    per_seq = blocks_behind(window, concurrency.block_size) + 2
+    return concurrency.max_num_seqs * per_seq + concurrency.num_tokens_in_flight // concurrency.block_size
+
+
+def num_seqs_that_fit(num_blocks: int, window: int, concurrency: Concurrency) -> int:
+    """Return how many sequences of any length this many blocks of a window are enough for; it may be none."""
+    in_flight = concurrency.num_tokens_in_flight // concurrency.block_size
+    return max(0, num_blocks - in_flight) // (blocks_behind(window, concurrency.block_size) + 2)
+
+
+def num_window_blocks(num_full_blocks: int, window: int, concurrency: Concurrency) -> int:
+    """Return the blocks of a group with this window beside a full group of so many: it never runs dry."""
+    cached = -(-num_full_blocks // _FULL_BLOCKS_PER_CACHED)
+    return min(num_full_blocks, max(window_demand(window, concurrency), cached))
+
+
+def fit_groups(
+    costs: Sequence[GroupCost], memory_bytes: int, *, most_full_blocks: int, concurrency: Concurrency
+) -> list[CacheGroup]:
+    """Return the groups with as many blocks as fit into the memory, and at most `most_full_blocks` in the full one.
+
+    The full group comes first, as `BlockManager` wants it. A model whose layers all have windows gets one without
+    layers, which costs nothing and counts the tokens of running requests. It has more blocks than the windows only
+    where these are enough for all sequences at any length.
+    """
+    full = [cost for cost in costs if cost.window is None] or [GroupCost(num_layers=0, bytes_per_block=0)]
+    assert len(full) == 1, "layers that keep everything are one group"
+    ordered = [*full, *(cost for cost in costs if cost.window is not None)]
+
+    def num_blocks(cost: GroupCost, num_full: int) -> int:
+        return num_full if cost.window is None else num_window_blocks(num_full, cost.window, concurrency)
+
+    def num_bytes(num_full: int) -> int:
+        return sum(num_blocks(cost, num_full) * cost.bytes_per_block for cost in ordered)
+
+    # The bytes never fall when the full group grows.
+    num_full = bisect_right(range(1, most_full_blocks + 1), memory_bytes, key=num_bytes)
+    return [CacheGroup(num_blocks(cost, num_full), cost.num_layers, cost.window) for cost in ordered]
