@@ -5,13 +5,12 @@ values lie and when a request ends come from the scheduler; tokens are chosen by
 """
 
 import hashlib
-import math
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,16 +19,17 @@ from torch import Tensor
 from orcinus.engine.attention.interface import AttentionMetadata, metadata_of
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
-from orcinus.engine.attention.step_layout import StepLayout, lay_out
+from orcinus.engine.attention.step_layout import lay_out
 from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
-from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
+from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPlan, StepResult
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.platform.device import DeviceMonitor, is_broken_device, is_out_of_memory
 from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.runner.cuda_graphs import CudaRecorder, DecodeGraphs
-from orcinus.engine.runner.pooling import PooledPrompt, unit_vectors
+from orcinus.engine.runner.pooling import PooledPrompt
+from orcinus.engine.runner.prompt_outputs import PromptOutputs
 from orcinus.engine.runner.request_rows import RequestRows
-from orcinus.engine.sampling.logprobs import token_logprobs
+from orcinus.engine.runner.step_batch import RunningRequest, StepBatch
 from orcinus.engine.sampling.row import BadWords, SamplingRow, penalty_counts
 from orcinus.engine.sampling.sampler import PendingSample, SampledRows, Sampler
 from orcinus.engine.sampling_params import SamplingParams
@@ -37,62 +37,8 @@ from orcinus.engine.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from orcinus.engine.grammar.compiler import GrammarCompiler
 
-# Rows of logits computed at a time for prompt_logprobs, so that memory does not grow with prompt x vocabulary.
-_LOGPROB_ROWS = 256
 _NOT_FINITE = "the model's logits are not finite"
 _NO_CHOICE = "every token is ruled out by the request's own parameters"
-_EMBEDDING_NOT_FINITE = "the model's embedding is not finite"
-
-
-@dataclass(slots=True)
-class _Request:
-    """What the runner remembers of a request between steps, beside its row in `RequestRows`."""
-
-    index: int
-    row: SamplingRow
-    follows_tokens: bool
-    pooled: PooledPrompt | None = None
-    is_released: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """The requests of a step in the order of its tokens: single ones first, as the attention takes them together."""
-
-    scheduled: list[ScheduledRequest]
-    requests: list[_Request]
-    rows: NDArray[np.int64]  # those of `requests`
-    layout: StepLayout
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether each request computes one token and samples the next, and nothing else is asked for."""
-        return self.layout.is_decode and all(item.samples for item in self.scheduled)
-
-    def part(self, i: int) -> "_Part":
-        item = self.scheduled[i]
-        return _Part(
-            item.request_id,
-            self.requests[i],
-            item.num_computed_tokens,
-            item.num_tokens,
-            int(self.layout.query_start[i]),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One request's share of a step, and where its tokens lie in the flat batch."""
-
-    request_id: str
-    request: _Request
-    first: int  # position of its first token of this step
-    num_tokens: int
-    offset: int  # of its first token in the flat batch
-
-    @property
-    def end(self) -> int:
-        return self.first + self.num_tokens
 
 
 class ModelRunner:
@@ -125,6 +71,7 @@ class ModelRunner:
         self._sampler = sampler
         self._rows = RequestRows(block_size, max_num_seqs)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self._prompt_outputs = PromptOutputs(model, self._rows, device)
         self._device = device
         self._make_compiler = make_compiler
         self._seed = seed
@@ -132,7 +79,7 @@ class ModelRunner:
         self.graphs: DecodeGraphs | None = None
         if device.type == "cuda":
             self.graphs = DecodeGraphs(self._compute_logits, CudaRecorder(), device, spare_slot=max_num_seqs)
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, RunningRequest] = {}
         self._suspect_blocks: set[int] = set()
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
@@ -169,28 +116,23 @@ class ModelRunner:
         if batch.is_plain:
             return self._sample(batch, [*range(len(batch.rows))], self._decode_logits(batch))
         hidden = self._hidden_states(batch)
-        prompt_logprobs = self._prompt_logprobs(batch, hidden)
-        errors = self._broken_prompts(prompt_logprobs)
-        embedded = self._embed(batch, hidden)
-        sampled = self._sample_last(batch, hidden, errors)
+        prompts = self._prompt_outputs.of(batch, hidden)
+        sampled = self._sample_last(batch, hidden, prompts.errors)
 
         def wait() -> StepResult:
             result = sampled()
-            return StepResult(
-                sampled_token_ids=result.sampled_token_ids,
-                logprobs=result.logprobs,
-                prompt_logprobs={k: v for k, v in prompt_logprobs.items() if k not in errors},
-                errors=errors | embedded.errors | result.errors,
-                finished=result.finished,
-                steered=result.steered,
-                embeddings=embedded.embeddings,
+            return msgspec.structs.replace(
+                result,
+                prompt_logprobs=prompts.prompt_logprobs,
+                errors=prompts.errors | result.errors,
+                embeddings=prompts.embeddings,
             )
 
         return wait
 
-    def _request(self, new: NewRequest) -> _Request:
+    def _request(self, new: NewRequest) -> RunningRequest:
         pooled = None if new.sampling.pooling is None else PooledPrompt(new.sampling.pooling)
-        return _Request(self._rows.add(new.token_ids), self._row(new), new.sampling.follows_tokens, pooled)
+        return RunningRequest(self._rows.add(new.token_ids), self._row(new), new.sampling.follows_tokens, pooled)
 
     def _row(self, new: NewRequest) -> SamplingRow:
         sampling, vocab_size = new.sampling, self._model.vocab_size
@@ -215,7 +157,7 @@ class ModelRunner:
     def _grammars(self) -> "GrammarCompiler":
         return self._make_compiler()
 
-    def _start_masks(self, batch: _Batch) -> None:
+    def _start_masks(self, batch: StepBatch) -> None:
         """What may come next is known before the model runs, and found out meanwhile."""
         both = zip(batch.scheduled, batch.requests, strict=True)
         matchers = [request.row.matcher for item, request in both if item.samples]
@@ -236,7 +178,7 @@ class ModelRunner:
         self._rows.remove(request.index)
         request.is_released = True
 
-    def _batch(self, scheduled: list[ScheduledRequest]) -> _Batch:
+    def _batch(self, scheduled: list[ScheduledRequest]) -> StepBatch:
         singles = [item for item in scheduled if item.num_tokens == 1]
         ordered = singles + [item for item in scheduled if item.num_tokens > 1]
         requests = [self._requests[item.request_id] for item in ordered]
@@ -250,9 +192,9 @@ class ModelRunner:
         assert (ends <= self._rows.num_tokens[rows] + self.runs_ahead).all()
         assert (ends <= self._rows.num_blocks[rows] * self._rows.block_size).all()
         tables = self._rows.tables(rows, int(ends.max()))
-        return _Batch(ordered, requests, rows, lay_out(firsts, ends, tables, self._rows.block_size))
+        return StepBatch(ordered, requests, rows, lay_out(firsts, ends, tables, self._rows.block_size))
 
-    def _scrub(self, request: _Request, item: ScheduledRequest) -> None:
+    def _scrub(self, request: RunningRequest, item: ScheduledRequest) -> None:
         """Make blocks finite that may not be, before another request fills them.
 
         Not sooner: one with the same prompt may find them by its prefix, and has to break in the same way.
@@ -266,12 +208,12 @@ class ModelRunner:
             self._attention.scrub(*to_device([np.array(sorted(stale), dtype=np.int64)], self._device))
             self._suspect_blocks -= stale
 
-    def _decode_logits(self, batch: _Batch) -> Tensor:
+    def _decode_logits(self, batch: StepBatch) -> Tensor:
         """(num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
         logits = None if self.graphs is None else self.graphs.logits(self._token_ids(batch), batch.layout, batch.rows)
         return self._model.logits(self._hidden_states(batch)) if logits is None else logits
 
-    def _token_ids(self, batch: _Batch) -> NDArray[np.int64]:
+    def _token_ids(self, batch: StepBatch) -> NDArray[np.int64]:
         """-1 - row for a token that the host does not know yet."""
         find = self._rows.tokens_or_rows if self.runs_ahead else self._rows.tokens
         return find(batch.rows[batch.layout.sequences], batch.layout.positions)
@@ -282,7 +224,7 @@ class ModelRunner:
             return ids
         return torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
 
-    def _hidden_states(self, batch: _Batch) -> Tensor:
+    def _hidden_states(self, batch: StepBatch) -> Tensor:
         """(num_tokens, hidden_size)"""
         layout = batch.layout
         arrays = [self._token_ids(batch), layout.positions, batch.rows, *layout.cache_arrays]
@@ -294,7 +236,7 @@ class ModelRunner:
         with step_context(StepContext(self._attention, meta, state_slots)):
             return self._model.logits(self._model.hidden_states(self._known(ids), positions))
 
-    def _sample_last(self, batch: _Batch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:
+    def _sample_last(self, batch: StepBatch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:
         """One token for each request that samples and has not failed."""
         both = enumerate(batch.scheduled)
         sampling = [i for i, item in both if item.samples and item.request_id not in errors]
@@ -303,7 +245,7 @@ class ModelRunner:
         (last,) = to_device([batch.layout.query_start[1:][sampling].astype(np.int64) - 1], self._device)
         return self._sample(batch, sampling, self._model.logits(hidden[last]))
 
-    def _sample(self, batch: _Batch, sampling: list[int], logits: Tensor) -> Callable[[], StepResult]:
+    def _sample(self, batch: StepBatch, sampling: list[int], logits: Tensor) -> Callable[[], StepResult]:
         """One token for each of those requests of the batch, whose logits these are."""
         rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
         self._masks.wait()
@@ -317,7 +259,7 @@ class ModelRunner:
         return partial(self._take_in, rows, requests, names, chosen)
 
     def _take_in(
-        self, rows: NDArray[np.int64], requests: list[_Request], names: list[str], chosen: PendingSample
+        self, rows: NDArray[np.int64], requests: list[RunningRequest], names: list[str], chosen: PendingSample
     ) -> StepResult:
         """Wait for the tokens of a step and keep them. Meanwhile a request may have been released, its row reused."""
         sampled = chosen.wait()
@@ -329,60 +271,8 @@ class ModelRunner:
         failed |= _advance(requests, taken, sampled)
         return _sampled_result(names, requests, sampled, failed)
 
-    def _prompt_logprobs(self, batch: _Batch, hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
-        wanted = [i for i, request in enumerate(batch.requests) if request.row.sampling.prompt_logprobs is not None]
-        parts = [batch.part(i) for i in wanted]
-        return {
-            part.request_id: self._prompt_logprobs_of(part, part.request.row.sampling.prompt_logprobs or 0, hidden)
-            for part in parts
-            if part.first < part.request.row.num_prompt_tokens - 1
-        }
 
-    def _prompt_logprobs_of(self, part: _Part, num_top: int, hidden: Tensor) -> list[TokenLogprobs]:
-        """Each position of the chunk tells of the prompt token after it; the last one of the prompt tells none."""
-        last = min(part.end, part.request.row.num_prompt_tokens - 1)
-        entries: list[TokenLogprobs] = []
-        for first in range(part.first, last, _LOGPROB_ROWS):
-            end = min(first + _LOGPROB_ROWS, last)
-            rows = hidden[part.offset + first - part.first : part.offset + end - part.first]
-            logprobs = torch.log_softmax(self._model.logits(rows).float(), dim=-1)
-            following = self._rows.tokens(part.request.index, np.arange(first + 1, end + 1))
-            (tokens,) = to_device([following], self._device)
-            entries += token_logprobs(logprobs, tokens, [num_top] * (end - first))()
-        return entries
-
-    def _embed(self, batch: _Batch, hidden: Tensor) -> StepResult:
-        """Pool what was computed of prompts that are to be embedded, and give out those that are complete."""
-        complete: list[tuple[_Part, Tensor]] = []
-        for i, request in enumerate(batch.requests):
-            if request.pooled is not None:
-                part = batch.part(i)
-                request.pooled.add(hidden[part.offset : part.offset + part.num_tokens])
-                if part.end == self._rows.num_tokens[request.index]:
-                    complete.append((part, request.pooled.vector()))
-        result = StepResult(sampled_token_ids={})
-        for part, vector in zip((part for part, _ in complete), unit_vectors([v for _, v in complete]), strict=True):
-            is_finite = bool(np.isfinite(vector).all())
-            self._rows.is_finite[part.request.index] = is_finite
-            if is_finite:
-                result.embeddings[part.request_id] = vector.tobytes()
-            else:
-                result.errors[part.request_id] = _EMBEDDING_NOT_FINITE
-        return result
-
-    def _broken_prompts(self, prompt_logprobs: dict[str, list[TokenLogprobs]]) -> dict[str, str]:
-        """Requests with a NaN in their prompt's log-probabilities (-inf is a legal one)."""
-        broken = [
-            request_id
-            for request_id, entries in prompt_logprobs.items()
-            if any(math.isnan(entry.logprob) for entry in entries)
-        ]
-        for request_id in broken:
-            self._rows.is_finite[self._requests[request_id].index] = False
-        return dict.fromkeys(broken, _NOT_FINITE)
-
-
-def _failures(requests: list[_Request], sampled: SampledRows) -> dict[int, str]:
+def _failures(requests: list[RunningRequest], sampled: SampledRows) -> dict[int, str]:
     """Why no token was chosen, of the rows where none was."""
     failed: dict[int, str] = {}
     if not all(sampled.is_finite):
@@ -398,7 +288,7 @@ def _failures(requests: list[_Request], sampled: SampledRows) -> dict[int, str]:
     return failed
 
 
-def _advance(requests: list[_Request], taken: list[int], sampled: SampledRows) -> dict[int, str]:
+def _advance(requests: list[RunningRequest], taken: list[int], sampled: SampledRows) -> dict[int, str]:
     """Let rows that follow their tokens take them in; returns why, of those that could not."""
     failed = {}
     for i in taken:
@@ -411,7 +301,7 @@ def _advance(requests: list[_Request], taken: list[int], sampled: SampledRows) -
 
 
 def _sampled_result(
-    request_ids: list[str], requests: list[_Request], sampled: SampledRows, failed: dict[int, str]
+    request_ids: list[str], requests: list[RunningRequest], sampled: SampledRows, failed: dict[int, str]
 ) -> StepResult:
     errors = {request_ids[i]: message for i, message in failed.items()}
     pairs = zip(request_ids, sampled.token_ids, strict=True)
