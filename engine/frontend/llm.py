@@ -1,6 +1,7 @@
 """Offline use: `LLM("model").generate(prompts, SamplingParams(...))`, in this process, without an event loop.
 
-The same core and the same text side as the server's, driven directly. Knows nothing of files and HTTP.
+The same core and the same text side as the server's, driven directly: by whoever waits for an answer, or reads a
+stream. Owns which call each request in the core belongs to. Knows nothing of files and HTTP.
 """
 
 import contextlib
@@ -71,10 +72,17 @@ class _Call:
 
     def __init__(self) -> None:
         self.unfinished: dict[str, OutputProcessor] = {}
-        self._pending: dict[tuple[int, int], OutputBuffer] = {}
+        self._pending: dict[tuple[int, int], OutputBuffer] = {}  # by prompt and choice
+
+    @property
+    def has_pending(self) -> bool:
+        return bool(self._pending)
 
     def process(self, delta: RequestDelta) -> bool:
-        """Take in what a step brought one choice, and return whether the core must be told to end it."""
+        """Take in what a step brought one choice, and return whether the core must be told to end it.
+
+        What the caller has not seen of the same choice becomes one with it: other calls may have run many steps.
+        """
         processor = self.unfinished[delta.request_id]
         output = processor.process(delta)
         key = output.prompt_index, output.index
@@ -117,6 +125,8 @@ class LLM:
         )
         self._splitter = RequestSplitter(config.seed)
         self._calls: dict[str, _Call] = {}  # by request in the core
+        self._is_stepping = False
+        self._late_aborts: list[str] = []  # of streams that were closed during a step
 
     def generate(
         self,
@@ -141,6 +151,31 @@ class LLM:
     ) -> list[GenerationResult]:
         """Answer one conversation or several. `template_options` as in `Tokenizer.render_chat`."""
         return self._collect(self._chat_jobs(messages, sampling_params, template_options), use_tqdm)
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Generator[RequestOutput, None, None]:
+        """Complete prompts as `generate` does, but yield what is new of each choice as it comes.
+
+        Choices come interleaved: `prompt_index` and `index` tell whose an output is, and its `finish_reason` is None
+        but in the last one. The texts of one choice, joined, are the text that `generate` gives, and its tokens
+        likewise. Closing the generator, as leaving its loop does, ends what is unfinished and frees its slots. Streams
+        and calls of `generate` may be interleaved: the steps of any of them advance all.
+
+        Raises `InvalidRequestError` at once, before anything runs.
+        """
+        return self._run(self._prompt_jobs(prompts, sampling_params))
+
+    def stream_chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **template_options: Any,
+    ) -> Generator[RequestOutput, None, None]:
+        """Answer one conversation or several, in outputs as `stream` yields them."""
+        return self._run(self._chat_jobs(messages, sampling_params, template_options))
 
     # --- what is asked for ----------------------------------------------------------------------------------
 
@@ -202,8 +237,9 @@ class LLM:
         try:
             for job in jobs:
                 self._add(job, call)
-            while call.unfinished:
-                self._step()
+            while call.unfinished or call.has_pending:
+                if not call.has_pending:  # else another call's steps have brought it
+                    self._step()
                 yield from call.take_pending()
         finally:
             self._abort(call)
@@ -219,19 +255,34 @@ class LLM:
     def _step(self) -> None:
         if (wait_s := self._core.wait_time_s()) is not None:
             time.sleep(wait_s)
-        stopped = []
-        for delta in self._core.step().deltas:
-            call = self._calls[delta.request_id]
-            if call.process(delta):
-                stopped.append(delta.request_id)
-            if delta.request_id not in call.unfinished:
-                del self._calls[delta.request_id]
-        self._core.abort_requests(stopped)
+        self._is_stepping = True
+        try:
+            outputs = self._core.step()
+        finally:
+            self._is_stepping = False
+            aborts, self._late_aborts = self._late_aborts, []
+            self._core.abort_requests(aborts)
+        for delta in outputs.deltas:
+            self._take(delta)
+
+    def _take(self, delta: RequestDelta) -> None:
+        call = self._calls.get(delta.request_id)
+        if call is None:  # closed during the step
+            return
+        if call.process(delta):
+            self._core.abort_requests([delta.request_id])
+        if delta.request_id not in call.unfinished:
+            del self._calls[delta.request_id]
 
     def _abort(self, call: _Call) -> None:
-        for request_id in call.unfinished:
+        """End what is unfinished of a call; after the step, where the collector closes a dropped stream during one."""
+        request_ids = [*call.unfinished]
+        for request_id in request_ids:
             del self._calls[request_id]
-        self._core.abort_requests([*call.unfinished])
+        if self._is_stepping:
+            self._late_aborts += request_ids
+        else:
+            self._core.abort_requests(request_ids)
 
 
 def _build_executor(config: "EngineConfig") -> "tuple[EngineInfo, Executor]":

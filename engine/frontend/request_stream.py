@@ -1,5 +1,7 @@
 """The reader's side of a request in flight: what `AsyncEngine.submit` returns."""
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -18,6 +20,7 @@ class RequestStream:
     def __init__(self, live: LiveRequest, abort: Callable[[], None], num_prompt_tokens: list[int]) -> None:
         self._live = live
         self._abort = abort
+        self._loop = asyncio.get_running_loop()
         self.num_prompt_tokens = num_prompt_tokens
 
     def abort(self) -> None:
@@ -43,4 +46,7 @@ class RequestStream:
         self._abort()
 
     def __del__(self) -> None:
-        self._abort()
+        """Have the loop abort it: the collector may run in any thread, and in the middle of anything on the loop."""
+        if self._live.choices:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing is in flight any more
+                self._loop.call_soon_threadsafe(self._abort)

@@ -371,7 +371,27 @@ async def test_dropped_stream_aborts(model: Path) -> None:
         stream = engine.submit(request(max_tokens=200))
         del stream
         gc.collect()
-        assert recorder.done == [("abort", 2, 0)]
+        await until(lambda: recorder.done == [("abort", 2, 0)])
+        await all_slots_free(engine, gate)
+
+
+async def test_stream_dropped_in_another_thread_is_aborted_on_the_loop(model: Path) -> None:
+    class Threads(Recorder):
+        """Notes where choices end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.ends: list[int] = []
+
+        def on_choice_done(self, *details: Any) -> None:
+            super().on_choice_done(*details)
+            self.ends.append(threading.get_ident())
+
+    gate, recorder = Gate(), Threads()
+    async with engine_with(model, builds(running(before_step=gate)), observer=recorder) as engine:
+        held = [engine.submit(request(max_tokens=200))]
+        await asyncio.to_thread(held.clear)
+        await until(lambda: recorder.ends == [threading.get_ident()])
         await all_slots_free(engine, gate)
 
 

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,23 +182,25 @@ def ends_engines(*killers: bytes) -> Callable[[StepPlan], None]:
 @asynccontextmanager
 async def engine_on(
     model: Path,
-    lives: Lives,
-    *,
+    *lives: Lives,
     observer: Any = None,
     **settings: Any,
 ) -> AsyncIterator[AsyncEngine]:
+    """An engine for each of `lives`, all of them up."""
     engine = AsyncEngine(
         fake_settings(model, **{"max_queue_len": 30, **settings}),
-        engines=[EngineSpec(fake_config(model), lambda: MortalTransport(lives))],
+        engines=[EngineSpec(fake_config(model), partial(MortalTransport, each)) for each in lives],
         observer=observer,
     )
     engine.start()
     run = asyncio.create_task(engine.run())
     try:
         await engine.wait_ready()
+        await until(lambda: all(replica.state != "loading" for replica in engine._replicas))
         yield engine
     finally:
-        lives.may_load.set()
+        for each in lives:
+            each.may_load.set()
         await engine.aclose()
         await run
 
