@@ -203,6 +203,6 @@ def _other_parameters(endpoint: Endpoint | None) -> dict[str, Schema]:
     }
     for field, refused in REFUSED.items():
         if endpoint in refused.endpoints:
-            harmless = [value for value in _ASKING_NOTHING if refused.asks_nothing(value, {})]
+            harmless = [value for value in _ASKING_NOTHING if refused.asks_nothing(value)]
             others[field] = {"description": f"Not supported: {refused.why}.", "enum": [None, *harmless]}
     return others

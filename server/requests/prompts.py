@@ -12,9 +12,8 @@ from typing import Any
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.context import ServingEngine, ServingTokenizer
 from orcinus.server.errors import shown
-from orcinus.server.requests.schemas import MAX_PROMPTS
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+from orcinus.server.json_values import without_nulls
+from orcinus.server.requests.schemas import MAX_PROMPTS, ROLES
 
 # What the server sets for the template itself, and what Python would take for an argument of its own.
 _RESERVED_VARIABLES = frozenset(
@@ -137,7 +136,7 @@ def _check_variables(variables: dict[str, Any]) -> None:
 def _check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     """The message, checked, less its nulls; a developer's message is what system messages are called now."""
     where = f"messages[{index}]"
-    message = {key: value for key, value in message.items() if value is not None}
+    message = without_nulls(message)
     role = message.get("role")
     if role not in ROLES:
         raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {shown(role)}", f"{where}.role")

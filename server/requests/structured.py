@@ -12,6 +12,7 @@ import msgspec
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
 from orcinus.server.errors import shown
+from orcinus.server.json_values import without_nulls
 from orcinus.server.requests.bodies import GenerationBody
 from orcinus.server.requests.schemas import MAX_CHOICE_STRINGS
 
@@ -74,7 +75,7 @@ def _read_json_schema(described: Any) -> Grammar:
 
 
 def _read_structured_outputs(asked: Mapping[str, Any]) -> Grammar:
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = without_nulls(asked)
     if unknown := sorted(given.keys() - _READERS.keys()):
         raise InvalidRequestError(
             f"structured_outputs takes one of {', '.join(_READERS)}, got {shown(unknown[0])}", "structured_outputs"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.errors import shown
+from orcinus.server.json_values import without_nulls
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -52,10 +53,6 @@ def _check_sizes(model: type[BaseModel], values: Mapping[str, Any]) -> None:
         limits = [rule.max_length for rule in model.model_fields[name].metadata if isinstance(rule, MaxLen)]
         if limits and isinstance(value, (list, dict)) and len(value) > limits[0]:
             raise InvalidRequestError(f"{name} takes at most {limits[0]} entries, got {len(value)}", name)
-
-
-def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _first_problem(error: ValidationError) -> InvalidRequestError:

@@ -18,6 +18,8 @@ from orcinus.server.requests.schemas import (
     TokenCount,
 )
 
+TURN_ROLES = ["user", "assistant", "system"]
+
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 Texts = Annotated[Any, WithJsonSchema(_TEXTS_SCHEMA)]
 _BLOCKS_SCHEMA = {"type": "array", "items": {"type": "object", "required": ["type"]}, "minItems": 1}
@@ -25,7 +27,7 @@ _TURN_SCHEMA = {
     "type": "object",
     "required": ["role", "content"],
     "properties": {
-        "role": {"enum": ["user", "assistant", "system"]},
+        "role": {"enum": TURN_ROLES},
         "content": {"anyOf": [{"type": "string"}, _BLOCKS_SCHEMA]},
     },
     "additionalProperties": False,
