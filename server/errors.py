@@ -65,7 +65,7 @@ class ErrorKind:
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """An error as it is sent: `body` is a complete JSON document."""
+    """An error as it is sent: `body` is a complete JSON document, and `headers` are all that describe it."""
 
     status: int
     headers: dict[str, str]
@@ -145,9 +145,10 @@ def anthropic_error_body(error: BaseException, request_id: str | None = None) ->
 
 def to_response(error: BaseException, path: str = "", request_id: str | None = None) -> ErrorResponse:
     """The status, the headers and the body that answer a request to `path` with this error."""
-    headers = {"content-type": "application/json", **_extra_headers(error)}
-    body = anthropic_error_body(error, request_id) if speaks_anthropic(path) else error_body(error)
-    return ErrorResponse(kind_of(error).status, headers, msgspec.json.encode(body))
+    told = anthropic_error_body(error, request_id) if speaks_anthropic(path) else error_body(error)
+    body = msgspec.json.encode(told)
+    headers = {"content-type": "application/json", **_extra_headers(error), "content-length": str(len(body))}
+    return ErrorResponse(kind_of(error).status, headers, body)
 
 
 def _message(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orcinus.config.settings import Settings
 from orcinus.server.errors import AuthenticationError
-from orcinus.server.http.answers import send_error
+from orcinus.server.http.answers import error_response
 from orcinus.server.operations import OperationTable
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class AuthMiddleware:
                 keys = _header(scope, b"authorization"), _header(scope, b"x-api-key")
                 scope["state"]["client"] = self._keys.check(*keys)
             except AuthenticationError as error:
-                await send_error(error, scope, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

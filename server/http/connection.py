@@ -254,7 +254,7 @@ class BoundedProtocol(HttpToolsProtocol):
 def _encode(error: HTTPException) -> bytes:
     """The error as a response of its own, after which the connection is closed."""
     response = to_response(error)
-    headers = {**response.headers, "content-length": str(len(response.body)), "connection": "close"}
+    headers = {**response.headers, "connection": "close"}
     lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
     return b"".join([STATUS_LINE[response.status], *lines, b"\r\n", response.body])
 

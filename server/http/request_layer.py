@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orcinus.server.errors import speaks_anthropic
-from orcinus.server.http.answers import send_error
+from orcinus.server.http.answers import error_response
 from orcinus.server.http.body import BodyReader
 from orcinus.server.metrics import Metrics
 from orcinus.server.operations import OTHER, OperationTable
@@ -58,7 +58,7 @@ class RequestMiddleware:
             pass
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
-            await exchange.fail()
+            await exchange.fail(receive)
         finally:
             self._bodies.release(scope)
             route, method = self._labels(scope)
@@ -111,10 +111,10 @@ class _Exchange:
         names = (b"x-request-id", b"request-id") if speaks_anthropic(self._scope["path"]) else (b"x-request-id",)
         return [(name, self.request_id.encode()) for name in names]
 
-    async def fail(self) -> None:
+    async def fail(self, receive: Receive) -> None:
         """After an exception that nobody expected. A response that has begun can only be cut off."""
         if self.status == CLIENT_LEFT:
-            await send_error(RuntimeError(), self._scope, self.send)
+            await error_response(RuntimeError(), self._scope)(self._scope, receive, self.send)
 
     def log(self, *, is_quiet: bool) -> None:
         level = logging.DEBUG if is_quiet else logging.INFO
