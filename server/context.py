@@ -137,6 +137,15 @@ class ServingContext:
             case _:
                 raise EngineUnavailableError("the engine is not running", retry_after_s=30.0)
 
+    def submit(self, request: GenerationRequest) -> OutputStream:
+        """Have the engine admit a request that is ready. Raises what admission raises.
+
+        It took time to read, render and tokenize, so the question whether work may come in is asked here again; nothing
+        is awaited between it and the engine's own checks.
+        """
+        self.check_admitting()
+        return self.engine.submit(request)
+
     def check_room(self, client: str) -> None:
         """Raise `QueueFullError` or `QuotaError` where a request of this client has no room, whatever it asks for."""
         if not self.intake.is_closed:  # else nobody has

@@ -14,7 +14,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
 from orcinus.server.apis.chat.body import ChatBody
-from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.context import ServingContext
 from orcinus.server.reading.message_reader import MessageReader
 from orcinus.server.reading.tools.request import ToolUse, read_tool_use
 from orcinus.server.requests.caller import ANONYMOUS, Caller
@@ -33,11 +33,6 @@ class ChatRequest:
     generation: GenerationRequest
     tool_use: ToolUse | None
     new_reader: Callable[[], MessageReader | None]
-
-    def submit(self, ctx: ServingContext) -> OutputStream:
-        """Nothing is awaited between the last check and the engine's. Raises what admission raises."""
-        ctx.check_admitting()
-        return ctx.engine.submit(self.generation)
 
 
 async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, caller: Caller = ANONYMOUS) -> ChatRequest:

@@ -14,7 +14,7 @@ from orcinus.server.apis.chat_request import ChatRequest
 from orcinus.server.apis.generation import StreamableGeneration
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.reading.pieces import Piece
-from orcinus.server.reading.whole_message import Message, read_pieces
+from orcinus.server.reading.whole_message import WholeMessage, read_pieces
 
 _encode = msgspec.json.encode
 
@@ -27,7 +27,7 @@ class SingleChoiceGeneration(StreamableGeneration):
 
     def __init__(self, ctx: ServingContext, request: ChatRequest, stream: OutputStream, *, is_streamed: bool) -> None:
         super().__init__(ctx, request.generation, stream, is_streamed=is_streamed)
-        self.message = Message()
+        self.message = WholeMessage()
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self._reader = request.new_reader()

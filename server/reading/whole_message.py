@@ -18,7 +18,7 @@ class ToolCall:
 
 
 @dataclass(slots=True)
-class Message:
+class WholeMessage:
     """What the model said, so far."""
 
     tool_calls: list[ToolCall] = field(default_factory=list)

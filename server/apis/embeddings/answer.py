@@ -74,8 +74,7 @@ async def start_embeddings(
             asked_at=caller.asked_at,
             client=caller.client,
         )
-        ctx.check_admitting()
-        return EmbeddingGeneration(ctx, request, generation, ctx.engine.submit(generation))
+        return EmbeddingGeneration(ctx, request, generation, ctx.submit(generation))
 
 
 class EmbeddingGeneration(Generation):

@@ -51,7 +51,7 @@ async def start_message(
     """
     parsed = parse_messages(body)
     request = await prepare_chat(ctx, to_chat_body(parsed), _new_id(), caller)
-    return MessageGeneration(ctx, request, request.submit(ctx), is_streamed=parsed.stream)
+    return MessageGeneration(ctx, request, ctx.submit(request.generation), is_streamed=parsed.stream)
 
 
 async def count_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class MessageGeneration(SingleChoiceGeneration):
     def _collect(self, output: RequestOutput) -> None:
         for piece in self._take(output):
             if self._begins_block(piece):
-                self._blocks.append(_Block(_opening(piece)))
+                self._begin_block(piece)
             if not isinstance(piece, ToolCallStart):
                 self._blocks[-1].text.append(piece.text)
 
@@ -113,20 +113,25 @@ class MessageGeneration(SingleChoiceGeneration):
         return _event("message_start", message={**self._identity, **nothing, "usage": self._usage()})
 
     def _piece_events(self, piece: Piece) -> bytes:
-        events = self._begin_block(piece) if self._begins_block(piece) else b""
+        events = b""
+        if self._begins_block(piece):
+            events = self._end_of_block()
+            events += self._start_of_block(self._begin_block(piece))
         if isinstance(piece, ToolCallStart):
             return events
         return b"%b%b%b}}\n\n" % (events, self._delta_head, _encode(piece.text))
 
-    def _begin_block(self, piece: Piece) -> bytes:
-        """The events between two blocks. What is the same in all deltas of the new one is encoded here, once."""
-        end = self._end_of_block()
+    def _begin_block(self, piece: Piece) -> _Block:
         block = _Block(_opening(piece))
         self._blocks.append(block)
+        return block
+
+    def _start_of_block(self, block: _Block) -> bytes:
+        """The event of a block that was just begun. What is the same in all its deltas is encoded here, once."""
         kind, name = _DELTAS[block.kind]
         delta = self._block_event("content_block_delta", delta={"type": kind, name: ""})
         self._delta_head = delta.removesuffix(b'""}}\n\n')
-        return end + self._block_event("content_block_start", content_block=block.opening)
+        return self._block_event("content_block_start", content_block=block.opening)
 
     def _closing_events(self) -> bytes:
         ending = _event("message_delta", delta=self._stop(), usage=self._usage())

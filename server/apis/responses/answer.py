@@ -46,7 +46,7 @@ async def start_response(
     chat = to_chat_body(asked)
     with naming_parameters_of_responses():
         request = await prepare_chat(ctx, chat, f"resp_{uuid.uuid4().hex}", caller)
-        return ResponseGeneration(ctx, asked, request, request.submit(ctx))
+        return ResponseGeneration(ctx, asked, request, ctx.submit(request.generation))
 
 
 RESPONSE = AnswerSchema(
