@@ -85,7 +85,7 @@ class Generation(ABC):
         self._num_open = request.num_choices
 
     async def whole(self) -> dict[str, Any]:
-        """The complete answer. Raises what the stream raises, and never returns a part of an answer."""
+        """Return the complete answer. Raises what the stream raises, and never returns a part of an answer."""
         try:
             async for output in self.stream:
                 self._account(output)
@@ -96,7 +96,7 @@ class Generation(ABC):
         return self._whole()
 
     def headers(self) -> dict[str, str]:
-        """Of the whole answer, once it is complete."""
+        """Return the headers of the whole answer, once it is complete."""
         return {"server-timing": self.timings.to_header(self.usage.cached_tokens)}
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Generation(ABC):
 
     @abstractmethod
     def _whole(self) -> dict[str, Any]:
-        """The whole answer, now that every choice is complete."""
+        """Return the whole answer, now that every choice is complete."""
 
     def _account(self, output: RequestOutput) -> None:
         if output.finish_reason in {"error", "abort"}:
@@ -134,15 +134,15 @@ class StreamableGeneration(Generation):
 
     @abstractmethod
     def encode(self, output: RequestOutput) -> bytes:
-        """The events of one output; empty while there is nothing to say. Raises `RequestFailedError`."""
+        """Return the events of one output; empty while there is nothing to say. Raises `RequestFailedError`."""
 
     @abstractmethod
     def encode_end(self) -> bytes:
-        """The last events. Raises `RequestFailedError` if the stream ended before every choice did."""
+        """Return the last events. Raises `RequestFailedError` if the stream ended before every choice did."""
 
     @abstractmethod
     def encode_error(self, error: Exception) -> bytes:
-        """The last events of a stream that an error ends."""
+        """Return the last events of a stream that an error ends."""
 
 
 class OpenAIGeneration(StreamableGeneration):
@@ -212,7 +212,7 @@ class OpenAIGeneration(StreamableGeneration):
         return choice
 
     def encode_end(self) -> bytes:
-        """The event with the usage, if it was asked for."""
+        """Return the event with the usage, if it was asked for."""
         self._check_complete()
         if not self._ends_with_usage:
             return _DONE
@@ -222,37 +222,37 @@ class OpenAIGeneration(StreamableGeneration):
         return b'data: %b,"choices":[],"usage":%b}\n\n%b' % (self._head, _encode(usage), _DONE)
 
     def encode_error(self, error: Exception) -> bytes:
-        """On this event the SDK raises."""
+        """Return the event on which the SDK raises."""
         return b"data: %b\n\n%b" % (_encode(error_body(error)), _DONE)
 
     @abstractmethod
     def _whole_choice(self, choice: PendingChoice) -> dict[str, Any]:
-        """An entry of `choices` in a whole answer."""
+        """Return an entry of `choices` in a whole answer."""
 
     @abstractmethod
     def _events(self, choice: PendingChoice) -> bytes:
-        """The events for what a choice has gathered: its first, its last, or one with details."""
+        """Return the events for what a choice has gathered: its first, its last, or one with details."""
 
     def _text_event(self, index: int, text: str) -> bytes:
-        """The event that holds nothing but text: nearly all of them."""
+        """Return the event that holds nothing but text: nearly all of them."""
         return b"%b%b%b%b" % (self._text_heads[index], _encode(text), self._text_end, self._tail())
 
     def _response_extras(self) -> dict[str, Any]:
         return {}
 
     def _event(self, choice: dict[str, Any], **extras: Any) -> bytes:
-        """One chunk with one choice."""
+        """Return one chunk with one choice."""
         fields = _encode({**extras, "choices": [choice]})[1:-1]
         return b"data: %b,%b%b" % (self._head, fields, self._tail())
 
     def _tail(self) -> bytes:
-        """The end of a chunk, after its choices."""
+        """Return the end of a chunk, after its choices."""
         if self._has_running_usage:
             return b',"usage":%b}\n\n' % _encode(self.usage.to_dict())
         return b',"usage":null}\n\n' if self._ends_with_usage else b"}\n\n"
 
     def _choice_extras(self, choice: PendingChoice) -> dict[str, Any]:
-        """Fields beyond the specification: only those that were asked for, or that say why a choice ended."""
+        """Return the fields beyond the specification that were asked for, or that say why the choice ended."""
         extras: dict[str, Any] = {}
         if choice.stop_reason is not None:
             extras["stop_reason"] = choice.stop_reason
@@ -264,12 +264,12 @@ class OpenAIGeneration(StreamableGeneration):
         return self.request.prompts[index // self.request.sampling.n]
 
     def _ranked_prompt_logprobs(self, choice: PendingChoice) -> Sequence[dict[str, Any] | None] | None:
-        """The extension `prompt_logprobs`, where it was asked for and is new."""
+        """Return the extension `prompt_logprobs`, where it was asked for and is new."""
         if self.body.prompt_logprobs is None or choice.prompt_logprobs is None:
             return None
         return prompt_logprobs(self.tokenizer, choice.prompt_logprobs, self.body.prompt_logprobs)
 
 
 def sampling_has_details(request: GenerationRequest) -> bool:
-    """Whether the answer has more than text."""
+    """Return whether the answer has more than text."""
     return request.sampling.logprobs is not None or request.sampling.prompt_logprobs is not None

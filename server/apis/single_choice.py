@@ -51,15 +51,15 @@ class SingleChoiceGeneration(StreamableGeneration):
 
     @abstractmethod
     def _opening_events(self) -> bytes:
-        """The events before the first piece."""
+        """Return the events before the first piece."""
 
     @abstractmethod
     def _piece_events(self, piece: Piece) -> bytes:
-        """The events of one piece."""
+        """Return the events of one piece."""
 
     @abstractmethod
     def _closing_events(self) -> bytes:
-        """The events after the last piece."""
+        """Return the events after the last piece."""
 
     def _take(self, output: RequestOutput) -> list[Piece]:
         pieces = read_pieces(self._reader, output)
@@ -70,5 +70,5 @@ class SingleChoiceGeneration(StreamableGeneration):
 
 
 def encode_event(name: str, data: Mapping[str, Any]) -> bytes:
-    """A server-sent event with a name."""
+    """Return a server-sent event with a name."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(data))

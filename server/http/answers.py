@@ -91,7 +91,7 @@ class EventStream(Response):
         await self._write(last, is_last=True)
 
     async def _keep_alive(self) -> None:
-        """Runs beside the events until they end."""
+        """Send a comment whenever nothing else was sent for long. Runs beside the events until they end."""
         while True:
             silence_s = time.monotonic() - self._last_write
             if silence_s < self._keep_alive_s:
@@ -113,7 +113,7 @@ class EventStream(Response):
 async def run_until_disconnect(
     receive: Receive, work: Coroutine[Any, Any, T], companion: Coroutine[Any, Any, None] | None = None
 ) -> T | None:
-    """The result of `work`, or None if the client left before it was done. `companion` runs beside it.
+    """Return the result of `work`, or None if the client left before it was done. `companion` runs beside it.
 
     Whatever is still running is cancelled on the way out. An exception of `work` or of `companion` is raised.
     """

@@ -1,8 +1,8 @@
 """What becomes of every request parameter: supported, ignored, or refused. Declared here and nowhere else.
 
-The supported ones are the fields of the models in `server.requests.bodies`; the two tables below hold the rest of what
-clients of this and other servers send. A name in none of them is refused by name, so that a misspelt parameter
-is never mistaken for one in force. `parameter_table` feeds the README.
+The supported ones are the fields of the bodies (`server.requests.bodies` and each API's own); the two tables below hold
+the rest of what clients of this and other servers send. A name in none of them is refused by name, so that a misspelt
+parameter is never mistaken for one in force. `parameter_table` feeds the README.
 """
 
 import operator
@@ -35,7 +35,7 @@ class Ignored:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A 400 that names it, unless `asks_nothing(value)`: the value that means "leave it off"."""
+    """A 400 that names the parameter, unless `asks_nothing(value)`: the value that means "leave it off"."""
 
     why: str
     endpoints: tuple[Endpoint, ...] = BOTH
@@ -77,7 +77,7 @@ IGNORED: Mapping[str, Ignored] = {
 
 
 def _keeps_all(context_management: Any) -> bool:
-    """Whether the edits, in Anthropic's form, say of all there is that it stays; some clients always send them."""
+    """Return whether the edits, in Anthropic's form, keep all there is; some clients always send such."""
     edits = context_management.get("edits") if isinstance(context_management, dict) else context_management
     if not isinstance(edits, list):
         return not edits
@@ -119,7 +119,7 @@ REFUSED: Mapping[str, Refused] = {
 
 
 def select_parameters(body: Mapping[str, Any], model: type[BaseModel], endpoint: Endpoint) -> dict[str, Any]:
-    """The supported parameters of a body, less those that are null.
+    """Return the supported parameters of a body, less those that are null.
 
     Raises `InvalidRequestError` naming the first that is refused or not known.
     """
@@ -133,7 +133,7 @@ def select_parameters(body: Mapping[str, Any], model: type[BaseModel], endpoint:
 
 
 def parameter_table(models: Mapping[Endpoint, type[BaseModel]]) -> list[ParameterRow]:
-    """Every parameter that has a decision, in the order of the tables; the note of a field is its description.
+    """Return every parameter that has a decision, in the order of the tables; a field's note is its description.
 
     A name that endpoints use in different ways has a row for each.
     """

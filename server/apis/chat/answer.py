@@ -1,4 +1,5 @@
-"""POST /v1/chat/completions: from a body to an answer. Independent of HTTP; `server.app` puts it on a route."""
+"""POST /v1/chat/completions: from a body to an answer. Independent of HTTP; `server.operations`
+gives it a path."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from orcinus.server.requests.caller import ANONYMOUS, Caller
 async def start_chat_completion(
     ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
 ) -> "ChatGeneration":
-    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
+    """Check, render and tokenize a chat, and submit it; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
     `EngineUnavailableError`.
@@ -72,7 +73,7 @@ class ChatGeneration(OpenAIGeneration):
         }
 
     def _response_extras(self) -> dict[str, Any]:
-        """The prompt is one for all choices, so what is said about it stands beside them."""
+        """Return what is said about the prompt, which is one for all choices: it stands beside them."""
         return self._prompt_extras(self._choices[0])
 
     def encode(self, output: RequestOutput) -> bytes:
@@ -85,7 +86,7 @@ class ChatGeneration(OpenAIGeneration):
         return self._piece_events(due, pieces) if due else b""
 
     def _piece_events(self, choice: PendingChoice, pieces: Sequence[Piece]) -> bytes:
-        """One event for each piece; what is told of tokens goes with the last of them."""
+        """Return an event for each piece; what is told of tokens goes with the last of them."""
         opening = b"" if choice.has_begun else self._opening_event(choice)
         if not (pieces or choice.finish_reason or choice.token_ids):
             return opening
@@ -99,7 +100,7 @@ class ChatGeneration(OpenAIGeneration):
         return opening + b"".join(early) + self._last_event(choice, deltas[-1], has_calls)
 
     def _events(self, choice: PendingChoice) -> bytes:
-        """The events of a choice that has no reader."""
+        """Return the events of a choice that has no reader."""
         text = "".join(choice.text)
         return self._piece_events(choice, [Content(text)] if text else [])
 
@@ -140,7 +141,7 @@ class ChatGeneration(OpenAIGeneration):
 
 
 def _whole_message(message: WholeMessage) -> dict[str, Any]:
-    """Fields that few messages have are left out where there is nothing to say."""
+    """Return the message of a whole choice, without the fields that few messages have and this one has not."""
     calls = [
         {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in message.tool_calls

@@ -1,4 +1,4 @@
-"""POST /v1/completions: from a body to an answer. Independent of HTTP; `server.app` puts it on a route."""
+"""POST /v1/completions: from a body to an answer. Independent of HTTP; `server.operations` gives it a path."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from orcinus.server.requests.structured import grammar_param, read_grammar
 async def start_completion(
     ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
 ) -> "CompletionGeneration":
-    """Check, tokenize and submit; nothing is awaited after the engine has admitted it.
+    """Check and tokenize the prompts, and submit them; nothing is awaited after the engine has admitted them.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
     `EngineUnavailableError`.
@@ -54,12 +54,12 @@ async def start_completion(
 
 
 def _num_logprobs(body: CompletionBody) -> int | None:
-    """The best of several are found by their log-probabilities, whether or not `logprobs` is asked for."""
+    """Return how many alternatives the engine gives: the best of several are found by their log-probabilities."""
     return 0 if body.logprobs is None and body.has_candidates else body.logprobs
 
 
 def _num_prompt_logprobs(body: CompletionBody) -> int | None:
-    """`echo` with `logprobs` needs those of the prompt, whether or not `prompt_logprobs` is asked for."""
+    """Return how many alternatives it gives of the prompt's tokens, which `echo` with `logprobs` needs too."""
     asked = [body.prompt_logprobs, body.logprobs if body.echo else None]
     return max((number for number in asked if number is not None), default=None)
 
@@ -102,7 +102,7 @@ class CompletionGeneration(OpenAIGeneration):
         return answer
 
     def _best_choices(self) -> list[PendingChoice]:
-        """Of each prompt's candidates the `n` with the highest log-probability per token, best first."""
+        """Return of each prompt's candidates the `n` with the highest log-probability per token, best first."""
         num_candidates = self.request.sampling.n
         best: list[PendingChoice] = []
         for first in range(0, len(self._choices), num_candidates):
@@ -134,7 +134,7 @@ class CompletionGeneration(OpenAIGeneration):
         return self._prompt_texts[index // self.request.sampling.n]
 
     def _choice_logprobs(self, choice: PendingChoice) -> dict[str, list[Any]] | None:
-        """The arrays for the gathered tokens, after those of the prompt if this is the first time and echo asks."""
+        """Return the arrays of the gathered tokens, the first time after those of the prompt if it is echoed."""
         if self.body.logprobs is None:
             return None
         if choice.index not in self._logprobs:

@@ -45,7 +45,7 @@ MESSAGE_TOKENS = AnswerSchema("MessageTokens", object_with(input_tokens=INTEGER)
 async def start_message(
     ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
 ) -> "MessageGeneration":
-    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
+    """Check, render and tokenize a message, and submit it; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps.
     """
@@ -55,7 +55,7 @@ async def start_message(
 
 
 async def count_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
-    """How long the prompt of a message would be. Checks what the message itself would be checked for."""
+    """Return how long the prompt of a message would be. Checks what the message itself would be checked for."""
     request = await prepare_chat(ctx, to_chat_body(parse_message_count(body)), _new_id())
     [prompt] = request.generation.prompts
     return {"input_tokens": len(prompt)}
@@ -105,7 +105,7 @@ class MessageGeneration(SingleChoiceGeneration):
         return {**self._identity, "content": content, **self._stop(), "usage": self._usage()}
 
     def encode_error(self, error: Exception) -> bytes:
-        """On this event the SDK raises."""
+        """Return the event on which the SDK raises."""
         return encode_event("error", anthropic_error_body(error))
 
     def _opening_events(self) -> bytes:
@@ -127,7 +127,7 @@ class MessageGeneration(SingleChoiceGeneration):
         return block
 
     def _start_of_block(self, block: _Block) -> bytes:
-        """The event of a block that was just begun. What is the same in all its deltas is encoded here, once."""
+        """Return the event of a block that was just begun, and encode what is the same in all its deltas, once."""
         kind, name = _DELTAS[block.kind]
         delta = self._block_event("content_block_delta", delta={"type": kind, name: ""})
         self._delta_head = delta.removesuffix(b'""}}\n\n')
@@ -151,7 +151,7 @@ class MessageGeneration(SingleChoiceGeneration):
         return self._block_event("content_block_delta", delta={"type": "signature_delta", "signature": ""}) + stop
 
     def _block_event(self, kind: str, **fields: Any) -> bytes:
-        """Of the block that was begun last."""
+        """Return an event of the block that was begun last."""
         return _event(kind, index=len(self._blocks) - 1, **fields)
 
     def _stop(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class MessageGeneration(SingleChoiceGeneration):
         return {"stop_reason": "tool_use" if self.message.tool_calls else "end_turn", "stop_sequence": None}
 
     def _usage(self) -> dict[str, int]:
-        """Here, unlike elsewhere, tokens that were cached are not among the input's."""
+        """Return the usage as this API counts it: tokens that were cached are not among the input's."""
         return {
             "input_tokens": self.usage.prompt_tokens - self.usage.cached_tokens,
             "cache_creation_input_tokens": 0,
@@ -172,7 +172,7 @@ class MessageGeneration(SingleChoiceGeneration):
 
 
 def read_input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call as an object: of JSON that was cut off what is complete, of anything else the text."""
+    """Return the arguments of a call as an object: what is complete of JSON that was cut off, of no JSON the text."""
     try:
         value = from_json(arguments or "{}", allow_inf_nan=False, allow_partial=True)
     except ValueError:
@@ -208,7 +208,7 @@ def _opening(piece: Piece) -> dict[str, Any]:
 
 
 def _tool_use_id(call_id: str) -> str:
-    """With the prefix that clients expect, which `server.apis.messages.input` takes off again."""
+    """Give the id the prefix that clients expect, which `server.apis.messages.input` takes off again."""
     return CALL_ID_PREFIX + call_id.removeprefix("call_")
 
 

@@ -88,7 +88,7 @@ class MessagesBody(SamplingBody):
 
 
 def parse_messages(body: Mapping[str, Any]) -> MessagesBody:
-    """The body of a message. Raises `InvalidRequestError`."""
+    """Return the body of a message. Raises `InvalidRequestError`."""
     request = parse_message_count(body)
     if request.max_tokens is None:
         raise InvalidRequestError("max_tokens is required", "max_tokens")
@@ -96,7 +96,7 @@ def parse_messages(body: Mapping[str, Any]) -> MessagesBody:
 
 
 def parse_message_count(body: Mapping[str, Any]) -> MessagesBody:
-    """The body of a message whose tokens are to be counted. Raises `InvalidRequestError`."""
+    """Return the body of a message whose tokens are to be counted. Raises `InvalidRequestError`."""
     request = read_body(MessagesBody, body)
     if not request.messages:
         raise InvalidRequestError("messages must have at least one message, got none", "messages")

@@ -40,7 +40,7 @@ ChatMessage = dict[str, Any]
 
 
 def to_chat_body(body: MessagesBody) -> ChatBody:
-    """The same request as a chat completion. Raises `InvalidRequestError`."""
+    """Return the same request as a chat completion. Raises `InvalidRequestError`."""
     messages = _read_system(body.system)
     for index, message in enumerate(body.messages):
         messages += _read_message(message, f"messages[{index}]")
@@ -68,7 +68,7 @@ def _read_system(system: Any) -> list[ChatMessage]:
 
 
 def _read_message(message: Mapping[str, Any], where: str) -> list[ChatMessage]:
-    """More than one, where a user's message has the results of tools."""
+    """Return the messages of a chat that a message becomes: several where a user's has the results of tools."""
     for name in message:
         if name not in ("role", "content"):
             raise InvalidRequestError(f"{where} has role and content, got {shown(name)}", where)
@@ -87,7 +87,7 @@ def _read_message(message: Mapping[str, Any], where: str) -> list[ChatMessage]:
 
 
 def _read_blocks(content: Any, where: str, kinds: Collection[str]) -> list[Block]:
-    """Blocks of these kinds, with their text or thinking in place. A string is one block of text."""
+    """Return blocks of these kinds, with their text or thinking in place. A string is one block of text."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list) or not content:
@@ -109,7 +109,7 @@ def _check_block(block: Any, where: str, kinds: Collection[str]) -> None:
 
 
 def _read_user(blocks: list[Block], where: str) -> list[ChatMessage]:
-    """Each result of a tool is a message of its own; the text between them is the user's."""
+    """Make each result of a tool a message of its own; the text between them is the user's."""
     messages: list[ChatMessage] = []
     numbered = enumerate(blocks)
     for kind, group in groupby(numbered, key=lambda entry: entry[1]["type"]):
@@ -145,7 +145,7 @@ def _read_use(block: Block, where: str) -> dict[str, Any]:
 
 
 def _read_call_id(block: Block, name: str, where: str) -> str:
-    """As the model's own format has it: without the prefix that it was given on its way out."""
+    """Return the id as the model's own format has it: without the prefix that it was given on its way out."""
     return read_string(block, name, where).removeprefix(CALL_ID_PREFIX)
 
 
@@ -154,7 +154,7 @@ def _join(blocks: Any) -> str:
 
 
 def _is_prefilled(messages: list[ChatMessage]) -> bool:
-    """Whether the assistant has begun its message already."""
+    """Return whether the assistant has begun its message already."""
     if messages[-1]["role"] != "assistant":
         return False
     if "tool_calls" in messages[-1]:
@@ -203,7 +203,7 @@ def _forced_tool(name: str | None, body: MessagesBody) -> dict[str, Any]:
 
 
 def _read_thinking(thinking: ThinkingOptions | None) -> dict[str, bool]:
-    """Under the name that most templates know. A budget is an aim; the limit is max_tokens, thinking included."""
+    """Return the variable that most templates know. A budget is an aim: max_tokens is the limit, thinking included."""
     return {} if thinking is None else {"enable_thinking": _THINKS[thinking.type]}
 
 

@@ -34,7 +34,10 @@ _OTHER_NAMES = (
 
 
 def to_chat_body(body: ResponseBody) -> ChatBody:
-    """Raises `InvalidRequestError`. What the body leaves to the model's defaults stays so."""
+    """Return the same request as a chat completion; what it leaves to the model's defaults stays so.
+
+    Raises `InvalidRequestError`.
+    """
     stated = {name: getattr(body, name) for name in SamplingBody.model_fields if name in body.model_fields_set}
     if body.truncation == "auto":
         stated["truncate_prompt_tokens"] = -1
@@ -55,7 +58,7 @@ def to_chat_body(body: ResponseBody) -> ChatBody:
 
 @contextlib.contextmanager
 def naming_parameters_of_responses() -> Iterator[None]:
-    """Errors about the parameters of a chat leave here with the names that the client knows."""
+    """Rename what an error blames: the parameters of a chat to those that the client knows."""
     try:
         yield
     except InvalidRequestError as error:
@@ -63,7 +66,7 @@ def naming_parameters_of_responses() -> Iterator[None]:
 
 
 def read_input(given: Any, instructions: str | None = None) -> list[dict[str, Any]]:
-    """The messages of a chat. Raises `InvalidRequestError` naming the item that is wrong."""
+    """Return the messages of a chat. Raises `InvalidRequestError` naming the item that is wrong."""
     conversation = _Conversation()
     if instructions is not None:
         conversation.add({"role": "system", "content": instructions})
@@ -87,7 +90,7 @@ class _Conversation:
         self._turn: dict[str, Any] = {}
 
     def add(self, message: dict[str, Any]) -> None:
-        """A message of somebody other than the assistant."""
+        """Add a message of somebody other than the assistant."""
         self.end_turn()
         self.messages.append(message)
 
@@ -107,7 +110,7 @@ class _Conversation:
         self._turn.setdefault("tool_calls", []).append({"id": call_id, "type": "function", "function": function})
 
     def end_turn(self) -> None:
-        """Thoughts that led to nothing are left out."""
+        """Add what the assistant did as one message, and leave thoughts out that led to nothing."""
         if self._has_acted:
             self.messages.append({"role": "assistant", **self._turn})
         self._turn = {}
@@ -170,7 +173,7 @@ def _read_part(given: Any, where: str) -> dict[str, str]:
 
 
 def _read_reasoning(item: Mapping[str, Any], where: str) -> str:
-    """The thoughts if the item has them, otherwise their summary. What is encrypted was not encrypted here."""
+    """Return the thoughts if the item has them, otherwise their summary. What is encrypted was not encrypted here."""
     for name in ("content", "summary"):
         parts = [
             _read_thought(part, f"{where}.{name}[{i}]")
@@ -191,7 +194,7 @@ def _read_thought(given: Any, where: str) -> str:
 
 
 def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The form of a chat, where a function's fields lie one level deeper."""
+    """Return the form of a chat, where a function's fields lie one level deeper."""
     if tool.get("type") != "function":
         raise InvalidRequestError(
             f'{where}.type must be "function": no other tools are run here, got {shown(tool.get("type"))}',
@@ -224,7 +227,7 @@ def _read_format(form: TextFormat | None) -> dict[str, Any] | None:
 
 
 def _renamed(error: InvalidRequestError) -> InvalidRequestError:
-    """The same error with the other name, in its text too."""
+    """Return the same error with the other name, in its text too."""
     if error.param is None:
         return error
     name = error.param

@@ -25,7 +25,7 @@ class OutputItems:
         self._open: _Item | None = None
 
     def add(self, piece: Piece, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
-        """`logprobs` are those of the tokens behind a piece of content."""
+        """Return the events of a piece. `logprobs` are those of the tokens behind a piece of content."""
         match piece:
             case Content(text):
                 return self._switch_to(_MessageItem) + self._extend(text, logprobs)
@@ -37,7 +37,7 @@ class OutputItems:
                 return self._extend(text)
 
     def end(self, status: Status, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
-        """No more comes. `status` is that of the open item; without any item there is an empty message."""
+        """Close the open item with this status, and return the last events; at least there is an empty message."""
         events = [] if self._items else self._switch_to(_MessageItem)
         if logprobs and isinstance(self._open, _MessageItem):
             events += self._extend("", logprobs)
@@ -81,7 +81,7 @@ class _Item(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """The item as it is now. What is in progress has no content yet."""
+        """Return the item as it is now. What is in progress has no content yet."""
 
     @abstractmethod
     def extend(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event: ...
@@ -95,7 +95,7 @@ class _Item(ABC):
 
     @abstractmethod
     def _last_events(self) -> list[Event]:
-        """What comes before the event that the item is done."""
+        """Return what comes before the event that the item is done."""
 
     def _item_event(self, name: str) -> Event:
         return {"type": name, "output_index": self._place["output_index"], "item": self.to_dict()}
@@ -116,7 +116,7 @@ class _TextItem(_Item):
 
     @abstractmethod
     def _part(self) -> dict[str, Any]:
-        """The part as it is now."""
+        """Return the part as it is now."""
 
     def begin(self) -> list[Event]:
         return [*super().begin(), {"type": "response.content_part.added", **self._place, "part": self._part()}]

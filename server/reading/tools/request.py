@@ -57,7 +57,10 @@ class ToolUse:
 
 
 def read_tool_use(tools: Any, tool_choice: Any, parallel_tool_calls: Any = None) -> ToolUse | None:
-    """None where there are no tools. Raises `InvalidRequestError` naming the part that is wrong."""
+    """Return the tools and their use, None where there are none.
+
+    Raises `InvalidRequestError` naming the part that is wrong.
+    """
     raw = _read_list(tools)
     if not raw:
         _check_choice_without_tools(tool_choice)
@@ -87,7 +90,7 @@ def _read_list(tools: Any) -> list[Any]:
 
 
 def _read_function(tool: Any, path: str) -> dict[str, Any]:
-    """The `function` of a tool, less what is null."""
+    """Return the `function` of a tool, less what is null."""
     tool = read_object(tool, path)
     if tool.get("type") != "function":
         raise InvalidRequestError(f'{path}.type must be "function", got {shown(tool.get("type"))}', f"{path}.type")
@@ -127,7 +130,7 @@ def _read_parameters(schema: Any, path: str) -> Mapping[str, Any]:
 
 
 def _check_depth(schema: Any, path: str) -> None:
-    """Level by level, so that no depth overflows the stack."""
+    """Check the depth level by level, so that none overflows the stack."""
     level = [schema]
     for _ in range(MAX_PARAMETERS_DEPTH):
         level = [part for value in level for part in _parts(value)]
@@ -161,7 +164,7 @@ def _check_choice_without_tools(tool_choice: Any) -> None:
 
 
 def _read_choice(value: Any, known: set[str]) -> tuple[ToolChoice, str | None, set[str]]:
-    """What is chosen, the tool that is forced, and the names of the tools that may be called."""
+    """Return what is chosen, the tool that is forced, and the names of the tools that may be called."""
     match value:
         case None:
             return "auto", None, known
@@ -179,7 +182,7 @@ def _read_choice(value: Any, known: set[str]) -> tuple[ToolChoice, str | None, s
 
 
 def _read_choice_name(value: Any, path: str, known: set[str]) -> str:
-    """The name in `{"type": "function", "function": {"name": ...}}`."""
+    """Return the name in `{"type": "function", "function": {"name": ...}}`."""
     name = read_object(read_object(value, path).get("function"), f"{path}.function").get("name")
     if not isinstance(name, str) or name not in known:
         raise InvalidRequestError(
