@@ -1,6 +1,16 @@
-"""The HTTP side: FastAPI app, OpenAI protocol, SSE, keys, limits, metrics and the command line.
+"""The HTTP side: the APIs, the web server around them, and the command line.
 
-It knows requests and text. Tensors, and torch with them, stay in the engine's process.
+A request goes through these from top to bottom:
+
+    http/         connections, layers, routes: bytes in and out
+    operations    the table of endpoints
+    apis/         a package for each API: its body, and its answer
+    requests/     what clients may send, checked
+    context       the engine, and the names and limits it is served under
+    reading/      content, reasoning and calls of tools in what a model wrote
+
+`app` puts them together and `process/` runs it; `openapi`, `metrics` and `reference` describe it. `commands/` has what
+`cli` can start, `load/` the load generator of `bench`. Tensors, and torch with them, stay in the engine's process.
 """
 
 import time

@@ -100,7 +100,7 @@ class ServingContext:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with whatever may change the output of a seeded request: version, model, dtype, device, mode."""
+        """A name that changes with what may change a seeded output: version, model, dtype, device, mode."""
         if self._fingerprint is None:
             info = self.engine.info
             numbers = (info.dtype, info.quantization, info.device, info.attention_backend, info.is_deterministic)
@@ -141,7 +141,7 @@ class ServingContext:
         raise ModelNotFoundError(f"the model {name[:200]!r} does not exist; served here: {served}", "model")
 
     def describe(self, name: str) -> dict[str, Any]:
-        """An entry of /v1/models. The context length is null until the engine has loaded the model."""
+        """Return an entry of /v1/models. The context length is null until the engine has loaded the model."""
         length = self.engine.info.max_model_len if self.engine.state != "loading" else None
         return {
             "id": name,

@@ -62,7 +62,7 @@ class ErrorKind:
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """An error as it is sent: `body` is a complete JSON document."""
+    """An error as it is sent: `body` is a complete JSON document, and `headers` are all that describe it."""
 
     status: int
     headers: dict[str, str]
@@ -101,7 +101,7 @@ _UNEXPECTED_MESSAGE = "the server failed while it handled this request"
 
 
 def kind_of(error: BaseException) -> ErrorKind:
-    """The table's row for this error."""
+    """Return the table's row for this error."""
     if isinstance(error, HTTPException):
         status = error.status_code
         kind_type = _HTTP_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
@@ -110,12 +110,12 @@ def kind_of(error: BaseException) -> ErrorKind:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether the table has a row for it; what has none is a bug of ours and is logged as one."""
+    """Return whether the table has a row for it; what has none is a bug of ours and is logged as one."""
     return isinstance(error, HTTPException) or kind_of(error) is not ERROR_TABLE[BaseException]
 
 
 def error_body(error: BaseException) -> dict[str, Any]:
-    """`{"error": {"message", "type", "param", "code"}}`, as both responses and streams carry it."""
+    """Return `{"error": {"message", "type", "param", "code"}}`, which both responses and streams carry."""
     kind = kind_of(error)
     return {
         "error": {
@@ -128,12 +128,12 @@ def error_body(error: BaseException) -> dict[str, Any]:
 
 
 def speaks_anthropic(path: str) -> bool:
-    """Whether requests to this path are of Anthropic's API."""
+    """Return whether requests to this path are of Anthropic's API."""
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def anthropic_error_body(error: BaseException, request_id: str | None = None) -> dict[str, Any]:
-    """`{"type": "error", "error": {"type", "message"}, "request_id"}`, the last where it is known."""
+    """Return `{"type": "error", "error": {"type", "message"}, "request_id"}`, the last where it is known."""
     status = kind_of(error).status
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     body = {"type": "error", "error": {"type": kind, "message": _message(error)[:MAX_MESSAGE_CHARS]}}
@@ -141,10 +141,11 @@ def anthropic_error_body(error: BaseException, request_id: str | None = None) ->
 
 
 def to_response(error: BaseException, path: str = "", request_id: str | None = None) -> ErrorResponse:
-    """The status, the headers and the body that answer a request to `path` with this error."""
-    headers = {"content-type": "application/json", **_extra_headers(error)}
-    body = anthropic_error_body(error, request_id) if speaks_anthropic(path) else error_body(error)
-    return ErrorResponse(kind_of(error).status, headers, msgspec.json.encode(body))
+    """Return the status, the headers and the body that answer a request to `path` with this error."""
+    told = anthropic_error_body(error, request_id) if speaks_anthropic(path) else error_body(error)
+    body = msgspec.json.encode(told)
+    headers = {"content-type": "application/json", **_extra_headers(error), "content-length": str(len(body))}
+    return ErrorResponse(kind_of(error).status, headers, body)
 
 
 def _message(error: BaseException) -> str:

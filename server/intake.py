@@ -12,7 +12,7 @@ from orcinus.engine.errors import DrainingError
 
 
 class Intake:
-    """Open until `close`."""
+    """Who is on the way in. Open until `close`."""
 
     def __init__(self) -> None:
         self._is_closed = False
@@ -25,13 +25,13 @@ class Intake:
         return self._is_closed
 
     def check(self) -> None:
-        """Raises `DrainingError` once it is closed."""
+        """Raise `DrainingError` if it is closed."""
         if self._is_closed:
             raise DrainingError("the server is shutting down and takes no new requests")
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
-        """For as long as a request is on its way. Raises `DrainingError` where it is too late, or at `give_up`."""
+        """Count a request that is on its way. Raises `DrainingError` where it is too late, or at `give_up`."""
         self.check()
         try:
             async with asyncio.timeout(None) as limit:
@@ -55,7 +55,7 @@ class Intake:
         await self._is_empty.wait()
 
     def give_up(self) -> None:
-        """On those who are still on their way."""
+        """End the requests that are still on their way, with a `DrainingError`."""
         now = asyncio.get_running_loop().time()
         for limit in self._inside:
             if not limit.expired():

@@ -199,7 +199,7 @@ class Metrics(EngineObserver):
     # --- the server ---------------------------------------------------------------------------------
 
     def on_ready(self, info: EngineInfo, model_name: str) -> None:
-        """What runs, and its sizes before the first step."""
+        """Note what runs, and its sizes before the first step."""
         self._info = (VERSION, model_name, info.dtype, info.device)
         if not self._stats.num_slots:
             self._stats = StepStats(num_slots=info.max_num_seqs, num_kv_blocks=info.num_kv_blocks)
@@ -208,17 +208,17 @@ class Metrics(EngineObserver):
         self._http_in_progress += 1
 
     def on_http_end(self, route: str, method: str, status: int) -> None:
-        """`route` and `method` must come from a fixed set."""
+        """Count a request that was answered. `route` and `method` must come from a fixed set."""
         self._http_in_progress -= 1
         self._http[(route, method, str(status))] += 1
 
     def exposition(self, accept: str | None = None) -> tuple[bytes, str]:
-        """The text of /metrics and its content type, in the format that the scraper accepts."""
+        """Return the text of /metrics and its content type, in the format that the scraper accepts."""
         encode, content_type = choose_encoder(accept or "")
         return encode(self.registry), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics, for prometheus-client."""
+        """Give all metrics to prometheus-client."""
         gauges = self._gauges()
         labelled = {"orcinus_requests_total": self._outcomes, "orcinus_http_requests_total": self._http}
         for name, spec in _SPECS.items():
@@ -248,7 +248,7 @@ class Metrics(EngineObserver):
 
 
 def _gauge(spec: MetricSpec, value: float | None, labels: Sequence[str] = ()) -> Metric:
-    """A gauge without a value (not known yet) has no sample."""
+    """Return a gauge, which without a value (not known yet) has no sample."""
     family = GaugeMetricFamily(spec.name, spec.help, labels=spec.labels)
     if value is not None:
         family.add_metric(labels, value)

@@ -1,4 +1,4 @@
-"""The OpenAPI document of routes that read their bodies themselves: their schemas, put in by hand.
+"""The OpenAPI document, made of the table of endpoints: what FastAPI cannot see of routes that read their own bodies.
 
 It says what is checked: what a body may hold (null equals absent; parameters that are ignored, or accepted where they
 ask for nothing), which headers count, which forms an answer has, and what every operation may say instead. What only
@@ -102,7 +102,7 @@ def _describe_body(body: type[Body], answer: AnswerSchema, *, is_streamed: bool)
 
 
 def _describe_answer(schemas: Mapping[str, Schema]) -> dict[str, Any]:
-    """An answer of one of these media types."""
+    """Return an answer of one of these media types."""
     content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
     return {"200": {"description": "The answer", "content": content}}
 
@@ -120,7 +120,7 @@ def _build(app: FastAPI, operations: OperationTable, is_key_needed: bool) -> dic
 
 
 def _body_schemas(bodies: Sequence[type[Body]]) -> dict[str, Schema]:
-    """The schemas of bodies and of their parts, by name."""
+    """Return the schemas of bodies and of their parts, by name."""
     _, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
     kinds = {body.__name__: body for body in bodies}
     return {name: _with_decisions(kinds.get(name, Body), schema) for name, schema in definitions["$defs"].items()}
@@ -165,7 +165,7 @@ def _reference(name: str) -> Schema:
 
 
 def _with_decisions(kind: type[Body], schema: Schema) -> Schema:
-    """The schema of a body or a part of one, with what pydantic is not asked about."""
+    """Return the schema of a body or a part of one, with what pydantic is not asked about."""
     needed = kind.needed or schema.get("required", [])
     properties = {
         field: field_schema if field in needed else _or_null(field_schema)
@@ -182,7 +182,7 @@ def _with_decisions(kind: type[Body], schema: Schema) -> Schema:
 
 
 def _or_null(schema: Schema) -> Schema:
-    """Null equals absent."""
+    """Allow null, which equals absent."""
     if "anyOf" in schema:
         kinds = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
         return {**schema, "anyOf": [*kinds, {"type": "null"}]}
@@ -195,7 +195,7 @@ def _or_null(schema: Schema) -> Schema:
 
 
 def _other_parameters(endpoint: Endpoint | None) -> dict[str, Schema]:
-    """Those that are ignored, and those that are refused unless they ask for nothing."""
+    """Return the parameters that are ignored, and those that are refused unless they ask for nothing."""
     others: dict[str, Schema] = {
         field: {"description": f"Accepted and ignored: {ignored.why}."}
         for field, ignored in IGNORED.items()
@@ -203,6 +203,6 @@ def _other_parameters(endpoint: Endpoint | None) -> dict[str, Schema]:
     }
     for field, refused in REFUSED.items():
         if endpoint in refused.endpoints:
-            harmless = [value for value in _ASKING_NOTHING if refused.asks_nothing(value, {})]
+            harmless = [value for value in _ASKING_NOTHING if refused.asks_nothing(value)]
             others[field] = {"description": f"Not supported: {refused.why}.", "enum": [None, *harmless]}
     return others

@@ -14,7 +14,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
 from orcinus.server.apis.chat.body import ChatBody
-from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.context import ServingContext
 from orcinus.server.reading.message_reader import MessageReader
 from orcinus.server.reading.tools.request import ToolUse, read_tool_use
 from orcinus.server.requests.caller import ANONYMOUS, Caller
@@ -34,13 +34,12 @@ class ChatRequest:
     tool_use: ToolUse | None
     new_reader: Callable[[], MessageReader | None]
 
-    def submit(self, ctx: ServingContext) -> OutputStream:
-        """Hand it to the engine. Raises what `AsyncEngine.submit` raises."""
-        return ctx.engine.submit(self.generation)
-
 
 async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, caller: Caller = ANONYMOUS) -> ChatRequest:
-    """Check, render and tokenize. Raises `InvalidRequestError`, `ModelNotFoundError`, `EngineUnavailableError`."""
+    """Check, render and tokenize a chat.
+
+    Raises `InvalidRequestError`, `ModelNotFoundError`, `EngineUnavailableError`.
+    """
     ctx.check_model(body.model)
     ctx.check_admitting()
     form = ctx.message_format
@@ -73,7 +72,7 @@ async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, cal
 
 
 def _usable_tools(ctx: ServingContext, body: ChatBody) -> ToolUse | None:
-    """The tools that the model is told of: none where it must not call any."""
+    """Return the tools that the model is told of: none where it must not call any."""
     tool_use = read_tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     if tool_use is None or tool_use.choice == "none":
         return None
@@ -82,7 +81,7 @@ def _usable_tools(ctx: ServingContext, body: ChatBody) -> ToolUse | None:
 
 
 async def _grammar(ctx: ServingContext, body: ChatBody, tool_use: ToolUse | None, tail: str) -> Grammar | None:
-    """A call that must be made comes before the form of an answer, which then is not given."""
+    """Return the grammar that the output has to match. One of a call that must be made leaves no room for an answer."""
     asked = read_grammar(body)
     param = grammar_param(body)
     if tool_use is not None:
@@ -97,7 +96,7 @@ async def _grammar(ctx: ServingContext, body: ChatBody, tool_use: ToolUse | None
 
 
 def _answer_schema(asked: Grammar) -> dict[str, Any]:
-    """The schema of an answer that the model may give instead of calling a tool."""
+    """Return the schema of an answer that the model may give instead of calling a tool."""
     match asked.kind:
         case "json_object":
             return {"type": "object"}
@@ -113,7 +112,7 @@ def _answer_schema(asked: Grammar) -> dict[str, Any]:
 
 
 def _template_variables(body: ChatBody) -> dict[str, Any]:
-    """`reasoning_effort` as templates know it; "none" also by the name that others have for it."""
+    """Add `reasoning_effort` as templates know it; "none" also by the name that others have for it."""
     if body.reasoning_effort is None:
         return body.chat_template_kwargs
     effort: dict[str, Any] = {"reasoning_effort": body.reasoning_effort}

@@ -28,7 +28,7 @@ _DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(slots=True)
-class Choice:
+class PendingChoice:
     """What has come of one choice, in pieces that were not written yet."""
 
     index: int
@@ -85,7 +85,7 @@ class Generation(ABC):
         self._num_open = request.num_choices
 
     async def whole(self) -> dict[str, Any]:
-        """The complete answer. Raises what the stream raises, and never returns a part of an answer."""
+        """Return the complete answer. Raises what the stream raises, and never returns a part of an answer."""
         try:
             async for output in self.stream:
                 self._account(output)
@@ -96,7 +96,7 @@ class Generation(ABC):
         return self._whole()
 
     def headers(self) -> dict[str, str]:
-        """Of the whole answer, once it is complete."""
+        """Return the headers of the whole answer, once it is complete."""
         return {"server-timing": self.timings.to_header(self.usage.cached_tokens)}
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Generation(ABC):
 
     @abstractmethod
     def _whole(self) -> dict[str, Any]:
-        """The whole answer, now that every choice is complete."""
+        """Return the whole answer, now that every choice is complete."""
 
     def _account(self, output: RequestOutput) -> None:
         if output.finish_reason in {"error", "abort"}:
@@ -134,15 +134,15 @@ class StreamableGeneration(Generation):
 
     @abstractmethod
     def encode(self, output: RequestOutput) -> bytes:
-        """The events of one output; empty while there is nothing to say. Raises `RequestFailedError`."""
+        """Return the events of one output; empty while there is nothing to say. Raises `RequestFailedError`."""
 
     @abstractmethod
     def encode_end(self) -> bytes:
-        """The last events. Raises `RequestFailedError` if the stream ended before every choice did."""
+        """Return the last events. Raises `RequestFailedError` if the stream ended before every choice did."""
 
     @abstractmethod
     def encode_error(self, error: Exception) -> bytes:
-        """The last events of a stream that an error ends."""
+        """Return the last events of a stream that an error ends."""
 
 
 class OpenAIGeneration(StreamableGeneration):
@@ -151,13 +151,14 @@ class OpenAIGeneration(StreamableGeneration):
     id_prefix: str
     whole_object: str
     chunk_object: str
+    text_fields: tuple[bytes, bytes]  # what stands before and after the text in a choice that has nothing else
 
     def __init__(
         self, ctx: ServingContext, body: GenerationBody, request: GenerationRequest, stream: OutputStream
     ) -> None:
         super().__init__(ctx, request, stream, is_streamed=body.stream)
         self.body = body
-        self._choices = [Choice(index) for index in range(request.num_choices)]
+        self._choices = [PendingChoice(index) for index in range(request.num_choices)]
         self._identity = {
             "id": request.request_id,
             "object": self.whole_object,
@@ -171,6 +172,11 @@ class OpenAIGeneration(StreamableGeneration):
         self._has_running_usage = options.continuous_usage_stats
         self._has_details = sampling_has_details(request) or body.return_token_ids
         self._head = _encode({**self._identity, "object": self.chunk_object})[:-1]
+        before, after = self.text_fields
+        self._text_heads = [
+            b'data: %b,"choices":[{"index":%d,%b' % (self._head, index, before) for index in range(request.num_choices)
+        ]
+        self._text_end = b'%b,"logprobs":null,"finish_reason":null}]' % after
 
     @classmethod
     def new_id(cls) -> str:
@@ -189,19 +195,24 @@ class OpenAIGeneration(StreamableGeneration):
 
     def encode(self, output: RequestOutput) -> bytes:
         self._account(output)
-        choice = self._choices[output.index]
-        if not self._has_details and choice.has_begun and output.finish_reason is None:
+        has_begun = self._choices[output.index].has_begun
+        if has_begun and not self._has_details and output.finish_reason is None:
             return self._text_event(output.index, output.text) if output.text else b""
+        due = self._gather(output, has_text=bool(output.text))
+        return self._events(due) if due else b""
+
+    def _gather(self, output: RequestOutput, *, has_text: bool) -> PendingChoice | None:
+        """Add an output to its choice. Return the choice if it is to be written now; a new one gathers what follows."""
+        choice = self._choices[output.index]
         choice.add(output)
-        has_news = output.text or output.finish_reason or (self._has_details and output.token_ids)
-        if not has_news and output.prompt_logprobs is None:
-            return b""
-        events = self._events(choice)
-        self._choices[output.index] = Choice(output.index, has_begun=True)
-        return events
+        has_tokens = self._has_details and output.token_ids
+        if not (has_text or has_tokens or output.finish_reason or output.prompt_logprobs is not None):
+            return None
+        self._choices[output.index] = PendingChoice(output.index, has_begun=True)
+        return choice
 
     def encode_end(self) -> bytes:
-        """The event with the usage, if it was asked for."""
+        """Return the event with the usage, if it was asked for."""
         self._check_complete()
         if not self._ends_with_usage:
             return _DONE
@@ -211,37 +222,37 @@ class OpenAIGeneration(StreamableGeneration):
         return b'data: %b,"choices":[],"usage":%b}\n\n%b' % (self._head, _encode(usage), _DONE)
 
     def encode_error(self, error: Exception) -> bytes:
-        """On this event the SDK raises."""
+        """Return the event on which the SDK raises."""
         return b"data: %b\n\n%b" % (_encode(error_body(error)), _DONE)
 
     @abstractmethod
-    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
-        """An entry of `choices` in a whole answer."""
+    def _whole_choice(self, choice: PendingChoice) -> dict[str, Any]:
+        """Return an entry of `choices` in a whole answer."""
 
     @abstractmethod
-    def _events(self, choice: Choice) -> bytes:
-        """The events for what a choice has gathered: its first, its last, or one with details."""
+    def _events(self, choice: PendingChoice) -> bytes:
+        """Return the events for what a choice has gathered: its first, its last, or one with details."""
 
-    @abstractmethod
     def _text_event(self, index: int, text: str) -> bytes:
-        """The event that holds nothing but text: nearly all of them."""
+        """Return the event that holds nothing but text: nearly all of them."""
+        return b"%b%b%b%b" % (self._text_heads[index], _encode(text), self._text_end, self._tail())
 
     def _response_extras(self) -> dict[str, Any]:
         return {}
 
     def _event(self, choice: dict[str, Any], **extras: Any) -> bytes:
-        """One chunk with one choice."""
+        """Return one chunk with one choice."""
         fields = _encode({**extras, "choices": [choice]})[1:-1]
         return b"data: %b,%b%b" % (self._head, fields, self._tail())
 
     def _tail(self) -> bytes:
-        """The end of a chunk, after its choices."""
+        """Return the end of a chunk, after its choices."""
         if self._has_running_usage:
             return b',"usage":%b}\n\n' % _encode(self.usage.to_dict())
         return b',"usage":null}\n\n' if self._ends_with_usage else b"}\n\n"
 
-    def _choice_extras(self, choice: Choice) -> dict[str, Any]:
-        """Fields beyond the specification: only those that were asked for, or that say why a choice ended."""
+    def _choice_extras(self, choice: PendingChoice) -> dict[str, Any]:
+        """Return the fields beyond the specification that were asked for, or that say why the choice ended."""
         extras: dict[str, Any] = {}
         if choice.stop_reason is not None:
             extras["stop_reason"] = choice.stop_reason
@@ -252,13 +263,13 @@ class OpenAIGeneration(StreamableGeneration):
     def _prompt_of(self, index: int) -> list[int]:
         return self.request.prompts[index // self.request.sampling.n]
 
-    def _ranked_prompt_logprobs(self, choice: Choice) -> Sequence[dict[str, Any] | None] | None:
-        """The extension `prompt_logprobs`, where it was asked for and is new."""
+    def _ranked_prompt_logprobs(self, choice: PendingChoice) -> Sequence[dict[str, Any] | None] | None:
+        """Return the extension `prompt_logprobs`, where it was asked for and is new."""
         if self.body.prompt_logprobs is None or choice.prompt_logprobs is None:
             return None
         return prompt_logprobs(self.tokenizer, choice.prompt_logprobs, self.body.prompt_logprobs)
 
 
 def sampling_has_details(request: GenerationRequest) -> bool:
-    """Whether the answer has more than text."""
+    """Return whether the answer has more than text."""
     return request.sampling.logprobs is not None or request.sampling.prompt_logprobs is not None

@@ -30,7 +30,7 @@ class TextLogprobs:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None]) -> dict[str, list[Any]]:
-        """The next tokens' arrays. An entry is None where the model gave none (the first token of a prompt)."""
+        """Return the next tokens' arrays. An entry is None where the model gave none (the first token of a prompt)."""
         return {
             "tokens": [self._name(token_id) for token_id in token_ids],
             "token_logprobs": [entry and finite(entry.logprob) for entry in entries],
@@ -44,7 +44,7 @@ class TextLogprobs:
         return top
 
     def _name(self, token_id: int) -> str:
-        """The token's text, or `bytes:\\xe2\\x82` where it holds part of a code point: keys must differ."""
+        """Return the token's text, or `bytes:\\xe2\\x82` where it holds part of a code point: keys must differ."""
         raw = self._tokenizer.token_bytes(token_id)
         try:
             return raw.decode()
@@ -59,7 +59,7 @@ class TextLogprobs:
 
 
 def chat_logprobs(tokenizer: ServingTokenizer, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
-    """The `logprobs` of a chat choice, or of a chunk of one."""
+    """Return the `logprobs` of a chat choice, or of a chunk of one."""
     content = [
         {
             **_chat_token(tokenizer, entry.token_id, entry.logprob),
@@ -73,7 +73,7 @@ def chat_logprobs(tokenizer: ServingTokenizer, entries: Sequence[TokenLogprobs])
 def prompt_logprobs(
     tokenizer: ServingTokenizer, entries: Sequence[TokenLogprobs | None], num_top: int
 ) -> list[dict[str, Any] | None]:
-    """The extension `prompt_logprobs`: for each prompt token, id to log-probability, rank and text.
+    """Return the extension `prompt_logprobs`: for each prompt token, id to log-probability, rank and text.
 
     The rank of a token that is not among the likeliest asked for is not known, and null.
     """
@@ -81,7 +81,7 @@ def prompt_logprobs(
 
 
 def finite(logprob: float) -> float:
-    """A number that JSON can hold. The comparison is false for NaN too."""
+    """Return a number that JSON can hold. The comparison is false for NaN too."""
     return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB
 
 

@@ -14,7 +14,7 @@ from orcinus.server.apis.chat_request import ChatRequest
 from orcinus.server.apis.generation import StreamableGeneration
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.reading.pieces import Piece
-from orcinus.server.reading.whole_message import Message, read_pieces
+from orcinus.server.reading.whole_message import WholeMessage, read_pieces
 
 _encode = msgspec.json.encode
 
@@ -27,7 +27,7 @@ class SingleChoiceGeneration(StreamableGeneration):
 
     def __init__(self, ctx: ServingContext, request: ChatRequest, stream: OutputStream, *, is_streamed: bool) -> None:
         super().__init__(ctx, request.generation, stream, is_streamed=is_streamed)
-        self.message = Message()
+        self.message = WholeMessage()
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self._reader = request.new_reader()
@@ -51,15 +51,15 @@ class SingleChoiceGeneration(StreamableGeneration):
 
     @abstractmethod
     def _opening_events(self) -> bytes:
-        """The events before the first piece."""
+        """Return the events before the first piece."""
 
     @abstractmethod
     def _piece_events(self, piece: Piece) -> bytes:
-        """The events of one piece."""
+        """Return the events of one piece."""
 
     @abstractmethod
     def _closing_events(self) -> bytes:
-        """The events after the last piece."""
+        """Return the events after the last piece."""
 
     def _take(self, output: RequestOutput) -> list[Piece]:
         pieces = read_pieces(self._reader, output)
@@ -70,5 +70,5 @@ class SingleChoiceGeneration(StreamableGeneration):
 
 
 def encode_event(name: str, data: Mapping[str, Any]) -> bytes:
-    """A server-sent event with a name."""
+    """Return a server-sent event with a name."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(data))

@@ -9,7 +9,7 @@ from orcinus.engine.outputs import RequestTiming
 
 
 class Timings:
-    """Of the choices of one request. The slowest choice counts for each time, the sum for each number."""
+    """The times of one request's choices. The slowest choice counts for each time, the sum for each number."""
 
     def __init__(self) -> None:
         self._choices: list[RequestTiming] = []
@@ -18,7 +18,7 @@ class Timings:
         self._choices.append(timing)
 
     def to_dict(self, num_cached_tokens: int) -> dict[str, Any]:
-        """In seconds. `num_cached_tokens` as the usage counts them: once for each prompt."""
+        """Return the times in seconds. `num_cached_tokens` is what the usage counts: each prompt once."""
         return {
             "queue_time_s": self._longest("queue_time_s"),
             "prefill_time_s": self._longest("prefill_time_s"),

@@ -66,7 +66,7 @@ class ChatClient:
         self._http.close()
 
     def model(self) -> str:
-        """The name of the model that will answer."""
+        """Return the name of the model that will answer."""
         if "model" in self._parameters:
             return str(self._parameters["model"])
         with self._explained():
@@ -75,7 +75,7 @@ class ChatClient:
             return str(response.json()["data"][0]["id"])
 
     def stream(self, messages: Sequence[dict[str, str]]) -> Generator[str, None, None]:
-        """The answer to `messages`, piece by piece. Closing the iterator early stops the server's work."""
+        """Return the answer to `messages`, piece by piece. Closing the iterator early stops the server's work."""
         body = {"messages": list(messages), "stream": True, **self._parameters}
         with self._explained(), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.is_error:
@@ -118,7 +118,7 @@ class _Terminal:
         return 0
 
     def _read(self) -> str | None:
-        """The next line, or None at the end of the input."""
+        """Return the next line, or None at the end of the input."""
         try:
             return input("\n> ").strip()
         except KeyboardInterrupt:
@@ -180,7 +180,7 @@ def _print_answer(client: ChatClient, messages: Sequence[dict[str, str]], pieces
 
 
 def _printable(text: str) -> str:
-    """Without control characters: a model must not be able to steer the terminal."""
+    """Remove control characters: a model must not be able to steer the terminal."""
     return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
@@ -189,7 +189,7 @@ def _system_message(text: str | None) -> list[dict[str, str]]:
 
 
 def _pieces(line: str) -> Iterator[str]:
-    """The text in one line of a stream of server-sent events."""
+    """Return the text in one line of a stream of server-sent events."""
     if not line.startswith("data:"):
         return
     data = line.removeprefix("data:").strip()
@@ -214,7 +214,7 @@ def _check(response: httpx.Response) -> None:
 
 
 def _key_from_environment() -> str | None:
-    """The first key of the variable that the server reads too, where it may hold several."""
+    """Return the first key of the variable that the server reads too, where it may hold several."""
     keys = parse_strings(os.environ.get(env_name("api_key"), ""))
     return keys[0] if keys else None
 

@@ -77,7 +77,7 @@ class BadLineError(OrcinusError):
 
 @dataclass(slots=True)
 class Totals:
-    """What was done, for the summary line."""
+    """Counts what was done, for the summary line."""
 
     started: float = field(default_factory=time.monotonic)
     num_requests: int = 0
@@ -118,7 +118,7 @@ class BatchRunner:
         self._seen: set[int] = set()  # hashes, as a file may have millions of ids
 
     async def run(self, lines: Iterator[bytes], look_ahead: int) -> AsyncGenerator[dict[str, Any], None]:
-        """The answers to `lines`, in order, with at most `look_ahead` of them begun and not yet yielded."""
+        """Return the answers to `lines`, in order, with at most `look_ahead` of them begun and not yet yielded."""
         numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
         begun: deque[asyncio.Task[dict[str, Any]]] = deque()
         try:
@@ -180,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _generate(settings: Settings, lines: BinaryIO, target: str, total: int | None) -> None:
-    """The file of answers is opened once the model is there, so that a failed start leaves an older one alone."""
+    """Answer all lines. The target is opened once the model is there, so that a failed start leaves it alone."""
     from tqdm import tqdm
 
     async with _engine_answers(settings) as (answers, look_ahead):
@@ -211,7 +211,7 @@ async def write_answers(
 
 @contextlib.asynccontextmanager
 async def _engine_answers(settings: Settings) -> AsyncIterator[tuple[dict[str, Answer], int]]:
-    """An engine in this process, as what answers each url, and how many lines it pays to begin at once."""
+    """Run an engine in this process. Gives what answers each url, and how many lines it pays to begin at once."""
     from orcinus.engine.frontend.async_engine import AsyncEngine
     from orcinus.engine.frontend.replica import EngineSpec
     from orcinus.engine.supervision.transport import InProcessTransport
@@ -230,7 +230,7 @@ async def _engine_answers(settings: Settings) -> AsyncIterator[tuple[dict[str, A
 
 
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
-    """Called in the engine's thread, so that importing torch there leaves this thread free to read the tokenizer."""
+    """Load the model in the engine's thread, whose import of torch leaves this one free to read the tokenizer."""
     limit_spinning()
     from orcinus.engine.startup.build import build_executor
 
@@ -238,7 +238,7 @@ def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
 
 
 def _answers(engine: "ServingEngine", settings: Settings) -> dict[str, Answer]:
-    """What answers the bodies of each url."""
+    """Return what answers the bodies of each url."""
     from orcinus.server.context import ServingContext
 
     context = ServingContext(engine, settings)
@@ -261,7 +261,7 @@ async def _answer(operation: "GenerationOperation", context: "ServingContext", b
 
 
 async def _respond(answer: Answer, body: dict[str, Any]) -> dict[str, Any]:
-    """The response to one body, or to what went wrong with it, as HTTP would have given it."""
+    """Return the response to one body, or to what went wrong with it, as HTTP would have given it."""
     from orcinus.server.errors import error_body, kind_of
 
     request_id = f"req_{uuid.uuid4().hex}"
@@ -329,6 +329,6 @@ def _open_output(target: str) -> contextlib.AbstractContextManager[BinaryIO]:
 
 
 def _count_lines(path: Path) -> int:
-    """The number of requests in the file, for the progress bar."""
+    """Return the number of requests in the file, for the progress bar."""
     with path.open("rb") as lines:
         return sum(1 for line in lines if line.strip())

@@ -65,7 +65,7 @@ def serve(settings: Settings) -> int:
 
 
 def end_at_once_on_signals() -> None:
-    """Until uvicorn takes the signals over. The engine ends with this process.
+    """End this process on a signal, and its engine with it, until uvicorn takes the signals over.
 
     Nothing is raised, as Python would do on Ctrl-C: imports run callbacks in which an exception, and so the signal, is
     lost. As process 1 of a container, SIGTERM would otherwise do nothing.

@@ -1,1 +1,6 @@
-"""Bytes and connections: bounds on what comes in, keys, room, bodies as JSON, and answers on their way out."""
+"""Bytes and connections, from the outside in.
+
+`connection` and `parser` bound what uvicorn leaves open. Then come three layers: `request_layer` (ids, the log,
+metrics), `auth` (keys) and `room_layer` (whether there is room at all). `routes` answers an operation of the table:
+`body` and `json_body` read what is asked, `answers` sends what is said, whole or as events.
+"""

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from orcinus.server.apis.generation import Generation, StreamableGeneration
-from orcinus.server.errors import ErrorResponse, is_expected, to_response
+from orcinus.server.errors import is_expected, to_response
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +36,9 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 
 def error_response(error: Exception, scope: Scope) -> Response:
-    answer = _describe_error(error, scope)
+    """Return what answers the request of this scope with an error, from within a route or from a layer around it."""
+    answer = to_response(error, scope["path"], scope["state"]["request_id"])
     return Response(answer.body, answer.status, answer.headers)
-
-
-async def send_error(error: Exception, scope: Scope, send: Send) -> None:
-    """Answer with an error from outside a route."""
-    answer = _describe_error(error, scope)
-    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
-    headers.append((b"content-length", str(len(answer.body)).encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
-
-
-def _describe_error(error: Exception, scope: Scope) -> ErrorResponse:
-    return to_response(error, scope["path"], scope["state"]["request_id"])
 
 
 class WholeAnswer(Response):
@@ -103,7 +91,7 @@ class EventStream(Response):
         await self._write(last, is_last=True)
 
     async def _keep_alive(self) -> None:
-        """Runs beside the events until they end."""
+        """Send a comment whenever nothing else was sent for long. Runs beside the events until they end."""
         while True:
             silence_s = time.monotonic() - self._last_write
             if silence_s < self._keep_alive_s:
@@ -125,7 +113,7 @@ class EventStream(Response):
 async def run_until_disconnect(
     receive: Receive, work: Coroutine[Any, Any, T], companion: Coroutine[Any, Any, None] | None = None
 ) -> T | None:
-    """The result of `work`, or None if the client left before it was done. `companion` runs beside it.
+    """Return the result of `work`, or None if the client left before it was done. `companion` runs beside it.
 
     Whatever is still running is cancelled on the way out. An exception of `work` or of `companion` is raised.
     """

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orcinus.config.settings import Settings
 from orcinus.server.errors import AuthenticationError
-from orcinus.server.http.answers import send_error
+from orcinus.server.http.answers import error_response
 from orcinus.server.operations import OperationTable
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class KeyRing:
         return self._settings.is_key_needed
 
     def check(self, authorization: str | None, api_key: str | None = None) -> str:
-        """The client's name, made of its key. Raises `AuthenticationError` unless one of two headers holds a valid key.
+        """Return the client's name, made of its key. Raises `AuthenticationError` unless a header holds a valid key.
 
         `authorization` is "Bearer KEY", `api_key` (x-api-key, which clients of Anthropic's API send) the key alone.
         Some send both, one of them a placeholder: either may be the valid one.
@@ -50,7 +50,7 @@ class KeyRing:
         return valid[0][:_NAME_BYTES].hex()
 
     def _is_valid(self, digest: bytes) -> bool:
-        """Digests have one length and every key is compared, so that the time taken tells nothing."""
+        """Compare with every key, and digests, which have one length, so that the time taken tells nothing."""
         self._reload()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
@@ -94,13 +94,13 @@ class AuthMiddleware:
                 keys = _header(scope, b"authorization"), _header(scope, b"x-api-key")
                 scope["state"]["client"] = self._keys.check(*keys)
             except AuthenticationError as error:
-                await send_error(error, scope, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
 def _header(scope: Scope, wanted: bytes) -> str | None:
-    """The header's value, if there is one and not more: which of two would count cannot be known."""
+    """Return the header's value, if there is one and not more: which of two would count cannot be known."""
     values = [value for name, value in scope["headers"] if name == wanted]
     return values[0].decode("latin-1").strip() if len(values) == 1 else None
 

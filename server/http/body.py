@@ -24,7 +24,7 @@ class BodyReader:
         self._total = 0
 
     async def read_json_object(self, request: Request) -> dict[str, Any]:
-        """The JSON object in the body.
+        """Return the JSON object in the body.
 
         Raises `UnsupportedMediaTypeError`, `BodyTooLargeError` (as soon as it is known, whether or not the client
         announced the length), `BodyTimeoutError`, `QueueFullError`, `InvalidRequestError`, and starlette's
@@ -40,7 +40,7 @@ class BodyReader:
         return await parse_json_object_async(body)
 
     def release(self, scope: Scope) -> None:
-        """The request is over."""
+        """Count the bytes of a request's body no more: it is over."""
         self._total -= scope["state"].pop("num_body_bytes", 0)
 
     async def _read(self, request: Request) -> bytes:

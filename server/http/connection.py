@@ -36,7 +36,7 @@ _OTHER_FILES = 128  # that the process has open besides connections
 
 
 def bounded_protocol(max_connections: int) -> Any:
-    """What uvicorn makes a connection with (`uvicorn.Config(http=...)`), for so many of them at once at most."""
+    """Return what uvicorn makes a connection with (`uvicorn.Config(http=...)`), for so many of them at once at most."""
     return functools.partial(BoundedProtocol, _fit_open_files(max_connections))
 
 
@@ -70,7 +70,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """uvicorn would tell the request that came last, which may still stand in line behind the one that runs."""
+        """Tell the request that runs. uvicorn tells the one that came last, which may still stand in line behind it."""
         self._has_head()
         self._ignore_reader()
         if self._linger_timer is not None:
@@ -130,11 +130,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn calls it for what its parser or a bound does not let through."""
+        """Answer what uvicorn's parser or a bound does not let through, and close."""
         self._close_with(self._refusal or HTTPException(400, "the request is not valid HTTP"))
 
     def _refuse(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> NoReturn:
-        """Ends parsing, from within one of the parser's callbacks."""
+        """End parsing, from within one of the parser's callbacks."""
         self._refusal = HTTPException(status, message, headers)
         raise self._refusal
 
@@ -149,7 +149,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The app. Where it answers before a long body has come to its end, that is the connection's last answer."""
+        """Run the app. An answer that it gives before a long body has come to its end is the connection's last."""
         cycle = self._running
         assert cycle is not None, "uvicorn starts the first in line"
 
@@ -165,7 +165,7 @@ class BoundedProtocol(HttpToolsProtocol):
         await self._app(scope, receive, tell)
 
     def _is_rest_short(self) -> bool:
-        """Of the body that is coming in. Who waits to be told to send it may never do so."""
+        """Return whether little of the body is to come. A client that waits to be told to send it may never do so."""
         announced = next((int(value) for name, value in self.headers if name == b"content-length"), None)
         if announced is None or self.expect_100_continue:
             return False
@@ -199,7 +199,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # --- what comes in after the last answer ------------------------------------------------------------------
 
     def _linger(self) -> None:
-        """Nothing more is said, but the client may still be sending: to close now would cut off what it has to read."""
+        """Say nothing more and close later: while the client sends, closing would cut off what it has to read."""
         self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
         self._has_head()
         self.flow.resume_reading()
@@ -214,11 +214,11 @@ class BoundedProtocol(HttpToolsProtocol):
     # --- time-outs ------------------------------------------------------------------------------------------
 
     def _is_answering(self) -> bool:
-        """Whether a request has come whose answer is not complete: what it may take is the app's business."""
+        """Return whether a request has come whose answer is not complete: what it may take is the app's business."""
         return self._running is not None and not self._running.response_complete
 
     def _await_head(self) -> None:
-        """From the first byte of a request, or from the start of the connection."""
+        """Time the head, from the first byte of a request or from the start of the connection."""
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_slow_head)
 
@@ -233,7 +233,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _watch_reader(self) -> None:
-        """From now on the client has to read something of what is to be sent."""
+        """See to it that the client reads something of what is to be sent, from now on."""
         self._ignore_reader()
         if size := self.transport.get_write_buffer_size():
             self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self._check_reader, size)
@@ -252,15 +252,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def _encode(error: HTTPException) -> bytes:
-    """The error as a response of its own, after which the connection is closed."""
+    """Return the error as a response of its own, after which the connection is closed."""
     response = to_response(error)
-    headers = {**response.headers, "content-length": str(len(response.body)), "connection": "close"}
+    headers = {**response.headers, "connection": "close"}
     lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
     return b"".join([STATUS_LINE[response.status], *lines, b"\r\n", response.body])
 
 
 def _fit_open_files(max_connections: int) -> int:
-    """How many of them the system allows; where it takes a higher limit on open files, that is set."""
+    """Return how many of them the system allows; where it takes a higher limit on open files, that is set."""
     if sys.platform == "win32":
         return max_connections
     import resource

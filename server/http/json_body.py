@@ -31,7 +31,7 @@ _OPENING = frozenset(b"[{")
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
-    """The object that the body holds. Raises `InvalidRequestError`."""
+    """Return the object that the body holds. Raises `InvalidRequestError`."""
     num_names = _scan(body)
     try:
         value = msgspec.json.decode(body)
@@ -45,14 +45,14 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
 
 
 async def parse_json_object_async(body: bytes) -> dict[str, Any]:
-    """`parse_json_object`, off the event loop when the body is long."""
+    """Call `parse_json_object`, off the event loop when the body is long."""
     if len(body) < OFF_LOOP_BYTES:
         return parse_json_object(body)
     return await asyncio.get_running_loop().run_in_executor(_THREAD, parse_json_object, body)
 
 
 def _scan(body: bytes) -> int:
-    """How many names the outermost object has. Raises where it nests too deep or has too much in it."""
+    """Return how many names the outermost object has. Raises where it nests too deep or has too much in it."""
     depth = num_names = num_marks = num_entries = end = 0
     while (start := _next_mark(body, end)) < len(body):
         num_entries += body.count(b",", end, start)
@@ -80,7 +80,7 @@ def _check_bounds(depth: int, num_marks: int, num_entries: int) -> None:
 
 
 def _next_mark(body: bytes, start: int) -> int:
-    """Where the next quote or bracket is, or the end."""
+    """Return where the next quote or bracket is, or the end."""
     while start < len(body):
         if (match := _MARK.search(body, start, start + _STEP_BYTES)) is not None:
             return match.start()
@@ -89,7 +89,7 @@ def _next_mark(body: bytes, start: int) -> int:
 
 
 def _end_of_string(body: bytes, start: int) -> int:
-    """Where the closing quote is, or the end. A step that comes to an end within an escape leaves it to the next."""
+    """Return where the closing quote is, or the end. A step that ends within an escape leaves it to the next."""
     while True:
         match = _INSIDE.match(body, start, start + _STEP_BYTES)
         assert match is not None

@@ -22,7 +22,7 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(self)
 
     def feed_data(self, data: bytes) -> None:
-        """Raises what httptools' parser does; `HttpParserUpgrade` for CONNECT alone."""
+        """Parse what has come. Raises what httptools' parser does; `HttpParserUpgrade` for CONNECT alone."""
         while True:
             try:
                 self._parser.feed_data(data)

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orcinus.server.errors import speaks_anthropic
-from orcinus.server.http.answers import send_error
+from orcinus.server.http.answers import error_response
 from orcinus.server.http.body import BodyReader
 from orcinus.server.metrics import Metrics
 from orcinus.server.operations import OTHER, OperationTable
@@ -58,7 +58,7 @@ class RequestMiddleware:
             pass
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
-            await exchange.fail()
+            await exchange.fail(receive)
         finally:
             self._bodies.release(scope)
             route, method = self._labels(scope)
@@ -74,7 +74,7 @@ class RequestMiddleware:
 
 
 class _Refusals:
-    """Tells once in a while how many there were: a line for each of a flood costs as much as to refuse it."""
+    """Logs refusals by their number, once in a while: a line for each of a flood costs as much as to refuse it."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -107,14 +107,14 @@ class _Exchange:
         await self._send(message)
 
     def _id_headers(self) -> list[tuple[bytes, bytes]]:
-        """Anthropic's clients look for the id under a name of its own."""
+        """Return the id by each name that the client may look for: Anthropic's clients have one of their own."""
         names = (b"x-request-id", b"request-id") if speaks_anthropic(self._scope["path"]) else (b"x-request-id",)
         return [(name, self.request_id.encode()) for name in names]
 
-    async def fail(self) -> None:
-        """After an exception that nobody expected. A response that has begun can only be cut off."""
+    async def fail(self, receive: Receive) -> None:
+        """Answer with a 500 after an exception that nobody expected. A response that has begun can only be cut off."""
         if self.status == CLIENT_LEFT:
-            await send_error(RuntimeError(), self._scope, self.send)
+            await error_response(RuntimeError(), self._scope)(self._scope, receive, self.send)
 
     def log(self, *, is_quiet: bool) -> None:
         level = logging.DEBUG if is_quiet else logging.INFO
@@ -133,7 +133,7 @@ class _Exchange:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own, if it is fit for a header and a log line, else a new one."""
+    """Return the client's own id, if it is fit for a header and a log line, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SAFE_ID.fullmatch(value.decode("latin-1")):
             return str(value.decode("latin-1"))

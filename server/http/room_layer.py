@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orcinus.engine.errors import QueueFullError, QuotaError
 from orcinus.server.context import ServingContext
-from orcinus.server.http.answers import send_error
+from orcinus.server.http.answers import error_response
 from orcinus.server.operations import OperationTable
 from orcinus.server.requests.caller import client_of
 
@@ -26,6 +26,6 @@ class RoomMiddleware:
             try:
                 self._context.check_room(client_of(scope))
             except (QueueFullError, QuotaError) as error:
-                await send_error(error, scope, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

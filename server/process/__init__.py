@@ -1,1 +1,5 @@
-"""The server as a process: listening, draining, its summary, its log, its memory, its orphans."""
+"""The process that serves: uvicorn and how it ends.
+
+`server`: listening, signals, the drain, watching the engine; `summary`: what is printed at the start; `logs`; `heap`:
+memory that glibc would keep; `orphans`: the children that fall to a process 1.
+"""

@@ -12,7 +12,7 @@ _SWEEP_S = 1.0
 
 
 async def reap_orphans() -> None:
-    """Runs until it is cancelled."""
+    """Reap the processes whose parents are gone, until cancelled."""
     dead: int | None = None
     while True:
         await asyncio.sleep(_SWEEP_S)
@@ -30,7 +30,7 @@ def reap_unasked(dead_before: int | None) -> int | None:
 
 
 def _ended_child() -> int | None:
-    """It stays as it is."""
+    """Return a child that has ended, which stays as it is."""
     try:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

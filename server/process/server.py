@@ -56,7 +56,7 @@ def run_server(app: FastAPI, engine: ServingEngine, settings: Settings, on_ready
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on the first address that `host` stands for. Raises `ListenError`."""
+    """Return a listening socket on the first address that `host` stands for. Raises `ListenError`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
@@ -114,13 +114,13 @@ class DrainingServer(uvicorn.Server):
         patience.cancel()
 
     def _abort_connections(self) -> None:
-        """Their clients do not read what is left for them, and their requests end as if they had gone."""
+        """Cut off the clients that do not read what is left for them; their requests end as if they had gone."""
         logger.warning("%d connections were still open and were cut off", len(self.server_state.connections))
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The signal handler: it may interrupt anything, so the work is left to the event loop."""
+        """Count a signal. The handler may interrupt anything, so the work is left to the event loop."""
         self._num_signals += 1
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._on_signal)
@@ -142,7 +142,7 @@ class DrainingServer(uvicorn.Server):
         await self._stop()
 
     async def _stop(self) -> None:
-        """Whatever still runs ends with an error, which its stream writes while uvicorn waits for connections."""
+        """End whatever still runs with an error, which its stream writes while uvicorn waits for connections."""
         self._num_signals = max(self._num_signals, 1)
         self._intake.close()
         self._intake.give_up()
@@ -150,7 +150,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def _watch_engine(self) -> None:
-        """An engine that dies is replaced. Where that is of no use, only what supervises this process can help."""
+        """Stop when no engine will come any more, which only what supervises this process can mend."""
         try:
             info = await self._engine.wait_ready()
             if self._on_ready is not None:

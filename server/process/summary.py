@@ -18,7 +18,7 @@ _ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 - compared with, never listen
 def start_up_summary(
     info: EngineInfo, settings: Settings, *, port: int, ready_s: float, has_chat_template: bool = True
 ) -> str:
-    """The start-up summary. `port` is the one that is listened on, which `settings.port` 0 does not tell.
+    """Return the start-up summary. `port` is the one that is listened on, which `settings.port` 0 does not tell.
 
     `ready_s` is the time since the command was started.
     """
@@ -39,13 +39,13 @@ def start_up_summary(
 
 
 def server_url(host: str, port: int) -> str:
-    """The address to use from this machine."""
+    """Return the address to use from this machine."""
     shown = "127.0.0.1" if host in _ANY_ADDRESS else f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}"
 
 
 def example_request(url: str, model: str, is_key_needed: bool, has_chat_template: bool) -> str:
-    """A curl command that works as printed, once the key is filled in where one is needed."""
+    """Return a curl command that works as printed, once the key is filled in where one is needed."""
     path = "/v1/chat/completions" if has_chat_template else "/v1/completions"
     prompt = {"messages": [{"role": "user", "content": _QUESTION}]} if has_chat_template else {"prompt": _QUESTION}
     body = json.dumps({"model": model, **prompt})
@@ -74,7 +74,7 @@ def _kv_cache(info: EngineInfo) -> str:
 
 
 def _count(number: int) -> str:
-    """`4.2 M`, `1.1 B`."""
+    """Return a number in short: `4.2 M`, `1.1 B`."""
     if number >= 10**9:
         return f"{number / 10**9:.1f} B"
     return f"{number / 10**6:.1f} M" if number >= 10**5 else f"{number:,}"

@@ -24,11 +24,11 @@ class Markers:
         self._longest = max(map(len, markers))
 
     def find(self, text: str, start: int) -> re.Match[str] | None:
-        """The first one that is there."""
+        """Return the first one that is there."""
         return self._pattern.search(text, start)
 
     def num_held_back(self, text: str, start: int) -> int:
-        """How many characters at the end may turn out to begin a marker."""
+        """Return how many characters at the end may turn out to begin a marker."""
         for length in range(min(self._longest - 1, len(text) - start), 0, -1):
             if text[-length:] in self._beginnings:
                 return length
@@ -48,11 +48,11 @@ class IncomingText:
         self._position = 0
 
     def end(self) -> None:
-        """No more will come: whoever waits for more gets what there is."""
+        """Let whoever waits for more have what there is: no more will come."""
         self._is_at_end = True
 
     def peek(self) -> Reading[str]:
-        """The next character; at the end of the text, nothing."""
+        """Return the next character; at the end of the text, nothing."""
         while self._position == len(self._text):
             if self._is_at_end:
                 return ""
@@ -60,12 +60,12 @@ class IncomingText:
         return self._text[self._position]
 
     def take(self) -> str:
-        """The character that was peeked at."""
+        """Take the character that was peeked at."""
         self._position += 1
         return self._text[self._position - 1]
 
     def take_run(self, pattern: re.Pattern[str]) -> str:
-        """As much as is there and matches `pattern`, which has to match character by character."""
+        """Take as much as is there and matches `pattern`, which has to match character by character."""
         match = pattern.match(self._text, self._position)
         if match is None:
             return ""
@@ -73,7 +73,7 @@ class IncomingText:
         return match[0]
 
     def take_all(self, pattern: re.Pattern[str]) -> Reading[str]:
-        """As much as matches `pattern`, whatever it takes to have it all."""
+        """Take as much as matches `pattern`, whatever it takes to have it all."""
         runs: list[str] = []
         while (yield from self.peek()) and (run := self.take_run(pattern)):
             runs.append(run)
@@ -83,7 +83,7 @@ class IncomingText:
         return (yield from self.take_all(_SPACE))
 
     def comes(self, marker: str) -> Reading[bool]:
-        """Whether `marker` comes next."""
+        """Return whether `marker` comes next."""
         while len(self._text) - self._position < len(marker):
             if self._is_at_end or not marker.startswith(self._text[self._position :]):
                 return False
@@ -91,14 +91,14 @@ class IncomingText:
         return self._text.startswith(marker, self._position)
 
     def take_if(self, marker: str) -> Reading[str]:
-        """`marker` if it comes next, otherwise nothing."""
+        """Take `marker` if it comes next, otherwise nothing."""
         if not (yield from self.comes(marker)):
             return ""
         self._position += len(marker)
         return marker
 
     def read_until(self, markers: Markers, give: Callable[[str], None]) -> Reading[str]:
-        """Give away what comes before the first marker, as it comes. The marker, or nothing at the end."""
+        """Give away what comes before the first marker, as it comes. Returns the marker, or nothing at the end."""
         while True:
             held_back = 0 if self._is_at_end else markers.num_held_back(self._text, self._position)
             sure = len(self._text) - held_back

@@ -49,7 +49,10 @@ class MessageFormat:
         tool_call_parser: str = "auto",
         reasoning_parser: str = "auto",
     ) -> "MessageFormat":
-        """From the source of the chat template, where the parsers are "auto". Raises `ValueError` for unknown names."""
+        """Find the format in the source of the chat template, where the parsers are "auto".
+
+        Raises `ValueError` for unknown names.
+        """
         _check_name("tool_call_parser", tool_call_parser, TOOL_CALL_PARSERS)
         _check_name("reasoning_parser", reasoning_parser, REASONING_PARSERS)
         return cls(
@@ -79,7 +82,7 @@ class MessageFormat:
             )
 
     def reader(self, prompt_tail: str, tool_use: ToolUse | None) -> "MessageReader | None":
-        """A reader for one choice; None where all of the text is content.
+        """Return a reader for one choice; None where all of the text is content.
 
         `prompt_tail` is the end of the rendered prompt, some 200 characters of it.
         """
@@ -92,7 +95,7 @@ class MessageFormat:
     def grammar(
         self, prompt_tail: str, tool_use: ToolUse, answer_schema: Mapping[str, Any] | None = None
     ) -> Grammar | None:
-        """What makes the model call a tool, or the tool that is named; None where it is left to the model.
+        """Return what makes the model call a tool, or the tool that is named; None where it is left to the model.
 
         With `answer_schema` what is left to the model is a choice: calls, or an answer in JSON that matches it.
         Raises `InvalidRequestError` if there is no such grammar.
@@ -110,7 +113,7 @@ class MessageFormat:
         return Grammar(kind="grammar", source=f"{start}\n{rules}\n", thinking=thinking)
 
     def thinking(self, prompt_tail: str) -> Thinking | None:
-        """The tokens that come before what a grammar is about.
+        """Return the tokens that come before what a grammar is about.
 
         Raises `InvalidRequestError` if there are such tokens, but none that ends them.
         """
@@ -128,13 +131,13 @@ class MessageFormat:
         return start_of_output(prompt_tail) if self.has_reasoning else "over"
 
     def _meaningless_tokens(self, tool_format: ToolFormat | None) -> frozenset[str]:
-        """Special tokens that would be in the text, and mean nothing for this request."""
+        """Return the special tokens that would be in the text, and mean nothing for this request."""
         if not self.needs_special_tokens:
             return frozenset()
         return self.special_tokens.difference(tool_format.markers if tool_format else (), self._tags)
 
     def _terminal(self, marker: str) -> str:
-        """A marker in a grammar: the token of its own, if it has one."""
+        """Return a marker in a grammar: the token of its own, if it has one."""
         token_id = self.added_token_id(marker)
         return quote(marker) if token_id is None else f"<[{token_id}]>"
 

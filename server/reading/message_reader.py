@@ -50,7 +50,7 @@ class MessageReader:
         return self._take()
 
     def finish(self) -> list[Piece]:
-        """The text has ended: what was held back."""
+        """Return what was held back: the text has ended."""
         for reader in self._readers:
             reader.end()
         if self._calls:
@@ -68,13 +68,13 @@ class MessageReader:
         self._pieces.append(Reasoning(text))
 
     def _take(self) -> list[Piece]:
-        """Reasoning comes before everything that the calls' reader has read."""
+        """Return the pieces so far; reasoning comes before everything that the calls' reader has read."""
         pieces, self._pieces = self._pieces, []
         return join_pieces(pieces + self._calls.take() if self._calls else pieces)
 
 
 def join_pieces(pieces: Iterable[Piece]) -> list[Piece]:
-    """Neighbours of one kind made one."""
+    """Make neighbours of one kind one."""
     return [_join(list(group)) for _, group in groupby(pieces, key=_kind)]
 
 
@@ -101,7 +101,7 @@ def _without(tokens: frozenset[str], give: Callable[[str], None]) -> TextReader:
 
 @lru_cache(maxsize=8)
 def _markers(tokens: frozenset[str]) -> Markers:
-    """Some models have a thousand special tokens, and every request the same."""
+    """Cached, because some models have a thousand special tokens, and every request the same."""
     return Markers(tokens)
 
 

@@ -23,12 +23,12 @@ Start = Literal["open", "undecided", "over"]
 
 
 def thinks(template: str) -> bool:
-    """Whether models with this chat template write their thinking between the tags."""
+    """Return whether models with this chat template write their thinking between the tags."""
     return (OPENING in template or CLOSING in template) and _OTHER_CHANNELS not in template
 
 
 def start_of_output(prompt_tail: str) -> Start:
-    """Whether the prompt has opened the thinking, left it to the model, or ended it already."""
+    """Return whether the prompt has opened the thinking, left it to the model, or ended it already."""
     end = prompt_tail.rstrip()
     if end.endswith(OPENING):
         return "open"
@@ -38,7 +38,7 @@ def start_of_output(prompt_tail: str) -> Start:
 def split_reasoning(
     start: Start, give_reasoning: Callable[[str], None], give_answer: Callable[[str], None]
 ) -> TextReader:
-    """A reader that hands on the two parts of what it is fed."""
+    """Return a reader that hands on the two parts of what it is fed."""
     text = IncomingText()
     return TextReader(text, _Splitting(text, give_reasoning, give_answer).read(start))
 

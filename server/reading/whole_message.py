@@ -18,7 +18,7 @@ class ToolCall:
 
 
 @dataclass(slots=True)
-class Message:
+class WholeMessage:
     """What the model said, so far."""
 
     tool_calls: list[ToolCall] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Message:
 
 
 def read_pieces(reader: MessageReader | None, output: RequestOutput) -> list[Piece]:
-    """What an output adds to its message. Without a reader all text is content."""
+    """Return what an output adds to its message. Without a reader all text is content."""
     if reader is None:
         return [Content(output.text)] if output.text else []
     pieces = reader.feed(output.text)

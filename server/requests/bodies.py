@@ -20,6 +20,7 @@ from orcinus.engine.sampling_params import (
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
 )
+from orcinus.server.json_values import without_nulls
 from orcinus.server.requests.parameters import Endpoint, select_parameters
 from orcinus.server.requests.schemas import (
     MAX_TOKENS,
@@ -31,7 +32,7 @@ from orcinus.server.requests.schemas import (
     TokenId,
     Word,
 )
-from orcinus.server.requests.validation import validate, without_nulls
+from orcinus.server.requests.validation import validate
 
 MAX_TIMEOUT_S = 24 * 3600
 

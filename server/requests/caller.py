@@ -23,7 +23,7 @@ class Caller:
     asked_at: float | None = None  # by the monotonic clock
 
     def deadline_s(self, timeout_s: float | None) -> float | None:
-        """The earlier of the two."""
+        """Return the earlier of the two."""
         return min((limit for limit in (self.timeout_s, timeout_s) if limit is not None), default=None)
 
 
@@ -31,14 +31,14 @@ ANONYMOUS = Caller()
 
 
 def read_caller(scope: Scope) -> Caller:
-    """Raises `InvalidRequestError` for a deadline that is none."""
+    """Return who asks, as the headers say. Raises `InvalidRequestError` for a deadline that is none."""
     values = [value for name, value in scope["headers"] if name == TIMEOUT_HEADER.encode()]
     timeouts = [_read_timeout(value.decode("latin-1")) for value in values]
     return Caller(client_of(scope), min(timeouts, default=None), time.monotonic())
 
 
 def client_of(scope: Scope) -> str:
-    """As `server.http.auth` left it; without keys all clients are one."""
+    """Return the client's name that `server.http.auth` left; without keys all clients are one."""
     name: str = scope["state"].get("client", "")
     return name
 

@@ -1,10 +1,11 @@
 """What becomes of every request parameter: supported, ignored, or refused. Declared here and nowhere else.
 
-The supported ones are the fields of the models in `server.requests.bodies`; the two tables below hold the rest of what
-clients of this and other servers send. A name in none of them is refused by name, so that a misspelt parameter
-is never mistaken for one in force. `parameter_table` feeds docs/reference/parameters.md.
+The supported ones are the fields of the bodies (`server.requests.bodies` and each API's own); the two tables below hold
+the rest of what clients of this and other servers send. A name in none of them is refused by name, so that a misspelt
+parameter is never mistaken for one in force. `parameter_table` feeds docs/reference/parameters.md.
 """
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.json_values import without_nulls
 
 Endpoint = Literal["completions", "chat", "responses", "messages", "embeddings"]
 BOTH: tuple[Endpoint, ...] = ("completions", "chat")
@@ -33,11 +35,11 @@ class Ignored:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A 400 that names it, unless `asks_nothing(value, body)`: the value that means "leave it off"."""
+    """A 400 that names the parameter, unless `asks_nothing(value)`: the value that means "leave it off"."""
 
     why: str
     endpoints: tuple[Endpoint, ...] = BOTH
-    asks_nothing: Callable[[Any, Mapping[str, Any]], bool] = lambda value, body: not value
+    asks_nothing: Callable[[Any], bool] = operator.not_
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,14 @@ IGNORED: Mapping[str, Ignored] = {
 }
 
 
+def _keeps_all(context_management: Any) -> bool:
+    """Return whether the edits, in Anthropic's form, keep all there is; some clients always send such."""
+    edits = context_management.get("edits") if isinstance(context_management, dict) else context_management
+    if not isinstance(edits, list):
+        return not edits
+    return all(isinstance(edit, dict) and edit.get("keep") == "all" for edit in edits)
+
+
 _OLD_NAME = "send it as {} of structured_outputs"
 _OLD_TOOLS = "the older form of tools and tool_choice"
 _NOT_STORED = "nothing is stored here: send the whole conversation as input"
@@ -82,24 +92,22 @@ REFUSED: Mapping[str, Refused] = {
     "suffix": Refused("the models served here do not fill in the middle", COMPLETIONS),
     "use_beam_search": Refused("beam search is not supported", BOTH),
     "functions": Refused(_OLD_TOOLS, CHAT),
-    "function_call": Refused(_OLD_TOOLS, CHAT, lambda value, _: value in ("none", "auto")),
+    "function_call": Refused(_OLD_TOOLS, CHAT, lambda value: value in ("none", "auto")),
     "guided_json": Refused(_OLD_NAME.format("json")),
     "guided_regex": Refused(_OLD_NAME.format("regex")),
     "guided_choice": Refused(_OLD_NAME.format("choice")),
     "guided_grammar": Refused(_OLD_NAME.format("grammar")),
-    "modalities": Refused("only text is served", CHAT, lambda value, _: value == ["text"]),
+    "modalities": Refused("only text is served", CHAT, lambda value: value == ["text"]),
     "audio": Refused("only text is served", CHAT),
-    "web_search_options": Refused("no request ever leaves this server", CHAT, lambda value, _: False),
-    "moderation": Refused("there is no moderation model here", (*CHAT, *RESPONSES), lambda value, _: False),
+    "web_search_options": Refused("no request ever leaves this server", CHAT, lambda value: False),
+    "moderation": Refused("there is no moderation model here", (*CHAT, *RESPONSES), lambda value: False),
     "chat_template": Refused("templates come from the operator (--chat-template)", CHAT),
-    "length_penalty": Refused("beam search is not supported", BOTH, lambda value, _: value == 1 and value is not True),
+    "length_penalty": Refused("beam search is not supported", BOTH, lambda value: value == 1 and value is not True),
     "previous_response_id": Refused(_NOT_STORED, RESPONSES),
     "conversation": Refused(_NOT_STORED, RESPONSES),
     "prompt": Refused("no prompts are stored here: send it as input and instructions", RESPONSES),
     "background": Refused("nothing is stored here that could be asked for later", RESPONSES),
-    "context_management": Refused(
-        "the conversation is never compacted", (*RESPONSES, *MESSAGES), lambda value, _: _keeps_all(value)
-    ),
+    "context_management": Refused("the conversation is never compacted", (*RESPONSES, *MESSAGES), _keeps_all),
     "compaction": Refused("the conversation is never compacted", MESSAGES),
     "container": Refused("no code is run here", MESSAGES),
     "mcp_servers": Refused("no request ever leaves this server", MESSAGES),
@@ -111,23 +119,21 @@ REFUSED: Mapping[str, Refused] = {
 
 
 def select_parameters(body: Mapping[str, Any], model: type[BaseModel], endpoint: Endpoint) -> dict[str, Any]:
-    """The supported parameters of a body, less those that are null.
+    """Return the supported parameters of a body, less those that are null.
 
     Raises `InvalidRequestError` naming the first that is refused or not known.
     """
     selected = {}
-    for name, value in body.items():
-        if value is None:
-            continue
+    for name, value in without_nulls(body).items():
         if name in model.model_fields:
             selected[name] = value
         elif name not in IGNORED or endpoint not in IGNORED[name].endpoints:
-            _check_asks_nothing(name, value, body, endpoint)
+            _check_asks_nothing(name, value, endpoint)
     return selected
 
 
 def parameter_table(models: Mapping[Endpoint, type[BaseModel]]) -> list[ParameterRow]:
-    """Every parameter that has a decision, in the order of the tables; the note of a field is its description.
+    """Return every parameter that has a decision, in the order of the tables; a field's note is its description.
 
     A name that endpoints use in different ways has a row for each.
     """
@@ -141,17 +147,9 @@ def parameter_table(models: Mapping[Endpoint, type[BaseModel]]) -> list[Paramete
     return rows
 
 
-def _keeps_all(context_management: Any) -> bool:
-    """Whether the edits, in Anthropic's form, say of all there is that it stays; some clients always send them."""
-    edits = context_management.get("edits") if isinstance(context_management, dict) else context_management
-    if not isinstance(edits, list):
-        return not edits
-    return all(isinstance(edit, dict) and edit.get("keep") == "all" for edit in edits)
-
-
-def _check_asks_nothing(name: str, value: Any, body: Mapping[str, Any], endpoint: Endpoint) -> None:
+def _check_asks_nothing(name: str, value: Any, endpoint: Endpoint) -> None:
     refused = REFUSED.get(name)
     if refused is None or endpoint not in refused.endpoints:
         raise InvalidRequestError(f"unknown parameter {name[:100]!r}", name[:100])
-    if not refused.asks_nothing(value, body):
+    if not refused.asks_nothing(value):
         raise InvalidRequestError(f"{name} is not supported: {refused.why}", name)

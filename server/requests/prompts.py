@@ -12,9 +12,8 @@ from typing import Any
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.context import ServingEngine, ServingTokenizer
 from orcinus.server.errors import shown
-from orcinus.server.requests.schemas import MAX_PROMPTS
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+from orcinus.server.json_values import without_nulls
+from orcinus.server.requests.schemas import MAX_PROMPTS, ROLES
 
 # What the server sets for the template itself, and what Python would take for an argument of its own.
 _RESERVED_VARIABLES = frozenset(
@@ -38,7 +37,7 @@ class EncodedPrompt:
     text: str | None = None
 
     def read_text(self, tokenizer: ServingTokenizer) -> str:
-        """The prompt as text, decoded if need be."""
+        """Return the prompt as text, decoded if need be."""
         return tokenizer.decode(self.token_ids) if self.text is None else self.text
 
     def keep_last(self, num_tokens: int | None) -> "EncodedPrompt":
@@ -57,7 +56,7 @@ async def encode_prompts(
     field: str = "prompt",
     limit: int = MAX_PROMPTS,
 ) -> list[EncodedPrompt]:
-    """What stands in `field`: a string, strings, token ids, or lists of them, of each the last `num_kept` tokens.
+    """Tokenize what `field` holds: a string, strings, token ids, or lists of them; keep the last `num_kept` of each.
 
     Raises `InvalidRequestError`, and `ContextLengthError` at the first that does not fit with `max_tokens`.
     """
@@ -86,7 +85,7 @@ async def encode_chat(
     variables: dict[str, Any],
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> EncodedPrompt:
-    """The prompt that the chat template makes of the messages. Raises `InvalidRequestError`."""
+    """Return the prompt that the chat template makes of the messages. Raises `InvalidRequestError`."""
     _check_variables(variables)
     prepared = [_check_message(message, i) for i, message in enumerate(messages)]
     if add_generation_prompt is None:
@@ -104,7 +103,7 @@ async def encode_chat(
 
 
 def _split_prompts(prompt: Any, field: str, limit: int) -> list[Any]:
-    """A list of strings and of lists of integers."""
+    """Return a list of strings and of lists of integers."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
@@ -135,9 +134,9 @@ def _check_variables(variables: dict[str, Any]) -> None:
 
 
 def _check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """The message, checked, less its nulls; a developer's message is what system messages are called now."""
+    """Return the message, checked, less its nulls; a developer's message is what system messages are called now."""
     where = f"messages[{index}]"
-    message = {key: value for key, value in message.items() if value is not None}
+    message = without_nulls(message)
     role = message.get("role")
     if role not in ROLES:
         raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {shown(role)}", f"{where}.role")

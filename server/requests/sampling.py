@@ -29,9 +29,10 @@ def to_sampling_params(
     bad_words: Sequence[tuple[int, ...]] = (),
     grammar: Grammar | None = None,
 ) -> SamplingParams:
-    """Raises `InvalidRequestError`. `logprobs` is the number of alternatives, 0 for the chosen token's alone.
+    """Return how the engine is to sample. `logprobs` is the number of alternatives, 0 for the chosen token's alone.
 
     `defaults` are the model's own, for what the body does not set. `bad_words` come from `encode_bad_words`.
+    Raises `InvalidRequestError`.
     """
     return SamplingParams(
         n=body.n,
@@ -56,7 +57,7 @@ def to_sampling_params(
 
 
 async def encode_bad_words(engine: ServingEngine, words: Sequence[str]) -> list[tuple[int, ...]]:
-    """The tokens of each word as a text begins with it, and as it follows a space."""
+    """Return the tokens of each word as a text begins with it, and as it follows a space."""
     for word in words:
         if not 1 <= len(word) <= MAX_BAD_WORD_CHARS:
             raise InvalidRequestError(
@@ -78,7 +79,7 @@ def _value(body: GenerationBody, defaults: Mapping[str, float], name: str) -> An
 def to_request(
     response_id: str, body: GenerationBody, sampling: SamplingParams, prompts: Sequence[EncodedPrompt], caller: Caller
 ) -> GenerationRequest:
-    """Raises `InvalidRequestError` for too many choices."""
+    """Return what the engine is asked for. Raises `InvalidRequestError` for too many choices."""
     if (num_choices := len(prompts) * sampling.n) > MAX_CHOICES:
         raise InvalidRequestError(
             f"prompts times n must be at most {MAX_CHOICES}, got {len(prompts)} x {sampling.n} = {num_choices}", "n"
@@ -96,7 +97,7 @@ def to_request(
 
 
 def tokens_to_keep(ctx: ServingContext, body: PromptBody, max_tokens: int | None) -> int | None:
-    """How many of a prompt's last tokens `truncate_prompt_tokens` keeps; None: all."""
+    """Return how many of a prompt's last tokens `truncate_prompt_tokens` keeps; None: all."""
     if body.truncate_prompt_tokens != -1:
         return body.truncate_prompt_tokens
     return max(ctx.engine.info.max_model_len - (1 if max_tokens is None else max_tokens), 1)

@@ -22,35 +22,51 @@ MAX_TOKENS = 2**31 - 1
 MAX_TEMPLATE_VARIABLES = 64
 MAX_CHOICE_STRINGS = 4096
 MAX_BAD_WORD_CHARS = 1024
+ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
+
+TokenId = Annotated[int, Field(ge=0)]
+TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+
+# --- texts, and lists of them -----------------------------------------------------------------------------
+
+_TEXT = {"type": "string", "minLength": 1}
+_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS}
+_STOP_STRINGS = {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS}
+
+
+def prompts_schema(limit: int) -> dict[str, Any]:
+    """Return the schema of a prompt: a text, token ids, or a list of up to `limit` of either."""
+    return {
+        "anyOf": [
+            _TEXT,
+            _TOKEN_IDS,
+            {"type": "array", "items": {"anyOf": [_TEXT, _TOKEN_IDS]}, "minItems": 1, "maxItems": limit},
+        ]
+    }
 
 
 def _string_to_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-_STOP_STRING_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS}
-_STOPS_SCHEMA = {"type": "array", "items": _STOP_STRING_SCHEMA, "maxItems": MAX_STOP_STRINGS}
-_STOP_SCHEMA = {"anyOf": [_STOP_STRING_SCHEMA, _STOPS_SCHEMA]}
-_TEXT_SCHEMA = {"type": "string", "minLength": 1}
-_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+Stop = Annotated[list[str], BeforeValidator(_string_to_list), WithJsonSchema({"anyOf": [_STOP_STRING, _STOP_STRINGS]})]
+StopSequences = Annotated[list[str], WithJsonSchema(_STOP_STRINGS)]
+Word = Annotated[str, WithJsonSchema({**_TEXT, "maxLength": MAX_BAD_WORD_CHARS})]
 
+# --- numbers by token -------------------------------------------------------------------------------------
 
-def prompts_schema(limit: int) -> dict[str, Any]:
-    return {
-        "anyOf": [
-            _TEXT_SCHEMA,
-            _IDS_SCHEMA,
-            {"type": "array", "items": {"anyOf": [_TEXT_SCHEMA, _IDS_SCHEMA]}, "minItems": 1, "maxItems": limit},
-        ]
-    }
+_BIAS = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    "maxProperties": MAX_LOGIT_BIAS,
+}
+LogitBias = Annotated[dict[str, float], WithJsonSchema(_BIAS)]
 
+# --- the messages of a chat -------------------------------------------------------------------------------
 
-Stop = Annotated[list[str], BeforeValidator(_string_to_list), WithJsonSchema(_STOP_SCHEMA)]
-StopSequences = Annotated[list[str], WithJsonSchema(_STOPS_SCHEMA)]
-Word = Annotated[str, WithJsonSchema({**_TEXT_SCHEMA, "maxLength": MAX_BAD_WORD_CHARS})]
-TokenId = Annotated[int, Field(ge=0)]
-TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
-_PARTS_SCHEMA = {
+_PARTS = {
     "type": "array",
     "items": {
         "anyOf": [
@@ -63,9 +79,7 @@ _PARTS_SCHEMA = {
         ]
     },
 }
-
-
-_CALL_SCHEMA = {
+_CALL = {
     "type": "object",
     "required": ["function"],
     "properties": {
@@ -78,43 +92,35 @@ _CALL_SCHEMA = {
 }
 
 
-def _message_schema(roles: Sequence[str], *content: dict[str, Any]) -> dict[str, Any]:
-    calls = {"type": ["array", "null"], "items": _CALL_SCHEMA}
+def _message(roles: Sequence[str], required: Sequence[str], *content: dict[str, Any]) -> dict[str, Any]:
+    calls = {"type": ["array", "null"], "items": _CALL}
     properties = {"role": {"enum": roles}, "content": {"anyOf": [*content]}, "tool_calls": calls}
-    return {"type": "object", "required": ["role", "content"], "properties": properties}
+    return {"type": "object", "required": required, "properties": properties}
 
 
-_ASSISTANT_SCHEMA = _message_schema(["assistant"], {"type": "string"}, _PARTS_SCHEMA, {"type": "null"})
-_OTHERS_SCHEMA = _message_schema(["system", "developer", "user", "tool", "function"], {"type": "string"}, _PARTS_SCHEMA)
-_MESSAGES_SCHEMA = {
-    "type": "array",
-    "items": {"anyOf": [_OTHERS_SCHEMA, {**_ASSISTANT_SCHEMA, "required": ["role"]}]},
-    "minItems": 1,
-    "maxItems": MAX_MESSAGES,
-}
-_BIAS_SCHEMA = {
-    "type": "object",
-    "propertyNames": {"pattern": "^[0-9]{1,10}$"},
-    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
-    "maxProperties": MAX_LOGIT_BIAS,
-}
-LogitBias = Annotated[dict[str, float], WithJsonSchema(_BIAS_SCHEMA)]
-_GRAMMAR_SCHEMA = {**_TEXT_SCHEMA, "maxLength": MAX_GRAMMAR_CHARS}
-_STRUCTURED_SCHEMAS: dict[str, Any] = {
+_OTHERS = _message([role for role in ROLES if role != "assistant"], ["role", "content"], {"type": "string"}, _PARTS)
+_ASSISTANTS = _message(["assistant"], ["role"], {"type": "string"}, _PARTS, {"type": "null"})
+_MESSAGES = {"type": "array", "items": {"anyOf": [_OTHERS, _ASSISTANTS]}, "minItems": 1, "maxItems": MAX_MESSAGES}
+Messages = Annotated[list[dict[str, Any]], WithJsonSchema(_MESSAGES)]
+
+# --- the form of the output -------------------------------------------------------------------------------
+
+_GRAMMAR = {**_TEXT, "maxLength": MAX_GRAMMAR_CHARS}
+_CONSTRAINTS: dict[str, Any] = {
     "json": {"type": ["object", "boolean", "string"]},
-    "regex": _GRAMMAR_SCHEMA,
-    "choice": {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": MAX_CHOICE_STRINGS},
-    "grammar": _GRAMMAR_SCHEMA,
+    "regex": _GRAMMAR,
+    "choice": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_CHOICE_STRINGS},
+    "grammar": _GRAMMAR,
     "json_object": {"const": True},
 }
-_STRUCTURED_SCHEMA = {
+_STRUCTURED_OUTPUTS = {
     "anyOf": [
         {"type": "object", "required": [name], "properties": {name: schema}, "additionalProperties": {"type": "null"}}
-        for name, schema in _STRUCTURED_SCHEMAS.items()
+        for name, schema in _CONSTRAINTS.items()
     ]
 }
-StructuredOutputs = Annotated[dict[str, Any], WithJsonSchema(_STRUCTURED_SCHEMA)]
-_FORMAT_SCHEMA = {
+StructuredOutputs = Annotated[dict[str, Any], WithJsonSchema(_STRUCTURED_OUTPUTS)]
+_RESPONSE_FORMAT = {
     "anyOf": [
         {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
         {
@@ -131,5 +137,4 @@ _FORMAT_SCHEMA = {
         },
     ]
 }
-ResponseFormat = Annotated[dict[str, Any], WithJsonSchema(_FORMAT_SCHEMA)]
-Messages = Annotated[list[dict[str, Any]], WithJsonSchema(_MESSAGES_SCHEMA)]
+ResponseFormat = Annotated[dict[str, Any], WithJsonSchema(_RESPONSE_FORMAT)]

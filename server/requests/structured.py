@@ -12,6 +12,7 @@ import msgspec
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
 from orcinus.server.errors import shown
+from orcinus.server.json_values import without_nulls
 from orcinus.server.requests.bodies import GenerationBody
 from orcinus.server.requests.schemas import MAX_CHOICE_STRINGS
 
@@ -19,7 +20,7 @@ _FORMATS = ("text", "json_object", "json_schema")
 
 
 def read_grammar(body: GenerationBody) -> Grammar | None:
-    """The grammar that a body asks for. Raises `InvalidRequestError`."""
+    """Return the grammar that a body asks for. Raises `InvalidRequestError`."""
     grammar = read_response_format(body.response_format)
     if body.structured_outputs is None:
         return grammar
@@ -31,12 +32,12 @@ def read_grammar(body: GenerationBody) -> Grammar | None:
 
 
 def grammar_param(body: GenerationBody) -> str:
-    """The parameter to blame for the grammar that `read_grammar` gives."""
+    """Return the parameter to blame for the grammar that `read_grammar` gives."""
     return "response_format" if body.response_format else "structured_outputs"
 
 
 def read_response_format(response_format: Mapping[str, Any] | None) -> Grammar | None:
-    """OpenAI's form, with the schema under `json_schema`."""
+    """Return the grammar of OpenAI's form, which has the schema under `json_schema`."""
     if response_format is None:
         return None
     match response_format.get("type"):
@@ -53,7 +54,7 @@ def read_response_format(response_format: Mapping[str, Any] | None) -> Grammar |
 
 
 def schema_grammar(schema: Any, param: str) -> Grammar:
-    """`schema` is parsed JSON: an object, or true and false, which are schemas too."""
+    """Return the grammar of a schema in parsed JSON: an object, or true and false, which are schemas too."""
     if not isinstance(schema, (dict, bool)):
         raise InvalidRequestError(f"{param} must be a JSON schema, got {shown(schema)}", param)
     source = json.dumps(schema, ensure_ascii=False)
@@ -74,7 +75,7 @@ def _read_json_schema(described: Any) -> Grammar:
 
 
 def _read_structured_outputs(asked: Mapping[str, Any]) -> Grammar:
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = without_nulls(asked)
     if unknown := sorted(given.keys() - _READERS.keys()):
         raise InvalidRequestError(
             f"structured_outputs takes one of {', '.join(_READERS)}, got {shown(unknown[0])}", "structured_outputs"
@@ -88,7 +89,7 @@ def _read_structured_outputs(asked: Mapping[str, Any]) -> Grammar:
 
 
 def _read_json(value: Any) -> Grammar:
-    """A schema, as an object or as text."""
+    """Return the grammar of a schema that is given as an object or as text."""
     where = "structured_outputs.json"
     if isinstance(value, str):
         value = _parse_schema(value, where)
@@ -96,7 +97,7 @@ def _read_json(value: Any) -> Grammar:
 
 
 def _parse_schema(text: str, where: str) -> Any:
-    """Length first: until it is parsed, nothing else is answered."""
+    """Parse a schema, and check its length first: until it is parsed, nothing else is answered."""
     if len(text) > MAX_GRAMMAR_CHARS:
         raise InvalidRequestError(f"{where} has at most {MAX_GRAMMAR_CHARS} characters, got {len(text)}", where)
     try:

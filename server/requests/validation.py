@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.errors import shown
+from orcinus.server.json_values import without_nulls
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,28 +35,24 @@ def validate(model: type[Model], values: dict[str, Any]) -> Model:
 
 
 def _part_model(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The model of a field that is an object with fields of its own."""
+    """Return the model of a field that is an object with fields of its own."""
     kinds = get_args(model.model_fields[name].annotation)
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _check_names(model: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> None:
-    """pydantic would collect an error for each of a million."""
+    """Raise for the first name that is no field: pydantic would collect an error for each of a million."""
     for name in values:
         if name not in model.model_fields:
             raise InvalidRequestError(f"unknown parameter {prefix + name[:100]!r}", prefix + name[:100])
 
 
 def _check_sizes(model: type[BaseModel], values: Mapping[str, Any]) -> None:
-    """Of lists and objects, before pydantic looks at their entries."""
+    """Check the sizes of lists and objects before pydantic looks at their entries."""
     for name, value in values.items():
         limits = [rule.max_length for rule in model.model_fields[name].metadata if isinstance(rule, MaxLen)]
         if limits and isinstance(value, (list, dict)) and len(value) > limits[0]:
             raise InvalidRequestError(f"{name} takes at most {limits[0]} entries, got {len(value)}", name)
-
-
-def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _first_problem(error: ValidationError) -> InvalidRequestError:
@@ -71,7 +68,7 @@ def _first_problem(error: ValidationError) -> InvalidRequestError:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """`messages[0].role`, from `("messages", 0, "role")`."""
+    """Return `messages[0].role` for `("messages", 0, "role")`."""
     path = ""
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"

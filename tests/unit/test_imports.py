@@ -50,11 +50,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": set(),
     "server.errors": set(),
     "server.intake": set(),
-    "server.reading": {"server.errors"},
+    "server.json_values": {"server.errors"},
+    "server.reading": {"server.json_values", "server.errors"},
     "server.context": {"server.reading", "server.intake", "server.errors"},
     "server.metrics": set(),
-    "server.requests": {"server.context", "server.errors"},
-    "server.apis": {"server.requests", "server.context", "server.reading", "server.metrics", "server.errors"},
+    "server.requests": {"server.context", "server.json_values", "server.errors"},
+    "server.apis": {"server.requests", "server.context", "server.reading", "server.json_values", "server.metrics"}
+    | {"server.errors"},
     "server.operations": {"server.apis", "server.requests", "server.context"},
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
     | {"server.metrics"},

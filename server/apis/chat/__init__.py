@@ -1,1 +1,1 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions. `body`: the parameters; `answer`: messages, deltas and calls of tools."""

@@ -1,9 +1,8 @@
-"""POST /v1/chat/completions: from a body to an answer. Independent of HTTP; `server.app` puts it on a route."""
+"""POST /v1/chat/completions: from a body to an answer. Independent of HTTP; `server.operations`
+gives it a path."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import msgspec
 
 from orcinus.engine.outputs import RequestOutput
 from orcinus.server.apis.answer_schemas import (
@@ -17,26 +16,24 @@ from orcinus.server.apis.answer_schemas import (
 )
 from orcinus.server.apis.chat.body import ChatBody, parse_chat
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
-from orcinus.server.apis.generation import Choice, OpenAIGeneration
+from orcinus.server.apis.generation import OpenAIGeneration, PendingChoice
 from orcinus.server.apis.logprobs import chat_logprobs
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from orcinus.server.reading.whole_message import Message, read_pieces
+from orcinus.server.reading.whole_message import WholeMessage, read_pieces
 from orcinus.server.requests.caller import ANONYMOUS, Caller
-
-_encode = msgspec.json.encode
 
 
 async def start_chat_completion(
     ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
 ) -> "ChatGeneration":
-    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
+    """Check, render and tokenize a chat, and submit it; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
     `EngineUnavailableError`.
     """
     request = await prepare_chat(ctx, parse_chat(body), ChatGeneration.new_id(), caller)
-    return ChatGeneration(ctx, request, request.submit(ctx))
+    return ChatGeneration(ctx, request, ctx.engine.submit(request.generation))
 
 
 _REPLY = object_with(role=constant("assistant"), content=STRING_OR_NULL, refusal=STRING_OR_NULL)
@@ -52,22 +49,20 @@ class ChatGeneration(OpenAIGeneration):
     id_prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    text_fields = (b'"delta":{"content":', b"}")
     body: ChatBody
 
     def __init__(self, ctx: ServingContext, request: ChatRequest, stream: OutputStream) -> None:
         super().__init__(ctx, request.body, request.generation, stream)
         num_choices = request.generation.num_choices
-        self._text_heads = [
-            b'data: %b,"choices":[{"index":%d,"delta":{"content":' % (self._head, index) for index in range(num_choices)
-        ]
         self._readers = [request.new_reader() for _ in range(num_choices)]
-        self._messages = [Message() for _ in range(num_choices)]
+        self._messages = [WholeMessage() for _ in range(num_choices)]
 
     def _collect(self, output: RequestOutput) -> None:
         super()._collect(output)
         self._messages[output.index].add(read_pieces(self._readers[output.index], output))
 
-    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+    def _whole_choice(self, choice: PendingChoice) -> dict[str, Any]:
         message = self._messages[choice.index]
         return {
             "index": choice.index,
@@ -78,24 +73,20 @@ class ChatGeneration(OpenAIGeneration):
         }
 
     def _response_extras(self) -> dict[str, Any]:
-        """The prompt is one for all choices, so what is said about it stands beside them."""
+        """Return what is said about the prompt, which is one for all choices: it stands beside them."""
         return self._prompt_extras(self._choices[0])
 
     def encode(self, output: RequestOutput) -> bytes:
-        if self._readers[output.index] is None:
+        reader = self._readers[output.index]
+        if reader is None:
             return super().encode(output)
         self._account(output)
-        pieces = read_pieces(self._readers[output.index], output)
-        choice = self._choices[output.index]
-        choice.add(output)
-        has_news = pieces or output.finish_reason or (self._has_details and output.token_ids)
-        if not has_news and output.prompt_logprobs is None:
-            return b""
-        self._choices[output.index] = Choice(output.index, has_begun=True)
-        return self._piece_events(choice, pieces)
+        pieces = read_pieces(reader, output)
+        due = self._gather(output, has_text=bool(pieces))
+        return self._piece_events(due, pieces) if due else b""
 
-    def _piece_events(self, choice: Choice, pieces: Sequence[Piece]) -> bytes:
-        """One event for each piece; what is told of tokens goes with the last of them."""
+    def _piece_events(self, choice: PendingChoice, pieces: Sequence[Piece]) -> bytes:
+        """Return an event for each piece; what is told of tokens goes with the last of them."""
         opening = b"" if choice.has_begun else self._opening_event(choice)
         if not (pieces or choice.finish_reason or choice.token_ids):
             return opening
@@ -108,12 +99,12 @@ class ChatGeneration(OpenAIGeneration):
         has_calls = reader is not None and reader.num_tool_calls > 0
         return opening + b"".join(early) + self._last_event(choice, deltas[-1], has_calls)
 
-    def _events(self, choice: Choice) -> bytes:
-        """The events of a choice that has no reader."""
+    def _events(self, choice: PendingChoice) -> bytes:
+        """Return the events of a choice that has no reader."""
         text = "".join(choice.text)
         return self._piece_events(choice, [Content(text)] if text else [])
 
-    def _last_event(self, choice: Choice, delta: dict[str, Any], has_calls: bool) -> bytes:
+    def _last_event(self, choice: PendingChoice, delta: dict[str, Any], has_calls: bool) -> bytes:
         return self._event(
             {
                 "index": choice.index,
@@ -128,7 +119,7 @@ class ChatGeneration(OpenAIGeneration):
     def _finish_reason(reason: str | None, has_calls: bool) -> str | None:
         return "tool_calls" if reason == "stop" and has_calls else reason
 
-    def _opening_event(self, choice: Choice) -> bytes:
+    def _opening_event(self, choice: PendingChoice) -> bytes:
         entry = {
             "index": choice.index,
             "delta": {"role": "assistant", "content": ""},
@@ -137,17 +128,10 @@ class ChatGeneration(OpenAIGeneration):
         }
         return self._event(entry, **self._prompt_extras(choice))
 
-    def _text_event(self, index: int, text: str) -> bytes:
-        return b'%b%b},"logprobs":null,"finish_reason":null}]%b' % (
-            self._text_heads[index],
-            _encode(text),
-            self._tail(),
-        )
-
-    def _choice_logprobs(self, choice: Choice) -> dict[str, Any] | None:
+    def _choice_logprobs(self, choice: PendingChoice) -> dict[str, Any] | None:
         return chat_logprobs(self.tokenizer, choice.logprobs) if self.body.logprobs else None
 
-    def _prompt_extras(self, choice: Choice) -> dict[str, Any]:
+    def _prompt_extras(self, choice: PendingChoice) -> dict[str, Any]:
         extras: dict[str, Any] = {}
         if self.body.return_token_ids:
             extras["prompt_token_ids"] = self._prompt_of(choice.index)
@@ -156,8 +140,8 @@ class ChatGeneration(OpenAIGeneration):
         return extras
 
 
-def _whole_message(message: Message) -> dict[str, Any]:
-    """Fields that few messages have are left out where there is nothing to say."""
+def _whole_message(message: WholeMessage) -> dict[str, Any]:
+    """Return the message of a whole choice, without the fields that few messages have and this one has not."""
     calls = [
         {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in message.tool_calls

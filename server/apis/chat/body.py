@@ -49,7 +49,7 @@ class ChatBody(GenerationBody):
 
 
 def parse_chat(body: Mapping[str, Any]) -> ChatBody:
-    """The body of a chat completion. Raises `InvalidRequestError`."""
+    """Return the body of a chat completion. Raises `InvalidRequestError`."""
     request = read_body(ChatBody, body)
     check_stream_options(request.stream_options, is_streamed=request.stream)
     if request.top_logprobs and not request.logprobs:

@@ -1,1 +1,1 @@
-"""POST /v1/completions."""
+"""POST /v1/completions. `body`: the parameters; `answer`: text, echo, the best of several, and log-probabilities."""

@@ -1,4 +1,4 @@
-"""POST /v1/completions: from a body to an answer. Independent of HTTP; `server.app` puts it on a route."""
+"""POST /v1/completions: from a body to an answer. Independent of HTTP; `server.operations` gives it a path."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.server.apis.answer_schemas import CHOICE, IDENTITY, STRING, AnswerSchema, constant, list_of, object_with
 from orcinus.server.apis.completions.body import CompletionBody, parse_completion
-from orcinus.server.apis.generation import Choice, OpenAIGeneration
+from orcinus.server.apis.generation import OpenAIGeneration, PendingChoice
 from orcinus.server.apis.logprobs import TextLogprobs
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.requests.caller import ANONYMOUS, Caller
@@ -17,13 +17,11 @@ from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
 from orcinus.server.requests.structured import grammar_param, read_grammar
 
-_encode = msgspec.json.encode
-
 
 async def start_completion(
     ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
 ) -> "CompletionGeneration":
-    """Check, tokenize and submit; nothing is awaited after the engine has admitted it.
+    """Check and tokenize the prompts, and submit them; nothing is awaited after the engine has admitted them.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
     `EngineUnavailableError`.
@@ -56,12 +54,12 @@ async def start_completion(
 
 
 def _num_logprobs(body: CompletionBody) -> int | None:
-    """The best of several are found by their log-probabilities, whether or not `logprobs` is asked for."""
+    """Return how many alternatives the engine gives: the best of several are found by their log-probabilities."""
     return 0 if body.logprobs is None and body.has_candidates else body.logprobs
 
 
 def _num_prompt_logprobs(body: CompletionBody) -> int | None:
-    """`echo` with `logprobs` needs those of the prompt, whether or not `prompt_logprobs` is asked for."""
+    """Return how many alternatives it gives of the prompt's tokens, which `echo` with `logprobs` needs too."""
     asked = [body.prompt_logprobs, body.logprobs if body.echo else None]
     return max((number for number in asked if number is not None), default=None)
 
@@ -78,6 +76,7 @@ class CompletionGeneration(OpenAIGeneration):
     id_prefix = "cmpl"
     whole_object = "text_completion"
     chunk_object = "text_completion"
+    text_fields = (b'"text":', b"")
     body: CompletionBody
 
     def __init__(
@@ -89,9 +88,6 @@ class CompletionGeneration(OpenAIGeneration):
         prompts: Sequence[EncodedPrompt],
     ) -> None:
         super().__init__(ctx, body, request, stream)
-        self._text_heads = [
-            b'data: %b,"choices":[{"index":%d,"text":' % (self._head, index) for index in range(request.num_choices)
-        ]
         needs_text = body.echo or body.logprobs is not None
         self._prompt_texts = [prompt.read_text(self.tokenizer) for prompt in prompts] if needs_text else []
         self._logprobs: dict[int, TextLogprobs] = {}
@@ -105,16 +101,16 @@ class CompletionGeneration(OpenAIGeneration):
             choice["index"] = index
         return answer
 
-    def _best_choices(self) -> list[Choice]:
-        """Of each prompt's candidates the `n` with the highest log-probability per token, best first."""
+    def _best_choices(self) -> list[PendingChoice]:
+        """Return of each prompt's candidates the `n` with the highest log-probability per token, best first."""
         num_candidates = self.request.sampling.n
-        best: list[Choice] = []
+        best: list[PendingChoice] = []
         for first in range(0, len(self._choices), num_candidates):
             candidates = sorted(self._choices[first : first + num_candidates], key=_mean_logprob, reverse=True)
             best += candidates[: self.body.n]
         return best
 
-    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+    def _whole_choice(self, choice: PendingChoice) -> dict[str, Any]:
         first = {"prompt_token_ids": self._prompt_of(choice.index)} if self.body.return_token_ids else {}
         return {
             "index": choice.index,
@@ -125,27 +121,20 @@ class CompletionGeneration(OpenAIGeneration):
             **first,
         }
 
-    def _events(self, choice: Choice) -> bytes:
+    def _events(self, choice: PendingChoice) -> bytes:
         entry = self._whole_choice(choice)
         if choice.has_begun:
             entry.pop("prompt_token_ids", None)
         return self._event(entry)
 
-    def _text_event(self, index: int, text: str) -> bytes:
-        return b'%b%b,"logprobs":null,"finish_reason":null}]%b' % (
-            self._text_heads[index],
-            _encode(text),
-            self._tail(),
-        )
-
-    def _echoed(self, choice: Choice) -> str:
+    def _echoed(self, choice: PendingChoice) -> str:
         return self._prompt_text(choice.index) if self.body.echo and not choice.has_begun else ""
 
     def _prompt_text(self, index: int) -> str:
         return self._prompt_texts[index // self.request.sampling.n]
 
-    def _choice_logprobs(self, choice: Choice) -> dict[str, list[Any]] | None:
-        """The arrays for the gathered tokens, after those of the prompt if this is the first time and echo asks."""
+    def _choice_logprobs(self, choice: PendingChoice) -> dict[str, list[Any]] | None:
+        """Return the arrays of the gathered tokens, the first time after those of the prompt if it is echoed."""
         if self.body.logprobs is None:
             return None
         if choice.index not in self._logprobs:
@@ -166,12 +155,12 @@ class CompletionGeneration(OpenAIGeneration):
             skip_special_tokens=self.body.skip_special_tokens,
         )
 
-    def _choice_extras(self, choice: Choice) -> dict[str, Any]:
+    def _choice_extras(self, choice: PendingChoice) -> dict[str, Any]:
         extras = super()._choice_extras(choice)
         if (ranked := self._ranked_prompt_logprobs(choice)) is not None:
             extras["prompt_logprobs"] = ranked
         return extras
 
 
-def _mean_logprob(choice: Choice) -> float:
+def _mean_logprob(choice: PendingChoice) -> float:
     return sum(entry.logprob for entry in choice.logprobs) / max(len(choice.logprobs), 1)

@@ -38,7 +38,7 @@ class CompletionBody(GenerationBody):
 
 
 def parse_completion(body: Mapping[str, Any]) -> CompletionBody:
-    """The body of a completion. Raises `InvalidRequestError`."""
+    """Return the body of a completion. Raises `InvalidRequestError`."""
     request = read_body(CompletionBody, body)
     check_stream_options(request.stream_options, is_streamed=request.stream)
     if request.prompt is None:

@@ -1,1 +1,1 @@
-"""POST /v1/embeddings."""
+"""POST /v1/embeddings. `body`: the parameters; `answer`: vectors as numbers or base64."""

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: from a body to vectors. Independent of HTTP; `server.app` puts it on a route.
+"""POST /v1/embeddings: from a body to vectors. Independent of HTTP; `server.operations` gives it a path.
 
 Every input is a prompt of which nothing is generated, and goes the way of all prompts. Knows nothing of how a vector
 comes about.
@@ -53,7 +53,7 @@ EMBEDDINGS = AnswerSchema(
 async def start_embeddings(
     ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
 ) -> "EmbeddingGeneration":
-    """Check, tokenize and submit; nothing is awaited after the engine has admitted it.
+    """Check and tokenize the inputs, and submit them; nothing is awaited after the engine has admitted them.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
     `EngineUnavailableError`.
@@ -120,7 +120,7 @@ async def _encode_inputs(ctx: ServingContext, body: EmbeddingBody) -> list[Encod
 
 
 def _check_not_empty(given: Any) -> None:
-    """Of an empty text some tokenizers make a token of their own."""
+    """Raise `InvalidRequestError` for an empty input, though some tokenizers make a token of it."""
     for index, part in enumerate(given if isinstance(given, list) else [given]):
         if part in ("", []):
             where = f"input[{index}]" if isinstance(given, list) else "input"
@@ -137,7 +137,7 @@ def _check_dimensions(dimensions: int | None, hidden_size: int) -> None:
 
 @contextmanager
 def _naming_input() -> Iterator[None]:
-    """The engine's checks speak of prompts and of choices, which are both the inputs here."""
+    """Blame `input` for what the engine's checks say of prompts and of choices, which are both the inputs here."""
     try:
         yield
     except InvalidRequestError as error:
@@ -146,13 +146,13 @@ def _naming_input() -> Iterator[None]:
 
 
 def _write_vectors(vectors: Sequence[bytes], body: EmbeddingBody) -> list[msgspec.Raw]:
-    """One by one, so that a thread that does this lets others run in between."""
+    """Write the vectors one by one, so that a thread that does this lets others run in between."""
     write = _write_base64 if body.encoding_format == "base64" else _write_floats
     return [msgspec.Raw(write(_shorten(vector, body.dimensions))) for vector in vectors]
 
 
 def _shorten(vector: bytes, dimensions: int | None) -> bytes:
-    """The first numbers alone, made of length 1 again, for models that put what matters most there."""
+    """Return the first numbers alone, made of length 1 again, for models that put what matters most there."""
     if dimensions is None or dimensions * _BYTES_PER_NUMBER == len(vector):
         return vector
     kept = array("f", vector[: dimensions * _BYTES_PER_NUMBER])

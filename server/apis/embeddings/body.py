@@ -32,7 +32,7 @@ class EmbeddingBody(PromptBody):
 
 
 def parse_embedding(body: Mapping[str, Any]) -> EmbeddingBody:
-    """The body of a request for embeddings. Raises `InvalidRequestError`."""
+    """Return the body of a request for embeddings. Raises `InvalidRequestError`."""
     request = read_body(EmbeddingBody, body)
     if request.input is None:
         raise InvalidRequestError("input is required", "input")

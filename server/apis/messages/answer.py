@@ -45,17 +45,17 @@ MESSAGE_TOKENS = AnswerSchema("MessageTokens", object_with(input_tokens=INTEGER)
 async def start_message(
     ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
 ) -> "MessageGeneration":
-    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
+    """Check, render and tokenize a message, and submit it; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps.
     """
     parsed = parse_messages(body)
     request = await prepare_chat(ctx, to_chat_body(parsed), _new_id(), caller)
-    return MessageGeneration(ctx, request, request.submit(ctx), is_streamed=parsed.stream)
+    return MessageGeneration(ctx, request, ctx.engine.submit(request.generation), is_streamed=parsed.stream)
 
 
 async def count_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
-    """How long the prompt of a message would be. Checks what the message itself would be checked for."""
+    """Return how long the prompt of a message would be. Checks what the message itself would be checked for."""
     request = await prepare_chat(ctx, to_chat_body(parse_message_count(body)), _new_id())
     [prompt] = request.generation.prompts
     return {"input_tokens": len(prompt)}
@@ -96,7 +96,7 @@ class MessageGeneration(SingleChoiceGeneration):
     def _collect(self, output: RequestOutput) -> None:
         for piece in self._take(output):
             if self._begins_block(piece):
-                self._blocks.append(_Block(_opening(piece)))
+                self._begin_block(piece)
             if not isinstance(piece, ToolCallStart):
                 self._blocks[-1].text.append(piece.text)
 
@@ -105,7 +105,7 @@ class MessageGeneration(SingleChoiceGeneration):
         return {**self._identity, "content": content, **self._stop(), "usage": self._usage()}
 
     def encode_error(self, error: Exception) -> bytes:
-        """On this event the SDK raises."""
+        """Return the event on which the SDK raises."""
         return encode_event("error", anthropic_error_body(error))
 
     def _opening_events(self) -> bytes:
@@ -113,20 +113,25 @@ class MessageGeneration(SingleChoiceGeneration):
         return _event("message_start", message={**self._identity, **nothing, "usage": self._usage()})
 
     def _piece_events(self, piece: Piece) -> bytes:
-        events = self._begin_block(piece) if self._begins_block(piece) else b""
+        events = b""
+        if self._begins_block(piece):
+            events = self._end_of_block()
+            events += self._start_of_block(self._begin_block(piece))
         if isinstance(piece, ToolCallStart):
             return events
         return b"%b%b%b}}\n\n" % (events, self._delta_head, _encode(piece.text))
 
-    def _begin_block(self, piece: Piece) -> bytes:
-        """The events between two blocks. What is the same in all deltas of the new one is encoded here, once."""
-        end = self._end_of_block()
+    def _begin_block(self, piece: Piece) -> _Block:
         block = _Block(_opening(piece))
         self._blocks.append(block)
+        return block
+
+    def _start_of_block(self, block: _Block) -> bytes:
+        """Return the event of a block that was just begun, and encode what is the same in all its deltas, once."""
         kind, name = _DELTAS[block.kind]
         delta = self._block_event("content_block_delta", delta={"type": kind, name: ""})
         self._delta_head = delta.removesuffix(b'""}}\n\n')
-        return end + self._block_event("content_block_start", content_block=block.opening)
+        return self._block_event("content_block_start", content_block=block.opening)
 
     def _closing_events(self) -> bytes:
         ending = _event("message_delta", delta=self._stop(), usage=self._usage())
@@ -146,7 +151,7 @@ class MessageGeneration(SingleChoiceGeneration):
         return self._block_event("content_block_delta", delta={"type": "signature_delta", "signature": ""}) + stop
 
     def _block_event(self, kind: str, **fields: Any) -> bytes:
-        """Of the block that was begun last."""
+        """Return an event of the block that was begun last."""
         return _event(kind, index=len(self._blocks) - 1, **fields)
 
     def _stop(self) -> dict[str, Any]:
@@ -157,7 +162,7 @@ class MessageGeneration(SingleChoiceGeneration):
         return {"stop_reason": "tool_use" if self.message.tool_calls else "end_turn", "stop_sequence": None}
 
     def _usage(self) -> dict[str, int]:
-        """Here, unlike elsewhere, tokens that were cached are not among the input's."""
+        """Return the usage as this API counts it: tokens that were cached are not among the input's."""
         return {
             "input_tokens": self.usage.prompt_tokens - self.usage.cached_tokens,
             "cache_creation_input_tokens": 0,
@@ -167,7 +172,7 @@ class MessageGeneration(SingleChoiceGeneration):
 
 
 def read_input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call as an object: of JSON that was cut off what is complete, of anything else the text."""
+    """Return the arguments of a call as an object: what is complete of JSON that was cut off, of no JSON the text."""
     try:
         value = from_json(arguments or "{}", allow_inf_nan=False, allow_partial=True)
     except ValueError:
@@ -203,7 +208,7 @@ def _opening(piece: Piece) -> dict[str, Any]:
 
 
 def _tool_use_id(call_id: str) -> str:
-    """With the prefix that clients expect, which `server.apis.messages.input` takes off again."""
+    """Give the id the prefix that clients expect, which `server.apis.messages.input` takes off again."""
     return CALL_ID_PREFIX + call_id.removeprefix("call_")
 
 

@@ -18,6 +18,8 @@ from orcinus.server.requests.schemas import (
     TokenCount,
 )
 
+TURN_ROLES = ["user", "assistant", "system"]
+
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 Texts = Annotated[Any, WithJsonSchema(_TEXTS_SCHEMA)]
 _BLOCKS_SCHEMA = {"type": "array", "items": {"type": "object", "required": ["type"]}, "minItems": 1}
@@ -25,7 +27,7 @@ _TURN_SCHEMA = {
     "type": "object",
     "required": ["role", "content"],
     "properties": {
-        "role": {"enum": ["user", "assistant", "system"]},
+        "role": {"enum": TURN_ROLES},
         "content": {"anyOf": [{"type": "string"}, _BLOCKS_SCHEMA]},
     },
     "additionalProperties": False,
@@ -86,7 +88,7 @@ class MessagesBody(SamplingBody):
 
 
 def parse_messages(body: Mapping[str, Any]) -> MessagesBody:
-    """The body of a message. Raises `InvalidRequestError`."""
+    """Return the body of a message. Raises `InvalidRequestError`."""
     request = parse_message_count(body)
     if request.max_tokens is None:
         raise InvalidRequestError("max_tokens is required", "max_tokens")
@@ -94,7 +96,7 @@ def parse_messages(body: Mapping[str, Any]) -> MessagesBody:
 
 
 def parse_message_count(body: Mapping[str, Any]) -> MessagesBody:
-    """The body of a message whose tokens are to be counted. Raises `InvalidRequestError`."""
+    """Return the body of a message whose tokens are to be counted. Raises `InvalidRequestError`."""
     request = read_body(MessagesBody, body)
     if not request.messages:
         raise InvalidRequestError("messages must have at least one message, got none", "messages")

@@ -10,8 +10,9 @@ from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.chat.body import ChatBody, parse_chat
-from orcinus.server.apis.messages.body import MessagesBody, ThinkingOptions
+from orcinus.server.apis.messages.body import TURN_ROLES, MessagesBody, ThinkingOptions
 from orcinus.server.errors import shown
+from orcinus.server.json_values import read_string
 from orcinus.server.requests.bodies import SamplingBody
 
 CALL_ID_PREFIX = "toolu_"
@@ -35,11 +36,11 @@ _REFUSED_TOOL_FIELDS = {  # unless they say what is so anyway
 }
 
 Block = dict[str, Any]
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 
 
 def to_chat_body(body: MessagesBody) -> ChatBody:
-    """The same request as a chat completion. Raises `InvalidRequestError`."""
+    """Return the same request as a chat completion. Raises `InvalidRequestError`."""
     messages = _read_system(body.system)
     for index, message in enumerate(body.messages):
         messages += _read_message(message, f"messages[{index}]")
@@ -60,14 +61,14 @@ def to_chat_body(body: MessagesBody) -> ChatBody:
     )
 
 
-def _read_system(system: Any) -> list[Message]:
+def _read_system(system: Any) -> list[ChatMessage]:
     if system is None or system in ("", []):
         return []
     return [{"role": "system", "content": _join(_read_blocks(system, "system", _TEXT))}]
 
 
-def _read_message(message: Mapping[str, Any], where: str) -> list[Message]:
-    """More than one, where a user's message has the results of tools."""
+def _read_message(message: Mapping[str, Any], where: str) -> list[ChatMessage]:
+    """Return the messages of a chat that a message becomes: several where a user's has the results of tools."""
     for name in message:
         if name not in ("role", "content"):
             raise InvalidRequestError(f"{where} has role and content, got {shown(name)}", where)
@@ -81,12 +82,12 @@ def _read_message(message: Mapping[str, Any], where: str) -> list[Message]:
             return [{"role": "system", "content": _join(_read_blocks(content, inside, _TEXT))}]
         case role:
             raise InvalidRequestError(
-                f"{where}.role must be one of user, assistant, system, got {shown(role)}", f"{where}.role"
+                f"{where}.role must be one of {', '.join(TURN_ROLES)}, got {shown(role)}", f"{where}.role"
             )
 
 
 def _read_blocks(content: Any, where: str, kinds: Collection[str]) -> list[Block]:
-    """Blocks of these kinds, with their text or thinking in place. A string is one block of text."""
+    """Return blocks of these kinds, with their text or thinking in place. A string is one block of text."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list) or not content:
@@ -107,9 +108,9 @@ def _check_block(block: Any, where: str, kinds: Collection[str]) -> None:
             raise InvalidRequestError(f"{where}.{name} must be a string", f"{where}.{name}")
 
 
-def _read_user(blocks: list[Block], where: str) -> list[Message]:
-    """Each result of a tool is a message of its own; the text between them is the user's."""
-    messages: list[Message] = []
+def _read_user(blocks: list[Block], where: str) -> list[ChatMessage]:
+    """Make each result of a tool a message of its own; the text between them is the user's."""
+    messages: list[ChatMessage] = []
     numbered = enumerate(blocks)
     for kind, group in groupby(numbered, key=lambda entry: entry[1]["type"]):
         if kind == "tool_result":
@@ -119,7 +120,7 @@ def _read_user(blocks: list[Block], where: str) -> list[Message]:
     return messages
 
 
-def _read_result(block: Block, where: str) -> Message:
+def _read_result(block: Block, where: str) -> ChatMessage:
     content = block.get("content")
     text = _join(_read_blocks(content, f"{where}.content", _TEXT)) if content else ""
     if block.get("is_error"):
@@ -127,8 +128,8 @@ def _read_result(block: Block, where: str) -> Message:
     return {"role": "tool", "tool_call_id": _read_call_id(block, "tool_use_id", where), "content": text}
 
 
-def _read_assistant(blocks: list[Block], where: str) -> Message:
-    message: Message = {"role": "assistant", "content": _join(block for block in blocks if block["type"] == "text")}
+def _read_assistant(blocks: list[Block], where: str) -> ChatMessage:
+    message: ChatMessage = {"role": "assistant", "content": _join(block for block in blocks if block["type"] == "text")}
     if thoughts := [block["thinking"] for block in blocks if block["type"] == "thinking"]:
         message["reasoning_content"] = "\n".join(thoughts)
     calls = [_read_use(block, f"{where}[{i}]") for i, block in enumerate(blocks) if block["type"] == "tool_use"]
@@ -136,29 +137,24 @@ def _read_assistant(blocks: list[Block], where: str) -> Message:
 
 
 def _read_use(block: Block, where: str) -> dict[str, Any]:
-    call_id = _read_call_id(block, "id", where)
-    name, arguments = block.get("name"), block.get("input")
-    if not isinstance(name, str):
-        raise InvalidRequestError(f"{where}.name must be a string, got {shown(name)}", f"{where}.name")
+    call_id, name = _read_call_id(block, "id", where), read_string(block, "name", where)
+    arguments = block.get("input")
     if not isinstance(arguments, dict):
         raise InvalidRequestError(f"{where}.input must be an object, got {shown(arguments)}", f"{where}.input")
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _read_call_id(block: Block, name: str, where: str) -> str:
-    """As the model's own format has it: without the prefix that it was given on its way out."""
-    call_id = block.get(name)
-    if not isinstance(call_id, str):
-        raise InvalidRequestError(f"{where}.{name} must be a string, got {shown(call_id)}", f"{where}.{name}")
-    return call_id.removeprefix(CALL_ID_PREFIX)
+    """Return the id as the model's own format has it: without the prefix that it was given on its way out."""
+    return read_string(block, name, where).removeprefix(CALL_ID_PREFIX)
 
 
 def _join(blocks: Any) -> str:
     return "\n".join(block["text"] for block in blocks)
 
 
-def _is_prefilled(messages: list[Message]) -> bool:
-    """Whether the assistant has begun its message already."""
+def _is_prefilled(messages: list[ChatMessage]) -> bool:
+    """Return whether the assistant has begun its message already."""
     if messages[-1]["role"] != "assistant":
         return False
     if "tool_calls" in messages[-1]:
@@ -207,7 +203,7 @@ def _forced_tool(name: str | None, body: MessagesBody) -> dict[str, Any]:
 
 
 def _read_thinking(thinking: ThinkingOptions | None) -> dict[str, bool]:
-    """Under the name that most templates know. A budget is an aim; the limit is max_tokens, thinking included."""
+    """Return the variable that most templates know. A budget is an aim: max_tokens is the limit, thinking included."""
     return {} if thinking is None else {"enable_thinking": _THINKS[thinking.type]}
 
 

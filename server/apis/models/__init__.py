@@ -1,1 +1,1 @@
-"""GET /v1/models and /v1/models/{model}: the names that are served. `answer` looks them up; there is no body."""
+"""GET /v1/models and /v1/models/{model}. `answer`: the names that are served."""

@@ -1,4 +1,4 @@
-"""POST /v1/responses: from a body to an answer. Independent of HTTP; `server.app` puts it on a route.
+"""POST /v1/responses: from a body to an answer. Independent of HTTP; `server.operations` gives it a path.
 
 A response is a chat completion in another form: `server.apis.responses.input` makes a chat of what is asked, and
 `server.apis.responses.output` items of what is said. Nothing is stored.
@@ -37,7 +37,7 @@ from orcinus.server.requests.caller import ANONYMOUS, Caller
 async def start_response(
     ctx: ServingContext, body: Mapping[str, Any], caller: Caller = ANONYMOUS
 ) -> "ResponseGeneration":
-    """Check, render, tokenize and submit; nothing is awaited after the engine has admitted it.
+    """Check, render and tokenize a response, and submit it; nothing is awaited after the engine has admitted it.
 
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
     `EngineUnavailableError`.
@@ -46,7 +46,7 @@ async def start_response(
     chat = to_chat_body(asked)
     with naming_parameters_of_responses():
         request = await prepare_chat(ctx, chat, f"resp_{uuid.uuid4().hex}", caller)
-        return ResponseGeneration(ctx, asked, request, request.submit(ctx))
+        return ResponseGeneration(ctx, asked, request, ctx.engine.submit(request.generation))
 
 
 RESPONSE = AnswerSchema(
@@ -103,7 +103,7 @@ class ResponseGeneration(SingleChoiceGeneration):
         return self._encode([*events, {"type": f"response.{self._final_status}", "response": response}])
 
     def encode_error(self, error: Exception) -> bytes:
-        """The response as failed, which is its last state, and an event on which the SDK raises: it has an `error`."""
+        """Return the response as failed, its last state, and an event on which the SDK raises, as it has an `error`."""
         problem = error_body(error)["error"]
         opening = b"" if self._has_begun else self._opening_events()
         self._items.close("incomplete")
@@ -128,7 +128,7 @@ class ResponseGeneration(SingleChoiceGeneration):
         return self._items.end(self._final_status, self._logprobs_so_far())
 
     def _logprobs_so_far(self) -> list[dict[str, Any]]:
-        """Those that no event has had."""
+        """Return the log-probabilities that no event has had yet."""
         taken, self._new_logprobs = self._new_logprobs, []
         return taken
 
@@ -193,7 +193,7 @@ class ResponseGeneration(SingleChoiceGeneration):
         }
 
     def _num_written_to_cache(self, usage: Usage) -> int:
-        """The prompt's tokens in whole blocks, of which later requests can have what this one computed."""
+        """Return how many of the prompt's tokens, in whole blocks, were computed here for later requests to reuse."""
         if self._cached_block_size is None:
             return 0
         in_blocks = usage.prompt_tokens - usage.prompt_tokens % self._cached_block_size

@@ -112,7 +112,7 @@ class ResponseBody(SamplingBody):
 
 
 def parse_response(body: Mapping[str, Any]) -> ResponseBody:
-    """The body of a response. Raises `InvalidRequestError`."""
+    """Return the body of a response. Raises `InvalidRequestError`."""
     request = read_body(ResponseBody, body)
     check_stream_options(request.stream_options, is_streamed=request.stream)
     if request.input is None:

@@ -13,10 +13,11 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.chat.body import ChatBody
 from orcinus.server.apis.responses.body import ResponseBody, TextFormat
 from orcinus.server.errors import shown
+from orcinus.server.json_values import read_object, read_string
 from orcinus.server.requests.bodies import SamplingBody
 from orcinus.server.requests.schemas import MAX_MESSAGES
 
-ROLES = ("user", "assistant", "system", "developer")
+_ROLES = ("user", "assistant", "system", "developer")
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _REASONING_PARTS = ("reasoning_text", "summary_text")
@@ -33,7 +34,10 @@ _OTHER_NAMES = (
 
 
 def to_chat_body(body: ResponseBody) -> ChatBody:
-    """Raises `InvalidRequestError`. What the body leaves to the model's defaults stays so."""
+    """Return the same request as a chat completion; what it leaves to the model's defaults stays so.
+
+    Raises `InvalidRequestError`.
+    """
     stated = {name: getattr(body, name) for name in SamplingBody.model_fields if name in body.model_fields_set}
     if body.truncation == "auto":
         stated["truncate_prompt_tokens"] = -1
@@ -54,7 +58,7 @@ def to_chat_body(body: ResponseBody) -> ChatBody:
 
 @contextlib.contextmanager
 def naming_parameters_of_responses() -> Iterator[None]:
-    """Errors about the parameters of a chat leave here with the names that the client knows."""
+    """Rename what an error blames: the parameters of a chat to those that the client knows."""
     try:
         yield
     except InvalidRequestError as error:
@@ -62,7 +66,7 @@ def naming_parameters_of_responses() -> Iterator[None]:
 
 
 def read_input(given: Any, instructions: str | None = None) -> list[dict[str, Any]]:
-    """The messages of a chat. Raises `InvalidRequestError` naming the item that is wrong."""
+    """Return the messages of a chat. Raises `InvalidRequestError` naming the item that is wrong."""
     conversation = _Conversation()
     if instructions is not None:
         conversation.add({"role": "system", "content": instructions})
@@ -86,7 +90,7 @@ class _Conversation:
         self._turn: dict[str, Any] = {}
 
     def add(self, message: dict[str, Any]) -> None:
-        """A message of somebody other than the assistant."""
+        """Add a message of somebody other than the assistant."""
         self.end_turn()
         self.messages.append(message)
 
@@ -106,7 +110,7 @@ class _Conversation:
         self._turn.setdefault("tool_calls", []).append({"id": call_id, "type": "function", "function": function})
 
     def end_turn(self) -> None:
-        """Thoughts that led to nothing are left out."""
+        """Add what the assistant did as one message, and leave thoughts out that led to nothing."""
         if self._has_acted:
             self.messages.append({"role": "assistant", **self._turn})
         self._turn = {}
@@ -117,7 +121,7 @@ class _Conversation:
 
 
 def _read_item(conversation: _Conversation, given: Any, where: str) -> None:
-    item = _object(given, where)
+    item = read_object(given, where)
     match item.get("type", "message" if "role" in item else "item_reference"):
         case "message":
             _read_message(conversation, item, where)
@@ -125,9 +129,9 @@ def _read_item(conversation: _Conversation, given: Any, where: str) -> None:
             if text := _read_reasoning(item, where):
                 conversation.think(text)
         case "function_call":
-            conversation.call(*(_string(item, name, where) for name in ("call_id", "name", "arguments")))
+            conversation.call(*(read_string(item, name, where) for name in ("call_id", "name", "arguments")))
         case "function_call_output":
-            call_id = _string(item, "call_id", where)
+            call_id = read_string(item, "call_id", where)
             content = _read_content(item.get("output"), f"{where}.output")
             conversation.add({"role": "tool", "tool_call_id": call_id, "content": content})
         case "item_reference":
@@ -141,8 +145,10 @@ def _read_item(conversation: _Conversation, given: Any, where: str) -> None:
 
 def _read_message(conversation: _Conversation, item: Mapping[str, Any], where: str) -> None:
     role = item.get("role")
-    if role not in ROLES:
-        raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {shown(role)}", f"{where}.role")
+    if role not in _ROLES:
+        raise InvalidRequestError(
+            f"{where}.role must be one of {', '.join(_ROLES)}, got {shown(role)}", f"{where}.role"
+        )
     content = _read_content(item.get("content"), f"{where}.content")
     if role == "assistant":
         conversation.say(content)
@@ -153,25 +159,25 @@ def _read_message(conversation: _Conversation, item: Mapping[str, Any], where: s
 def _read_content(content: Any, where: str) -> str | list[dict[str, str]]:
     if isinstance(content, str):
         return content
-    return [_read_part(part, f"{where}[{i}]") for i, part in enumerate(_list(content, where))]
+    return [_read_part(part, f"{where}[{i}]") for i, part in enumerate(_read_list(content, where))]
 
 
 def _read_part(given: Any, where: str) -> dict[str, str]:
-    part = _object(given, where)
+    part = read_object(given, where)
     kind = part.get("type")
     if kind in _TEXT_PARTS:
-        return {"type": "text", "text": _string(part, "text", where)}
+        return {"type": "text", "text": read_string(part, "text", where)}
     if kind == "refusal":
-        return {"type": "refusal", "refusal": _string(part, "refusal", where)}
+        return {"type": "refusal", "refusal": read_string(part, "refusal", where)}
     raise InvalidRequestError(f"{where}: this model takes text only, got a part of type {shown(kind)}", where)
 
 
 def _read_reasoning(item: Mapping[str, Any], where: str) -> str:
-    """The thoughts if the item has them, otherwise their summary. What is encrypted was not encrypted here."""
+    """Return the thoughts if the item has them, otherwise their summary. What is encrypted was not encrypted here."""
     for name in ("content", "summary"):
         parts = [
             _read_thought(part, f"{where}.{name}[{i}]")
-            for i, part in enumerate(_list(item.get(name, []), f"{where}.{name}"))
+            for i, part in enumerate(_read_list(item.get(name, []), f"{where}.{name}"))
         ]
         if parts:
             return "\n".join(parts)
@@ -179,16 +185,16 @@ def _read_reasoning(item: Mapping[str, Any], where: str) -> str:
 
 
 def _read_thought(given: Any, where: str) -> str:
-    part = _object(given, where)
+    part = read_object(given, where)
     if part.get("type") not in _REASONING_PARTS:
         raise InvalidRequestError(
             f"{where}.type must be one of {', '.join(_REASONING_PARTS)}, got {shown(part.get('type'))}", f"{where}.type"
         )
-    return _string(part, "text", where)
+    return read_string(part, "text", where)
 
 
 def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The form of a chat, where a function's fields lie one level deeper."""
+    """Return the form of a chat, where a function's fields lie one level deeper."""
     if tool.get("type") != "function":
         raise InvalidRequestError(
             f'{where}.type must be "function": no other tools are run here, got {shown(tool.get("type"))}',
@@ -221,7 +227,7 @@ def _read_format(form: TextFormat | None) -> dict[str, Any] | None:
 
 
 def _renamed(error: InvalidRequestError) -> InvalidRequestError:
-    """The same error with the other name, in its text too."""
+    """Return the same error with the other name, in its text too."""
     if error.param is None:
         return error
     name = error.param
@@ -230,21 +236,7 @@ def _renamed(error: InvalidRequestError) -> InvalidRequestError:
     return type(error)(str(error).replace(error.param, name), name)
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    """An object, less what is null."""
-    if not isinstance(value, dict):
-        raise InvalidRequestError(f"{where} must be an object, got {shown(value)}", where)
-    return {key: part for key, part in value.items() if part is not None}
-
-
-def _list(value: Any, where: str) -> list[Any]:
+def _read_list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise InvalidRequestError(f"{where} must be a string or a list of parts, got {shown(value)}", where)
-    return value
-
-
-def _string(item: Mapping[str, Any], name: str, where: str) -> str:
-    value = item.get(name)
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{where}.{name} must be a string, got {shown(value)}", f"{where}.{name}")
     return value

@@ -25,21 +25,21 @@ class OutputItems:
         self._open: _Item | None = None
 
     def add(self, piece: Piece, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
-        """`logprobs` are those of the tokens behind a piece of content."""
+        """Return the events of a piece. `logprobs` are those of the tokens behind a piece of content."""
         match piece:
             case Content(text):
-                return self._switch_to(_Message) + self._extend(text, logprobs)
+                return self._switch_to(_MessageItem) + self._extend(text, logprobs)
             case Reasoning(text):
-                return self._switch_to(_Thoughts) + self._extend(text)
+                return self._switch_to(_ReasoningItem) + self._extend(text)
             case ToolCallStart(_, call_id, name):
-                return self.close() + self._begin(_Call(len(self._items), call_id, name))
+                return self.close() + self._begin(_FunctionCallItem(len(self._items), call_id, name))
             case ToolCallArguments(_, text):
                 return self._extend(text)
 
     def end(self, status: Status, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
-        """No more comes. `status` is that of the open item; without any item there is an empty message."""
-        events = [] if self._items else self._switch_to(_Message)
-        if logprobs and isinstance(self._open, _Message):
+        """Close the open item with this status, and return the last events; at least there is an empty message."""
+        events = [] if self._items else self._switch_to(_MessageItem)
+        if logprobs and isinstance(self._open, _MessageItem):
             events += self._extend("", logprobs)
         return events + self.close(status)
 
@@ -51,7 +51,7 @@ class OutputItems:
     def to_list(self) -> list[dict[str, Any]]:
         return [item.to_dict() for item in self._items]
 
-    def _switch_to(self, kind: "type[_Message | _Thoughts]") -> list[Event]:
+    def _switch_to(self, kind: "type[_MessageItem | _ReasoningItem]") -> list[Event]:
         return [] if isinstance(self._open, kind) else self.close() + self._begin(kind(len(self._items)))
 
     def _begin(self, item: "_Item") -> list[Event]:
@@ -81,7 +81,7 @@ class _Item(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """The item as it is now. What is in progress has no content yet."""
+        """Return the item as it is now. What is in progress has no content yet."""
 
     @abstractmethod
     def extend(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event: ...
@@ -95,7 +95,7 @@ class _Item(ABC):
 
     @abstractmethod
     def _last_events(self) -> list[Event]:
-        """What comes before the event that the item is done."""
+        """Return what comes before the event that the item is done."""
 
     def _item_event(self, name: str) -> Event:
         return {"type": name, "output_index": self._place["output_index"], "item": self.to_dict()}
@@ -116,7 +116,7 @@ class _TextItem(_Item):
 
     @abstractmethod
     def _part(self) -> dict[str, Any]:
-        """The part as it is now."""
+        """Return the part as it is now."""
 
     def begin(self) -> list[Event]:
         return [*super().begin(), {"type": "response.content_part.added", **self._place, "part": self._part()}]
@@ -132,7 +132,7 @@ class _TextItem(_Item):
         ]
 
 
-class _Thoughts(_TextItem):
+class _ReasoningItem(_TextItem):
     id_prefix = "rs"
     text_event = "response.reasoning_text"
 
@@ -150,7 +150,7 @@ class _Thoughts(_TextItem):
         return {"type": "reasoning_text", "text": self.text}
 
 
-class _Message(_TextItem):
+class _MessageItem(_TextItem):
     id_prefix = "msg"
     text_event = "response.output_text"
 
@@ -179,7 +179,7 @@ class _Message(_TextItem):
         return [{**done, "logprobs": self._logprobs}, part_done]
 
 
-class _Call(_Item):
+class _FunctionCallItem(_Item):
     id_prefix = "fc"
 
     def __init__(self, output_index: int, call_id: str, name: str) -> None:

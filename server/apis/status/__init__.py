@@ -1,1 +1,4 @@
-"""What the server says of itself: the probes, its version, its metrics, and the page at /."""
+"""GET /live, /ready, /health, /version, /metrics and /: what the server says of itself.
+
+`answer`: all of them; `welcome.html`: the page at /.
+"""

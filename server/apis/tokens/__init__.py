@@ -1,1 +1,1 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize. `body`: their parameters; `answer`: token ids of texts and chats, and back."""

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 async def tokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Token ids, their number, and the context they have to fit in. Raises `InvalidRequestError`."""
+    """Return token ids, their number, and the context they have to fit in. Raises `InvalidRequestError`."""
     request = parse_tokenize(body)
     ctx.check_model(request.model)
     info = ctx.engine.info
@@ -33,7 +33,7 @@ async def tokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, An
 
 
 async def detokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The text of token ids. Raises `InvalidRequestError`."""
+    """Return the text of token ids. Raises `InvalidRequestError`."""
     request = parse_detokenize(body)
     ctx.check_model(request.model)
     last_id = ctx.engine.info.vocab_size - 1
@@ -45,7 +45,7 @@ async def detokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, 
 
 
 async def _work(token_ids: Sequence[int], work: Callable[[Sequence[int]], T]) -> T:
-    """Off the event loop where it takes long."""
+    """Do the work, off the event loop where it takes long."""
     if len(token_ids) <= _OFF_LOOP_TOKENS:
         return work(token_ids)
     return await asyncio.to_thread(work, token_ids)

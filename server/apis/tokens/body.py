@@ -38,7 +38,7 @@ class DetokenizeBody(Body):
 
 
 def parse_tokenize(body: Mapping[str, Any]) -> TokenizeBody:
-    """The body of /tokenize. Raises `InvalidRequestError`."""
+    """Return the body of /tokenize. Raises `InvalidRequestError`."""
     request = read_body(TokenizeBody, body)
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequestError("give either prompt or messages", "prompt")
@@ -46,5 +46,5 @@ def parse_tokenize(body: Mapping[str, Any]) -> TokenizeBody:
 
 
 def parse_detokenize(body: Mapping[str, Any]) -> DetokenizeBody:
-    """The body of /detokenize. Raises `InvalidRequestError`."""
+    """Return the body of /detokenize. Raises `InvalidRequestError`."""
     return read_body(DetokenizeBody, body)

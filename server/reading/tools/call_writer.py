@@ -19,7 +19,7 @@ def openai_call_id() -> str:
 
 
 def mistral_call_id() -> str:
-    """Mistral's templates take no other ids than these."""
+    """Return an id of the one form that Mistral's templates take."""
     return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
 
 
@@ -70,7 +70,7 @@ class CallWriter:
         self._held.clear()
 
     def start_call(self, name: str) -> None:
-        """What was held belongs to the call."""
+        """Begin a call, to which what was held belongs."""
         self._held.clear()
         self._follows_call = True
         self._is_left_out = self.num_calls == self._max_calls
@@ -79,7 +79,7 @@ class CallWriter:
             self.num_calls += 1
 
     def arguments(self, text: str) -> None:
-        """More arguments of the call that was started last."""
+        """Add to the arguments of the call that was started last."""
         if text and not self._is_left_out:
             self._pieces.append(ToolCallArguments(self.num_calls - 1, text))
 

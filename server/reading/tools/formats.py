@@ -26,7 +26,7 @@ class ToolFormat(Protocol):
         """Read an answer to its end, and write down what it says."""
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
-        """Lark rules of which `calls` is what the model has to write. Raises `InvalidRequestError`."""
+        """Return Lark rules of which `calls` is what the model has to write. Raises `InvalidRequestError`."""
 
 
 # In this order: some templates have the signs of two of them.
@@ -43,7 +43,7 @@ _TOOLS = re.compile(r"\btools\b")
 
 
 def find_format(template: str) -> ToolFormat | None:
-    """The format that a chat template asks for; Hermes' if it has tools and says nothing that is known here."""
+    """Return the format that a chat template asks for; Hermes' if it has tools and says nothing that is known here."""
     if any(sign in template for sign in _OTHER_FORMATS):
         return None
     for kind in _FORMATS.values():
@@ -53,6 +53,6 @@ def find_format(template: str) -> ToolFormat | None:
 
 
 def named_format(name: str, template: str) -> ToolFormat:
-    """The format that the operator named, in the variant that suits the template."""
+    """Return the format that the operator named, in the variant that suits the template."""
     kind = _FORMATS[name]
     return kind.find(template) or kind()

@@ -37,7 +37,7 @@ class CallRules:
 
 
 def read_calls(text: IncomingText, writer: CallWriter, rules: CallRules) -> Reading[bool]:
-    """Objects one after another, or a list of them, up to what is neither. Whether there was a call.
+    """Read objects one after another, or a list of them, up to what is neither. Returns whether there was a call.
 
     What was held before is part of the first call, or else of the content.
     """
@@ -55,7 +55,7 @@ def read_calls(text: IncomingText, writer: CallWriter, rules: CallRules) -> Read
 
 
 def read_arguments(text: IncomingText, give: Callable[[str], None], closing: str = "") -> Reading[bool]:
-    """Give away the object (or list) that comes next, brackets balanced. Whether it is complete."""
+    """Give away the object (or list) that comes next, brackets balanced. Returns whether it is complete."""
     depth = 0
     while char := (yield from text.peek()):
         if run := text.take_run(_PLAIN):
@@ -119,7 +119,7 @@ class _Call:
         return self._is_recognized
 
     def _read_member(self) -> Reading[bool]:
-        """A key and its value. False where it is neither well formed nor part of a call."""
+        """Read a key and its value. Returns False where it is neither well formed nor part of a call."""
         key = yield from self._read_key()
         if key is None or not self._may_have(key) or (yield from self._next_character()) != ":":
             return False
@@ -164,7 +164,7 @@ class _Call:
         return is_complete
 
     def _read_quoted_arguments(self) -> Reading[bool]:
-        """An object that was written as JSON once more, into a string."""
+        """Read an object that was written as JSON once more, into a string."""
         parts: list[str] = []
         yield from _read_string(self._text, self._hold_in(parts))
         arguments = _unquote_object("".join(parts))
@@ -187,7 +187,7 @@ class _Call:
         return bool(scalar)
 
     def _read_key(self) -> Reading[str | None]:
-        """A short JSON string, decoded; None where there is none."""
+        """Read a short JSON string, and return it decoded; None where there is none."""
         if (yield from self._text.peek()) != '"':
             return None
         parts: list[str] = []
@@ -208,7 +208,7 @@ class _Call:
         self._writer.arguments(arguments)
 
     def _next_character(self) -> Reading[str]:
-        """What comes after white space, which is held."""
+        """Return what comes after white space, which is held."""
         self._writer.hold((yield from self._text.take_space()))
         return (yield from self._text.peek())
 
@@ -233,7 +233,7 @@ def _loads_string(quoted: str) -> str | None:
 
 
 def _unquote_object(quoted: str) -> str | None:
-    """The text of the object that is written in the string `quoted`."""
+    """Return the text of the object that is written in the string `quoted`."""
     try:
         text = json.loads(quoted, strict=False)
         text.encode()  # raises on half a surrogate pair

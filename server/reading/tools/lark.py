@@ -24,13 +24,13 @@ def quote(text: str) -> str:
 
 
 def inline_json(schema: Mapping[str, Any], *, strict: bool) -> str:
-    """What matches the schema. Unless `strict`, keywords that cannot be enforced are left alone."""
+    """Return a rule for what matches the schema. Unless `strict`, keywords that cannot be enforced are left alone."""
     options = _WRITING if strict else {**_WRITING, "lenient": True}
     return "%json " + json.dumps({**schema, _OPTIONS: options}, ensure_ascii=False)
 
 
 def arguments_schema(tool: Tool) -> dict[str, Any]:
-    """The schema of a call's arguments. Where it just lists properties and says nothing of others, there are none."""
+    """Return the schema of a call's arguments. One that lists properties and says nothing of others allows none."""
     schema = {"type": "object", "properties": {}, **tool.parameters}
     if any(key in schema for key in _COMPOSING) or not set(required_arguments(tool)) <= schema["properties"].keys():
         return schema
@@ -47,7 +47,7 @@ def one_of(names: Iterable[str]) -> str:
 
 
 def repeated(rule: str, separator: str, tool_use: ToolUse) -> str:
-    """One call, or several where the request allows it. `separator` may be empty."""
+    """Return a rule for one call, or for several where the request allows it. `separator` may be empty."""
     if tool_use.forced_name is not None or not tool_use.parallel:
         return rule
     more = f"{separator} {rule}" if separator else rule
@@ -55,7 +55,7 @@ def repeated(rule: str, separator: str, tool_use: ToolUse) -> str:
 
 
 def json_call_rules(tool_use: ToolUse, arguments_key: str) -> str:
-    """The rule `object`: `{"name": ..., "arguments": {...}}` for each of the tools."""
+    """Return the rule `object`: `{"name": ..., "arguments": {...}}` for each of the tools."""
     tools = tool_use.callable_tools
     rules = ["object: " + " | ".join(f"object_{i}" for i in range(len(tools)))]
     for i, tool in enumerate(tools):

@@ -82,7 +82,7 @@ class Mistral:
 
 
 def _read_named_call(text: IncomingText, writer: CallWriter) -> Reading[None]:
-    """Where no bracket comes next."""
+    """Read a call that begins with its name, where no bracket comes next."""
     name = yield from text.take_all(_NAME)
     writer.hold(name)
     if (yield from text.comes(CALL_ID)):

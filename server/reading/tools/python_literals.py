@@ -9,7 +9,7 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 def to_json(source: str) -> str | None:
-    """The JSON text of a literal (string, number, list, tuple, dictionary, `true`, `None`, ...); None if it is none.
+    """Return the JSON text of a literal (string, number, list, tuple, dictionary, `true`, ...); None if it is none.
 
     What is JSON already stays as it is.
     """

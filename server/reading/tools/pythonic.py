@@ -61,7 +61,7 @@ class _Calls:
         self._known_names = known_names
 
     def read(self) -> Reading[None]:
-        """Up to the end of the list, or to what does not fit."""
+        """Read calls up to the end of the list, or to what does not fit."""
         yield from self._next_character()
         self._writer.hold((yield from self._text.take_if(OPENING)))
         if not (yield from self._take("[")):
@@ -75,7 +75,7 @@ class _Calls:
             self._writer.drop()
 
     def _read_call(self) -> Reading[bool]:
-        """False where something does not fit."""
+        """Read a call. Returns False where something does not fit."""
         name = yield from self._read_name()
         if name not in self._known_names or not (yield from self._take("(")):
             return False
@@ -99,7 +99,7 @@ class _Calls:
         self._writer.drop()
 
     def _read_argument(self) -> Reading[str | None]:
-        """`name=value` as a member of a JSON object."""
+        """Read `name=value` as a member of a JSON object."""
         name = yield from self._read_name()
         if not name or not (yield from self._take("=")):
             return None
@@ -109,7 +109,7 @@ class _Calls:
         return None if value is None else f'"{name}": {value}'
 
     def _read_value(self, parts: list[str]) -> Reading[None]:
-        """Up to the comma or bracket that ends it."""
+        """Read up to the comma or bracket that ends the value."""
         depth = 0
         while char := (yield from self._text.peek()):
             if run := self._text.take_run(_PLAIN):
@@ -153,13 +153,13 @@ class _Calls:
         return True
 
     def _next_character(self) -> Reading[str]:
-        """What comes after white space, which is held."""
+        """Return what comes after white space, which is held."""
         self._writer.hold((yield from self._text.take_space()))
         return (yield from self._text.peek())
 
 
 def _call_rules(tool: Tool, rule: str) -> list[str]:
-    """The call of one tool: the arguments that it needs first, then the others, each in the schema's order."""
+    """Return the call of one tool: the arguments that it needs first, then the others, each in the schema's order."""
     schemas = _argument_schemas(tool)
     required = set(required_arguments(tool))
     names = sorted(schemas, key=lambda name: name not in required)
@@ -172,7 +172,7 @@ def _call_rules(tool: Tool, rule: str) -> list[str]:
 
 
 def _arguments(rule: str, num_required: int, num_all: int) -> str:
-    """`<rule>_<i>` is an argument; `<rule>_<i>_on` is it and those after it, with commas, each of them optional."""
+    """Return rules: `<rule>_<i>` is an argument, `<rule>_<i>_on` it and those after it, with commas, each optional."""
     if num_required:
         required = ' ", " '.join(f"{rule}_{i}" for i in range(num_required))
         return f"{required} {_following(rule, num_required, num_all)}"
@@ -185,7 +185,7 @@ def _following(rule: str, i: int, num_all: int) -> str:
 
 
 def _argument_schemas(tool: Tool) -> dict[str, Any]:
-    """What a call can be written of: a schema for each argument that has a name in Python.
+    """Return what a call can be written of: a schema for each argument that has a name in Python.
 
     Raises `InvalidRequestError` if that is not enough for a call.
     """

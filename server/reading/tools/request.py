@@ -13,6 +13,7 @@ import msgspec
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.errors import shown
+from orcinus.server.json_values import read_object
 
 MAX_TOOLS = 128
 MAX_TOOLS_CHARS = 128 * 1024  # of all of them together, as JSON
@@ -21,7 +22,7 @@ MAX_PARAMETERS_DEPTH = 32
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
-Choice = Literal["none", "auto", "required"]
+ToolChoice = Literal["none", "auto", "required"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class ToolUse:
     """
 
     tools: tuple[Tool, ...]
-    choice: Choice
+    choice: ToolChoice
     forced_name: str | None
     parallel: bool
     raw: list[dict[str, Any]]
@@ -56,7 +57,10 @@ class ToolUse:
 
 
 def read_tool_use(tools: Any, tool_choice: Any, parallel_tool_calls: Any = None) -> ToolUse | None:
-    """None where there are no tools. Raises `InvalidRequestError` naming the part that is wrong."""
+    """Return the tools and their use, None where there are none.
+
+    Raises `InvalidRequestError` naming the part that is wrong.
+    """
     raw = _read_list(tools)
     if not raw:
         _check_choice_without_tools(tool_choice)
@@ -86,11 +90,11 @@ def _read_list(tools: Any) -> list[Any]:
 
 
 def _read_function(tool: Any, path: str) -> dict[str, Any]:
-    """The `function` of a tool, less what is null."""
-    tool = _object(tool, path)
+    """Return the `function` of a tool, less what is null."""
+    tool = read_object(tool, path)
     if tool.get("type") != "function":
         raise InvalidRequestError(f'{path}.type must be "function", got {shown(tool.get("type"))}', f"{path}.type")
-    return _object(tool.get("function"), f"{path}.function")
+    return read_object(tool.get("function"), f"{path}.function")
 
 
 def _read_tool(function: Mapping[str, Any], path: str) -> Tool:
@@ -126,7 +130,7 @@ def _read_parameters(schema: Any, path: str) -> Mapping[str, Any]:
 
 
 def _check_depth(schema: Any, path: str) -> None:
-    """Level by level, so that no depth overflows the stack."""
+    """Check the depth level by level, so that none overflows the stack."""
     level = [schema]
     for _ in range(MAX_PARAMETERS_DEPTH):
         level = [part for value in level for part in _parts(value)]
@@ -159,8 +163,8 @@ def _check_choice_without_tools(tool_choice: Any) -> None:
         raise InvalidRequestError("tool_choice needs tools, and the request has none", "tool_choice")
 
 
-def _read_choice(value: Any, known: set[str]) -> tuple[Choice, str | None, set[str]]:
-    """What is chosen, the tool that is forced, and the names of the tools that may be called."""
+def _read_choice(value: Any, known: set[str]) -> tuple[ToolChoice, str | None, set[str]]:
+    """Return what is chosen, the tool that is forced, and the names of the tools that may be called."""
     match value:
         case None:
             return "auto", None, known
@@ -178,8 +182,8 @@ def _read_choice(value: Any, known: set[str]) -> tuple[Choice, str | None, set[s
 
 
 def _read_choice_name(value: Any, path: str, known: set[str]) -> str:
-    """The name in `{"type": "function", "function": {"name": ...}}`."""
-    name = _object(_object(value, path).get("function"), f"{path}.function").get("name")
+    """Return the name in `{"type": "function", "function": {"name": ...}}`."""
+    name = read_object(read_object(value, path).get("function"), f"{path}.function").get("name")
     if not isinstance(name, str) or name not in known:
         raise InvalidRequestError(
             f"{path}.function.name must name one of the tools, got {shown(name)}", f"{path}.function.name"
@@ -187,9 +191,9 @@ def _read_choice_name(value: Any, path: str, known: set[str]) -> str:
     return name
 
 
-def _read_allowed(value: Any, known: set[str]) -> tuple[Choice, None, set[str]]:
+def _read_allowed(value: Any, known: set[str]) -> tuple[ToolChoice, None, set[str]]:
     path = "tool_choice.allowed_tools"
-    allowed = _object(value.get("allowed_tools"), path)
+    allowed = read_object(value.get("allowed_tools"), path)
     mode, tools = allowed.get("mode"), allowed.get("tools")
     if mode not in ("auto", "required"):
         raise InvalidRequestError(f'{path}.mode must be "auto" or "required", got {shown(mode)}', f"{path}.mode")
@@ -208,10 +212,3 @@ def _read_parallel(value: Any) -> bool:
 
 def _to_raw(function: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"parameters": _NO_PARAMETERS, **function}}
-
-
-def _object(value: Any, path: str) -> dict[str, Any]:
-    """An object, less what is null."""
-    if not isinstance(value, dict):
-        raise InvalidRequestError(f"{path} must be an object, got {shown(value)}", path)
-    return {key: part for key, part in value.items() if part is not None}

@@ -78,6 +78,8 @@ def test_on_paths_of_anthropics_api_the_same_errors_have_its_shape(error: Except
     answer, other = to_response(error, "/v1/messages", "id"), to_response(error, "/v1/completions", "id")
     message = json.loads(other.body)["error"]["message"]
     assert json.loads(answer.body) == {"type": "error", "error": {"type": kind, "message": message}, "request_id": "id"}
+    for response in (answer, other):
+        assert response.headers.pop("content-length") == str(len(response.body))
     assert (answer.status, answer.headers) == (other.status, other.headers)
 
 
