@@ -49,10 +49,12 @@ def test_the_address_may_come_from_the_environment(server: ServerProcess) -> Non
     assert "Paris" in run("stream_chat.py", OPENAI_BASE_URL=f"{server.url}/v1")
 
 
-def test_a_batch_runs_without_a_server() -> None:
-    first, _, third = run("offline_batch.py").splitlines()
+def test_a_batch_runs_without_a_server_and_a_stream_is_left_early() -> None:
+    first, _, third, *streamed, left = run("offline_batch.py").splitlines()
     assert "Paris" in first
     assert third.endswith("(stop)")
+    assert "".join(streamed)
+    assert re.fullmatch(r"\[left after 3\d tokens\]", left)
 
 
 def test_the_readmes_program_without_a_server_runs() -> None:
