@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orcinus.engine.attention.step_layout import StepLayout, lay_out
-from orcinus.engine.kernels.library import Attention, Cache, Library, Step, load_library
+from orcinus.engine.kernels.library import Library, load_library
+from orcinus.engine.kernels.structures import Attention, Cache, Step
 from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.platform.memory import zeroed_bytes
 

@@ -29,7 +29,8 @@ from orcinus.engine.attention.attention import (
 )
 from orcinus.engine.cpu.int8_linear import Int8Linear
 from orcinus.engine.cpu.native_linear import Kind, PackedWeight
-from orcinus.engine.kernels.library import Attention, DecoderCall, DecoderLayer, Library
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.kernels.structures import Attention, DecoderCall, DecoderLayer
 
 logger = logging.getLogger(__name__)
 
