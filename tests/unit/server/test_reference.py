@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orcinus.config.settings import Settings, SettingsError, env_name, flag_name
+from orcinus.config.settings import Settings, SettingsError
+from orcinus.config.sources import env_name, flag_name
 from orcinus.server.reference import main, rewrite, settings_table, table
 
 SECTIONS = {"one": lambda: "new \\1 text"}
