@@ -10,7 +10,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name, load_settings
+from orcinus.config.settings import GROUPS, Settings, SettingsError, load_settings
+from orcinus.config.sources import env_name, flag_name
 from orcinus.config.values import format_default, group_of, is_size, metavar_of, value_kind
 
 _POSITIONAL_MODEL = "positional_model"

@@ -1,28 +1,20 @@
 """Every setting of Orcinus, declared once: flag, `ORCINUS_*` variable, YAML key, default, help and table row.
 
 Precedence: command line > environment > YAML file > defaults. A wrong value and an unknown key are refused as
-`SettingsError`, whose message says what is allowed. This module knows nothing of argparse (`config.arguments`
-makes flags from the declarations), of models or of HTTP.
+`SettingsError`, whose message says what is allowed. This module knows nothing of how the environment and the file are
+read (`config.sources`), of argparse (`config.arguments` makes flags from the declarations), of models or of HTTP.
 """
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from orcinus.config.engine_config import BatchingStrategy, EngineConfig
+from orcinus.config.sources import ENV_PREFIX, Environment, YamlFile, given_by
 from orcinus.config.values import SettingsError, check_keys, describe_allowed, parse_bytes, parse_strings
 
 __all__ = [
@@ -31,12 +23,9 @@ __all__ = [
     "Settings",
     "SettingsError",
     "demo_model_path",
-    "env_name",
-    "flag_name",
     "load_settings",
 ]
 
-ENV_PREFIX = "ORCINUS_"
 DEMO_MODEL_NAME = "orcinus-demo"
 _MIN_STEP_TIMEOUT_S = 5.0  # stalls are counted in seconds, and a loaded machine needs some
 
@@ -46,11 +35,6 @@ GROUPS = {
     "Server": "how it is reached",
     "General": "where settings come from and what is logged",
 }
-
-# Kubernetes gives every pod variables named after the services beside it: a service called "orcinus" sets
-# ORCINUS_PORT=tcp://10.0.0.1:8000, ORCINUS_SERVICE_HOST and so on. They are not settings.
-_SERVICE_LINK_NAME = re.compile(r"ORCINUS_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)")
-_SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_strings)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
@@ -298,7 +282,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Environment(settings_cls), _YamlFile(settings_cls)
+        return init_settings, Environment(settings_cls), YamlFile(settings_cls)
 
     @field_validator("served_model_name", "api_key")
     @classmethod
@@ -414,63 +398,6 @@ def load_settings(**flags: Any) -> Settings:
         raise SettingsError("\n".join(dict.fromkeys(problems))) from None
 
 
-def flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def env_name(name: str) -> str:
-    return ENV_PREFIX + name.upper()
-
-
-class _Environment(EnvSettingsSource):
-    """`ORCINUS_*`; refuses variables that are no settings, and passes over Kubernetes' service links."""
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        names = {key: value for key, value in os.environ.items() if key.upper().startswith(ENV_PREFIX)}
-        own = {key: value for key, value in names.items() if not _is_service_link(key.upper(), value)}
-        known = [env_name(name) for name in self.settings_cls.model_fields]
-        check_keys([key.upper() for key in own], known, "environment variable")
-        return {key.lower(): value for key, value in own.items() if value}
-
-
-class _YamlFile(PydanticBaseSettingsSource):
-    """The file that the sources before named as `config`, if any."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError("the file is read as a whole")
-
-    def __call__(self) -> dict[str, Any]:
-        path = self.current_state.get("config")
-        if path is None:
-            return {}
-        known = [name for name in self.settings_cls.model_fields if name != "config"]
-        values = read_yaml(Path(path))
-        check_keys([str(key) for key in values], known, f"key in {path}")
-        return {key: value for key, value in values.items() if value is not None}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty one. Raises `SettingsError`."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise SettingsError(f"cannot read the settings file {path}: {reason}") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise SettingsError(f"{path} must hold lines of 'key: value', such as 'port: 8000'")
-    return values or {}
-
-
-def _is_service_link(name: str, value: str) -> bool:
-    if _SERVICE_LINK_NAME.fullmatch(name):
-        return True
-    return name.endswith("PORT") and _SERVICE_LINK_VALUE.match(value) is not None
-
-
 def _explain(problem: Any, flags: Mapping[str, Any]) -> str:
     """One line about one of pydantic's complaints."""
     reason = str(problem["msg"]).removeprefix("Value error, ")
@@ -480,7 +407,7 @@ def _explain(problem: Any, flags: Mapping[str, Any]) -> str:
     field = Settings.model_fields.get(name)
     if field is None:
         return _unknown_name(name)
-    source, value = _source(name, flags)
+    source, value = given_by(name, flags)
     shown = "" if not field.repr or value is None else f", got {value!r}"
     stated = reason if problem["type"] == "value_error" else f"must be {describe_allowed(field)}{shown}"
     return f"{source}: {stated}"
@@ -492,15 +419,3 @@ def _unknown_name(name: str) -> str:
     except SettingsError as error:
         return str(error)
     raise AssertionError(f"{name} is a setting")
-
-
-def _source(name: str, flags: Mapping[str, Any]) -> tuple[str, Any]:
-    """Where the value came from, as the user knows it, and the value as it was written."""
-    if name in flags:
-        return flag_name(name), flags[name]
-    if value := os.environ.get(env_name(name)):
-        return env_name(name), value
-    path = flags.get("config") or os.environ.get(env_name("config"))
-    if path is not None:
-        return f"{name} in {path}", read_yaml(Path(path)).get(name)
-    return name, None

@@ -16,7 +16,8 @@ from typing import Literal, get_origin
 from pydantic.fields import FieldInfo
 
 from orcinus.config.arguments import Parser
-from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
+from orcinus.config.settings import GROUPS, Settings, SettingsError
+from orcinus.config.sources import env_name, flag_name
 from orcinus.config.values import describe_allowed, format_default, group_of, metavar_of, value_kind
 from orcinus.server.metrics import METRICS
 from orcinus.server.operations import OPERATIONS

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from orcinus.engine.attention.cache import scrub_blocks, zeros
 from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape
-from orcinus.engine.kernels.library import Attention, Cache, Library, Step
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.kernels.structures import Attention, Cache, Step
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 

@@ -18,7 +18,7 @@ from orcinus.engine.attention.interface import (
 )
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.step_context import current_step
-from orcinus.engine.kernels.library import Attention
+from orcinus.engine.kernels.structures import Attention
 
 ATTENTION_NAME = "orcinus_paged"
 

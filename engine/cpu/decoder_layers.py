@@ -23,7 +23,8 @@ from orcinus.engine.attention.serving import PagedAttention, ProbingAttention
 from orcinus.engine.attention.step_context import StepContext, current_step, step_context
 from orcinus.engine.cpu.int8_linear import Int8Linear
 from orcinus.engine.cpu.native_linear import Kind, PackedWeight
-from orcinus.engine.kernels.library import Attention, DecoderCall, DecoderLayer, Library
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.kernels.structures import Attention, DecoderCall, DecoderLayer
 
 logger = logging.getLogger(__name__)
 

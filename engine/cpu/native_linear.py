@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from orcinus.engine.cpu.int8_linear import joined_bias
-from orcinus.engine.kernels.library import Library, Linear
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.kernels.structures import Linear
 from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
 
 Kind = Literal["bfloat16", "int8"]

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orcinus.engine.attention.native_backend import NATIVE_DTYPES
-from orcinus.engine.kernels.library import Library, PlainProduct
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.kernels.structures import PlainProduct
 
 # Numbers that no vectorized loop has a rest of, however wide its vectors and however often it is unrolled.
 _WHOLE_VECTORS = 256

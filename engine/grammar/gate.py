@@ -8,15 +8,13 @@ process. Used by the server process on its event loop, which it never holds up; 
 import asyncio
 import contextlib
 import logging
-import os
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
 
 import msgspec
 
 from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
-from orcinus.engine.platform.child_process import parent_arguments
+from orcinus.engine.platform.child_process import module_command, parent_arguments
 from orcinus.engine.sampling_params import Grammar, GrammarKind
 
 logger = logging.getLogger(__name__)
@@ -115,10 +113,10 @@ class TrialProcess:
         """Unless it is running. Raises `TimeoutError` or `EOFError` where it does not come up."""
         if self._process is not None and self._process.returncode is None:
             return
-        modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
-        command = [sys.executable, "-P", "-m", "orcinus.engine.grammar.trial_process", *parent_arguments()]
-        environment = {**os.environ, "PYTHONPATH": modules}
-        self._process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment)
+        child = module_command("orcinus.engine.grammar.trial_process", *parent_arguments())
+        self._process = await asyncio.create_subprocess_exec(
+            *child.arguments, stdin=PIPE, stdout=PIPE, env=child.environment
+        )
         async with asyncio.timeout(_START_TIMEOUT_S):
             await self.ask(self._vocabulary)
 

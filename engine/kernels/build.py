@@ -19,8 +19,17 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 CSRC = FOLDER / "csrc"
-SOURCES = ("argmax.cpp", "attention.cpp", "decoder.cpp", "linear.cpp", "pool.cpp", "product.cpp")
-INCLUDED = ("attention.inl", "common.h", "linear.h", "linear.inl", "product.inl", "rows.inl", "vectors.inl")
+SOURCES = ("argmax.cpp", "attention.cpp", "decoder.cpp", "linear.cpp", "pool.cpp", "product.cpp", "structures.cpp")
+INCLUDED = (
+    "attention.inl",
+    "common.h",
+    "linear.h",
+    "linear.inl",
+    "product.inl",
+    "rows.inl",
+    "structures.h",
+    "vectors.inl",
+)
 LIBRARY_NAME = "_kernels.so"
 # No -march: what a wheel ships must run on any CPU of its architecture; the instruction set is picked at run time.
 FLAGS = (

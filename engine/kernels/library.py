@@ -6,148 +6,17 @@ but their addresses. A machine without the library goes on without it: `load_lib
 
 import ctypes
 import logging
-from ctypes import addressof, c_float, c_int64, c_void_p
+from ctypes import addressof, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
 from orcinus.engine.kernels.build import library_path
+from orcinus.engine.kernels.structures import Attention, DecoderCall, Linear, PlainProduct, Team, check_layouts
 
 logger = logging.getLogger(__name__)
 
 # The runtimes whose threads torch may be using; each has GOMP_parallel.
 _OPENMP_NAMES = ("libgomp", "libiomp5", "libomp")
-
-
-class Step(ctypes.Structure):
-    """`struct Step` of common.h: where the tokens of a step lie."""
-
-    _fields_ = (
-        ("num_tokens", c_int64),
-        ("num_seqs", c_int64),
-        ("block_size", c_int64),
-        ("table_stride", c_int64),
-        ("query_start", c_void_p),
-        ("seq_lens", c_void_p),
-        ("block_tables", c_void_p),
-        ("slots", c_void_p),
-        ("in_one_part", c_int64),
-    )
-
-
-class Cache(ctypes.Structure):
-    """`struct Cache` of common.h: one layer's keys and values."""
-
-    _fields_ = (
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("num_kv_heads", c_int64),
-        ("key_dim", c_int64),
-        ("value_dim", c_int64),
-        ("is_bf16", c_int64),
-    )
-
-
-class Attention(ctypes.Structure):
-    """`struct Attention` of common.h: the tensors of one layer in one step, and how it attends."""
-
-    _fields_ = (
-        ("step", c_void_p),
-        ("cache", c_void_p),
-        ("query", c_void_p),
-        ("new_keys", c_void_p),
-        ("new_values", c_void_p),
-        ("out", c_void_p),
-        ("out_token", c_int64),
-        ("query_token", c_int64),
-        ("query_head", c_int64),
-        ("key_token", c_int64),
-        ("key_head", c_int64),
-        ("value_token", c_int64),
-        ("value_head", c_int64),
-        ("num_heads", c_int64),
-        ("window", c_int64),
-        ("scale", c_float),
-        ("softcap", c_float),
-        ("sinks", c_void_p),
-    )
-
-
-class Linear(ctypes.Structure):
-    """`struct Linear` of linear.h: packed weights."""
-
-    _fields_ = (
-        ("panels", c_void_p),
-        ("scales", c_void_p),
-        ("bias", c_void_p),
-        ("sums", c_void_p),
-        ("in_features", c_int64),
-        ("out_features", c_int64),
-        ("is_int8", c_int64),
-    )
-
-
-class DecoderLayer(ctypes.Structure):
-    """`struct DecoderLayer` of decoder.cpp: the weights of one layer."""
-
-    _fields_ = (
-        ("qkv", c_void_p),
-        ("attention_out", c_void_p),
-        ("gate_up", c_void_p),
-        ("down", c_void_p),
-        ("attention_norm", c_void_p),
-        ("mlp_norm", c_void_p),
-        ("query_norm", c_void_p),
-        ("key_norm", c_void_p),
-        ("attention_eps", c_float),
-        ("mlp_eps", c_float),
-        ("query_eps", c_float),
-        ("key_eps", c_float),
-        ("hidden_size", c_int64),
-        ("num_heads", c_int64),
-        ("head_dim", c_int64),
-    )
-
-
-class DecoderCall(ctypes.Structure):
-    """`struct DecoderCall` of decoder.cpp: consecutive layers in one step."""
-
-    _fields_ = (
-        ("layers", c_void_p),
-        ("attentions", c_void_p),
-        ("num_layers", c_int64),
-        ("hidden", c_void_p),
-        ("cosines", c_void_p),
-        ("sines", c_void_p),
-        ("out", c_void_p),
-        ("hidden_stride", c_int64),
-        ("rotary_stride", c_int64),
-        ("rotary_dim", c_int64),
-    )
-
-
-class PlainProduct(ctypes.Structure):
-    """`struct PlainProduct` of product.cpp: rows times a weight as a model has it."""
-
-    _fields_ = (
-        ("x", c_void_p),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        ("out", c_void_p),
-        ("count", c_int64),
-        ("in_features", c_int64),
-        ("columns", c_int64),
-        ("x_stride", c_int64),
-        ("in_stride", c_int64),
-        ("column_stride", c_int64),
-        ("out_stride", c_int64),
-        ("is_bf16", c_int64),
-    )
-
-
-class Team(ctypes.Structure):
-    """`struct Team` of common.h: the threads that help."""
-
-    _fields_ = (("parallel", c_void_p), ("num_threads", c_int64))
 
 
 # By the numbers that the library has for them; each includes those before it.
@@ -161,8 +30,9 @@ class Library:
     """
 
     def __init__(self, path: Path, level: int | None = None) -> None:
-        """Raises `OSError` or `AttributeError` for a file that is not the library."""
+        """Load the library. Raises `OSError`, `AttributeError` or `RuntimeError` for a file that is another one."""
         functions = ctypes.CDLL(str(path))
+        check_layouts(functions)
         for name in ("best_level", "has_bf16", "has_int8", "attend", "pack", "linear", "decode", "argmax"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
         functions.orcinus_attend.argtypes = (c_void_p, c_void_p, c_int64)

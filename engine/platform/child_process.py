@@ -1,6 +1,7 @@
-"""A child process ends when the process that started it says so or ends, however that one ends, and not before.
+"""Child processes that run a module of ours: how they are started, and that they end with their parent.
 
-Knows nothing of what either does.
+A child ends when the process that started it says so or ends, however that one ends, and not before. Knows nothing of
+what either does.
 """
 
 import contextlib
@@ -9,13 +10,31 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 _GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@dataclass(frozen=True, slots=True)
+class ChildCommand:
+    """What `Popen` and asyncio take to start a child."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+def module_command(module: str, *arguments: str) -> ChildCommand:
+    """Return the command of a child that runs `module` with `arguments` and sees the modules that this process sees.
+
+    Its own directory is not among them: a file there would stand in for a module of the same name.
+    """
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109
+    return ChildCommand([sys.executable, "-P", "-m", module, *arguments], {**os.environ, "PYTHONPATH": path})
+
+
 @contextlib.contextmanager
 def group_signals_held() -> Iterator[None]:
-    """In the parent, around the start of a child, which holds them too until `ignore_group_signals`."""
+    """Block SIGINT and SIGTERM while the parent starts a child, which holds them until `ignore_group_signals`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
     try:
         yield
@@ -24,8 +43,10 @@ def group_signals_held() -> Iterator[None]:
 
 
 def ignore_group_signals() -> None:
-    """In the child. A terminal's Ctrl-C and a service manager's SIGTERM reach all processes at once, but it is the
-    parent that decides when the child ends: it may have work for it until then.
+    """Ignore SIGINT and SIGTERM from now on; to be called by the child.
+
+    A terminal's Ctrl-C and a service manager's SIGTERM reach all processes at once, but it is the parent that decides
+    when the child ends: it may have work for it until then.
     """
     for number in _GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -33,16 +54,19 @@ def ignore_group_signals() -> None:
 
 
 def parent_arguments() -> list[str]:
-    """For the child's command line: the process to die with.
+    """Return what the child's command line has to end with for `die_with_parent`: the parent's process id.
 
-    Nothing outside the main thread: the kernel counts the thread that starts a child as its parent, and only the main
-    one stays.
+    Empty outside the main thread: the kernel counts the thread that starts a child as its parent, and only the main one
+    stays.
     """
     return [str(os.getpid())] if threading.current_thread() is threading.main_thread() else []
 
 
 def die_with_parent(arguments: list[str]) -> None:
-    """In the child, with what the parent gave it. On Linux the kernel is asked to end us; elsewhere nothing happens."""
+    """Have the kernel kill this process when its parent ends; to be called by the child, with `parent_arguments`.
+
+    Does nothing without arguments and where the system is not Linux.
+    """
     if sys.platform != "linux" or not arguments:
         return
     import ctypes

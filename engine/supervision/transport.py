@@ -6,18 +6,16 @@ nothing of what the messages mean.
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING, Protocol
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import EngineKilledError, EngineUnavailableError
 from orcinus.engine.messages import FromEngine, ToEngine
-from orcinus.engine.platform.child_process import group_signals_held, parent_arguments
+from orcinus.engine.platform.child_process import group_signals_held, module_command, parent_arguments
 from orcinus.engine.supervision.wire import FrameReader, encode_frame, from_engine_decoder
 
 if TYPE_CHECKING:
@@ -164,14 +162,13 @@ class ProcessTransport(_SocketTransport):
         engine_end = self._open(config)
         with engine_end, group_signals_held():
             descriptor = engine_end.fileno()
-            command = [sys.executable, "-P", "-m", self.module, str(descriptor), *parent_arguments()]
-            modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
+            child = module_command(self.module, str(descriptor), *parent_arguments())
             self._process = subprocess.Popen(  # noqa: S603
-                command,
+                child.arguments,
                 pass_fds=(descriptor,),
                 stdin=subprocess.DEVNULL,
                 stdout=2,
-                env={**os.environ, "PYTHONPATH": modules},
+                env=child.environment,
             )
 
     def kill(self) -> None:

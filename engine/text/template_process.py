@@ -5,7 +5,6 @@ of a second or two, which templates that do nothing unusual never pay. It has al
 one. Knows nothing of what is rendered.
 """
 
-import os
 import subprocess
 import sys
 from subprocess import PIPE
@@ -14,7 +13,7 @@ from typing import Any
 import msgspec
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.engine.platform.child_process import group_signals_held, ignore_group_signals
+from orcinus.engine.platform.child_process import group_signals_held, ignore_group_signals, module_command
 from orcinus.engine.text.template_sandbox import MAX_RENDER_S, RenderLimitError
 
 MAX_CHARS = 2**25
@@ -56,11 +55,11 @@ def render_apart(job: Job) -> str:
 
 def _ask(message: bytes) -> bytes:
     """Nothing, if the process ends over it."""
-    modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
-    command = [sys.executable, "-P", "-m", "orcinus.engine.text.template_process"]
-    environment = {**os.environ, "PYTHONPATH": modules}
+    child = module_command("orcinus.engine.text.template_process")
     with group_signals_held():
-        process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, env=environment)  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            child.arguments, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, env=child.environment
+        )
     with process:
         try:
             return process.communicate(message, _PATIENCE_S)[0]

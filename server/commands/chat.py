@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from orcinus.config.arguments import Parser
-from orcinus.config.settings import env_name
+from orcinus.config.sources import env_name
 from orcinus.config.values import parse_strings
 from orcinus.engine.errors import OrcinusError
 

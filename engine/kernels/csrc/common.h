@@ -1,5 +1,5 @@
 // What the kernels share: vectors of 16 lanes, bfloat16, memory to work in, threads, and the structures of the C
-// interface. engine/kernels/library.py has the same structures with the same fields in the same order.
+// interface. engine/kernels/structures.py has the same structures with the same fields in the same order.
 
 #pragma once
 

@@ -5,30 +5,7 @@
 
 #include <initializer_list>
 
-#include "linear.h"
-
-extern "C" {
-
-// Weights of norms are bfloat16; those of queries and keys, one head wide, may be null.
-struct DecoderLayer {
-    const Linear *qkv, *attention_out, *gate_up, *down;
-    const bf16 *attention_norm, *mlp_norm, *query_norm, *key_norm;
-    float attention_eps, mlp_eps, query_eps, key_eps;
-    int64_t hidden_size, num_heads, head_dim;
-};
-
-// Consecutive layers in one step: from hidden states (num_tokens, hidden_size) to `out`, which is contiguous, with the
-// cosines and sines (num_tokens, rotary_dim) of the tokens' positions. Strides count elements. Each layer's `attentions`
-// have all but queries, keys, values, output and their strides.
-struct DecoderCall {
-    const DecoderLayer* const* layers;
-    const Attention* attentions;
-    int64_t num_layers;
-    const bf16 *hidden, *cosines, *sines;
-    bf16* out;
-    int64_t hidden_stride, rotary_stride, rotary_dim;
-};
-}
+#include "structures.h"
 
 #if defined(__x86_64__)
 

@@ -3,21 +3,7 @@
 // Every number of a result is a function of its row and its column alone: how many rows there are, which of them it is
 // and how the work is shared out changes no bit of it.
 
-#include "common.h"
-
-extern "C" {
-
-// Rows x (count, in) times columns, to (count, out). The number i of column c is weight[i * in_stride + c * column_stride],
-// and one of these strides is 1. Strides count elements; those of rows are between rows. `bias` may be null.
-struct PlainProduct {
-    const void *x, *weight;
-    const float* bias;
-    void* out;
-    int64_t count, in, columns;
-    int64_t x_stride, in_stride, column_stride, out_stride;
-    int64_t is_bf16;
-};
-}
+#include "structures.h"
 
 namespace {
 

@@ -5,7 +5,8 @@ import argparse
 import pytest
 
 from orcinus.config.arguments import Parser, add_settings, settings_from
-from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
+from orcinus.config.settings import GROUPS, Settings, SettingsError
+from orcinus.config.sources import env_name, flag_name
 from orcinus.config.values import group_of
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orcinus.config.settings import GROUPS, Settings, SettingsError, env_name, flag_name
+from orcinus.config.settings import GROUPS, Settings, SettingsError
+from orcinus.config.sources import env_name, flag_name
 from orcinus.server.metrics import METRICS
 from orcinus.server.reference import PAGES, main, metrics_table, parameters_tables, rewrite, settings_tables, table
 from orcinus.server.requests.parameters import IGNORED, REFUSED

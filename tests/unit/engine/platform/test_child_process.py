@@ -1,8 +1,14 @@
+"""Children of ours see our modules, and are left alone by signals to the group."""
+
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
-from orcinus.engine.platform.child_process import group_signals_held
+import pytest
+
+from orcinus.engine.platform.child_process import group_signals_held, module_command
 
 CHILD = """
 import sys
@@ -36,3 +42,19 @@ def test_the_parent_hears_signals_again_once_the_child_is_started() -> None:
     with group_signals_held():
         assert {signal.SIGINT, signal.SIGTERM} <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_child_runs_its_module_with_the_modules_of_its_parent_and_none_of_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules, directory = tmp_path / "modules", tmp_path / "directory"
+    modules.mkdir()
+    directory.mkdir()
+    (modules / "module_of_ours.py").write_text("import json, sys\nprint(json.__name__, *sys.argv[1:])")
+    (directory / "json.py").write_text("raise SystemExit('the wrong json')")
+    monkeypatch.setattr(sys, "path", [str(modules), *sys.path])
+    monkeypatch.chdir(directory)
+    child = module_command("module_of_ours", "7")
+    done = subprocess.run(child.arguments, env=child.environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "json 7\n"
+    assert set(os.environ) <= set(child.environment)

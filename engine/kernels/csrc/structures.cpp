@@ -1,0 +1,55 @@
+// How the structures of the C interface are laid out, so that who declares them a second time can compare.
+
+#include "structures.h"
+
+#include <cstddef>
+
+#define STRUCTURE(type) {#type, "", 0, sizeof(type)}
+#define RENAMED(type, member, name) {#type, name, offsetof(type, member), sizeof(type::member)}
+#define FIELD(type, member) RENAMED(type, member, #member)
+
+namespace {
+
+// What is `in` and `out` here has longer names where the first is a keyword.
+const FieldLayout LAYOUTS[] = {
+    STRUCTURE(Step),
+    FIELD(Step, num_tokens), FIELD(Step, num_seqs), FIELD(Step, block_size), FIELD(Step, table_stride),
+    FIELD(Step, query_start), FIELD(Step, seq_lens), FIELD(Step, block_tables), FIELD(Step, slots),
+    FIELD(Step, in_one_part),
+    STRUCTURE(Cache),
+    FIELD(Cache, keys), FIELD(Cache, values), FIELD(Cache, num_kv_heads), FIELD(Cache, key_dim),
+    FIELD(Cache, value_dim), FIELD(Cache, is_bf16),
+    STRUCTURE(Attention),
+    FIELD(Attention, step), FIELD(Attention, cache), FIELD(Attention, query), FIELD(Attention, new_keys),
+    FIELD(Attention, new_values), FIELD(Attention, out), FIELD(Attention, out_token), FIELD(Attention, query_token),
+    FIELD(Attention, query_head), FIELD(Attention, key_token), FIELD(Attention, key_head),
+    FIELD(Attention, value_token), FIELD(Attention, value_head), FIELD(Attention, num_heads),
+    FIELD(Attention, window), FIELD(Attention, scale), FIELD(Attention, softcap), FIELD(Attention, sinks),
+    STRUCTURE(Linear),
+    FIELD(Linear, panels), FIELD(Linear, scales), FIELD(Linear, bias), FIELD(Linear, sums),
+    RENAMED(Linear, in, "in_features"), RENAMED(Linear, out, "out_features"), FIELD(Linear, is_int8),
+    STRUCTURE(DecoderLayer),
+    FIELD(DecoderLayer, qkv), FIELD(DecoderLayer, attention_out), FIELD(DecoderLayer, gate_up),
+    FIELD(DecoderLayer, down), FIELD(DecoderLayer, attention_norm), FIELD(DecoderLayer, mlp_norm),
+    FIELD(DecoderLayer, query_norm), FIELD(DecoderLayer, key_norm), FIELD(DecoderLayer, attention_eps),
+    FIELD(DecoderLayer, mlp_eps), FIELD(DecoderLayer, query_eps), FIELD(DecoderLayer, key_eps),
+    FIELD(DecoderLayer, hidden_size), FIELD(DecoderLayer, num_heads), FIELD(DecoderLayer, head_dim),
+    STRUCTURE(DecoderCall),
+    FIELD(DecoderCall, layers), FIELD(DecoderCall, attentions), FIELD(DecoderCall, num_layers),
+    FIELD(DecoderCall, hidden), FIELD(DecoderCall, cosines), FIELD(DecoderCall, sines), FIELD(DecoderCall, out),
+    FIELD(DecoderCall, hidden_stride), FIELD(DecoderCall, rotary_stride), FIELD(DecoderCall, rotary_dim),
+    STRUCTURE(PlainProduct),
+    FIELD(PlainProduct, x), FIELD(PlainProduct, weight), FIELD(PlainProduct, bias), FIELD(PlainProduct, out),
+    FIELD(PlainProduct, count), RENAMED(PlainProduct, in, "in_features"), FIELD(PlainProduct, columns),
+    FIELD(PlainProduct, x_stride), FIELD(PlainProduct, in_stride), FIELD(PlainProduct, column_stride),
+    FIELD(PlainProduct, out_stride), FIELD(PlainProduct, is_bf16),
+    STRUCTURE(Team),
+    FIELD(Team, parallel), FIELD(Team, num_threads),
+    {nullptr, nullptr, 0, 0},
+};
+
+}  // namespace
+
+extern "C" {
+EXPORT const FieldLayout* orcinus_layouts() { return LAYOUTS; }
+}

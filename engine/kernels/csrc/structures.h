@@ -1,0 +1,49 @@
+// Structures of the C interface that a single source works with, and how all of them are laid out. Those that the
+// sources share are in common.h and linear.h; engine/kernels/structures.py declares each of them once more.
+
+#pragma once
+
+#include "linear.h"
+
+extern "C" {
+
+// Weights of norms are bfloat16; those of queries and keys, one head wide, may be null.
+struct DecoderLayer {
+    const Linear *qkv, *attention_out, *gate_up, *down;
+    const bf16 *attention_norm, *mlp_norm, *query_norm, *key_norm;
+    float attention_eps, mlp_eps, query_eps, key_eps;
+    int64_t hidden_size, num_heads, head_dim;
+};
+
+// Consecutive layers in one step: from hidden states (num_tokens, hidden_size) to `out`, which is contiguous, with the
+// cosines and sines (num_tokens, rotary_dim) of the tokens' positions. Strides count elements. Each layer's `attentions`
+// have all but queries, keys, values, output and their strides.
+struct DecoderCall {
+    const DecoderLayer* const* layers;
+    const Attention* attentions;
+    int64_t num_layers;
+    const bf16 *hidden, *cosines, *sines;
+    bf16* out;
+    int64_t hidden_stride, rotary_stride, rotary_dim;
+};
+
+// Rows x (count, in) times columns, to (count, out). The number i of column c is weight[i * in_stride + c * column_stride],
+// and one of these strides is 1. Strides count elements; those of rows are between rows. `bias` may be null.
+struct PlainProduct {
+    const void *x, *weight;
+    const float* bias;
+    void* out;
+    int64_t count, in, columns;
+    int64_t x_stride, in_stride, column_stride, out_stride;
+    int64_t is_bf16;
+};
+
+// Where a field of a structure lies; without a name, the structure itself.
+struct FieldLayout {
+    const char *structure, *field;
+    int64_t offset, size;
+};
+
+// structures.cpp: every structure and field of the interface, ended by an entry without a structure.
+EXPORT const FieldLayout* orcinus_layouts();
+}

@@ -1,0 +1,190 @@
+"""The structures of the kernels' C interface, and the check that the library has them laid out in the same way.
+
+The sources declare each of them too (`common.h`, `linear.h`, `structures.h`). Knows nothing of what they are for.
+"""
+
+import ctypes
+from ctypes import c_char_p, c_float, c_int64, c_void_p
+
+
+class Step(ctypes.Structure):
+    """`struct Step` of common.h: where the tokens of a step lie."""
+
+    _fields_ = (
+        ("num_tokens", c_int64),
+        ("num_seqs", c_int64),
+        ("block_size", c_int64),
+        ("table_stride", c_int64),
+        ("query_start", c_void_p),
+        ("seq_lens", c_void_p),
+        ("block_tables", c_void_p),
+        ("slots", c_void_p),
+        ("in_one_part", c_int64),
+    )
+
+
+class Cache(ctypes.Structure):
+    """`struct Cache` of common.h: one layer's keys and values."""
+
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("num_kv_heads", c_int64),
+        ("key_dim", c_int64),
+        ("value_dim", c_int64),
+        ("is_bf16", c_int64),
+    )
+
+
+class Attention(ctypes.Structure):
+    """`struct Attention` of common.h: the tensors of one layer in one step, and how it attends."""
+
+    _fields_ = (
+        ("step", c_void_p),
+        ("cache", c_void_p),
+        ("query", c_void_p),
+        ("new_keys", c_void_p),
+        ("new_values", c_void_p),
+        ("out", c_void_p),
+        ("out_token", c_int64),
+        ("query_token", c_int64),
+        ("query_head", c_int64),
+        ("key_token", c_int64),
+        ("key_head", c_int64),
+        ("value_token", c_int64),
+        ("value_head", c_int64),
+        ("num_heads", c_int64),
+        ("window", c_int64),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("sinks", c_void_p),
+    )
+
+
+class Linear(ctypes.Structure):
+    """`struct Linear` of linear.h: packed weights."""
+
+    _fields_ = (
+        ("panels", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+        ("sums", c_void_p),
+        ("in_features", c_int64),
+        ("out_features", c_int64),
+        ("is_int8", c_int64),
+    )
+
+
+class DecoderLayer(ctypes.Structure):
+    """`struct DecoderLayer` of decoder.cpp: the weights of one layer."""
+
+    _fields_ = (
+        ("qkv", c_void_p),
+        ("attention_out", c_void_p),
+        ("gate_up", c_void_p),
+        ("down", c_void_p),
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("attention_eps", c_float),
+        ("mlp_eps", c_float),
+        ("query_eps", c_float),
+        ("key_eps", c_float),
+        ("hidden_size", c_int64),
+        ("num_heads", c_int64),
+        ("head_dim", c_int64),
+    )
+
+
+class DecoderCall(ctypes.Structure):
+    """`struct DecoderCall` of decoder.cpp: consecutive layers in one step."""
+
+    _fields_ = (
+        ("layers", c_void_p),
+        ("attentions", c_void_p),
+        ("num_layers", c_int64),
+        ("hidden", c_void_p),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("out", c_void_p),
+        ("hidden_stride", c_int64),
+        ("rotary_stride", c_int64),
+        ("rotary_dim", c_int64),
+    )
+
+
+class PlainProduct(ctypes.Structure):
+    """`struct PlainProduct` of product.cpp: rows times a weight as a model has it."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("out", c_void_p),
+        ("count", c_int64),
+        ("in_features", c_int64),
+        ("columns", c_int64),
+        ("x_stride", c_int64),
+        ("in_stride", c_int64),
+        ("column_stride", c_int64),
+        ("out_stride", c_int64),
+        ("is_bf16", c_int64),
+    )
+
+
+class Team(ctypes.Structure):
+    """`struct Team` of common.h: the threads that help."""
+
+    _fields_ = (("parallel", c_void_p), ("num_threads", c_int64))
+
+
+STRUCTURES: tuple[type[ctypes.Structure], ...] = (
+    Step,
+    Cache,
+    Attention,
+    Linear,
+    DecoderLayer,
+    DecoderCall,
+    PlainProduct,
+    Team,
+)
+
+_Layout = dict[str, tuple[int, int]]
+"""(offset, size) in bytes by the name of a field; that of the structure itself has no name."""
+
+
+class _FieldLayout(ctypes.Structure):
+    _fields_ = (("structure", c_char_p), ("field", c_char_p), ("offset", c_int64), ("size", c_int64))
+
+
+def check_layouts(functions: ctypes.CDLL) -> None:
+    """Raise `RuntimeError` if the library has a structure laid out in another way than this module."""
+    theirs = _layouts_of(functions)
+    for structure in STRUCTURES:
+        _check_layout(structure.__name__, _layout_of(structure), theirs.get(structure.__name__, {}))
+
+
+def _check_layout(name: str, ours: _Layout, theirs: _Layout) -> None:
+    for field in [*ours, *theirs]:
+        if ours.get(field) != theirs.get(field):
+            raise RuntimeError(
+                f"struct {name} is another one in the library: {field or 'the whole'} has (offset, size)"
+                f" {theirs.get(field)} there and {ours.get(field)} here"
+            )
+
+
+def _layout_of(structure: type[ctypes.Structure]) -> _Layout:
+    fields = {field[0]: getattr(structure, field[0]) for field in structure._fields_}
+    return {name: (field.offset, field.size) for name, field in fields.items()} | {"": (0, ctypes.sizeof(structure))}
+
+
+def _layouts_of(functions: ctypes.CDLL) -> dict[str, _Layout]:
+    """Return the library's own layouts, by the name of the structure."""
+    functions.orcinus_layouts.restype = ctypes.POINTER(_FieldLayout)
+    layouts: dict[str, _Layout] = {}
+    for entry in functions.orcinus_layouts():
+        if entry.structure is None:
+            return layouts
+        layouts.setdefault(entry.structure.decode(), {})[entry.field.decode()] = (entry.offset, entry.size)
+    raise AssertionError("a pointer has no end")
