@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import groupby
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -70,21 +71,19 @@ def _paths_of(app: FastAPI) -> frozenset[str]:
 
 
 def _add_operation(app: FastAPI, operation: Operation, handler: Handler) -> None:
-    """Give the operation its route. HEAD has one of its own, which the document does not show."""
-    methods = [method for method in operation.methods if method != "HEAD"]
-    app.add_api_route(
-        operation.path,
-        handler,
-        methods=methods,
-        name=operation.name,
-        tags=[operation.tag] if operation.tag else None,
-        summary=operation.summary,
-        include_in_schema=operation.is_documented,
-        response_class=Response,
-        openapi_extra=describe_operation(operation),
-    )
-    if "HEAD" in operation.methods:
-        app.add_api_route(operation.path, handler, methods=["HEAD"], include_in_schema=False)
+    """Give the operation its routes. HEAD has one of its own, which the document does not show."""
+    for is_head, methods in groupby(operation.methods, key=lambda method: method == "HEAD"):
+        app.add_api_route(
+            operation.path,
+            handler,
+            methods=[*methods],
+            name=operation.name,
+            tags=[operation.tag] if operation.tag else None,
+            summary=operation.summary,
+            include_in_schema=operation.is_documented and not is_head,
+            response_class=Response,
+            openapi_extra=describe_operation(operation),
+        )
 
 
 async def _respond(request: Request, error: Exception) -> Response:

@@ -42,7 +42,8 @@ class Operation:
 
     `path` is written as starlette does (`{model:path}` takes slashes). `name` is what its `operationId` in the OpenAPI
     document begins with; `tag` and `summary` are shown there, if `is_documented`. `is_guarded` operations need a key
-    where the server has keys. `label` is what the metrics call it, "" for its path.
+    where the server has keys. `label` is what the metrics call it, "" for its path. Of `methods`, a 405 names the first
+    and those with it in a route: HEAD has one of its own.
     """
 
     path: str
@@ -176,7 +177,7 @@ OPERATIONS = OperationTable(
             tag="operations",
             summary="Whether new requests are taken",
             look_up=ready,
-            methods=("GET", "HEAD"),
+            methods=("HEAD", "GET"),
             is_guarded=False,
         ),
         LookupOperation(
@@ -185,7 +186,7 @@ OPERATIONS = OperationTable(
             tag="operations",
             summary="Whether new requests are taken",
             look_up=ready,
-            methods=("GET", "HEAD"),
+            methods=("HEAD", "GET"),
             is_guarded=False,
         ),
         LookupOperation(
