@@ -32,7 +32,7 @@ class AddRequest(Message, frozen=True, tag="add"):
 
     `output_token_ids` holds what an earlier engine already generated: the request resumes after them. `is_steered`
     tells that one of them was not the one that was drawn (`StepResult.steered`). Clients share the engine fairly:
-    `client` is an opaque name.
+    `client` is an opaque name. `adapter` is one of `EngineInfo.adapters`, or None for the model alone.
     """
 
     request_id: str
@@ -44,6 +44,7 @@ class AddRequest(Message, frozen=True, tag="add"):
     output_token_ids: list[int] = []
     is_steered: bool = False
     client: str = ""
+    adapter: str | None = None
 
 
 class AbortRequests(Message, frozen=True, tag="abort"):
@@ -85,6 +86,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     hidden_size: int = 0  # numbers in an embedding
     quantization: str | None = None  # of weights, at load
     is_deterministic: bool = False
+    adapters: list[str] = []  # that requests may name
 
 
 class TokenLogprobs(Message, frozen=True):
@@ -190,6 +192,7 @@ class NewRequest(Message, frozen=True):
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
+    adapter: str | None = None
 
 
 class ScheduledRequest(Message, frozen=True):

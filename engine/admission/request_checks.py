@@ -26,6 +26,7 @@ class ChoiceRequest(msgspec.Struct, frozen=True, kw_only=True):
 def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     """Raises `InvalidRequestError` or `ContextLengthError`, giving the limit and the value."""
     request.sampling.check_token_ids(info.vocab_size)
+    _check_adapter(request.adapter, info.adapters)
     if not request.prompts:
         raise InvalidRequestError("at least one prompt is needed, got none", "prompt")
     for prompt in request.prompts:
@@ -63,6 +64,12 @@ def _choice_seed(seed: int, sample: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed}:{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
+
+
+def _check_adapter(adapter: str | None, loaded: list[str]) -> None:
+    if adapter is not None and adapter not in loaded:
+        those = f"the engine has {', '.join(loaded)}" if loaded else "the engine has none"
+        raise InvalidRequestError(f"there is no adapter {adapter!r}: {those}", "adapter")
 
 
 def _check_prompt(prompt: list[int], vocab_size: int) -> None:

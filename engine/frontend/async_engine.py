@@ -288,6 +288,7 @@ class AsyncEngine:
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 client=self._admission.share_of(request.client),
+                adapter=request.adapter,
             )
             live.choices[engine_id] = Choice(added, live, processor, num_counted)
             self._probation.add(engine_id)

@@ -414,6 +414,7 @@ class Scheduler:
                 token_ids=list(request.token_ids),
                 num_prompt_tokens=request.num_prompt_tokens,
                 sampling=request.sampling,
+                adapter=request.adapter,
             )
         )
 

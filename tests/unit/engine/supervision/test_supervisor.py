@@ -249,11 +249,12 @@ async def test_an_answer_is_the_same_however_its_engine_was_killed(
 
 
 async def test_the_next_engine_is_given_what_was_asked_and_every_token_so_far(model: Path) -> None:
-    lives = Lives(before_step=Fate(4))
+    lives = Lives(before_step=Fate(4), adapters=["legal"])
     async with engine_on(model, lives) as engine:
-        stream = engine.submit(request("hi", max_tokens=6, seed=3, cache_salt="pepper", stop=("bcdef",)))
-        assert await texts(stream) == {0: "a"}
+        asked = request("hi", max_tokens=6, seed=3, cache_salt="pepper", adapter="legal", stop=("bcdef",))
+        assert await texts(engine.submit(asked)) == {0: "a"}
     (first,), (again,) = lives.introduced(0), lives.introduced(1)
+    assert first.adapter == "legal"
     assert again == msgspec.structs.replace(first, token_ids=[*b"hiabc"])
 
 
