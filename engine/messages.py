@@ -32,7 +32,7 @@ class AddRequest(Message, frozen=True, tag="add"):
 
     `output_token_ids` holds what an earlier engine already generated: the request resumes after them. `is_steered`
     tells that one of them was not the one that was drawn (`StepResult.steered`). Clients share the engine fairly:
-    `client` is an opaque name.
+    `client` is an opaque name. `adapter` is one of `EngineInfo.adapters`, or None for the model alone.
     """
 
     request_id: str
@@ -44,6 +44,7 @@ class AddRequest(Message, frozen=True, tag="add"):
     output_token_ids: list[int] = []
     is_steered: bool = False
     client: str = ""
+    adapter: str | None = None
 
 
 class AbortRequests(Message, frozen=True, tag="abort"):
@@ -101,6 +102,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     quantization: str | None = None  # of weights, at load
     is_deterministic: bool = False
     cache_groups: list[CacheGroup] = []
+    adapters: list[str] = []  # that requests may name
 
 
 class TokenLogprobs(Message, frozen=True):
@@ -214,6 +216,7 @@ class NewRequest(Message, frozen=True):
     num_prompt_tokens: int
     sampling: SamplingParams
     prepared: Any = None
+    adapter: str | None = None
 
 
 class ScheduledRequest(Message, frozen=True):

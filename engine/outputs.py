@@ -20,7 +20,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     The choice of prompt p and sample s has index `p * n + s`. The whole is admitted or refused as one.
     `timeout_s` counts from `asked_at` (of the monotonic clock; None: from admission) and covers queueing. `client` is
-    an opaque name for whoever asks: each has limits of its own, and a fair share of the engine.
+    an opaque name for whoever asks: each has limits of its own, and a fair share of the engine. `adapter` is one of
+    `EngineInfo.adapters`, or None for the model alone.
     """
 
     request_id: str
@@ -31,6 +32,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     asked_at: float | None = None
     client: str = ""
+    adapter: str | None = None
 
     @property
     def num_choices(self) -> int:

@@ -11,11 +11,18 @@ from orcinus.engine.outputs import GenerationRequest
 def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     """Raise `InvalidRequestError` or `ContextLengthError`, with the limit and the value, unless it can be served."""
     request.sampling.check_token_ids(info.vocab_size)
+    _check_adapter(request.adapter, info.adapters)
     if not request.prompts:
         raise InvalidRequestError("at least one prompt is needed, got none", "prompt")
     for prompt in request.prompts:
         _check_prompt(prompt, info.vocab_size)
         check_context(len(prompt), request.sampling.max_tokens, info.max_model_len)
+
+
+def _check_adapter(adapter: str | None, loaded: list[str]) -> None:
+    if adapter is not None and adapter not in loaded:
+        those = f"the engine has {', '.join(loaded)}" if loaded else "the engine has none"
+        raise InvalidRequestError(f"there is no adapter {adapter!r}: {those}", "adapter")
 
 
 def _check_prompt(prompt: list[int], vocab_size: int) -> None:

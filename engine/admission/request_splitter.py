@@ -41,6 +41,7 @@ class RequestSplitter:
                 arrival_time=now,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
+                adapter=request.adapter,
                 client=client,
             )
             for prompt in request.prompts

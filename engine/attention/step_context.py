@@ -27,6 +27,7 @@ class StepContext:
     attention: LayerAttention
     metadata: AttentionMetadata | None = None
     state_slots: Tensor | None = None  # (num_seqs,) int64, in the order of the step's sequences
+    adapter_rows: Tensor | None = None  # (num_tokens,) int64, of the runner's table, 0 for none; None: nobody has one
 
 
 _CURRENT: ContextVar[StepContext | None] = ContextVar("current_step", default=None)

@@ -27,8 +27,19 @@ _MIN_TABLE_WIDTH = 128
 # Below it a few sizes double, from it on they are multiples of it.
 _SIZE_STEP = 8
 
-Compute = Callable[[Tensor, Tensor, AttentionMetadata, Tensor], Tensor]
-"""(token ids, positions, where they lie, state slots) -> logits."""
+
+class Compute(Protocol):
+    """The step that is recorded."""
+
+    def __call__(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        meta: AttentionMetadata,
+        state_slots: Tensor,
+        adapter_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits, (num_seqs, vocab_size)."""
 
 
 class Recorder(Protocol):
@@ -60,7 +71,7 @@ class DecodeGraphs:
         self._record = record
         self._device = device
         self._spare_slot = spare_slot
-        self._recordings: dict[int, _Recording] = {}
+        self._recordings: dict[tuple[int, bool], _Recording] = {}  # by batch size, and whether there are adapters
         self._has_failed = False
 
     @property
@@ -68,22 +79,32 @@ class DecodeGraphs:
         """As far as is known: it turns False with the first step that could not be recorded."""
         return not self._has_failed
 
-    def logits(self, token_ids: NDArray[np.int64], layout: StepLayout, state_slots: NDArray[np.int64]) -> Tensor | None:
-        """(num_seqs, vocab_size) of a step of single tokens; None if steps of this model cannot be recorded."""
+    def logits(
+        self,
+        token_ids: NDArray[np.int64],
+        layout: StepLayout,
+        state_slots: NDArray[np.int64],
+        adapter_rows: NDArray[np.int64] | None = None,
+    ) -> Tensor | None:
+        """(num_seqs, vocab_size) of a step of single tokens; None if steps of this model cannot be recorded.
+
+        `state_slots` and `adapter_rows` as in `StepContext`.
+        """
         if self._has_failed:
             return None
         num_seqs, size = len(token_ids), padded_size(len(token_ids))
-        recording = self._recordings.get(size)
+        adapters = [] if adapter_rows is None else [adapter_rows]
+        key = size, bool(adapters)
+        recording = self._recordings.get(key)
         needed = layout.block_tables.shape[1]
         if recording is None or recording.table_width < needed:
             width = max(_MIN_TABLE_WIDTH, 1 << (needed - 1).bit_length())
-            recording = self._recorded(
-                *padded([token_ids, np.full_like(state_slots, self._spare_slot)], layout, size, width)
-            )
+            spare_slots = np.full_like(state_slots, self._spare_slot)
+            recording = self._recorded(*padded([token_ids, spare_slots, *adapters], layout, size, width))
             if recording is None:
                 return None
-            self._recordings[size] = recording
-        own, step = padded([token_ids, state_slots], layout, size, recording.table_width)
+            self._recordings[key] = recording
+        own, step = padded([token_ids, state_slots, *adapters], layout, size, recording.table_width)
         packed = pack([*own, step.positions, *step.cache_arrays])
         recording.inputs.copy_(packed.pin_memory() if self._device.type == "cuda" else packed, non_blocking=True)
         recording.replay()
@@ -93,12 +114,13 @@ class DecodeGraphs:
         started = time.monotonic()
         arrays = [*own, layout.positions, *layout.cache_arrays]
         inputs = pack(arrays).to(self._device)
-        ids, state_slots, positions, *cache_tensors = unpack(inputs, arrays)
+        tensors = unpack(inputs, arrays)
+        (ids, *others), (positions, *cache_tensors) = tensors[: len(own)], tensors[len(own) :]
         # For whoever looks at the host's lengths: as long as a sequence of this recording can get.
         longest = layout.block_tables.shape[1] * layout.block_size
         meta = replace(metadata_of(layout, cache_tensors), seq_lens=[longest] * len(ids), is_recorded=True)
         try:
-            replay, logits = self._record(lambda: self._compute(ids, positions, meta, state_slots))
+            replay, logits = self._record(lambda: self._compute(ids, positions, meta, *others))
         except RuntimeError as error:  # what CUDA, torch and Triton raise over what cannot be recorded
             logger.warning("steps are launched one operation at a time, as they cannot be recorded: %s", error)
             self._has_failed = True

@@ -47,7 +47,7 @@ class ModelRunner:
     `device_monitor` says how busy the device is. `graphs` replays steps of single tokens on a GPU; with None each
     operation is launched. `make_compiler` is called when a request first brings a grammar. Where it `runs_ahead`, which
     is for devices that work while the host goes on, tokens that the host does not know yet are taken from the device.
-    There are at most `max_num_seqs` requests.
+    There are at most `max_num_seqs` requests. `adapters` has the row of each adapter by its name; row 0 is no adapter.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class ModelRunner:
     ) -> None:
         self.device_monitor: DeviceMonitor | None = device_monitor
         self.runs_ahead = runs_ahead
+        self.adapters: dict[str, int] = {}
         self._model = model
         self._attention = attention
         self._sampler = sampler
@@ -132,7 +133,9 @@ class ModelRunner:
 
     def _request(self, new: NewRequest) -> RunningRequest:
         pooled = None if new.sampling.pooling is None else PooledPrompt(new.sampling.pooling)
-        return RunningRequest(self._rows.add(new.token_ids), self._row(new), new.sampling.follows_tokens, pooled)
+        adapter_row = 0 if new.adapter is None else self.adapters[new.adapter]
+        follows_tokens = new.sampling.follows_tokens
+        return RunningRequest(self._rows.add(new.token_ids), self._row(new), follows_tokens, adapter_row, pooled)
 
     def _row(self, new: NewRequest) -> SamplingRow:
         sampling, vocab_size = new.sampling, self._model.vocab_size
@@ -210,13 +213,22 @@ class ModelRunner:
 
     def _decode_logits(self, batch: StepBatch) -> Tensor:
         """(num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
-        logits = None if self.graphs is None else self.graphs.logits(self._token_ids(batch), batch.layout, batch.rows)
+        logits = None
+        if self.graphs is not None:
+            logits = self.graphs.logits(self._token_ids(batch), batch.layout, batch.rows, self._adapter_rows(batch))
         return self._model.logits(self._hidden_states(batch)) if logits is None else logits
 
     def _token_ids(self, batch: StepBatch) -> NDArray[np.int64]:
         """-1 - row for a token that the host does not know yet."""
         find = self._rows.tokens_or_rows if self.runs_ahead else self._rows.tokens
         return find(batch.rows[batch.layout.sequences], batch.layout.positions)
+
+    def _adapter_rows(self, batch: StepBatch) -> NDArray[np.int64] | None:
+        """(num_tokens,), or None where no request of the step has an adapter."""
+        if not self.adapters:
+            return None
+        rows = np.array([request.adapter_row for request in batch.requests], dtype=np.int64)
+        return rows[batch.layout.sequences] if rows.any() else None
 
     def _known(self, ids: Tensor) -> Tensor:
         """With the tokens that only the device knows."""
@@ -229,12 +241,22 @@ class ModelRunner:
         layout = batch.layout
         arrays = [self._token_ids(batch), layout.positions, batch.rows, *layout.cache_arrays]
         ids, positions, state_slots, *cache_tensors = to_device(arrays, self._device)
-        with step_context(StepContext(self._attention, metadata_of(layout, cache_tensors), state_slots)):
+        rows = self._adapter_rows(batch)
+        adapter_rows = None if rows is None else to_device([rows], self._device)[0]
+        meta = metadata_of(layout, cache_tensors)
+        with step_context(StepContext(self._attention, meta, state_slots, adapter_rows)):
             return self._model.hidden_states(self._known(ids), positions)
 
-    def _compute_logits(self, ids: Tensor, positions: Tensor, meta: AttentionMetadata, state_slots: Tensor) -> Tensor:
-        with step_context(StepContext(self._attention, meta, state_slots)):
-            return self._model.logits(self._model.hidden_states(self._known(ids), positions))
+    def _compute_logits(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        meta: AttentionMetadata,
+        state_slots: Tensor,
+        adapter_rows: Tensor | None = None,
+    ) -> Tensor:
+        with step_context(StepContext(self._attention, meta, state_slots, adapter_rows)):
+            return self._model.logits(self._model.hidden_states(self._known(token_ids), positions))
 
     def _sample_last(self, batch: StepBatch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:
         """One token for each request that samples and has not failed."""

@@ -21,6 +21,7 @@ class Request:
 
     __slots__ = (
         "_block_hashes",
+        "adapter",
         "arrival",
         "arrival_time",
         "cache_salt",
@@ -58,6 +59,7 @@ class Request:
         self.arrival_time: float = added.arrival_time
         self.priority: int = added.priority
         self.cache_salt: str | None = added.cache_salt
+        self.adapter: str | None = added.adapter
         self.client: str = added.client
         self.token_ids: list[int] = added.prompt_token_ids + added.output_token_ids
         self.num_prompt_tokens: int = len(added.prompt_token_ids)
@@ -103,10 +105,10 @@ class Request:
         return self.sampling.prompt_logprobs is None and self.sampling.pooling != "mean"
 
     def block_hashes(self, block_size: int, num_blocks: int) -> list[bytes]:
-        """Hashes of the first `num_blocks` full blocks; each covers all tokens up to its end, and the salt."""
+        """Hashes of the first `num_blocks` full blocks; each covers all tokens up to its end, salt and adapter."""
         hashes = self._block_hashes
         for index in range(len(hashes), num_blocks):
-            parent = hashes[-1] if hashes else _root_hash(self.cache_salt)
+            parent = hashes[-1] if hashes else _root_hash(self.cache_salt, self.adapter)
             hashes.append(_hash_block(parent, self.token_ids[index * block_size : (index + 1) * block_size]))
         return hashes[:num_blocks]
 
@@ -122,8 +124,9 @@ class Request:
             self.prompt_logprobs = [None]
 
 
-def _root_hash(cache_salt: str | None) -> bytes:
-    return hashlib.sha256(b"" if cache_salt is None else b"salt:" + cache_salt.encode()).digest()
+def _root_hash(cache_salt: str | None, adapter: str | None) -> bytes:
+    """Differs where salt or adapter do: what one adapter computed of a prefix is not what another one would."""
+    return hashlib.sha256(repr((cache_salt, adapter)).encode()).digest()
 
 
 def _hash_block(parent: bytes, token_ids: list[int]) -> bytes:

@@ -73,5 +73,6 @@ class StepBuilder:
                 num_prompt_tokens=request.num_prompt_tokens,
                 sampling=request.sampling,
                 prepared=request.prepared,
+                adapter=request.adapter,
             )
         )

@@ -28,6 +28,7 @@ class Case:
     prompt: list[int]
     sampling: SamplingParams
     expected: list[int]
+    adapter: str | None = None
 
 
 @dataclass
@@ -80,7 +81,7 @@ def greedy_cases(directory: Path, rng: random.Random, count: int) -> list[Case]:
     cases: list[Case] = []
     for prompt in prompts(rng):
         max_tokens = rng.randint(1, 16)
-        expected = _generate(model, prompt, max_tokens)
+        expected = generate_alone(model, prompt, max_tokens)
         if expected is not None:
             sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
             cases.append(Case(prompt, sampling, expected))
@@ -89,7 +90,8 @@ def greedy_cases(directory: Path, rng: random.Random, count: int) -> list[Case]:
     return cases
 
 
-def _generate(model: Any, prompt: list[int], max_tokens: int) -> list[int] | None:
+def generate_alone(model: Any, prompt: list[int], max_tokens: int) -> list[int] | None:
+    """What the model's own `generate` makes of the prompt; None where it met a tie."""
     with torch.inference_mode():
         result = model.generate(
             torch.tensor([prompt]),
@@ -120,6 +122,7 @@ def serve(core: EngineCore, cases: list[Case], rng: random.Random, name: str = "
                     prompt_token_ids=case.prompt,
                     sampling=case.sampling,
                     arrival_time=0.0,
+                    adapter=case.adapter,
                 )
             )
         step = core.step()

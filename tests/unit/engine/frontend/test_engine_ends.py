@@ -134,7 +134,7 @@ class ScriptedTransport(InProcessTransport):
         self._was_killed = False
 
     def start(self, config: EngineConfig) -> None:
-        if self._scripted.configs and self._lives.start_failures:
+        if self._scripted.configs and self._scripted.start_failures:
             raise self._scripted.start_failures.pop()
         super().start(config)
 
@@ -252,11 +252,12 @@ async def test_an_answer_is_the_same_however_its_engine_was_killed(
 
 
 async def test_the_next_engine_is_given_what_was_asked_and_every_token_so_far(model: Path) -> None:
-    scripted = ScriptedEngines(before_step=KilledInSteps(4))
+    scripted = ScriptedEngines(before_step=KilledInSteps(4), adapters=["legal"])
     async with engine_on(model, scripted) as engine:
-        stream = engine.submit(request("hi", max_tokens=6, seed=3, cache_salt="pepper", stop=("bcdef",)))
-        assert await texts(stream) == {0: "a"}
+        asked = request("hi", max_tokens=6, seed=3, cache_salt="pepper", adapter="legal", stop=("bcdef",))
+        assert await texts(engine.submit(asked)) == {0: "a"}
     (first,), (again,) = scripted.introduced(0), scripted.introduced(1)
+    assert first.adapter == "legal"
     assert again == msgspec.structs.replace(first, token_ids=[*b"hiabc"])
 
 

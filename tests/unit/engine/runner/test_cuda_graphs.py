@@ -41,10 +41,19 @@ class Model:
         self.cache = torch.full((4000,), -1, dtype=torch.int64)
         self.metas: list[AttentionMetadata] = []
         self.state_slots: list[list[int]] = []
+        self.adapter_rows: list[list[int] | None] = []
 
-    def __call__(self, token_ids: Tensor, positions: Tensor, meta: AttentionMetadata, state_slots: Tensor) -> Tensor:
+    def __call__(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        meta: AttentionMetadata,
+        state_slots: Tensor,
+        adapter_rows: Tensor | None = None,
+    ) -> Tensor:
         self.metas.append(meta)
         self.state_slots.append(state_slots.tolist())
+        self.adapter_rows.append(None if adapter_rows is None else adapter_rows.tolist())
         self.cache[meta.slots] = token_ids
         columns = (token_ids, state_slots, positions, meta.slots, meta.seq_lens_tensor, meta.block_tables.sum(dim=1))
         assert meta.query_start_tensor.tolist() == list(range(len(token_ids) + 1))
@@ -122,6 +131,16 @@ def test_a_recording_is_made_with_a_state_slot_that_no_request_has() -> None:
     model = Model()
     DecodeGraphs(model, Recorder(), CPU, SPARE).logits(np.arange(3), step_of([9, 3, 7], 3), np.array([2, 0, 1]))
     assert model.state_slots == [[SPARE] * 4, [2, 0, 1, 0]]
+
+
+def test_steps_with_adapters_have_recordings_of_their_own() -> None:
+    model, record, layout = Model(), Recorder(), step_of([9, 3, 7], 3)
+    graphs = DecodeGraphs(model, record, CPU, SPARE)
+    for rows in ([0, 2, 1], None, [1, 1, 0]):
+        graphs.logits(np.arange(3), layout, np.arange(3), None if rows is None else np.array(rows))
+    assert record.num_recordings == 2
+    assert model.adapter_rows[1::2] == [[0, 2, 1, 2], None]
+    assert model.adapter_rows[-1] == [1, 1, 0, 1]
 
 
 def test_longer_sequences_than_a_recording_has_room_for_are_recorded_anew() -> None:

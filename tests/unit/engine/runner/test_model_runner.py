@@ -87,9 +87,14 @@ class Bench:
         return self.result.sampled_token_ids
 
 
-def new(name: str, token_ids: list[int], **params: object) -> NewRequest:
-    sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
-    return NewRequest(request_id=name, token_ids=token_ids, num_prompt_tokens=len(token_ids), sampling=sampling)
+def new(name: str, token_ids: list[int], adapter: str | None = None, **params: object) -> NewRequest:
+    return NewRequest(
+        request_id=name,
+        token_ids=token_ids,
+        num_prompt_tokens=len(token_ids),
+        sampling=SamplingParams(temperature=0, **params),  # type: ignore[arg-type]
+        adapter=adapter,
+    )
 
 
 def share(name: str, first: int, count: int, blocks: list[int] | None = None, samples: bool = True) -> ScheduledRequest:
@@ -131,6 +136,21 @@ def test_a_running_request_keeps_its_state_slot_until_it_is_released() -> None:
     assert (a_again, b_again, b_still) == (a, b, b)
     assert c == a != b
     assert {a, b} <= set(range(4))
+
+
+def test_each_token_has_the_row_of_its_requests_adapter() -> None:
+    bench = Bench()
+    bench.runner.adapters |= {"french": 1, "legal": 2}
+    bench.step(
+        share("a", 0, 2, [0]),
+        share("b", 0, 1, [1]),
+        share("c", 0, 3, [2]),
+        new=[new("a", [5, 6], adapter="legal"), new("b", [30]), new("c", [1, 2, 3], adapter="french")],
+    )
+    bench.step(share("b", 1, 1), share("c", 3, 1))
+    bench.step(share("b", 2, 1))
+    rows = [context.adapter_rows for context in bench.model.contexts]
+    assert [None if row is None else row.tolist() for row in rows] == [[0, 2, 2, 1, 1, 1], [0, 1], None]
 
 
 def test_ahead_a_step_takes_the_tokens_it_lacks_from_the_device() -> None:

@@ -272,6 +272,18 @@ def test_another_salt_shares_nothing() -> None:
     assert engine.cached_tokens == {"a": 0, "b": 0, "c": 12}
 
 
+def test_another_adapter_shares_nothing() -> None:
+    engine = SimulatedEngine()
+    engine.add("a", prompt(16), max_tokens=2, adapter="one")
+    engine.run()
+    engine.add("b", prompt(16), max_tokens=2)
+    engine.add("c", prompt(16), max_tokens=2, adapter="two")
+    engine.add("d", prompt(16), max_tokens=2, adapter="one")
+    engine.add("e", prompt(16), max_tokens=2, cache_salt="one")
+    engine.run()
+    assert engine.cached_tokens == {"a": 0, "b": 0, "c": 0, "d": 12, "e": 0}
+
+
 @pytest.mark.parametrize("fields", [{"prompt_logprobs": 0}, {}])
 def test_prompt_logprobs_or_the_switch_keep_the_prefix_cache_out(fields: dict[str, object]) -> None:
     engine = SimulatedEngine(enable_prefix_caching=bool(fields))

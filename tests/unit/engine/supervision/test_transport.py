@@ -50,6 +50,7 @@ def added(request_id: str, **sampling: Any) -> AddRequest:
         sampling=SamplingParams(seed=2**64 - 1, stop=("x",), logit_bias={5: -1.5}, **sampling),
         arrival_time=time.monotonic(),
         cache_salt="salt",
+        adapter="legal",
     )
 
 

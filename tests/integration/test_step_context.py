@@ -1,0 +1,206 @@
+"""Modules that read the step context, served: adapters, and layers that keep a state for each sequence.
+
+The reference is transformers' own `generate`, one request at a time, with modules of the same weights that know nothing
+of steps.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orcinus.engine.attention.step_context import current_step
+from orcinus.engine.kernels.library import load_library
+from orcinus.engine.messages import EngineInfo
+from orcinus.engine.runner.cuda_graphs import DecodeGraphs
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup.build import build_executor
+from tests.integration.tiny_models import build_model, engine_config
+from tests.integration.truth import (
+    BLOCK_SIZE,
+    MAX_MODEL_LEN,
+    Case,
+    core_with_few_blocks,
+    generate_alone,
+    prompts,
+    serve,
+)
+
+CPU = torch.device("cpu")
+WIDTH = 48
+ADAPTERS = {"french": 1, "legal": 2}
+DECAY = 0.8
+NUM_SLOTS = 4
+
+
+def deltas() -> Tensor:
+    """(1 + adapters, width, width); row 0 changes nothing."""
+    table = torch.randn(1 + len(ADAPTERS), WIDTH, WIDTH, generator=torch.Generator().manual_seed(5))
+    table[0] = 0
+    return table / math.sqrt(WIDTH)
+
+
+class Adapters(nn.Module):
+    """Adds to each token what its request's adapter makes of it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.table = deltas()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        rows = current_step().adapter_rows
+        return out if rows is None else out + torch.bmm(out[0].unsqueeze(1), self.table[rows]).squeeze(1)
+
+
+class MovingAverage(nn.Module):
+    """Adds to each token the moving average of its sequence, of which a slot has what was computed so far."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.states = torch.full((NUM_SLOTS + 1, WIDTH), torch.nan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)[0]
+        step = current_step()
+        meta, slots = step.metadata, step.state_slots
+        assert meta is not None
+        assert slots is not None
+        num_computed = meta.seq_lens_tensor - meta.query_start_tensor.diff()
+        before = torch.where(num_computed.unsqueeze(1) == 0, 0.0, self.states[slots])
+        parts = [averages(out[a:b], state) for (a, b), state in zip(pairwise(meta.query_start), before, strict=True)]
+        self.states[slots] = torch.stack([part[-1] for part in parts])
+        return (out + torch.cat(parts)).unsqueeze(0)
+
+
+def averages(rows: Tensor, state: Tensor) -> Tensor:
+    """After each of the rows."""
+    states = []
+    for row in rows:
+        state = DECAY * state + (1 - DECAY) * row
+        states.append(state)
+    return torch.stack(states)
+
+
+class AloneWithAdapter(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.delta = deltas()[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out.add(out @ self.delta)
+
+
+class AloneWithAverage(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.state = torch.zeros(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        after: Tensor = averages(out[0], self.state)
+        self.state = after[-1]
+        return out + after
+
+
+def alone_cases(directory: Path, rng: random.Random, count: int, *, has_states: bool) -> list[Case]:
+    """Requests, each with some adapter or none, and what the model makes of each alone; not those with a tie."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    layers = model.model.layers
+    layers[0].mlp = with_adapter = AloneWithAdapter(layers[0].mlp)
+    model.generation_config.eos_token_id = None
+    if has_states:
+        layers[1].mlp = AloneWithAverage(layers[1].mlp)
+    cases: list[Case] = []
+    for prompt in prompts(rng):
+        adapter = rng.choice([None, *ADAPTERS])
+        with_adapter.delta = deltas()[ADAPTERS.get(adapter or "", 0)]
+        max_tokens = rng.randint(8, 24)
+        if has_states:
+            layers[1].mlp.state = torch.zeros(WIDTH)
+        expected = generate_alone(model, prompt, max_tokens)
+        if expected is not None:
+            sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+            cases.append(Case(prompt, sampling, expected, adapter))
+        if len(cases) == count:
+            break
+    return cases
+
+
+def executor_of(directory: Path, *, has_states: bool) -> tuple[EngineInfo, ModelRunner]:
+    """A state at the end of a prefix is nowhere to be found: with states no prefix is reused."""
+    config = engine_config(
+        directory,
+        max_model_len=MAX_MODEL_LEN,
+        block_size=BLOCK_SIZE,
+        max_num_seqs=NUM_SLOTS,
+        enable_prefix_caching=not has_states,
+    )
+    info, runner = build_executor(config)
+    layers = runner._model.causal_lm.model.layers
+    layers[0].mlp = Adapters(layers[0].mlp)
+    layers[1].mlp = MovingAverage(layers[1].mlp) if has_states else layers[1].mlp
+    runner.adapters |= ADAPTERS
+    return msgspec.structs.replace(info, adapters=[*ADAPTERS]), runner
+
+
+def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Run it once, as a recording does, and again at each replay."""
+    output = function()
+
+    def replay() -> None:
+        output.copy_(function())
+
+    return replay, output
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def cases(directory: Path) -> list[Case]:
+    return alone_cases(directory, random.Random(11), 18, has_states=True)
+
+
+@pytest.mark.parametrize("way", ["in turn", "ahead", "replayed"])
+def test_states_and_adapters_belong_to_their_requests_whatever_shares_the_steps(
+    way: str, directory: Path, cases: list[Case]
+) -> None:
+    if way == "replayed" and load_library() is None:
+        pytest.skip("the gathering backend looks at the host's lengths")
+    info, runner = executor_of(directory, has_states=True)
+    runner.runs_ahead = way == "ahead"
+    if way == "replayed":
+        runner.graphs = DecodeGraphs(runner._compute_logits, record, CPU, spare_slot=NUM_SLOTS)
+    run = serve(core_with_few_blocks((info, runner)), cases, random.Random(1))
+    assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]
+    # What the test is about must have happened.
+    assert run.num_preemptions > 0
+    assert run.max_running == NUM_SLOTS < len(cases)
+    assert max(len(case.prompt) for case in cases) > info.max_num_batched_tokens
+
+
+def test_a_prefix_is_reused_only_under_the_same_adapter(directory: Path) -> None:
+    rng = random.Random(12)
+    cases = alone_cases(directory, rng, 18, has_states=False)
+    info, runner = executor_of(directory, has_states=False)
+    run = serve(core_with_few_blocks((info, runner), info.num_kv_blocks), cases, rng)
+    assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]
+    assert run.num_cached_tokens > 0
