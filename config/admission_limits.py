@@ -1,6 +1,6 @@
-"""How much is admitted, and whose turn it is: a frozen, plain value for the server's side of the engine.
+"""How many requests are admitted, and by which policy they take turns: a frozen, plain value.
 
-`config.settings.Settings` owns the defaults, the help and the validation, and builds this.
+`config.settings.Settings` owns the defaults, the help and the validation, and builds this for the engine's client.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SchedulingPolicy = Literal["fair", "fcfs"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionLimits:
-    """The settings of the same names; None is no limit. A key is whatever tells clients apart."""
+    """The settings of the same names; None is no limit. A key is what clients are told apart by."""
 
     max_queue_len: int
     max_queue_tokens: int | None = None
