@@ -1,6 +1,6 @@
 """Command-line flags made from the declarations in `config.settings`, with their help.
 
-Values are passed on as text: `Settings` is what judges them, whichever source they come from.
+Values are passed on as text: `Settings` validates them, from whichever source they come. Knows nothing of commands.
 """
 
 import argparse
@@ -18,7 +18,7 @@ _POSITIONAL_MODEL = "positional_model"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that explains itself: `SettingsError` with close matches, in place of usage and exit."""
+    """An argument parser that raises `SettingsError` with close matches, instead of printing its usage and exiting."""
 
     def __init__(self, prog: str, usage: str, description: str, epilog: str = "") -> None:
         super().__init__(
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Like `parse_args`, but an unknown flag is told what it may have meant."""
+        """Parse as `parse_args` does, and name what an unknown flag may have meant."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
             raise SettingsError("\n".join(self._explain(word) for word in unknown if self._is_shown(word, unknown)))
@@ -54,13 +54,13 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Wide enough for a flag and its help; texts of the description keep their lines."""
+    """Formats help wide enough for a flag beside its text, and keeps the lines of a description."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        """`-o, --output FILE`, in place of `-o FILE, --output FILE`."""
+        """Write `-o, --output FILE` in place of `-o FILE, --output FILE`."""
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
         value = self._format_args(action, self._get_default_metavar_for_optional(action))
@@ -89,7 +89,7 @@ def add_settings(
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """The settings in force, of which `args` are the flags that were given. Raises `SettingsError`."""
+    """Return the settings in force, of which `args` are the flags that were given. Raises `SettingsError`."""
     given = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
     positional = getattr(args, _POSITIONAL_MODEL, None)
     if positional is not None:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 DEMO_MODEL_NAME = "orcinus-demo"
-_MIN_STEP_TIMEOUT_S = 5.0  # stalls are counted in seconds, and a loaded machine needs some
+_MIN_STEP_TIMEOUT_S = 5.0  # stalls are counted in seconds, and a loaded machine takes some
 
 GROUPS = {
     "Model": "what is served",
@@ -329,7 +329,7 @@ class Settings(BaseSettings):
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """The names that clients may use; responses carry the first. A local path gives its last part."""
+        """The names that clients may use; responses carry the first. A local path is named by its last part."""
         if self.served_model_name:
             return self.served_model_name
         if self.model is None:
@@ -344,20 +344,20 @@ class Settings(BaseSettings):
         return bool(self.api_key) or self.api_key_file is not None
 
     def read_api_keys(self) -> tuple[str, ...]:
-        """The keys of `api_key` and those that `api_key_file` holds now. Raises `OSError`."""
+        """Return the keys of `api_key` and those that `api_key_file` holds now. Raises `OSError`."""
         if self.api_key_file is None:
             return self.api_key
         lines = [line.strip() for line in self.api_key_file.read_text(encoding="utf-8").splitlines()]
         return self.api_key + tuple(line for line in lines if line and not line.startswith("#"))
 
     def read_chat_template(self) -> str | None:
-        """The Jinja text of `chat_template`, read from its file if it names one."""
+        """Return the Jinja text of `chat_template`, read from its file if it names one. Raises `OSError`."""
         if self.chat_template is None or "{" in self.chat_template:
             return self.chat_template
         return Path(self.chat_template).read_text(encoding="utf-8")
 
     def engine_config(self) -> EngineConfig:
-        """The part that the engine process needs."""
+        """Return the settings that the engine process needs."""
         return EngineConfig(
             model=self.model_path,
             dtype=self.dtype,
@@ -382,14 +382,14 @@ class Settings(BaseSettings):
 
 
 def demo_model_path() -> Path:
-    """Where the demo model lies, installed or in a checkout."""
+    """Return the directory of the demo model, installed or in a checkout."""
     return Path(__file__).resolve().parent.parent / "engine" / "demo_model"
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Settings from `flags` (those that were given), the environment and the YAML file.
+    """Return the settings from `flags` (those that were given), the environment and the YAML file.
 
-    Raises `SettingsError` with all that is wrong, each with its source and what is allowed.
+    Raises `SettingsError` that names all that is wrong, each with its source and what is allowed.
     """
     try:
         return Settings(**flags)
@@ -399,7 +399,7 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def _explain(problem: Any, flags: Mapping[str, Any]) -> str:
-    """One line about one of pydantic's complaints."""
+    """Return one line about one of pydantic's errors."""
     reason = str(problem["msg"]).removeprefix("Value error, ")
     if not problem["loc"]:
         return reason

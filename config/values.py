@@ -1,6 +1,6 @@
 """How the values of settings are written and explained: sizes, lists, allowed values, unknown keys.
 
-It knows nothing of which settings there are.
+Knows nothing of which settings there are.
 """
 
 import difflib
@@ -37,7 +37,7 @@ class SettingsError(ValueError):
 
 
 def parse_bytes(value: Any) -> Any:
-    """`4GiB`, `512Mi`, `2G`, `1.5GB` or a number, as bytes; anything else is left for pydantic to refuse."""
+    """Return `4GiB`, `512Mi`, `2G`, `1.5GB` or a number as bytes; anything else is left for pydantic to refuse."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
     if isinstance(value, bool) or match is None:
         return value
@@ -47,7 +47,7 @@ def parse_bytes(value: Any) -> Any:
 
 
 def format_bytes(count: float) -> str:
-    """`512 B`, `4 GiB`, `1.5 MiB`."""
+    """Write a number of bytes as `512 B`, `4 GiB`, `1.5 MiB`."""
     if count < 1024:
         return f"{count:.0f} B"
     power = min(4, (int(count).bit_length() - 1) // 10)
@@ -55,7 +55,7 @@ def format_bytes(count: float) -> str:
 
 
 def parse_strings(value: Any) -> Any:
-    """A list written as JSON or with commas, as the environment needs it; a list is left alone."""
+    """Read a list written as JSON or with commas, as the environment needs it; a list is left alone."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -79,7 +79,7 @@ def _suggest(key: str, known: Sequence[str]) -> str:
 
 
 def describe_allowed(field: FieldInfo) -> str:
-    """The values that a setting may have: `one of auto, cpu, cuda`, `a whole number from 1 to 9`."""
+    """Return which values a setting may have: `one of auto, cpu, cuda`, `a whole number from 1 to 9`."""
     kind = value_kind(field)
     if get_origin(kind) is Literal:
         values = get_args(kind)
@@ -90,7 +90,7 @@ def describe_allowed(field: FieldInfo) -> str:
 
 
 def value_kind(field: FieldInfo) -> Any:
-    """The type of a setting without `None`, `Annotated` and unions."""
+    """Return the type of a setting without `None`, `Annotated` and unions."""
     return _strip(field.annotation)
 
 
@@ -104,12 +104,12 @@ def group_of(field: FieldInfo) -> str:
 
 
 def metavar_of(field: FieldInfo) -> str:
-    """What stands for the value in help texts; empty where the name of the setting does."""
+    """Return what stands for the value in help texts; empty if the name of the setting does."""
     return _extra(field, "metavar")
 
 
 def format_default(field: FieldInfo) -> str:
-    """The default as one would write it; empty where there is none, and the help text says what happens."""
+    """Return the default as one would write it; empty if there is none, and the help text says what happens."""
     if field.default is None or field.default == ():
         return ""
     if isinstance(field.default, bool):
@@ -131,7 +131,7 @@ def _strip(kind: Any) -> Any:
 
 
 def _metadata(field: FieldInfo) -> list[Any]:
-    """What is annotated on the setting, or on the part of its union that is not `None`."""
+    """Return the annotations of the setting, and of the part of its union that is not `None`."""
     inner = [part for arg in get_args(field.annotation) for part in getattr(arg, "__metadata__", ())]
     return [*field.metadata, *inner]
 

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def _installed_version() -> str:
-    """The version of Orcinus, or `0+source` where it runs from a checkout without being installed."""
+    """Return the version of Orcinus, or `0+source` if it runs from a checkout without being installed."""
     try:
         return version("orcinus")
     except PackageNotFoundError:

@@ -208,7 +208,7 @@ class NewRequest(Message, frozen=True):
     """A request that the executor has not seen, or has forgotten since it was preempted.
 
     `token_ids` is the prompt and whatever was generated before; the first `num_prompt_tokens` are the prompt.
-    `prepared` is what the executor's own `prepare` made for the request.
+    `prepared` is what the executor's own `prepare` made for the request: opaque to all others, and never sent anywhere.
     """
 
     request_id: str

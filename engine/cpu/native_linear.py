@@ -58,7 +58,7 @@ class PackedWeight:
         for weight, bias in zip(weights, biases, strict=True):
             for rows in range(0, weight.shape[0], _ROWS_AT_ONCE):
                 self._pack(library, weight[rows : rows + _ROWS_AT_ONCE], first + rows * spread, spread)
-                files.let_go(weight[rows : rows + _ROWS_AT_ONCE])
+                files.release(weight[rows : rows + _ROWS_AT_ONCE])
             self._add_bias(bias, first, spread)
             first += _PANEL // 2 if alternates else weight.shape[0]
 

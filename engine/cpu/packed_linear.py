@@ -81,14 +81,14 @@ def pack_linears(model: nn.Module, pack: Packer, dtype: torch.dtype, *, keep: Se
             siblings: list[Any] = [getattr(parent, name) for name in names]
             merge = _Merge(siblings, pack)
             for index, (name, sibling) in enumerate(zip(names, siblings, strict=True)):
-                files.let_go(sibling.weight)
+                files.release(sibling.weight)
                 setattr(parent, name, _MergedLinear(merge, index))
             count += len(names)
         child: Any
         for name, child in list(parent.named_children()):
             if _is_packable(child, dtype, kept):
                 setattr(parent, name, _packed([child], pack))
-                files.let_go(child.weight)
+                files.release(child.weight)
                 count += 1
     return count
 
@@ -110,7 +110,7 @@ def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
     if isinstance(packed, NativeLinear) and packed.packed.kind == "bfloat16":
         causal_lm.set_input_embeddings(PackedEmbedding(packed))
     causal_lm.set_output_embeddings(packed)
-    MappedFiles().let_go(head.weight)
+    MappedFiles().release(head.weight)
     return True
 
 

@@ -1,7 +1,7 @@
-"""Brings a text to an end of its grammar before its tokens run out, by a short way there.
+"""Brings a text to an end of its grammar before its tokens run out, by a short path to an accepting state.
 
-A way is a list of tokens. To find one, a copy of the grammar's automaton is led to an end by what usually closes texts:
-brackets, quotes, short values. Knows nothing of logits, and of a request only how many tokens are left to it.
+A path is a list of tokens. To find one, a copy of the grammar's automaton is fed what usually closes texts: brackets,
+quotes, short values. Knows nothing of logits, and of a request only how many tokens are left to it.
 """
 
 import time
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from orcinus.engine.grammar.masks import empty_mask, tokens_in
 
-# A way has at most so many tokens, so many of them chosen among others. These are the bounds, and not a time, so that
-# the same text is always led the same way.
+# A path has at most so many tokens, so many of them chosen among others. The bounds count tokens and not seconds, so
+# that the same text always gets the same path.
 _MAX_TOKENS = 1024
 _MAX_CHOICES = 512
-_TIMEOUT_S = 0.5  # of processor time, many times what these take: grammars come from anybody
-# While so many more tokens are left than the longest way so far had, nobody looks at what each token does to the way.
+_TIMEOUT_S = 0.5  # of processor time, many times what these take: any client may send a grammar
+# While so many more tokens are left than the longest path so far had, what each token does to the path is not computed.
 _NEAR = 256
 
 # What is tried first, where nearly any letter may come (in strings) and where not (between them).
@@ -36,7 +36,7 @@ _SOME_LETTERS = b"kqZ"  # where one of these may come, we are in a string
 
 
 class _Order:
-    """The candidates, as positions in `Closers.ids`, best first, and the rank of each."""
+    """The candidates, as positions in `PathFinder.ids`, best first, and the rank of each."""
 
     def __init__(self, ranks: Sequence[int]) -> None:
         self.ranks = np.array(ranks, dtype=np.int64)
@@ -48,8 +48,8 @@ class _Orders(NamedTuple):
     between: _Order
 
 
-class Closers:
-    """What a vocabulary has to make ways of: single bytes, and special tokens, which may be a grammar's markers."""
+class PathFinder:
+    """Finds paths made of a vocabulary's single bytes and of its special tokens, which may be a grammar's markers."""
 
     def __init__(
         self,
@@ -75,25 +75,25 @@ class Closers:
             _Orders(order(_IN_STRINGS, backwards=True), order(_SHORT_VALUES_FIRST, backwards=True)),
         ]
 
-    def way(self, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
-        """Tokens that lead from where `matcher` is to where the text may end. None if none are found.
+    def find_path(self, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
+        """Return tokens that lead from the state of `matcher` to an accepting one, or None if none are found.
 
-        They need not be the fewest. `matcher` itself stays where it is. Raises `TimeoutError` for an automaton that is
+        They need not be the fewest. `matcher` itself stays in its state. Raises `TimeoutError` for an automaton that is
         far too slow.
         """
         limit, deadline = min(max_tokens, _MAX_TOKENS), time.thread_time() + _TIMEOUT_S
         for orders in self._orders:
-            way = _Walk(self, orders, matcher.deep_copy()).to_end(limit, deadline)
-            if way is not None:
-                return way
+            path = _PathSearch(self, orders, matcher.deep_copy()).to_end(limit, deadline)
+            if path is not None:
+                return path
         return None
 
 
-class _Walk:
-    """A copy of an automaton on its way to an end. Where tokens lead nowhere, those that were used least come next."""
+class _PathSearch:
+    """One search, on a copy of the automaton. Where tokens lead nowhere, those that were used least are tried next."""
 
-    def __init__(self, closers: Closers, orders: _Orders, matcher: LLMatcher) -> None:
-        self._closers = closers
+    def __init__(self, path_finder: PathFinder, orders: _Orders, matcher: LLMatcher) -> None:
+        self._path_finder = path_finder
         self._orders = orders
         self._matcher = matcher
         self._used: Counter[int] = Counter()
@@ -101,31 +101,31 @@ class _Walk:
         self._was_in_string = False
 
     def to_end(self, limit: int, deadline: float) -> list[int] | None:
-        way: list[int] = []
+        path: list[int] = []
         while not self._matcher.is_accepting():
-            if len(way) >= limit or self._num_choices == _MAX_CHOICES:
+            if len(path) >= limit or self._num_choices == _MAX_CHOICES:
                 return None
             if time.thread_time() > deadline:
                 raise TimeoutError
-            tokens = self._forced() or self._chosen()
+            tokens = self._forced() or self._best()
             num_taken = self._matcher.try_consume_tokens(tokens)
             if num_taken == 0:
                 return None
-            way += tokens[:num_taken]
-        return way if len(way) <= limit else None
+            path += tokens[:num_taken]
+        return path if len(path) <= limit else None
 
     def _forced(self) -> list[int]:
-        """The tokens of a text that has no alternative here."""
+        """Return the tokens of the text that alone may come next, none if there are alternatives."""
         try:
             text = self._matcher.compute_ff_bytes().decode()
         except UnicodeDecodeError:
             return []
-        return self._closers.tokenizer.greedy_tokenize(text) if text else []
+        return self._path_finder.tokenizer.greedy_tokenize(text) if text else []
 
-    def _chosen(self) -> list[int]:
-        """The best token, or nothing if there is none."""
+    def _best(self) -> list[int]:
+        """Return the best token in a list, an empty one if no token may come next."""
         self._num_choices += 1
-        is_in_string = any(map(self._may_come, self._closers.letters))
+        is_in_string = any(map(self._may_come, self._path_finder.letters))
         if is_in_string != self._was_in_string:
             self._used.clear()
             self._was_in_string = is_in_string
@@ -136,19 +136,19 @@ class _Walk:
             best = self._best_of(mask, order)
             if best is None:
                 return [int(token_id) for token_id in tokens_in(mask)[:1]]
-        if best in self._closers.structure and not is_in_string:
+        if best in self._path_finder.structure and not is_in_string:
             self._used.clear()
         else:
             self._used[best] += 1
-        return [self._closers.ids[best]]
+        return [self._path_finder.ids[best]]
 
     def _best_likely(self, order: _Order) -> int | None:
         fresh = [position for position in order.likely if self._used[position] < _NUM_ROUNDS]
         fresh.sort(key=self._used.__getitem__)
-        return next((position for position in fresh if self._may_come(self._closers.ids[position])), None)
+        return next((position for position in fresh if self._may_come(self._path_finder.ids[position])), None)
 
     def _best_of(self, mask: NDArray[np.int32], order: _Order) -> int | None:
-        ids = np.array(self._closers.ids)
+        ids = np.array(self._path_finder.ids)
         allowed: list[int] = np.flatnonzero(mask[ids >> 5] >> (ids & 31) & 1).tolist()
         return min(allowed, key=lambda position: (self._used[position], order.ranks[position]), default=None)
 
@@ -156,90 +156,90 @@ class _Walk:
         return self._matcher.validate_tokens([token_id]) == 1
 
     def _mask(self) -> NDArray[np.int32]:
-        mask = empty_mask(self._closers.vocab_size)
+        mask = empty_mask(self._path_finder.vocab_size)
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         return mask
 
 
 class _Step(NamedTuple):
     token_id: int
-    way: list[int] | None  # after it
+    path: list[int] | None  # after it
 
 
 class Closing:
-    """Sees to it that one request's text comes to an end within its `max_tokens`.
+    """Ends one request's text within its `max_tokens`, by replacing tokens where it has to.
 
-    A token after which what is left would not do is replaced by the next one of the way. Until then nothing is changed,
-    and little is computed: where far more tokens are left than the way takes, it is looked at now and then. A grammar
-    that no way is found for is left alone, and so is one whose way one token makes longer by more than all that is
-    left. Used by one thread at a time.
+    A token after which what is left would not suffice is replaced by the next one of the path. Until then nothing is
+    changed, and little is computed: where far more tokens are left than the path takes, it is searched for now and
+    then. A grammar without a path is left alone, and so is one whose path a single token makes longer by more than all
+    that is left. Used by one thread at a time.
 
-    What it knows follows from `max_tokens` and the tokens that were taken, drawn or not: a request that is resumed is
-    led as one that was never interrupted, if for each token `look` and `accept` are called again. They and
-    `replacement_for` let `TimeoutError` through.
+    The state follows from `max_tokens` and the tokens that were taken, drawn or not: a resumed request gets the same
+    replacements as one that was never interrupted, if `update_path` and `accept` are called for each of its tokens
+    again. They and `replacement_for` raise `TimeoutError` for an automaton that is far too slow.
     """
 
-    def __init__(self, closers: Closers, end_ids: Sequence[int], max_tokens: int) -> None:
+    def __init__(self, path_finder: PathFinder, end_ids: Sequence[int], max_tokens: int) -> None:
         self.is_steered = False
-        self._closers = closers
+        self._path_finder = path_finder
         self._end_ids = end_ids
         self._num_left = max_tokens
-        self._look_at = 2 * _MAX_TOKENS  # when so few are left
+        self._search_at = 2 * _MAX_TOKENS  # with so few tokens left
         self._near = _NEAR
-        self._way: list[int] | None = None  # while it is near
+        self._path: list[int] | None = None  # while the end is near
         self._step: _Step | None = None  # what was found out about one token that may come next
         self._steered_to: int | None = None  # instead of a token that was drawn
 
-    def look(self, matcher: LLMatcher) -> None:
-        """Before a token is chosen: find the way, if it may be time."""
-        if self._way is not None or self._num_left > self._look_at:
+    def update_path(self, matcher: LLMatcher) -> None:
+        """Search for the path, unless that can wait; to be called before each token is chosen."""
+        if self._path is not None or self._num_left > self._search_at:
             return
-        way = self._closers.way(matcher, self._num_left)
-        if way is None:
-            self._look_at = -1
+        path = self._path_finder.find_path(matcher, self._num_left)
+        if path is None:
+            self._search_at = -1
             return
-        self._near = max(self._near, len(way) + _NEAR)
-        far = self._num_left - len(way) - self._near
-        self._look_at = self._num_left - 1 - far // 4
-        self._way = way if far <= 0 else None
+        self._near = max(self._near, len(path) + _NEAR)
+        far = self._num_left - len(path) - self._near
+        self._search_at = self._num_left - 1 - far // 4
+        self._path = path if far <= 0 else None
 
     def replacement_for(self, matcher: LLMatcher, token_id: int) -> int:
-        """The token to take where `token_id` was drawn: this one, or the next one of the way."""
-        if self._way is None or token_id in self._end_ids or self._way_after(matcher, token_id) is not None:
+        """Return the token to take where `token_id` was drawn: this one, or the next one of the path."""
+        if self._path is None or token_id in self._end_ids or self._path_after(matcher, token_id) is not None:
             return token_id
-        self._steered_to = self._way[0] if self._way else self._end_ids[0]
+        self._steered_to = self._path[0] if self._path else self._end_ids[0]
         return self._steered_to
 
     def accept(self, matcher: LLMatcher, token_id: int) -> None:
-        """Take in the token that was chosen, if need be by somebody else; `matcher` is where it was before it."""
-        self._way, self._step = self._way_after(matcher, token_id), None
+        """Take in the token that was chosen, which may be neither of them; `matcher` is in the state before it."""
+        self._path, self._step = self._path_after(matcher, token_id), None
         self.is_steered |= token_id == self._steered_to
         self._steered_to = None
         self._num_left -= 1
 
-    def spend(self) -> None:
-        """Take in a token that the grammar knows nothing of."""
-        self._way = self._step = None
+    def count_free_token(self) -> None:
+        """Take in a token that is not the grammar's."""
+        self._path = self._step = None
         self._num_left -= 1
 
-    def _way_after(self, matcher: LLMatcher, token_id: int) -> list[int] | None:
-        """The way from after `token_id`, if few enough tokens do."""
-        if self._way is None or token_id in self._end_ids:
+    def _path_after(self, matcher: LLMatcher, token_id: int) -> list[int] | None:
+        """Return the path that begins after `token_id`, or None if it would have too many tokens."""
+        if self._path is None or token_id in self._end_ids:
             return None
         if self._step is None or self._step.token_id != token_id:
-            self._step = _Step(token_id, self._find_way_after(matcher, self._way, token_id))
-        return self._step.way
+            self._step = _Step(token_id, self._search_after(matcher, self._path, token_id))
+        return self._step.path
 
-    def _find_way_after(self, matcher: LLMatcher, way: list[int], token_id: int) -> list[int] | None:
-        """Often it is the same as before, or a part of it."""
+    def _search_after(self, matcher: LLMatcher, path: list[int], token_id: int) -> list[int] | None:
+        """Search for the path after `token_id`: often it is the old one, or the rest of it."""
         num_left = self._num_left - 1
-        for num_done in range(min(3, len(way) + 1)):
-            rest = way[num_done:]
+        for num_done in range(min(3, len(path) + 1)):
+            rest = path[num_done:]
             ahead = [token_id, *rest, self._end_ids[0]]
             if len(rest) <= num_left and matcher.validate_tokens(ahead) == len(ahead):
                 return rest
         after = matcher.deep_copy()
-        return self._closers.way(after, num_left) if after.consume_token(token_id) else None
+        return self._path_finder.find_path(after, num_left) if after.consume_token(token_id) else None
 
 
 def _rank(byte: int, first: bytes, *, backwards: bool) -> int:

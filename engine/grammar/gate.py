@@ -1,8 +1,8 @@
 """Tries grammars out before they reach the engine: in a process of its own, with bounds on its time and memory.
 
-A grammar comes from anybody, and may make the code that compiles it use more time or memory than there is, or end its
-process. Used by the server process on its event loop, which it never holds up; what the other process does is
-`engine.grammar.trial_process`.
+Any client may send a grammar that makes the code which compiles it use more time or memory than there is, or end its
+process. The server process uses the gate on its event loop, and never waits for it there; what the other process does
+is `engine.grammar.trial_process`. Knows nothing of tokens.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 60.0  # of the process, and of the tokenizer in it
 _MAX_VERDICTS = 1024
-_DOUBTFUL_S = 60.0  # how long a verdict counts that a busy machine may be to blame for
+_DOUBTFUL_S = 60.0  # how long a verdict counts that may be due to a busy machine
 
 
 class ServedVocabulary(msgspec.Struct, frozen=True):
-    """Whose tokens grammars are compiled for: enough to load them anew. The first line that the process reads."""
+    """The model whose tokens grammars are compiled for, as the first line that the process reads."""
 
     model: str
     trust_remote_code: bool
@@ -42,13 +42,13 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What is wrong with a grammar, if anything; before the first one, that the process is ready."""
+    """What is wrong with a grammar, if anything. The first one says that the process is ready."""
 
     fault: str | None = None
 
 
 class GrammarGate:
-    """Remembers its verdicts. One grammar is tried at a time, in a process that starts with the first one."""
+    """Checks grammars, one at a time, and remembers the verdicts. Its process starts with the first grammar."""
 
     def __init__(self, vocabulary: ServedVocabulary, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
@@ -57,10 +57,10 @@ class GrammarGate:
         self._verdicts: OrderedDict[tuple[GrammarKind, str], asyncio.Task[Verdict]] = OrderedDict()
 
     async def check(self, grammar: Grammar, param: str) -> None:
-        """Raises `InvalidRequestError`, which blames `param`, for a grammar that cannot be served, and
-        `EngineUnavailableError` where `aclose` comes first.
+        """Raise `InvalidRequestError`, which blames `param`, for a grammar that cannot be served.
 
-        A trial goes on when whoever asked for it leaves: others may ask for the same.
+        Raises `EngineUnavailableError` if `aclose` comes first. A trial goes on when the client that asked for it
+        leaves: others may ask for the same.
         """
         if grammar.kind == "json_object":
             return  # nothing in it is the client's
@@ -103,14 +103,14 @@ class GrammarGate:
 
 
 class TrialProcess:
-    """The process in which grammars are tried out. Ends with the server, and when its standard input does."""
+    """The process in which grammars are tried out. It ends with the server, and when its standard input does."""
 
     def __init__(self, vocabulary: ServedVocabulary) -> None:
         self._vocabulary = vocabulary
         self._process: Process | None = None
 
     async def start(self) -> None:
-        """Unless it is running. Raises `TimeoutError` or `EOFError` where it does not come up."""
+        """Start the process unless it is running. Raises `TimeoutError` or `EOFError` if it does not come up."""
         if self._process is not None and self._process.returncode is None:
             return
         child = module_command("orcinus.engine.grammar.trial_process", *parent_arguments())
@@ -121,7 +121,7 @@ class TrialProcess:
             await self.ask(self._vocabulary)
 
     async def ask(self, message: ServedVocabulary | Trial) -> Verdict:
-        """Raises `EOFError` if the process ends over it."""
+        """Send one message and return its verdict. Raises `EOFError` if the process ends over it."""
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None

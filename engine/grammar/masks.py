@@ -31,26 +31,31 @@ class Matcher(Protocol):
     def fill_mask(self) -> None: ...
     def replacement_for(self, token_id: int) -> int: ...
     def accept(self, token_id: int) -> None: ...
-    def give_up(self, reason: str) -> None: ...
+    def fail(self, reason: str) -> None: ...
 
 
 def empty_mask(vocab_size: int) -> NDArray[np.int32]:
+    """Return a mask without any token, (vocab_size // 32 + 1,)."""
     return np.zeros(vocab_size // _WORD_BITS + 1, dtype=np.int32)
 
 
 def pack_tokens(token_ids: Iterable[int], vocab_size: int) -> NDArray[np.int32]:
-    """A mask with the bits of these tokens."""
+    """Return a mask with the bits of these tokens."""
     bits = np.zeros(len(empty_mask(vocab_size)) * _WORD_BITS, dtype=np.uint8)
     bits[[*token_ids]] = 1
     return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def tokens_in(mask: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the tokens whose bits are set, in order."""
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
 
 
 class MaskFiller:
-    """Fills the masks of a batch, one after the other, in a thread. Used by one thread: `start`, then `wait`."""
+    """Fills the masks of a batch, one after the other, in a thread of its own.
+
+    Used by one thread: `start`, then `wait`.
+    """
 
     def __init__(self, timeout_s: float = _TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
@@ -58,7 +63,7 @@ class MaskFiller:
         self._batch: _Batch | None = None
 
     def start(self, matchers: Sequence[Matcher]) -> None:
-        if self._batch is not None and not self._batch.future.done():  # its time is over, or its step failed
+        if self._batch is not None and not self._batch.future.done():  # it timed out, or its step failed
             self._abandon(self._batch)
         self._batch = None
         if matchers:
@@ -67,20 +72,20 @@ class MaskFiller:
             self._batch.future = self._thread.submit(self._batch.fill)
 
     def wait(self) -> None:
-        """Until every mask is filled, but not for long: a matcher that takes too long is given up."""
+        """Wait until every mask is filled. A matcher that takes longer than the timeout fails."""
         while self._batch is not None:
             position = self._batch.position
             done, _ = wait([self._batch.future], self._timeout_s)
             if done:
                 self._batch = None
             elif self._batch.position == position:
-                self._give_up_current(self._batch)
+                self._fail_current(self._batch)
 
-    def _give_up_current(self, batch: "_Batch") -> None:
-        """Its thread stays busy: whoever waited for it goes on with another."""
-        guilty = batch.position
-        batch.matchers[guilty].give_up(f"the grammar is too complex: a step took over {self._timeout_s:g} s")
-        self.start(batch.matchers[guilty + 1 :])
+    def _fail_current(self, batch: "_Batch") -> None:
+        """Fail the matcher whose mask is being filled. Its thread stays busy, so the others get a new one."""
+        current = batch.position
+        batch.matchers[current].fail(f"the grammar is too complex: a step took over {self._timeout_s:g} s")
+        self.start(batch.matchers[current + 1 :])
 
     def _abandon(self, batch: "_Batch") -> None:
         assert self._thread is not None
@@ -103,6 +108,6 @@ class _Batch:
                 matcher.fill_mask()
             except Exception as error:
                 logger.exception("filling a mask failed")
-                matcher.give_up(f"the grammar cannot be followed: {type(error).__name__}")
+                matcher.fail(f"the grammar cannot be followed: {type(error).__name__}")
             if self.is_abandoned:
                 return

@@ -26,7 +26,7 @@ class GrammarMatcher:
     """Follows one request's tokens. `mask` has a bit for each token that may come next, once `fill_mask` has run.
 
     With `max_tokens` it brings the text to an end within them, where that can be done (`engine.grammar.closing`). Used
-    by one thread at a time. Where it cannot go on, `error` says why, and nothing it says holds any more.
+    by one thread at a time. If it cannot go on, `error` says why, and everything else is meaningless.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class GrammarMatcher:
         self.error: str | None = None
         self.is_finished = False  # nothing can follow
         self._matcher = matcher
-        self._closing = None if max_tokens is None else Closing(vocabulary.closers, vocabulary.end_ids, max_tokens)
+        self._closing = None if max_tokens is None else Closing(vocabulary.path_finder, vocabulary.end_ids, max_tokens)
         self._vocab_size = vocabulary.size
         self._ends = pack_tokens(vocabulary.end_ids, vocabulary.size)
         self._ignores_eos = ignore_eos
@@ -63,7 +63,7 @@ class GrammarMatcher:
             self.mask &= ~self._ends
         if self._opening is not None:
             self.mask |= pack_tokens([self._opening], self._vocab_size)
-        self._look_for_the_end()
+        self._update_path()
 
     def replacement_for(self, token_id: int) -> int:
         """Return the token to take where `token_id` was drawn: another if the text could not end in time after it."""
@@ -72,7 +72,7 @@ class GrammarMatcher:
         try:
             return self._closing.replacement_for(self._matcher, token_id)
         except TimeoutError:
-            self.give_up(_TOO_SLOW)
+            self.fail(_TOO_SLOW)
             return token_id
 
     def replay(self, token_ids: Iterable[int]) -> None:
@@ -80,11 +80,11 @@ class GrammarMatcher:
         try:
             for token_id in token_ids:
                 if self._thought is None:
-                    self._look_for_the_end()
+                    self._update_path()
                 self.accept(token_id)
         except Exception as error:
             logger.exception("following a request's earlier tokens failed")
-            self.give_up(f"the grammar cannot be followed: {type(error).__name__}")
+            self.fail(f"the grammar cannot be followed: {type(error).__name__}")
 
     def accept(self, token_id: int) -> None:
         """Take in the token that was chosen."""
@@ -104,31 +104,32 @@ class GrammarMatcher:
         """Whether a token was taken that had not been drawn."""
         return self._closing is not None and self._closing.is_steered
 
-    def give_up(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Set `error`, unless there is one."""
         self.error = self.error or reason
 
     def _is_free(self, token_id: int) -> bool:
-        """Whether it is not the grammar's."""
+        """Return whether the token is not the grammar's: part of the thinking before it."""
         return self._thought is not None or token_id == self._opening
 
-    def _look_for_the_end(self) -> None:
+    def _update_path(self) -> None:
         if self._closing is None or self.error is not None:
             return
         try:
-            self._closing.look(self._matcher)
+            self._closing.update_path(self._matcher)
         except TimeoutError:
-            self.give_up(_TOO_SLOW)
+            self.fail(_TOO_SLOW)
 
     def _count(self, token_id: int) -> None:
         if self._closing is None or self.error is not None:
             return
         if self._is_free(token_id):
-            self._closing.spend()
+            self._closing.count_free_token()
             return
         try:
             self._closing.accept(self._matcher, token_id)
         except TimeoutError:
-            self.give_up(_TOO_SLOW)
+            self.fail(_TOO_SLOW)
 
     def _begin_thinking(self) -> None:
         self._thought = deque(maxlen=len(self._thinking_end))
@@ -140,11 +141,11 @@ class GrammarMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            self.give_up(f"the grammar cannot be followed: {one_line(self._matcher.get_error())}")
+            self.fail(f"the grammar cannot be followed: {one_line(self._matcher.get_error())}")
 
 
 def one_line(error: str) -> str:
-    """llguidance's messages may go on with the state that it was in."""
+    """Return an error of llguidance's as one line, without the state that may follow it."""
     if "NoExtension" in error:
         return "no text matches it"
     return " ".join(error.replace("<non-verbose/>", "").split())[:300]

@@ -1,6 +1,6 @@
 """What a request asks its text to match, written in the language of llguidance, within limits on its size and depth.
 
-Everything that is refused before it is compiled is refused here, and named. Runs in the engine and in the process that
+Everything that is refused before it is compiled is refused here, by name. Runs in the engine and in the process that
 tries grammars out (`engine.grammar.gate`). Knows nothing of tokenizers and models.
 """
 
@@ -38,9 +38,9 @@ _LARK_OPTIONS = re.compile(r"^\s*%llguidance\b", re.MULTILINE)
 
 
 def llguidance_grammar(kind: GrammarKind, source: str) -> str:
-    """The grammar as llguidance reads it; `source` is as in `engine.sampling_params.Grammar`.
+    """Return the grammar as llguidance reads it; `source` is as in `engine.sampling_params.Grammar`.
 
-    Raises `InvalidRequestError`, naming what is at fault. A grammar that passes may still fail to compile.
+    Raises `InvalidRequestError`, which names what is wrong. A grammar that passes may still fail to compile.
     """
     match kind:
         case "json_object":
@@ -89,7 +89,7 @@ def _checked_choices(source: str) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """A regular expression for exactly this text."""
+    """Return a regular expression for exactly this text."""
     return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
@@ -119,7 +119,7 @@ def _parsed(source: str, what: str) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """Level by level: a recursive function would end where the interpreter's stack does."""
+    """Return how deep JSON nests. Not by recursion, which would end where the interpreter's stack does."""
     level, depth = [value], 0
     while level:
         depth += 1
@@ -128,7 +128,7 @@ def _depth(value: Any) -> int:
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Every JSON object in `value`, itself included."""
+    """Yield every JSON object in `value`, itself included."""
     pending = [value]
     while pending:
         current = pending.pop()
@@ -149,6 +149,6 @@ def _check_at_most(message: str, value: int, limit: int) -> None:
 
 
 def _check_reference(reference: Any) -> None:
-    """Whatever is inside the schema is found by the compiler; nothing is ever fetched."""
+    """Raise for a reference that points outside the schema. Nothing is ever fetched."""
     if isinstance(reference, str) and not reference.startswith("#"):
         raise InvalidRequestError(f"$ref must point into the schema itself ('#...'), got {reference[:100]!r}")

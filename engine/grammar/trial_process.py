@@ -1,6 +1,6 @@
-"""What is wrong with a grammar: compile it and follow it a few tokens at random, in a process that may be lost by it.
+"""Finds out what is wrong with a grammar: compiles it and follows random tokens, in a process that may end over it.
 
-Started by `engine.grammar.gate`: one line of JSON in, one out. Knows nothing of requests.
+`engine.grammar.gate` starts it, writes one line of JSON and reads one. Knows nothing of requests.
 """
 
 import random
@@ -25,7 +25,7 @@ _NUM_WALKS, _WALK_TOKENS = 3, 32
 
 
 def main() -> None:
-    """Ends with its standard input."""
+    """Answer trials until the standard input ends."""
     ignore_group_signals()
     die_with_parent(sys.argv[1:])
     vocabulary = msgspec.json.decode(sys.stdin.buffer.readline(), type=ServedVocabulary)
@@ -46,7 +46,7 @@ def load_compiler(vocabulary: ServedVocabulary) -> GrammarCompiler:
 
 
 def find_fault(compiler: GrammarCompiler, trial: Trial) -> str | None:
-    """The reason why a grammar cannot be served, fit for a user's eyes; None if it can."""
+    """Return why a grammar cannot be served, fit for a user's eyes, or None if it can."""
     rng = random.Random(trial.source)  # noqa: S311  (no secrets)
     try:
         compiled = compiler.compile(trial.kind, trial.source)
@@ -59,7 +59,7 @@ def find_fault(compiler: GrammarCompiler, trial: Trial) -> str | None:
 
 
 def _walk(matcher: GrammarMatcher, rng: random.Random) -> str | None:
-    """Follow random tokens for a while. What is too slow or beyond a limit here would be so in the engine."""
+    """Follow random tokens for a while; return what goes wrong, as it would in the engine."""
     for _ in range(_WALK_TOKENS):
         started = time.thread_time()
         matcher.fill_mask()
@@ -81,7 +81,7 @@ def _answer(verdict: Verdict) -> None:
 
 
 def _limit_memory() -> None:
-    """What has been loaded by now does not count as the grammars'."""
+    """Limit what this process may take beyond what it has loaded by now."""
     if sys.platform != "linux":
         return
     import resource

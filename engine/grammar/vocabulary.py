@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
-from orcinus.engine.grammar.closing import Closers
+from orcinus.engine.grammar.closing import PathFinder
 
 if TYPE_CHECKING:
     from orcinus.engine.text.tokenizer import Tokenizer
@@ -16,8 +16,9 @@ _TEXT_BEFORE = "\x02"  # some tokenizers put a space before the first word of a 
 class Vocabulary:
     """A model's tokens as bytes, in the form that llguidance asks for.
 
-    One more token than the model has serves as an end for models that have none. Special tokens have no text. Of a
-    byte that is also a token of its own only that token counts: models never write the other.
+    One more token than the model has serves as an end for models that have none. Special tokens have no text. Where a
+    fallback token stands for the same byte as a token that has it as text, only the latter counts: models never write
+    the other.
     """
 
     def __init__(self, tokenizer: "Tokenizer", vocab_size: int, eos_token_ids: Sequence[int]) -> None:
@@ -34,10 +35,10 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._specials = frozenset(self.special_token_ids)
         self.ll_tokenizer = LLTokenizer(TokenizerWrapper(self), eos_token=self.end_ids)
-        self.closers = Closers(self.tokens, self.special_token_ids, self.end_ids, self.ll_tokenizer)
+        self.path_finder = PathFinder(self.tokens, self.special_token_ids, self.end_ids, self.ll_tokenizer)
 
     def __call__(self, given: bytes | str) -> list[int]:
-        """The tokens that the model would write a text in, without any of the special ones."""
+        """Return the tokens that the model would write a text in, without any of the special ones."""
         text = given.encode() if isinstance(given, str) else given
         for before in ("", _TEXT_BEFORE):
             ids = self._tokenizer.encode(before + text.decode(), add_special_tokens=False)

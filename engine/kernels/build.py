@@ -50,7 +50,7 @@ _TIMEOUT_S = 120
 
 
 def source_hash() -> str:
-    """Of the sources and of how they are compiled."""
+    """Return a hash of the sources and of how they are compiled."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for name in SOURCES + INCLUDED:
         digest.update((CSRC / name).read_bytes())
@@ -58,7 +58,10 @@ def source_hash() -> str:
 
 
 def compile_library(target: Path) -> None:
-    """Raises `RuntimeError` without a compiler or when it fails, `OSError` where the file cannot be written."""
+    """Compile the sources into `target`, which appears all at once.
+
+    Raises `RuntimeError` if there is no compiler or it fails, and `OSError` if the file cannot be written.
+    """
     compiler = os.environ.get("CXX") or next(filter(shutil.which, _COMPILERS), None)
     if compiler is None:
         raise RuntimeError("there is no C++ compiler")
@@ -93,9 +96,9 @@ def _run_compiler(compiler: str, output: str) -> None:
 
 
 def library_path() -> Path:
-    """The library that came with the package if it was built from these sources; otherwise one in the user's cache.
+    """Return the library that came with the package, or one in the user's cache if that was built from other sources.
 
-    The latter is compiled if it is not there yet, and the errors are those of `compile_library`.
+    The latter is compiled if it is not there yet. Raises what `compile_library` raises.
     """
     shipped = FOLDER / LIBRARY_NAME
     if shipped.is_file() and _source_of(shipped) == source_hash():
@@ -113,7 +116,7 @@ def cache_folder() -> Path:
 
 
 def _source_of(library: Path) -> str:
-    """What the library says that it was built from; nothing for one that cannot be asked."""
+    """Return the hash of the sources that a library was built from, an empty one if it does not tell."""
     try:
         function = ctypes.CDLL(str(library)).orcinus_source
     except (OSError, AttributeError):

@@ -24,7 +24,7 @@ INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512-bf16")
 
 
 class Library:
-    """The loaded library, and the instruction set that it uses: this CPU's best, or a lesser one by its number.
+    """The loaded library. It uses the best instruction set of this CPU, or a lesser one by its number.
 
     The memory that a structure names must be alive until the call returns.
     """
@@ -53,14 +53,14 @@ class Library:
         self.team = Team(gomp_parallel(), 1)
 
     def use_threads(self, count: int, *, own: bool) -> None:
-        """Whose threads help from now on: the library's own, or those of torch's OpenMP runtime.
+        """Choose the threads that help from now on: `count` of the library's own, or of torch's OpenMP runtime.
 
-        Two kinds that take turns keep each other off the cores, so it should be those of whoever does most of a step.
+        Two kinds that take turns keep each other off the cores, so they should be those that do most of a step.
         """
         self.team = Team(self._own_threads if own else gomp_parallel(), count)
 
     def attend(self, call: Attention) -> None:
-        """Write the step's keys and values, then attend."""
+        """Write the step's keys and values, then attend. Raises `MemoryError`."""
         if self._functions.orcinus_attend(addressof(call), addressof(self.team), self._level):
             raise MemoryError("no memory for the attention of this step")
 
@@ -79,18 +79,19 @@ class Library:
         self._functions.orcinus_product(addressof(call), addressof(self.team), self._level)
 
     def argmax(self, logits: int, count: int, width: int, stride: int, *, values: int, indices: int) -> None:
-        """The largest of each row of bfloat16 (float32), and the first place where it is (int64)."""
+        """Find the largest number of each row of bfloat16, as float32, and the first place that has it, as int64."""
         if self._functions.orcinus_argmax(logits, count, width, stride, values, indices, addressof(self.team)):
             raise RuntimeError("there is no argmax for this processor")
 
     def decode(self, call: DecoderCall) -> None:
+        """Run the decoder layers of one step. Raises `MemoryError`."""
         if self._functions.orcinus_decode(addressof(call), addressof(self.team), self._level):
             raise MemoryError("no memory for the layers of this step")
 
 
 @cache
 def load_library() -> Library | None:
-    """The library of this machine, built now if need be; None where there is none. Never raises."""
+    """Return the library of this machine, built now if need be, or None if there is none. Never raises."""
     try:
         path = library_path()
         library = Library(path)
@@ -103,7 +104,7 @@ def load_library() -> Library | None:
 
 @cache
 def gomp_parallel() -> int | None:
-    """Address of the function that runs another one in every thread of torch's OpenMP runtime; None without one."""
+    """Return the address of the function that runs another one in every thread of torch's OpenMP runtime, or None."""
     for path in _openmp_libraries():
         try:
             function = ctypes.CDLL(path).GOMP_parallel
@@ -114,7 +115,7 @@ def gomp_parallel() -> int | None:
 
 
 def _openmp_libraries() -> list[str]:
-    """Files of OpenMP runtimes in this process, torch's own first."""
+    """Return the files of OpenMP runtimes in this process, torch's own first."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:

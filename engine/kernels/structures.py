@@ -76,7 +76,7 @@ class Linear(ctypes.Structure):
 
 
 class DecoderLayer(ctypes.Structure):
-    """`struct DecoderLayer` of decoder.cpp: the weights of one layer."""
+    """`struct DecoderLayer` of structures.h: the weights of one layer."""
 
     _fields_ = (
         ("qkv", c_void_p),
@@ -98,7 +98,7 @@ class DecoderLayer(ctypes.Structure):
 
 
 class DecoderCall(ctypes.Structure):
-    """`struct DecoderCall` of decoder.cpp: consecutive layers in one step."""
+    """`struct DecoderCall` of structures.h: consecutive layers in one step."""
 
     _fields_ = (
         ("layers", c_void_p),
@@ -115,7 +115,7 @@ class DecoderCall(ctypes.Structure):
 
 
 class PlainProduct(ctypes.Structure):
-    """`struct PlainProduct` of product.cpp: rows times a weight as a model has it."""
+    """`struct PlainProduct` of structures.h: rows times a weight as a model has it."""
 
     _fields_ = (
         ("x", c_void_p),

@@ -24,11 +24,11 @@ class DeviceMonitor(Protocol):
     """Says how busy the device is. Cheap to ask: it looks at most once a second."""
 
     def sample(self) -> tuple[float | None, int | None, int | None]:
-        """(utilization 0 to 1, used bytes, total bytes); None where the device does not say."""
+        """Return (utilization 0 to 1, used bytes, total bytes), None for what the device does not say."""
 
 
 def resolve_device(setting: Literal["auto", "cpu", "cuda"]) -> "torch.device":
-    """Raises `ModelLoadError` where CUDA is asked for and absent."""
+    """Return the device that a setting names. Raises `ModelLoadError` if CUDA is asked for and absent."""
     import torch
 
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
@@ -42,7 +42,7 @@ def resolve_device(setting: Literal["auto", "cpu", "cuda"]) -> "torch.device":
 
 
 def device_name(device: "torch.device") -> str:
-    """The name on the box."""
+    """Return the product's name of the device."""
     if device.type == "cuda":
         import torch
 
@@ -65,7 +65,7 @@ def _cpu_features() -> list[str]:
 
 
 def available_cores() -> int:
-    """Cores this process may use, by affinity and by its control group's quota; at least 1."""
+    """Return the number of cores this process may use, by affinity and by its control group's quota; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
     if quota.isdigit() and period.strip().isdigit():
@@ -74,7 +74,7 @@ def available_cores() -> int:
 
 
 def memory_limit() -> int:
-    """Bytes that this process may use at most: the machine's, or its control group's if that is less."""
+    """Return the bytes that this process may use at most: the machine's, or its control group's if that is less."""
     import psutil
 
     limits = [psutil.virtual_memory().total]
@@ -85,7 +85,7 @@ def memory_limit() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take without swapping or being killed."""
+    """Return the bytes that this process may still take without swapping or being killed."""
     import psutil
 
     free: int = psutil.virtual_memory().available
@@ -96,14 +96,14 @@ def available_memory() -> int:
 
 
 def device_memory(device: "torch.device") -> int:
-    """All the memory of a CUDA device, in bytes."""
+    """Return all the memory of a CUDA device, in bytes."""
     import torch
 
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch or Python failed for want of memory, on the device or the host."""
+    """Whether torch or Python ran out of memory, on the device or the host."""
     import torch
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -112,17 +112,17 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_broken_device(error: Exception) -> bool:
-    """Whether the error stays: after one in a kernel CUDA fails every call, until the process ends."""
+    """Whether every later call will fail too, as CUDA's do after an error in a kernel, until the process ends."""
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def limit_spinning() -> None:
-    """Let OpenMP's threads look for work for some 0.1 ms only before they sleep. To be called before torch is imported.
+    """Let OpenMP's threads spin for some 0.1 ms only before they sleep; to be called before torch is imported.
 
     By default they spin for milliseconds, on cores that other threads of this process need between torch's operations.
-    What the user set stays.
+    What the user has set is left alone.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))
@@ -197,7 +197,7 @@ class _CudaMonitor:
 
 
 def _nvml_handle(device: "torch.device") -> object | None:
-    """By UUID, because NVML counts devices that CUDA_VISIBLE_DEVICES hides."""
+    """Return NVML's handle, None without NVML. By UUID, because NVML counts devices that are hidden from CUDA."""
     try:
         import pynvml
         import torch
@@ -221,7 +221,7 @@ def _cpuinfo_field(name: str) -> str | None:
 
 
 def _read(path: Path) -> str:
-    """The file's text, or nothing where the system has no such file."""
+    """Return the file's text, an empty one if the system has no such file."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -16,7 +16,7 @@ _ALIGNMENT = 16
 
 
 def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
-    """The arrays as tensors; on a CPU they share their memory."""
+    """Return the arrays as tensors on the device; on a CPU they share their memory."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     packed = pack(arrays).pin_memory()  # torch keeps pinned memory from others until the copy is done
@@ -24,9 +24,9 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
 
 
 def to_host(*tensors: Tensor) -> Callable[[], list[Any]]:
-    """Begin to copy; what is returned waits for that, and gives each tensor's `tolist()`.
+    """Begin to copy; return a function that waits for the copies and returns each tensor's `tolist()`.
 
-    What is computed on the device after this call is not waited for.
+    It does not wait for what is computed on the device after this call.
     """
     if tensors[0].device.type == "cpu":
         return lambda: [tensor.tolist() for tensor in tensors]
@@ -44,7 +44,7 @@ def to_host(*tensors: Tensor) -> Callable[[], list[Any]]:
 
 
 def pack(arrays: Sequence[NDArray[Any]]) -> Tensor:
-    """One piece of bytes that holds all of them, each aligned."""
+    """Return one piece of bytes that holds all arrays, each aligned."""
     packed = np.zeros(sum(_room(array) for array in arrays), dtype=np.uint8)
     offset = 0
     for array in arrays:
@@ -54,7 +54,7 @@ def pack(arrays: Sequence[NDArray[Any]]) -> Tensor:
 
 
 def unpack(packed: Tensor, like: Sequence[NDArray[Any]]) -> list[Tensor]:
-    """Views of what `pack` made of arrays of these shapes and types."""
+    """Return views of what `pack` made of arrays of these shapes and types."""
     tensors = []
     offset = 0
     for array in like:

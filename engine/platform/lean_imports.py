@@ -8,7 +8,7 @@ without torch.distributed, as some builds are. Afterwards both are back, and can
 A process that computes nothing, and needs transformers for a tokenizer only, does without torch altogether
 (`hide_torch`).
 
-Only for processes of our own: what is left out stays out of them for good.
+This is for processes of our own: what is left out stays out of them for good.
 """
 
 import logging
@@ -48,7 +48,7 @@ def hide_torch(model: str, *, trust_remote_code: bool) -> None:
 def import_transformers() -> None:
     """Import what all modelling files share. Does nothing where some of it is there already; never raises.
 
-    Should a version of transformers or torch not take the shortcut, its imports are undone, and whoever needs
+    Should a version of transformers or torch not take the shortcut, its imports are undone, and what needs
     transformers imports it in full.
     """
     if "transformers.modeling_utils" in sys.modules or _TRACER in sys.modules:
@@ -80,7 +80,7 @@ def _tracer_represented() -> Iterator[None]:
 
 
 def _mark_nothing(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
-    """A decorator for the tracer's eyes, bare or called with options."""
+    """Stand in for a decorator of the tracer's, bare or called with options, and change nothing."""
     return _mark_nothing if function is None else function
 
 

@@ -18,7 +18,7 @@ _MADV_POPULATE_WRITE = 23  # Linux 5.14
 
 
 def zeroed_bytes(size: int) -> torch.Tensor:
-    """Return (size,) uint8 that begins at a page, in huge pages where the system has them for those who ask.
+    """Return (size,) uint8 that begins at a page, in huge pages where the system gives them on request.
 
     The pages cost memory only once they are written to or populated. Raises `MemoryError`.
     """
@@ -66,7 +66,7 @@ class MappedFiles:
     def __init__(self) -> None:
         self._ranges = list(_file_ranges()) if sys.platform == "linux" else []
 
-    def let_go(self, weight: torch.Tensor) -> bool:
+    def release(self, weight: torch.Tensor) -> bool:
         """Drop the whole pages inside a weight whose copy is used instead. Return False if it is not from a file."""
         first, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
         if not any(low <= first and end <= high for low, high in self._ranges):

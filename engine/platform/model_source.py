@@ -13,7 +13,7 @@ _GGUF_SUFFIX = ".gguf"
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """What transformers takes: a directory or hub id, and the GGUF file in it if it is one."""
+    """What transformers takes: a directory or hub id, and the GGUF file in it, if any."""
 
     path_or_id: str
     gguf_file: str | None
@@ -25,7 +25,7 @@ class ModelSource:
 
 
 def model_source(model: str) -> ModelSource:
-    """Raises `ModelLoadError` where `model` is plainly a path and nothing is there."""
+    """Return what `model` names. Raises `ModelLoadError` if it is plainly a path and nothing is there."""
     path = Path(model).expanduser()
     if path.suffix.lower() == _GGUF_SUFFIX:
         return _gguf_source(model, path)
@@ -39,7 +39,7 @@ def model_source(model: str) -> ModelSource:
 
 
 def _gguf_source(model: str, path: Path) -> ModelSource:
-    """A file here, or `owner/name/file.gguf` on the hub."""
+    """Return the source of a GGUF file: one on this machine, or `owner/name/file.gguf` on the hub."""
     if path.is_file():
         return ModelSource(str(path.parent), path.name, is_local=True)
     if _looks_like_a_path(str(path.parent)) or len(path.parts) != 3:
@@ -48,5 +48,5 @@ def _gguf_source(model: str, path: Path) -> ModelSource:
 
 
 def _looks_like_a_path(model: str) -> bool:
-    """Hub ids are `name` or `owner/name`, and start with neither a dot, a tilde nor a slash."""
+    """Return whether `model` is no hub id: those are `name` or `owner/name`, without a leading dot, tilde or slash."""
     return model.startswith((".", "~", "/")) or model.count("/") > 1 or "\\" in model or not model

@@ -16,7 +16,7 @@ from orcinus.engine.sampling.row import SamplingRow
 
 
 class RowLogprobs:
-    """The log-probabilities of those rows of a batch that ask for them; made before any processor runs."""
+    """The log-probabilities of the rows of a batch that ask for them; to be made before any processor runs."""
 
     def __init__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> None:
         """Copy what is needed of `logits` (num_rows, vocab_size), which may be overwritten afterwards."""

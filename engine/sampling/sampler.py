@@ -26,8 +26,8 @@ _MIN_KERNEL_WIDTH = 16  # tokens in a row, for the native argmax
 
 @dataclass(frozen=True, slots=True)
 class SampledRows:
-    """One entry per row. The token means nothing where `is_finite` is False, because the model's logits were broken,
-    or `has_choice` is, because every token was ruled out.
+    """One entry per row. A token means nothing if `is_finite` is False, because the model's logits were broken, or if
+    `has_choice` is False, because every token was ruled out.
     """
 
     token_ids: list[int]
@@ -38,14 +38,14 @@ class SampledRows:
 
 @dataclass(frozen=True, slots=True)
 class PendingSample:
-    """The tokens on the device (num_rows,), and a function that waits for them and returns them with what is told."""
+    """The tokens on the device (num_rows,), and a function that waits for them and for all that goes with them."""
 
     tokens: Tensor
     wait: Callable[[], SampledRows]
 
 
 class Sampler:
-    """Used by one thread. Rows of `logits` match `rows` and `positions` throughout."""
+    """Chooses tokens for a batch. Rows of `logits` match `rows` and `positions` throughout. Used by one thread."""
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._processors = processors(eos_token_ids)

@@ -35,13 +35,13 @@ def bounded_template(source: str) -> Template:
         return environment.from_string(template)
 
 
-def free_template(source: str) -> Template:
+def unbounded_template(source: str) -> Template:
     """Compile a template that is bounded by nothing but its process. Raises `jinja2.TemplateSyntaxError`."""
-    return _free_environment().from_string(source)
+    return _unbounded_environment().from_string(source)
 
 
 class _Bounding(NodeTransformer):
-    """What makes something without a call goes through one of `_OPERATIONS`, as a filter of that name."""
+    """Passes what makes something without a call through one of the sandbox's operations, a filter of that name."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  (jinja's names)
         self.generic_visit(node)
@@ -53,11 +53,11 @@ class _Bounding(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _through("~", node.nodes[0], node.nodes[1:])
+        return _through_filter("~", node.nodes[0], node.nodes[1:])
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _through("[:]", node) if isinstance(node.arg, nodes.Slice) else node
+        return _through_filter("[:]", node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         return self._visit_entries(node, node.items)
@@ -70,14 +70,14 @@ class _Bounding(NodeTransformer):
 
     def _visit_entries(self, node: nodes.Expr, entries: list[nodes.Expr]) -> nodes.Node:
         self.generic_visit(node)
-        return node if all(isinstance(entry, nodes.Const) for entry in entries) else _through("[]", node)
+        return node if all(isinstance(entry, nodes.Const) for entry in entries) else _through_filter("[]", node)
 
 
-def _through(name: str, node: nodes.Expr, others: Iterable[nodes.Expr] = ()) -> nodes.Filter:
+def _through_filter(name: str, node: nodes.Expr, others: Iterable[nodes.Expr] = ()) -> nodes.Filter:
     return nodes.Filter(node, name, [*others], [], None, None, lineno=node.lineno)
 
 
-def _free_environment() -> ImmutableSandboxedEnvironment:
+def _unbounded_environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(**_OPTIONS)
     environment.add_extension(_GenerationTag)
     environment.filters["tojson"] = _to_json
@@ -121,5 +121,5 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """jinja2's own filter escapes HTML, which a prompt is not."""
+    """Write JSON as transformers does: jinja2's own filter escapes HTML, which a prompt is not."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

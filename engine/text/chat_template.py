@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import Template, TemplateError
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.engine.text.bounded_template import bounded_template, free_template
-from orcinus.engine.text.template_process import Job, render_apart
-from orcinus.engine.text.template_sandbox import NotHereError, RenderLimitError, allowance, is_momentary
+from orcinus.engine.text.bounded_template import bounded_template, unbounded_template
+from orcinus.engine.text.template_process import Job, render_in_child
+from orcinus.engine.text.template_sandbox import RenderLimitError, UnboundedCostError, allowance, has_time_limit
 
 Message = Mapping[str, Any]
 
@@ -48,12 +48,12 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
-        """The prompt for `messages`. `variables` reach the template, but cannot replace what is set here.
+        """Return the prompt for `messages`. `variables` reach the template, but cannot replace what is set here.
 
         With `continue_final_message` the prompt ends inside the last message, for the model to go on with it.
         Raises `InvalidRequestError` with the template's own words if it refuses the messages, and `RenderLimitError` if
-        it takes too long over them or makes too much of them. Where it may do either, it is rendered in a process of
-        its own, unless there is but a moment for it (`engine.text.template_sandbox.time_limit`).
+        it takes too long over them or makes too much of them. If it may do either, it is rendered in a process of its
+        own, unless within `engine.text.template_sandbox.time_limit`, which leaves no time for that.
         """
         options = {
             "tools": tools,
@@ -63,13 +63,13 @@ class ChatTemplate:
         }
         try:
             return self._render_messages(messages, **options)
-        except NotHereError:
-            if is_momentary():
+        except UnboundedCostError:
+            if has_time_limit():
                 raise
-        return self._render_apart(messages, options)
+        return self._render_in_child(messages, options)
 
-    def _render_apart(self, messages: Sequence[Message], options: dict[str, Any]) -> str:
-        return render_apart(Job(self.source, self._special_tokens, [*messages], options))
+    def _render_in_child(self, messages: Sequence[Message], options: dict[str, Any]) -> str:
+        return render_in_child(Job(self.source, self._special_tokens, [*messages], options))
 
     def _render_messages(
         self,
@@ -108,7 +108,7 @@ class ChatTemplate:
             )
 
     def _render(self, variables: Mapping[str, Any]) -> str:
-        """A template is a program that somebody else wrote, so any exception may come out of it."""
+        """Run the template and turn its exceptions into ours: a program of strangers may raise anything."""
         try:
             with allowance():
                 return self._template.render({**self._special_tokens, **variables})
@@ -136,16 +136,16 @@ class ChatTemplate:
         return "\ue000" in text and "'text'" not in text and '"text"' not in text
 
 
-class _FreeTemplate(ChatTemplate):
-    """Bounded by nothing but the process that it is in."""
+class _UnboundedTemplate(ChatTemplate):
+    """A template that is bounded by nothing but the process that it is in."""
 
     def _compile(self, source: str) -> Template:
-        return free_template(source)
+        return unbounded_template(source)
 
 
-def render_freely(job: Job) -> str:
-    """In a process of its own. Raises what `ChatTemplate.render` raises."""
-    return _FreeTemplate(job.source, job.special_tokens).render(job.messages, **job.options)
+def render_unbounded(job: Job) -> str:
+    """Render without bounds; to be called in a process of its own. Raises what `ChatTemplate.render` raises."""
+    return _UnboundedTemplate(job.source, job.special_tokens).render(job.messages, **job.options)
 
 
 def _check_messages(messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool) -> None:
@@ -164,7 +164,7 @@ def _check_messages(messages: Sequence[Message], add_generation_prompt: bool, co
 
 
 def _prepare(message: Message) -> dict[str, Any]:
-    """The message as templates expect it: no nulls, reasoning under its common names, arguments as objects."""
+    """Return a message as templates expect it: no nulls, reasoning under its common names, arguments as objects."""
     prepared = {key: value for key, value in message.items() if value is not None}
     reasoning = next((prepared[key] for key in _REASONING_KEYS if key in prepared), None)
     if reasoning is not None:
@@ -187,7 +187,7 @@ def _text_part(part: Any) -> dict[str, str]:
 
 
 def _with_parsed_arguments(call: Any) -> Any:
-    """OpenAI sends a call's arguments as JSON text; templates take the object and write the JSON themselves."""
+    """Return a call whose arguments are an object: OpenAI sends JSON text, but templates write the JSON themselves."""
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
@@ -205,7 +205,7 @@ def _flatten_content(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mark_final_message(messages: list[dict[str, Any]]) -> None:
-    """Templates add closing tokens and may strip what they are given: the mark shows where the content ended."""
+    """Mark where the last content ends: templates add closing tokens after it, and may strip it."""
     final = messages[-1]
     if isinstance(final["content"], str):
         final["content"] += _CONTINUE_MARK

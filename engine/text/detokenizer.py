@@ -16,15 +16,17 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 class Detokenizer(Protocol):
     def feed(self, token_ids: Iterable[int]) -> str:
-        """The text that is complete with these tokens."""
+        """Return the text that is complete with these tokens."""
 
     def flush(self) -> str:
-        """The rest, replacement characters where bytes are missing, as at the end of the whole text."""
+        """Return the rest, with replacement characters where bytes are missing, as at the end of the whole text."""
 
 
 def make_detokenizer(tokenizer: "Tokenizer", prompt: Sequence[int], *, skip_special_tokens: bool) -> Detokenizer:
-    """For output that continues `prompt`: its text is what it adds to the text of both together. So a tokenizer that
-    drops a text's leading space (Llama 2) drops the prompt's, and not the one between prompt and output.
+    """Return a detokenizer for output that continues `prompt`.
+
+    The output's text is what it adds to the text of both together. So a tokenizer that drops a text's leading space
+    (Llama 2) drops the prompt's, and not the one between prompt and output.
     """
     skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
     if tokenizer.is_byte_level:
@@ -125,7 +127,10 @@ class WindowDetokenizer:
         return self._decode(self._context + self._held)[len(self._decode(self._context)) :]
 
     def _give_out(self, text: str) -> str:
-        """Tokens without text (skipped special ones) make no context: after nothing, a space would be dropped."""
+        """Return the text of the held tokens, which become the context.
+
+        Tokens without text (skipped special ones) make no context: after nothing, a space would be dropped.
+        """
         if text:
             self._context = self._held
         self._held = []

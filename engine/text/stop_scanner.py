@@ -27,7 +27,7 @@ class StopScanner:
         self._include_stop = include_stop
 
     def feed(self, text: str, *, is_armed: bool = True) -> Scanned:
-        """While not `is_armed`, a stop string that `text` completes is text like any other."""
+        """Return what may go out with `text`. While not `is_armed`, a stop string is text like any other."""
         for position, character in enumerate(text):
             stop = self._advance(character)
             if stop is not None and is_armed:
@@ -35,7 +35,7 @@ class StopScanner:
         return Scanned(self._release(text))
 
     def flush(self) -> str:
-        """What is held back, at the end of the text."""
+        """Return what is held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
@@ -55,7 +55,7 @@ class StopScanner:
         return text if self._include_stop else text[: len(text) - len(stop)]
 
     def _release(self, text: str) -> str:
-        """A completed stop string that did not count is held back no longer than what it ends in might be one."""
+        """Return what cannot become a stop string. Of a completed one that did not count, only its end may still."""
         num_held = max(
             (
                 fallbacks[-1] if matched == len(stop) else matched
@@ -70,7 +70,7 @@ class StopScanner:
 
 
 def _fallbacks(pattern: str) -> list[int]:
-    """For each prefix of `pattern`, the length of its longest proper prefix that it also ends in."""
+    """Return, for each prefix of `pattern`, the length of its longest proper prefix that it also ends in."""
     lengths = [0] * len(pattern)
     for end in range(1, len(pattern)):
         length = lengths[end - 1]

@@ -1,8 +1,8 @@
-"""Renders a chat template in a process of its own, with bounds on its time and memory that nothing it does gets around.
+"""Renders a chat template in a process of its own, whose time and memory the kernel limits.
 
-For what is not known to be cheap (`engine.text.template_sandbox`): to start a process for each rendering takes a tenth
-of a second or two, which templates that do nothing unusual never pay. It has all it needs in one message and answers in
-one. Knows nothing of what is rendered.
+This is for what is not known to be cheap (`engine.text.template_sandbox`): starting a process for each rendering takes
+a tenth of a second or two, which templates that do nothing unusual never pay. The process gets all it needs in one
+message and answers in one. Knows nothing of what is rendered.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ from orcinus.engine.text.template_sandbox import MAX_RENDER_S, RenderLimitError
 
 MAX_CHARS = 2**25
 _MEMORY_BYTES = 2**29
-_PATIENCE_S = 30.0  # of the clock, where the limit is in processor time
+_TIMEOUT_S = 30.0  # of the clock; the limit is in processor time
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -32,15 +32,15 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """A text, or what is wrong."""
+    """The text, or what is wrong and which parameter is to blame."""
 
     text: str = ""
     fault: str | None = None
     param: str | None = None
 
 
-def render_apart(job: Job) -> str:
-    """Holds its thread up until the text is there. Raises what `ChatTemplate.render` raises."""
+def render_in_child(job: Job) -> str:
+    """Render in a new process and wait for it. Raises what `ChatTemplate.render` raises."""
     answer = _ask(msgspec.json.encode(job))
     if not answer:
         raise RenderLimitError(
@@ -54,7 +54,7 @@ def render_apart(job: Job) -> str:
 
 
 def _ask(message: bytes) -> bytes:
-    """Nothing, if the process ends over it."""
+    """Return the answer of a new process, an empty one if the process ends over it."""
     child = module_command("orcinus.engine.text.template_process")
     with group_signals_held():
         process = subprocess.Popen(  # noqa: S603
@@ -62,7 +62,7 @@ def _ask(message: bytes) -> bytes:
         )
     with process:
         try:
-            return process.communicate(message, _PATIENCE_S)[0]
+            return process.communicate(message, _TIMEOUT_S)[0]
         except subprocess.TimeoutExpired:
             return b""
         finally:
@@ -70,13 +70,13 @@ def _ask(message: bytes) -> bytes:
 
 
 def main() -> None:
-    """Ends by itself, whatever becomes of its parent."""
+    """Render one job and end, whatever becomes of the parent."""
     ignore_group_signals()
-    from orcinus.engine.text.chat_template import render_freely
+    from orcinus.engine.text.chat_template import render_unbounded
 
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     _limit_resources(job.limit_s)
-    sys.stdout.buffer.write(msgspec.json.encode(_outcome(render_freely, job)))
+    sys.stdout.buffer.write(msgspec.json.encode(_outcome(render_unbounded, job)))
 
 
 def _outcome(render: Any, job: Job) -> Outcome:
@@ -92,7 +92,7 @@ def _outcome(render: Any, job: Job) -> Outcome:
 
 
 def _limit_resources(limit_s: float) -> None:
-    """What has been loaded by now does not count as the template's."""
+    """Limit what this process may use beyond what it has used by now."""
     if sys.platform == "win32":
         return
     import resource

@@ -1,9 +1,9 @@
-"""What rendering a chat template may cost where it is rendered beside everything else: time, and what it makes.
+"""Charges a chat template for what it does in the server's own process: for time, and for what it makes.
 
 A template is a program that comes with a model, and what it runs over comes from clients. Here it may do what is known
-to take time and memory in proportion to what it is given, within an allowance. Anything else raises `NotHereError`:
-`engine.text.template_process` is where it can do no harm. A thread cannot be stopped from outside, so the template's
-own code asks at every turn of a loop and at every call whether it may go on. Knows jinja, and nothing of messages.
+to take time and memory in proportion to its input, within an allowance. Anything else raises `UnboundedCostError`, and
+is done in `engine.text.template_process` (decision 23). A thread cannot be stopped from outside, so the template's own
+code asks at every turn of a loop and at every call whether it may go on. Knows jinja, and nothing of messages.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from orcinus.engine.errors import InvalidRequestError
 MAX_RENDER_S = 5.0
 _MAX_UNITS = 2**26  # characters made, and
 _NODE = 64  # what an entry of a list or a call counts for
-_MOMENT_UNITS = 2**21
+_MAX_UNITS_IN_TIME_LIMIT = 2**21
 _MAX_BITS = 4096  # of a number
 _MAX_LAYOUT = 256  # characters, each of which may make as many
 _MAX_DIGITS = 1000  # in a text that is read as a number
@@ -39,8 +39,8 @@ class RenderLimitError(InvalidRequestError):
     """Rendering took too long or made too much."""
 
 
-class NotHereError(RenderLimitError):
-    """What the template does may take any time and memory."""
+class UnboundedCostError(RenderLimitError):
+    """The template does what may take any time and memory, or has used up its allowance."""
 
 
 class _Allowance:
@@ -54,31 +54,35 @@ class _Allowance:
         self.units = units
 
 
-_moment: ContextVar[tuple[float, float] | None] = ContextVar("moment", default=None)  # when it ends, and how long it is
+# When it ends, and how long it is.
+_time_limit: ContextVar[tuple[float, float] | None] = ContextVar("time_limit", default=None)
 _allowance: ContextVar[_Allowance] = ContextVar("allowance")
 
 
 @contextlib.contextmanager
 def time_limit(limit_s: float) -> Iterator[None]:
-    """What is rendered within raises `RenderLimitError` after so long, or where it has to be rendered elsewhere."""
+    """Limit the time of what is rendered within: it raises `RenderLimitError` then, and for what has unbounded costs.
+
+    Of two limits, one within the other, the one that ends first counts.
+    """
     limit = time.monotonic() + limit_s, limit_s
-    token = _moment.set(min(_moment.get() or limit, limit))
+    token = _time_limit.set(min(_time_limit.get() or limit, limit))
     try:
         yield
     finally:
-        _moment.reset(token)
+        _time_limit.reset(token)
 
 
-def is_momentary() -> bool:
-    return _moment.get() is not None
+def has_time_limit() -> bool:
+    return _time_limit.get() is not None
 
 
 @contextlib.contextmanager
 def allowance() -> Iterator[None]:
-    """One rendering of a template, or its compilation, which computes what is constant."""
-    longest, moment = (time.monotonic() + MAX_RENDER_S, MAX_RENDER_S), _moment.get()
-    deadline, limit_s = longest if moment is None else min(moment, longest)
-    token = _allowance.set(_Allowance(deadline, limit_s, _MAX_UNITS if moment is None else _MOMENT_UNITS))
+    """Give what is done within, one rendering or one compilation, a fresh allowance."""
+    longest, limit = (time.monotonic() + MAX_RENDER_S, MAX_RENDER_S), _time_limit.get()
+    deadline, limit_s = longest if limit is None else min(limit, longest)
+    token = _allowance.set(_Allowance(deadline, limit_s, _MAX_UNITS if limit is None else _MAX_UNITS_IN_TIME_LIMIT))
     try:
         yield
     finally:
@@ -86,7 +90,7 @@ def allowance() -> Iterator[None]:
 
 
 class _OpaqueNamespace(Namespace):
-    """jinja's writes what is in it, and what is in that, however often the same is met."""
+    """A namespace whose text is short: jinja's writes what is in it, and what is in that, as often as it is met."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
@@ -101,17 +105,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(**options)
         self.globals["namespace"] = _OpaqueNamespace
         known = {name: make(self.filters[name]) for name, make in _FILTERS.items()}
-        self.filters = dict.fromkeys(self.filters, _elsewhere) | known | _OPERATIONS
+        self.filters = dict.fromkeys(self.filters, _refuse) | known | _OPERATIONS
         self._functions = {self.globals["range"], _OpaqueNamespace}
 
     def allow(self, name: str, function: Callable[..., Any]) -> None:
-        """Let templates call a function, which has to be quick and make little."""
+        """Let templates call a function that is quick and makes little."""
         self.globals[name] = function
         self._functions.add(function)
 
     @property
     def may_go_on(self) -> bool:
-        """True, or it raises. The one form of a question that costs a loop little."""
+        """True, or it raises. As an attribute it costs a loop little."""
         self.check_time()
         return True
 
@@ -124,28 +128,28 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
-        """Whatever jinja joins: a whole text, or that of a macro or a block."""
+        """Join what jinja joins, a whole text or that of a macro or a block, and charge for it piece by piece."""
         left, kept = _allowance.get(), []
         for piece in pieces:
             left.units -= len(piece) + 8
             if left.units < 0:
-                _elsewhere()
+                _refuse()
             kept.append(piece)
         return "".join(kept)
 
     def call(self, context: Context, target: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.check_time()
-        _spend(_NODE)
+        _charge(_NODE)
         if type(target) is types.BuiltinMethodType:
             for variables in _SCOPES:
                 kwargs.pop(variables, None)
             return _call_method(target, args, kwargs)
         if not self._is_known(target):
-            _elsewhere()
+            _refuse()
         return super().call(context, target, *args, **kwargs)
 
     def _is_known(self, target: Any) -> bool:
-        """Whether it does nothing that is not asked for its cost in turn."""
+        """Return whether what is called is charged for all that it does."""
         if type(target) is Macro:
             return not (target.catch_varargs or target.catch_kwargs)
         if type(target) is types.MethodType:
@@ -154,7 +158,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
-            _spend(_size_of_result(operator, left, right))
+            _charge(_size_of_result(operator, left, right))
         elif operator == "*" and left.__class__ is right.__class__ is int:
             _check_number(left.bit_length() + right.bit_length())
         elif operator == "**" and left.__class__ is right.__class__ is int:
@@ -162,34 +166,34 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return self.binop_table[operator](left, right)
 
 
-def _elsewhere(*args: Any, **kwargs: Any) -> NoReturn:
-    raise NotHereError("the chat template makes too much of these messages", "messages")
+def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
+    raise UnboundedCostError("the chat template makes too much of these messages", "messages")
 
 
-def _spend(units: int) -> None:
+def _charge(units: int) -> None:
     left = _allowance.get()
     left.units -= units
     if left.units < 0:
-        _elsewhere()
+        _refuse()
 
 
 def _check_number(num_bits: float) -> None:
     if num_bits > _MAX_BITS:
-        _elsewhere()
+        _refuse()
 
 
-def _made(value: Any) -> Any:
-    """What was made in one go, in time proportional to what it was made of."""
+def _charged(value: Any) -> Any:
+    """Charge for what was made in time proportional to what it was made of."""
     if isinstance(value, str):
-        _spend(len(value))
+        _charge(len(value))
     elif isinstance(value, (list, tuple, dict)):
-        _spend(_NODE * len(value))
+        _charge(_NODE * len(value))
     return value
 
 
-def _put_together(value: Any) -> Any:
-    """A list, tuple or dict of what there was: what is done to it later may be done to all that is in it."""
-    _spend_all_of(value)
+def _charged_container(value: Any) -> Any:
+    """Charge for a list, tuple or dict with all that is in it, to which later operations may come."""
+    _charge_for_all_of(value)
     return value
 
 
@@ -197,24 +201,24 @@ def _joined(*values: Any) -> str:
     return BoundedEnvironment.concat(map(str, values))
 
 
-_OPERATIONS: dict[str, Callable[..., Any]] = {"~": _joined, "[:]": _made, "[]": _put_together}
+_OPERATIONS: dict[str, Callable[..., Any]] = {"~": _joined, "[:]": _charged, "[]": _charged_container}
 
 
-def _spend_all_of(value: Any) -> None:
-    """For each entry as often as it is met: entries may be the same, and what is written of them grows without end."""
+def _charge_for_all_of(value: Any) -> None:
+    """Charge for each entry as often as it is met: the text of entries that are the same grows without end."""
     pending: list[Any] = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, str):
-            _spend(len(item))
+            _charge(len(item))
         elif isinstance(item, _SEQUENCES):
-            _spend(_NODE * len(item))
+            _charge(_NODE * len(item))
             pending += item
         elif isinstance(item, dict):
-            _spend(_NODE * len(item))
+            _charge(_NODE * len(item))
             pending += [*item.keys(), *item.values()]
         elif item is not None and not isinstance(item, _SIMPLE):
-            _elsewhere()
+            _refuse()
 
 
 _SEQUENCES: tuple[type[Any], ...] = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
@@ -224,21 +228,21 @@ _SCOPES = ("_loop_vars", "_block_vars")  # given to every call, for functions th
 
 
 def _size_of_result(operator: str, left: Any, right: Any) -> int:
-    """Of an operation that is not one of numbers."""
+    """Return the size of what an operation makes whose operands are not both numbers."""
     if operator == "+":
         return _size_of_sum(left, right)
     if operator == "*" and isinstance(left, str) and isinstance(right, int):
         return len(left) * max(right, 0)
     if isinstance(left, Undefined) or isinstance(right, Undefined):
         return 0  # it says so itself
-    return _elsewhere()
+    return _refuse()
 
 
 def _size_of_sum(left: Any, right: Any) -> int:
     if isinstance(left, str) and isinstance(right, str):
         return len(left) + len(right)
     if isinstance(left, _LISTS) and isinstance(right, _LISTS):
-        _spend_all_of([left, right])
+        _charge_for_all_of([left, right])
     return 0  # of others there is none
 
 
@@ -246,10 +250,10 @@ def _call_method(method: Any, args: Any, kwargs: Any) -> Any:
     owner = method.__self__
     cost = _METHODS.get((type(owner), method.__name__))
     if cost is None:
-        _elsewhere()
+        _refuse()
     if method.__name__ == "join" and len(args) == 1:
-        return _join(owner, _counted(args[0]))
-    _spend(cost(owner, *args, **kwargs))
+        return _join(owner, _charged_items(args[0]))
+    _charge(cost(owner, *args, **kwargs))
     return method(*args, **kwargs)
 
 
@@ -285,46 +289,46 @@ _METHODS: dict[tuple[type, str], Callable[..., int]] = {
 }
 
 
-def _counted(items: Iterable[Any]) -> Iterator[Any]:
+def _charged_items(items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
-        _spend(_NODE)
+        _charge(_NODE)
         yield item
 
 
 def _join(separator: str, items: Iterable[Any]) -> str:
     texts = list(items)
-    _spend(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
+    _charge(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
     return separator.join(texts)
 
 
 def _metered(own: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose result is in proportion to its input."""
+    """Wrap a filter whose result is in proportion to its input."""
 
     @functools.wraps(own)
     def metered(*args: Any, **kwargs: Any) -> Any:
-        return _made(own(*args, **kwargs))
+        return _charged(own(*args, **kwargs))
 
     return metered
 
 
 def _lazy(own: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that takes its input in piece by piece, and so does whoever asks for its output."""
+    """Wrap a filter that takes its input piece by piece, as its output is taken."""
 
     @functools.wraps(own)
     def lazy(passed: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return own(passed, _counted(value), *args, **kwargs)
+        return own(passed, _charged_items(value), *args, **kwargs)
 
     return lazy
 
 
 def _mapped(own: Callable[..., Any]) -> Callable[..., Any]:
-    """An attribute of each, or a filter without arguments: with them it could give much for each."""
+    """Wrap `map`, which may take an attribute of each or a filter without arguments: others make much of each."""
 
     @functools.wraps(own)
     def mapped(passed: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         if len(args) + len(kwargs) != 1:
-            _elsewhere()
-        return own(passed, _counted(value), *args, **kwargs)
+            _refuse()
+        return own(passed, _charged_items(value), *args, **kwargs)
 
     return mapped
 
@@ -337,8 +341,8 @@ def _joining(own: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(own)
     def joining(passed: Any, value: Any, d: Any = "", **kwargs: Any) -> str:
         if kwargs or not isinstance(d, str):
-            _elsewhere()
-        return _join(d, map(str, _counted(value)))
+            _refuse()
+        return _join(d, map(str, _charged_items(value)))
 
     return joining
 
@@ -347,8 +351,8 @@ def _replacing(own: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(own)
     def replacing(passed: Any, text: Any, old: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
         if not (isinstance(text, str) and isinstance(old, str) and isinstance(new, str)):
-            _elsewhere()
-        _spend(_replaced(text, old, new))
+            _refuse()
+        _charge(_replaced(text, old, new))
         return own(passed, text, old, new, *args, **kwargs)
 
     return replacing
@@ -358,7 +362,7 @@ def _reading(own: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(own)
     def reading(value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, str) and len(value) > _MAX_DIGITS:
-            _elsewhere()
+            _refuse()
         return own(value, *args, **kwargs)
 
     return reading
@@ -367,7 +371,7 @@ def _reading(own: Callable[..., Any]) -> Callable[..., Any]:
 def metered_strftime(own: Callable[[str], str]) -> Callable[[str], str]:
     def strftime_now(layout: str) -> str:
         if len(layout) > _MAX_LAYOUT:
-            _elsewhere()
+            _refuse()
         return own(layout)
 
     return strftime_now
@@ -380,17 +384,17 @@ def metered_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """`json.dumps`, which may be asked to make much of little."""
+    """Do as `json.dumps`, which may be asked to make much of little."""
     if not (indent is None or (isinstance(indent, int) and indent <= _MAX_INDENT)):
-        _elsewhere()
+        _refuse()
     if separators is not None and max(map(len, separators)) > _MAX_SEPARATOR:
-        _elsewhere()
+        _refuse()
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     if indent is None:
-        return str(_made(encoder.encode(value)))
+        return str(_charged(encoder.encode(value)))
     text, pieces = "", encoder.iterencode(value)
     while some := "".join(itertools.islice(pieces, _NUM_PIECES)):
-        _spend(len(some))
+        _charge(len(some))
         text += some
     return text
 

@@ -41,7 +41,7 @@ class _Backend(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
     def token(self, token_id: int) -> str | None:
-        """The token as the vocabulary writes it, None outside the vocabulary."""
+        """Return the token as the vocabulary writes it, None outside the vocabulary."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -95,22 +95,25 @@ class Tokenizer:
         return frozenset(token.content for token in self._backend.added_tokens.values() if token.special)
 
     def added_token_id(self, text: str) -> int | None:
-        """The id of the added token (special or not) that is written as `text`, if there is one."""
+        """Return the id of the added token (special or not) that is written as `text`, if there is one."""
         return self._added_ids.get(text)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Raises `InvalidRequestError` for text that is not Unicode (lone surrogates)."""
+        """Return the token ids of a text. Raises `InvalidRequestError` if it is not Unicode (lone surrogates)."""
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens)
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidRequestError("the text has characters that cannot be written as UTF-8") from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of a whole sequence; ids outside the vocabulary have none. Piecewise: `engine.text.detokenizer`."""
+        """Return the text of a whole sequence; ids outside the vocabulary have none.
+
+        `engine.text.detokenizer` does so while tokens arrive.
+        """
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What this token alone adds to a text, which may be part of a code point. Special tokens have their name."""
+        """Return what a token alone adds to a text, which may be part of a code point; of a special token, its name."""
         known = self._token_bytes.get(token_id)
         if known is None:
             known = self._token_bytes[token_id] = self._find_bytes(token_id)
@@ -126,7 +129,10 @@ class Tokenizer:
         continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
-        """See `ChatTemplate.render`. The text has its special tokens: encode it without adding any."""
+        """Return what `ChatTemplate.render` does. The text has its special tokens: encode it without adding any.
+
+        Raises `InvalidRequestError` if the model has no template, and what `ChatTemplate.render` raises.
+        """
         if self._chat_template is None:
             raise InvalidRequestError(
                 "this model has no chat template: use completions, or start the server with --chat-template", "messages"
@@ -155,7 +161,7 @@ class Tokenizer:
         )
 
     def fallback_byte(self, token_id: int) -> int | None:
-        """The byte that a byte-fallback token such as `<0xE4>` stands for."""
+        """Return the byte that a byte-fallback token such as `<0xE4>` stands for, None for any other token."""
         match = _BYTE_TOKEN.fullmatch(self._backend.token(token_id) or "")
         return int(match[1], 16) if match else None
 
@@ -190,7 +196,7 @@ class _FastBackend:
         self._tokenizer = tokenizer
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # Alone among its kind, this call lets go of the GIL; it counts no offsets, which nobody needs.
+        # Alone among its kind, this call lets go of the GIL; it counts no offsets, which are not needed.
         return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -267,7 +273,7 @@ def _load_parts(model: str, trust_remote_code: bool) -> _Parts:
 
 
 def _plain_parts(directory: Path) -> _Parts | None:
-    """None where it takes transformers to know what the tokenizer is."""
+    """Read the tokenizer without transformers; None if it takes transformers to know what it is."""
     tokenizer_file, settings_file = directory / "tokenizer.json", directory / "tokenizer_config.json"
     if not (tokenizer_file.is_file() and settings_file.is_file()):
         return None
@@ -318,7 +324,10 @@ def _given_template(given: str, special_tokens: Mapping[str, str]) -> ChatTempla
 
 
 def _own_template(own: Any, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
-    """Templates may be one text, or several with names. A model with a broken one can still complete text."""
+    """Return the model's template: its only one, or the default one of several.
+
+    None for one that is broken: the model can still complete text.
+    """
     from jinja2 import TemplateSyntaxError
 
     if isinstance(own, list):
@@ -337,7 +346,10 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a printable character: its own if it has one, else one from 256 on."""
+    """Return the byte of each printable character that byte-level BPE (GPT-2) writes for one.
+
+    It is the byte's own character if that is printable, else one from 256 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(256)) - set(printable))
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -347,7 +359,7 @@ _BYTES = _byte_of_character()
 
 
 def _bytes_of_characters(token: str) -> bytes:
-    """A token with a character that stands for no byte is an added one, and is meant literally."""
+    """Return the bytes of a token. One with a character that stands for no byte was added, and is meant literally."""
     try:
         return bytes([_BYTES[character] for character in token])
     except KeyError:

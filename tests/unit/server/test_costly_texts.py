@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orcinus.engine.frontend import text_frontend
-from orcinus.engine.text import template_sandbox as template_limits
+from orcinus.engine.text import template_sandbox
 from orcinus.engine.text.tokenizer import Tokenizer
 from orcinus.server.http.json_body import MAX_ENTRIES, parse_json_object
 from tests.unit.server.serving import Serving, error_of, serving, user
@@ -19,7 +19,7 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
 async def test_a_template_without_end_fails_its_request_beside_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(template_limits, "MAX_RENDER_S", 1.0)
+    monkeypatch.setattr(template_sandbox, "MAX_RENDER_S", 1.0)
     async with serving(tmp_path, template=ENDLESS) as served:
         asking = asyncio.create_task(served.post("/v1/chat/completions", messages=[user(text)]))
         num_turns = 0

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orcinus.engine.grammar import closing as grammar_closing
-from orcinus.engine.grammar.closing import Closers
+from orcinus.engine.grammar import closing
+from orcinus.engine.grammar.closing import PathFinder
 from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.masks import tokens_in
 from orcinus.engine.grammar.matcher import GrammarMatcher
@@ -32,7 +32,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def rows(num_columns: int) -> dict[str, Any]:
-    """Each row that is begun is a long way from its end."""
+    """A schema in which each row that is begun is far from its end."""
     columns = {f"column {i}": {"type": "string"} for i in range(num_columns)}
     row = {"type": "object", "properties": columns, "required": [*columns], "additionalProperties": False}
     return {"type": "array", "items": row}
@@ -75,8 +75,8 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
     return GrammarCompiler(lambda: tokenizer, VOCAB_SIZE, [END_OF_TEXT])
 
 
-def way(compiler: GrammarCompiler, grammar: Grammar) -> list[int]:
-    found = compiler.vocabulary.closers.way(compiler.compile(grammar.kind, grammar.source).automaton(), MANY)
+def path_in(compiler: GrammarCompiler, grammar: Grammar) -> list[int]:
+    found = compiler.vocabulary.path_finder.find_path(compiler.compile(grammar.kind, grammar.source).automaton(), MANY)
     assert found is not None
     return found
 
@@ -118,7 +118,7 @@ def continued(matcher: GrammarMatcher, seed: int, taken: list[int], max_tokens: 
 
 
 def structure(compiler: GrammarCompiler) -> set[int]:
-    """What opens and continues objects and ends strings: drawn often, it makes long ways."""
+    """What opens and continues objects and ends strings: drawn often, it makes long paths."""
     return {i for byte in '"{,:' for i in compiler.vocabulary(byte)}
 
 
@@ -127,12 +127,12 @@ def is_whole(compiler: GrammarCompiler, grammar: Grammar, token_ids: list[int]) 
     return matcher.consume_tokens(token_ids) and matcher.is_accepting()
 
 
-# --- the way there --------------------------------------------------------------------------------------
+# --- the path to the end -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HARD)
 def test_the_way_from_the_start_is_a_valid_text(demo: GrammarCompiler, name: str) -> None:
-    text = text_of(demo, way(demo, GRAMMARS[name]))
+    text = text_of(demo, path_in(demo, GRAMMARS[name]))
     jsonschema.Draft202012Validator(HARD[name]).validate(json.loads(text))
 
 
@@ -151,20 +151,20 @@ def test_the_way_from_the_start_is_a_valid_text(demo: GrammarCompiler, name: str
     ],
 )
 def test_the_way_is_short(demo: GrammarCompiler, name: str, text: str) -> None:
-    assert text_of(demo, way(demo, GRAMMARS[name])) == text
+    assert text_of(demo, path_in(demo, GRAMMARS[name])) == text
 
 
 def test_the_way_goes_through_special_tokens(compiler: GrammarCompiler) -> None:
     marked = Grammar("grammar", f'start: <[{MESSAGE_START}]> "b" <[{MESSAGE_START}]>')
-    assert way(compiler, marked) == [MESSAGE_START, ord("b"), MESSAGE_START]
+    assert path_in(compiler, marked) == [MESSAGE_START, ord("b"), MESSAGE_START]
 
 
 def test_the_way_to_another_choice_is_taken_where_the_first_is_too_long(demo: GrammarCompiler) -> None:
     choices = Grammar("choice", '["a very long alternative that takes many tokens", "z"]')
     matcher = demo.compile(choices.kind, choices.source).automaton()
-    assert demo.vocabulary.closers.way(matcher, 3) == demo.vocabulary("z")
-    assert demo.vocabulary.closers.way(matcher, 0) is None
-    assert demo.vocabulary.closers.way(matcher, 3) is not None, "the matcher stays where it is"
+    assert demo.vocabulary.path_finder.find_path(matcher, 3) == demo.vocabulary("z")
+    assert demo.vocabulary.path_finder.find_path(matcher, 0) is None
+    assert demo.vocabulary.path_finder.find_path(matcher, 3) is not None, "the matcher stays where it is"
 
 
 # --- within the limit -----------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_any_text_is_whole_at_any_limit_that_the_shortest_keeps(
     demo: GrammarCompiler, name: str, seed: int, extra: int, is_eager: bool
 ) -> None:
     grammar = GRAMMARS[name]
-    max_tokens, eager = len(way(demo, grammar)) + extra, structure(demo) if is_eager else ()
+    max_tokens, eager = len(path_in(demo, grammar)) + extra, structure(demo) if is_eager else ()
     tokens = generate(matcher_of(demo, grammar, max_tokens=max_tokens), random.Random(seed), max_tokens, eager=eager)
     assert len(tokens) <= max_tokens
     assert is_whole(demo, grammar, [token_id for token_id in tokens if token_id not in demo.vocabulary.end_ids])
@@ -251,7 +251,7 @@ def test_thinking_counts_and_is_left_alone(compiler: GrammarCompiler) -> None:
 @pytest.mark.parametrize("name", ["free strings", "rows", "person", "object", "markers", "lark", "no power of ten"])
 def test_a_text_that_is_resumed_anywhere_is_the_same_as_one_that_is_not(demo: GrammarCompiler, name: str) -> None:
     grammar, eager, num_steered = GRAMMARS[name], structure(demo), 0
-    max_tokens = len(way(demo, grammar)) + 20
+    max_tokens = len(path_in(demo, grammar)) + 20
     for seed in range(3):
         matcher = matcher_of(demo, grammar, max_tokens=max_tokens)
         whole = continued(matcher, seed, [], max_tokens, eager)
@@ -288,15 +288,15 @@ def test_no_way_is_looked_for_while_there_is_a_lot_of_room(
 ) -> None:
     looks: list[int] = []
 
-    def find(self: Closers, matcher: Any, max_tokens: int) -> list[int]:
+    def find(self: PathFinder, matcher: Any, max_tokens: int) -> list[int]:
         looks.append(max_tokens)
         return [1] * 10
 
-    monkeypatch.setattr(Closers, "way", find)
+    monkeypatch.setattr(PathFinder, "find_path", find)
     matcher = matcher_of(compiler, Grammar("regex", "a*"), max_tokens=MANY)
     for _ in range(MANY - 400):
         take(matcher, ord("a"))
-    assert max(looks) <= 2 * grammar_closing._MAX_TOKENS
+    assert max(looks) <= 2 * closing._MAX_TOKENS
     assert len(looks) < 20
 
 
@@ -304,7 +304,7 @@ def test_a_grammar_without_a_way_is_left_alone_and_asked_once(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
-    monkeypatch.setattr(Closers, "way", lambda self, matcher, max_tokens: looks.append(max_tokens))
+    monkeypatch.setattr(PathFinder, "find_path", lambda self, matcher, max_tokens: looks.append(max_tokens))
     matcher = matcher_of(compiler, Grammar("regex", "a*"), max_tokens=5)
     assert [take(matcher, ord("a")) for _ in range(5)] == [ord("a")] * 5
     assert looks == [5]
@@ -313,7 +313,7 @@ def test_a_grammar_without_a_way_is_left_alone_and_asked_once(
 def test_a_way_with_too_many_choices_is_none_however_busy_the_machine_is(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grammar_closing, "_MAX_CHOICES", 0)
+    monkeypatch.setattr(closing, "_MAX_CHOICES", 0)
     matcher = matcher_of(compiler, Grammar("regex", '"[a-z]*"'), max_tokens=3)
     assert [take(matcher, drawn) for drawn in b'"ab'] == [*b'"ab']
     assert not matcher.is_steered
@@ -323,7 +323,7 @@ def test_an_automaton_that_is_far_too_slow_fails_its_request(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To leave it alone would make the text a matter of how fast the machine is."""
-    monkeypatch.setattr(grammar_closing, "_TIMEOUT_S", -1.0)
+    monkeypatch.setattr(closing, "_TIMEOUT_S", -1.0)
     matcher = matcher_of(compiler, Grammar("regex", '"[a-z]*"'), max_tokens=3)
     matcher.fill_mask()
     assert matcher.error == "the grammar is too complex: it takes too long to find an end of the text"
@@ -334,6 +334,6 @@ def test_a_matcher_that_was_given_up_is_not_touched(demo: GrammarCompiler, monke
     """Its thread may still be busy with it."""
     matcher = matcher_of(demo, GRAMMARS["person"], max_tokens=20)
     matcher.fill_mask()
-    matcher.give_up("too slow")
+    matcher.fail("too slow")
     monkeypatch.setattr(matcher, "_matcher", None)
     assert matcher.replacement_for(ord("x")) == ord("x")

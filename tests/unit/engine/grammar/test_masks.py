@@ -38,7 +38,7 @@ class Matcher:
     def accept(self, token_id: int) -> None:
         raise AssertionError("nobody sampled")
 
-    def give_up(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
         self.error = reason
 
 

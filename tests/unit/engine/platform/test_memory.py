@@ -65,7 +65,7 @@ def test_a_mapped_weight_gives_its_memory_back_and_can_still_be_read(tmp_path: P
     weights = load_file(tmp_path / "model.safetensors")
     total = float(weights["w"].sum())
     before = resident_bytes()
-    assert MappedFiles().let_go(weights["w"])
+    assert MappedFiles().release(weights["w"])
     assert before - resident_bytes() > NUM_WEIGHT_BYTES * 0.9
     assert float(weights["w"].sum()) == total
     assert float(weights["other"].sum()) == 8
@@ -73,5 +73,5 @@ def test_a_mapped_weight_gives_its_memory_back_and_can_still_be_read(tmp_path: P
 
 def test_memory_of_this_process_is_left_alone() -> None:
     weight = torch.ones(NUM_WEIGHT_BYTES // 4)
-    assert not MappedFiles().let_go(weight)
+    assert not MappedFiles().release(weight)
     assert float(weight.sum()) == NUM_WEIGHT_BYTES / 4

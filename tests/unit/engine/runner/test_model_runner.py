@@ -233,6 +233,7 @@ def test_a_row_remembers_tokens_exactly_where_its_request_follows_them(name: str
         token_ids=[5, 6],
         num_prompt_tokens=1,
         sampling=SamplingParams(**values),  # type: ignore[arg-type]
+        prepared=Mock(),
     )
     row = runner._row(request)
     remembers = [state is not None for state in (row.counts, row.bad_words, row.matcher)]

@@ -43,7 +43,7 @@ class FakeMatcher:
     def accept(self, token_id: int) -> None:
         self.is_finished = True
 
-    def give_up(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
         self.error = reason
 
 

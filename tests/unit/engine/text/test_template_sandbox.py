@@ -10,8 +10,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.text.chat_template import ChatTemplate
-from orcinus.engine.text.template_process import MAX_CHARS, Job, render_apart
-from orcinus.engine.text.template_sandbox import NotHereError, RenderLimitError, time_limit
+from orcinus.engine.text.template_process import MAX_CHARS, Job, render_in_child
+from orcinus.engine.text.template_sandbox import RenderLimitError, UnboundedCostError, time_limit
 from tests.unit.server.reading.tools import templates
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -129,9 +129,9 @@ def little_memory() -> Iterator[None]:
 @pytest.fixture
 def nothing_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(template: ChatTemplate, *args: Any) -> str:
-        raise NotHereError("it has to be rendered elsewhere")
+        raise UnboundedCostError("it has to be rendered elsewhere")
 
-    monkeypatch.setattr(ChatTemplate, "_render_apart", refused)
+    monkeypatch.setattr(ChatTemplate, "_render_in_child", refused)
 
 
 @pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS.keys())
@@ -145,7 +145,7 @@ def test_a_template_without_end_is_stopped(template: str) -> None:
 @pytest.mark.parametrize("template", LARGE.values(), ids=LARGE.keys())
 def test_a_template_that_makes_too_much_is_stopped(template: str) -> None:
     """Before it has made it: here, where others wait for it, it is not done."""
-    with pytest.raises(NotHereError):
+    with pytest.raises(UnboundedCostError):
         ChatTemplate(template, {}).render(MESSAGES)
 
 
@@ -166,7 +166,7 @@ def test_what_is_stopped_is_tried_in_a_process_that_may_be_lost_by_it(name: str)
         LARGE[name], {}, MESSAGES, {"tools": None, "add_generation_prompt": True, "continue_final_message": False}
     )
     with pytest.raises(InvalidRequestError, match=r"takes (too much memory|more than 1 s or 512 MiB)|makes more than"):
-        render_apart(msgspec.structs.replace(job, limit_s=1))
+        render_in_child(msgspec.structs.replace(job, limit_s=1))
 
 
 USUAL = [templates.QWEN_2_5, templates.LLAMA_3_1, templates.MISTRAL_V13, templates.PHI_3, templates.DEEPSEEK_R1]
