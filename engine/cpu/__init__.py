@@ -1,1 +1,1 @@
-"""How a model's layers run on a CPU: native decoder layers, packed linear layers, and row-by-row arithmetic."""
+"""Runs a model's layers on a CPU: native decoder layers, packed linear layers, and row-by-row arithmetic."""

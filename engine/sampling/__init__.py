@@ -1,1 +1,1 @@
-"""From logits to tokens: processors, the draw, log-probabilities."""
+"""Turns logits into tokens: processors, the draw, log-probabilities."""
