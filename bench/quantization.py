@@ -175,13 +175,11 @@ def round_to_4_bits(model: nn.Module) -> None:
 
 def _logits(served: ServedModel, token_ids: list[int]) -> Tensor:
     num_blocks = math.ceil(len(token_ids) / _BLOCK_SIZE)
-    caches = allocate_cache(
-        served.backend, served.shapes, num_blocks, _BLOCK_SIZE, dtype=served.cache_dtype, device=CPU
-    )
+    caches = allocate_cache(served.backend, served.kv, [num_blocks], _BLOCK_SIZE, dtype=served.cache_dtype, device=CPU)
     attention = PagedAttention(served.backend, caches)
     table = np.arange(num_blocks, dtype=np.int32).reshape(1, -1)
     metadata = batch_metadata([(0, len(token_ids))], table, _BLOCK_SIZE, CPU)
-    with step_context(StepContext(attention, metadata)):
+    with step_context(StepContext(attention, (metadata,))):
         hidden = served.model.hidden_states(torch.tensor(token_ids), torch.arange(len(token_ids)))
     return served.model.logits(hidden)
 

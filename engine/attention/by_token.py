@@ -24,14 +24,15 @@ class _ByToken:
     """The tokens of a step as sequences of their own, each of which ends with its token."""
 
     def __init__(self) -> None:
-        self._whole: AttentionMetadata | None = None
-        self._tokens: AttentionMetadata | None = None
+        self._last: dict[int, tuple[AttentionMetadata, AttentionMetadata]] = {}  # by cache group
 
     def of(self, meta: AttentionMetadata) -> AttentionMetadata:
-        """The same object in all layers of a step."""
-        if self._tokens is None or self._whole is not meta:
-            self._whole, self._tokens = meta, _apart(meta)
-        return self._tokens
+        """Return the same object in all layers of a step and a cache group."""
+        whole, tokens = self._last.get(meta.group, (None, meta))
+        if whole is not meta:
+            tokens = _apart(meta)
+            self._last[meta.group] = meta, tokens
+        return tokens
 
 
 def _apart(meta: AttentionMetadata) -> AttentionMetadata:
@@ -55,10 +56,11 @@ def _apart(meta: AttentionMetadata) -> AttentionMetadata:
 class NativeTokenBackend(NativeBackend):
     """Attends to every token as if it were its sequence's last, in one order of the keys: a chunk changes nothing."""
 
+    _in_one_part = True
+
     def __init__(self, library: Library) -> None:
         super().__init__(library)
         self.name = f"{self.name}-by-token"
-        self._step.in_one_part = True
         self._tokens = _ByToken()
 
     def set_step(self, meta: AttentionMetadata) -> None:

@@ -4,36 +4,48 @@ How many blocks there are is decided elsewhere; how a block is laid out is the b
 """
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.interface import AttentionBackend, LayerCache, LayerShape
+from orcinus.engine.attention.interface import AttentionBackend, KVCacheSpec, LayerCache, PagedLayer
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.platform.memory import zeroed_bytes
 
 
-def bytes_per_block(shapes: list[LayerShape], block_size: int, dtype: torch.dtype) -> int:
-    return sum(shape.elements_per_token for shape in shapes) * block_size * dtype.itemsize
+def bytes_per_block(specs: Iterable[KVCacheSpec], block_size: int, dtype: torch.dtype) -> int:
+    """Return what a block costs in all of these layers, of which some may store nothing."""
+    elements = sum(spec.shape.elements_per_token for spec in specs if spec.source is None)
+    return elements * block_size * dtype.itemsize
 
 
 def allocate_cache(
     backend: AttentionBackend,
-    shapes: dict[nn.Module, LayerShape],
-    num_blocks: int,
+    specs: Mapping[nn.Module, KVCacheSpec],
+    num_blocks: Sequence[int],
     block_size: int,
     *,
     dtype: torch.dtype,
     device: torch.device,
-) -> dict[nn.Module, LayerCache]:
-    """One cache per attention layer. Raises `ModelLoadError` when the memory is not there after all."""
+) -> dict[nn.Module, PagedLayer]:
+    """Allocate `num_blocks[group]` blocks for each layer that stores keys and values; the others get their source's.
+
+    Raises `ModelLoadError` when the memory is not there after all.
+    """
+    layers: dict[nn.Module, PagedLayer] = {}
     try:
-        return {
-            module: backend.allocate(shape, num_blocks, block_size, dtype, device) for module, shape in shapes.items()
-        }
+        for module, spec in specs.items():
+            if spec.source is not None:
+                layers[module] = replace(layers[spec.source], only_reads=True)
+            else:
+                cache = backend.allocate(spec.shape, num_blocks[spec.group], block_size, dtype, device)
+                layers[module] = PagedLayer(cache, spec.group)
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        num_bytes = num_blocks * bytes_per_block(list(shapes.values()), block_size, dtype)
+        num_bytes = sum(num_blocks[spec.group] * bytes_per_block([spec], block_size, dtype) for spec in specs.values())
         raise ModelLoadError(f"cannot allocate {num_bytes / 2**20:.1f} MiB of KV cache: {error}") from error
+    return layers
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from orcinus.engine.platform.device_copy import to_device
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """A `StepLayout` for backends: what kernels read is on the device."""
+    """A `StepLayout` for backends, as the layers of one cache group see it: what kernels read is on the device."""
 
     query_start: list[int]  # num_seqs + 1
     seq_lens: list[int]
@@ -28,6 +28,7 @@ class AttentionMetadata:
     block_tables: Tensor  # (num_seqs, max_blocks) int32; behind a sequence's last block anything that is a block
     query_start_tensor: Tensor  # (num_seqs + 1,) int32
     seq_lens_tensor: Tensor  # (num_seqs,) int32
+    group: int = 0  # whose block tables and slots these are
     is_recorded: bool = False  # to be replayed with other tensors' contents: `seq_lens` are the most that there can be
 
     @property
@@ -91,11 +92,32 @@ class LayerShape:
 
 
 @dataclass(frozen=True, slots=True)
+class KVCacheSpec:
+    """What one layer stores of each token, in the blocks of which cache group.
+
+    A layer with a `source` attends to the keys and values of that layer, which comes before it, and stores none.
+    """
+
+    shape: LayerShape
+    group: int = 0
+    source: nn.Module | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LayerCache:
     """One layer's keys and values. The layout is the backend's own."""
 
     keys: Tensor
     values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PagedLayer:
+    """Where a layer's keys and values lie, in the blocks of a cache group. If it `only_reads`, they are another's."""
+
+    cache: LayerCache
+    group: int = 0
+    only_reads: bool = False
 
 
 class AttentionBackend(Protocol):
@@ -121,9 +143,12 @@ class AttentionBackend(Protocol):
         spec: AttentionSpec,
         meta: AttentionMetadata,
     ) -> Tensor:
-        """Store the step's new keys and values in their slots, then attend: each query causally, over its own sequence.
+        """Store the step's new keys and values in their slots, then `attend`."""
 
-        Returns (num_tokens, num_heads, value_dim).
+    def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
+        """Attend with each query causally, over its own sequence; returns (num_tokens, num_heads, value_dim).
+
+        What no query of a sequence sees has no say, whatever its blocks hold by now.
         """
 
 

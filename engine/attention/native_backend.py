@@ -26,12 +26,13 @@ class NativeBackend:
     """
 
     block_size_multiple = 1
+    _in_one_part = False  # whether a long sequence's keys are summed in one order
 
     def __init__(self, library: Library) -> None:
         self.name = f"native-{library.instruction_set}"
         self.library = library
-        self._meta: AttentionMetadata | None = None
-        self._step = Step()
+        self._metas: dict[int, AttentionMetadata] = {}  # those that `_steps` tells of, by cache group
+        self._steps: dict[int, Step] = {}
 
     def allocate(
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
@@ -62,27 +63,34 @@ class NativeBackend:
         spec: AttentionSpec,
         meta: AttentionMetadata,
     ) -> Tensor:
-        assert isinstance(layer, _NativeCache)
-        rows, keys, values = (_as_rows(tensor, layer.keys.dtype) for tensor in (query, keys, values))
-        num_tokens, num_heads, _ = rows.shape
-        out = rows.new_empty(num_tokens, num_heads, layer.native.value_dim)
-        sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
-        self.set_step(meta)
-        call = self.call(layer, num_heads, spec)
-        call.query, call.new_keys, call.new_values = rows.data_ptr(), keys.data_ptr(), values.data_ptr()
-        call.out, call.out_token = out.data_ptr(), out.stride(0)
-        call.query_token, call.query_head, _ = rows.stride()
+        keys, values = (_as_rows(tensor, layer.keys.dtype) for tensor in (keys, values))
+        call = self.call(layer, query.shape[1], spec, meta.group)
+        call.new_keys, call.new_values = keys.data_ptr(), values.data_ptr()
         call.key_token, call.key_head, _ = keys.stride()
         call.value_token, call.value_head, _ = values.stride()
+        return self._run(call, layer, query, spec, meta)
+
+    def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
+        return self._run(self.call(layer, query.shape[1], spec, meta.group), layer, query, spec, meta)
+
+    def _run(
+        self, call: Attention, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata
+    ) -> Tensor:
+        rows = _as_rows(query, layer.keys.dtype)
+        out = rows.new_empty(*rows.shape[:2], layer.values.shape[-1])
+        sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
+        self.set_step(meta)
+        call.query, call.out, call.out_token = rows.data_ptr(), out.data_ptr(), out.stride(0)
+        call.query_token, call.query_head, _ = rows.stride()
         call.sinks = None if sinks is None else sinks.data_ptr()
         self.library.attend(call)
         return out if out.dtype is query.dtype else out.to(query.dtype)
 
-    def call(self, layer: LayerCache, num_heads: int, spec: AttentionSpec) -> Attention:
+    def call(self, layer: LayerCache, num_heads: int, spec: AttentionSpec, group: int = 0) -> Attention:
         """Return a layer's call without its tensors and sinks; it serves every step that `set_step` is given."""
         assert isinstance(layer, _NativeCache)
         return Attention(
-            step=addressof(self._step),
+            step=addressof(self._step_of(group)),
             cache=addressof(layer.native),
             num_heads=num_heads,
             window=spec.window or 0,
@@ -91,15 +99,21 @@ class NativeBackend:
         )
 
     def set_step(self, meta: AttentionMetadata) -> None:
-        """Write the step's addresses to where the calls of all layers find them, once per step."""
-        if self._meta is meta:
+        """Write the step's addresses to where the calls of all layers of the group find them, once per step."""
+        if self._metas.get(meta.group) is meta:
             return
-        self._meta = meta
-        step = self._step
+        self._metas[meta.group] = meta
+        step = self._step_of(meta.group)
         step.num_tokens, step.num_seqs = meta.query_start[-1], meta.num_seqs
         step.block_size, step.table_stride = meta.block_size, meta.block_tables.stride(0)
         step.query_start, step.seq_lens = meta.query_start_tensor.data_ptr(), meta.seq_lens_tensor.data_ptr()
         step.block_tables, step.slots = meta.block_tables.data_ptr(), meta.slots.data_ptr()
+
+    def _step_of(self, group: int) -> Step:
+        step = self._steps.get(group)
+        if step is None:
+            step = self._steps[group] = Step(in_one_part=self._in_one_part)
+        return step
 
 
 def _as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,8 +13,9 @@ from orcinus.engine.attention.dense import attend_dense, causal_mask, heads_firs
 from orcinus.engine.attention.interface import (
     AttentionBackend,
     AttentionSpec,
-    LayerCache,
+    KVCacheSpec,
     LayerShape,
+    PagedLayer,
 )
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.step_context import current_step
@@ -54,49 +55,65 @@ class UnsupportedAttentionError(Exception):
 class PagedAttention:
     """Serves the layers of one model from their caches; where a step's tokens lie is in the current `StepContext`."""
 
-    def __init__(self, backend: AttentionBackend, layers: dict[nn.Module, LayerCache]) -> None:
+    def __init__(self, backend: AttentionBackend, layers: dict[nn.Module, PagedLayer]) -> None:
         self.backend = backend
         self._layers = layers
 
-    def scrub(self, block_ids: Tensor) -> None:
+    def scrub(self, block_ids: Tensor, group: int = 0) -> None:
         """Make the blocks of a request that went wrong safe for the next one."""
         for layer in self._layers.values():
-            self.backend.scrub(layer, block_ids)
+            if layer.group == group and not layer.only_reads:
+                self.backend.scrub(layer.cache, block_ids)
 
     def __call__(self, module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
-        meta = current_step().metadata
-        assert meta is not None
-        return self.backend.run(self._layers[module], query, keys, values, spec=spec, meta=meta)
+        layer = self._layers[module]
+        meta = current_step().metadata[layer.group]
+        if layer.only_reads:
+            return self.backend.attend(layer.cache, query, spec, meta)
+        return self.backend.run(layer.cache, query, keys, values, spec=spec, meta=meta)
 
     def native_call(self, module: nn.Module, spec: AttentionSpec, num_heads: int) -> Attention:
         """Return a layer's native call without its tensors, good for all steps: for code that calls the kernels."""
         assert isinstance(self.backend, NativeBackend)
-        return self.backend.call(self._layers[module], num_heads, spec)
+        layer = self._layers[module]
+        assert not layer.only_reads
+        return self.backend.call(layer.cache, num_heads, spec, layer.group)
 
     def set_native_step(self) -> None:
         """Let the calls of an earlier step serve the current one."""
-        meta = current_step().metadata
-        assert meta is not None
         assert isinstance(self.backend, NativeBackend)
-        self.backend.set_step(meta)
+        for meta in current_step().metadata:
+            self.backend.set_step(meta)
 
 
 class ProbingAttention:
-    """Attends without a cache, over one sequence from its start, and notes each layer's shape and how it attends."""
+    """Attends without a cache, over one sequence from its start, and notes how each layer attends and what it stores.
+
+    A layer whose keys and values lie where those of an earlier one with the same window lie has them from that one.
+    """
 
     def __init__(self) -> None:
-        self.shapes: dict[nn.Module, LayerShape] = {}
+        self.kv: dict[nn.Module, KVCacheSpec] = {}
         self.specs: dict[nn.Module, AttentionSpec] = {}
         self.dtype: torch.dtype | None = None
+        self._owners: dict[tuple[object, ...], nn.Module] = {}
+        self._kept_alive: list[Tensor] = []  # so that nothing else comes to lie where they are
 
     def __call__(self, module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
-        if module in self.shapes:
+        if module in self.kv:
             raise UnsupportedAttentionError("one attention layer runs more than once per token")
         if keys.shape[0] != query.shape[0]:
             raise UnsupportedAttentionError("its keys are not those of its own tokens")
-        self.shapes[module] = LayerShape(keys.shape[1], keys.shape[2], values.shape[2])
+        owner = self._owners.setdefault((*_place(keys), *_place(values), spec.window), module)
+        self._kept_alive += [keys, values]
+        shape = LayerShape(keys.shape[1], keys.shape[2], values.shape[2])
+        self.kv[module] = KVCacheSpec(shape, source=None if owner is module else owner)
         self.dtype = keys.dtype
         self.specs[module] = spec
         length = query.shape[0]
         mask = causal_mask(length, length, spec.window, query.device)
         return attend_dense(heads_first(query), heads_first(keys), heads_first(values), mask, spec)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

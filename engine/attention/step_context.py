@@ -16,7 +16,7 @@ from orcinus.engine.attention.interface import AttentionMetadata, LayerAttention
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """One run of the model. Tensors are on its device, and None where the run has nothing of the kind.
+    """One run of the model. Tensors are on its device; what the run has nothing of is None, or empty.
 
     A state slot belongs to one running request, from its admission until it is released or preempted; then the next
     request gets it with what is left in it. So a module that keeps states begins a sequence anew at its position 0.
@@ -25,7 +25,7 @@ class StepContext:
     """
 
     attention: LayerAttention
-    metadata: AttentionMetadata | None = None
+    metadata: tuple[AttentionMetadata, ...] = ()  # of each cache group; the sequences are the same in all of them
     state_slots: Tensor | None = None  # (num_seqs,) int64, in the order of the step's sequences
     adapter_rows: Tensor | None = None  # (num_tokens,) int64, of the runner's table, 0 for none; None: nobody has one
 

@@ -51,8 +51,7 @@ class TorchBackend:
     block_size_multiple = 1
 
     def __init__(self) -> None:
-        self._meta: AttentionMetadata | None = None
-        self._gathers: dict[int | None, _Gathers] = {}
+        self._gathers: dict[tuple[int, int | None], tuple[AttentionMetadata, _Gathers]] = {}  # by group and window
 
     def allocate(
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
@@ -90,16 +89,15 @@ class TorchBackend:
         return out
 
     def _gathers_of(self, meta: AttentionMetadata, window: int | None) -> _Gathers:
-        """All layers of a step with one window share their index tensors."""
+        """Return the index tensors that all layers of a step with this window share."""
         if meta.is_recorded:
             raise RuntimeError("which blocks are gathered is decided on the host, at each step anew")
-        if self._meta is not meta:
-            self._meta = meta
-            self._gathers = {}
-        if window not in self._gathers:
+        last, gathers = self._gathers.get((meta.group, window), (None, None))
+        if gathers is None or last is not meta:
             chunks = [_chunk(meta, i, window) for i in range(meta.num_decodes, meta.num_seqs)]
-            self._gathers[window] = _Gathers(self._groups_of(meta, window), chunks)
-        return self._gathers[window]
+            gathers = _Gathers(self._groups_of(meta, window), chunks)
+            self._gathers[meta.group, window] = meta, gathers
+        return gathers
 
     def _groups_of(self, meta: AttentionMetadata, window: int | None) -> list[DecodeGroup]:
         return _decode_groups(meta, window)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from orcinus.engine.attention.interface import AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.interface import AttentionSpec, LayerShape, PagedLayer, batch_metadata
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention
 from orcinus.engine.attention.step_context import StepContext, current_step, step_context
@@ -331,9 +331,9 @@ def _error(
     table = np.arange(-(-num_tokens // _SAMPLE_BLOCK), dtype=np.int32).reshape(1, -1)
     cpu = torch.device("cpu")
     cache = backend.allocate(shape, table.size, _SAMPLE_BLOCK, torch.bfloat16, cpu)
-    paged = PagedAttention(backend, {attention: cache})
+    paged = PagedAttention(backend, {attention: PagedLayer(cache)})
     metadata = batch_metadata([(0, num_tokens)], table, _SAMPLE_BLOCK, cpu)
-    with step_context(StepContext(paged, metadata)):
+    with step_context(StepContext(paged, (metadata,))):
         out = native(sample.hidden, position_embeddings=(sample.cosines, sample.sines)).float()
     added = float((wanted.float() - sample.hidden.float()).norm())
     return float((out - wanted.float()).norm()) / max(added, 1e-30)

@@ -99,6 +99,8 @@ def attend_kernel(
     for first_key in range(split_start, split_end, KEYS):
         key = first_key + tl.arange(0, KEYS)
         is_key = key < split_end
+        if WINDOW > 0:  # what no query sees may have been let go, and hold anything: a weight of 0 does not silence it
+            is_key = is_key & (key >= num_before + first_query + 1 - WINDOW)
         block = tl.load(block_tables + seq.to(tl.int64) * table_stride + key // BLOCK_SIZE, mask=is_key, other=0)
         slot = block.to(tl.int64) * BLOCK_SIZE + key % BLOCK_SIZE
         tile_keys = tl.load(

@@ -208,7 +208,8 @@ class ModelRunner:
         num_found = max(0, item.num_computed_tokens // self._rows.block_size - num_blocks)
         stale = self._suspect_blocks.intersection(item.new_block_ids[num_found:])
         if stale:
-            self._attention.scrub(*to_device([np.array(sorted(stale), dtype=np.int64)], self._device))
+            (block_ids,) = to_device([np.array(sorted(stale), dtype=np.int64)], self._device)
+            self._attention.scrub(block_ids)
             self._suspect_blocks -= stale
 
     def _decode_logits(self, batch: StepBatch) -> Tensor:
@@ -244,7 +245,7 @@ class ModelRunner:
         rows = self._adapter_rows(batch)
         adapter_rows = None if rows is None else to_device([rows], self._device)[0]
         meta = metadata_of(layout, cache_tensors)
-        with step_context(StepContext(self._attention, meta, state_slots, adapter_rows)):
+        with step_context(StepContext(self._attention, (meta,), state_slots, adapter_rows)):
             return self._model.hidden_states(self._known(ids), positions)
 
     def _compute_logits(
@@ -255,7 +256,7 @@ class ModelRunner:
         state_slots: Tensor,
         adapter_rows: Tensor | None = None,
     ) -> Tensor:
-        with step_context(StepContext(self._attention, meta, state_slots, adapter_rows)):
+        with step_context(StepContext(self._attention, (meta,), state_slots, adapter_rows)):
             return self._model.logits(self._model.hidden_states(self._known(token_ids), positions))
 
     def _sample_last(self, batch: StepBatch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:

@@ -75,10 +75,11 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
             check_deterministic(served, limits.block_size)
         size = _cache_size(config, served, limits, device)
         layers = allocate_cache(
-            served.backend, served.shapes, size.num_blocks, size.block_size, dtype=served.cache_dtype, device=device
+            served.backend, served.kv, [size.num_blocks], size.block_size, dtype=served.cache_dtype, device=device
         )
     if device.type == "cpu":
-        populate([tensor for layer in layers.values() for tensor in (layer.keys, layer.values)])
+        stored = [layer for layer in layers.values() if not layer.only_reads]
+        populate([tensor for layer in stored for tensor in (layer.cache.keys, layer.cache.values)])
     eos = eos_token_ids(causal_lm)
     runner = ModelRunner(
         served.model,
@@ -135,7 +136,7 @@ def _cache_size(config: EngineConfig, served: ServedModel, limits: BatchLimits, 
         memory = default_cpu_memory(available_memory())
     elif memory is None:
         memory = default_cuda_memory(device_memory(device), peak_cuda_memory(served, limits, device))
-    per_block = bytes_per_block(list(served.shapes.values()), limits.block_size, served.cache_dtype)
+    per_block = bytes_per_block(served.kv.values(), limits.block_size, served.cache_dtype)
     return resolve_cache_size(
         config, limits, model_max_len=served.max_context, memory_bytes=memory, bytes_per_block=per_block
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from orcinus.engine.attention.interface import AttentionSpec, LayerShape
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.cpu.decoder_layers import replace_layers
 from orcinus.engine.cpu.packed_linear import native_kind, pack_linears, pack_tied_head, packed_bytes, packer_for
@@ -30,8 +31,7 @@ def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_determi
     kind = native_kind(library, dtype, quantization, is_deterministic=is_deterministic)
     num_layers = 0
     if kind is not None and dtype is torch.bfloat16 and isinstance(served.backend, NativeBackend):
-        attentions = {module: (shape, served.specs[module]) for module, shape in served.shapes.items()}
-        num_layers = replace_layers(causal_lm, served.samples, attentions, served.backend, kind)
+        num_layers = replace_layers(causal_lm, served.samples, _replaceable(served), served.backend, kind)
     served.samples.clear()
     pack = packer_for(library, dtype, quantization, is_deterministic=is_deterministic)
     num_linears = 0
@@ -45,6 +45,13 @@ def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_determi
     if is_deterministic:
         torch.set_num_threads(1)
     logger.debug("%d layers run natively, %d linear layers are packed (%s)", num_layers, num_linears, kind or dtype)
+
+
+def _replaceable(served: ServedModel) -> dict[nn.Module, tuple[LayerShape, AttentionSpec]]:
+    """Return the attention modules that neither hand their keys on to another layer nor have them from one."""
+    sharing = {spec.source for spec in served.kv.values()}
+    own = {module: spec for module, spec in served.kv.items() if spec.source is None and module not in sharing}
+    return {module: (spec.shape, served.specs[module]) for module, spec in own.items()}
 
 
 def weight_bytes(causal_lm: nn.Module) -> int:

@@ -77,7 +77,7 @@ def _computed(
 ) -> list[Tensor]:
     """For each position of sequence 0 its hidden state and its logits, as one tensor."""
     width = math.ceil(length / block_size)
-    layers = allocate_cache(served.backend, served.shapes, 2 * width, block_size, dtype=served.cache_dtype, device=_CPU)
+    layers = allocate_cache(served.backend, served.kv, [2 * width], block_size, dtype=served.cache_dtype, device=_CPU)
     attention = PagedAttention(served.backend, layers)
     tables = np.arange(2 * width, dtype=np.int32).reshape(2, width)
     computed: list[Tensor] = []
@@ -85,7 +85,7 @@ def _computed(
         metadata = batch_metadata([span[1:] for span in step], tables[[s[0] for s in step]], block_size, _CPU)
         sequences = torch.cat([torch.full((end - first,), i) for i, first, end in step])
         positions = torch.cat([torch.arange(first, end) for _, first, end in step])
-        with step_context(StepContext(attention, metadata)):
+        with step_context(StepContext(attention, (metadata,))):
             hidden = served.model.hidden_states(
                 (positions * 37 + sequences * 11 + 5) % served.model.vocab_size, positions
             )

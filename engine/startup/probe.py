@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.choice import choose_backend
-from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, LayerShape, batch_metadata
+from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, KVCacheSpec, batch_metadata
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.cpu.decoder_layers import LayerSamples, samples_of_layers
@@ -37,7 +37,7 @@ class ServedModel:
     num_parameters: int
     weight_bytes: int
     backend: AttentionBackend
-    shapes: dict[nn.Module, LayerShape]
+    kv: dict[nn.Module, KVCacheSpec]  # in the order in which the layers run
     specs: dict[nn.Module, AttentionSpec]
     samples: LayerSamples
     cache_dtype: torch.dtype
@@ -68,7 +68,7 @@ def probe_model(
         num_parameters=int(causal_lm.num_parameters()),
         weight_bytes=int(causal_lm.get_memory_footprint()),
         backend=choose_backend(device, probe.dtype),
-        shapes=probe.shapes,
+        kv=probe.kv,
         specs=probe.specs,
         samples=samples,
         cache_dtype=probe.dtype,
@@ -113,7 +113,7 @@ def _chunked_logits(served: ServedModel, block_size: int, device: torch.device) 
     for spans in _CHUNKS:
         metadata = batch_metadata(spans, tables, block_size, device)
         other, own = (slice(*span) for span in spans)
-        with step_context(StepContext(attention, metadata)):
+        with step_context(StepContext(attention, (metadata,))):
             hidden = served.model.hidden_states(
                 torch.cat([token_ids.flip(0)[other], token_ids[own]]),
                 torch.cat([positions[other], positions[own]]),
@@ -124,7 +124,7 @@ def _chunked_logits(served: ServedModel, block_size: int, device: torch.device) 
 
 def _scratch_attention(served: ServedModel, num_blocks: int, block_size: int, device: torch.device) -> PagedAttention:
     layers = allocate_cache(
-        served.backend, served.shapes, num_blocks, block_size, dtype=served.cache_dtype, device=device
+        served.backend, served.kv, [num_blocks], block_size, dtype=served.cache_dtype, device=device
     )
     return PagedAttention(served.backend, layers)
 
@@ -143,7 +143,7 @@ def peak_cuda_memory(served: ServedModel, limits: BatchLimits, device: torch.dev
     metadata = batch_metadata([(0, num_tokens)], table, limits.block_size, device)
     torch.cuda.reset_peak_memory_stats(device)
     positions = torch.arange(num_tokens, device=device)
-    with step_context(StepContext(attention, metadata)):
+    with step_context(StepContext(attention, (metadata,))):
         hidden = served.model.hidden_states(positions % served.model.vocab_size, positions)
     served.model.logits(hidden[: limits.max_num_seqs]).float()
     free, total = torch.cuda.mem_get_info(device)

@@ -73,8 +73,7 @@ class MovingAverage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.inner(x)[0]
         step = current_step()
-        meta, slots = step.metadata, step.state_slots
-        assert meta is not None
+        (meta, *_), slots = step.metadata, step.state_slots
         assert slots is not None
         num_computed = meta.seq_lens_tensor - meta.query_start_tensor.diff()
         before = torch.where(num_computed.unsqueeze(1) == 0, 0.0, self.states[slots])

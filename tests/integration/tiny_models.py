@@ -27,6 +27,18 @@ _GEMMA: dict[str, Any] = _DENSE | {
     "sliding_window": 12,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
+# The last three layers have their keys and values from the two before them.
+_GEMMA3N: dict[str, Any] = _DENSE | {
+    "num_hidden_layers": 6,
+    "sliding_window": 12,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "num_kv_shared_layers": 3,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB_SIZE,
+    "laurel_rank": 8,
+    "altup_num_inputs": 2,
+    "activation_sparsity_pattern": [0.0] * 6,
+}
 _MOE: dict[str, Any] = _DENSE | {"num_experts_per_tok": 2}
 
 # Family -> configuration class, and what differs from its defaults. Windows are shorter than the tests' prompts.
@@ -37,6 +49,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", _DENSE),
     "gemma2": ("Gemma2Config", _GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0}),
     "gemma3": ("Gemma3TextConfig", _GEMMA),
+    "gemma3n": ("Gemma3nTextConfig", _GEMMA3N),
     "phi": ("PhiConfig", _DENSE | {"hidden_size": 64, "partial_rotary_factor": 0.5}),
     "phi3": ("Phi3Config", _DENSE | {"hidden_size": 64, "sliding_window": 20, "pad_token_id": 0}),
     "gpt2": ("GPT2Config", {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT}),

@@ -57,20 +57,26 @@ INLINE const int32_t* table_of(const Step& step, long sequence) {
     return step.block_tables + sequence * step.table_stride;
 }
 
-// Pointers to `count` keys and values from a position on; the last is repeated up to a multiple of four.
+// Pointers to `count` keys and values from a position on; the last is repeated up to a multiple of four. Rows that no
+// token of the item sees may have been let go, and hold anything: the first that one sees stands for them.
 template <class Stored>
 INLINE void locate(const Attention& call, const Item& item, long position, long count, const Stored** keys,
                    const Stored** values) {
     const Cache& cache = *call.cache;
     const long block_size = call.step->block_size;
     const int32_t* table = table_of(*call.step, item.sequence);
-    long block = position / block_size, row = position % block_size;
-    for (long j = 0; j < count; block++, row = 0) {
+    const long unseen = most(0, item.first - position);
+    long block = (position + unseen) / block_size, row = (position + unseen) % block_size;
+    for (long j = unseen; j < count; block++, row = 0) {
         const long first_row = (table[block] * cache.num_kv_heads + item.head) * block_size;
         for (; row < block_size && j < count; row++, j++) {
             keys[j] = static_cast<const Stored*>(cache.keys) + (first_row + row) * cache.key_dim;
             values[j] = static_cast<const Stored*>(cache.values) + (first_row + row) * cache.value_dim;
         }
+    }
+    for (long j = 0; j < unseen; j++) {
+        keys[j] = keys[unseen];
+        values[j] = values[unseen];
     }
     for (long j = count; j % 4; j++) {
         keys[j] = keys[count - 1];
@@ -277,6 +283,7 @@ struct Job {
 
 void write_all(Job& job) {
     const Attention& call = job.work.call;
+    if (call.new_keys == nullptr) return;  // another layer has written them
     const long num_tokens = call.step->num_tokens;
     for (long first; (first = job.next_write.fetch_add(WRITE_TOKENS)) < num_tokens;) {
         const long end = least(first + WRITE_TOKENS, num_tokens);
@@ -356,7 +363,7 @@ EXPORT int64_t orcinus_best_level() {
 // Which sources this was built from.
 EXPORT const char* orcinus_source() { return ORCINUS_SOURCE; }
 
-// Writes the step's new keys and values, then attends. Returns 0, or 1 without memory to work in.
+// Writes the step's new keys and values, unless they are null, then attends. Returns 0, or 1 without memory to work in.
 EXPORT int64_t orcinus_attend(const Attention* call, const Team* team, int64_t level) {
     const long num_seqs = call->step->num_seqs, num_kv_heads = call->cache->num_kv_heads;
     char* items = item_arena.reserve((num_seqs + 1) * sizeof(int64_t));

@@ -1,9 +1,10 @@
 """The memory of the KV cache."""
 
 import torch
+from torch import nn
 
-from orcinus.engine.attention.cache import bytes_per_block
-from orcinus.engine.attention.interface import LayerShape
+from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
+from orcinus.engine.attention.interface import KVCacheSpec, LayerShape
 from orcinus.engine.attention.torch_backend import TorchBackend
 from tests.unit.engine.attention.cases import BLOCK, CPU
 
@@ -17,5 +18,21 @@ def test_cache_memory_starts_as_zeros_in_the_dtype_asked_for() -> None:
 
 
 def test_bytes_count_every_layer_with_its_own_shape() -> None:
-    shapes = [LayerShape(2, 64, 64), LayerShape(1, 128, 96)]
-    assert bytes_per_block(shapes, 16, torch.bfloat16) == (2 * 128 + 224) * 16 * 2
+    specs = [KVCacheSpec(LayerShape(2, 64, 64)), KVCacheSpec(LayerShape(1, 128, 96))]
+    assert bytes_per_block(specs, 16, torch.bfloat16) == (2 * 128 + 224) * 16 * 2
+
+
+def test_a_layer_that_has_its_keys_from_another_one_costs_nothing_and_gets_that_ones_cache() -> None:
+    own, windowed, reader = (nn.Module() for _ in range(3))
+    shape = LayerShape(2, 8, 6)
+    specs = {
+        own: KVCacheSpec(shape),
+        windowed: KVCacheSpec(shape, group=1),
+        reader: KVCacheSpec(shape, group=1, source=windowed),
+    }
+    assert bytes_per_block(specs.values(), 16, torch.float32) == 2 * bytes_per_block([specs[own]], 16, torch.float32)
+    layers = allocate_cache(TorchBackend(), specs, [5, 3], BLOCK, dtype=torch.float32, device=CPU)
+    assert [len(layers[module].cache.keys) for module in (own, windowed)] == [5, 3]
+    assert layers[reader].cache is layers[windowed].cache
+    assert [layers[module].only_reads for module in (own, windowed, reader)] == [False, False, True]
+    assert [layers[module].group for module in (own, windowed, reader)] == [0, 1, 1]

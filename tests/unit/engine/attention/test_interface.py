@@ -1,18 +1,23 @@
 """Attention over the paged cache against attention written down plainly, for every backend that a CPU has."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from orcinus.engine.attention.by_token import token_by_token
 from orcinus.engine.attention.interface import (
     AttentionBackend,
     AttentionMetadata,
     AttentionSpec,
     LayerShape,
+    PagedLayer,
     batch_metadata,
 )
 from orcinus.engine.attention.serving import PagedAttention
+from orcinus.engine.attention.step_context import StepContext, step_context
 from tests.unit.engine.attention.cases import (
     BLOCK,
     CPU,
@@ -79,6 +84,73 @@ def test_another_sequences_nan_never_reaches_a_shorter_row(backend: AttentionBac
 
 
 @every_backend
+@pytest.mark.parametrize("window", [1, 2, 5, 6, 7, 8, 70])
+def test_what_lies_behind_the_window_may_be_anything(backend: AttentionBackend, window: int) -> None:
+    """Blocks that no token of the step sees have become other sequences', whose numbers may be none."""
+    lengths, spec = [100, 31, 90, 130], AttentionSpec(SCALE, window)
+    sequences = [Sequence(length, seed) for seed, length in enumerate(lengths)]
+    width = 33
+    tables = shuffled_tables(4, width)
+    spans = [(99, 100), (30, 31), (62, 90), (60, 130)]
+    outs = []
+    for is_broken in (False, True):
+        layer = backend.allocate(LayerShape(KV_HEADS, DIM, VALUE_DIM), 4 * width, BLOCK, torch.float32, CPU)
+        run_step(backend, layer, sequences, [(0, first) for first, _ in spans], tables, spec)
+        if is_broken:
+            kept = {
+                tables[i, b] for i, (a, e) in enumerate(spans) for b in range(max(0, a - window + 1) // BLOCK, width)
+            }
+            stale = [block for block in range(4 * width) if block not in kept]
+            assert stale
+            layer.keys[stale] = layer.values[stale] = torch.nan
+        outs.append(torch.cat(run_step(backend, layer, sequences, spans, tables, spec)))
+    assert torch.equal(*outs)
+    wanted = [plain_attention(s, spec)[a:e] for s, (a, e) in zip(sequences, spans, strict=True)]
+    torch.testing.assert_close(outs[1], torch.cat(wanted), rtol=1e-4, atol=1e-5)
+
+
+@every_backend
+def test_a_layer_that_shares_anothers_keys_reads_them_where_that_one_stored_them(backend: AttentionBackend) -> None:
+    own: nn.Module = nn.Identity()
+    reader: nn.Module = nn.Identity()
+    sequence, spec = Sequence(9, 1), AttentionSpec(SCALE)
+    cache = backend.allocate(LayerShape(KV_HEADS, DIM, VALUE_DIM), 3, BLOCK, torch.float32, CPU)
+    layers = {own: PagedLayer(cache), reader: PagedLayer(cache, only_reads=True)}
+    attention = PagedAttention(backend, layers)
+    other = torch.full_like(sequence.keys, torch.nan), torch.full_like(sequence.values, torch.nan)
+    for first, end in ((0, 8), (8, 9)):
+        meta = batch_metadata([(first, end)], np.array([[2, 0, 1]], dtype=np.int32), BLOCK, CPU)
+        query, keys, values = (t[first:end] for t in (sequence.query, sequence.keys, sequence.values))
+        with step_context(StepContext(attention, (meta,))):
+            stored = attention(own, query, keys, values, spec)
+            read = attention(reader, query, other[0][first:end], other[1][first:end], spec)
+        assert torch.equal(stored, read)
+        torch.testing.assert_close(read, plain_attention(sequence, spec)[first:end], rtol=1e-4, atol=1e-5)
+
+
+@every_backend
+def test_layers_of_several_groups_alternate_with_block_tables_of_their_own(backend: AttentionBackend) -> None:
+    modules: list[nn.Module] = [nn.Identity() for _ in range(4)]
+    specs = [AttentionSpec(SCALE), AttentionSpec(SCALE, window=5)] * 2
+    layers = {
+        module: PagedLayer(backend.allocate(LayerShape(KV_HEADS, DIM, VALUE_DIM), 8, BLOCK, torch.float32, CPU), i % 2)
+        for i, module in enumerate(modules)
+    }
+    for each in (backend, token_by_token(backend)):
+        attention = PagedAttention(each, layers)
+        sequences = [Sequence(20, seed) for seed in range(4)]
+        for first, end in ((0, 17), (17, 18), (18, 20)):
+            whole = batch_metadata([(first, end)], np.array([[3, 1, 0, 2, 5]], dtype=np.int32), BLOCK, CPU)
+            windowed = batch_metadata([(first, end)], np.array([[7, 6, 4, 2, 0]], dtype=np.int32), BLOCK, CPU)
+            with step_context(StepContext(attention, (whole, replace(windowed, group=1)))):
+                for layer, sequence, spec in zip(modules, sequences, specs, strict=True):
+                    query, keys, values = (t[first:end] for t in (sequence.query, sequence.keys, sequence.values))
+                    out = attention(layer, query, keys, values, spec)
+                    expected = plain_attention(sequence, spec)[first:end]
+                    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@every_backend
 def test_scrubbed_blocks_serve_the_next_sequence(backend: AttentionBackend) -> None:
     broken, healthy = Sequence(8, 1), Sequence(6, 2)
     broken.values[:], broken.keys[:] = torch.nan, torch.inf
@@ -86,7 +158,7 @@ def test_scrubbed_blocks_serve_the_next_sequence(backend: AttentionBackend) -> N
     tables = np.array([[0, 1]], dtype=np.int32)
     spec = AttentionSpec(SCALE)
     run_step(backend, layer, [broken], [(0, 8)], tables, spec)
-    PagedAttention(backend, {nn.Identity(): layer}).scrub(torch.tensor([0, 1]))
+    PagedAttention(backend, {nn.Identity(): PagedLayer(layer)}).scrub(torch.tensor([0, 1]))
     run_step(backend, layer, [healthy], [(0, 5)], tables, spec)
     out = run_step(backend, layer, [healthy], [(5, 6)], tables, spec)
     torch.testing.assert_close(out[0], plain_attention(healthy, spec)[5:])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.interface import AttentionSpec, LayerShape
+from orcinus.engine.attention.interface import AttentionSpec, KVCacheSpec, LayerShape
 from orcinus.engine.attention.serving import ProbingAttention, UnsupportedAttentionError, attention_function
 from orcinus.engine.attention.step_context import StepContext, step_context
 from tests.unit.engine.attention.cases import DIM, KV_HEADS, VALUE_DIM, Sequence, plain_attention
@@ -35,7 +35,7 @@ def test_probe_attends_causally_and_notes_the_layers_shape() -> None:
     with step_context(StepContext(probe)):
         out = call(module, sequence, scaling=0.2, sliding_window=4, softcap=1.0)
     torch.testing.assert_close(out[0], plain_attention(sequence, AttentionSpec(0.2, 4, 1.0)))
-    assert probe.shapes == {module: LayerShape(KV_HEADS, DIM, VALUE_DIM)}
+    assert probe.kv == {module: KVCacheSpec(LayerShape(KV_HEADS, DIM, VALUE_DIM))}
     assert LayerShape(KV_HEADS, DIM, VALUE_DIM).elements_per_token == 2 * (8 + 6)
 
 
@@ -45,6 +45,29 @@ def test_probe_refuses_a_layer_that_runs_twice_per_token() -> None:
         call(module, Sequence(3, 0))
         with pytest.raises(UnsupportedAttentionError, match="more than once"):
             call(module, Sequence(3, 0))
+
+
+def test_probe_finds_the_layer_whose_keys_and_values_another_one_attends_to() -> None:
+    own, reader, wider, equal = Layer(), Layer(), Layer(), Layer()
+    probe, sequence, copy = ProbingAttention(), Sequence(5, 1), Sequence(5, 1)
+    with step_context(StepContext(probe)):
+        for module, keys_of, window in (
+            (own, sequence, 3),
+            (reader, sequence, 3),
+            (wider, sequence, 4),
+            (equal, copy, 3),
+        ):
+            call(module, keys_of, sliding_window=window)
+    sources = {module: spec.source for module, spec in probe.kv.items()}
+    assert sources == {own: None, reader: own, wider: None, equal: None}
+
+
+def test_probe_does_not_take_memory_that_is_used_again_for_keys_that_are_shared() -> None:
+    probe, modules = ProbingAttention(), [Layer() for _ in range(20)]
+    with step_context(StepContext(probe)):
+        for seed, module in enumerate(modules):
+            call(module, Sequence(5, seed))
+    assert all(spec.source is None for spec in probe.kv.values())
 
 
 def test_attention_that_is_not_causal_is_refused() -> None:

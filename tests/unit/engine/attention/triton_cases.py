@@ -132,6 +132,19 @@ def test_what_lies_behind_a_sequences_end_is_never_looked_at() -> None:
         assert bool(got[1].isnan().all())
 
 
+@pytest.mark.parametrize("window", [1, 5, 40])
+def test_what_lies_behind_the_window_is_never_looked_at(window: int) -> None:
+    case, spec = Case(LayerShape(2, 16, 16), 4, 4, torch.float32, SPANS), AttentionSpec(0.25, window)
+    expected = case.expected(spec)
+    tables, block_size = case.meta.block_tables, case.meta.block_size
+    for table, (first, _) in zip(tables, SPANS, strict=True):
+        for cached in (case.cache.keys, case.cache.values):
+            cached[table[: max(0, first - window + 1) // block_size].long()] = torch.nan
+    for num_multiprocessors in SPLITS:
+        got = TritonBackend(num_multiprocessors).attend(case.cache, case.query, spec, case.meta)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_query_may_lie_in_memory_in_any_way() -> None:
     case = Case(LayerShape(2, 16, 16), 4, 16, torch.float32, SPANS[1:4])
     spec, plain = AttentionSpec(0.25), case.query

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from orcinus.engine.attention.interface import batch_metadata
+from orcinus.engine.attention.interface import PagedLayer, batch_metadata
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.serving import ATTENTION_NAME, PagedAttention, ProbingAttention, attention_function
 from orcinus.engine.attention.step_context import StepContext, step_context
@@ -115,7 +115,7 @@ class Tiny:
     def replace(self, kind: Kind = "bfloat16") -> int:
         served = self.served
         assert isinstance(served.backend, NativeBackend)
-        attentions = {module: (shape, served.specs[module]) for module, shape in served.shapes.items()}
+        attentions = {module: (spec.shape, served.specs[module]) for module, spec in served.kv.items()}
         return replace_layers(served.model.causal_lm, served.samples, attentions, served.backend, kind)
 
     def whole(self, token_ids: Tensor) -> Tensor:
@@ -131,11 +131,11 @@ class Tiny:
     def paged(self, sequences: list[Tensor], steps: list[list[tuple[int, int]]]) -> list[Tensor]:
         """Of several sequences from a paged cache, in steps of a span of each; an empty span is none."""
         width = max(math.ceil(len(sequence) / BLOCK_SIZE) for sequence in sequences)
-        backend, shapes = self.served.backend, self.served.shapes
+        backend = self.served.backend
         num_blocks = len(sequences) * width
         caches = {
-            module: backend.allocate(shape, num_blocks, BLOCK_SIZE, torch.bfloat16, CPU)
-            for module, shape in shapes.items()
+            module: PagedLayer(backend.allocate(spec.shape, num_blocks, BLOCK_SIZE, torch.bfloat16, CPU))
+            for module, spec in self.served.kv.items()
         }
         attention = PagedAttention(backend, caches)
         tables = np.random.default_rng(0).permutation(num_blocks).astype(np.int32).reshape(len(sequences), width)
@@ -157,7 +157,7 @@ class Tiny:
         metadata = batch_metadata([spans[i] for i in running], tables[running], BLOCK_SIZE, CPU)
         token_ids = torch.cat([sequences[i][slice(*spans[i])] for i in running])
         positions = torch.cat([torch.arange(*spans[i]) for i in running])
-        with step_context(StepContext(attention, metadata)):
+        with step_context(StepContext(attention, (metadata,))):
             hidden = self.served.model.hidden_states(token_ids, positions)
         for i, part in zip(running, torch.split(hidden, [len(range(*spans[i])) for i in running]), strict=True):
             parts[i].append(part)

@@ -34,7 +34,7 @@ class CountingModel:
 
     @property
     def metas(self) -> list[AttentionMetadata]:
-        return [context.metadata for context in self.contexts if context.metadata is not None]
+        return [context.metadata[0] for context in self.contexts]
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         assert token_ids.dtype == positions.dtype == torch.int64
