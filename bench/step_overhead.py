@@ -129,7 +129,7 @@ def start(runner: ModelRunner, rows: int, num_tokens: int, sampling: SamplingPar
         )
         blocks = [*range(i * width, (i + 1) * width)]
         chunk = ScheduledRequest(
-            request_id=f"r{i}", num_computed_tokens=0, num_tokens=_PROMPT_TOKENS, new_block_ids=blocks
+            request_id=f"r{i}", num_computed_tokens=0, num_tokens=_PROMPT_TOKENS, new_block_ids=[blocks]
         )
         runner.execute(StepPlan(scheduled=[chunk], new_requests=[new]))
 

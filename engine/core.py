@@ -90,7 +90,8 @@ class EngineCore:
             enable_prefix_caching=info.enable_prefix_caching,
             target_itl_s=None if target_itl_ms is None else target_itl_ms / 1000,
         )
-        self._blocks = BlockManager([CacheGroup(info.num_kv_blocks, num_layers=1)], info.block_size)
+        groups = info.cache_groups or [CacheGroup(info.num_kv_blocks, num_layers=1)]
+        self._blocks = BlockManager(groups, info.block_size)
         self.scheduler = Scheduler(limits, self._blocks, clock)
         self._executor = executor
         self._preparation = Preparation(executor)

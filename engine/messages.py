@@ -222,15 +222,18 @@ class NewRequest(Message, frozen=True):
 class ScheduledRequest(Message, frozen=True):
     """One request's share of a step: `num_tokens` tokens from position `num_computed_tokens` on.
 
-    `new_block_ids` are appended to its block table before the step; position p lives in block
-    `block_table[p // block_size]`. A token is sampled after the last one iff `samples`, which holds iff the
-    chunk reaches the end of the tokens known so far (and the request wants tokens at all).
+    `new_block_ids` has for each cache group what is appended to the request's block table before the step, or is empty
+    where nothing is. Position p lives in block `block_table[p // block_size]`; what lies behind a group's window is not
+    read, and its blocks may be another request's by now.
+
+    A token is sampled after the last one iff `samples`, which holds iff the chunk reaches the end of the tokens known
+    so far (and the request wants tokens at all).
     """
 
     request_id: str
     num_computed_tokens: int
     num_tokens: int
-    new_block_ids: list[int] = []
+    new_block_ids: list[list[int]] = []
     samples: bool = True
 
     @property

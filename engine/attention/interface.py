@@ -45,22 +45,31 @@ def batch_metadata(
 ) -> AttentionMetadata:
     """Metadata of a step in which sequence i computes positions `spans[i][0]` to `spans[i][1]`, as in `lay_out`."""
     firsts, ends = np.array(spans, dtype=np.int64).T
-    layout = lay_out(firsts, ends, tables, block_size)
-    return metadata_of(layout, to_device(layout.cache_arrays, device))
+    layout = lay_out(firsts, ends, [tables], block_size)
+    (metadata,) = metadata_of(layout, to_device(layout.cache_arrays, device))
+    return metadata
 
 
-def metadata_of(layout: StepLayout, cache_tensors: Sequence[Tensor]) -> AttentionMetadata:
-    """Metadata of a step whose `cache_arrays` are on the device."""
-    slots, block_tables, query_start, seq_lens = cache_tensors
-    return AttentionMetadata(
-        query_start=layout.query_start.tolist(),
-        seq_lens=layout.seq_lens.tolist(),
-        num_decodes=layout.num_decodes,
-        block_size=layout.block_size,
-        slots=slots,
-        block_tables=block_tables,
-        query_start_tensor=query_start,
-        seq_lens_tensor=seq_lens,
+def metadata_of(layout: StepLayout, cache_tensors: Sequence[Tensor]) -> tuple[AttentionMetadata, ...]:
+    """Return the metadata of each cache group in a step whose `cache_arrays` are on the device."""
+    query_start_tensor, seq_lens_tensor, *of_groups = cache_tensors
+    num_groups = len(layout.slots)
+    query_start, seq_lens = layout.query_start.tolist(), layout.seq_lens.tolist()
+    return tuple(
+        [
+            AttentionMetadata(
+                query_start=query_start,
+                seq_lens=seq_lens,
+                num_decodes=layout.num_decodes,
+                block_size=layout.block_size,
+                slots=of_groups[group],
+                block_tables=of_groups[num_groups + group],
+                query_start_tensor=query_start_tensor,
+                seq_lens_tensor=seq_lens_tensor,
+                group=group,
+            )
+            for group in range(num_groups)
+        ]
     )
 
 

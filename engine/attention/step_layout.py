@@ -3,6 +3,7 @@
 Knows neither requests nor devices: it is told which positions of which block tables a step computes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,14 @@ class StepLayout:
     """The flat tokens of one step: sequence i owns tokens `query_start[i]` to `query_start[i + 1]`.
 
     The first `num_decodes` sequences have one token each. `seq_lens` counts the tokens of a sequence that are in the
-    cache once this step has written its own. Slot s is row `s % block_size` of block `s // block_size`.
+    cache once this step has written its own. Slot s is row `s % block_size` of block `s // block_size`. Each cache
+    group has slots and a block table of its own.
     """
 
     positions: NDArray[np.int64]  # (num_tokens,), each in its own sequence
     sequences: NDArray[np.int64]  # (num_tokens,), whose token it is
-    slots: NDArray[np.int64]  # (num_tokens,)
-    block_tables: NDArray[np.int32]  # (num_seqs, max_blocks)
+    slots: tuple[NDArray[np.int64], ...]  # (num_tokens,) each
+    block_tables: tuple[NDArray[np.int32], ...]  # (num_seqs, max_blocks) each
     query_start: NDArray[np.int32]  # (num_seqs + 1,)
     seq_lens: NDArray[np.int32]  # (num_seqs,)
     num_decodes: int
@@ -30,7 +32,7 @@ class StepLayout:
     @property
     def cache_arrays(self) -> tuple[NDArray[Any], ...]:
         """What kernels read."""
-        return self.slots, self.block_tables, self.query_start, self.seq_lens
+        return self.query_start, self.seq_lens, *self.slots, *self.block_tables
 
     @property
     def is_decode(self) -> bool:
@@ -39,11 +41,12 @@ class StepLayout:
 
 
 def lay_out(
-    firsts: NDArray[np.int64], ends: NDArray[np.int64], tables: NDArray[np.int32], block_size: int
+    firsts: NDArray[np.int64], ends: NDArray[np.int64], tables: Sequence[NDArray[np.int32]], block_size: int
 ) -> StepLayout:
     """The step in which sequence i computes positions `firsts[i]` to `ends[i]`.
 
-    `tables` (num_seqs, max_blocks) holds a block id for each block a sequence reaches. Single tokens come first.
+    `tables` of each cache group (num_seqs, max_blocks) hold a block id for each block that a sequence writes or reads
+    there. Single tokens come first.
     """
     lengths = ends - firsts
     num_decodes = int((lengths == 1).sum())
@@ -57,8 +60,8 @@ def lay_out(
     return StepLayout(
         positions=positions,
         sequences=sequences,
-        slots=tables[sequences, blocks].astype(np.int64) * block_size + rows,
-        block_tables=tables,
+        slots=tuple([table[sequences, blocks].astype(np.int64) * block_size + rows for table in tables]),
+        block_tables=tuple(tables),
         query_start=query_start.astype(np.int32),
         seq_lens=ends.astype(np.int32),
         num_decodes=num_decodes,

@@ -35,7 +35,7 @@ class Compute(Protocol):
         self,
         token_ids: Tensor,
         positions: Tensor,
-        meta: AttentionMetadata,
+        metas: tuple[AttentionMetadata, ...],
         state_slots: Tensor,
         adapter_rows: Tensor | None = None,
     ) -> Tensor:
@@ -96,7 +96,7 @@ class DecodeGraphs:
         adapters = [] if adapter_rows is None else [adapter_rows]
         key = size, bool(adapters)
         recording = self._recordings.get(key)
-        needed = layout.block_tables.shape[1]
+        needed = layout.block_tables[0].shape[1]
         if recording is None or recording.table_width < needed:
             width = max(_MIN_TABLE_WIDTH, 1 << (needed - 1).bit_length())
             spare_slots = np.full_like(state_slots, self._spare_slot)
@@ -117,17 +117,18 @@ class DecodeGraphs:
         tensors = unpack(inputs, arrays)
         (ids, *others), (positions, *cache_tensors) = tensors[: len(own)], tensors[len(own) :]
         # For whoever looks at the host's lengths: as long as a sequence of this recording can get.
-        longest = layout.block_tables.shape[1] * layout.block_size
-        meta = replace(metadata_of(layout, cache_tensors), seq_lens=[longest] * len(ids), is_recorded=True)
+        table_width = layout.block_tables[0].shape[1]
+        longest = [table_width * layout.block_size] * len(ids)
+        metas = tuple(replace(meta, seq_lens=longest, is_recorded=True) for meta in metadata_of(layout, cache_tensors))
         try:
-            replay, logits = self._record(lambda: self._compute(ids, positions, meta, *others))
+            replay, logits = self._record(lambda: self._compute(ids, positions, metas, *others))
         except RuntimeError as error:  # what CUDA, torch and Triton raise over what cannot be recorded
             logger.warning("steps are launched one operation at a time, as they cannot be recorded: %s", error)
             self._has_failed = True
             self._recordings.clear()
             return None
         logger.info("recorded a step of %d sequences in %.2f s", len(ids), time.monotonic() - started)
-        return _Recording(inputs, layout.block_tables.shape[1], replay, logits)
+        return _Recording(inputs, table_width, replay, logits)
 
 
 def padded_size(num_seqs: int) -> int:
@@ -145,16 +146,17 @@ def padded(
     `own` are arrays with a number for each sequence, which are repeated in the same way.
     """
     assert layout.is_decode
-    num_seqs, num_blocks = layout.block_tables.shape
+    num_seqs, num_blocks = layout.block_tables[0].shape
     rows = np.full(size, layout.seq_lens.argmin())
     rows[:num_seqs] = np.arange(num_seqs)
-    tables = np.zeros((size, table_width), dtype=np.int32)
-    tables[:, :num_blocks] = layout.block_tables[rows]
+    tables = np.zeros((len(layout.block_tables), size, table_width), dtype=np.int32)
+    for table, own_blocks in zip(tables, layout.block_tables, strict=True):
+        table[:, :num_blocks] = own_blocks[rows]
     return [array[rows] for array in own], StepLayout(
         positions=layout.positions[rows],
         sequences=np.arange(size),
-        slots=layout.slots[rows],
-        block_tables=tables,
+        slots=tuple(slots[rows] for slots in layout.slots),
+        block_tables=tuple(tables),
         query_start=np.arange(size + 1, dtype=np.int32),
         seq_lens=layout.seq_lens[rows],
         num_decodes=size,

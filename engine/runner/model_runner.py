@@ -61,6 +61,7 @@ class ModelRunner:
         device_monitor: DeviceMonitor,
         make_compiler: "Callable[[], GrammarCompiler]",
         max_num_seqs: int,
+        num_cache_groups: int = 1,
         runs_ahead: bool = False,
         seed: int = 0,
     ) -> None:
@@ -70,7 +71,7 @@ class ModelRunner:
         self._model = model
         self._attention = attention
         self._sampler = sampler
-        self._rows = RequestRows(block_size, max_num_seqs)
+        self._rows = RequestRows(block_size, max_num_seqs, num_cache_groups)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self._prompt_outputs = PromptOutputs(model, self._rows, device)
         self._device = device
@@ -81,7 +82,7 @@ class ModelRunner:
         if device.type == "cuda":
             self.graphs = DecodeGraphs(self._compute_logits, CudaRecorder(), device, spare_slot=max_num_seqs)
         self._requests: dict[str, RunningRequest] = {}
-        self._suspect_blocks: set[int] = set()
+        self._suspect_blocks: list[set[int]] = [set() for _ in range(num_cache_groups)]
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
         """Begin to compile the request's grammar, if it has one: the result is `NewRequest.prepared`."""
@@ -177,7 +178,8 @@ class ModelRunner:
         if request is None:
             return
         if not self._rows.is_finite[request.index]:
-            self._suspect_blocks.update(self._rows.blocks(request.index).tolist())
+            for suspects, tables in zip(self._suspect_blocks, self._rows.block_tables, strict=True):
+                suspects.update(tables.blocks(request.index).tolist())
         self._rows.remove(request.index)
         request.is_released = True
 
@@ -186,31 +188,44 @@ class ModelRunner:
         ordered = singles + [item for item in scheduled if item.num_tokens > 1]
         requests = [self._requests[item.request_id] for item in ordered]
         for item, request in zip(ordered, requests, strict=True):
-            if item.new_block_ids:
-                self._scrub(request, item)
-                self._rows.extend_blocks(request.index, item.new_block_ids)
+            for group, block_ids in enumerate(item.new_block_ids):
+                self._scrub(request.index, item, group)
+                self._rows.block_tables[group].extend(request.index, block_ids)
         rows = np.array([request.index for request in requests], dtype=np.int64)
         firsts = np.array([item.num_computed_tokens for item in ordered], dtype=np.int64)
         ends = firsts + np.array([item.num_tokens for item in ordered], dtype=np.int64)
         assert (ends <= self._rows.num_tokens[rows] + self.runs_ahead).all()
-        assert (ends <= self._rows.num_blocks[rows] * self._rows.block_size).all()
+        for each in self._rows.block_tables:
+            assert (ends <= each.num_blocks[rows] * self._rows.block_size).all()
         tables = self._rows.tables(rows, int(ends.max()))
         return StepBatch(ordered, requests, rows, lay_out(firsts, ends, tables, self._rows.block_size))
 
-    def _scrub(self, request: RunningRequest, item: ScheduledRequest) -> None:
-        """Make blocks finite that may not be, before another request fills them.
+    def _scrub(self, row: int, item: ScheduledRequest, group: int) -> None:
+        """Make blocks of a group finite that may not be, before another request fills them.
 
         Not sooner: one with the same prompt may find them by its prefix, and has to break in the same way.
         """
-        if not self._suspect_blocks:
+        suspects = self._suspect_blocks[group]
+        if group == 0 and not suspects:
             return
-        num_blocks = int(self._rows.num_blocks[request.index])
+        num_blocks = int(self._rows.block_tables[group].num_blocks[row])
         num_found = max(0, item.num_computed_tokens // self._rows.block_size - num_blocks)
-        stale = self._suspect_blocks.intersection(item.new_block_ids[num_found:])
+        fresh = item.new_block_ids[group][num_found:]
+        stale = suspects.intersection(fresh)
+        if group > 0:
+            stale |= self._passed_on(row, group, fresh)
         if stale:
             (block_ids,) = to_device([np.array(sorted(stale), dtype=np.int64)], self._device)
-            self._attention.scrub(block_ids)
-            self._suspect_blocks -= stale
+            self._attention.scrub(block_ids, group)
+            suspects -= stale
+
+    def _passed_on(self, row: int, group: int, block_ids: list[int]) -> set[int]:
+        """Return those of the blocks that a running request had in its window, of which it is not known yet whether it
+        computes finite numbers.
+        """
+        is_other = ~self._rows.is_finite
+        is_other[row] = False
+        return self._rows.block_tables[group].named_by(is_other, block_ids)
 
     def _decode_logits(self, batch: StepBatch) -> Tensor:
         """(num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
@@ -244,19 +259,19 @@ class ModelRunner:
         ids, positions, state_slots, *cache_tensors = to_device(arrays, self._device)
         rows = self._adapter_rows(batch)
         adapter_rows = None if rows is None else to_device([rows], self._device)[0]
-        meta = metadata_of(layout, cache_tensors)
-        with step_context(StepContext(self._attention, (meta,), state_slots, adapter_rows)):
+        metas = metadata_of(layout, cache_tensors)
+        with step_context(StepContext(self._attention, metas, state_slots, adapter_rows)):
             return self._model.hidden_states(self._known(ids), positions)
 
     def _compute_logits(
         self,
         token_ids: Tensor,
         positions: Tensor,
-        meta: AttentionMetadata,
+        metas: tuple[AttentionMetadata, ...],
         state_slots: Tensor,
         adapter_rows: Tensor | None = None,
     ) -> Tensor:
-        with step_context(StepContext(self._attention, (meta,), state_slots, adapter_rows)):
+        with step_context(StepContext(self._attention, metas, state_slots, adapter_rows)):
             return self._model.logits(self._model.hidden_states(self._known(token_ids), positions))
 
     def _sample_last(self, batch: StepBatch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:

@@ -5,6 +5,7 @@ of sampling, plans or devices.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +15,53 @@ _FIRST_TOKENS = 256
 _FIRST_BLOCKS = 16
 
 
+class BlockTables:
+    """A block table for each row, in one cache group. Behind a row's own blocks come zeros."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_blocks = np.zeros(num_rows, dtype=np.int64)
+        self._tables = np.zeros((num_rows, _FIRST_BLOCKS), dtype=np.int32)
+
+    def blocks(self, row: int) -> NDArray[np.int32]:
+        return self._tables[row, : self.num_blocks[row]]
+
+    def extend(self, row: int, block_ids: Sequence[int]) -> None:
+        first = int(self.num_blocks[row])
+        end = first + len(block_ids)
+        if end > self._tables.shape[1]:
+            self._tables = _widened(self._tables, end)
+        self._tables[row, first:end] = block_ids
+        self.num_blocks[row] = end
+
+    def clear(self, row: int) -> None:
+        self._tables[row, : self.num_blocks[row]] = 0
+        self.num_blocks[row] = 0
+
+    def of_rows(self, rows: NDArray[np.int64], max_blocks: int) -> NDArray[np.int32]:
+        """(num_rows, max_blocks)"""
+        return self._tables[:, :max_blocks][rows]
+
+    def named_by(self, rows: NDArray[np.bool_], block_ids: Sequence[int]) -> set[int]:
+        """Return those of the blocks that stand in the table of any of these rows, or stood there once."""
+        ids = np.array(block_ids, dtype=np.int32)
+        return set(ids[np.isin(ids, self._tables[rows])].tolist())
+
+    def add_rows(self) -> None:
+        self.num_blocks, self._tables = _doubled(self.num_blocks), _doubled(self._tables)
+
+
 class RequestRows:
     """Used by one thread. Arrays grow by doubling; a row that was removed is the next one to be used.
 
-    `is_finite` says whose blocks are known to hold finite numbers only.
+    `is_finite` says whose blocks are known to hold finite numbers only. `block_tables` are those of each cache group.
     """
 
-    def __init__(self, block_size: int, num_rows: int = _FIRST_ROWS) -> None:
+    def __init__(self, block_size: int, num_rows: int = _FIRST_ROWS, num_groups: int = 1) -> None:
         self.block_size = block_size
         self.num_tokens = np.zeros(num_rows, dtype=np.int64)
-        self.num_blocks = np.zeros(num_rows, dtype=np.int64)
         self.is_finite = np.zeros(num_rows, dtype=np.bool_)
+        self.block_tables = [BlockTables(num_rows) for _ in range(num_groups)]
         self._tokens = np.zeros((num_rows, _FIRST_TOKENS), dtype=np.int32)
-        self._tables = np.zeros((num_rows, _FIRST_BLOCKS), dtype=np.int32)
         self._free = list(range(num_rows - 1, -1, -1))
 
     def add(self, token_ids: Sequence[int]) -> int:
@@ -41,20 +76,9 @@ class RequestRows:
         return row
 
     def remove(self, row: int) -> None:
-        self._tables[row, : self.num_blocks[row]] = 0
-        self.num_blocks[row] = 0
+        for tables in self.block_tables:
+            tables.clear(row)
         self._free.append(row)
-
-    def extend_blocks(self, row: int, block_ids: Sequence[int]) -> None:
-        first = int(self.num_blocks[row])
-        end = first + len(block_ids)
-        if end > self._tables.shape[1]:
-            self._tables = _widened(self._tables, end)
-        self._tables[row, first:end] = block_ids
-        self.num_blocks[row] = end
-
-    def blocks(self, row: int) -> NDArray[np.int32]:
-        return self._tables[row, : self.num_blocks[row]]
 
     def append(self, rows: NDArray[np.int64], token_ids: Sequence[int]) -> None:
         """One token for each of `rows`, which are all different."""
@@ -73,15 +97,17 @@ class RequestRows:
         self._reserve_tokens(int(positions.max()) + 1)
         return np.where(positions < self.num_tokens[rows], self.tokens(rows, positions), -1 - rows)
 
-    def tables(self, rows: NDArray[np.int64], longest: int) -> NDArray[np.int32]:
-        """(num_rows, max_blocks), as wide as it takes for `longest` tokens; after a row's own blocks come zeros."""
-        return self._tables[:, : -(-longest // self.block_size)][rows]
+    def tables(self, rows: NDArray[np.int64], longest: int) -> list[NDArray[np.int32]]:
+        """Return (num_rows, max_blocks) of each cache group, as wide as it takes for `longest` tokens."""
+        max_blocks = -(-longest // self.block_size)
+        return [tables.of_rows(rows, max_blocks) for tables in self.block_tables]
 
     def _add_rows(self) -> None:
         count = len(self.num_tokens)
-        for name in ("num_tokens", "num_blocks", "is_finite", "_tokens", "_tables"):
-            array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+        for name in ("num_tokens", "is_finite", "_tokens"):
+            setattr(self, name, _doubled(getattr(self, name)))
+        for tables in self.block_tables:
+            tables.add_rows()
         self._free = list(range(2 * count - 1, count - 1, -1))
 
     def _reserve_tokens(self, count: int) -> None:
@@ -94,3 +120,8 @@ def _widened(rows: NDArray[np.int32], width: int) -> NDArray[np.int32]:
     widened = np.zeros((rows.shape[0], max(width, 2 * rows.shape[1])), dtype=np.int32)
     widened[:, : rows.shape[1]] = rows
     return widened
+
+
+def _doubled(rows: NDArray[Any]) -> NDArray[Any]:
+    """Twice as many rows, the new ones zeros."""
+    return np.concatenate([rows, np.zeros_like(rows)])

@@ -63,37 +63,41 @@ def window_demand(window: int, concurrency: Concurrency) -> int:
     return concurrency.max_num_seqs * per_seq + concurrency.num_tokens_in_flight // concurrency.block_size
 
 
-def num_seqs_that_fit(num_blocks: int, window: int, concurrency: Concurrency) -> int:
-    """Return how many sequences of any length this many blocks of a window are enough for; it may be none."""
-    in_flight = concurrency.num_tokens_in_flight // concurrency.block_size
-    return max(0, num_blocks - in_flight) // (blocks_behind(window, concurrency.block_size) + 2)
-
-
 def num_window_blocks(num_full_blocks: int, window: int, concurrency: Concurrency) -> int:
     """Return the blocks of a group with this window beside a full group of so many: it never runs dry."""
     cached = -(-num_full_blocks // _FULL_BLOCKS_PER_CACHED)
     return min(num_full_blocks, max(window_demand(window, concurrency), cached))
 
 
+def groups_of(num_full_blocks: int, costs: Sequence[GroupCost], concurrency: Concurrency) -> list[CacheGroup]:
+    """Return the groups with so many blocks in the first one, which keeps everything, and what the others need."""
+    assert [cost.window is None for cost in costs] == [i == 0 for i in range(len(costs))], "one group keeps everything"
+    groups = [CacheGroup(num_full_blocks, costs[0].num_layers)]
+    for cost in costs[1:]:
+        assert cost.window is not None
+        num_blocks = num_window_blocks(num_full_blocks, cost.window, concurrency)
+        groups.append(CacheGroup(num_blocks, cost.num_layers, cost.window))
+    return groups
+
+
+def bytes_of(groups: Sequence[CacheGroup], costs: Sequence[GroupCost]) -> int:
+    """Return what the blocks of these groups take."""
+    return sum(group.num_blocks * cost.bytes_per_block for group, cost in zip(groups, costs, strict=True))
+
+
 def fit_groups(
     costs: Sequence[GroupCost], memory_bytes: int, *, most_full_blocks: int, concurrency: Concurrency
 ) -> list[CacheGroup]:
-    """Return the groups with as many blocks as fit into the memory, and at most `most_full_blocks` in the full one.
+    """Return the groups with as many blocks as fit into the memory, and at most `most_full_blocks` in the first one.
 
-    The full group comes first, as `BlockManager` wants it. A model whose layers all have windows gets one without
-    layers, which costs nothing and counts the tokens of running requests. It has more blocks than the windows only
-    where these are enough for all sequences at any length.
+    That one keeps everything. A model whose layers all have windows has none in it: then it costs nothing and counts
+    the tokens of running requests, and has more blocks than the windows only where these are enough for all sequences
+    at any length.
     """
-    full = [cost for cost in costs if cost.window is None] or [GroupCost(num_layers=0, bytes_per_block=0)]
-    assert len(full) == 1, "layers that keep everything are one group"
-    ordered = [*full, *(cost for cost in costs if cost.window is not None)]
-
-    def num_blocks(cost: GroupCost, num_full: int) -> int:
-        return num_full if cost.window is None else num_window_blocks(num_full, cost.window, concurrency)
 
     def num_bytes(num_full: int) -> int:
-        return sum(num_blocks(cost, num_full) * cost.bytes_per_block for cost in ordered)
+        return bytes_of(groups_of(num_full, costs, concurrency), costs)
 
     # The bytes never fall when the full group grows.
     num_full = bisect_right(range(1, most_full_blocks + 1), memory_bytes, key=num_bytes)
-    return [CacheGroup(num_blocks(cost, num_full), cost.num_layers, cost.window) for cost in ordered]
+    return groups_of(num_full, costs, concurrency)

@@ -29,10 +29,10 @@ class Request:
         "first_scheduled_time",
         "follows_tokens",
         "has_reported",
+        "is_known",
         "is_running",
         "is_steered",
         "last_scheduled_step",
-        "num_blocks_sent",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_in_flight",
@@ -74,7 +74,7 @@ class Request:
         self.num_in_flight: int = 0
         self.num_cached_tokens: int | None = None
         self.num_preemptions: int = 0
-        self.num_blocks_sent: int = 0  # of its block table, to the executor; 0: the executor does not know it
+        self.is_known: bool = False  # to the executor
         self.has_reported: bool = False
         self.is_steered: bool = added.is_steered  # to its grammar's end, because its tokens run out
         self.prompt_logprobs: list[TokenLogprobs | None] | None = (
@@ -119,7 +119,7 @@ class Request:
         self.num_computed_tokens = 0
         self.num_in_flight = 0
         self.num_preemptions += 1
-        self.num_blocks_sent = 0
+        self.is_known = False
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
 

@@ -35,7 +35,7 @@ class StepBuilder:
         self._slots = slots
         self._number = number
 
-    def add(self, request: Request, num_tokens: int, new_block_ids: list[int]) -> None:
+    def add(self, request: Request, num_tokens: int, new_block_ids: list[list[int]]) -> None:
         """Let a request compute its next tokens."""
         if request.is_decoding:
             self.step.stats.num_decode_tokens += num_tokens
@@ -49,17 +49,19 @@ class StepBuilder:
         request.num_in_flight += samples
         request.last_scheduled_step = self._number
 
-    def unsent_blocks(self, request: Request) -> list[int]:
-        """Return what the executor lacks of a request's block table. Introduce a request that it has not met."""
-        if request.num_blocks_sent == 0:
+    def unsent_blocks(self, request: Request, num_tokens: int) -> list[list[int]]:
+        """Return what the executor lacks of a request's block tables to compute its next tokens; empty if nothing.
+
+        Introduce a request that it has not met.
+        """
+        if not request.is_known:
             self._introduce(request)
-        table = self._slots.blocks.block_table(request.request_id)
-        unsent = list(table[request.num_blocks_sent :])
-        request.num_blocks_sent = len(table)
-        return unsent
+        unsent = self._slots.blocks.advance(request.request_id, request.num_computed_tokens + num_tokens)
+        return unsent if any(unsent) else []
 
     def _introduce(self, request: Request) -> None:
         """Tell the executor of a request that it meets for the first time, or again after a preemption."""
+        request.is_known = True
         if request.first_scheduled_time is None:
             request.first_scheduled_time = self.now
             request.num_cached_tokens = request.num_computed_tokens

@@ -155,7 +155,7 @@ class Scheduler:
             if request.request_id in result.errors:
                 deltas.append(self._fail(request, result.errors[request.request_id]))
                 continue
-            self._slots.register_blocks(request, item.num_computed_tokens, item.end)
+            self._slots.book_blocks(request, item.num_computed_tokens, item.end)
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, [])
             request.num_in_flight -= item.samples
@@ -267,7 +267,7 @@ class Scheduler:
             elif request.num_computed_tokens % block_size:  # its last block has room, and the executor knows of it
                 builder.add(request, 1, [])
             elif self._grow(builder, request):
-                builder.add(request, 1, builder.unsent_blocks(request))
+                builder.add(request, 1, builder.unsent_blocks(request, 1))
         return [request for request in prompts if request.is_running]
 
     def _selected(self) -> list[Request]:
@@ -334,14 +334,14 @@ class Scheduler:
         block_size, computing = self._blocks.block_size, builder.step.computing
         hashes = self._slots.reusable_hashes(request)
         start = request.num_computed_tokens // block_size
-        if request.num_blocks_sent == 0:
+        if not request.is_known:
             start += self._blocks.extend_prefix(request.request_id, hashes, start)
             request.num_computed_tokens = start * block_size
             if start < len(hashes) and hashes[start] in computing:
                 return 0
         num_tokens = min(request.num_tokens_to_compute, budget)
         computing.update(hashes[start : (request.num_computed_tokens + num_tokens) // block_size])
-        builder.add(request, num_tokens, builder.unsent_blocks(request))
+        builder.add(request, num_tokens, builder.unsent_blocks(request, num_tokens))
         return num_tokens
 
     # --- what a step brought --------------------------------------------------------------------------------

@@ -74,18 +74,23 @@ class Slots:
         request.is_running = False
         self.running.remove(request)
         self.blocks.free(request.request_id)
-        if request.num_blocks_sent:
+        if request.is_known:
             self.released.append(request.request_id)
 
-    def register_blocks(self, request: Request, start: int, end: int) -> None:
-        """Make the blocks findable that became full when tokens `start` to `end`, which are known, were computed."""
+    def book_blocks(self, request: Request, start: int, end: int) -> None:
+        """Make the blocks findable that became full when tokens `start` to `end` were computed, which are known.
+
+        Blocks that no later token sees are free from then on.
+        """
         block_size = self.blocks.block_size
         first, last = start // block_size, end // block_size
-        if first == last or not self._enable_prefix_caching:
+        if first == last:
             return
-        hashes = request.block_hashes(block_size, last)
-        for index in range(first, last):
-            self.blocks.register(request.request_id, index, hashes[index])
+        if self._enable_prefix_caching:
+            hashes = request.block_hashes(block_size, last)
+            for index in range(first, last):
+                self.blocks.register(request.request_id, index, hashes[index])
+        self.blocks.release_behind(request.request_id, end)
 
     def check_integrity(self, requests: dict[str, Request]) -> None:
         """Raise `AssertionError` where the books do not balance; `requests` are all that there are."""
@@ -101,6 +106,6 @@ class Slots:
             assert bool(table) == is_running, f"{request_id} has blocks and no slot, or the reverse"
             assert request.num_computed_tokens <= request.num_tokens, request_id
             assert request.num_computed_tokens <= len(table) * self.blocks.block_size, request_id
-            assert request.num_blocks_sent <= len(table), request_id
+            assert is_running or not request.is_known, request_id
         if not running:
             assert self.blocks.num_used_blocks == 0, "blocks are held by nobody"

@@ -15,7 +15,7 @@ import torch
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.by_token import token_by_token
-from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
+from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.cpu.row_by_row import RowByRow
 from orcinus.engine.kernels.library import load_library
@@ -34,6 +34,7 @@ from orcinus.engine.platform.memory import populate
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.pooling import resolve_pooling
 from orcinus.engine.sampling.sampler import Sampler
+from orcinus.engine.scheduler.cache_groups import GroupCost
 from orcinus.engine.startup.cache_size import (
     BatchLimits,
     CacheSize,
@@ -42,10 +43,11 @@ from orcinus.engine.startup.cache_size import (
     default_cuda_memory,
     resolve_cache_size,
     resolve_limits,
+    wanted_context,
 )
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_deterministic, check_device, check_positions
-from orcinus.engine.startup.probe import ServedModel, check_paged, peak_cuda_memory, probe_model
+from orcinus.engine.startup.probe import ServedModel, cache_groups, check_paged, peak_cuda_memory, probe_model
 
 if TYPE_CHECKING:
     from orcinus.engine.grammar.compiler import GrammarCompiler
@@ -73,9 +75,12 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
         if config.deterministic:
             check_deterministic(served, limits.block_size)
-        size = _cache_size(config, served, limits, device)
+        wanted_len = wanted_context(config, served.max_context)
+        specs, costs = cache_groups(served, limits.block_size, wanted_len)
+        size = _cache_size(config, served, limits, device, wanted_len=wanted_len, costs=costs)
+        num_blocks = [group.num_blocks for group in size.groups]
         layers = allocate_cache(
-            served.backend, served.kv, [size.num_blocks], size.block_size, dtype=served.cache_dtype, device=device
+            served.backend, specs, num_blocks, size.block_size, dtype=served.cache_dtype, device=device
         )
     if device.type == "cpu":
         stored = [layer for layer in layers.values() if not layer.only_reads]
@@ -90,6 +95,7 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         device_monitor=device_monitor(device),
         make_compiler=lambda: _grammar_compiler(config, served, eos),
         max_num_seqs=limits.max_num_seqs,
+        num_cache_groups=len(size.groups),
         runs_ahead=device.type == "cuda",
         seed=config.seed or 0,
     )
@@ -130,16 +136,21 @@ def _collector_off() -> Iterator[None]:
         gc.enable()
 
 
-def _cache_size(config: EngineConfig, served: ServedModel, limits: BatchLimits, device: torch.device) -> CacheSize:
+def _cache_size(
+    config: EngineConfig,
+    served: ServedModel,
+    limits: BatchLimits,
+    device: torch.device,
+    *,
+    wanted_len: int,
+    costs: list[GroupCost],
+) -> CacheSize:
     memory = config.kv_cache_memory
     if memory is None and device.type == "cpu":
         memory = default_cpu_memory(available_memory())
     elif memory is None:
         memory = default_cuda_memory(device_memory(device), peak_cuda_memory(served, limits, device))
-    per_block = bytes_per_block(served.kv.values(), limits.block_size, served.cache_dtype)
-    return resolve_cache_size(
-        config, limits, model_max_len=served.max_context, memory_bytes=memory, bytes_per_block=per_block
-    )
+    return resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=memory, costs=costs)
 
 
 def _engine_info(
@@ -171,6 +182,7 @@ def _engine_info(
         num_kv_blocks=size.num_blocks,
         block_size=size.block_size,
         kv_cache_bytes=size.num_bytes,
+        cache_groups=size.groups,
         enable_prefix_caching=config.enable_prefix_caching,
         batching=config.batching,
         load_time_s=load_time_s,

@@ -4,10 +4,13 @@ Pure arithmetic over what the model and the device offer. Knows no tensors and a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.messages import CacheGroup
+from orcinus.engine.scheduler.cache_groups import Concurrency, GroupCost, bytes_of, fit_groups, groups_of
 
 # On a CPU the cache shares the memory with everything else on the machine.
 _CPU_MEMORY_SHARE = 0.4
@@ -32,14 +35,15 @@ class BatchLimits:
 class CacheSize:
     """The cache as resolved at start-up."""
 
-    num_blocks: int
+    groups: list[CacheGroup]
     block_size: int
-    bytes_per_block: int
+    num_bytes: int
     max_model_len: int
 
     @property
-    def num_bytes(self) -> int:
-        return self.num_blocks * self.bytes_per_block
+    def num_blocks(self) -> int:
+        """Of the group that keeps everything, which decides how many tokens running requests may have."""
+        return self.groups[0].num_blocks
 
 
 def resolve_limits(config: EngineConfig, device_type: str, block_size_multiple: int = 1) -> BatchLimits:
@@ -84,30 +88,37 @@ def resolve_cache_size(
     config: EngineConfig,
     limits: BatchLimits,
     *,
-    model_max_len: int,
+    wanted_len: int,
     memory_bytes: int,
-    bytes_per_block: int,
+    costs: Sequence[GroupCost],
 ) -> CacheSize:
-    """Blocks and context length that fit `memory_bytes`.
+    """Return the blocks of each group, and the context length, that fit `memory_bytes`.
 
-    Never more blocks than all slots can use. An open `max_model_len` shrinks to what fits; an explicit one that
-    does not fit, or that the model does not have, raises `ModelLoadError` with both numbers.
+    Never more blocks than all slots can use. An open `max_model_len` shrinks to what fits; raises `ModelLoadError` with
+    both numbers where an explicit one does not.
     """
-    wanted = _wanted_context(config, model_max_len)
-    affordable = memory_bytes // bytes_per_block
-    fits = affordable * limits.block_size
-    if fits < 1 or (config.max_model_len is not None and wanted > fits):
+    concurrency = _concurrency(limits)
+    blocks_per_seq = math.ceil(wanted_len / limits.block_size)
+    most_blocks = limits.max_num_seqs * blocks_per_seq
+    groups = fit_groups(costs, memory_bytes, most_full_blocks=most_blocks, concurrency=concurrency)
+    fits = groups[0].num_blocks * limits.block_size
+    if fits < 1 or (config.max_model_len is not None and wanted_len > fits):
+        needed = bytes_of(groups_of(blocks_per_seq, costs, concurrency), costs)
         raise ModelLoadError(
-            f"a context of {wanted} tokens needs {_mib(wanted, limits.block_size, bytes_per_block)} MiB of KV "
+            f"a context of {wanted_len} tokens needs {needed / 2**20:.1f} MiB of KV "
             f"cache, and there are {memory_bytes / 2**20:.1f} MiB: at most {fits} tokens fit "
             "(max_model_len, kv_cache_memory)"
         )
-    max_model_len = min(wanted, fits)
-    useful = limits.max_num_seqs * math.ceil(max_model_len / limits.block_size)
-    return CacheSize(min(affordable, useful), limits.block_size, bytes_per_block, max_model_len)
+    return CacheSize(groups, limits.block_size, bytes_of(groups, costs), min(wanted_len, fits))
 
 
-def _wanted_context(config: EngineConfig, model_max_len: int) -> int:
+def _concurrency(limits: BatchLimits) -> Concurrency:
+    """Return how much is under way at once: a step, and the next one or what this one rejects of its drafts."""
+    return Concurrency(limits.max_num_seqs, 2 * limits.max_num_batched_tokens, limits.block_size)
+
+
+def wanted_context(config: EngineConfig, model_max_len: int) -> int:
+    """Return the setting, or all that the model has. Raises `ModelLoadError` for a setting that is beyond that."""
     if config.max_model_len is None:
         return model_max_len
     if config.max_model_len > model_max_len:
@@ -115,7 +126,3 @@ def _wanted_context(config: EngineConfig, model_max_len: int) -> int:
             f"max_model_len is {config.max_model_len}, but the model's own context has {model_max_len} tokens"
         )
     return config.max_model_len
-
-
-def _mib(num_tokens: int, block_size: int, bytes_per_block: int) -> str:
-    return f"{math.ceil(num_tokens / block_size) * bytes_per_block / 2**20:.1f}"

@@ -5,14 +5,14 @@ Every check here holds for models that no list knows, remote code included. Thes
 
 import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.cache import allocate_cache
+from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
 from orcinus.engine.attention.choice import choose_backend
 from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, KVCacheSpec, batch_metadata
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
@@ -21,6 +21,7 @@ from orcinus.engine.cpu.decoder_layers import LayerSamples, samples_of_layers
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.loader import model_context, one_line
+from orcinus.engine.scheduler.cache_groups import GroupCost
 from orcinus.engine.startup.cache_size import BatchLimits
 
 _PROBE_TOKENS = 12
@@ -75,6 +76,28 @@ def probe_model(
         max_context=model_context(model.config, {spec.window for spec in probe.specs.values()}),
         expected_logits=expected,
     )
+
+
+def cache_groups(
+    served: ServedModel, block_size: int, max_len: int
+) -> tuple[dict[nn.Module, KVCacheSpec], list[GroupCost]]:
+    """Return each layer's group, and what a block costs in each group.
+
+    The first group keeps everything, and may be without layers. There is one for each window that is shorter than
+    `max_len` tokens, which is all that a sequence can have.
+    """
+    windows = {module: _kept_tokens(spec, max_len) for module, spec in served.specs.items()}
+    ordered = [None, *sorted({window for window in windows.values() if window is not None})]
+    specs = {module: replace(spec, group=ordered.index(windows[module])) for module, spec in served.kv.items()}
+    costs = []
+    for group, window in enumerate(ordered):
+        stored = [spec for spec in specs.values() if spec.group == group and spec.source is None]
+        costs.append(GroupCost(len(stored), bytes_per_block(stored, block_size, served.cache_dtype), window))
+    return specs, costs
+
+
+def _kept_tokens(spec: AttentionSpec, max_len: int) -> int | None:
+    return spec.window if spec.window is not None and spec.window < max_len else None
 
 
 def check_paged(served: ServedModel, block_size: int, device: torch.device, *, is_quantized: bool = False) -> None:

@@ -77,8 +77,9 @@ def test_a_step_launched_ahead_never_waits_for_the_device_in_between(
         NewRequest(request_id=name, token_ids=[5, 6, 7], num_prompt_tokens=3, sampling=SamplingParams(**sampling))
         for name in names
     ]
+    num_groups = len(runner._rows.block_tables)
     prompts = [
-        ScheduledRequest(request_id=name, num_computed_tokens=0, num_tokens=3, new_block_ids=[i])
+        ScheduledRequest(request_id=name, num_computed_tokens=0, num_tokens=3, new_block_ids=[[i]] * num_groups)
         for i, name in enumerate(names)
     ]
     runner.runs_ahead = True

@@ -30,7 +30,17 @@ from orcinus.engine.startup import build as executor_builder
 from orcinus.engine.startup import cpu_layout
 from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import FAMILIES, build_model, engine_config
-from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, prompts, random_tokens, sampled_cases, serve
+from tests.integration.truth import (
+    BLOCK_SIZE,
+    MAX_MODEL_LEN,
+    Case,
+    Run,
+    info_with_blocks,
+    prompts,
+    random_tokens,
+    sampled_cases,
+    serve,
+)
 
 LIBRARY = load_library()
 # Shapes that our kernels take whole layers of.
@@ -76,10 +86,9 @@ def executor_for(model: Path, **settings: Any) -> Executor:
     return build_executor(engine_config(model, **{"deterministic": True} | limits | settings))
 
 
-def core_of(executor: Executor, **changes: Any) -> EngineCore:
+def core_of(executor: Executor, num_blocks: int | None = None, **changes: Any) -> EngineCore:
     info, runner = executor
-    fields = {name: getattr(info, name) for name in info.__struct_fields__}
-    return EngineCore(EngineInfo(**fields | changes), runner)
+    return EngineCore(info_with_blocks(info, num_blocks or info.num_kv_blocks, **changes), runner)
 
 
 def mixed_cases(count: int) -> list[Case]:
@@ -126,7 +135,7 @@ def answers_alone(executor: Executor, cases: list[Case]) -> list[Any]:
 
 
 CROWDS = [
-    {"max_num_batched_tokens": 5, "num_kv_blocks": MAX_MODEL_LEN // BLOCK_SIZE},
+    {"max_num_batched_tokens": 5, "num_blocks": MAX_MODEL_LEN // BLOCK_SIZE},
     {"max_num_batched_tokens": 40},
 ]
 

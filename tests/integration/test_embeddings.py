@@ -24,7 +24,14 @@ from orcinus.engine.sampling_params import Pooling, SamplingParams
 from orcinus.engine.startup.build import build_executor
 from tests.integration.test_truth import poisoned_model
 from tests.integration.tiny_models import VOCAB_SIZE, build_model, engine_config
-from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, core_with_few_blocks, prompts, random_tokens
+from tests.integration.truth import (
+    BLOCK_SIZE,
+    MAX_MODEL_LEN,
+    core_with_few_blocks,
+    info_with_blocks,
+    prompts,
+    random_tokens,
+)
 from tests.server_process import ServerProcess, StartServer
 
 MODEL = "orcinus-demo"
@@ -171,8 +178,7 @@ def test_a_preempted_embedding_starts_over(
     ]
     tokens = [random_tokens(rng, 60) for _ in range(4)]
     info, runner = executor_of("llama")
-    fields = {name: getattr(info, name) for name in info.__struct_fields__}
-    core = EngineCore(EngineInfo(**fields | {"num_kv_blocks": 24, "max_num_batched_tokens": 5}), runner)
+    core = EngineCore(info_with_blocks(info, 24, max_num_batched_tokens=5), runner)
     embedded = embed(core, pooling, tokens, writers)
     assert embedded.num_preemptions > 0
     assert_close(embedded.vectors, reference(model_of("llama"), pooling, tokens))

@@ -15,7 +15,7 @@ import torch
 
 from orcinus.engine.attention.choice import choose_backend
 from orcinus.engine.errors import ModelLoadError
-from orcinus.engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan
+from orcinus.engine.messages import CacheGroup, EngineInfo, NewRequest, ScheduledRequest, StepPlan
 from orcinus.engine.models import loader as model_loader
 from orcinus.engine.models.loader import load_causal_lm, model_context
 from orcinus.engine.platform.device import CpuMonitor, cpu_has_bfloat16
@@ -48,7 +48,12 @@ def greedy(runner: ModelRunner, prompt: list[int], count: int = 6) -> list[int]:
         num_prompt_tokens=len(prompt),
         sampling=SamplingParams(temperature=0, max_tokens=count),
     )
-    scheduled = ScheduledRequest(request_id="r", num_computed_tokens=0, num_tokens=len(prompt), new_block_ids=[0, 1])
+    scheduled = ScheduledRequest(
+        request_id="r",
+        num_computed_tokens=0,
+        num_tokens=len(prompt),
+        new_block_ids=[[0, 1]] * len(runner._rows.block_tables),
+    )
     plan = StepPlan(scheduled=[scheduled], new_requests=[new], released=["r"])
     tokens: list[int] = []
     for i in range(count):
@@ -81,6 +86,7 @@ def test_info_says_what_was_resolved(llama: Path) -> None:
         enable_prefix_caching=True,
         batching="continuous",
         load_time_s=info.load_time_s,
+        cache_groups=[CacheGroup(3 * CONTEXT // 8, num_layers=3)],
         pooling="mean",
         hidden_size=48,
     )

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import AddRequest, EngineInfo, RequestDelta, StepPlan
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.scheduler.cache_groups import Concurrency, GroupCost, groups_of
 from tests.integration.tiny_models import VOCAB_SIZE
 
 NUM_REQUESTS = 40
@@ -53,10 +55,18 @@ def core_with_few_blocks(
     executor: tuple[EngineInfo, ModelRunner], num_blocks: int = MAX_MODEL_LEN // BLOCK_SIZE
 ) -> EngineCore:
     info, runner = executor
-    fields = {name: getattr(info, name) for name in info.__struct_fields__}
-    assert num_blocks <= info.num_kv_blocks
     runner.execute(StepPlan(scheduled=[], released=[*runner._requests]))  # of a core that was dropped
-    return EngineCore(EngineInfo(**fields | {"num_kv_blocks": num_blocks}), runner)
+    return EngineCore(info_with_blocks(info, num_blocks), runner)
+
+
+def info_with_blocks(info: EngineInfo, num_blocks: int, **changes: Any) -> EngineInfo:
+    """Tell of so many blocks that keep everything, and of as many of each window as start-up would have given then."""
+    info = msgspec.structs.replace(info, num_kv_blocks=num_blocks, **changes)
+    at_once = Concurrency(info.max_num_seqs, 2 * info.max_num_batched_tokens, info.block_size)
+    costs = [GroupCost(group.num_layers, 0, group.window) for group in info.cache_groups]
+    groups = groups_of(num_blocks, costs, at_once)
+    assert all(group.num_blocks <= there.num_blocks for group, there in zip(groups, info.cache_groups, strict=True))
+    return msgspec.structs.replace(info, cache_groups=groups)
 
 
 def prompts(rng: random.Random) -> Iterator[list[int]]:

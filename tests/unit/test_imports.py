@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"engine.sampling", "engine.models", "engine.attention", "engine.grammar", "engine.platform"},
     "engine.startup": VOCABULARY
     | {"engine.runner", "engine.cpu", "engine.sampling", "engine.models", "engine.attention", "engine.grammar"}
-    | {"engine.text", "engine.kernels", "engine.platform"},
+    | {"engine.text", "engine.kernels", "engine.platform", "engine.scheduler"},
     "engine.supervision": VOCABULARY | {"engine.core", "engine.platform", "engine.startup"},
     "engine.frontend": VOCABULARY
     | {"engine.supervision", "engine.admission", "engine.core", "engine.grammar", "engine.text", "engine.platform"}

@@ -47,15 +47,17 @@ class Model:
         self,
         token_ids: Tensor,
         positions: Tensor,
-        meta: AttentionMetadata,
+        metas: tuple[AttentionMetadata, ...],
         state_slots: Tensor,
         adapter_rows: Tensor | None = None,
     ) -> Tensor:
-        self.metas.append(meta)
+        self.metas += metas
+        meta, windowed = metas
         self.state_slots.append(state_slots.tolist())
         self.adapter_rows.append(None if adapter_rows is None else adapter_rows.tolist())
         self.cache[meta.slots] = token_ids
-        columns = (token_ids, state_slots, positions, meta.slots, meta.seq_lens_tensor, meta.block_tables.sum(dim=1))
+        columns = [token_ids, state_slots, positions, meta.slots, meta.seq_lens_tensor, meta.block_tables.sum(dim=1)]
+        columns += [windowed.slots, windowed.block_tables.sum(dim=1)]
         assert meta.query_start_tensor.tolist() == list(range(len(token_ids) + 1))
         return torch.stack([column.float() for column in columns], dim=1)
 
@@ -63,7 +65,7 @@ class Model:
 def step_of(lengths: list[int], width: int) -> StepLayout:
     ends = np.array(lengths, dtype=np.int64)
     tables = np.arange(1, len(lengths) * width + 1, dtype=np.int32).reshape(len(lengths), width)
-    return lay_out(ends - 1, ends, tables, BLOCK)
+    return lay_out(ends - 1, ends, [tables, tables[::-1]], BLOCK)
 
 
 def slots_of(token_ids: np.ndarray) -> np.ndarray:
@@ -76,9 +78,11 @@ def expected(token_ids: np.ndarray, layout: StepLayout) -> list[list[float]]:
         token_ids,
         slots_of(token_ids),
         layout.positions,
-        layout.slots,
+        layout.slots[0],
         layout.seq_lens,
-        layout.block_tables.sum(axis=1),
+        layout.block_tables[0].sum(axis=1),
+        layout.slots[1],
+        layout.block_tables[1].sum(axis=1),
     )
     return np.stack(columns, axis=1).astype(float).tolist()  # type: ignore[no-any-return]
 
@@ -94,8 +98,9 @@ def test_padding_repeats_the_shortest_sequence() -> None:
     assert state_slots.tolist() == [2, 0, 1, 0, 0]
     assert layout.positions.tolist() == [8, 2, 6, 2, 2]
     assert layout.seq_lens.tolist() == [9, 3, 7, 3, 3]
-    assert layout.slots.tolist()[3:] == [layout.slots[1]] * 2
-    assert layout.block_tables.tolist() == [[1, 2, 3, 0], [4, 5, 6, 0], [7, 8, 9, 0], [4, 5, 6, 0], [4, 5, 6, 0]]
+    for slots in layout.slots:
+        assert slots.tolist()[3:] == [slots[1]] * 2
+    assert layout.block_tables[0].tolist() == [[1, 2, 3, 0], [4, 5, 6, 0], [7, 8, 9, 0], [4, 5, 6, 0], [4, 5, 6, 0]]
     assert layout.query_start.tolist() == [0, 1, 2, 3, 4, 5]
     assert (layout.num_decodes, layout.block_size) == (5, BLOCK)
 
@@ -107,11 +112,11 @@ def test_replayed_steps_compute_what_they_are_given_and_no_more_is_written() -> 
     for lengths in ([9, 3, 7], [10, 4, 8], [5, 6, 7, 8], [3], [1, 2], [8, 8, 8]):
         layout = step_of(lengths, 3)
         token_ids = np.arange(20, 20 + len(lengths))
-        written |= set(layout.slots.tolist())
+        written |= set(layout.slots[0].tolist())
         logits = graphs.logits(token_ids, layout, slots_of(token_ids))
         assert logits is not None
         assert logits.tolist() == expected(token_ids, layout)
-        assert model.cache[torch.from_numpy(layout.slots)].tolist() == token_ids.tolist()
+        assert model.cache[torch.from_numpy(layout.slots[0])].tolist() == token_ids.tolist()
     assert set(model.cache.ne(-1).nonzero().flatten().tolist()) == written
     assert (record.num_recordings, record.num_replays) == (3, 6)
 
@@ -151,7 +156,7 @@ def test_longer_sequences_than_a_recording_has_room_for_are_recorded_anew() -> N
         logits = graphs.logits(token_ids, layout, slots_of(token_ids))
         assert logits is not None
         assert logits.tolist() == expected(token_ids, layout)
-    assert [meta.block_tables.shape[1] for meta in model.metas] == [128] * 3 + [256] * 3 + [512] * 2
+    assert [meta.block_tables.shape[1] for meta in model.metas] == [128] * 6 + [256] * 6 + [512] * 4
     assert record.num_recordings == 3
 
 

@@ -17,6 +17,10 @@ def tokens_of(rows: RequestRows, row: int) -> list[int]:
     return [int(token) for token in rows.tokens(row, np.arange(rows.num_tokens[row]))]
 
 
+def tables_of(rows: RequestRows, longest: int, *chosen: int) -> list[list[list[int]]]:
+    return [table.tolist() for table in rows.tables(rows_of(*chosen), longest)]
+
+
 def test_rows_hold_what_lists_would_whatever_comes_and_goes() -> None:
     """More requests than there are rows at first, longer than there is room at first."""
     rng, rows = random.Random(0), RequestRows(BLOCK)
@@ -38,32 +42,44 @@ def test_rows_hold_what_lists_would_whatever_comes_and_goes() -> None:
         for row, token in zip(chosen, sampled, strict=True):
             tokens[row].append(token)
             new = [rng.randrange(1, 99) for _ in range(rng.choice([0, 1, 9]))]
-            rows.extend_blocks(row, new)
+            rows.block_tables[0].extend(row, new)
             blocks[row] += new
     assert len(tokens) > 40
     for row, own in tokens.items():
         assert tokens_of(rows, row) == own
-        assert rows.blocks(row).tolist() == blocks[row]
+        assert rows.block_tables[0].blocks(row).tolist() == blocks[row]
 
 
 def test_tables_are_as_wide_as_the_longest_and_end_in_zeros() -> None:
     rows = RequestRows(BLOCK)
     long, short = rows.add([1] * 9), rows.add([2])
-    rows.extend_blocks(long, [7, 8, 9])
-    rows.extend_blocks(short, [5])
-    assert rows.tables(rows_of(short, long), 9).tolist() == [[5, 0, 0], [7, 8, 9]]
-    assert rows.tables(rows_of(long), 8).tolist() == [[7, 8]]
+    rows.block_tables[0].extend(long, [7, 8, 9])
+    rows.block_tables[0].extend(short, [5])
+    assert tables_of(rows, 9, short, long) == [[[5, 0, 0], [7, 8, 9]]]
+    assert tables_of(rows, 8, long) == [[[7, 8]]]
+
+
+def test_each_group_has_a_table_of_its_own() -> None:
+    rows = RequestRows(BLOCK, num_rows=1, num_groups=2)
+    first, second = rows.add([1] * 9), rows.add([2])
+    rows.block_tables[0].extend(first, [7, 8, 9])
+    rows.block_tables[1].extend(first, [3])
+    rows.block_tables[1].extend(second, [4, 5])
+    assert tables_of(rows, 9, first, second) == [[[7, 8, 9], [0, 0, 0]], [[3, 0, 0], [4, 5, 0]]]
+    assert rows.block_tables[1].named_by(np.array([True, False]), [5, 3, 6]) == {3}
+    rows.remove(first)
+    assert tables_of(rows, 9, first, second) == [[[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [4, 5, 0]]]
 
 
 def test_a_row_that_is_used_again_remembers_nothing() -> None:
     rows = RequestRows(BLOCK)
     first = rows.add([1, 2, 3])
-    rows.extend_blocks(first, [4, 5, 6])
+    rows.block_tables[0].extend(first, [4, 5, 6])
     rows.is_finite[first] = True
     rows.remove(first)
     again = rows.add([9])
-    rows.extend_blocks(again, [8])
+    rows.block_tables[0].extend(again, [8])
     assert again == first
     assert not rows.is_finite[again]
     assert tokens_of(rows, again) == [9]
-    assert rows.tables(rows_of(again), 12).tolist() == [[8, 0, 0]]
+    assert tables_of(rows, 12, again) == [[[8, 0, 0]]]

@@ -6,12 +6,16 @@ sampled is a function of that hash alone: a request gives the same tokens whatev
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
+
+import msgspec
 
 from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import (
     AddRequest,
+    CacheGroup,
     EngineInfo,
     Fault,
     NewRequest,
@@ -21,6 +25,7 @@ from orcinus.engine.messages import (
     StepResult,
 )
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.scheduler.cache_groups import Concurrency, window_demand
 from tests.unit.engine.fakes import Synchronous
 
 VOCAB_SIZE = 50
@@ -42,7 +47,7 @@ class VirtualClock:
 @dataclass
 class _State:
     token_ids: list[int]
-    block_table: list[int] = field(default_factory=list)
+    block_tables: list[list[int]]
     num_computed: int | None = None
 
 
@@ -70,7 +75,8 @@ class Simulator(Synchronous):
         self._failure: RuntimeError | MemoryError | None = None
         self.plans: list[StepPlan] = []
         self._states: dict[str, _State] = {}
-        self._kv: dict[int, int] = {}
+        self._groups = info.cache_groups or [CacheGroup(info.num_kv_blocks, num_layers=1)]
+        self._kv: list[dict[int, int]] = [{} for _ in self._groups]
 
     def prepare(self, sampling: SamplingParams) -> None:
         """Everything is at hand."""
@@ -116,35 +122,51 @@ class Simulator(Synchronous):
 
     def _meet(self, new: NewRequest) -> None:
         assert new.request_id not in self._states, "introduced twice"
-        self._states[new.request_id] = _State(list(new.token_ids))
+        self._states[new.request_id] = _State(list(new.token_ids), [[] for _ in self._groups])
 
-    def _slot(self, state: _State, position: int) -> int:
-        block = state.block_table[position // self.info.block_size]
+    def _slot(self, state: _State, position: int, group: int = 0) -> int:
+        block = state.block_tables[group][position // self.info.block_size]
+        assert block < self._groups[group].num_blocks
         return block * self.info.block_size + position % self.info.block_size
 
     def _write(self, scheduled: ScheduledRequest) -> None:
         state = self._states[scheduled.request_id]
-        state.block_table += scheduled.new_block_ids
+        assert len(scheduled.new_block_ids) in (0, len(self._groups))
+        for table, block_ids in zip(state.block_tables, scheduled.new_block_ids, strict=False):
+            table.extend(block_ids)
         start, end = scheduled.num_computed_tokens, scheduled.num_computed_tokens + scheduled.num_tokens
         assert state.num_computed in (None, start), "a position is skipped or computed twice"
         assert end <= len(state.token_ids)
         assert not scheduled.samples or end == len(state.token_ids), "sampled in the middle of a prompt"
-        prefix_hash = self._kv[self._slot(state, start - 1)] if start else 0
+        self._attend(state, start - 1, seen_by=start)
+        prefix_hash = self._kv[0][self._slot(state, start - 1)] if start else 0
         for position in range(start, end):
             prefix_hash = extend(prefix_hash, state.token_ids[position])
-            self._kv[self._slot(state, position)] = prefix_hash
+            for group, kv in enumerate(self._kv):
+                kv[self._slot(state, position, group)] = prefix_hash
         state.num_computed = end
 
     def _read(self, scheduled: ScheduledRequest) -> int:
-        """Attend to everything: each position must hold what this request's own tokens put there."""
         state = self._states[scheduled.request_id]
-        prefix_hash = 0
-        for position, token_id in enumerate(state.token_ids):
-            prefix_hash = extend(prefix_hash, token_id)
-            assert self._kv[self._slot(state, position)] == prefix_hash, f"foreign KV at position {position}"
+        last = len(state.token_ids) - 1
+        prefix_hash = self._attend(state, last, seen_by=last)
         token_id = sample(prefix_hash)
         state.token_ids.append(token_id)
         return token_id
+
+    def _attend(self, state: _State, last: int, seen_by: int) -> int:
+        """Read all keys up to one that the token at a position sees: each is where this request's own tokens put it.
+
+        Returns the last one.
+        """
+        prefix_hash = 0
+        for position, token_id in enumerate(state.token_ids[: last + 1]):
+            prefix_hash = extend(prefix_hash, token_id)
+            for number, group in enumerate(self._groups):
+                if group.window is None or position > seen_by - group.window:
+                    found = self._kv[number].get(self._slot(state, position, number))
+                    assert found == prefix_hash, f"foreign KV at position {position}, group {number}"
+        return prefix_hash
 
 
 def reference(prompt: list[int], sampling: SamplingParams, max_model_len: int) -> list[int]:
@@ -163,7 +185,11 @@ def reference(prompt: list[int], sampling: SamplingParams, max_model_len: int) -
 
 
 def engine_info(**changes: object) -> EngineInfo:
-    """A small engine: 4 slots, 16 tokens a step, 32 blocks of 4 tokens, unless told otherwise."""
+    """A small engine: 4 slots, 16 tokens a step, 32 blocks of 4 tokens, unless told otherwise.
+
+    `windows` are those of groups beside the one that keeps everything, with as few blocks as there may be.
+    """
+    windows: Any = changes.pop("windows", ())
     fields: dict[str, object] = {
         "model": "simulated",
         "architecture": "Simulated",
@@ -185,7 +211,15 @@ def engine_info(**changes: object) -> EngineInfo:
         "batching": "continuous",
         "load_time_s": 0.0,
     }
-    return EngineInfo(**(fields | changes))  # type: ignore[arg-type]
+    info = EngineInfo(**(fields | changes))  # type: ignore[arg-type]
+    if not windows:
+        return info
+    at_once = Concurrency(info.max_num_seqs, 2 * info.max_num_batched_tokens, info.block_size)
+    groups = [
+        CacheGroup(min(info.num_kv_blocks, window_demand(window, at_once)), num_layers=1, window=window)
+        for window in windows
+    ]
+    return msgspec.structs.replace(info, cache_groups=[CacheGroup(info.num_kv_blocks, num_layers=1), *groups])
 
 
 class SimulatedEngine:

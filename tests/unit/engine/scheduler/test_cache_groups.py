@@ -8,8 +8,8 @@ from orcinus.engine.scheduler.cache_groups import (
     Concurrency,
     GroupCost,
     blocks_behind,
+    bytes_of,
     fit_groups,
-    num_seqs_that_fit,
     num_window_blocks,
     window_demand,
 )
@@ -72,43 +72,27 @@ def test_window_never_runs_dry_on_the_fewest_blocks_that_it_may_have(load: Load,
     assert traffic.num_finished > 5
 
 
-@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
-def test_number_of_sequences_that_fit_is_the_largest_whose_demand_does(load: Load) -> None:
-    there = concurrency(load)
-    for num_blocks in range(200):
-        fits = num_seqs_that_fit(num_blocks, 13, there)
-        demands = [
-            window_demand(13, Concurrency(count, there.num_tokens_in_flight, load.block_size))
-            for count in (fits, fits + 1)
-        ]
-        assert fits == 0 or demands[0] <= num_blocks
-        assert demands[1] > num_blocks
-
-
 AT_ONCE = Concurrency(max_num_seqs=32, num_tokens_in_flight=512, block_size=64)
 FULL, SLIDING = GroupCost(4, 400), GroupCost(22, 2_200, window=512)
-
-
-def cost_of(groups: list[CacheGroup], costs: list[GroupCost]) -> int:
-    return sum(group.num_blocks * cost.bytes_per_block for group, cost in zip(groups, costs, strict=True))
+NOTHING = GroupCost(0, 0)
 
 
 def test_window_leaves_its_memory_to_the_layers_that_keep_everything() -> None:
     memory = 2_600 * 1_000
-    groups = fit_groups([SLIDING, FULL], memory, most_full_blocks=10**6, concurrency=AT_ONCE)
+    groups = fit_groups([FULL, SLIDING], memory, most_full_blocks=10**6, concurrency=AT_ONCE)
     assert [(group.num_layers, group.window) for group in groups] == [(4, None), (22, 512)]
     assert groups[0].num_blocks > 2_500, "as blocks of all layers alike there are 1,000"
     assert groups[1].num_blocks == num_window_blocks(groups[0].num_blocks, 512, AT_ONCE)
-    assert memory - 2_600 < cost_of(groups, [FULL, SLIDING]) <= memory
+    assert memory - 2_600 < bytes_of(groups, [FULL, SLIDING]) <= memory
 
 
 @pytest.mark.parametrize("memory", [0, 1, 2_599, 2_600, 100_000, 900_000, 10_000_000])
 def test_groups_fit_the_memory_and_one_block_more_does_not(memory: int) -> None:
     groups = fit_groups([FULL, SLIDING], memory, most_full_blocks=10**6, concurrency=AT_ONCE)
     num_full = groups[0].num_blocks
-    assert cost_of(groups, [FULL, SLIDING]) <= memory
+    assert bytes_of(groups, [FULL, SLIDING]) <= memory
     more = [CacheGroup(num_full + 1, 4), CacheGroup(num_window_blocks(num_full + 1, 512, AT_ONCE), 22, 512)]
-    assert cost_of(more, [FULL, SLIDING]) > memory
+    assert bytes_of(more, [FULL, SLIDING]) > memory
 
 
 def test_little_memory_is_shared_out_as_if_no_layer_had_a_window() -> None:
@@ -128,7 +112,7 @@ def test_one_group_takes_all_the_memory() -> None:
 
 def test_model_of_windows_alone_counts_its_tokens_in_a_group_that_costs_nothing() -> None:
     demand = window_demand(512, AT_ONCE)
-    plenty = fit_groups([SLIDING], demand * 2_200, most_full_blocks=1_200, concurrency=AT_ONCE)
+    plenty = fit_groups([NOTHING, SLIDING], demand * 2_200, most_full_blocks=1_200, concurrency=AT_ONCE)
     assert plenty == [CacheGroup(1_200, 0), CacheGroup(demand, 22, 512)]
-    little = fit_groups([SLIDING], (demand - 1) * 2_200, most_full_blocks=1_200, concurrency=AT_ONCE)
+    little = fit_groups([NOTHING, SLIDING], (demand - 1) * 2_200, most_full_blocks=1_200, concurrency=AT_ONCE)
     assert little == [CacheGroup(demand - 1, 0), CacheGroup(demand - 1, 22, 512)]

@@ -17,6 +17,10 @@ PROFILES: dict[str, dict[str, object]] = {
     "static": {"batching": "static", "num_kv_blocks": 20},
     "interleaved": {"batching": "interleaved", "num_kv_blocks": 20},
     "sequential": {"batching": "sequential", "num_kv_blocks": 16},
+    "windows": {"windows": (6, 13), "max_num_batched_tokens": 8},
+    "windows, few blocks": {"windows": (1, 6, 20), "num_kv_blocks": 17},
+    "windows, few blocks, no prefix cache": {"windows": (6,), "num_kv_blocks": 17, "enable_prefix_caching": False},
+    "windows, blocks of one token": {"windows": (6,), "block_size": 1, "num_kv_blocks": 100},
 }
 NUM_OPERATIONS = 2_000
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.messages import CacheGroup
+from orcinus.engine.scheduler.cache_groups import GroupCost
 from orcinus.engine.startup.cache_size import (
     BatchLimits,
     CacheSize,
@@ -15,6 +17,7 @@ from orcinus.engine.startup.cache_size import (
     default_cuda_memory,
     resolve_cache_size,
     resolve_limits,
+    wanted_context,
 )
 from tests.integration.tiny_models import engine_config
 
@@ -24,13 +27,12 @@ OPEN: dict[str, Any] = {"max_num_seqs": None, "max_num_batched_tokens": None, "b
 
 def size(memory_bytes: int, max_model_len: int | None = None, model_max_len: int = 100) -> CacheSize:
     config = engine_config(Path(), max_model_len=max_model_len)
-    return resolve_cache_size(
-        config, LIMITS, model_max_len=model_max_len, memory_bytes=memory_bytes, bytes_per_block=1000
-    )
+    wanted = wanted_context(config, model_max_len)
+    return resolve_cache_size(config, LIMITS, wanted_len=wanted, memory_bytes=memory_bytes, costs=[GroupCost(3, 1000)])
 
 
 def test_never_more_blocks_than_all_slots_can_use() -> None:
-    assert size(10**9) == CacheSize(4 * 13, 8, 1000, 100)
+    assert size(10**9) == CacheSize([CacheGroup(4 * 13, 3)], 8, 52_000, 100)
     assert size(10**9, max_model_len=64).num_blocks == 4 * 8
 
 
@@ -51,6 +53,27 @@ def test_explicit_context_that_does_not_fit_is_refused_with_the_number_that_woul
 def test_context_beyond_the_models_own_is_refused_with_both_numbers() -> None:
     with pytest.raises(ModelLoadError, match=r"101, .* 100 tokens"):
         size(10**9, max_model_len=101)
+
+
+def test_windows_leave_their_memory_to_a_longer_context() -> None:
+    """One layer of three keeps everything; the others keep 16 tokens of each of four requests."""
+    config, memory = engine_config(Path(), max_model_len=None), 300 * 3000
+    costs = [GroupCost(1, 1000), GroupCost(2, 2000, window=16)]
+    alike = resolve_cache_size(config, LIMITS, wanted_len=100_000, memory_bytes=memory, costs=[GroupCost(3, 3000)])
+    grouped = resolve_cache_size(config, LIMITS, wanted_len=100_000, memory_bytes=memory, costs=costs)
+    assert alike.max_model_len == 300 * 8
+    full, window = grouped.groups
+    assert grouped.max_model_len == full.num_blocks * 8 > 1.9 * alike.max_model_len
+    assert (window.num_blocks, window.num_layers, window.window) == (-(-full.num_blocks // 4), 2, 16)
+    assert memory - 3000 < grouped.num_bytes <= memory
+
+
+def test_explicit_context_is_refused_with_what_it_needs_beside_windows() -> None:
+    costs = [GroupCost(1, 2**20), GroupCost(2, 2**21, window=16)]
+    with pytest.raises(ModelLoadError, match=r"64 tokens needs 24\.0 MiB .* 20\.0 MiB: at most 48 tokens fit"):
+        resolve_cache_size(
+            engine_config(Path(), max_model_len=64), LIMITS, wanted_len=64, memory_bytes=20 * 2**20, costs=costs
+        )
 
 
 def test_memory_for_not_even_one_block_is_refused() -> None:
