@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -28,6 +29,22 @@ class StepContext:
     metadata: tuple[AttentionMetadata, ...] = ()  # of each cache group; the sequences are the same in all of them
     state_slots: Tensor | None = None  # (num_seqs,) int64, in the order of the step's sequences
     adapter_rows: Tensor | None = None  # (num_tokens,) int64, of the runner's table, 0 for none; None: nobody has one
+
+
+@runtime_checkable
+class SlotState(Protocol):
+    """A module of a model that keeps a state for each running request, in the slots of the current `StepContext`.
+
+    Start-up finds it among the modules of a model, counts what it keeps and has it make room. In a run without slots,
+    made before that, it computes one whole sequence from its start. What a state was after some earlier token is not
+    known later: a model with such a module computes every prompt anew, whatever is in the prefix cache.
+    """
+
+    @property
+    def bytes_per_slot(self) -> int: ...
+
+    def allocate(self, num_slots: int) -> None:
+        """Make room for so many states, in place of any that there were."""
 
 
 _CURRENT: ContextVar[StepContext | None] = ContextVar("current_step", default=None)

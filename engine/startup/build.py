@@ -47,7 +47,14 @@ from orcinus.engine.startup.cache_size import (
 )
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_deterministic, check_device, check_positions
-from orcinus.engine.startup.probe import ServedModel, cache_groups, check_paged, peak_cuda_memory, probe_model
+from orcinus.engine.startup.probe import (
+    ServedModel,
+    allocate_states,
+    cache_groups,
+    check_paged,
+    peak_cuda_memory,
+    probe_model,
+)
 
 if TYPE_CHECKING:
     from orcinus.engine.grammar.compiler import GrammarCompiler
@@ -78,6 +85,7 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         wanted_len = wanted_context(config, served.max_context)
         specs, costs = cache_groups(served, limits.block_size, wanted_len)
         size = _cache_size(config, served, limits, device, wanted_len=wanted_len, costs=costs)
+        allocate_states(served, limits.max_num_seqs + 1, device)  # one is no request's, see `StepContext`
         num_blocks = [group.num_blocks for group in size.groups]
         layers = allocate_cache(
             served.backend, specs, num_blocks, size.block_size, dtype=served.cache_dtype, device=device
@@ -150,7 +158,8 @@ def _cache_size(
         memory = default_cpu_memory(available_memory())
     elif memory is None:
         memory = default_cuda_memory(device_memory(device), peak_cuda_memory(served, limits, device))
-    return resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=memory, costs=costs)
+    memory -= (limits.max_num_seqs + 1) * sum(module.bytes_per_slot for module in served.states)
+    return resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=max(0, memory), costs=costs)
 
 
 def _engine_info(
@@ -183,7 +192,7 @@ def _engine_info(
         block_size=size.block_size,
         kv_cache_bytes=size.num_bytes,
         cache_groups=size.groups,
-        enable_prefix_caching=config.enable_prefix_caching,
+        enable_prefix_caching=config.enable_prefix_caching and not served.states,
         batching=config.batching,
         load_time_s=load_time_s,
         pooling=resolve_pooling(config.pooling, config.model),

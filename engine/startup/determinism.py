@@ -14,7 +14,7 @@ from orcinus.engine.attention.interface import batch_metadata
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.errors import ModelLoadError
-from orcinus.engine.startup.probe import ServedModel
+from orcinus.engine.startup.probe import ServedModel, allocate_states
 
 _CPU = torch.device("cpu")
 
@@ -80,12 +80,13 @@ def _computed(
     layers = allocate_cache(served.backend, served.kv, [2 * width], block_size, dtype=served.cache_dtype, device=_CPU)
     attention = PagedAttention(served.backend, layers)
     tables = np.arange(2 * width, dtype=np.int32).reshape(2, width)
+    allocate_states(served, 2, _CPU)
     computed: list[Tensor] = []
     for step in steps:
         metadata = batch_metadata([span[1:] for span in step], tables[[s[0] for s in step]], block_size, _CPU)
         sequences = torch.cat([torch.full((end - first,), i) for i, first, end in step])
         positions = torch.cat([torch.arange(first, end) for _, first, end in step])
-        with step_context(StepContext(attention, (metadata,))):
+        with step_context(StepContext(attention, (metadata,), torch.tensor([span[0] for span in step]))):
             hidden = served.model.hidden_states(
                 (positions * 37 + sequences * 11 + 5) % served.model.vocab_size, positions
             )

@@ -16,7 +16,7 @@ from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
 from orcinus.engine.attention.choice import choose_backend
 from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, KVCacheSpec, batch_metadata
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
-from orcinus.engine.attention.step_context import StepContext, step_context
+from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
 from orcinus.engine.cpu.decoder_layers import LayerSamples, samples_of_layers
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.models.language_model import LanguageModel
@@ -43,6 +43,7 @@ class ServedModel:
     samples: LayerSamples
     cache_dtype: torch.dtype
     max_context: int
+    states: list[SlotState]  # the model's modules that keep states
     expected_logits: Tensor
 
 
@@ -74,6 +75,7 @@ def probe_model(
         samples=samples,
         cache_dtype=probe.dtype,
         max_context=model_context(model.config, {spec.window for spec in probe.specs.values()}),
+        states=[module for module in causal_lm.modules() if isinstance(module, SlotState)],
         expected_logits=expected,
     )
 
@@ -132,17 +134,25 @@ def _chunked_logits(served: ServedModel, block_size: int, device: torch.device) 
     num_blocks = math.ceil(_PROBE_TOKENS / block_size)
     attention = _scratch_attention(served, 2 * num_blocks, block_size, device)
     tables = np.arange(2 * num_blocks, dtype=np.int32).reshape(2, num_blocks)
+    state_slots = allocate_states(served, 2, device)
     logits = []
     for spans in _CHUNKS:
         metadata = batch_metadata(spans, tables, block_size, device)
         other, own = (slice(*span) for span in spans)
-        with step_context(StepContext(attention, (metadata,))):
+        with step_context(StepContext(attention, (metadata,), state_slots)):
             hidden = served.model.hidden_states(
                 torch.cat([token_ids.flip(0)[other], token_ids[own]]),
                 torch.cat([positions[other], positions[own]]),
             )
         logits.append(served.model.logits(hidden[other.stop - other.start :]).float())
     return torch.cat(logits)
+
+
+def allocate_states(served: ServedModel, num_slots: int, device: torch.device) -> Tensor:
+    """Make room for the states of so many sequences; returns their slots."""
+    for module in served.states:
+        module.allocate(num_slots)
+    return torch.arange(num_slots, device=device)
 
 
 def _scratch_attention(served: ServedModel, num_blocks: int, block_size: int, device: torch.device) -> PagedAttention:
@@ -164,9 +174,10 @@ def peak_cuda_memory(served: ServedModel, limits: BatchLimits, device: torch.dev
     attention = _scratch_attention(served, num_blocks, limits.block_size, device)
     table = np.arange(num_blocks, dtype=np.int32).reshape(1, num_blocks)
     metadata = batch_metadata([(0, num_tokens)], table, limits.block_size, device)
+    state_slots = allocate_states(served, 1, device)
     torch.cuda.reset_peak_memory_stats(device)
     positions = torch.arange(num_tokens, device=device)
-    with step_context(StepContext(attention, (metadata,))):
+    with step_context(StepContext(attention, (metadata,), state_slots)):
         hidden = served.model.hidden_states(positions % served.model.vocab_size, positions)
     served.model.logits(hidden[: limits.max_num_seqs]).float()
     free, total = torch.cuda.mem_get_info(device)

@@ -10,18 +10,23 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.step_context import current_step
+from orcinus.config.engine_config import EngineConfig
+from orcinus.engine.attention.step_context import SlotState, current_step
+from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
+from orcinus.engine.models.loader import load_causal_lm
 from orcinus.engine.runner.cuda_graphs import DecodeGraphs
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup import build, probe
 from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import build_model, engine_config
 from tests.integration.truth import (
@@ -65,16 +70,22 @@ class Adapters(nn.Module):
 class MovingAverage(nn.Module):
     """Adds to each token the moving average of its sequence, of which a slot has what was computed so far."""
 
+    bytes_per_slot = 4 * WIDTH
+
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.states = torch.full((NUM_SLOTS + 1, WIDTH), torch.nan)
+
+    def allocate(self, num_slots: int) -> None:
+        self.states = torch.full((num_slots, WIDTH), torch.nan)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.inner(x)[0]
         step = current_step()
-        (meta, *_), slots = step.metadata, step.state_slots
-        assert slots is not None
+        slots = step.state_slots
+        if slots is None:
+            return (out + averages(out, torch.zeros(WIDTH))).unsqueeze(0)
+        meta = step.metadata[0]
         num_computed = meta.seq_lens_tensor - meta.query_start_tensor.diff()
         before = torch.where(num_computed.unsqueeze(1) == 0, 0.0, self.states[slots])
         parts = [averages(out[a:b], state) for (a, b), state in zip(pairwise(meta.query_start), before, strict=True)]
@@ -141,19 +152,18 @@ def alone_cases(directory: Path, rng: random.Random, count: int, *, has_states: 
     return cases
 
 
-def executor_of(directory: Path, *, has_states: bool) -> tuple[EngineInfo, ModelRunner]:
-    """A state at the end of a prefix is nowhere to be found: with states no prefix is reused."""
-    config = engine_config(
-        directory,
-        max_model_len=MAX_MODEL_LEN,
-        block_size=BLOCK_SIZE,
-        max_num_seqs=NUM_SLOTS,
-        enable_prefix_caching=not has_states,
-    )
-    info, runner = build_executor(config)
+def executor_of(directory: Path, *, has_states: bool, **settings: Any) -> tuple[EngineInfo, ModelRunner]:
+    def load(config: EngineConfig, device: torch.device) -> Any:
+        causal_lm = load_causal_lm(config, device)
+        layers = causal_lm.model.layers
+        layers[1].mlp = MovingAverage(layers[1].mlp) if has_states else layers[1].mlp
+        return causal_lm
+
+    limits = {"max_model_len": MAX_MODEL_LEN, "block_size": BLOCK_SIZE, "max_num_seqs": NUM_SLOTS}
+    with patch.object(build, "load_causal_lm", load):
+        info, runner = build_executor(engine_config(directory, **limits | settings))
     layers = runner._model.causal_lm.model.layers
     layers[0].mlp = Adapters(layers[0].mlp)
-    layers[1].mlp = MovingAverage(layers[1].mlp) if has_states else layers[1].mlp
     runner.adapters |= ADAPTERS
     return msgspec.structs.replace(info, adapters=[*ADAPTERS]), runner
 
@@ -194,6 +204,29 @@ def test_states_and_adapters_belong_to_their_requests_whatever_shares_the_steps(
     assert run.num_preemptions > 0
     assert run.max_running == NUM_SLOTS < len(cases)
     assert max(len(case.prompt) for case in cases) > info.max_num_batched_tokens
+
+
+def test_start_up_counts_what_modules_keep_for_each_slot_and_reuses_no_prefix(directory: Path) -> None:
+    """A state at the end of a prefix is nowhere to be found."""
+    memory = 100 * 3072
+    with_states, runner = executor_of(directory, has_states=True, kv_cache_memory=memory, max_model_len=None)
+    without, _ = executor_of(directory, has_states=False, kv_cache_memory=memory, max_model_len=None)
+    (states,) = [module for module in runner._model.causal_lm.modules() if isinstance(module, SlotState)]
+    assert isinstance(states, MovingAverage)
+    assert states.states.nbytes == (NUM_SLOTS + 1) * MovingAverage.bytes_per_slot
+    per_block = without.kv_cache_bytes // without.num_kv_blocks
+    assert without.num_kv_blocks == memory // per_block
+    assert with_states.num_kv_blocks == (memory - states.states.nbytes) // per_block < without.num_kv_blocks
+    assert [info.enable_prefix_caching for info in (with_states, without)] == [False, True]
+
+
+def test_a_module_that_keeps_states_and_does_not_say_so_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "allocate_states", lambda *args: None)
+    monkeypatch.setattr(probe, "allocate_states", lambda *args: None)
+    with pytest.raises(ModelLoadError, match="state outside attention"):
+        executor_of(directory, has_states=True)
 
 
 def test_a_prefix_is_reused_only_under_the_same_adapter(directory: Path) -> None:
