@@ -36,7 +36,7 @@ def allocate_cache(
         raise ModelLoadError(f"cannot allocate {num_bytes / 2**20:.1f} MiB of KV cache: {error}") from error
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def allocate_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, because a masked slot still meets a weight of 0, and 0 * NaN is NaN.
 
     On a CPU the pages come from the kernel as zeros when they are touched, which torch.zeros does at once.

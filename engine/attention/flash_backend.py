@@ -18,8 +18,8 @@ _HEAD_DIM_MULTIPLE = 8
 class FlashBackend(TorchBackend):
     """FlashAttention over the paged cache in place, as torch 2.13 ships it. CUDA, float16 and bfloat16 only.
 
-    Not yet run on a GPU. What it cannot do is left to `fallback`, which shares its layout: soft-capping, sinks, keys and
-    values of different sizes, heads wider than 256 numbers or not in eights.
+    Not yet run on a GPU. What it cannot do is left to `fallback`, which shares its layout: soft-capping, sinks, keys
+    and values of different sizes, heads wider than 256 numbers or not in eights.
     """
 
     name = "flash-varlen"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.cache import scrub_blocks, zeros
+from orcinus.engine.attention.cache import allocate_zeros, scrub_blocks
 from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape
 from orcinus.engine.kernels.library import Attention, Cache, Library, Step
 
@@ -37,7 +37,7 @@ class NativeBackend:
     ) -> LayerCache:
         assert dtype in NATIVE_DTYPES
         base = (num_blocks, shape.num_kv_heads, block_size)
-        keys, values = (zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
+        keys, values = (allocate_zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
         native = Cache(
             keys=keys.data_ptr(),
             values=values.data_ptr(),

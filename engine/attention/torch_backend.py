@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.cache import scrub_blocks, zeros
+from orcinus.engine.attention.cache import allocate_zeros, scrub_blocks
 from orcinus.engine.attention.dense import attend_dense, causal_mask, heads_first, scaled_dot_product
 from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape
 
@@ -36,7 +36,7 @@ class _Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class _Gathers:
+class _GatherPlan:
     decodes: list[DecodeGroup]
     chunks: list[_Chunk]
 
@@ -52,13 +52,14 @@ class TorchBackend:
 
     def __init__(self) -> None:
         self._meta: AttentionMetadata | None = None
-        self._gathers: dict[int | None, _Gathers] = {}
+        self._gathers: dict[int | None, _GatherPlan] = {}
 
     def allocate(
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCache:
         base = (num_blocks, block_size, shape.num_kv_heads)
-        return LayerCache(zeros((*base, shape.key_dim), dtype, device), zeros((*base, shape.value_dim), dtype, device))
+        keys, values = (allocate_zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
+        return LayerCache(keys, values)
 
     def run(
         self,
@@ -89,7 +90,7 @@ class TorchBackend:
             out[chunk.start : chunk.end] = self._attend_chunk(layer, query, chunk, spec)
         return out
 
-    def _gathers_of(self, meta: AttentionMetadata, window: int | None) -> _Gathers:
+    def _gathers_of(self, meta: AttentionMetadata, window: int | None) -> _GatherPlan:
         """All layers of a step with one window share their index tensors."""
         if meta.is_recorded:
             raise RuntimeError("which blocks are gathered is decided on the host, at each step anew")
@@ -98,7 +99,7 @@ class TorchBackend:
             self._gathers = {}
         if window not in self._gathers:
             chunks = [_chunk(meta, i, window) for i in range(meta.num_decodes, meta.num_seqs)]
-            self._gathers[window] = _Gathers(self._groups_of(meta, window), chunks)
+            self._gathers[window] = _GatherPlan(self._groups_of(meta, window), chunks)
         return self._gathers[window]
 
     def _groups_of(self, meta: AttentionMetadata, window: int | None) -> list[DecodeGroup]:

@@ -41,7 +41,7 @@ _FAR_POSITION = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSample:
+class RecordedCall:
     """What a layer was fed, (1, num_tokens, ...) each, and how much it added to that."""
 
     hidden: Tensor
@@ -51,13 +51,13 @@ class LayerSample:
     gain: float  # of the norms: what was added, over what it was added to
 
 
-LayerSamples = dict[nn.Module, LayerSample]
+RecordedCalls = dict[nn.Module, RecordedCall]
 
 
 @contextmanager
-def samples_of_layers(model: nn.Module) -> Iterator[LayerSamples]:
+def record_layer_calls(model: nn.Module) -> Iterator[RecordedCalls]:
     """Note what runs through every layer that may be replaced, as long as this lasts."""
-    samples: LayerSamples = {}
+    samples: RecordedCalls = {}
 
     def note(layer: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any], out: object) -> None:
         hidden = inputs[0] if inputs else given.get("hidden_states")
@@ -65,7 +65,7 @@ def samples_of_layers(model: nn.Module) -> Iterator[LayerSamples]:
             case (Tensor() as cosines, Tensor() as sines), Tensor(), Tensor():
                 others = {key: value for key, value in given.items() if key != "hidden_states"}
                 gain = float((out.float() - hidden.float()).norm() / hidden.float().norm())
-                samples[layer] = LayerSample(hidden.clone(), cosines, sines, others, gain)
+                samples[layer] = RecordedCall(hidden.clone(), cosines, sines, others, gain)
 
     candidates = [module for module in model.modules() if {name for name, _ in module.named_children()} == _PARTS]
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in candidates]
@@ -78,7 +78,7 @@ def samples_of_layers(model: nn.Module) -> Iterator[LayerSamples]:
 
 def replace_layers(
     model: nn.Module,
-    samples: LayerSamples,
+    samples: RecordedCalls,
     attentions: dict[nn.Module, tuple[LayerShape, AttentionSpec]],
     backend: NativeBackend,
     kind: Kind,
@@ -238,7 +238,7 @@ def _eps(norm: Any) -> float:
 
 
 def _native_layer(
-    layer: Any, sample: LayerSample, shape: LayerShape, spec: AttentionSpec, *, backend: NativeBackend, kind: Kind
+    layer: Any, sample: RecordedCall, shape: LayerShape, spec: AttentionSpec, *, backend: NativeBackend, kind: Kind
 ) -> NativeDecoder | None:
     """What computes the same as this layer, if anything does."""
     if not _has_the_parts(layer, shape) or not _can_rotate(sample, shape) or spec.sinks is not None:
@@ -252,7 +252,7 @@ def _native_layer(
     return None
 
 
-def _trial(layer: Any, sample: LayerSample, kind: Kind) -> tuple[Tensor, Tensor]:
+def _trial(layer: Any, sample: RecordedCall, kind: Kind) -> tuple[Tensor, Tensor]:
     """Hidden states so small that what the layer adds is not lost in rounding, and what its own code makes of them."""
     hidden = sample.hidden * min(1.0, sample.gain)
     given = dict(sample.given)
@@ -306,7 +306,7 @@ def _has_the_parts(layer: Any, shape: LayerShape) -> bool:
     )
 
 
-def _can_rotate(sample: LayerSample, shape: LayerShape) -> bool:
+def _can_rotate(sample: RecordedCall, shape: LayerShape) -> bool:
     rotary_dim = sample.cosines.shape[-1]
     return (
         rotary_dim % 32 == 0
@@ -319,7 +319,7 @@ def _can_rotate(sample: LayerSample, shape: LayerShape) -> bool:
 def _error(
     native: NativeDecoder,
     attention: nn.Module,
-    sample: LayerSample,
+    sample: RecordedCall,
     wanted: Tensor,
     shape: LayerShape,
     *,

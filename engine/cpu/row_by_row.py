@@ -39,25 +39,25 @@ class RowByRow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, library: Library | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._multiply = Multiply(library)
-        self._ways: dict[Any, Callable[..., Any]] = {}
+        self._handlers: dict[Any, Callable[..., Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        way = self._ways.get(func)
-        if way is None:
-            way = self._ways[func] = self._way_of(func)
-        return way(*args, **kwargs) if kwargs else way(*args)
+        handler = self._handlers.get(func)
+        if handler is None:
+            handler = self._handlers[func] = self._handler_of(func)
+        return handler(*args, **kwargs) if kwargs else handler(*args)
 
-    def _way_of(self, func: Any) -> Callable[..., Any]:
+    def _handler_of(self, func: Any) -> Callable[..., Any]:
         if (product := _PRODUCTS.get(func)) is not None:
             return partial(product, self._multiply)
-        return partial(_in_whole_vectors if _is_of_single_numbers(func) else self._taken_apart, func)
+        return partial(_in_whole_vectors if _is_of_single_numbers(func) else self._decompose, func)
 
-    def _taken_apart(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+    def _decompose(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         with self:
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
-        self._ways[func] = func
+        self._handlers[func] = func
         return func(*args, **kwargs)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from orcinus.engine.attention.choice import try_out
 from orcinus.engine.attention.flash_backend import FlashBackend
 from orcinus.engine.attention.interface import AttentionSpec, LayerCache, LayerShape, batch_metadata
 from orcinus.engine.attention.torch_backend import TorchBackend
@@ -43,6 +44,12 @@ def test_flash_attention_is_handed_the_cache_in_place(window: int | None) -> Non
         out = run_step(backend, layer, sequences, spans, shuffled_tables(2, 1), spec, PAGE)
         expected = run_step(gathering, layer, sequences, spans, shuffled_tables(2, 1), spec, PAGE)
         torch.testing.assert_close(torch.cat(out), torch.cat(expected), rtol=2e-2, atol=2e-2)
+
+
+def test_flash_attention_takes_what_it_is_tried_out_with() -> None:
+    try_out(FlashBackend(paged_reference, TorchBackend()), CPU, torch.bfloat16)
+    with pytest.raises(RuntimeError, match="only supports float16 and bfloat16"):
+        try_out(FlashBackend(paged_reference, TorchBackend()), CPU, torch.float32)
 
 
 def test_heads_of_a_group_share_the_keys_in_steps_of_single_tokens() -> None:
