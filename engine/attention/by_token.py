@@ -16,19 +16,19 @@ from orcinus.engine.kernels.library import Library
 
 
 def token_by_token(backend: AttentionBackend) -> AttentionBackend:
-    """On a CPU, the same attention with results that are a function of a token's own sequence, whatever its chunk."""
+    """Return the same attention, on a CPU, with results that depend on a token's own sequence and not on its chunk."""
     return NativeTokenBackend(backend.library) if isinstance(backend, NativeBackend) else TorchTokenBackend()
 
 
 class _TokenMetadata:
-    """The tokens of a step as sequences of their own, each of which ends with its token."""
+    """Holds a step's metadata with each token as the last one of a sequence of its own."""
 
     def __init__(self) -> None:
         self._whole: AttentionMetadata | None = None
         self._tokens: AttentionMetadata | None = None
 
     def of(self, meta: AttentionMetadata) -> AttentionMetadata:
-        """The same object in all layers of a step."""
+        """Return it, the same object in all layers of a step."""
         if self._tokens is None or self._whole is not meta:
             self._whole, self._tokens = meta, _metadata_by_token(meta)
         return self._tokens

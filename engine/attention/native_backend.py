@@ -102,7 +102,7 @@ class NativeBackend:
 
 
 def _as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """In this dtype, and with its last dimension in one piece; the strides of the others may be anything."""
+    """Return the tensor in this dtype with its last dimension contiguous; its other strides may be anything."""
     if tensor.dtype is not dtype:
         tensor = tensor.to(dtype)
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()

@@ -17,7 +17,7 @@ _MAX_PADDING_RATIO = 2
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Sequences of similar length that decode together. Row order is arbitrary: `rows` says whose is whose."""
+    """Names sequences of similar length that decode together, in any order."""
 
     rows: Tensor  # (n,) int64, into the step's sequences
     blocks: Tensor  # (n * num_blocks,) int64
@@ -26,7 +26,7 @@ class DecodeGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """One sequence with several queries."""
+    """Locates one sequence with several queries."""
 
     start: int
     end: int
@@ -91,7 +91,7 @@ class TorchBackend:
         return out
 
     def _gathers_of(self, meta: AttentionMetadata, window: int | None) -> _GatherPlan:
-        """All layers of a step with one window share their index tensors."""
+        """Return the index tensors that all layers of a step with this window share."""
         if meta.is_recorded:
             raise RuntimeError("which blocks are gathered is decided on the host, at each step anew")
         if self._meta is not meta:
@@ -125,7 +125,7 @@ class TorchBackend:
 
 
 def _first_block(first_query: int, window: int | None, block_size: int) -> int:
-    """The first block that a query at this position, or any later one, can see."""
+    """Return the first block that a query at this position, or any later one, can see."""
     return 0 if window is None else max(0, first_query + 1 - window) // block_size
 
 
@@ -139,7 +139,7 @@ def _chunk(meta: AttentionMetadata, i: int, window: int | None) -> _Chunk:
 
 
 def decode_spans(meta: AttentionMetadata, window: int | None) -> list[tuple[int, int, int]]:
-    """(number of blocks, first block, sequence) of what decodes."""
+    """Return (number of blocks, first block, sequence) of each sequence that decodes."""
     spans = []
     for i in range(meta.num_decodes):
         first = _first_block(meta.seq_lens[i] - 1, window, meta.block_size)
@@ -157,7 +157,7 @@ def _decode_groups(meta: AttentionMetadata, window: int | None) -> list[DecodeGr
 
 
 def decode_group(meta: AttentionMetadata, spans: list[tuple[int, int, int]], window: int | None) -> DecodeGroup:
-    """`spans` are those of `decode_spans`, shortest first."""
+    """Return the group of these `decode_spans`, which are given shortest first."""
     device = meta.slots.device
     longest = spans[-1][0]
     rows = torch.tensor([i for _, _, i in spans], device=device)

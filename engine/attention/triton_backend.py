@@ -78,7 +78,7 @@ def _attend_chunks(layer: LayerCache, query: Tensor, out: Tensor, spec: Attentio
 
 
 def split_count(num_programs: int, wanted: int) -> int:
-    """Into how many parts each sequence's keys fall, so that about `wanted` programs are under way."""
+    """Return into how many parts each sequence's keys are split, so that about `wanted` programs run."""
     return min(_MAX_SPLITS, max(1, wanted // num_programs))
 
 

@@ -42,7 +42,7 @@ _FAR_POSITION = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class RecordedCall:
-    """What a layer was fed, (1, num_tokens, ...) each, and how much it added to that."""
+    """Holds what a layer was called with, (1, num_tokens, ...) each, and how much it added to that."""
 
     hidden: Tensor
     cosines: Tensor
@@ -56,7 +56,7 @@ RecordedCalls = dict[nn.Module, RecordedCall]
 
 @contextmanager
 def record_layer_calls(model: nn.Module) -> Iterator[RecordedCalls]:
-    """Note what runs through every layer that may be replaced, as long as this lasts."""
+    """Record what every layer that may be replaced is called with, until the context ends."""
     samples: RecordedCalls = {}
 
     def note(layer: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any], out: object) -> None:
@@ -83,7 +83,7 @@ def replace_layers(
     backend: NativeBackend,
     kind: Kind,
 ) -> int:
-    """Put `NativeDecoder`s in the places of layers that they equal, packing one at a time. Returns how many layers.
+    """Put a `NativeDecoder` in place of each layer that it equals, packing one at a time. Returns how many.
 
     Where all of a list's layers are native and turn by the same angles, one stands for all of them.
     """
@@ -121,7 +121,7 @@ def _join_lists(model: nn.Module, library: Library) -> None:
 
 
 class NativeWeights:
-    """The weights of one layer, packed; its attention module stands for its cache."""
+    """Holds the packed weights of one layer; its attention module is the key to its cache."""
 
     def __init__(self, layer: Any, shape: LayerShape, spec: AttentionSpec, library: Library, kind: Kind) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -163,7 +163,7 @@ class NativeWeights:
 
 
 class NativeDecoder(nn.Module):
-    """Consecutive layers as one: (1, num_tokens, hidden_size) to the same, over the caches of whoever answers."""
+    """Runs consecutive layers as one, (1, num_tokens, hidden_size) to the same, over the current step's caches."""
 
     def __init__(self, library: Library, layers: Sequence[NativeWeights]) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class NativeDecoder(nn.Module):
         return sum(layer.nbytes for layer in self.layers)
 
     def take_names_of(self, layer: nn.Module) -> None:
-        """Answer to what the model's code may ask of the layer that this one stands for."""
+        """Take over what the model's code may read of the layer that this one replaces."""
         for name, value in vars(layer).items():
             if not name.startswith("_") and name not in vars(self):
                 setattr(self, name, value)
@@ -213,7 +213,7 @@ class NativeDecoder(nn.Module):
         return out
 
     def _attention_calls(self) -> Any:
-        """The same in every step: what changes between steps is behind an address."""
+        """Return the layers' calls, the same in every step: what changes between steps is behind an address."""
         paged = current_step().attention
         assert isinstance(paged, PagedAttention)
         if paged is not self._served_by:
@@ -240,7 +240,7 @@ def _eps(norm: Any) -> float:
 def _native_layer(
     layer: Any, sample: RecordedCall, shape: LayerShape, spec: AttentionSpec, *, backend: NativeBackend, kind: Kind
 ) -> NativeDecoder | None:
-    """What computes the same as this layer, if anything does."""
+    """Return a native layer that computes what this one does, or None."""
     if not _has_the_parts(layer, shape) or not _can_rotate(sample, shape) or spec.sinks is not None:
         return None
     hidden, wanted = _trial(layer, sample, kind)
@@ -253,7 +253,7 @@ def _native_layer(
 
 
 def _trial(layer: Any, sample: RecordedCall, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Hidden states so small that what the layer adds is not lost in rounding, and what its own code makes of them."""
+    """Return hidden states so small that rounding keeps what the layer adds, and what its own code makes of them."""
     hidden = sample.hidden * min(1.0, sample.gain)
     given = dict(sample.given)
     if isinstance(given.get("position_ids"), Tensor):
@@ -264,7 +264,7 @@ def _trial(layer: Any, sample: RecordedCall, kind: Kind) -> tuple[Tensor, Tensor
 
 @contextmanager
 def _quantized(layer: Any) -> Iterator[None]:
-    """The layer's own code on 8-bit products, as long as this lasts."""
+    """Let the layer's own code multiply in 8 bits, until the context ends."""
     owners = [layer.self_attn] * len(_PROJECTIONS) + [layer.mlp] * len(_MLP)
     plain = _linears(layer)
     try:
@@ -325,7 +325,7 @@ def _error(
     *,
     backend: NativeBackend,
 ) -> float:
-    """How far the layer is off, relative to what it adds to its input."""
+    """Return how far the layer is off, relative to what it adds to its input."""
     num_tokens = sample.hidden.shape[1]
     table = np.arange(-(-num_tokens // _SAMPLE_BLOCK), dtype=np.int32).reshape(1, -1)
     cpu = torch.device("cpu")

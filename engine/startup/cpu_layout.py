@@ -48,6 +48,6 @@ def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_determi
 
 
 def weight_bytes(causal_lm: nn.Module) -> int:
-    """Of all weights as they are used, laid out anew or not."""
+    """Return the bytes of all weights as they are used, packed or not."""
     plain = {tensor.data_ptr(): tensor.nbytes for tensor in (*causal_lm.parameters(), *causal_lm.buffers())}
     return sum(plain.values()) + packed_bytes(causal_lm)

@@ -31,7 +31,7 @@ _LOW_PRECISION_TOLERANCE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A loaded model and how its attention is to be served. `expected_logits` are those of the probe's tokens."""
+    """Holds a loaded model and how its attention is served. `expected_logits` are those of the probe's tokens."""
 
     model: LanguageModel
     num_parameters: int
@@ -135,7 +135,7 @@ def _probe_tokens(model: LanguageModel, device: torch.device) -> tuple[Tensor, T
 
 
 def peak_cuda_memory(served: ServedModel, limits: BatchLimits, device: torch.device) -> int:
-    """Bytes in use on the device, by anyone, at the peak of the largest step. Not yet run on a GPU."""
+    """Return the bytes in use on the device, by any process, at the peak of the largest step. Not yet run on a GPU."""
     num_tokens = min(limits.max_num_batched_tokens, served.max_context)
     num_blocks = math.ceil(num_tokens / limits.block_size)
     attention = _scratch_attention(served, num_blocks, limits.block_size, device)
