@@ -16,25 +16,25 @@ from orcinus.engine.kernels.library import Library
 
 
 def token_by_token(backend: AttentionBackend) -> AttentionBackend:
-    """On a CPU, the same attention with results that are a function of a token's own sequence, whatever its chunk."""
+    """Return the same attention, on a CPU, with results that depend on a token's own sequence and not on its chunk."""
     return NativeTokenBackend(backend.library) if isinstance(backend, NativeBackend) else TorchTokenBackend()
 
 
-class _ByToken:
-    """The tokens of a step as sequences of their own, each of which ends with its token."""
+class _TokenMetadata:
+    """Holds a step's metadata with each token as the last one of a sequence of its own."""
 
     def __init__(self) -> None:
         self._whole: AttentionMetadata | None = None
         self._tokens: AttentionMetadata | None = None
 
     def of(self, meta: AttentionMetadata) -> AttentionMetadata:
-        """The same object in all layers of a step."""
+        """Return it, the same object in all layers of a step."""
         if self._tokens is None or self._whole is not meta:
-            self._whole, self._tokens = meta, _apart(meta)
+            self._whole, self._tokens = meta, _metadata_by_token(meta)
         return self._tokens
 
 
-def _apart(meta: AttentionMetadata) -> AttentionMetadata:
+def _metadata_by_token(meta: AttentionMetadata) -> AttentionMetadata:
     if meta.num_decodes == meta.num_seqs:
         return meta
     num_tokens = meta.query_start[-1]
@@ -59,7 +59,7 @@ class NativeTokenBackend(NativeBackend):
         super().__init__(library)
         self.name = f"{self.name}-by-token"
         self._step.in_one_part = True
-        self._tokens = _ByToken()
+        self._tokens = _TokenMetadata()
 
     def set_step(self, meta: AttentionMetadata) -> None:
         super().set_step(self._tokens.of(meta))
@@ -72,7 +72,7 @@ class TorchTokenBackend(TorchBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self._tokens = _ByToken()
+        self._tokens = _TokenMetadata()
 
     def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
         return super().attend(layer, query, spec, self._tokens.of(meta))

@@ -14,6 +14,7 @@ from orcinus.engine.platform.memory import zeroed_bytes
 
 
 def bytes_per_block(shapes: list[LayerShape], block_size: int, dtype: torch.dtype) -> int:
+    """Return the bytes that a block takes in all layers."""
     return sum(shape.elements_per_token for shape in shapes) * block_size * dtype.itemsize
 
 
@@ -26,7 +27,7 @@ def allocate_cache(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[nn.Module, LayerCache]:
-    """One cache per attention layer. Raises `ModelLoadError` when the memory is not there after all."""
+    """Return one cache per attention layer. Raises `ModelLoadError` if the memory is not there after all."""
     try:
         return {
             module: backend.allocate(shape, num_blocks, block_size, dtype, device) for module, shape in shapes.items()
@@ -36,8 +37,8 @@ def allocate_cache(
         raise ModelLoadError(f"cannot allocate {num_bytes / 2**20:.1f} MiB of KV cache: {error}") from error
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, because a masked slot still meets a weight of 0, and 0 * NaN is NaN.
+def allocate_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros, because a masked slot still meets a weight of 0, and 0 * NaN is NaN.
 
     On a CPU the pages come from the kernel as zeros when they are touched, which torch.zeros does at once.
     """
@@ -47,5 +48,6 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
 
 def scrub_blocks(layer: LayerCache, block_ids: Tensor) -> None:
+    """Make the blocks finite: NaN and infinities become 0."""
     for cached in (layer.keys, layer.values):
         cached[block_ids] = torch.nan_to_num(cached[block_ids], 0.0, 0.0, 0.0)

@@ -16,7 +16,7 @@ from orcinus.engine.attention.interface import AttentionMetadata, LayerAttention
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """One run of the model. Tensors are on its device, and None where the run has nothing of the kind.
+    """Describes one run of the model. Tensors are on its device, or None where the run has nothing of the kind.
 
     A state slot belongs to one running request, from its admission until it is released or preempted; then the next
     request gets it with what is left in it. So a module that keeps states begins a sequence anew at its position 0.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.cache import scrub_blocks, zeros
+from orcinus.engine.attention.cache import allocate_zeros, scrub_blocks
 from orcinus.engine.attention.dense import attend_dense, causal_mask, heads_first, scaled_dot_product
 from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape
 
@@ -17,7 +17,7 @@ _MAX_PADDING_RATIO = 2
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Sequences of similar length that decode together. Row order is arbitrary: `rows` says whose is whose."""
+    """Names sequences of similar length that decode together, in any order."""
 
     rows: Tensor  # (n,) int64, into the step's sequences
     blocks: Tensor  # (n * num_blocks,) int64
@@ -26,7 +26,7 @@ class DecodeGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """One sequence with several queries."""
+    """Locates one sequence with several queries."""
 
     start: int
     end: int
@@ -36,7 +36,7 @@ class _Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class _Gathers:
+class _GatherPlan:
     decodes: list[DecodeGroup]
     chunks: list[_Chunk]
 
@@ -52,13 +52,14 @@ class TorchBackend:
 
     def __init__(self) -> None:
         self._meta: AttentionMetadata | None = None
-        self._gathers: dict[int | None, _Gathers] = {}
+        self._gathers: dict[int | None, _GatherPlan] = {}
 
     def allocate(
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCache:
         base = (num_blocks, block_size, shape.num_kv_heads)
-        return LayerCache(zeros((*base, shape.key_dim), dtype, device), zeros((*base, shape.value_dim), dtype, device))
+        keys, values = (allocate_zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
+        return LayerCache(keys, values)
 
     def run(
         self,
@@ -89,8 +90,8 @@ class TorchBackend:
             out[chunk.start : chunk.end] = self._attend_chunk(layer, query, chunk, spec)
         return out
 
-    def _gathers_of(self, meta: AttentionMetadata, window: int | None) -> _Gathers:
-        """All layers of a step with one window share their index tensors."""
+    def _gathers_of(self, meta: AttentionMetadata, window: int | None) -> _GatherPlan:
+        """Return the index tensors that all layers of a step with this window share."""
         if meta.is_recorded:
             raise RuntimeError("which blocks are gathered is decided on the host, at each step anew")
         if self._meta is not meta:
@@ -98,7 +99,7 @@ class TorchBackend:
             self._gathers = {}
         if window not in self._gathers:
             chunks = [_chunk(meta, i, window) for i in range(meta.num_decodes, meta.num_seqs)]
-            self._gathers[window] = _Gathers(self._groups_of(meta, window), chunks)
+            self._gathers[window] = _GatherPlan(self._groups_of(meta, window), chunks)
         return self._gathers[window]
 
     def _groups_of(self, meta: AttentionMetadata, window: int | None) -> list[DecodeGroup]:
@@ -124,7 +125,7 @@ class TorchBackend:
 
 
 def _first_block(first_query: int, window: int | None, block_size: int) -> int:
-    """The first block that a query at this position, or any later one, can see."""
+    """Return the first block that a query at this position, or any later one, can see."""
     return 0 if window is None else max(0, first_query + 1 - window) // block_size
 
 
@@ -138,7 +139,7 @@ def _chunk(meta: AttentionMetadata, i: int, window: int | None) -> _Chunk:
 
 
 def decode_spans(meta: AttentionMetadata, window: int | None) -> list[tuple[int, int, int]]:
-    """(number of blocks, first block, sequence) of what decodes."""
+    """Return (number of blocks, first block, sequence) of each sequence that decodes."""
     spans = []
     for i in range(meta.num_decodes):
         first = _first_block(meta.seq_lens[i] - 1, window, meta.block_size)
@@ -156,7 +157,7 @@ def _decode_groups(meta: AttentionMetadata, window: int | None) -> list[DecodeGr
 
 
 def decode_group(meta: AttentionMetadata, spans: list[tuple[int, int, int]], window: int | None) -> DecodeGroup:
-    """`spans` are those of `decode_spans`, shortest first."""
+    """Return the group of these `decode_spans`, which are given shortest first."""
     device = meta.slots.device
     longest = spans[-1][0]
     rows = torch.tensor([i for _, _, i in spans], device=device)

@@ -116,7 +116,7 @@ class Tiny:
         served = self.served
         assert isinstance(served.backend, NativeBackend)
         attentions = {module: (shape, served.specs[module]) for module, shape in served.shapes.items()}
-        return replace_layers(served.model.causal_lm, served.samples, attentions, served.backend, kind)
+        return replace_layers(served.model.causal_lm, served.recorded_calls, attentions, served.backend, kind)
 
     def whole(self, token_ids: Tensor) -> Tensor:
         """(num_tokens, hidden_size) of one sequence, by transformers' own code in bfloat16."""
