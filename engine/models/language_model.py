@@ -100,5 +100,5 @@ class LanguageModel:
 
     @property
     def num_replays(self) -> int:
-        """Return how often the decoder was asked for the states given to `logits`: once per call, or it fails."""
+        """Return how often the decoder was asked for the hidden states given to `logits`: it must be once per call."""
         return self._replaying.num_replays
