@@ -51,7 +51,7 @@ class QuotaError(OrcinusError):
 
 
 class EngineUnavailableError(OrcinusError):
-    """The engine is loading, draining or gone. `retry_after_s` is a guess at when it is back."""
+    """The engine is loading, draining or has ended. `retry_after_s` is a guess at when it is back."""
 
     def __init__(self, message: str, retry_after_s: float = 5.0) -> None:
         super().__init__(message)
@@ -71,4 +71,4 @@ class RequestTimeoutError(OrcinusError):
 
 
 class RequestFailedError(OrcinusError):
-    """A fault of the engine while it ran this request."""
+    """The engine failed while it ran this request."""

@@ -1,6 +1,7 @@
 """What a caller of the engine asks for and gets back: requests of one or more prompts, and text.
 
-The text side of the engine. The core underneath (`engine.messages`) knows one sequence at a time and only tokens.
+This is the vocabulary of the text side. The core underneath (`engine.messages`) knows one sequence at a time and only
+tokens.
 """
 
 from typing import Literal
@@ -11,7 +12,7 @@ from orcinus.engine.messages import FinishReason, TokenLogprobs
 from orcinus.engine.sampling_params import SamplingParams
 
 Outcome = Literal["stop", "length", "abort", "timeout", "error", "rejected"]
-"""What became of a choice; "rejected" never had a place in the engine."""
+"""What became of a choice; one that was "rejected" never had a place in the engine."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +38,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestTiming(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the time of one choice went. Queue: until its first step; prefill: from there to its first token."""
+    """The time that one choice took: queueing until its first step, prefill from there to its first token."""
 
     queue_time_s: float
     prefill_time_s: float

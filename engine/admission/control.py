@@ -1,6 +1,6 @@
 """Whether there is room for a request now: the bounded queue, and what a client may have at once and in a minute.
 
-Owns the counts of what is in flight that the answer is made of. Knows nothing of models (what can never be served is
+Owns the counts of what is in flight at all engines together. Knows nothing of models (what can never be served is
 refused by `engine.admission.request_checks`), of how requests run, and of who the clients are: each is an opaque name.
 """
 
@@ -44,11 +44,11 @@ class _Choice:
 
 
 class AdmissionControl:
-    """`check` and `enter` a request, tell of each of its choices when it starts to run and when it leaves.
+    """`check` and `enter` a request, then tell it of each choice when it starts to run and when it leaves.
 
     A queued token is one of a prompt that waits for a slot. What may be generated is not counted: it needs no memory
-    while it waits, and where `max_tokens` is left open it would be the whole context. Who is preempted in the engine
-    counts as running on: of those there are no more than slots.
+    while it waits, and where `max_tokens` is left open it would be the whole context. A choice that is preempted in the
+    engine counts as running: there are no more of those than slots.
     """
 
     def __init__(self, settings: "Settings", clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,9 +58,9 @@ class AdmissionControl:
         self._choices: dict[str, _Choice] = {}
         self._num_queued_tokens = 0
         self._num_running = 0
-        self._num_clients = 0  # that have something in flight
+        self._num_clients = 0  # with something in flight
         self._num_slots = 1
-        self._num_promised = 0  # places that the refused were told to come back for
+        self._num_promised = 0  # places that refused requests were told to come back for
         self._service = ServiceRate(clock)
 
     @property
@@ -73,11 +73,11 @@ class AdmissionControl:
         return self._num_queued_tokens
 
     def share_of(self, client: str) -> str:
-        """The name under which its requests wait in the engine: one for all where nobody has a share of its own."""
+        """Return the name that the client has in the engine's queue: one for all where there are no fair shares."""
         return client if self._settings.scheduling_policy == "fair" else ""
 
     def check_room(self, client: str, num_slots: int) -> None:
-        """Raise as `check` does if it would for any request of this client. Costs next to nothing."""
+        """Raise as `check` does where it would for every request of this client. Costs next to nothing."""
         self._num_slots = num_slots
         self._check_queue(1)
         self._check_queued_tokens(1)
@@ -86,7 +86,10 @@ class AdmissionControl:
         self._check_bucket(account, 1)
 
     def check(self, request: GenerationRequest, num_slots: int, max_model_len: int) -> None:
-        """Raises `QueueFullError`, `QuotaError`, or `InvalidRequestError` for more choices than there can ever be."""
+        """Raise unless there is room for the request now.
+
+        Raises `QueueFullError`, `QuotaError`, or `InvalidRequestError` for more choices than there can ever be.
+        """
         self._num_slots = num_slots
         self._check_possible(request.num_choices)
         self._check_queue(request.num_choices)
@@ -96,7 +99,7 @@ class AdmissionControl:
         self._check_bucket(account, self._reservation(request, max_model_len))
 
     def enter(self, request: GenerationRequest, choice_ids: Sequence[str], max_model_len: int) -> None:
-        """A request that passed `check` is admitted; its choices go by these names, which are unique."""
+        """Count a request that passed `check`. Its choices are known by `choice_ids`, which must be unique."""
         account = self._clients.of(request.client)
         self._num_clients += account.num_in_flight == 0
         account.num_in_flight += len(choice_ids)
@@ -108,10 +111,10 @@ class AdmissionControl:
             num_tokens = len(request.prompts[prompt])
             self._choices[choice_id] = _Choice(reservation, num_tokens, 0 if sample else num_tokens)
             self._num_queued_tokens += num_tokens
-        self._service.carry(len(self._choices), self._num_slots)
+        self._service.set_load(len(self._choices), self._num_slots)
 
     def start(self, choice_ids: Sequence[str]) -> None:
-        """These have slots now. Ids that are not known any more, or have started before, are fine."""
+        """Count choices as running, which have slots now. Unknown ids, and choices that run already, are fine."""
         for choice_id in choice_ids:
             choice = self._choices.get(choice_id)
             if choice is not None and not choice.is_running:
@@ -120,7 +123,7 @@ class AdmissionControl:
                 self._num_queued_tokens -= choice.num_prompt_tokens
 
     def requeue(self, choice_ids: Sequence[str]) -> None:
-        """Let choices that lost their slots, with the engine that had them, wait again."""
+        """Count choices as waiting again, whose slots were lost with an engine."""
         for choice_id in choice_ids:
             choice = self._choices[choice_id]
             if choice.is_running:
@@ -129,7 +132,7 @@ class AdmissionControl:
                 self._num_queued_tokens += choice.num_prompt_tokens
 
     def leave(self, choice_id: str, outcome: Outcome, num_output_tokens: int) -> None:
-        """It has ended, in whatever way, with so many tokens generated."""
+        """Stop counting a choice that has ended, in whatever way, and give back what it reserved and did not use."""
         choice = self._choices.pop(choice_id)
         self._leave_slot_or_queue(choice, outcome)
         reservation = choice.reservation
@@ -143,20 +146,20 @@ class AdmissionControl:
 
     def _leave_slot_or_queue(self, choice: _Choice, outcome: Outcome) -> None:
         if outcome in _SERVED:
-            self._service.serve()
+            self._service.on_served()
         elif choice.is_running:
-            self._service.give_up(self._num_running)
+            self._service.on_unserved(self._num_running)
         if choice.is_running:
             self._num_running -= 1
         else:
             self._num_queued_tokens -= choice.num_prompt_tokens
         self._num_promised = max(0, self._num_promised - 1)
-        self._service.carry(len(self._choices), self._num_slots)
+        self._service.set_load(len(self._choices), self._num_slots)
 
     def _reservation(self, request: GenerationRequest, max_model_len: int) -> int:
-        """Prompts and all that may be generated, as usage would count them; at most what the bucket holds.
+        """Return the tokens of prompts and of all that may be generated, as usage counts them, up to a full bucket.
 
-        So whoever asks for more than a minute's tokens waits for a full bucket, and then pays off the rest.
+        So a client that asks for more than a minute's tokens waits for a full bucket, and then pays off the rest.
         """
         if self._settings.max_tokens_per_minute_per_key is None:
             return 0
@@ -194,11 +197,11 @@ class AdmissionControl:
             raise QueueFullError(
                 f"the queue is full: it has {self._settings.max_queue_len} places (max_queue_len), and this request"
                 f" needs {num_missing} more",
-                self._promise(num_missing),
+                self._retry_after_s(num_missing),
             )
 
     def _check_queued_tokens(self, num_tokens: int) -> None:
-        """Whoever finds no prompts waiting is admitted, however long its own are."""
+        """Raise where too many tokens of prompts would wait. Where none waits, any prompt is admitted."""
         most = self._settings.max_queue_tokens
         if self._num_queued_tokens == 0:
             return
@@ -209,16 +212,16 @@ class AdmissionControl:
             raise QueueFullError(
                 f"the queue is full: {self._num_queued_tokens} tokens of prompts wait of at most {most}"
                 f" (max_queue_tokens), and this request needs {num_missing} more than are left",
-                self._promise(math.ceil(num_starts)),
+                self._retry_after_s(math.ceil(num_starts)),
             )
 
-    def _promise(self, num_places: int) -> float:
-        """When so many places will be free beside those that others who were refused were told of.
+    def _retry_after_s(self, num_places: int) -> float:
+        """Return when `num_places` will be free beside those that other refused requests were told of.
 
-        So of a crowd not everybody is told the same. Who was refused may not come back, or come too soon: it counts up
-        to as many places as there are.
+        So not every request of a crowd is told the same. A client that was refused may not come back, or come too
+        early: no more are counted than there are places.
         """
-        retry_after_s = self._service.time_for(self._num_promised + num_places)
+        retry_after_s = self._service.seconds_to_serve(self._num_promised + num_places)
         self._num_promised = min(self._num_promised + num_places, self._num_places)
         return retry_after_s
 
@@ -231,11 +234,11 @@ class AdmissionControl:
             raise QuotaError(
                 f"a client may have {most} choices running and waiting (max_requests_per_key): this one has"
                 f" {account.num_in_flight}, and the request asks for {num_choices} more",
-                self._service.time_for(num_missing * self._num_served_per_one_of(account)),
+                self._service.seconds_to_serve(num_missing * self._num_served_per_choice_of(account)),
             )
 
-    def _num_served_per_one_of(self, account: ClientAccount) -> float:
-        """How many a full server serves while it serves one of this client's, who has some in flight."""
+    def _num_served_per_choice_of(self, account: ClientAccount) -> float:
+        """Return how many choices a full server serves for each one of this client, which has some in flight."""
         if self._settings.scheduling_policy == "fcfs":
             return max(self._num_slots, len(self._choices)) / account.num_in_flight
         return max(self._num_slots / account.num_in_flight, self._num_clients)

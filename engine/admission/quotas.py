@@ -1,17 +1,17 @@
 """What each client has in flight, and how many tokens it may still use this minute.
 
-A token bucket for each client: what a request may come to is taken out when it is admitted, and what it did not use is
-put back when it ends. Knows nothing of queues and slots, nor who the clients are.
+Each client has a token bucket: what a request may use is taken out when it is admitted, and what it did not use is put
+back when it ends. Queues and slots are unknown here, and so is who the clients are.
 """
 
 import time
 from collections.abc import Callable
 
-_PRUNE_AT = 256  # clients; those of whom nothing need be remembered are forgotten from there on
+_PRUNE_AT = 256  # clients; those of which nothing need be remembered are forgotten from there on
 
 
 class TokenBucket:
-    """Full at first, and filled at a rate that takes a minute from empty to full. Debt is possible, and waited off."""
+    """A bucket that is full at first, and takes a minute to fill. It may go into debt, which is paid off in time."""
 
     def __init__(self, capacity: int, now: float) -> None:
         self.capacity = capacity
@@ -19,16 +19,17 @@ class TokenBucket:
         self._as_of = now
 
     def level(self, now: float) -> float:
-        """Tokens that may be taken now; below 0: how many were used beyond those."""
+        """Return the tokens that may be taken at the time `now`. A negative number is a debt."""
         self._level = min(float(self.capacity), self._level + (now - self._as_of) * self.capacity / 60)
         self._as_of = now
         return self._level
 
     def take(self, num_tokens: int, now: float) -> None:
-        """Negative: put back."""
+        """Take tokens out; a negative number puts them back."""
         self._level = self.level(now) - num_tokens
 
     def seconds_until(self, num_tokens: int, now: float) -> float:
+        """Return the seconds from `now` until so many tokens may be taken; 0 where they may be now."""
         return max(0.0, num_tokens - self.level(now)) * 60 / self.capacity
 
 
@@ -42,11 +43,12 @@ class ClientAccount:
         self.bucket = bucket
 
     def is_as_new(self, now: float) -> bool:
+        """Return whether a new account would do as well."""
         return self.num_in_flight == 0 and (self.bucket is None or self.bucket.level(now) >= self.bucket.capacity)
 
 
 class ClientAccounts:
-    """The accounts of all clients. Whoever has nothing in flight and a full bucket is forgotten before long."""
+    """The accounts of all clients. A client with nothing in flight and a full bucket is forgotten before long."""
 
     def __init__(self, tokens_per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._tokens_per_minute = tokens_per_minute
@@ -58,6 +60,7 @@ class ClientAccounts:
         return len(self._accounts)
 
     def of(self, client: str) -> ClientAccount:
+        """Return the client's account, which is made if there is none."""
         account = self._accounts.get(client)
         if account is None:
             self._prune()

@@ -1,4 +1,4 @@
-"""What a caller holds: the engine as streams on an event loop (`AsyncEngine`), or driven in place (`LLM`).
+"""What a caller holds: engines as streams on an event loop (`AsyncEngine`), or one driven in place (`LLM`).
 
-Joins admission, supervision and text; owns the requests in flight as their readers see them. Knows nothing of HTTP.
+Joins admission, supervision and text; owns the requests in flight as their readers see them. HTTP is unknown here.
 """

@@ -141,7 +141,7 @@ class AsyncEngine:
 
     @property
     def state(self) -> EngineState:
-        """How it stands with all engines together: as well as with the best of them."""
+        """The state of all engines together, which is that of the best of them."""
         if self._failure is not None:
             return "dead"
         if self._is_draining:
@@ -241,16 +241,16 @@ class AsyncEngine:
         return self._admit(request)
 
     def check_room(self, client: str) -> None:
-        """Refuse at once, before a request of this client is read, where it would be whatever it asks for.
+        """Raise `QueueFullError` or `QuotaError` where anything that this client may ask for would be refused.
 
-        Raises `QueueFullError` or `QuotaError`. Where nothing is admitted for another reason, `submit` says so.
+        To be asked before a request is read. Where nothing is admitted for another reason, `submit` says so.
         """
         if self.is_admitting:
             with self._counting_refusals(1):  # how many choices there would have been is not known yet
                 self._admission.check_room(client, self._num_slots)
 
     def check_context(self, num_prompt_tokens: int, max_tokens: int | None) -> None:
-        """Refuse, before the prompts after this one are read, where `submit` would. Raises `ContextLengthError`."""
+        """Raise `ContextLengthError` where `submit` would, before the prompts after this one are read."""
         with self._counting_refusals(1):
             check_context(num_prompt_tokens, max_tokens, self.info.max_model_len)
 
@@ -285,7 +285,7 @@ class AsyncEngine:
         await replica.aclose()
 
     async def _on_replica_up(self, info: EngineInfo) -> None:
-        """Serve with an engine that is loaded. The engine's own failure to load counts before the tokenizer's."""
+        """Serve with an engine that is loaded. Where neither it nor the tokenizer can be loaded, its error counts."""
         await self._text.loaded()
         if self._info is None:
             self._info = info
@@ -307,7 +307,7 @@ class AsyncEngine:
             self._die(error)
 
     def _die(self, error: OrcinusError) -> None:
-        """No more tokens will come from any engine."""
+        """Fail whoever waits for an engine: there will be none any more."""
         self._failure = self._failure or error
         self._settled.set()
 

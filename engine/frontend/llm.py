@@ -1,7 +1,7 @@
 """Offline use: `LLM("model").generate(prompts, SamplingParams(...))`, in this process, without an event loop.
 
-The same core and the same text side as the server's, driven directly: by whoever waits for an answer, or reads a
-stream. Owns which call each request in the core belongs to. Knows nothing of files and HTTP.
+The same core and the same text side as the server's, driven directly: by the call that waits for answers or
+reads a stream. Owns which call each request in the core belongs to. Knows nothing of files and HTTP.
 """
 
 import contextlib
@@ -135,7 +135,7 @@ class LLM:
         *,
         use_tqdm: bool = False,
     ) -> list[GenerationResult]:
-        """Complete prompts (texts or token ids); one result for each, in their order.
+        """Complete prompts (texts or token ids), and return one result for each, in their order.
 
         `sampling_params` are shared, or one for each prompt. Raises `InvalidRequestError` before anything runs.
         """
@@ -149,7 +149,10 @@ class LLM:
         use_tqdm: bool = False,
         **template_options: Any,
     ) -> list[GenerationResult]:
-        """Answer one conversation or several. `template_options` as in `Tokenizer.render_chat`."""
+        """Answer one conversation or several, as `generate` does.
+
+        `template_options` are those of `Tokenizer.render_chat`.
+        """
         return self._collect(self._chat_jobs(messages, sampling_params, template_options), use_tqdm)
 
     def stream(

@@ -1,8 +1,8 @@
-"""What the engine reports of one choice, made into what its reader gets: text, tokens, and why it ended.
+"""Turns what the engine reports of one choice into what its reader gets: text, tokens, and why it ended.
 
-One `OutputProcessor` per choice. Stop strings are found here, so it also says when the engine must be told to stop. It
-knows what another engine needs in order to go on where one has ended: to its reader that makes no difference.
-Knows nothing of streams, transports and HTTP.
+There is one `OutputProcessor` for each choice. It finds stop strings, and so it says when the engine must be told to
+stop. It keeps what another engine needs in order to go on where one has ended. Streams, transports and HTTP are
+unknown here.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class OutputProcessor:
-    """Feed it every delta of its request, in order, until `is_finished`. `token_ids` are all that counted so far."""
+    """Takes every delta of its choice, in order, until `is_finished`. `token_ids` are all that counted so far."""
 
     def __init__(
         self,
@@ -53,11 +53,14 @@ class OutputProcessor:
         return len(self.token_ids)
 
     def resume(self) -> None:
-        """Another engine goes on after `token_ids`."""
+        """Expect the deltas of another engine, which goes on after `token_ids`."""
         self._num_earlier_preemptions = self._num_preemptions
 
     def process(self, delta: RequestDelta) -> RequestOutput:
-        """Tokens beyond a stop string are dropped; the token that completed it counts."""
+        """Return the output that a delta makes.
+
+        Tokens beyond a stop string are dropped; the token that completed it counts.
+        """
         assert not self.is_finished, f"request {delta.request_id} is finished"
         is_first = not self.token_ids
         text, num_tokens, stop = self._read(delta)
@@ -84,7 +87,7 @@ class OutputProcessor:
         )
 
     def _read(self, delta: RequestDelta) -> tuple[str, int, str | None]:
-        """The text to give out, how many of the tokens count, and the stop string that was completed, if any."""
+        """Return the text to give out, how many of the tokens count, and the stop string that was completed, if any."""
         readable = self._readable(delta)
         if self._scanner is None:
             text = self._detokenizer.feed(readable)
@@ -92,14 +95,14 @@ class OutputProcessor:
         return self._scan(self._scanner, delta, readable)
 
     def _readable(self, delta: RequestDelta) -> list[int]:
-        """The tokens that have text: the one that stopped the request has none, unless asked for."""
+        """Return the tokens that have text: the one that stopped the request has none, unless asked for."""
         is_stopped_by_token = delta.finish_reason == "stop" and delta.token_ids and not delta.ends_in_text
         if is_stopped_by_token and not self._sampling.include_stop_str_in_output:
             return delta.token_ids[:-1]
         return delta.token_ids
 
     def _scan(self, scanner: StopScanner, delta: RequestDelta, readable: Sequence[int]) -> tuple[str, int, str | None]:
-        """Token by token, so that the token which completed a stop string is known."""
+        """Read token by token, as `_read` returns it, so that the token which completed a stop string is known."""
         text = ""
         for position, token_id in enumerate(readable):
             is_armed = self.num_output_tokens + position + 1 >= self._sampling.min_tokens

@@ -46,7 +46,7 @@ _READ_BYTES = 1 << 20
 
 
 class ServerGoneError(Exception):
-    """The server closed its end of the socket: nobody is left to work for."""
+    """The server has closed its end of the socket: there is nothing left to work for."""
 
 
 class Channel:

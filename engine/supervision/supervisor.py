@@ -121,7 +121,7 @@ class Supervisor:
                 raise EngineUnavailableError(message.message)
 
     def _check(self, info: EngineInfo) -> None:
-        """Remember the first engine. Raises `ModelLoadError` for another that could not go on where that one was."""
+        """Remember the first engine, and raise `ModelLoadError` for one that could not go on where that one was."""
         if self._info is None:
             self._info = info
             self._config = _with_sizes_of(info, self._config)

@@ -1,7 +1,7 @@
 """How the server process reaches an engine core: in a process of its own, or in a thread of this one.
 
-Both speak the frames of `engine.supervision.wire` over a socket pair and differ only in what is at its other end. Knows
-nothing of what the messages mean.
+Both exchange the frames of `engine.supervision.wire` over a socket pair, and differ only in what is at its other end.
+What the messages mean is unknown here.
 """
 
 import asyncio
@@ -39,19 +39,21 @@ class Transport(Protocol):
         """Send without waiting. Messages to an engine that is gone are dropped: `receive` tells of its end."""
 
     async def receive(self) -> FromEngine:
-        """The engine's next message. Once it is gone, raises `EngineUnavailableError`, saying how it ended, or
-        `EngineKilledError` if that was from outside.
+        """Return the engine's next message.
+
+        Raises `EngineUnavailableError` once the engine has ended, which says how, or `EngineKilledError` if it was
+        ended from outside.
         """
 
     def kill(self) -> None:
-        """End the engine now, whatever it is doing. `receive` has to have been called, and tells of its end."""
+        """End the engine now, whatever it is doing. `receive` must have been called before, and tells of the end."""
 
     async def aclose(self) -> None:
         """End the engine and wait until it has. Idempotent."""
 
 
 class _Inbox(asyncio.Protocol):
-    """What has arrived: all that the engine sent before its end, whatever that looks like on this side.
+    """The messages that have arrived: all that the engine sent before its end, whatever that looks like here.
 
     An engine that is killed with messages unread makes reading or writing fail here. asyncio's own reader then forgets
     what it holds, and leaves in the socket what it has not read.
@@ -75,7 +77,7 @@ class _Inbox(asyncio.Protocol):
         self._news.set()
 
     async def next_payload(self) -> bytes | None:
-        """None where nothing more will come."""
+        """Return the next message's bytes, or None where nothing more will come."""
         while (payload := self._frames.next_payload()) is None:
             if self._is_over:
                 return None
@@ -160,7 +162,7 @@ class ProcessTransport(_SocketTransport):
         return None if self._process is None else self._process.pid
 
     def start(self, config: EngineConfig) -> None:
-        """The child sees the modules that this process sees. Its standard output goes where errors go."""
+        """Spawn the process. It sees the modules that this one sees, and its standard output goes where errors go."""
         engine_end = self._open(config)
         with engine_end, group_signals_held():
             descriptor = engine_end.fileno()
@@ -175,7 +177,7 @@ class ProcessTransport(_SocketTransport):
             )
 
     def kill(self) -> None:
-        """A process that the kernel does not let go of is left behind."""
+        """Kill the process, without waiting: one that the kernel does not let go of is left behind."""
         assert self._process is not None
         self._process.kill()
         super().kill()
@@ -190,7 +192,7 @@ class ProcessTransport(_SocketTransport):
         return kind(f"the engine process was killed by {_name_of(-code)}")
 
     async def _end(self) -> None:
-        """A process that does not end by itself is killed: it may be stuck in a step, or loading."""
+        """Wait for the process, and kill it if it does not end by itself: it may be stuck in a step, or loading."""
         if self._process is not None and await self._wait() is None:
             self._process.kill()
             await self._wait()
@@ -204,7 +206,7 @@ class ProcessTransport(_SocketTransport):
 
 
 def _name_of(number: int) -> str:
-    """Real-time signals have no names."""
+    """Return the name of a signal, or its number: real-time signals have no names."""
     return signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
 
 
@@ -212,6 +214,7 @@ class InProcessTransport(_SocketTransport):
     """The engine in a thread of this process, with any executor: for tests, and for use without a server."""
 
     def __init__(self, build: "BuildExecutor") -> None:
+        """`build` is called in the thread, with the config."""
         super().__init__()
         self._build = build
         self._thread: threading.Thread | None = None

@@ -1,6 +1,6 @@
 """Messages as bytes between the server process and the engine process: msgpack behind a length of four bytes.
 
-Nothing in a frame can run code. Knows neither who sends nor why.
+Nothing in a frame can run code. Who sends, and why, is unknown here.
 """
 
 import msgspec
@@ -31,7 +31,7 @@ class FrameReader:
         self._buffer += data
 
     def next_payload(self) -> bytes | None:
-        """The next whole payload, or None until more is fed."""
+        """Return the next whole payload, or None until more is fed."""
         length = int.from_bytes(self._buffer[:_LENGTH_BYTES], "big")
         end = _LENGTH_BYTES + length
         if len(self._buffer) < _LENGTH_BYTES or len(self._buffer) < end:

@@ -1,6 +1,6 @@
-"""AsyncEngine over engines that die: what was in flight goes on in the next one as if nothing had happened.
+"""AsyncEngine over engines that end: what was in flight goes on in the next one as if nothing had happened.
 
-The engines are threads with a fake model. They die by an exception that nobody catches, which to the server looks like
+The engines are threads with a fake model. They end by an exception that nobody catches, which to the server looks like
 a kill: the socket closes, and what was not sent is lost.
 """
 
@@ -87,7 +87,7 @@ class Crashed(BaseException):
     """Ends an engine by a fault of its own."""
 
 
-class Lives:
+class ScriptedEngines:
     """The engines of one test, one after the other. `before_step` may raise `Killed` or `Crashed`."""
 
     def __init__(
@@ -123,23 +123,23 @@ class Lives:
         return len(self.configs)
 
     def introduced(self, engine: int) -> list[NewRequest]:
-        """Whom this engine was to run, in the order in which it began."""
+        """Return the requests that this engine was to run, in the order in which it began with them."""
         return [new for plan in self.executors[engine].plans for new in plan.new_requests]
 
 
-class MortalTransport(InProcessTransport):
-    def __init__(self, lives: Lives) -> None:
-        super().__init__(lives.build)
-        self._lives = lives
+class ScriptedTransport(InProcessTransport):
+    def __init__(self, scripted: ScriptedEngines) -> None:
+        super().__init__(scripted.build)
+        self._scripted = scripted
         self._was_killed = False
 
     def start(self, config: EngineConfig) -> None:
-        if self._lives.configs and self._lives.start_failures:
-            raise self._lives.start_failures.pop()
+        if self._scripted.configs and self._scripted.start_failures:
+            raise self._scripted.start_failures.pop()
         super().start(config)
 
     def kill(self) -> None:
-        self._lives.killed.set()
+        self._scripted.killed.set()
         super().kill()
 
     def _run(self, engine_end: socket.socket) -> None:
@@ -156,7 +156,7 @@ class MortalTransport(InProcessTransport):
         return EngineKilledError(str(end)) if self._was_killed else end
 
 
-class Fate:
+class KilledInSteps:
     """Kills whichever engine comes to these steps, which are counted over all engines."""
 
     def __init__(self, *steps: int) -> None:
@@ -182,14 +182,14 @@ def ends_engines(*killers: bytes) -> Callable[[StepPlan], None]:
 @asynccontextmanager
 async def engine_on(
     model: Path,
-    *lives: Lives,
+    *scripted: ScriptedEngines,
     observer: Any = None,
     **settings: Any,
 ) -> AsyncIterator[AsyncEngine]:
-    """An engine for each of `lives`, all of them up."""
+    """An engine for each of `scripted`, all of them up."""
     engine = AsyncEngine(
         fake_settings(model, **{"max_queue_len": 30, **settings}),
-        engines=[EngineSpec(fake_config(model), partial(MortalTransport, each)) for each in lives],
+        engines=[EngineSpec(fake_config(model), partial(ScriptedTransport, each)) for each in scripted],
         observer=observer,
     )
     engine.start()
@@ -199,7 +199,7 @@ async def engine_on(
         await until(lambda: all(replica.state != "loading" for replica in engine._replicas))
         yield engine
     finally:
-        for each in lives:
+        for each in scripted:
             each.may_load.set()
         await engine.aclose()
         await run
@@ -240,10 +240,10 @@ async def test_an_answer_is_the_same_however_its_engine_was_killed(
     model: Path, name: str, fatal_steps: tuple[int, ...]
 ) -> None:
     reply = says("Grüße 🐋! ...")
-    async with engine_on(model, Lives(reply)) as engine:
+    async with engine_on(model, ScriptedEngines(reply)) as engine:
         undisturbed = await whole(engine.submit(request("hello", **ASKED[name])))
-    recorder, lives = Recorder(), Lives(reply, Fate(*fatal_steps))
-    async with engine_on(model, lives, observer=recorder) as engine:
+    recorder, scripted = Recorder(), ScriptedEngines(reply, KilledInSteps(*fatal_steps))
+    async with engine_on(model, scripted, observer=recorder) as engine:
         assert await whole(engine.submit(request("hello", **ASKED[name]))) == undisturbed
     num_tokens = sum(len(output.token_ids) for output in undisturbed.values())
     assert recorder.first_tokens == len(undisturbed)
@@ -252,50 +252,50 @@ async def test_an_answer_is_the_same_however_its_engine_was_killed(
 
 
 async def test_the_next_engine_is_given_what_was_asked_and_every_token_so_far(model: Path) -> None:
-    lives = Lives(before_step=Fate(4))
-    async with engine_on(model, lives) as engine:
+    scripted = ScriptedEngines(before_step=KilledInSteps(4))
+    async with engine_on(model, scripted) as engine:
         stream = engine.submit(request("hi", max_tokens=6, seed=3, cache_salt="pepper", stop=("bcdef",)))
         assert await texts(stream) == {0: "a"}
-    (first,), (again,) = lives.introduced(0), lives.introduced(1)
+    (first,), (again,) = scripted.introduced(0), scripted.introduced(1)
     assert again == msgspec.structs.replace(first, token_ids=[*b"hiabc"])
 
 
 async def test_a_request_that_ended_by_a_stop_string_is_not_taken_up_again(model: Path) -> None:
-    """The engine dies in a step that the abort came too late for, or does not, where it came in time."""
-    lives = Lives(before_step=Fate(9))
-    async with engine_on(model, lives) as engine:
+    """The engine ends in a step that the abort came too late for, or does not, where it came in time."""
+    scripted = ScriptedEngines(before_step=KilledInSteps(9))
+    async with engine_on(model, scripted) as engine:
         assert await texts(engine.submit(request("hi", max_tokens=200, stop=("fgh",)))) == {0: "abcde"}
-        await until(lambda: lives.num_engines == 2 or engine.stats.num_running == 0)
+        await until(lambda: scripted.num_engines == 2 or engine.stats.num_running == 0)
         assert await texts(engine.submit(request("next", max_tokens=3))) == {0: "abc"}
     prompts = [
-        bytes(new.token_ids) for executor in lives.executors for plan in executor.plans for new in plan.new_requests
+        bytes(new.token_ids) for executor in scripted.executors for plan in executor.plans for new in plan.new_requests
     ]
     assert prompts.count(b"hi") == 1
     assert b"hi" not in prompts[1:]
 
 
 async def test_an_embedding_is_computed_anew(model: Path) -> None:
-    lives = Lives(before_step=Fate(1))
-    async with engine_on(model, lives) as engine:
+    scripted = ScriptedEngines(before_step=KilledInSteps(1))
+    async with engine_on(model, scripted) as engine:
         (output,) = [o async for o in engine.submit(request("hi", max_tokens=0, pooling="mean"))]
     assert output.embedding is not None
     assert output.finish_reason == "stop"
 
 
-async def test_deaths_and_resumptions_are_counted(model: Path) -> None:
-    recorder, lives = Recorder(), Lives(before_step=Fate(3))
-    async with engine_on(model, lives, observer=recorder) as engine:
+async def test_restarts_and_resumptions_are_counted(model: Path) -> None:
+    recorder, scripted = Recorder(), ScriptedEngines(before_step=KilledInSteps(3))
+    async with engine_on(model, scripted, observer=recorder) as engine:
         streams = [engine.submit(request(max_tokens=10)) for _ in range(3)]
         for stream in streams:
             assert await texts(stream) == {0: "abcdefghij"}
     assert (recorder.restarts, recorder.resumed, recorder.quarantined) == (1, 3, 0)
-    assert lives.num_engines == 2
+    assert scripted.num_engines == 2
 
 
-async def test_many_requests_survive_many_deaths(model: Path) -> None:
-    lives = Lives(before_step=Fate(*range(9, 300, 29)), max_num_seqs=3)
+async def test_many_requests_survive_many_kills(model: Path) -> None:
+    scripted = ScriptedEngines(before_step=KilledInSteps(*range(9, 300, 29)), max_num_seqs=3)
     recorder = Recorder()
-    async with engine_on(model, lives, observer=recorder) as engine:
+    async with engine_on(model, scripted, observer=recorder) as engine:
         streams = [engine.submit(request("x" * n, max_tokens=n, n=1 + n % 2)) for n in range(1, 21)]
         results = await asyncio.gather(*(texts(stream) for stream in streams))
     alphabets = "abcdefghijklmnopqrstuvwxyz"
@@ -345,65 +345,65 @@ def added_as(choice: LiveChoice, **changes: Any) -> Any:
 
 
 @asynccontextmanager
-async def engine_between_lives(
+async def engine_being_replaced(
     model: Path, *, num_running: int = 1, observer: Any = None, **options: Any
-) -> AsyncIterator[tuple[AsyncEngine, Lives, list[Any]]]:
-    """An engine that waits for its second life, and the streams that were in flight when the first one ended."""
-    lives = Lives(before_step=Fate(4), max_num_seqs=2)
-    lives.may_load.clear()
-    async with engine_on(model, lives, observer=observer, **options) as engine:
+) -> AsyncIterator[tuple[AsyncEngine, ScriptedEngines, list[Any]]]:
+    """An engine whose successor has yet to load, and the streams that were in flight when it ended."""
+    scripted = ScriptedEngines(before_step=KilledInSteps(4), max_num_seqs=2)
+    scripted.may_load.clear()
+    async with engine_on(model, scripted, observer=observer, **options) as engine:
         streams = [engine.submit(request("hi", max_tokens=10, timeout_s=30)) for _ in range(num_running)]
-        await until(lambda: engine.state == "restarting" and lives.num_engines == 2)
-        yield engine, lives, streams
+        await until(lambda: engine.state == "restarting" and scripted.num_engines == 2)
+        yield engine, scripted, streams
 
 
 async def test_requests_are_admitted_meanwhile_and_answered_after_those_that_ran(model: Path) -> None:
-    async with engine_between_lives(model) as (engine, lives, (stream,)):
+    async with engine_being_replaced(model) as (engine, scripted, (stream,)):
         assert engine.info.max_num_seqs == 2
         assert await engine.wait_ready() == engine.info
         assert engine.num_running == 0
         late = engine.submit(request("late", max_tokens=2))
         assert engine.num_queued == 2
-        lives.may_load.set()
+        scripted.may_load.set()
         assert await texts(stream) == {0: "abcdefghij"}
         assert await texts(late) == {0: "ab"}
         assert engine.state == "ready"
-    assert [len(new.token_ids) for new in lives.introduced(1)] == [5, 4]
+    assert [len(new.token_ids) for new in scripted.introduced(1)] == [5, 4]
 
 
 async def test_the_queue_is_bounded_meanwhile(model: Path) -> None:
-    async with engine_between_lives(model, max_queue_len=2) as (engine, lives, (stream,)):
+    async with engine_being_replaced(model, max_queue_len=2) as (engine, scripted, (stream,)):
         late = engine.submit(request(max_tokens=1, n=3))
         with pytest.raises(QueueFullError):
             engine.submit(request(max_tokens=1))
-        lives.may_load.set()
+        scripted.may_load.set()
         assert await texts(late) == {0: "a", 1: "a", 2: "a"}
         assert await texts(stream) == {0: "abcdefghij"}
 
 
 async def test_prompts_that_were_running_wait_again_meanwhile(model: Path) -> None:
-    async with engine_between_lives(model, max_queue_len=5, max_queue_tokens=2) as (engine, lives, (stream,)):
+    async with engine_being_replaced(model, max_queue_len=5, max_queue_tokens=2) as (engine, scripted, (stream,)):
         with pytest.raises(QueueFullError, match="2 tokens of prompts wait"):
             engine.submit(request("x"))
-        lives.may_load.set()
+        scripted.may_load.set()
         assert await texts(stream) == {0: "abcdefghij"}
         assert await texts(engine.submit(request("x", max_tokens=1))) == {0: "a"}
 
 
 async def test_an_aborted_request_is_not_taken_up_again(model: Path) -> None:
     recorder = Recorder()
-    async with engine_between_lives(model, num_running=2, observer=recorder) as (_, lives, (gone, kept)):
+    async with engine_being_replaced(model, num_running=2, observer=recorder) as (_, scripted, (gone, kept)):
         gone.abort()
-        lives.may_load.set()
+        scripted.may_load.set()
         assert await texts(kept) == {0: "abcdefghij"}
         assert await texts(gone) == {}
-    assert len(lives.introduced(1)) == 1
+    assert len(scripted.introduced(1)) == 1
     assert sorted(outcome for outcome, *_ in recorder.done) == ["abort", "length"]
     assert recorder.resumed == 1
 
 
-async def test_who_comes_and_goes_meanwhile_is_counted_as_waiting(model: Path) -> None:
-    async with engine_between_lives(model, num_running=2) as (engine, _, (gone, _kept)):
+async def test_requests_that_come_and_go_meanwhile_are_counted_as_waiting(model: Path) -> None:
+    async with engine_being_replaced(model, num_running=2) as (engine, _, (gone, _kept)):
         assert engine.stats.num_waiting == 2
         late = engine.submit(request(max_tokens=1, n=3))
         assert engine.stats.num_waiting == 5
@@ -413,55 +413,55 @@ async def test_who_comes_and_goes_meanwhile_is_counted_as_waiting(model: Path) -
 
 
 async def test_a_deadline_passes_meanwhile(model: Path) -> None:
-    async with engine_between_lives(model) as (engine, lives, (stream,)):
+    async with engine_being_replaced(model) as (engine, scripted, (stream,)):
         hasty = engine.submit(request(timeout_s=0.01))
         with pytest.raises(RequestTimeoutError):
             await texts(hasty)
-        lives.may_load.set()
+        scripted.may_load.set()
         assert await texts(stream) == {0: "abcdefghij"}
-    assert len(lives.introduced(1)) == 1
+    assert len(scripted.introduced(1)) == 1
 
 
 async def test_a_drain_waits_for_the_next_engine(model: Path) -> None:
-    async with engine_between_lives(model) as (engine, lives, (stream,)):
+    async with engine_being_replaced(model) as (engine, scripted, (stream,)):
         engine.start_draining()
         assert engine.state == "draining"
         with pytest.raises(EngineUnavailableError, match="takes no new requests"):
             engine.submit(request())
         assert not await engine.drained(0)
-        lives.may_load.set()
+        scripted.may_load.set()
         assert await engine.drained(10)
         assert await texts(stream) == {0: "abcdefghij"}
 
 
 async def test_closing_does_not_wait_for_the_next_engine(model: Path) -> None:
-    async with engine_between_lives(model) as (engine, lives, (stream,)):
+    async with engine_being_replaced(model) as (engine, scripted, (stream,)):
         closing = asyncio.create_task(engine.aclose())
         with pytest.raises(EngineUnavailableError, match="shutting down"):
             await texts(stream)
-        lives.may_load.set()
+        scripted.may_load.set()
         await closing
-    assert lives.num_engines == 2
+    assert scripted.num_engines == 2
 
 
 async def test_closing_while_waiting_to_restart_starts_nothing(model: Path) -> None:
-    lives = Lives(before_step=Fate(3))
-    lives.later_failure = ModelLoadError("no memory")
-    async with engine_on(model, lives, max_engine_restarts=100) as engine:
+    scripted = ScriptedEngines(before_step=KilledInSteps(3))
+    scripted.later_failure = ModelLoadError("no memory")
+    async with engine_on(model, scripted, max_engine_restarts=100) as engine:
         stream = engine.submit(request(max_tokens=10))
-        await until(lambda: lives.num_engines == 3)  # the next one comes a second later
+        await until(lambda: scripted.num_engines == 3)  # the next one comes a second later
         await engine.aclose()
         with pytest.raises(EngineUnavailableError, match="shutting down"):
             await texts(stream)
-    assert lives.num_engines == 3
+    assert scripted.num_engines == 3
 
 
-# --- the guilty -----------------------------------------------------------------------------------------
+# --- requests that end engines --------------------------------------------------------------------------
 
 
 async def test_a_request_that_ends_engines_is_given_up_and_no_other_is(model: Path) -> None:
-    recorder, lives = Recorder(), Lives(before_step=ends_engines(b"poison"), max_num_seqs=8)
-    async with engine_on(model, lives, observer=recorder) as engine:
+    recorder, scripted = Recorder(), ScriptedEngines(before_step=ends_engines(b"poison"), max_num_seqs=8)
+    async with engine_on(model, scripted, observer=recorder) as engine:
         prompts = ["a", "b", "poison", "c", "d", "e"]
         streams = {prompt: engine.submit(request(prompt, max_tokens=20)) for prompt in prompts}
         with pytest.raises(RequestFailedError, match="the engine ended again while it ran this request"):
@@ -474,8 +474,8 @@ async def test_a_request_that_ends_engines_is_given_up_and_no_other_is(model: Pa
 
 
 async def test_all_choices_of_a_request_that_ends_engines_are_given_up(model: Path) -> None:
-    recorder, lives = Recorder(), Lives(before_step=ends_engines(b"poison"))
-    async with engine_on(model, lives, observer=recorder) as engine:
+    recorder, scripted = Recorder(), ScriptedEngines(before_step=ends_engines(b"poison"))
+    async with engine_on(model, scripted, observer=recorder) as engine:
         poison = engine.submit(request("poison", n=3))
         other = engine.submit(request(max_tokens=3))
         with pytest.raises(RequestFailedError, match="ended again"):
@@ -487,8 +487,8 @@ async def test_all_choices_of_a_request_that_ends_engines_are_given_up(model: Pa
 
 async def test_several_that_end_engines_are_all_found(model: Path) -> None:
     """Each conviction is of use: the one restart in vain that is allowed is enough."""
-    recorder, lives = Recorder(), Lives(before_step=ends_engines(b"p1", b"p2", b"p3"))
-    async with engine_on(model, lives, observer=recorder, max_engine_restarts=1) as engine:
+    recorder, scripted = Recorder(), ScriptedEngines(before_step=ends_engines(b"p1", b"p2", b"p3"))
+    async with engine_on(model, scripted, observer=recorder, max_engine_restarts=1) as engine:
         streams = [engine.submit(request(prompt, max_tokens=4)) for prompt in ("p1", "p2", "x", "y", "p3", "z")]
         results = await asyncio.gather(*(texts(stream) for stream in streams), return_exceptions=True)
     assert [type(result) for result in results] == [
@@ -498,10 +498,10 @@ async def test_several_that_end_engines_are_all_found(model: Path) -> None:
     assert recorder.quarantined == 3
 
 
-async def test_an_engine_that_keeps_dying_fails_every_waiter(model: Path) -> None:
-    lives = Lives(before_step=Fate(3))
-    lives.later_failure = ModelLoadError("no memory")
-    async with engine_on(model, lives, max_engine_restarts=1) as engine:
+async def test_an_engine_that_keeps_ending_fails_every_waiter(model: Path) -> None:
+    scripted = ScriptedEngines(before_step=KilledInSteps(3))
+    scripted.later_failure = ModelLoadError("no memory")
+    async with engine_on(model, scripted, max_engine_restarts=1) as engine:
         stream = engine.submit(request(max_tokens=10))
         with pytest.raises(EngineUnavailableError, match=r"2 times in a row .*max_engine_restarts is 1.*no memory"):
             await texts(stream)
@@ -514,20 +514,20 @@ async def test_an_engine_that_keeps_dying_fails_every_waiter(model: Path) -> Non
 
 
 async def test_an_engine_that_cannot_be_started_just_now_is_started_later(model: Path) -> None:
-    recorder, lives = Recorder(), Lives(before_step=Fate(3))
-    lives.start_failures = [OSError(12, "Cannot allocate memory")]
-    async with engine_on(model, lives, observer=recorder) as engine:
+    recorder, scripted = Recorder(), ScriptedEngines(before_step=KilledInSteps(3))
+    scripted.start_failures = [OSError(12, "Cannot allocate memory")]
+    async with engine_on(model, scripted, observer=recorder) as engine:
         assert await texts(engine.submit(request(max_tokens=10))) == {0: "abcdefghij"}
-    assert (recorder.restarts, lives.num_engines) == (2, 2)
+    assert (recorder.restarts, scripted.num_engines) == (2, 2)
 
 
-async def test_without_restarts_the_first_death_is_the_end(model: Path) -> None:
-    lives = Lives(before_step=Fate(3))
-    async with engine_on(model, lives, max_engine_restarts=0) as engine:
+async def test_without_restarts_the_first_end_is_the_last(model: Path) -> None:
+    scripted = ScriptedEngines(before_step=KilledInSteps(3))
+    async with engine_on(model, scripted, max_engine_restarts=0) as engine:
         with pytest.raises(EngineUnavailableError, match="the engine thread ended"):
             await texts(engine.submit(request(max_tokens=10)))
         assert engine.state == "dead"
-    assert lives.num_engines == 1
+    assert scripted.num_engines == 1
 
 
 # --- the sizes ------------------------------------------------------------------------------------------
@@ -535,26 +535,26 @@ async def test_without_restarts_the_first_death_is_the_end(model: Path) -> None:
 
 async def test_the_next_engine_is_told_the_sizes_of_the_first(model: Path) -> None:
     sizes: dict[str, Any] = {"max_model_len": 100, "max_num_seqs": 3, "max_num_batched_tokens": 50, "block_size": 4}
-    lives = Lives(before_step=Fate(2), kv_cache_bytes=12345, num_kv_blocks=77, **sizes)
-    async with engine_on(model, lives) as engine:
+    scripted = ScriptedEngines(before_step=KilledInSteps(2), kv_cache_bytes=12345, num_kv_blocks=77, **sizes)
+    async with engine_on(model, scripted) as engine:
         await texts(engine.submit(request(max_tokens=3)))
-    first, second = lives.configs
+    first, second = scripted.configs
     assert (first.max_num_seqs, first.kv_cache_memory) == (None, None)
     assert {name: getattr(second, name) for name in sizes} == sizes
     assert second.kv_cache_memory == 12345
 
 
 async def test_how_long_it_took_to_load_makes_no_difference(model: Path) -> None:
-    lives = Lives(before_step=Fate(2))
-    lives.later_info = {"load_time_s": 99.0}
-    async with engine_on(model, lives) as engine:
+    scripted = ScriptedEngines(before_step=KilledInSteps(2))
+    scripted.later_info = {"load_time_s": 99.0}
+    async with engine_on(model, scripted) as engine:
         assert await texts(engine.submit(request(max_tokens=3))) == {0: "abc"}
 
 
 async def test_an_engine_that_is_not_like_the_first_ends_everything(model: Path) -> None:
-    lives = Lives(before_step=Fate(2))
-    lives.later_info = {"dtype": "bfloat16"}
-    async with engine_on(model, lives) as engine:
+    scripted = ScriptedEngines(before_step=KilledInSteps(2))
+    scripted.later_info = {"dtype": "bfloat16"}
+    async with engine_on(model, scripted) as engine:
         with pytest.raises(EngineUnavailableError, match="dtype is 'bfloat16' instead of 'float32'"):
             await texts(engine.submit(request(max_tokens=3)))
         with pytest.raises(ModelLoadError, match="dtype"):
@@ -576,14 +576,14 @@ class HangsOnce:
     """The step of this number does not end before its engine is killed."""
 
     def __init__(self, step: int) -> None:
-        self.lives: Lives | None = None
+        self.scripted: ScriptedEngines | None = None
         self._num_left = step
 
     def __call__(self, plan: StepPlan) -> None:
         self._num_left -= 1
         if self._num_left == 0:
-            assert self.lives is not None
-            assert self.lives.killed.wait(30), "nobody noticed"
+            assert self.scripted is not None
+            assert self.scripted.killed.wait(30), "nobody noticed"
             raise Killed
 
 
@@ -592,11 +592,11 @@ async def test_an_engine_whose_step_does_not_end_is_replaced_and_that_is_its_own
     model: Path, ends: list[EngineEnd]
 ) -> None:
     hangs = HangsOnce(3)
-    hangs.lives = lives = Lives(before_step=hangs)
-    async with engine_on(model, lives, step_timeout_s=0.5) as engine:
+    hangs.scripted = scripted = ScriptedEngines(before_step=hangs)
+    async with engine_on(model, scripted, step_timeout_s=0.5) as engine:
         assert await texts(engine.submit(request(max_tokens=6))) == {0: "abcdef"}
-    assert lives.killed.is_set()
-    assert lives.num_engines == 2
+    assert scripted.killed.is_set()
+    assert scripted.num_engines == 2
     assert [end.was_killed for end in ends] == [False]
 
 
@@ -607,19 +607,19 @@ async def test_an_engine_without_signs_of_life_is_replaced_and_may_have_been_sto
     monkeypatch.setattr("orcinus.engine.supervision.engine_process.HEARTBEAT_S", 60.0)
     monkeypatch.setattr("orcinus.engine.supervision.liveness.SILENCE_S", 0.3)
     hangs = HangsOnce(3)
-    hangs.lives = lives = Lives(before_step=hangs)
-    async with engine_on(model, lives, step_timeout_s=0) as engine:
+    hangs.scripted = scripted = ScriptedEngines(before_step=hangs)
+    async with engine_on(model, scripted, step_timeout_s=0) as engine:
         assert await texts(engine.submit(request(max_tokens=6))) == {0: "abcdef"}
-    assert lives.num_engines == 2
+    assert scripted.num_engines == 2
     assert [end.was_killed for end in ends] == [True]
 
 
 @pytest.mark.usefixtures("fast_clocks")
 async def test_an_idle_engine_is_left_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orcinus.engine.supervision.liveness.SILENCE_S", 0.9)
-    lives = Lives()
+    scripted = ScriptedEngines()
     recorder = Recorder()
-    async with engine_on(model, lives, step_timeout_s=0.5, observer=recorder):
+    async with engine_on(model, scripted, step_timeout_s=0.5, observer=recorder):
         await until(lambda: recorder.steps > 100)
-    assert not lives.killed.is_set()
-    assert lives.num_engines == 1
+    assert not scripted.killed.is_set()
+    assert scripted.num_engines == 1

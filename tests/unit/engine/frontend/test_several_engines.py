@@ -13,7 +13,7 @@ from orcinus.engine.frontend.async_engine import AsyncEngine
 from orcinus.engine.messages import StepPlan
 from tests.unit.engine.fakes import write_byte_tokenizer
 from tests.unit.engine.frontend.test_async_engine import Gate, Recorder, request, texts, until
-from tests.unit.engine.frontend.test_engine_ends import Fate, Lives, ends_engines, engine_on
+from tests.unit.engine.frontend.test_engine_ends import KilledInSteps, ScriptedEngines, ends_engines, engine_on
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -28,13 +28,13 @@ def model(tmp_path: Path) -> Path:
     return write_byte_tokenizer(tmp_path / "model")
 
 
-def prompts_of(lives: Lives, engine: int = 0) -> list[str]:
-    return [bytes(new.token_ids[: new.num_prompt_tokens]).decode() for new in lives.introduced(engine)]
+def prompts_of(scripted: ScriptedEngines, engine: int = 0) -> list[str]:
+    return [bytes(new.token_ids[: new.num_prompt_tokens]).decode() for new in scripted.introduced(engine)]
 
 
-def gated(**info: Any) -> tuple[Lives, Gate]:
+def gated(**info: Any) -> tuple[ScriptedEngines, Gate]:
     gate = Gate()
-    return Lives(before_step=gate, **info), gate
+    return ScriptedEngines(before_step=gate, **info), gate
 
 
 async def in_slots(engine: AsyncEngine, *numbers: int) -> None:
@@ -61,11 +61,11 @@ async def test_requests_go_to_the_engine_with_the_least_load_as_a_whole(model: P
 async def test_seeds_follow_the_order_of_arrival_and_not_the_engine(model: Path) -> None:
     seeds = []
     for number in (1, 2):
-        several = [Lives() for _ in range(number)]
+        several = [ScriptedEngines() for _ in range(number)]
         async with engine_on(model, *several) as engine:
             streams = [engine.submit(request(f"{i}", max_tokens=1)) for i in range(4)]
             await asyncio.gather(*map(texts, streams))
-        introduced = [new for lives in several for new in lives.introduced(0)]
+        introduced = [new for scripted in several for new in scripted.introduced(0)]
         seeds.append({bytes(new.token_ids): new.sampling.seed for new in introduced})
     assert len(seeds[0]) == 4
     assert seeds[0] == seeds[1]
@@ -73,7 +73,7 @@ async def test_seeds_follow_the_order_of_arrival_and_not_the_engine(model: Path)
 
 async def test_slots_and_queue_are_those_of_both_engines(model: Path) -> None:
     several = [gated(max_num_seqs=2) for _ in range(2)]
-    async with engine_on(model, *(lives for lives, _ in several), max_queue_len=3) as engine:
+    async with engine_on(model, *(scripted for scripted, _ in several), max_queue_len=3) as engine:
         streams = [engine.submit(request(max_tokens=1)) for _ in range(7)]
         with pytest.raises(QueueFullError):
             engine.submit(request(max_tokens=1))
@@ -84,7 +84,7 @@ async def test_slots_and_queue_are_those_of_both_engines(model: Path) -> None:
 
 async def test_an_aborted_and_a_late_request_free_the_slots_of_their_own_engine(model: Path) -> None:
     several = [gated(), gated()]
-    async with engine_on(model, *(lives for lives, _ in several)) as engine:
+    async with engine_on(model, *(scripted for scripted, _ in several)) as engine:
         streams = [engine.submit(request(max_tokens=200)) for _ in range(4)]
         late = engine.submit(request(max_tokens=200, timeout_s=0.01))
         for _, gate in several:
@@ -117,7 +117,7 @@ class RunsOnceWith:
 
 async def test_numbers_are_those_of_both_engines(model: Path) -> None:
     gates = [RunsOnceWith(2), RunsOnceWith(1)]
-    recorder, several = Recorder(), [Lives(before_step=gate, num_kv_blocks=16) for gate in gates]
+    recorder, several = Recorder(), [ScriptedEngines(before_step=gate, num_kv_blocks=16) for gate in gates]
     async with engine_on(model, *several, observer=recorder) as engine:
         streams = [engine.submit(request(max_tokens=9)) for _ in range(3)]
         for gate in gates:
@@ -141,7 +141,7 @@ async def test_numbers_are_those_of_both_engines(model: Path) -> None:
 async def test_choices_of_an_engine_that_ended_go_on_in_its_successor_and_the_other_is_not_disturbed(
     model: Path,
 ) -> None:
-    recorder, first, second = Recorder(), Lives(before_step=Fate(4)), Lives()
+    recorder, first, second = Recorder(), ScriptedEngines(before_step=KilledInSteps(4)), ScriptedEngines()
     async with engine_on(model, first, second, observer=recorder) as engine:
         streams = [engine.submit(request(prompt, max_tokens=20)) for prompt in ("in first", "in second")]
         for stream in streams:
@@ -152,7 +152,7 @@ async def test_choices_of_an_engine_that_ended_go_on_in_its_successor_and_the_ot
 
 
 async def test_while_one_engine_is_replaced_the_other_serves_and_takes_all_new_requests(model: Path) -> None:
-    first, second = Lives(before_step=Fate(4)), Lives()
+    first, second = ScriptedEngines(before_step=KilledInSteps(4)), ScriptedEngines()
     first.may_load.clear()
     async with engine_on(model, first, second) as engine:
         waiting = engine.submit(request("waits", max_tokens=9))
@@ -169,24 +169,24 @@ async def test_while_one_engine_is_replaced_the_other_serves_and_takes_all_new_r
 
 
 async def test_while_both_are_replaced_requests_wait(model: Path) -> None:
-    several = [Lives(before_step=Fate(2)), Lives(before_step=Fate(2))]
-    for lives in several:
-        lives.may_load.clear()
+    several = [ScriptedEngines(before_step=KilledInSteps(2)), ScriptedEngines(before_step=KilledInSteps(2))]
+    for scripted in several:
+        scripted.may_load.clear()
     async with engine_on(model, *several) as engine:
         streams = [engine.submit(request(max_tokens=5)) for _ in range(2)]
-        await until(lambda: all(lives.num_engines == 2 for lives in several))
+        await until(lambda: all(scripted.num_engines == 2 for scripted in several))
         assert engine.state == "restarting"
         with pytest.raises(EngineUnavailableError, match="restarting"):
             engine.check_ready()
         streams += [engine.submit(request(max_tokens=5)) for _ in range(2)]
-        for lives in several:
-            lives.may_load.set()
+        for scripted in several:
+            scripted.may_load.set()
         assert [await texts(stream) for stream in streams] == [{0: "abcde"}] * 4
-    assert [len(prompts_of(lives, 1)) for lives in several] == [2, 2]
+    assert [len(prompts_of(scripted, 1)) for scripted in several] == [2, 2]
 
 
 async def test_a_request_that_ends_its_engine_is_given_up_and_costs_the_other_nothing(model: Path) -> None:
-    recorder, first, second = Recorder(), Lives(before_step=ends_engines(b"poison")), Lives()
+    recorder, first, second = Recorder(), ScriptedEngines(before_step=ends_engines(b"poison")), ScriptedEngines()
     async with engine_on(model, first, second, observer=recorder) as engine:
         prompts = ["poison", "a", "b", "c"]
         poison, *others = [engine.submit(request(prompt, max_tokens=20)) for prompt in prompts]
@@ -200,7 +200,11 @@ async def test_a_request_that_ends_its_engine_is_given_up_and_costs_the_other_no
 
 
 async def test_an_engine_that_is_lost_takes_what_it_had_with_it_and_the_other_goes_on(model: Path) -> None:
-    recorder, first, second = Recorder(), Lives(before_step=Fate(3)), Lives(before_step=Fate(40))
+    recorder, first, second = (
+        Recorder(),
+        ScriptedEngines(before_step=KilledInSteps(3)),
+        ScriptedEngines(before_step=KilledInSteps(40)),
+    )
     async with engine_on(model, first, second, observer=recorder, max_engine_restarts=0) as engine:
         lost, kept = [engine.submit(request(max_tokens=20)) for _ in range(2)]
         with pytest.raises(EngineUnavailableError, match="the engine thread ended"):
@@ -218,7 +222,7 @@ async def test_an_engine_that_is_lost_takes_what_it_had_with_it_and_the_other_go
 
 
 async def test_an_engine_that_is_not_like_the_other_is_not_used(model: Path) -> None:
-    first, second = Lives(), Lives(max_model_len=99)
+    first, second = ScriptedEngines(), ScriptedEngines(max_model_len=99)
     async with engine_on(model, first, second) as engine:
         for _ in range(3):
             assert await texts(engine.submit(request(max_tokens=2))) == {0: "ab"}
@@ -230,7 +234,7 @@ async def test_an_engine_that_is_not_like_the_other_is_not_used(model: Path) -> 
 
 async def test_a_drain_waits_for_what_both_have(model: Path) -> None:
     several = [gated(), gated()]
-    async with engine_on(model, *(lives for lives, _ in several)) as engine:
+    async with engine_on(model, *(scripted for scripted, _ in several)) as engine:
         streams = [engine.submit(request(max_tokens=2)) for _ in range(2)]
         engine.start_draining()
         for _, gate in several:
@@ -242,7 +246,7 @@ async def test_a_drain_waits_for_what_both_have(model: Path) -> None:
 
 async def test_closing_ends_both_engines_and_all_that_they_had(model: Path) -> None:
     several = [gated(), gated()]
-    async with engine_on(model, *(lives for lives, _ in several)) as engine:
+    async with engine_on(model, *(scripted for scripted, _ in several)) as engine:
         assert engine_threads() == 2
         streams = [engine.submit(request()) for _ in range(2)]
         closing = asyncio.create_task(engine.aclose())
