@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.effort import register_profiles
+from tests.effort import compute_with_one_thread, register_profiles
 from tests.server_process import LIGHT, ServerProcess, StartServer
 
 NUM_SLOW = pytest.StashKey[int]()
 
+compute_with_one_thread()
 register_profiles()
 
 

@@ -1,9 +1,11 @@
 """How much the tests try: what `make test` leaves to `make test-all`.
 
 Two things differ. Tests marked `slow` are left out, and what grows with a number (examples, samples) does less: the
-hypothesis profile in force says how much, `quick` or `thorough`. Knows nothing of what is tested.
+hypothesis profile in force says how much, `quick` or `thorough`. Either way tests and servers compute with one thread,
+unless they ask for more. Knows nothing of what is tested.
 """
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +13,15 @@ import pytest
 from hypothesis import settings
 
 PROFILES = {"quick": 20, "thorough": 100}  # examples of a test that asks for no number of its own
+
+
+def compute_with_one_thread() -> None:
+    """Give torch in this process, if it has yet to be imported, and in those that it starts, one thread each.
+
+    Two threads of OpenMP on cores that others want, too, wait for each other most of the time: tiny models then take
+    thirty times as long.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def register_profiles() -> None:
