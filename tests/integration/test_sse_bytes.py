@@ -40,7 +40,7 @@ EXAMPLES = settings(
 
 
 def post(server: ServerProcess, path: str, body: dict[str, Any]) -> httpx.Response:
-    response = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+    response = server.http.post(path, json=body, timeout=60)
     assert response.status_code == 200, response.text
     return response
 
