@@ -84,8 +84,6 @@ print("within", flush=True)
 write_at(ctypes.c_void_p(memory.data_ptr()), ctypes.c_long(100))
 """
     environment = {**os.environ, **ADDRESS.options, "LD_PRELOAD": str(runtime_of(ADDRESS))}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "within\n"
     assert "heap-buffer-overflow" in done.stderr
