@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.effort import scaled
 from tests.integration.faulty_server import FATAL_SEED, HANGING_SEED
 from tests.server_process import LIGHT, PATIENCE_S, ServerProcess, StartServer, is_alive, until
 
@@ -212,11 +213,10 @@ def assert_undisturbed(server: ServerProcess, twins: Twins, disturb: Callable[[]
 
 
 @pytest.mark.timeout(900)  # on a machine that is busy
-@pytest.mark.slow
 def test_an_engine_killed_again_and_again_makes_no_difference_to_any_answer(
     float_server: ServerProcess, twins: Twins
 ) -> None:
-    server, num_kills = float_server, 3
+    server, num_kills = float_server, scaled(3)
     before = {name: server.metric(name) for name in ("orcinus_engine_restarts_total", "orcinus_requests_resumed_total")}
 
     def kill() -> None:

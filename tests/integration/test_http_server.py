@@ -118,15 +118,16 @@ def test_health_answers_within_a_second_while_a_huge_body_is_worked_on(server: S
     assert slowest < 1
 
 
-@pytest.mark.slow
-def test_idle_server_exits_within_5_seconds_of_sigterm_or_ctrl_c(start_light_server: StartServer) -> None:
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        server = start_light_server()
-        assert server.get("/ready").status_code == 200
-        started = time.monotonic()
-        os.kill(server.pid, stop)
-        assert server.wait() == 0
-        assert time.monotonic() - started < 5
+@pytest.mark.parametrize("stop", slow_but_for([signal.SIGTERM, signal.SIGINT], signal.SIGTERM))
+def test_idle_server_exits_within_5_seconds_of_sigterm_or_ctrl_c(
+    start_light_server: StartServer, stop: signal.Signals
+) -> None:
+    server = start_light_server()
+    assert server.get("/ready").status_code == 200
+    started = time.monotonic()
+    os.kill(server.pid, stop)
+    assert server.wait() == 0
+    assert time.monotonic() - started < 5
 
 
 def test_a_killed_engine_that_may_not_be_replaced_ends_the_server_with_a_code(start_light_server: StartServer) -> None:

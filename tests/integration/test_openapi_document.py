@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import BaseSchema, Case, GenerationMode
 from schemathesis.checks import positive_data_acceptance
 
+from tests.effort import scaled
 from tests.server_process import ServerProcess
 
 NUM_EXAMPLES = 20
@@ -69,7 +70,7 @@ def document(brief_server: ServerProcess) -> BaseSchema:
 
 def check(document: BaseSchema, path: str, method: str, mode: GenerationMode) -> None:
     bounds = settings(
-        max_examples=NUM_EXAMPLES,
+        max_examples=scaled(NUM_EXAMPLES),
         deadline=None,
         derandomize=True,
         database=None,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
 from tests.conformance.sse import DONE, read_chunks, read_events
+from tests.effort import scaled
 from tests.server_process import ServerProcess
 
 # Lone surrogates are no text; the rest of Unicode is, line separators and what looks like an event included.
@@ -35,7 +36,10 @@ DETAILS = st.fixed_dictionaries(
     {}, optional={"logprobs": st.integers(0, 3), "echo": st.booleans(), "return_token_ids": st.booleans()}
 )
 EXAMPLES = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=scaled(30),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

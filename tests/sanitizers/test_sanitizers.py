@@ -41,7 +41,17 @@ def run_tests(sanitizer: Sanitizer, folder: Path, *tests: str) -> subprocess.Com
     library = folder / "kernels.so"
     compile_with(sanitizer.flags, library)
     environment = {**os.environ, **sanitizer.options, "LD_PRELOAD": str(runtime_of(sanitizer)), LIBRARY: str(library)}
-    pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "tests.sanitizers.library", "-p", "no:cacheprovider"]
+    pytest_run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "tests.sanitizers.library",
+        "-p",
+        "no:cacheprovider",
+        "--capture=sys",
+    ]
     options = ["--hypothesis-profile", "quick", "--timeout", "900", "-k", NOT_OURS]
     # Without addresses at random, for which the runtimes of older compilers have no room.
     fixed = ["setarch", platform.machine(), "--addr-no-randomize"] if shutil.which("setarch") else []
