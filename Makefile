@@ -18,6 +18,9 @@ DEV_STAMP := $(VENV)/.installed-dev
 CLIENTS_VENV := .venv-clients
 CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 
+# What leaves out the slow tests, and has the others try fewer examples.
+QUICK := -m 'not slow' --hypothesis-profile quick
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -41,9 +44,25 @@ serve: $(RUN_STAMP) ## Install what serving needs, and serve the demo model on p
 .PHONY: clients
 clients: $(CLIENTS_STAMP) ## Make .venv-clients with the client libraries that the tests use
 
+.PHONY: unit
+unit: $(DEV_STAMP) ## The quick tests that start no server: while you work
+	$(BIN)/python -m pytest $(QUICK) tests/unit $(ARGS)
+
 .PHONY: test
-test: $(DEV_STAMP) $(CLIENTS_STAMP) ## Run the tests
+test: $(DEV_STAMP) ## The quick tests: what a change is most likely to break, in a few minutes
+	$(BIN)/python -m pytest $(QUICK) $(ARGS)
+
+.PHONY: test-all
+test-all: $(DEV_STAMP) $(CLIENTS_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: sanitize
+sanitize: $(DEV_STAMP) ## The native kernels with strict warnings, and under sanitizers
+	$(BIN)/python -m pytest tests/sanitizers $(ARGS)
+
+.PHONY: cover
+cover: $(DEV_STAMP) ## What the quick tests cover, in all processes
+	$(BIN)/python -m pytest $(QUICK) --cov --cov-report term $(ARGS)
 
 .PHONY: chaos
 chaos: $(DEV_STAMP) ## Clients and faults of every kind on a real server, for MINUTES (10): the accounts must be even

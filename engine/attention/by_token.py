@@ -16,12 +16,12 @@ from orcinus.engine.kernels.library import Library
 
 
 def token_by_token(backend: AttentionBackend) -> AttentionBackend:
-    """On a CPU, the same attention with results that are a function of a token's own sequence, whatever its chunk."""
+    """Return the same attention, on a CPU, with results that depend on a token's own sequence and not on its chunk."""
     return NativeTokenBackend(backend.library) if isinstance(backend, NativeBackend) else TorchTokenBackend()
 
 
-class _ByToken:
-    """The tokens of a step as sequences of their own, each of which ends with its token."""
+class _TokenMetadata:
+    """Holds a step's metadata with each token as the last one of a sequence of its own."""
 
     def __init__(self) -> None:
         self._last: dict[int, tuple[AttentionMetadata, AttentionMetadata]] = {}  # by cache group
@@ -30,12 +30,12 @@ class _ByToken:
         """Return the same object in all layers of a step and a cache group."""
         whole, tokens = self._last.get(meta.group, (None, meta))
         if whole is not meta:
-            tokens = _apart(meta)
+            tokens = _metadata_by_token(meta)
             self._last[meta.group] = meta, tokens
         return tokens
 
 
-def _apart(meta: AttentionMetadata) -> AttentionMetadata:
+def _metadata_by_token(meta: AttentionMetadata) -> AttentionMetadata:
     if meta.num_decodes == meta.num_seqs:
         return meta
     num_tokens = meta.query_start[-1]
@@ -61,7 +61,7 @@ class NativeTokenBackend(NativeBackend):
     def __init__(self, library: Library) -> None:
         super().__init__(library)
         self.name = f"{self.name}-by-token"
-        self._tokens = _ByToken()
+        self._tokens = _TokenMetadata()
 
     def set_step(self, meta: AttentionMetadata) -> None:
         super().set_step(self._tokens.of(meta))
@@ -74,7 +74,7 @@ class TorchTokenBackend(TorchBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self._tokens = _ByToken()
+        self._tokens = _TokenMetadata()
 
     def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
         return super().attend(layer, query, spec, self._tokens.of(meta))

@@ -48,8 +48,8 @@ def allocate_cache(
     return layers
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, because a masked slot still meets a weight of 0, and 0 * NaN is NaN.
+def allocate_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros, because a masked slot still meets a weight of 0, and 0 * NaN is NaN.
 
     On a CPU the pages come from the kernel as zeros when they are touched, which torch.zeros does at once.
     """
@@ -59,5 +59,6 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
 
 def scrub_blocks(layer: LayerCache, block_ids: Tensor) -> None:
+    """Make the blocks finite: NaN and infinities become 0."""
     for cached in (layer.keys, layer.values):
         cached[block_ids] = torch.nan_to_num(cached[block_ids], 0.0, 0.0, 0.0)

@@ -13,7 +13,7 @@ from orcinus.engine.attention.interface import AttentionSpec
 
 
 def causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """(num_queries, num_keys), True where the query sees the key; the last query is the last key's."""
+    """Return (num_queries, num_keys), True where the query sees the key; the last query is the last key's."""
     query = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
     key = torch.arange(num_keys, device=device).unsqueeze(0)
     mask = key <= query
@@ -21,12 +21,12 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None, device: tor
 
 
 def heads_first(tokens: Tensor) -> Tensor:
-    """(num_tokens, heads, dim) -> (1, heads, num_tokens, dim), a view."""
+    """Return a view of (num_tokens, heads, dim) as (1, heads, num_tokens, dim)."""
     return tokens.transpose(0, 1).unsqueeze(0)
 
 
 def attend_dense(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spec: AttentionSpec) -> Tensor:
-    """One sequence: (1, heads, queries, dim) over (1, kv_heads, keys, dim) -> (queries, heads, value_dim)."""
+    """Attend over one sequence: (1, heads, queries, dim), (1, kv_heads, keys, dim) -> (queries, heads, value_dim)."""
     groups = query.shape[1] // keys.shape[1]
     if groups > 1:
         keys = keys.repeat_interleave(groups, dim=1)
@@ -38,7 +38,7 @@ def attend_dense(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spec
 def scaled_dot_product(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, *, spec: AttentionSpec, sinks: Tensor | None
 ) -> Tensor:
-    """(batch, heads, queries, dim) each; `mask` is boolean and broadcasts, `sinks` broadcasts over the scores."""
+    """Attend, with (batch, heads, tokens, dim) each; `mask` is boolean, and it and `sinks` broadcast to the scores."""
     if spec.softcap is None and sinks is None:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=spec.scale)
     scores = torch.matmul(query, keys.transpose(-1, -2)).float() * spec.scale

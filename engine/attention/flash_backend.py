@@ -11,12 +11,15 @@ from torch import Tensor
 from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache
 from orcinus.engine.attention.torch_backend import TorchBackend
 
+_MAX_HEAD_DIM = 256
+_HEAD_DIM_MULTIPLE = 8
+
 
 class FlashBackend(TorchBackend):
     """FlashAttention over the paged cache in place, as torch 2.13 ships it. CUDA, float16 and bfloat16 only.
 
-    Not yet run on a GPU. What it cannot do (soft-capping, sinks, keys and values of different sizes) is left to
-    `fallback`, which shares its layout.
+    Not yet run on a GPU. What it cannot do is left to `fallback`, which shares its layout: soft-capping, sinks, keys
+    and values of different sizes, heads wider than 256 numbers or not in eights.
     """
 
     name = "flash-varlen"
@@ -28,27 +31,49 @@ class FlashBackend(TorchBackend):
         self.fallback = fallback
 
     def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
-        if spec.softcap is not None or spec.sinks is not None or layer.keys.shape != layer.values.shape:
+        if not _can_attend(layer, spec):
             return self.fallback.attend(layer, query, spec, meta)
         return self._varlen_attn(
             query,
             layer.keys,
             layer.values,
             meta.query_start_tensor,
-            None,
+            meta.query_start_tensor,  # FlashAttention 2 wants one for keys too, and with a block table never reads it
             meta.max_query_len,
             max(meta.seq_lens),
             scale=spec.scale,
-            window_size=(-1 if spec.window is None else spec.window - 1, 0),
+            window_size=_window_size(spec, meta),
             enable_gqa=query.shape[1] != layer.keys.shape[2],
             seqused_k=meta.seq_lens_tensor,
             block_table=meta.block_tables,
         )
 
 
+def _can_attend(layer: LayerCache, spec: AttentionSpec) -> bool:
+    head_dim = layer.keys.shape[-1]
+    return (
+        spec.softcap is None
+        and spec.sinks is None
+        and layer.keys.shape == layer.values.shape
+        and head_dim <= _MAX_HEAD_DIM
+        and head_dim % _HEAD_DIM_MULTIPLE == 0
+    )
+
+
+def _window_size(spec: AttentionSpec, meta: AttentionMetadata) -> tuple[int, int]:
+    """Return how many keys a query sees before and after its own; -1 is all of them.
+
+    A step of single tokens has no keys after them, and only with no bound at all does FlashAttention 2 read the keys
+    once for all query heads of a group.
+    """
+    if spec.window is not None:
+        return spec.window - 1, 0
+    return (-1, -1) if meta.max_query_len == 1 else (-1, 0)
+
+
 @cache
 def paged_varlen_attn() -> Callable[..., Tensor] | None:
-    """torch's `varlen_attn` if it is there and takes a block table (2.13 on)."""
+    """Return torch's `varlen_attn` if it is there and takes a block table (2.13 on)."""
     from importlib import import_module
     from inspect import signature
 

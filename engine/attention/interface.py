@@ -18,7 +18,7 @@ from orcinus.engine.platform.device_copy import to_device
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """A `StepLayout` for backends, as the layers of one cache group see it: what kernels read is on the device."""
+    """Describes a step to backends as a `StepLayout` does, for one cache group; what kernels read is on the device."""
 
     query_start: list[int]  # num_seqs + 1
     seq_lens: list[int]
@@ -43,7 +43,7 @@ class AttentionMetadata:
 def batch_metadata(
     spans: Sequence[tuple[int, int]], tables: NDArray[np.int32], block_size: int, device: torch.device
 ) -> AttentionMetadata:
-    """Metadata of a step in which sequence i computes positions `spans[i][0]` to `spans[i][1]`, as in `lay_out`."""
+    """Return the metadata of a step in which sequence i computes positions `spans[i][0]` to `spans[i][1]`."""
     firsts, ends = np.array(spans, dtype=np.int64).T
     layout = lay_out(firsts, ends, [tables], block_size)
     (metadata,) = metadata_of(layout, to_device(layout.cache_arrays, device))
@@ -75,7 +75,7 @@ def metadata_of(layout: StepLayout, cache_tensors: Sequence[Tensor]) -> tuple[At
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """How one layer attends. `window` counts the keys a query sees, itself included; None is all of them.
+    """Says how one layer attends. `window` counts the keys that a query sees, its own included; None is all.
 
     `softcap` bounds the scores with tanh (Gemma 2, https://arxiv.org/abs/2408.00118); `sinks` (num_heads,) are
     extra logits that take part in the softmax and carry no value (gpt-oss).
@@ -89,7 +89,7 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one token costs one layer: `num_kv_heads * (key_dim + value_dim)` elements."""
+    """Gives the size of one token in one layer: `num_kv_heads * (key_dim + value_dim)` elements."""
 
     num_kv_heads: int
     key_dim: int
@@ -114,7 +114,7 @@ class KVCacheSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's keys and values. The layout is the backend's own."""
+    """Holds one layer's keys and values, in a layout of the backend's own."""
 
     keys: Tensor
     values: Tensor
@@ -130,7 +130,7 @@ class PagedLayer:
 
 
 class AttentionBackend(Protocol):
-    """One way to attend over the paged cache. Queries, keys and values are `(num_tokens, num_heads, head_dim)`."""
+    """Attends over the paged cache. Queries, keys and values are `(num_tokens, num_heads, head_dim)`."""
 
     name: str
     block_size_multiple: int  # block sizes that it can work with

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.cache import scrub_blocks, zeros
+from orcinus.engine.attention.cache import allocate_zeros, scrub_blocks
 from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.kernels.structures import Attention, Cache, Step
@@ -39,7 +39,7 @@ class NativeBackend:
     ) -> LayerCache:
         assert dtype in NATIVE_DTYPES
         base = (num_blocks, shape.num_kv_heads, block_size)
-        keys, values = (zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
+        keys, values = (allocate_zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
         native = Cache(
             keys=keys.data_ptr(),
             values=values.data_ptr(),
@@ -117,7 +117,7 @@ class NativeBackend:
 
 
 def _as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """In this dtype, and with its last dimension in one piece; the strides of the others may be anything."""
+    """Return the tensor in this dtype with its last dimension contiguous; its other strides may be anything."""
     if tensor.dtype is not dtype:
         tensor = tensor.to(dtype)
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()

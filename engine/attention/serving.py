@@ -36,7 +36,7 @@ def attention_function(  # noqa: PLR0917 (the signature is transformers')
     s_aux: Tensor | None = None,
     **_unused: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: `(1, heads, num_tokens, head_dim)` in, `(1, num_tokens, heads, dim)` out."""
+    """Attend as transformers asks: `(1, heads, num_tokens, head_dim)` in, `(1, num_tokens, heads, dim)` out."""
     if attention_mask is not None or not getattr(module, "is_causal", True):
         raise UnsupportedAttentionError("it attends with a mask of its own, not causally")
     if any(_unused.get(name) is not None for name in ("position_bias", "indices", "cache")):
@@ -49,7 +49,7 @@ def attention_function(  # noqa: PLR0917 (the signature is transformers')
 
 
 class UnsupportedAttentionError(Exception):
-    """A model's attention cannot be served from a paged cache; the message completes "because ..."."""
+    """Says why a model's attention cannot be served from a paged cache; the message completes "because ..."."""
 
 
 class PagedAttention:

@@ -17,18 +17,19 @@ from orcinus.engine.attention.interface import AttentionMetadata, LayerAttention
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """One run of the model. Tensors are on its device; what the run has nothing of is None, or empty.
+    """Describes one run of the model. Tensors are on its device; what the run has nothing of is None, or empty.
 
     A state slot belongs to one running request, from its admission until it is released or preempted; then the next
     request gets it with what is left in it. So a module that keeps states begins a sequence anew at its position 0.
     Within a step it reads all states before it writes any, as a recorded step may name a sequence several times. Slots
-    go from 0 to `max_num_seqs`, included: the last one is no request's, and recordings are made with it.
+    go from 0 to `max_num_seqs`, included: the last one is no request's, and recordings are made with it. The prefix
+    cache has keys and values but no states: a model that has states is served without it.
     """
 
     attention: LayerAttention
     metadata: tuple[AttentionMetadata, ...] = ()  # of each cache group; the sequences are the same in all of them
-    state_slots: Tensor | None = None  # (num_seqs,) int64, in the order of the step's sequences
     adapter_rows: Tensor | None = None  # (num_tokens,) int64, of the runner's table, 0 for none; None: nobody has one
+    state_slots: Tensor | None = None  # (num_seqs,) int64, in the order of the step's sequences
 
 
 @runtime_checkable

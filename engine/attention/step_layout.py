@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class StepLayout:
-    """The flat tokens of one step: sequence i owns tokens `query_start[i]` to `query_start[i + 1]`.
+    """Holds the flat tokens of one step: sequence i has tokens `query_start[i]` to `query_start[i + 1]`.
 
     The first `num_decodes` sequences have one token each. `seq_lens` counts the tokens of a sequence that are in the
     cache once this step has written its own. Slot s is row `s % block_size` of block `s // block_size`. Each cache
@@ -31,19 +31,19 @@ class StepLayout:
 
     @property
     def cache_arrays(self) -> tuple[NDArray[Any], ...]:
-        """What kernels read."""
+        """Return what kernels read."""
         return self.query_start, self.seq_lens, *self.slots, *self.block_tables
 
     @property
     def is_decode(self) -> bool:
-        """Whether every sequence has one token."""
+        """Return whether every sequence has one token."""
         return self.num_decodes == len(self.seq_lens)
 
 
 def lay_out(
     firsts: NDArray[np.int64], ends: NDArray[np.int64], tables: Sequence[NDArray[np.int32]], block_size: int
 ) -> StepLayout:
-    """The step in which sequence i computes positions `firsts[i]` to `ends[i]`.
+    """Lay out the step in which sequence i computes positions `firsts[i]` to `ends[i]`.
 
     `tables` of each cache group (num_seqs, max_blocks) hold a block id for each block that a sequence writes or reads
     there. Single tokens come first.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.cache import scrub_blocks, zeros
+from orcinus.engine.attention.cache import allocate_zeros, scrub_blocks
 from orcinus.engine.attention.dense import attend_dense, causal_mask, heads_first, scaled_dot_product
 from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape
 
@@ -17,7 +17,7 @@ _MAX_PADDING_RATIO = 2
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Sequences of similar length that decode together. Row order is arbitrary: `rows` says whose is whose."""
+    """Names sequences of similar length that decode together, in any order."""
 
     rows: Tensor  # (n,) int64, into the step's sequences
     blocks: Tensor  # (n * num_blocks,) int64
@@ -26,7 +26,7 @@ class DecodeGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """One sequence with several queries."""
+    """Locates one sequence with several queries."""
 
     start: int
     end: int
@@ -36,7 +36,7 @@ class _Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class _Gathers:
+class _GatherPlan:
     decodes: list[DecodeGroup]
     chunks: list[_Chunk]
 
@@ -51,13 +51,14 @@ class TorchBackend:
     block_size_multiple = 1
 
     def __init__(self) -> None:
-        self._gathers: dict[tuple[int, int | None], tuple[AttentionMetadata, _Gathers]] = {}  # by group and window
+        self._gathers: dict[tuple[int, int | None], tuple[AttentionMetadata, _GatherPlan]] = {}  # by group and window
 
     def allocate(
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCache:
         base = (num_blocks, block_size, shape.num_kv_heads)
-        return LayerCache(zeros((*base, shape.key_dim), dtype, device), zeros((*base, shape.value_dim), dtype, device))
+        keys, values = (allocate_zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
+        return LayerCache(keys, values)
 
     def run(
         self,
@@ -88,14 +89,14 @@ class TorchBackend:
             out[chunk.start : chunk.end] = self._attend_chunk(layer, query, chunk, spec)
         return out
 
-    def _gathers_of(self, meta: AttentionMetadata, window: int | None) -> _Gathers:
+    def _gathers_of(self, meta: AttentionMetadata, window: int | None) -> _GatherPlan:
         """Return the index tensors that all layers of a step with this window share."""
         if meta.is_recorded:
             raise RuntimeError("which blocks are gathered is decided on the host, at each step anew")
         last, gathers = self._gathers.get((meta.group, window), (None, None))
         if gathers is None or last is not meta:
             chunks = [_chunk(meta, i, window) for i in range(meta.num_decodes, meta.num_seqs)]
-            gathers = _Gathers(self._groups_of(meta, window), chunks)
+            gathers = _GatherPlan(self._groups_of(meta, window), chunks)
             self._gathers[meta.group, window] = meta, gathers
         return gathers
 
@@ -122,7 +123,7 @@ class TorchBackend:
 
 
 def _first_block(first_query: int, window: int | None, block_size: int) -> int:
-    """The first block that a query at this position, or any later one, can see."""
+    """Return the first block that a query at this position, or any later one, can see."""
     return 0 if window is None else max(0, first_query + 1 - window) // block_size
 
 
@@ -136,7 +137,7 @@ def _chunk(meta: AttentionMetadata, i: int, window: int | None) -> _Chunk:
 
 
 def decode_spans(meta: AttentionMetadata, window: int | None) -> list[tuple[int, int, int]]:
-    """(number of blocks, first block, sequence) of what decodes."""
+    """Return (number of blocks, first block, sequence) of each sequence that decodes."""
     spans = []
     for i in range(meta.num_decodes):
         first = _first_block(meta.seq_lens[i] - 1, window, meta.block_size)
@@ -154,7 +155,7 @@ def _decode_groups(meta: AttentionMetadata, window: int | None) -> list[DecodeGr
 
 
 def decode_group(meta: AttentionMetadata, spans: list[tuple[int, int, int]], window: int | None) -> DecodeGroup:
-    """`spans` are those of `decode_spans`, shortest first."""
+    """Return the group of these `decode_spans`, which are given shortest first."""
     device = meta.slots.device
     longest = spans[-1][0]
     rows = torch.tensor([i for _, _, i in spans], device=device)

@@ -4,12 +4,11 @@ Decides into how many programs a step falls. What the kernels read of a step is 
 tokens depends on how long their sequences are, so that it can be recorded and replayed. Not yet run on a GPU.
 """
 
-import numpy as np
 import torch
 import triton
 from torch import Tensor
 
-from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape, batch_metadata
+from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache
 from orcinus.engine.attention.torch_backend import TorchBackend
 from orcinus.engine.kernels.triton_attention import attend_kernel, combine_kernel
 
@@ -32,13 +31,6 @@ class TritonBackend(TorchBackend):
     def __init__(self, num_multiprocessors: int) -> None:
         super().__init__()
         self._num_programs = num_multiprocessors * _PROGRAMS_PER_MULTIPROCESSOR
-
-    def try_out(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Raises whatever keeps kernels from being compiled and launched."""
-        layer = self.allocate(LayerShape(1, 16, 16), 1, 16, dtype, device)
-        meta = batch_metadata([(0, 1), (0, 2)], np.zeros((2, 1), dtype=np.int32), 16, device)
-        query = torch.zeros(3, 1, 16, dtype=dtype, device=device)
-        self.attend(layer, query, AttentionSpec(1.0), meta).cpu()
 
     def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
         out = query.new_empty(query.shape[0], query.shape[1], layer.values.shape[-1])
@@ -86,7 +78,7 @@ def _attend_chunks(layer: LayerCache, query: Tensor, out: Tensor, spec: Attentio
 
 
 def split_count(num_programs: int, wanted: int) -> int:
-    """Into how many parts each sequence's keys fall, so that about `wanted` programs are under way."""
+    """Return into how many parts each sequence's keys are split, so that about `wanted` programs run."""
     return min(_MAX_SPLITS, max(1, wanted // num_programs))
 
 

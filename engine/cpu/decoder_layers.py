@@ -42,8 +42,8 @@ _FAR_POSITION = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSample:
-    """What a layer was fed, (1, num_tokens, ...) each, and how much it added to that."""
+class RecordedCall:
+    """Holds what a layer was called with, (1, num_tokens, ...) each, and how much it added to that."""
 
     hidden: Tensor
     cosines: Tensor
@@ -52,13 +52,13 @@ class LayerSample:
     gain: float  # of the norms: what was added, over what it was added to
 
 
-LayerSamples = dict[nn.Module, LayerSample]
+RecordedCalls = dict[nn.Module, RecordedCall]
 
 
 @contextmanager
-def samples_of_layers(model: nn.Module) -> Iterator[LayerSamples]:
-    """Note what runs through every layer that may be replaced, as long as this lasts."""
-    samples: LayerSamples = {}
+def record_layer_calls(model: nn.Module) -> Iterator[RecordedCalls]:
+    """Record what every layer that may be replaced is called with, until the context ends."""
+    samples: RecordedCalls = {}
 
     def note(layer: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any], out: object) -> None:
         hidden = inputs[0] if inputs else given.get("hidden_states")
@@ -66,7 +66,7 @@ def samples_of_layers(model: nn.Module) -> Iterator[LayerSamples]:
             case (Tensor() as cosines, Tensor() as sines), Tensor(), Tensor():
                 others = {key: value for key, value in given.items() if key != "hidden_states"}
                 gain = float((out.float() - hidden.float()).norm() / hidden.float().norm())
-                samples[layer] = LayerSample(hidden.clone(), cosines, sines, others, gain)
+                samples[layer] = RecordedCall(hidden.clone(), cosines, sines, others, gain)
 
     candidates = [module for module in model.modules() if {name for name, _ in module.named_children()} == _PARTS]
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in candidates]
@@ -79,12 +79,12 @@ def samples_of_layers(model: nn.Module) -> Iterator[LayerSamples]:
 
 def replace_layers(
     model: nn.Module,
-    samples: LayerSamples,
+    samples: RecordedCalls,
     attentions: dict[nn.Module, tuple[LayerShape, AttentionSpec]],
     backend: NativeBackend,
     kind: Kind,
 ) -> int:
-    """Put `NativeDecoder`s in the places of layers that they equal, packing one at a time. Returns how many layers.
+    """Put a `NativeDecoder` in place of each layer that it equals, packing one at a time. Returns how many.
 
     Where all of a list's layers are native and turn by the same angles, one stands for all of them.
     """
@@ -122,7 +122,7 @@ def _join_lists(model: nn.Module, library: Library) -> None:
 
 
 class NativeWeights:
-    """The weights of one layer, packed; its attention module stands for its cache."""
+    """Holds the packed weights of one layer; its attention module is the key to its cache."""
 
     def __init__(self, layer: Any, shape: LayerShape, spec: AttentionSpec, library: Library, kind: Kind) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -164,7 +164,7 @@ class NativeWeights:
 
 
 class NativeDecoder(nn.Module):
-    """Consecutive layers as one: (1, num_tokens, hidden_size) to the same, over the caches of whoever answers."""
+    """Runs consecutive layers as one, (1, num_tokens, hidden_size) to the same, over the current step's caches."""
 
     def __init__(self, library: Library, layers: Sequence[NativeWeights]) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class NativeDecoder(nn.Module):
         return sum(layer.nbytes for layer in self.layers)
 
     def take_names_of(self, layer: nn.Module) -> None:
-        """Answer to what the model's code may ask of the layer that this one stands for."""
+        """Take over what the model's code may read of the layer that this one replaces."""
         for name, value in vars(layer).items():
             if not name.startswith("_") and name not in vars(self):
                 setattr(self, name, value)
@@ -214,7 +214,7 @@ class NativeDecoder(nn.Module):
         return out
 
     def _attention_calls(self) -> Any:
-        """The same in every step: what changes between steps is behind an address."""
+        """Return the layers' calls, the same in every step: what changes between steps is behind an address."""
         paged = current_step().attention
         assert isinstance(paged, PagedAttention)
         if paged is not self._served_by:
@@ -239,9 +239,9 @@ def _eps(norm: Any) -> float:
 
 
 def _native_layer(
-    layer: Any, sample: LayerSample, shape: LayerShape, spec: AttentionSpec, *, backend: NativeBackend, kind: Kind
+    layer: Any, sample: RecordedCall, shape: LayerShape, spec: AttentionSpec, *, backend: NativeBackend, kind: Kind
 ) -> NativeDecoder | None:
-    """What computes the same as this layer, if anything does."""
+    """Return a native layer that computes what this one does, or None."""
     if not _has_the_parts(layer, shape) or not _can_rotate(sample, shape) or spec.sinks is not None:
         return None
     hidden, wanted = _trial(layer, sample, kind)
@@ -253,8 +253,8 @@ def _native_layer(
     return None
 
 
-def _trial(layer: Any, sample: LayerSample, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Hidden states so small that what the layer adds is not lost in rounding, and what its own code makes of them."""
+def _trial(layer: Any, sample: RecordedCall, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Return hidden states so small that rounding keeps what the layer adds, and what its own code makes of them."""
     hidden = sample.hidden * min(1.0, sample.gain)
     given = dict(sample.given)
     if isinstance(given.get("position_ids"), Tensor):
@@ -265,7 +265,7 @@ def _trial(layer: Any, sample: LayerSample, kind: Kind) -> tuple[Tensor, Tensor]
 
 @contextmanager
 def _quantized(layer: Any) -> Iterator[None]:
-    """The layer's own code on 8-bit products, as long as this lasts."""
+    """Let the layer's own code multiply in 8 bits, until the context ends."""
     owners = [layer.self_attn] * len(_PROJECTIONS) + [layer.mlp] * len(_MLP)
     plain = _linears(layer)
     try:
@@ -307,7 +307,7 @@ def _has_the_parts(layer: Any, shape: LayerShape) -> bool:
     )
 
 
-def _can_rotate(sample: LayerSample, shape: LayerShape) -> bool:
+def _can_rotate(sample: RecordedCall, shape: LayerShape) -> bool:
     rotary_dim = sample.cosines.shape[-1]
     return (
         rotary_dim % 32 == 0
@@ -320,13 +320,13 @@ def _can_rotate(sample: LayerSample, shape: LayerShape) -> bool:
 def _error(
     native: NativeDecoder,
     attention: nn.Module,
-    sample: LayerSample,
+    sample: RecordedCall,
     wanted: Tensor,
     shape: LayerShape,
     *,
     backend: NativeBackend,
 ) -> float:
-    """How far the layer is off, relative to what it adds to its input."""
+    """Return how far the layer is off, relative to what it adds to its input."""
     num_tokens = sample.hidden.shape[1]
     table = np.arange(-(-num_tokens // _SAMPLE_BLOCK), dtype=np.int32).reshape(1, -1)
     cpu = torch.device("cpu")

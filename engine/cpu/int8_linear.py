@@ -13,7 +13,7 @@ _LARGEST = 127
 
 
 class Int8Linear(nn.Module):
-    """`F.linear` with the weights of one or more layers, one below the other, quantized once."""
+    """Computes `F.linear` with the weights of one or more layers, one below the other, quantized once."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Int8Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(out_features, in_features), as it is after rounding."""
+        """Return the weight as it is after rounding, (out_features, in_features)."""
         return (self._columns.t().float() * self._scales).bfloat16()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,14 +41,14 @@ class Int8Linear(nn.Module):
 
 
 def joined_bias(biases: Sequence[Tensor | None]) -> Tensor | None:
-    """The bias of several layers as one; None if they have none."""
+    """Return the biases of several layers as one, or None if they have none."""
     given = [bias for bias in biases if bias is not None]
     assert len(given) in (0, len(biases))
     return torch.cat(given) if given else None
 
 
 def _quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows as integers, and the scale (count, 1) of each. What is not finite makes its row's scale NaN."""
+    """Return the rows as integers, and the scale (count, 1) of each. A number that is not finite makes it NaN."""
     rows = rows.float()
     largest = rows.abs().amax(dim=1, keepdim=True)
     factors = torch.where(largest > 0, torch.full_like(largest, _LARGEST) / largest, 0.0)

@@ -26,7 +26,7 @@ _MOST_INT8_INPUTS = 65536
 
 
 class PackedWeight:
-    """The packed rows of one or more weights (out_features, in_features), with their biases.
+    """Holds the packed rows of one or more weights (out_features, in_features), with their biases.
 
     With `alternates`, two weights of equal size take turns by sixteen rows, as a gated product wants them. What has
     been packed is let go of if it is mapped from a file: it can be read again.
@@ -90,14 +90,14 @@ class PackedWeight:
             self._bias[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
 
     def rows(self, indices: Tensor) -> Tensor:
-        """(n,) columns of the packed weight, which were rows of the plain one: (n, in_features), in bfloat16."""
+        """Return (n,) columns of the packed weight, rows of the plain one, as (n, in_features) in bfloat16."""
         assert self.kind == "bfloat16"
         lanes = self._panels.view(torch.int32).view(-1, self._num_lanes, _PANEL)
         rows = lanes[indices // _PANEL, :, indices % _PANEL]
         return rows.view(torch.bfloat16)[:, : self.in_features]
 
     def unpacked(self) -> Tensor:
-        """(out_features, in_features) in bfloat16, in the order of the packed columns."""
+        """Return the weight (out_features, in_features) in bfloat16, in the order of the packed columns."""
         per_lane = _PER_LANE[self.kind]
         dtype = torch.bfloat16 if self.kind == "bfloat16" else torch.int8
         panels = self._panels.view(dtype).view(-1, self._num_lanes, _PANEL, per_lane)
@@ -108,7 +108,7 @@ class PackedWeight:
 
 
 class NativeLinear(nn.Module):
-    """`F.linear` with a packed weight: (..., in_features) to (..., out_features), in bfloat16."""
+    """Computes `F.linear` with a packed weight: (..., in_features) to (..., out_features), in bfloat16."""
 
     def __init__(
         self, library: Library, kind: Kind, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
@@ -122,7 +122,7 @@ class NativeLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(out_features, in_features), unpacked once more: for the odd model that multiplies by hand."""
+        """Return the weight unpacked again, (out_features, in_features), for a model that multiplies by hand."""
         return self.packed.unpacked()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,5 +134,5 @@ class NativeLinear(nn.Module):
 
 
 def can_multiply(library: Library, kind: Kind) -> bool:
-    """Whether this CPU multiplies in this kind."""
+    """Return whether this CPU multiplies in this kind."""
     return library.has_bf16_linear if kind == "bfloat16" else library.has_int8_linear

@@ -31,7 +31,7 @@ Packer = Callable[[Sequence[Tensor], Sequence[Tensor | None]], nn.Module]
 def native_kind(
     library: Library | None, dtype: torch.dtype, quantization: str | None, *, is_deterministic: bool = False
 ) -> Kind | None:
-    """What our own kernels would multiply in on this CPU, if they should.
+    """Return the kind that our own kernels multiply in on this CPU, or None if they should not.
 
     Matrix units (AMX), which they do not use, multiply bfloat16 several times as fast, but not each row alike.
     """
@@ -46,7 +46,7 @@ def native_kind(
 def packer_for(
     library: Library | None, dtype: torch.dtype, quantization: str | None, *, is_deterministic: bool = False
 ) -> Packer | None:
-    """The fastest way that this CPU has to multiply, or None if that is with the weights as they are.
+    """Return the packing that this CPU multiplies fastest with; None if it is fastest with the weights as they are.
 
     With `is_deterministic`, among those in which a row's product does not depend on what other rows there are.
     """
@@ -115,12 +115,12 @@ def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
 
 
 def packed_bytes(model: nn.Module) -> int:
-    """Bytes of the weights that are laid out anew."""
+    """Return the bytes of the weights that are packed."""
     return sum(getattr(module, "packed_bytes", 0) for module in model.modules())
 
 
 class PackedLinear(nn.Module):
-    """`F.linear` with a weight in oneDNN's layout: (..., in_features) to (..., out_features), in bfloat16.
+    """Computes `F.linear` with a weight in oneDNN's layout: (..., in_features) to (..., out_features), in bfloat16.
 
     The one user of torch's private `mkldnn` operators.
     """
@@ -135,7 +135,7 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(out_features, in_features), unpacked once more: for the odd model that multiplies by hand."""
+        """Return the weight unpacked again, (out_features, in_features), for a model that multiplies by hand."""
         return self._packed.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedEmbedding(nn.Module):
-    """`nn.Embedding` over the packed weight of a head: ids of any shape to (..., in_features)."""
+    """Computes `nn.Embedding` over the packed weight of a head: ids of any shape to (..., in_features)."""
 
     def __init__(self, head: NativeLinear) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class PackedEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(num_embeddings, embedding_dim), unpacked once more."""
+        """Return the weight unpacked again, (num_embeddings, embedding_dim)."""
         return self._packed.unpacked()
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class PackedEmbedding(nn.Module):
 
 
 class _Merge:
-    """One product for projections of one input. Input and product are kept until every sibling has its part."""
+    """Computes one product for several projections of one input, and keeps it until every one has its part."""
 
     def __init__(self, linears: Sequence[nn.Linear], pack: Packer) -> None:
         self.linear = _packed(linears, pack)
@@ -182,7 +182,7 @@ class _Merge:
 
 
 class _MergedLinear(nn.Module):
-    """One of the merged projections. Its result is a part of the product's rows, not contiguous."""
+    """Stands for one of the merged projections. Its result is a part of the product's rows, not contiguous."""
 
     def __init__(self, merge: _Merge, index: int) -> None:
         super().__init__()
@@ -192,12 +192,12 @@ class _MergedLinear(nn.Module):
 
     @property
     def packed_bytes(self) -> int:
-        """Of all siblings, told by the first."""
+        """Return the bytes of all siblings, for the first of them."""
         return int(getattr(self._merge.linear, "packed_bytes", 0)) if self._index == 0 else 0
 
     @property
     def weight(self) -> Tensor:
-        """(out_features, in_features), unpacked once more."""
+        """Return the weight unpacked again, (out_features, in_features)."""
         return torch.split(self._merge.linear.weight, self._merge.sizes)[self._index]
 
     @property
@@ -217,7 +217,7 @@ def _packed(linears: Sequence[Any], pack: Packer) -> Any:
 
 
 def _rows(linear: Any) -> Tensor:
-    """(out_features, in_features)"""
+    """Return the weight, (out_features, in_features)."""
     weight: Tensor = linear.weight.detach()
     return weight if isinstance(linear, nn.Linear) else weight.t()
 
@@ -232,7 +232,7 @@ def _mergeable(parent: nn.Module, dtype: torch.dtype, kept: set[int]) -> Iterato
 
 
 def _is_packable(module: object, dtype: torch.dtype, kept: set[int]) -> bool:
-    """Subclasses compute something of their own; shared weights and those of another precision are so for a reason."""
+    """Return whether a module may be packed: no subclass, which computes otherwise, and no shared or other weight."""
     if not isinstance(module, nn.Module) or not (type(module) is nn.Linear or _is_conv1d(module)):
         return False
     weight = module.weight
@@ -240,5 +240,5 @@ def _is_packable(module: object, dtype: torch.dtype, kept: set[int]) -> bool:
 
 
 def _is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's linear layer, whose weight is stored as (in_features, out_features)."""
+    """Return whether this is GPT-2's linear layer, whose weight is stored as (in_features, out_features)."""
     return type(module).__module__ == "transformers.pytorch_utils" and type(module).__name__ == "Conv1D"

@@ -26,7 +26,7 @@ _ALIGNMENT = 64  # bytes
 
 
 class RowByRow(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside it, torch computes each row as if there were no others. CPU only; torch must have one thread.
+    """Makes torch compute each row as if there were no others. CPU only; torch must have one thread.
 
     Products go to a kernel of ours, or without it row by row. Functions of single numbers are computed in whole
     vectors. Operations that torch makes of others are taken apart, so that no product is hidden in one.
@@ -34,36 +34,36 @@ class RowByRow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """torch would have its compiler told, at every operation, to stay away; here it never runs."""
+        """Return False: torch would disable its compiler at every operation, and here it never runs."""
         return False
 
     def __init__(self, library: Library | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._multiply = Multiply(library)
-        self._ways: dict[Any, Callable[..., Any]] = {}
+        self._handlers: dict[Any, Callable[..., Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        way = self._ways.get(func)
-        if way is None:
-            way = self._ways[func] = self._way_of(func)
-        return way(*args, **kwargs) if kwargs else way(*args)
+        handler = self._handlers.get(func)
+        if handler is None:
+            handler = self._handlers[func] = self._handler_of(func)
+        return handler(*args, **kwargs) if kwargs else handler(*args)
 
-    def _way_of(self, func: Any) -> Callable[..., Any]:
+    def _handler_of(self, func: Any) -> Callable[..., Any]:
         if (product := _PRODUCTS.get(func)) is not None:
             return partial(product, self._multiply)
-        return partial(_in_whole_vectors if _is_of_single_numbers(func) else self._taken_apart, func)
+        return partial(_in_whole_vectors if _is_of_single_numbers(func) else self._decompose, func)
 
-    def _taken_apart(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+    def _decompose(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         with self:
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
-        self._ways[func] = func
+        self._handlers[func] = func
         return func(*args, **kwargs)
 
 
 class Multiply:
-    """(count, n) times (n, columns), plus (columns,): how a number is summed depends on n alone."""
+    """Computes (count, n) times (n, columns), plus (columns,), each number summed in an order that n alone decides."""
 
     def __init__(self, library: Library | None) -> None:
         self._library = library
@@ -126,7 +126,7 @@ def _baddbmm(
 
 
 def _sum(added: Tensor, product: Tensor, beta: float, alpha: float) -> Tensor:
-    """What is added does not matter, even if it is NaN, where `beta` is 0."""
+    """Return the weighted sum; with a `beta` of 0 what is added does not matter, even if it is NaN."""
     return product * alpha if beta == 0 else added * beta + product * alpha
 
 
@@ -139,7 +139,7 @@ def _dot(multiply: Multiply, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _grouped_mm(multiply: Multiply, x: Tensor, weights: Tensor, offs: Tensor | None = None, **others: Any) -> Tensor:
-    """Rows up to `offs[i]` belong to the weight i: how a mixture of experts multiplies."""
+    """Multiply the rows up to `offs[i]` by weight i, as a mixture of experts does."""
     if offs is None or x.dim() != 2 or weights.dim() != 3 or any(value is not None for value in others.values()):
         raise NotImplementedError("a product in groups of another kind")
     out = x.new_zeros(x.shape[0], weights.shape[2])
@@ -165,7 +165,7 @@ _PRODUCTS: dict[Any, Callable[..., Tensor]] = {
 
 
 def _is_of_single_numbers(func: Any) -> bool:
-    """Whether each number of its result is a function of one number of its one tensor."""
+    """Return whether each number of its result depends on one number of its one tensor."""
     arguments = func._schema.arguments
     tensors = [i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
     return torch.Tag.pointwise in func.tags and tensors == [0] and str(arguments[0].type) == "Tensor"

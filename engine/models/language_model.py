@@ -34,7 +34,7 @@ class _ReplayingDecoder:
 
 
 def _decoder(causal_lm: Any) -> nn.Module:
-    """What the class's `forward` runs before its head. Some classes call their head `decoder`."""
+    """Return what the class's `forward` runs before its head. Some classes call their head `decoder`."""
     from transformers import PreTrainedModel
 
     decoder = causal_lm.get_decoder()
@@ -45,7 +45,7 @@ class LanguageModel:
     """Wraps a loaded `...ForCausalLM`. Used under `torch.inference_mode` and inside a `step_context`."""
 
     def __init__(self, causal_lm: Any, arithmetic: AbstractContextManager[Any] | None = None) -> None:
-        """`arithmetic` is entered around whatever the model computes."""
+        """Wrap the model; `arithmetic` is entered around whatever it computes."""
         self.causal_lm = causal_lm
         self._arithmetic = arithmetic or nullcontext()
         self.config = causal_lm.config.get_text_config(decoder=True)
@@ -56,7 +56,7 @@ class LanguageModel:
 
     @property
     def name(self) -> str:
-        """The architecture, as the checkpoint names it."""
+        """Return the architecture, as the checkpoint names it."""
         return type(self.causal_lm).__name__
 
     @property
@@ -65,11 +65,11 @@ class LanguageModel:
 
     @property
     def hidden_size(self) -> int:
-        """The width of what `hidden_states` gives, which a few models project; known once the model has run."""
+        """Return the width of hidden states, which a few models project; known once the model has run."""
         return self._replaying.hidden_size
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """(num_tokens,) ids and positions -> (num_tokens, hidden_size), after the model's last norm."""
+        """Compute (num_tokens, hidden_size), after the model's last norm, of (num_tokens,) ids and positions."""
         with self._arithmetic:
             output = self._decoder(
                 input_ids=token_ids.unsqueeze(0),
@@ -80,7 +80,7 @@ class LanguageModel:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(num_rows, hidden_size) -> (num_rows, vocab_size), just as the model's own class computes them."""
+        """Compute (num_rows, vocab_size) of (num_rows, hidden_size), just as the model's own class does."""
         token_ids = torch.zeros(1, hidden.shape[0], dtype=torch.long, device=hidden.device)
         self._replaying.replay = hidden.unsqueeze(0)
         try:
@@ -91,7 +91,7 @@ class LanguageModel:
         return logits
 
     def whole_logits(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """One plain forward of the model's class, as its author wrote it: what the two halves must add up to."""
+        """Run the model's own `forward` whole, which is what the two halves must add up to."""
         with self._arithmetic:
             logits: Tensor = self.causal_lm(
                 input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False
@@ -100,5 +100,5 @@ class LanguageModel:
 
     @property
     def num_replays(self) -> int:
-        """How often the decoder was asked for the hidden states given to `logits`: once per call, or it fails."""
+        """Return how often the decoder was asked for the hidden states given to `logits`: it must be once per call."""
         return self._replaying.num_replays

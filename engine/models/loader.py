@@ -32,7 +32,7 @@ _MAX_REASON_CHARS = 400
 
 
 def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
-    """The model in evaluation mode on its device, attending through the paged interface.
+    """Return the model in evaluation mode on its device, attending through the paged interface.
 
     Raises `ModelLoadError`, whatever transformers, safetensors or the hub made of it.
     """
@@ -95,8 +95,8 @@ def _from_pretrained(
 
 
 def map_checkpoint(source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype) -> Any | None:
-    """The model with its weights mapped from one local file, without reading or copying them; None where that
-    is not enough.
+    """Return the model with its weights mapped from one local file, not read or copied; None where that is not
+    enough.
 
     It is enough when the file holds exactly the model's weights, by name, shape and dtype. Besides memory this
     saves building the model on torch's meta device first, whose functions import half a second of sympy.
@@ -148,7 +148,7 @@ def progress_bars_on_a_terminal() -> Iterator[None]:
 
 
 def _check_files(source: ModelSource) -> None:
-    """Say what a local directory lacks in words of our own; hub repositories are left to the hub's."""
+    """Raise `ModelLoadError` over what a local directory lacks; hub repositories are left to the hub's messages."""
     if source.directory is None or source.gguf_file is not None:
         return
     if not (source.directory / "config.json").is_file():
@@ -161,7 +161,7 @@ def _check_files(source: ModelSource) -> None:
 
 
 def _model_class(model_config: Any, trust_remote_code: bool) -> Any:
-    """The class that the checkpoint names, so that only its own modelling code is imported."""
+    """Return the class that the checkpoint names, so that only its own modelling code is imported."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -201,7 +201,7 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
 
 
 def _dtype(config: EngineConfig, model_config: Any, device: torch.device, *, is_gguf: bool) -> torch.dtype:
-    """The checkpoint's own dtype, or the nearest that the device computes well."""
+    """Return the checkpoint's own dtype, or the nearest that the device computes well."""
     if config.dtype != "auto":
         if config.dtype == "float16" and device.type == "cpu":
             logger.warning("float16 is very slow on a CPU; bfloat16 and float32 are not")
@@ -213,7 +213,7 @@ def _dtype(config: EngineConfig, model_config: Any, device: torch.device, *, is_
 
 
 def model_context(text_config: Any, windows: set[int | None]) -> int:
-    """The tokens that the model was made for, or fewer where beyond them it would compute something else.
+    """Return the context that the model was made for, or less where beyond that it would compute something else.
 
     Rotary scaling that depends on the longest sequence of the batch would make one request's output depend on
     another's length: such models are served up to where it sets in. So are models whose sliding window is only in
@@ -232,7 +232,7 @@ def model_context(text_config: Any, windows: set[int | None]) -> int:
 
 
 def eos_token_ids(causal_lm: Any) -> list[int]:
-    """The tokens that end a sequence: generation_config.json's, else config.json's."""
+    """Return the tokens that end a sequence: generation_config.json's, else config.json's."""
     for source in (getattr(causal_lm, "generation_config", None), causal_lm.config):
         eos = getattr(source, "eos_token_id", None)
         if eos is not None:
@@ -241,7 +241,7 @@ def eos_token_ids(causal_lm: Any) -> list[int]:
 
 
 def sampling_defaults(causal_lm: Any) -> dict[str, int | float]:
-    """What the model's author recommends for requests that say nothing: what generation_config.json sets."""
+    """Return the defaults that the model's author recommends: what generation_config.json sets."""
     stated = causal_lm.generation_config.to_diff_dict() if causal_lm.generation_config is not None else {}
     defaults = {}
     for name in _SAMPLING_DEFAULTS:
@@ -257,7 +257,7 @@ def sampling_defaults(causal_lm: Any) -> dict[str, int | float]:
 
 
 def one_line(error: Exception) -> str:
-    """One line, whatever a library put into its message."""
+    """Return an error's message as one line, whatever a library put into it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines[:2]) or type(error).__name__
     return reason if len(reason) <= _MAX_REASON_CHARS else reason[:_MAX_REASON_CHARS] + "…"

@@ -29,7 +29,7 @@ _SIZE_STEP = 8
 
 
 class Compute(Protocol):
-    """The step that is recorded."""
+    """Computes the step that is recorded."""
 
     def __call__(
         self,

@@ -260,7 +260,7 @@ class ModelRunner:
         rows = self._adapter_rows(batch)
         adapter_rows = None if rows is None else to_device([rows], self._device)[0]
         metas = metadata_of(layout, cache_tensors)
-        with step_context(StepContext(self._attention, metas, state_slots, adapter_rows)):
+        with step_context(StepContext(self._attention, metas, adapter_rows=adapter_rows, state_slots=state_slots)):
             return self._model.hidden_states(self._known(ids), positions)
 
     def _compute_logits(
@@ -271,7 +271,7 @@ class ModelRunner:
         state_slots: Tensor,
         adapter_rows: Tensor | None = None,
     ) -> Tensor:
-        with step_context(StepContext(self._attention, metas, state_slots, adapter_rows)):
+        with step_context(StepContext(self._attention, metas, adapter_rows=adapter_rows, state_slots=state_slots)):
             return self._model.logits(self._model.hidden_states(self._known(token_ids), positions))
 
     def _sample_last(self, batch: StepBatch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:

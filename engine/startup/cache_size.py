@@ -24,7 +24,7 @@ _DEFAULT_BLOCK_SIZE = {"cpu": 64, "cuda": 16}
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What one step may hold."""
+    """Bounds what one step may hold."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -33,7 +33,7 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class CacheSize:
-    """The cache as resolved at start-up."""
+    """Gives the cache's size as resolved at start-up."""
 
     groups: list[CacheGroup]
     block_size: int
@@ -66,17 +66,17 @@ def resolve_limits(config: EngineConfig, device_type: str, block_size_multiple: 
 
 
 def default_cpu_memory(available_bytes: int) -> int:
-    """The KV cache's share of the memory that is free when the weights are loaded."""
+    """Return the KV cache's share of the memory that is free when the weights are loaded."""
     return min(_CPU_MEMORY_LIMIT, int(available_bytes * _CPU_MEMORY_SHARE))
 
 
 def default_cuda_memory(total_bytes: int, used_at_peak_bytes: int) -> int:
-    """What is left of the device's share after weights and the largest step."""
+    """Return what weights and the largest step leave of the device's share."""
     return max(0, int(total_bytes * _CUDA_MEMORY_SHARE) - used_at_peak_bytes)
 
 
 def check_memory(wanted_bytes: int, total_bytes: int) -> None:
-    """Raises `ModelLoadError` where a setting asks for more than there is, however little of it would be used."""
+    """Raise `ModelLoadError` if a setting asks for more than there is, however little of it would be used."""
     if wanted_bytes > total_bytes:
         from orcinus.config.values import format_bytes  # pydantic, which the engine does without
 

@@ -31,8 +31,8 @@ def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_determi
     kind = native_kind(library, dtype, quantization, is_deterministic=is_deterministic)
     num_layers = 0
     if kind is not None and dtype is torch.bfloat16 and isinstance(served.backend, NativeBackend):
-        num_layers = replace_layers(causal_lm, served.samples, _replaceable(served), served.backend, kind)
-    served.samples.clear()
+        num_layers = replace_layers(causal_lm, served.recorded_calls, _replaceable(served), served.backend, kind)
+    served.recorded_calls.clear()
     pack = packer_for(library, dtype, quantization, is_deterministic=is_deterministic)
     num_linears = 0
     if pack is not None and pack_tied_head(causal_lm, pack):
@@ -55,6 +55,6 @@ def _replaceable(served: ServedModel) -> dict[nn.Module, tuple[LayerShape, Atten
 
 
 def weight_bytes(causal_lm: nn.Module) -> int:
-    """Of all weights as they are used, laid out anew or not."""
+    """Return the bytes of all weights as they are used, packed or not."""
     plain = {tensor.data_ptr(): tensor.nbytes for tensor in (*causal_lm.parameters(), *causal_lm.buffers())}
     return sum(plain.values()) + packed_bytes(causal_lm)

@@ -20,7 +20,7 @@ _CPU = torch.device("cpu")
 
 
 def check_device(device: torch.device) -> None:
-    """Raises `ModelLoadError` where deterministic mode would promise what is not so."""
+    """Raise `ModelLoadError` on a device where deterministic mode would promise what is not so."""
     if device.type != "cpu":
         raise ModelLoadError(
             f"deterministic mode is for CPUs alone so far, and the device is {device.type} (--device cpu)"
@@ -28,7 +28,7 @@ def check_device(device: torch.device) -> None:
 
 
 def check_positions(causal_lm: nn.Module) -> None:
-    """Raises `ModelLoadError` for positions that turn by other angles while some sequence is long."""
+    """Raise `ModelLoadError` for rotary positions whose angles depend on the longest sequence of a step."""
     for module in causal_lm.modules():
         types = getattr(module, "rope_type", None)
         for kind in types.values() if isinstance(types, dict) else (types,):
@@ -66,7 +66,7 @@ def check_deterministic(served: ServedModel, block_size: int) -> None:
 
 
 def _steps(*ends: list[int]) -> list[list[tuple[int, int, int]]]:
-    """For each step the (sequence, first, end) that it computes, single tokens first."""
+    """Return, for each step, the (sequence, first, end) that it computes, single tokens first."""
     spans = [[(i, a, b) for a, b in zip([0, *own], own, strict=False)] for i, own in enumerate(ends)]
     steps = [[part for part in step if part[1] < part[2]] for step in zip(*spans, strict=True)]
     return [sorted(step, key=lambda part: part[2] - part[1] > 1) for step in steps if step]
@@ -75,7 +75,7 @@ def _steps(*ends: list[int]) -> list[list[tuple[int, int, int]]]:
 def _computed(
     served: ServedModel, block_size: int, steps: list[list[tuple[int, int, int]]], length: int
 ) -> list[Tensor]:
-    """For each position of sequence 0 its hidden state and its logits, as one tensor."""
+    """Compute the hidden state and the logits, as one tensor, at each position of sequence 0."""
     width = math.ceil(length / block_size)
     layers = allocate_cache(served.backend, served.kv, [2 * width], block_size, dtype=served.cache_dtype, device=_CPU)
     attention = PagedAttention(served.backend, layers)
@@ -86,7 +86,7 @@ def _computed(
         metadata = batch_metadata([span[1:] for span in step], tables[[s[0] for s in step]], block_size, _CPU)
         sequences = torch.cat([torch.full((end - first,), i) for i, first, end in step])
         positions = torch.cat([torch.arange(first, end) for _, first, end in step])
-        with step_context(StepContext(attention, (metadata,), torch.tensor([span[0] for span in step]))):
+        with step_context(StepContext(attention, (metadata,), state_slots=torch.tensor([span[0] for span in step]))):
             hidden = served.model.hidden_states(
                 (positions * 37 + sequences * 11 + 5) % served.model.vocab_size, positions
             )

@@ -17,7 +17,7 @@ from orcinus.engine.attention.choice import choose_backend
 from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, KVCacheSpec, batch_metadata
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
 from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
-from orcinus.engine.cpu.decoder_layers import LayerSamples, samples_of_layers
+from orcinus.engine.cpu.decoder_layers import RecordedCalls, record_layer_calls
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.loader import model_context, one_line
@@ -32,7 +32,7 @@ _LOW_PRECISION_TOLERANCE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A loaded model and how its attention is to be served. `expected_logits` are those of the probe's tokens."""
+    """Holds a loaded model and how its attention is served. `expected_logits` are those of the probe's tokens."""
 
     model: LanguageModel
     num_parameters: int
@@ -40,7 +40,7 @@ class ServedModel:
     backend: AttentionBackend
     kv: dict[nn.Module, KVCacheSpec]  # in the order in which the layers run
     specs: dict[nn.Module, AttentionSpec]
-    samples: LayerSamples
+    recorded_calls: RecordedCalls
     cache_dtype: torch.dtype
     max_context: int
     states: list[SlotState]  # the model's modules that keep states
@@ -57,7 +57,7 @@ def probe_model(
     model = LanguageModel(causal_lm, arithmetic)
     probe = ProbingAttention()
     try:
-        with step_context(StepContext(probe)), samples_of_layers(causal_lm) as samples:
+        with step_context(StepContext(probe)), record_layer_calls(causal_lm) as calls:
             expected = model.whole_logits(*_probe_tokens(model, device)).float()
     except UnsupportedAttentionError as error:
         raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
@@ -72,7 +72,7 @@ def probe_model(
         backend=choose_backend(device, probe.dtype),
         kv=probe.kv,
         specs=probe.specs,
-        samples=samples,
+        recorded_calls=calls,
         cache_dtype=probe.dtype,
         max_context=model_context(model.config, {spec.window for spec in probe.specs.values()}),
         states=[module for module in causal_lm.modules() if isinstance(module, SlotState)],
@@ -139,7 +139,7 @@ def _chunked_logits(served: ServedModel, block_size: int, device: torch.device) 
     for spans in _CHUNKS:
         metadata = batch_metadata(spans, tables, block_size, device)
         other, own = (slice(*span) for span in spans)
-        with step_context(StepContext(attention, (metadata,), state_slots)):
+        with step_context(StepContext(attention, (metadata,), state_slots=state_slots)):
             hidden = served.model.hidden_states(
                 torch.cat([token_ids.flip(0)[other], token_ids[own]]),
                 torch.cat([positions[other], positions[own]]),
@@ -168,7 +168,7 @@ def _probe_tokens(model: LanguageModel, device: torch.device) -> tuple[Tensor, T
 
 
 def peak_cuda_memory(served: ServedModel, limits: BatchLimits, device: torch.device) -> int:
-    """Bytes in use on the device, by anyone, at the peak of the largest step. Not yet run on a GPU."""
+    """Return the bytes in use on the device, by any process, at the peak of the largest step. Not yet run on a GPU."""
     num_tokens = min(limits.max_num_batched_tokens, served.max_context)
     num_blocks = math.ceil(num_tokens / limits.block_size)
     attention = _scratch_attention(served, num_blocks, limits.block_size, device)
@@ -177,7 +177,7 @@ def peak_cuda_memory(served: ServedModel, limits: BatchLimits, device: torch.dev
     state_slots = allocate_states(served, 1, device)
     torch.cuda.reset_peak_memory_stats(device)
     positions = torch.arange(num_tokens, device=device)
-    with step_context(StepContext(attention, (metadata,), state_slots)):
+    with step_context(StepContext(attention, (metadata,), state_slots=state_slots)):
         hidden = served.model.hidden_states(positions % served.model.vocab_size, positions)
     served.model.logits(hidden[: limits.max_num_seqs]).float()
     free, total = torch.cuda.mem_get_info(device)

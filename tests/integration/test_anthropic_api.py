@@ -28,7 +28,7 @@ WEATHER = {
 
 def post(server: ServerProcess, path: str = "/v1/messages", **body: Any) -> httpx.Response:
     headers = {"anthropic-version": "2023-06-01", "x-api-key": "none"}
-    return httpx.post(server.url + path, json={**GREEDY, **body}, headers=headers, timeout=60)
+    return server.http.post(path, json={**GREEDY, **body}, headers=headers, timeout=60)
 
 
 def ask(server: ServerProcess, **body: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_a_begun_answer_is_continued(server: ServerProcess) -> None:
 def test_a_killed_engine_that_may_not_be_replaced_ends_a_stream_with_an_error(start_server: StartServer) -> None:
     server = start_server("--max-engine-restarts", "0")
     body = {**GREEDY, "stream": True, "max_tokens": 1900, "ignore_eos": True}
-    with httpx.stream("POST", f"{server.url}/v1/messages", json=body, timeout=60) as response:
+    with server.http.stream("POST", "/v1/messages", json=body, timeout=60) as response:
         chunks = response.iter_text()
         text = next(chunks)
         [engine] = psutil.Process(server.pid).children()

@@ -28,7 +28,7 @@ def server() -> Iterator[ServerProcess]:
 
 
 def complete(server: ServerProcess, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S)
+    return server.http.post("/v1/completions", json=body, timeout=PATIENCE_S)
 
 
 def text(response: httpx.Response) -> str:

@@ -66,8 +66,9 @@ def run_step(
     spans: list[tuple[int, int]],
     tables: np.ndarray,
     spec: AttentionSpec,
+    block_size: int = BLOCK,
 ) -> list[Tensor]:
-    meta = batch_metadata(spans, tables, BLOCK, CPU)
+    meta = batch_metadata(spans, tables, block_size, CPU)
     query, keys, values = (
         torch.cat([getattr(s, name)[a:b] for s, (a, b) in zip(sequences, spans, strict=True)])
         for name in ("query", "keys", "values")

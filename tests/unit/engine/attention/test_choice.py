@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from orcinus.engine.attention import choice
-from orcinus.engine.attention.choice import choose_backend
+from orcinus.engine.attention.choice import choose_backend, try_out
 from orcinus.engine.attention.flash_backend import FlashBackend
+from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.torch_backend import TorchBackend
 from orcinus.engine.kernels.library import load_library
@@ -31,13 +32,21 @@ class Gpu:
         self.has(capability=(9, 0), varlen=True)
 
     def has(
-        self, *, capability: tuple[int, int] = (9, 0), varlen: bool = True, triton: Exception | None = None
+        self,
+        *,
+        capability: tuple[int, int] = (9, 0),
+        varlen: bool = True,
+        triton: Exception | None = None,
+        flash: Exception | None = None,
     ) -> None:
+        def try_out(backend: TorchBackend, device: torch.device, dtype: torch.dtype) -> None:
+            raise_if({FlashBackend: flash, self.triton_backend: triton}[type(backend)])
+
         properties = SimpleNamespace(multi_processor_count=132)
         self._patch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         self._patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         self._patch.setattr(choice, "paged_varlen_attn", lambda: refuse if varlen else None)
-        self._patch.setattr(self.triton_backend, "try_out", lambda *_: raise_if(triton))
+        self._patch.setattr(choice, "try_out", try_out)
 
 
 def raise_if(error: Exception | None) -> None:
@@ -76,6 +85,31 @@ def test_a_gpu_gathers_what_flash_attention_cannot_do_where_triton_does_not_work
     assert type(backend.fallback) is TorchBackend
     gpu.has(varlen=False, triton=error)
     assert type(choose_backend(CUDA, torch.bfloat16)) is TorchBackend
+
+
+@pytest.mark.parametrize("error", [RuntimeError("must be both set"), TypeError("unexpected keyword argument")])
+def test_a_gpu_goes_on_with_triton_where_flash_attention_does_not_work(
+    error: Exception, gpu: Gpu, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu.has(flash=error)
+    assert type(choose_backend(CUDA, torch.bfloat16)) is gpu.triton_backend
+    assert f"without flash-varlen, which does not work here: {error}" in caplog.text
+    gpu.has(flash=error, triton=RuntimeError("no compiler"))
+    assert type(choose_backend(CUDA, torch.bfloat16)) is TorchBackend
+
+
+def test_a_backend_is_tried_out_with_chunks_and_with_single_tokens_alone() -> None:
+    num_queries: list[int] = []
+
+    class Noting(TorchBackend):
+        def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
+            num_queries.append(meta.max_query_len)
+            return super().attend(layer, query, spec, meta)
+
+    try_out(Noting(), CPU, torch.float32)
+    assert num_queries == [2, 1]
+    with pytest.raises(AssertionError, match="not for FlashAttention"):
+        try_out(FlashBackend(refuse, TorchBackend()), CPU, torch.float32)
 
 
 def test_a_gpu_gathers_where_there_is_no_triton(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from orcinus.engine.attention.choice import try_out
 from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerShape, batch_metadata
 from orcinus.engine.attention.triton_backend import TritonBackend, keys_per_tile, split_count
 
@@ -181,7 +182,7 @@ def test_few_sequences_are_split_until_the_device_is_full_and_many_are_not() -> 
 
 
 def test_a_backend_tries_itself_out_on_the_device_that_it_is_for() -> None:
-    TritonBackend(1).try_out(DEVICE, torch.float32)
+    try_out(TritonBackend(1), DEVICE, torch.float32)
 
 
 def test_tiles_have_room_for_wide_heads() -> None:

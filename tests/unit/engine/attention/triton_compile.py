@@ -29,6 +29,7 @@ LAYERS = [
     (LayerShape(1, 192, 128), 16, torch.float16, AttentionSpec(0.1)),
     (LayerShape(2, 64, 64), 16, torch.bfloat16, AttentionSpec(0.1, window=128, sinks=SINKS)),
     (LayerShape(8, 256, 256), 16, torch.bfloat16, AttentionSpec(0.1, window=4096, softcap=50.0)),
+    (LayerShape(4, 512, 512), 16, torch.bfloat16, AttentionSpec(0.1)),
     (LayerShape(4, 16, 16), 8, torch.float32, AttentionSpec(0.1)),
 ]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from orcinus.engine.cpu.row_by_row import Multiply, RowByRow
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import INSTRUCTION_SETS, Library, load_library
+from tests.effort import scaled
 
 CPU = torch.device("cpu")
 BEST = load_library()
@@ -31,7 +32,7 @@ def normal(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 @each_level
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 @given(
     count=st.integers(0, 14) | st.integers(90, 200),
     width=st.integers(1, 130),

@@ -87,7 +87,7 @@ def test_whole_layers_and_the_head_are_taken_over(machine: Machine, quantization
     library = machine(matrix_units=quantization == "int8")
     served = laid_out(quantization)
     assert kinds_of(served) == {NativeDecoder, NativeLinear}
-    assert not served.samples, "nothing that the first run left behind"
+    assert not served.recorded_calls, "nothing that the first run left behind"
     assert library is not None
     own_threads = Library(library_path())
     own_threads.use_threads(1, own=True)

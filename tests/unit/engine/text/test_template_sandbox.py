@@ -12,6 +12,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.text.chat_template import ChatTemplate
 from orcinus.engine.text.template_process import MAX_CHARS, Job, render_in_child
 from orcinus.engine.text.template_sandbox import RenderLimitError, UnboundedCostError, time_limit
+from tests.effort import slow_but_for
 from tests.unit.server.reading.tools import templates
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -160,7 +161,7 @@ APART = (
 )
 
 
-@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("name", slow_but_for(APART, "a power"))
 def test_what_is_stopped_is_tried_in_a_process_that_may_be_lost_by_it(name: str) -> None:
     job = Job(
         LARGE[name], {}, MESSAGES, {"tools": None, "add_generation_prompt": True, "continue_final_message": False}
