@@ -34,7 +34,7 @@ class RequestRows:
         if not self._free:
             self._add_rows()
         row = self._free.pop()
-        self._reserve_tokens(len(token_ids))
+        self.reserve_tokens(len(token_ids))
         self._tokens[row, : len(token_ids)] = token_ids
         self.num_tokens[row] = len(token_ids)
         self.is_finite[row] = False
@@ -57,11 +57,23 @@ class RequestRows:
         return self._tables[row, : self.num_blocks[row]]
 
     def append(self, rows: NDArray[np.int64], token_ids: Sequence[int]) -> None:
-        """One token for each of `rows`, which are all different."""
+        """Append one token to each of `rows`, which are all different."""
         ends = self.num_tokens[rows]
-        self._reserve_tokens(int(ends.max(initial=0)) + 1)
+        self.reserve_tokens(int(ends.max(initial=0)) + 1)
         self._tokens[rows, ends] = token_ids
         self.num_tokens[rows] = ends + 1
+
+    def extend(self, rows: NDArray[np.int64], token_ids: Sequence[Sequence[int]]) -> None:
+        """Append any number of tokens to each of `rows`, which are all different."""
+        for row, new in zip(rows.tolist(), token_ids, strict=True):
+            first = int(self.num_tokens[row])
+            self.reserve_tokens(first + len(new))
+            self._tokens[row, first : first + len(new)] = new
+            self.num_tokens[row] = first + len(new)
+
+    def known_tokens(self, row: int) -> NDArray[np.int32]:
+        """Return all tokens of a row: a view, valid until tokens are appended to any row."""
+        return self._tokens[row, : self.num_tokens[row]]
 
     def tokens(self, rows: NDArray[np.int64] | int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The token of each row at each position."""
@@ -70,7 +82,7 @@ class RequestRows:
 
     def tokens_or_rows(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The same, where a position may be the one after a row's last token: that gives -1 - row."""
-        self._reserve_tokens(int(positions.max()) + 1)
+        self.reserve_tokens(int(positions.max()) + 1)
         return np.where(positions < self.num_tokens[rows], self.tokens(rows, positions), -1 - rows)
 
     def tables(self, rows: NDArray[np.int64], longest: int) -> NDArray[np.int32]:
@@ -84,7 +96,8 @@ class RequestRows:
             setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
         self._free = list(range(2 * count - 1, count - 1, -1))
 
-    def _reserve_tokens(self, count: int) -> None:
+    def reserve_tokens(self, count: int) -> None:
+        """Make room for positions up to `count`: what `tokens` gives beyond a row's own means nothing."""
         if count > self._tokens.shape[1]:
             self._tokens = _widened(self._tokens, count)
 
