@@ -2,8 +2,8 @@
 
 Speculative decoding (Leviathan et al., https://arxiv.org/abs/2211.17192), exact to the token: each position is sampled
 as if it were alone, by a random number that belongs to (seed, position), and a draft is accepted if it is what was
-sampled in its place. So drafts decide how many tokens a step brings, and not which (`ScheduledRequest`). Knows nothing of the model, of
-devices and of where drafts come from.
+sampled in its place. So drafts decide how many tokens a step brings, and not which (`ScheduledRequest`). Knows nothing
+of the model, of devices and of where drafts come from.
 """
 
 from collections.abc import Mapping, Sequence

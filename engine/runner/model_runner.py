@@ -92,7 +92,7 @@ class ModelRunner:
         return None if sampling.grammar is None else self._grammars.prepare(sampling.grammar)
 
     def diagnose(self, error: Exception) -> Fault:
-        """What `launch`, or what it returned, failed of. Memory that is kept for reuse is given back."""
+        """Return what `launch`, or what it returned, failed of. Gives back memory that is kept for reuse."""
         if is_out_of_memory(error):
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -159,7 +159,7 @@ class ModelRunner:
         return self._make_compiler()
 
     def _start_masks(self, batch: StepBatch) -> None:
-        """What may come next is known before the model runs, and found out meanwhile."""
+        """Begin to find out which tokens grammars allow next: they are known before the model runs."""
         both = zip(batch.scheduled, batch.requests, strict=True)
         matchers = [request.row.matcher for item, request in both if item.num_samples]
         self._masks.start([matcher for matcher in matchers if matcher is not None and matcher.error is None])
@@ -213,7 +213,7 @@ class ModelRunner:
             self._suspect_blocks -= stale
 
     def _decode_logits(self, batch: StepBatch) -> Tensor:
-        """(num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
+        """Return (num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
         logits = None if self.graphs is None else self.graphs.logits(self._token_ids(batch), batch.layout)
         return self._model.logits(self._hidden_states(batch)) if logits is None else logits
 
@@ -229,13 +229,13 @@ class ModelRunner:
         return ids
 
     def _known(self, ids: Tensor) -> Tensor:
-        """With the tokens that only the device knows."""
+        """Fill in the tokens that only the device knows."""
         if not self.runs_ahead:
             return ids
         return torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
 
     def _hidden_states(self, batch: StepBatch) -> Tensor:
-        """(num_tokens, hidden_size)"""
+        """Run the model; returns (num_tokens, hidden_size)."""
         layout = batch.layout
         arrays = [self._token_ids(batch), layout.positions, *layout.cache_arrays]
         ids, positions, *cache_tensors = to_device(arrays, self._device)
@@ -249,7 +249,7 @@ class ModelRunner:
             return self._model.logits(self._model.hidden_states(self._known(ids), positions))
 
     def _sample_last(self, batch: StepBatch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:
-        """Sample for each request that is to and has not failed."""
+        """Sample for each request that has reached the end of its tokens and has not failed."""
         both = enumerate(batch.scheduled)
         sampling = [i for i, item in both if item.num_samples and item.request_id not in errors]
         if not sampling:
@@ -260,7 +260,7 @@ class ModelRunner:
         return self._sample(batch, sampling, self._model.logits(hidden[last]))
 
     def _sample(self, batch: StepBatch, sampling: list[int], logits: Tensor) -> Callable[[], StepResult]:
-        """One token for each of those requests of the batch, whose logits these are."""
+        """Sample one token for each of those requests of the batch, whose logits these are."""
         rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
         self._masks.wait()
         positions = batch.layout.seq_lens[sampling].astype(np.int64)
@@ -362,7 +362,7 @@ def _present(entries: list[TokenLogprobs | None]) -> list[TokenLogprobs]:
 
 
 def _failures(requests: list[RunningRequest], sampled: SampledRows) -> dict[int, str]:
-    """Why no token was chosen, of the rows where none was."""
+    """Return why no token was chosen, for the rows where none was."""
     failed: dict[int, str] = {}
     if not all(sampled.is_finite):
         failed |= {i: _NOT_FINITE for i, is_finite in enumerate(sampled.is_finite) if not is_finite}

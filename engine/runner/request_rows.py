@@ -1,4 +1,4 @@
-"""What the model runner keeps of its requests as arrays: a row each, for tokens, block table and counts.
+"""What the model runner keeps of its requests as arrays, a row for each: tokens, block table and counts.
 
 A step reads and changes the rows of all its requests with a few numpy operations, however many there are. Knows nothing
 of sampling, plans or devices.
@@ -30,7 +30,7 @@ class RequestRows:
         self._free = list(range(num_rows - 1, -1, -1))
 
     def add(self, token_ids: Sequence[int]) -> int:
-        """A row for a request with these tokens and no blocks."""
+        """Take a row for a request with these tokens and no blocks."""
         if not self._free:
             self._add_rows()
         row = self._free.pop()
@@ -76,17 +76,17 @@ class RequestRows:
         return self._tokens[row, : self.num_tokens[row]]
 
     def tokens(self, rows: NDArray[np.int64] | int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The token of each row at each position."""
+        """Return the token of each row at each position."""
         tokens: NDArray[np.int32] = self._tokens[rows, positions]
         return tokens.astype(np.int64)
 
     def tokens_or_rows(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same, where a position may be the one after a row's last token: that gives -1 - row."""
+        """Return the same, where a position may be the one after a row's last token: that gives -1 - row."""
         self.reserve_tokens(int(positions.max()) + 1)
         return np.where(positions < self.num_tokens[rows], self.tokens(rows, positions), -1 - rows)
 
     def tables(self, rows: NDArray[np.int64], longest: int) -> NDArray[np.int32]:
-        """(num_rows, max_blocks), as wide as it takes for `longest` tokens; after a row's own blocks come zeros."""
+        """Return (num_rows, max_blocks), as wide as it takes for `longest` tokens; zeros follow a row's own blocks."""
         return self._tables[:, : -(-longest // self.block_size)][rows]
 
     def _add_rows(self) -> None:
@@ -103,7 +103,7 @@ class RequestRows:
 
 
 def _widened(rows: NDArray[np.int32], width: int) -> NDArray[np.int32]:
-    """The same rows with room for `width` columns or more, zeros behind what was there."""
+    """Return the same rows with room for `width` columns or more, zeros behind what was there."""
     widened = np.zeros((rows.shape[0], max(width, 2 * rows.shape[1])), dtype=np.int32)
     widened[:, : rows.shape[1]] = rows
     return widened
