@@ -94,7 +94,7 @@ def run_step(scheduler: Scheduler) -> StepPlan:
 
 
 def result_of(plan: StepPlan, token_id: int) -> StepResult:
-    return StepResult(sampled_token_ids={item.request_id: [token_id] for item in plan.scheduled if item.samples})
+    return StepResult(sampled_token_ids={item.request_id: [token_id] for item in plan.scheduled if item.num_samples})
 
 
 if __name__ == "__main__":

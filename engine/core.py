@@ -105,7 +105,7 @@ class EngineCore:
         return self.scheduler.has_work or bool(self._preparation) or self._ahead is not None
 
     def wait_time_s(self) -> float | None:
-        """How long `step` will have nothing to run although there is work; None: it has now."""
+        """Return how long `step` will have nothing to run although there is work; None if it has now."""
         if self._ahead is not None:
             return None
         waits_s = [self._preparation.wait_time_s()] if self._preparation else []

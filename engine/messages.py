@@ -226,19 +226,25 @@ class ScheduledRequest(Message, frozen=True):
     where nothing is. Position p lives in block `block_table[p // block_size]`; what lies behind a group's window is not
     read, and its blocks may be another request's by now.
 
-    A token is sampled after the last one iff `samples`, which holds iff the chunk reaches the end of the tokens known
-    so far (and the request wants tokens at all).
+    A token is sampled after each of the last `num_samples` tokens: 0 where the chunk does not reach the end of the
+    tokens known so far, or the request wants none, else 1, and one more for each draft.
+
+    `draft_token_ids` are the last of these tokens: guesses of what follows the last known one. Each position is sampled
+    as if it were alone, by a random number that is a function of (seed, position) and of nothing else. So the text of a
+    request is the same, token for token, with and without drafts, however good they are: as with all that shares a
+    step, up to the model's rounding, and to the last bit in deterministic mode.
     """
 
     request_id: str
     num_computed_tokens: int
     num_tokens: int
     new_block_ids: list[list[int]] = []
-    samples: bool = True
+    num_samples: int = 1
+    draft_token_ids: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
-        """The position after its last token of this step."""
+        """The position after its last token of this step, drafts included."""
         return self.num_computed_tokens + self.num_tokens
 
 
@@ -246,7 +252,7 @@ class StepPlan(Message, frozen=True):
     """What runs in one step, in batch order, under the token budget.
 
     `released` are requests (finished, aborted, preempted) whose state the executor drops before anything else;
-    a preempted one comes back as a `NewRequest`. The executor appends the tokens it samples to its own copy.
+    a preempted one comes back as a `NewRequest`. The executor appends the samples that stand to its own copy.
     """
 
     scheduled: list[ScheduledRequest]
@@ -259,7 +265,12 @@ class StepPlan(Message, frozen=True):
 
 
 class StepResult(Message, frozen=True):
-    """What the executor made of a plan. `sampled_token_ids` has a list for each request that sampled.
+    """What the executor made of a plan.
+
+    `sampled_token_ids` has 1 to `num_samples` tokens for each request that sampled: sample i stands if every draft
+    before it is what was sampled in its place. It has none for a request whose drafts made the model's output useless
+    for that step; it is then planned again. `logprobs` matches `sampled_token_ids`. `drafts` are what the executor
+    proposes to try next, after the tokens sampled now.
 
     `prompt_logprobs` holds the entries that this chunk adds: for the chunk at positions [a, b) of the prompt,
     those of prompt tokens a+1 .. b (of b itself only if it is still a prompt token). `errors` names requests
@@ -276,3 +287,4 @@ class StepResult(Message, frozen=True):
     finished: list[str] = []
     steered: list[str] = []
     embeddings: dict[str, bytes] = {}
+    drafts: dict[str, list[int]] = {}

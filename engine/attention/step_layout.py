@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 class StepLayout:
     """Holds the flat tokens of one step: sequence i has tokens `query_start[i]` to `query_start[i + 1]`.
 
-    The first `num_decodes` sequences have one token each. `seq_lens` counts the tokens of a sequence that are in the
-    cache once this step has written its own. Slot s is row `s % block_size` of block `s // block_size`. Each cache
-    group has slots and a block table of its own.
+    The first `num_decodes` sequences have one token each, which attention computes as it does a decode, whether it is
+    one or the token of a prompt; a request that decodes with drafts is among the others. `seq_lens` counts the tokens
+    of a sequence that are in the cache once this step has written its own. Slot s is row `s % block_size` of block
+    `s // block_size`. Each cache group has slots and a block table of its own.
     """
 
     positions: NDArray[np.int64]  # (num_tokens,), each in its own sequence

@@ -21,11 +21,12 @@ from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.attention.step_layout import lay_out
 from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
-from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPlan, StepResult
+from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.platform.device import DeviceMonitor, is_broken_device, is_out_of_memory
 from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.runner.cuda_graphs import CudaRecorder, DecodeGraphs
+from orcinus.engine.runner.drafts import Drafter, SamplePositions, accept, sample_positions
 from orcinus.engine.runner.pooling import PooledPrompt
 from orcinus.engine.runner.prompt_outputs import PromptOutputs
 from orcinus.engine.runner.request_rows import RequestRows
@@ -48,6 +49,7 @@ class ModelRunner:
     operation is launched. `make_compiler` is called when a request first brings a grammar. Where it `runs_ahead`, which
     is for devices that work while the host goes on, tokens that the host does not know yet are taken from the device.
     There are at most `max_num_seqs` requests. `adapters` has the row of each adapter by its name; row 0 is no adapter.
+    A `drafter` proposes what may be tried next, for the scheduler to plan.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class ModelRunner:
         max_num_seqs: int,
         num_cache_groups: int = 1,
         runs_ahead: bool = False,
+        drafter: Drafter | None = None,
         seed: int = 0,
     ) -> None:
         self.device_monitor: DeviceMonitor | None = device_monitor
         self.runs_ahead = runs_ahead
         self.adapters: dict[str, int] = {}
+        self.drafter = drafter
         self._model = model
         self._attention = attention
         self._sampler = sampler
@@ -89,7 +93,7 @@ class ModelRunner:
         return None if sampling.grammar is None else self._grammars.prepare(sampling.grammar)
 
     def diagnose(self, error: Exception) -> Fault:
-        """What `launch`, or what it returned, failed of. Memory that is kept for reuse is given back."""
+        """Return what `launch`, or what it returned, failed of. Gives back memory that is kept for reuse."""
         if is_out_of_memory(error):
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -162,9 +166,9 @@ class ModelRunner:
         return self._make_compiler()
 
     def _start_masks(self, batch: StepBatch) -> None:
-        """What may come next is known before the model runs, and found out meanwhile."""
+        """Begin to find out which tokens grammars allow next: they are known before the model runs."""
         both = zip(batch.scheduled, batch.requests, strict=True)
-        matchers = [request.row.matcher for item, request in both if item.samples]
+        matchers = [request.row.matcher for item, request in both if item.num_samples]
         self._masks.start([matcher for matcher in matchers if matcher is not None and matcher.error is None])
 
     def _seed_of(self, new: NewRequest) -> int:
@@ -185,7 +189,8 @@ class ModelRunner:
 
     def _batch(self, scheduled: list[ScheduledRequest]) -> StepBatch:
         singles = [item for item in scheduled if item.num_tokens == 1]
-        ordered = singles + [item for item in scheduled if item.num_tokens > 1]
+        longer = [item for item in scheduled if item.num_tokens > 1]
+        ordered = singles + longer
         requests = [self._requests[item.request_id] for item in ordered]
         for item, request in zip(ordered, requests, strict=True):
             for group, block_ids in enumerate(item.new_block_ids):
@@ -194,11 +199,13 @@ class ModelRunner:
         rows = np.array([request.index for request in requests], dtype=np.int64)
         firsts = np.array([item.num_computed_tokens for item in ordered], dtype=np.int64)
         ends = firsts + np.array([item.num_tokens for item in ordered], dtype=np.int64)
-        assert (ends <= self._rows.num_tokens[rows] + self.runs_ahead).all()
+        has_drafts = any(item.draft_token_ids for item in longer)
+        known_ends = ends - np.array([len(item.draft_token_ids) for item in ordered]) if has_drafts else ends
+        assert (known_ends <= self._rows.num_tokens[rows] + self.runs_ahead).all()
         for each in self._rows.block_tables:
             assert (ends <= each.num_blocks[rows] * self._rows.block_size).all()
         tables = self._rows.tables(rows, int(ends.max()))
-        return StepBatch(ordered, requests, rows, lay_out(firsts, ends, tables, self._rows.block_size))
+        return StepBatch(ordered, requests, rows, lay_out(firsts, ends, tables, self._rows.block_size), has_drafts)
 
     def _scrub(self, row: int, item: ScheduledRequest, group: int) -> None:
         """Make blocks of a group finite that may not be, before another request fills them.
@@ -228,16 +235,22 @@ class ModelRunner:
         return self._rows.block_tables[group].named_by(is_other, block_ids)
 
     def _decode_logits(self, batch: StepBatch) -> Tensor:
-        """(num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
+        """Return (num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
         logits = None
         if self.graphs is not None:
             logits = self.graphs.logits(self._token_ids(batch), batch.layout, batch.rows, self._adapter_rows(batch))
         return self._model.logits(self._hidden_states(batch)) if logits is None else logits
 
     def _token_ids(self, batch: StepBatch) -> NDArray[np.int64]:
-        """-1 - row for a token that the host does not know yet."""
+        """Return the step's tokens (num_tokens,); -1 - row for one that the host does not know yet."""
         find = self._rows.tokens_or_rows if self.runs_ahead else self._rows.tokens
-        return find(batch.rows[batch.layout.sequences], batch.layout.positions)
+        if not batch.has_drafts:
+            return find(batch.rows[batch.layout.sequences], batch.layout.positions)
+        self._rows.reserve_tokens(int(batch.layout.seq_lens.max()))
+        ids = find(batch.rows[batch.layout.sequences], batch.layout.positions)
+        for item, end in zip(batch.scheduled, batch.layout.query_start[1:].tolist(), strict=True):
+            ids[end - len(item.draft_token_ids) : end] = item.draft_token_ids
+        return ids
 
     def _adapter_rows(self, batch: StepBatch) -> NDArray[np.int64] | None:
         """(num_tokens,), or None where no request of the step has an adapter."""
@@ -247,13 +260,13 @@ class ModelRunner:
         return rows[batch.layout.sequences] if rows.any() else None
 
     def _known(self, ids: Tensor) -> Tensor:
-        """With the tokens that only the device knows."""
+        """Fill in the tokens that only the device knows."""
         if not self.runs_ahead:
             return ids
         return torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
 
     def _hidden_states(self, batch: StepBatch) -> Tensor:
-        """(num_tokens, hidden_size)"""
+        """Run the model; returns (num_tokens, hidden_size)."""
         layout = batch.layout
         arrays = [self._token_ids(batch), layout.positions, batch.rows, *layout.cache_arrays]
         ids, positions, state_slots, *cache_tensors = to_device(arrays, self._device)
@@ -275,16 +288,18 @@ class ModelRunner:
             return self._model.logits(self._model.hidden_states(self._known(token_ids), positions))
 
     def _sample_last(self, batch: StepBatch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:
-        """One token for each request that samples and has not failed."""
+        """Sample for each request that has reached the end of its tokens and has not failed."""
         both = enumerate(batch.scheduled)
-        sampling = [i for i, item in both if item.samples and item.request_id not in errors]
+        sampling = [i for i, item in both if item.num_samples and item.request_id not in errors]
         if not sampling:
             return lambda: StepResult(sampled_token_ids={})
+        if batch.has_drafts:
+            return self._sample_drafts(batch, sampling, hidden)
         (last,) = to_device([batch.layout.query_start[1:][sampling].astype(np.int64) - 1], self._device)
         return self._sample(batch, sampling, self._model.logits(hidden[last]))
 
     def _sample(self, batch: StepBatch, sampling: list[int], logits: Tensor) -> Callable[[], StepResult]:
-        """One token for each of those requests of the batch, whose logits these are."""
+        """Sample one token for each of those requests of the batch, whose logits these are."""
         rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
         self._masks.wait()
         positions = batch.layout.seq_lens[sampling].astype(np.int64)
@@ -307,11 +322,88 @@ class ModelRunner:
         taken = [i for i in here if i not in failed]
         self._rows.append(rows[taken], [sampled.token_ids[i] for i in taken])
         failed |= _advance(requests, taken, sampled)
-        return _sampled_result(names, requests, sampled, failed)
+        token_ids, logprobs = [[token_id] for token_id in sampled.token_ids], [[entry] for entry in sampled.logprobs]
+        return self._with_proposals(names, requests, _sampled_result(names, requests, token_ids, logprobs, failed))
+
+    def _sample_drafts(self, batch: StepBatch, sampling: list[int], hidden: Tensor) -> Callable[[], StepResult]:
+        """Sample after the last token of each of those requests, and after each of its drafts."""
+        scheduled = [batch.scheduled[i] for i in sampling]
+        rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
+        positions = sample_positions([item.num_samples for item in scheduled])
+        ends = batch.layout.query_start[1:][sampling].astype(np.int64)[positions.requests]
+        (index,) = to_device([ends - 1 - positions.behind], self._device)
+        logits = self._model.logits(hidden[index])
+        self._masks.wait()
+        chosen = self._sampler.launch(
+            logits,
+            [requests[i].row for i in positions.requests.tolist()],
+            batch.layout.seq_lens[sampling].astype(np.int64)[positions.requests] - positions.behind,
+        )
+        if self.runs_ahead:
+            # Of a request with drafts whichever: its next step is planned when its tokens are known.
+            (index,) = to_device([rows[positions.requests]], self._device)
+            self._last_tokens[index] = chosen.tokens
+        self._rows.is_finite[rows] = False  # until it is known
+        return partial(self._take_in_drafts, scheduled, requests, positions, chosen)
+
+    def _take_in_drafts(
+        self,
+        scheduled: list[ScheduledRequest],
+        requests: list[RunningRequest],
+        positions: SamplePositions,
+        chosen: PendingSample,
+    ) -> StepResult:
+        """Wait for the tokens of a step, and keep those that are accepted, as `_take_in` does."""
+        accepted = accept(scheduled, positions, chosen.wait())
+        failed = _failures(requests, accepted.first)
+        for i, is_spoiled in enumerate(accepted.is_spoiled):
+            if is_spoiled:
+                del failed[i]
+        here = [i for i, request in enumerate(requests) if not request.is_released]
+        for i in here:
+            self._scrub_rejected(scheduled[i], requests[i], accepted.broken_from[i])
+            self._rows.is_finite[requests[i].index] = accepted.first.is_finite[i] or accepted.is_spoiled[i]
+        taken = [i for i in here if i not in failed]
+        indices = np.array([requests[i].index for i in taken], dtype=np.int64)
+        self._rows.extend(indices, [accepted.token_ids[i] for i in taken])
+        failed |= _advance(requests, taken, accepted.first)
+        names = [item.request_id for item in scheduled]
+        result = _sampled_result(names, requests, accepted.token_ids, accepted.logprobs, failed)
+        return self._with_proposals(names, requests, result)
+
+    @torch.inference_mode()
+    def _scrub_rejected(self, item: ScheduledRequest, request: RunningRequest, broken_from: int | None) -> None:
+        """Make finite what rejected drafts have left in a request's cache, if it may not be.
+
+        It will be overwritten; until then it is read with a weight of 0, which does not silence what is not a number.
+        """
+        if broken_from is None:
+            return
+        first_block = (item.num_computed_tokens + broken_from) // self._rows.block_size
+        last_block = (item.end - 1) // self._rows.block_size
+        for group, tables in enumerate(self._rows.block_tables):
+            blocks = tables.blocks(request.index)[first_block : last_block + 1].astype(np.int64)
+            (block_ids,) = to_device([blocks], self._device)
+            self._attention.scrub(block_ids, group)
+
+    def _with_proposals(self, names: list[str], requests: list[RunningRequest], result: StepResult) -> StepResult:
+        """Ask the drafter what may follow the tokens of requests that have just got some and may try drafts."""
+        if self.drafter is None:
+            return result
+        known = {
+            name: self._rows.known_tokens(request.index)
+            for name, request in zip(names, requests, strict=True)
+            if result.sampled_token_ids.get(name) and not request.follows_tokens and not request.is_released
+        }
+        return msgspec.structs.replace(result, drafts=self.drafter.propose(known)) if known else result
+
+
+def _present(entries: list[TokenLogprobs | None]) -> list[TokenLogprobs]:
+    return [entry for entry in entries if entry is not None]
 
 
 def _failures(requests: list[RunningRequest], sampled: SampledRows) -> dict[int, str]:
-    """Why no token was chosen, of the rows where none was."""
+    """Return why no token was chosen, for the rows where none was."""
     failed: dict[int, str] = {}
     if not all(sampled.is_finite):
         failed |= {i: _NOT_FINITE for i, is_finite in enumerate(sampled.is_finite) if not is_finite}
@@ -339,12 +431,17 @@ def _advance(requests: list[RunningRequest], taken: list[int], sampled: SampledR
 
 
 def _sampled_result(
-    request_ids: list[str], requests: list[RunningRequest], sampled: SampledRows, failed: dict[int, str]
+    request_ids: list[str],
+    requests: list[RunningRequest],
+    token_ids: list[list[int]],
+    logprobs: list[list[TokenLogprobs | None]],
+    failed: dict[int, str],
 ) -> StepResult:
+    """Return what became of each request; `logprobs` is empty where no request asks for any."""
     errors = {request_ids[i]: message for i, message in failed.items()}
-    pairs = zip(request_ids, sampled.token_ids, strict=True)
-    tokens = {request_id: [token_id] for request_id, token_id in pairs if request_id not in errors}
-    entries = zip(request_ids, sampled.logprobs, strict=False)
+    pairs = zip(request_ids, token_ids, strict=True)
+    tokens = {request_id: sampled for request_id, sampled in pairs if request_id not in errors}
+    entries = zip(request_ids, logprobs, strict=False)
     followed = [
         (request_ids[i], request.row)
         for i, request in enumerate(requests)
@@ -352,7 +449,7 @@ def _sampled_result(
     ]
     return StepResult(
         sampled_token_ids=tokens,
-        logprobs={name: [entry] for name, entry in entries if entry is not None and name in tokens},
+        logprobs={name: wanted for name, own in entries if name in tokens and (wanted := _present(own))},
         errors=errors,
         finished=[request_id for request_id, row in followed if row.is_finished],
         steered=[request_id for request_id, row in followed if row.is_steered],

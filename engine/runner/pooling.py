@@ -31,7 +31,7 @@ _BLOCK = 64  # tokens that are added up at a time
 
 
 def resolve_pooling(setting: Literal["auto", "mean", "last"], model: str) -> Pooling:
-    """What `auto` means for this model: what its author says, else the mean. Raises `ModelLoadError`."""
+    """Return what `auto` means for this model: what its author says, else the mean. Raises `ModelLoadError`."""
     if setting != "auto":
         return setting
     path = _pooling_file(model)
@@ -58,7 +58,7 @@ def _pooling_file(model: str) -> Path | None:
 
 
 def _read_pooling(path: Path) -> Pooling | None:
-    """None where it is another one, several at once, or not to be read."""
+    """Return the pooling of a file; None where it is another one, several at once, or not to be read."""
     try:
         config: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if "pooling_mode" in config:
@@ -70,7 +70,7 @@ def _read_pooling(path: Path) -> Pooling | None:
 
 
 class PooledPrompt:
-    """The hidden states of one prompt, chunk by chunk, as one vector of float32. Its length means nothing.
+    """Pools the hidden states of one prompt, chunk by chunk, into a vector of float32, whose length means nothing.
 
     A sum has the same bits however the prompt was cut: tokens are added up in blocks that are counted from its start,
     each in one order, and those that fill no block yet are kept.
@@ -97,7 +97,7 @@ class PooledPrompt:
         self._rest = rows[num_whole:].clone()
 
     def vector(self) -> Tensor:
-        """(hidden_size,) of all tokens so far."""
+        """Return the vector (hidden_size,) of all tokens so far."""
         if self._pooling == "last":
             assert self._last is not None
             return self._last
@@ -105,13 +105,13 @@ class PooledPrompt:
         return self._plus(pad(self._rest, (0, 0, 0, _BLOCK - len(self._rest))))
 
     def _plus(self, block: Tensor) -> Tensor:
-        """With a block's sum, all of which are of one shape. What is made of length 1 needs no division."""
+        """Add a block's sum; blocks are of one shape. What is made of length 1 needs no division."""
         added = block.sum(dim=0)
         return added if self._sum is None else self._sum + added
 
 
 def unit_vectors(vectors: Sequence[Tensor]) -> NDArray[np.float32]:
-    """(num_vectors, hidden_size) on the CPU, each made of length 1, whatever the others are."""
+    """Return (num_vectors, hidden_size) on the CPU, each made of length 1, whatever the others are."""
     if not vectors:
         return np.empty((0, 0), dtype=np.float32)
     rows: NDArray[np.float32] = torch.stack([normalize(vector, dim=0) for vector in vectors]).cpu().numpy()

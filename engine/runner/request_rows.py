@@ -1,4 +1,4 @@
-"""What the model runner keeps of its requests as arrays: a row each, for tokens, block table and counts.
+"""What the model runner keeps of its requests as arrays, a row for each: tokens, block table and counts.
 
 A step reads and changes the rows of all its requests with a few numpy operations, however many there are. Knows nothing
 of sampling, plans or devices.
@@ -65,11 +65,11 @@ class RequestRows:
         self._free = list(range(num_rows - 1, -1, -1))
 
     def add(self, token_ids: Sequence[int]) -> int:
-        """A row for a request with these tokens and no blocks."""
+        """Take a row for a request with these tokens and no blocks."""
         if not self._free:
             self._add_rows()
         row = self._free.pop()
-        self._reserve_tokens(len(token_ids))
+        self.reserve_tokens(len(token_ids))
         self._tokens[row, : len(token_ids)] = token_ids
         self.num_tokens[row] = len(token_ids)
         self.is_finite[row] = False
@@ -81,20 +81,32 @@ class RequestRows:
         self._free.append(row)
 
     def append(self, rows: NDArray[np.int64], token_ids: Sequence[int]) -> None:
-        """One token for each of `rows`, which are all different."""
+        """Append one token to each of `rows`, which are all different."""
         ends = self.num_tokens[rows]
-        self._reserve_tokens(int(ends.max(initial=0)) + 1)
+        self.reserve_tokens(int(ends.max(initial=0)) + 1)
         self._tokens[rows, ends] = token_ids
         self.num_tokens[rows] = ends + 1
 
+    def extend(self, rows: NDArray[np.int64], token_ids: Sequence[Sequence[int]]) -> None:
+        """Append any number of tokens to each of `rows`, which are all different."""
+        for row, new in zip(rows.tolist(), token_ids, strict=True):
+            first = int(self.num_tokens[row])
+            self.reserve_tokens(first + len(new))
+            self._tokens[row, first : first + len(new)] = new
+            self.num_tokens[row] = first + len(new)
+
+    def known_tokens(self, row: int) -> NDArray[np.int32]:
+        """Return all tokens of a row: a view, valid until tokens are appended to any row."""
+        return self._tokens[row, : self.num_tokens[row]]
+
     def tokens(self, rows: NDArray[np.int64] | int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The token of each row at each position."""
+        """Return the token of each row at each position."""
         tokens: NDArray[np.int32] = self._tokens[rows, positions]
         return tokens.astype(np.int64)
 
     def tokens_or_rows(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same, where a position may be the one after a row's last token: that gives -1 - row."""
-        self._reserve_tokens(int(positions.max()) + 1)
+        """Return the same, where a position may be the one after a row's last token: that gives -1 - row."""
+        self.reserve_tokens(int(positions.max()) + 1)
         return np.where(positions < self.num_tokens[rows], self.tokens(rows, positions), -1 - rows)
 
     def tables(self, rows: NDArray[np.int64], longest: int) -> list[NDArray[np.int32]]:
@@ -110,13 +122,14 @@ class RequestRows:
             tables.add_rows()
         self._free = list(range(2 * count - 1, count - 1, -1))
 
-    def _reserve_tokens(self, count: int) -> None:
+    def reserve_tokens(self, count: int) -> None:
+        """Make room for positions up to `count`: what `tokens` gives beyond a row's own means nothing."""
         if count > self._tokens.shape[1]:
             self._tokens = _widened(self._tokens, count)
 
 
 def _widened(rows: NDArray[np.int32], width: int) -> NDArray[np.int32]:
-    """The same rows with room for `width` columns or more, zeros behind what was there."""
+    """Return the same rows with room for `width` columns or more, zeros behind what was there."""
     widened = np.zeros((rows.shape[0], max(width, 2 * rows.shape[1])), dtype=np.int32)
     widened[:, : rows.shape[1]] = rows
     return widened

@@ -31,11 +31,12 @@ class StepBatch:
     requests: list[RunningRequest]
     rows: NDArray[np.int64]  # those of `requests`
     layout: StepLayout
+    has_drafts: bool
 
     @property
     def is_plain(self) -> bool:
         """Whether each request computes one token and samples the next, and nothing else is asked for."""
-        return self.layout.is_decode and all(item.samples for item in self.scheduled)
+        return self.layout.is_decode and all(item.num_samples for item in self.scheduled)
 
     def chunk(self, i: int) -> "Chunk":
         """Return the share of the i-th request."""

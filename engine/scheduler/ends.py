@@ -26,14 +26,13 @@ class EndRules:
     eos_token_ids: frozenset[int]
     max_model_len: int
 
-    def take_in(self, request: Request, result: StepResult) -> tuple[list[int], End | None]:
+    def take_in(self, request: Request, sampled: list[int], result: StepResult) -> tuple[list[int], End | None]:
         """Append what a step sampled to the request's tokens, up to the token that ends it.
 
         Returns the tokens to report, and the end, if it is one.
         """
         request_id = request.request_id
-        sampled = result.sampled_token_ids.get(request_id, [])
-        end = None if request.wants_tokens else _end_without_tokens(request)
+        end = None
         for count, token_id in enumerate(sampled, 1):
             request.token_ids.append(token_id)
             end = self._end_by(request, token_id)
@@ -51,6 +50,12 @@ class EndRules:
         max_tokens = request.sampling.max_tokens
         is_complete = max_tokens is not None and num_tokens - request.num_prompt_tokens >= max_tokens
         return is_complete or num_tokens >= self.max_model_len
+
+    def num_tokens_left(self, request: Request) -> int:
+        """Return how many more tokens a request may have."""
+        left = self.max_model_len - request.num_tokens
+        max_tokens = request.sampling.max_tokens
+        return left if max_tokens is None else min(left, max_tokens - request.num_output_tokens)
 
     def _end_by(self, request: Request, token_id: int) -> End | None:
         """Return the end that the token just appended brings, if it brings one."""
@@ -75,7 +80,7 @@ class EndRules:
         return sampled if is_text else sampled[:-1], replace(end, reason="length")
 
 
-def _end_without_tokens(request: Request) -> End:
+def end_without_tokens(request: Request) -> End:
     """Return the end of a request that wants no tokens: it is cut short at 0 of them, or wants an embedding."""
     return End("length" if request.sampling.pooling is None else "stop")
 

@@ -14,9 +14,10 @@ from orcinus.engine.sampling_params import SamplingParams
 class Request:
     """A sequence with tokens known (`token_ids`) and tokens computed (`num_computed_tokens`).
 
-    Each step lets computed catch up with known. A prompt's chunk, a prefix-cache hit, a decode step and the
-    recomputation after a preemption are the same case. Tokens count as computed from when their step is planned on, and
-    the `num_in_flight` tokens that planned steps sample count as tokens although nobody knows yet which they are.
+    Each step lets computed catch up with known. A prompt's chunk, a prefix-cache hit, a decode step with or without
+    drafts and the recomputation after a preemption are the same case. Tokens count as computed from when their step is
+    planned on, and the `num_in_flight` tokens that planned steps sample count as tokens although it is not known yet
+    which they are; nor, with drafts, how many: what was not to be is taken back with the result.
     """
 
     __slots__ = (
@@ -26,6 +27,7 @@ class Request:
         "arrival_time",
         "cache_salt",
         "client",
+        "draft_token_ids",
         "first_scheduled_time",
         "follows_tokens",
         "has_reported",
@@ -72,6 +74,7 @@ class Request:
         self.num_prefill_tokens: int = len(self.token_ids)  # computed before it decodes: the prompt, or all it had
         self.num_computed_tokens: int = 0
         self.num_in_flight: int = 0
+        self.draft_token_ids: list[int] = []  # to be tried next, after the tokens known
         self.num_cached_tokens: int | None = None
         self.num_preemptions: int = 0
         self.is_known: bool = False  # to the executor
@@ -105,7 +108,8 @@ class Request:
         return self.sampling.prompt_logprobs is None and self.sampling.pooling != "mean"
 
     def block_hashes(self, block_size: int, num_blocks: int) -> list[bytes]:
-        """Hashes of the first `num_blocks` full blocks; each covers all tokens up to its end, salt and adapter."""
+        """Return the hashes of the first `num_blocks` blocks, each of all tokens up to its end, salt and adapter."""
+        assert num_blocks * block_size <= len(self.token_ids), "a block of tokens that are not known"
         hashes = self._block_hashes
         for index in range(len(hashes), num_blocks):
             parent = hashes[-1] if hashes else _root_hash(self.cache_salt, self.adapter)
@@ -118,6 +122,7 @@ class Request:
         self.num_prefill_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_in_flight = 0
+        self.draft_token_ids = []
         self.num_preemptions += 1
         self.is_known = False
         if self.prompt_logprobs is not None:

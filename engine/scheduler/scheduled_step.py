@@ -23,7 +23,7 @@ class ScheduledStep:
         """The tokens of prompts, but not those that end one alone: they cost what a decode costs."""
         if not self.stats.num_prefill_tokens:
             return 0
-        return sum(item.num_tokens for item in self.plan.scheduled if item.num_tokens != item.samples)
+        return sum(item.num_tokens for item in self.plan.scheduled if item.num_tokens != item.num_samples)
 
 
 class StepBuilder:
@@ -32,21 +32,42 @@ class StepBuilder:
     def __init__(self, slots: Slots, number: int, now: float) -> None:
         self.step = ScheduledStep()
         self.now = now
+        self.draft_budget: int | None = None  # drafts that the step may still try; found out when there are some
         self._slots = slots
         self._number = number
 
     def add(self, request: Request, num_tokens: int, new_block_ids: list[list[int]]) -> None:
-        """Let a request compute its next tokens."""
-        if request.is_decoding:
-            self.step.stats.num_decode_tokens += num_tokens
-        else:
-            self.step.stats.num_prefill_tokens += num_tokens
+        """Let a request compute its next tokens, and sample after the last one if it knows no more."""
         first = request.num_computed_tokens
+        if first < request.num_prefill_tokens:
+            self.step.stats.num_prefill_tokens += num_tokens
+        else:
+            self.step.stats.num_decode_tokens += num_tokens
         request.num_computed_tokens = end = first + num_tokens
-        samples = request.wants_tokens and end == request.num_tokens
-        item = ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, samples)
+        num_samples = 1 if request.wants_tokens and end == request.num_tokens else 0
+        item = ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, num_samples)
         self.step.plan.scheduled.append(item)
-        request.num_in_flight += samples
+        request.num_in_flight += num_samples
+        request.last_scheduled_step = self._number
+
+    def add_drafts(self, request: Request, draft_token_ids: list[int]) -> None:
+        """Let a request that decodes compute its last token and drafts behind it, and sample after each of them."""
+        assert self.draft_budget is not None
+        self.draft_budget -= len(draft_token_ids)
+        num_tokens = 1 + len(draft_token_ids)
+        self.step.stats.num_decode_tokens += num_tokens
+        first, new_block_ids = request.num_computed_tokens, self.unsent_blocks(request, num_tokens)
+        item = ScheduledRequest(
+            request.request_id,
+            first,
+            num_tokens,
+            new_block_ids,
+            num_samples=num_tokens,
+            draft_token_ids=tuple(draft_token_ids),
+        )
+        self.step.plan.scheduled.append(item)
+        request.num_computed_tokens += num_tokens
+        request.num_in_flight += num_tokens
         request.last_scheduled_step = self._number
 
     def unsent_blocks(self, request: Request, num_tokens: int) -> list[list[int]]:

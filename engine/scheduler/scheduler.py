@@ -6,16 +6,16 @@ and transport; what it decides leaves as a `StepPlan`, and comes back as a `Step
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orcinus.config.engine_config import BatchingStrategy
-from orcinus.engine.messages import AddRequest, RequestDelta, StepPlan, StepResult
+from orcinus.engine.messages import AddRequest, RequestDelta, ScheduledRequest, StepPlan, StepResult
 from orcinus.engine.scheduler.batching import batching_rule
 from orcinus.engine.scheduler.block_manager import BlockManager
-from orcinus.engine.scheduler.ends import EndRules, report, report_error
+from orcinus.engine.scheduler.ends import End, EndRules, end_without_tokens, report, report_error
 from orcinus.engine.scheduler.fair_queue import FairQueue
 from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, PrefillBudget
 from orcinus.engine.scheduler.request import Request
@@ -117,15 +117,18 @@ class Scheduler:
     def may_run_ahead(self) -> bool:
         """Whether another step can be planned although the last one is in flight.
 
-        It cannot where what may come next depends on a token in flight, a request has to be preempted, or a culprit is
-        sought.
+        It cannot where what may come next depends on a token in flight, drafts are tried or about to be, a request has
+        to be preempted, or a culprit is sought.
         """
         if self._is_short_of_blocks or self._culprit_search:
             return False
-        return not any(request.num_in_flight and request.follows_tokens for request in self._slots.running)
+        return not any(
+            request.draft_token_ids or (request.num_in_flight and (request.follows_tokens or request.num_in_flight > 1))
+            for request in self._slots.running
+        )
 
     def schedule(self) -> ScheduledStep:
-        """Plan the next step: fill free slots, then one token for each request that decodes, then chunks of prompts.
+        """Plan the next step: fill free slots, then a token, and drafts, for all that decode, then chunks of prompts.
 
         A step whose plan is empty is not to be executed, and has no `update`.
         """
@@ -155,13 +158,12 @@ class Scheduler:
             if request.request_id in result.errors:
                 deltas.append(self._fail(request, result.errors[request.request_id]))
                 continue
-            self._slots.book_blocks(request, item.num_computed_tokens, item.end)
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, [])
-            request.num_in_flight -= item.samples
-            if item.samples or (not request.wants_tokens and item.end == request.num_tokens):
-                self._culprit_search.clear(request.request_id)
-                deltas.append(self._take_in(request, result))
+            take_in = self._take_in_samples if item.num_samples else self._take_in_chunk
+            if (delta := take_in(request, item, result)) is not None:
+                deltas.append(delta)
+        self._keep_drafts(result)
         return deltas
 
     def observe(self, step: ScheduledStep, step_time_s: float) -> None:
@@ -177,8 +179,8 @@ class Scheduler:
         with an error. For want of memory, fewer run at a time instead.
         """
         suspects = self._in_flight_requests()
-        num_chunk_tokens = max(step.num_chunk_tokens for step in self._steps_in_flight)
-        fits_if_smaller = is_out_of_memory and self._memory_backoff.shrink(len(suspects), num_chunk_tokens)
+        num_extra_tokens = max(step.num_chunk_tokens + _num_drafts(step.plan) for step in self._steps_in_flight)
+        fits_if_smaller = is_out_of_memory and self._memory_backoff.shrink(len(suspects), num_extra_tokens)
         culprits = [request for request in suspects if self._culprit_search.is_sole_suspect(request.request_id)]
         if fits_if_smaller:
             culprits = []
@@ -255,7 +257,7 @@ class Scheduler:
     # --- one step's tokens ----------------------------------------------------------------------------------
 
     def _schedule_decodes(self, builder: StepBuilder) -> list[Request]:
-        """Schedule a token of each request that decodes; returns those whose prompts are not computed yet.
+        """Schedule each request that decodes, with its drafts; returns those whose prompts are not computed yet.
 
         A prompt that lacks a single token is no dearer than a decode, and goes with them.
         """
@@ -264,6 +266,8 @@ class Scheduler:
         for request in self._selected():
             if not request.is_decoding and request.num_tokens_to_compute > 1:
                 prompts.append(request)
+            elif request.draft_token_ids and (drafts := self._take_drafts(builder, request)):
+                builder.add_drafts(request, drafts)
             elif request.num_computed_tokens % block_size:  # its last block has room, and the executor knows of it
                 builder.add(request, 1, [])
             elif self._grow(builder, request):
@@ -285,6 +289,31 @@ class Scheduler:
         if request.num_in_flight == 0:
             return request.num_tokens_to_compute == 0  # all that it asks for is being computed
         return self._ends.is_at_limit(request, request.num_tokens)
+
+    def _take_drafts(self, builder: StepBuilder, request: Request) -> list[int]:
+        """Return as many of a request's drafts as this step can try, with blocks for them, and forget the others.
+
+        No request is preempted for a draft: each that runs, of which any may reach a new block, can have one still.
+        """
+        assert not self._steps_in_flight, "no step is planned ahead while there are drafts"
+        drafts, request.draft_token_ids = request.draft_token_ids, []
+        num_blocks = len(self._blocks.block_table(request.request_id))
+        num_spare_blocks = max(0, self._blocks.num_free_blocks - self.num_running)
+        num_fitting = (num_blocks + num_spare_blocks) * self._blocks.block_size - request.num_tokens
+        if builder.draft_budget is None:
+            builder.draft_budget = self._draft_budget()
+        drafts = drafts[: max(0, min(self._ends.num_tokens_left(request) - 1, num_fitting, builder.draft_budget))]
+        if self._blocks.allocate(request.request_id, request.num_tokens + len(drafts)) is None:
+            return []
+        return drafts
+
+    def _draft_budget(self) -> int:
+        """Return how many drafts a step may try. A token of each request goes first; prompts get half of the rest."""
+        running = self._slots.running
+        budget = self.limits.max_num_batched_tokens - len(running)
+        if self._memory_backoff.max_extra_tokens is not None:
+            budget = min(budget, self._memory_backoff.max_extra_tokens)
+        return budget if all(request.is_decoding for request in running) else budget // 2
 
     def _grow(self, builder: StepBuilder, request: Request) -> bool:
         """Make room for one more token, preempting the last one in order if need be. False if that is `request` itself.
@@ -321,9 +350,12 @@ class Scheduler:
             num_flowing=sum(length >= FLOWING_TOKENS for length in output_lengths),
             num_prompts=num_prompts,
         )
-        room = self.limits.max_num_batched_tokens - num_decodes
-        limits = [limit for limit in (budget, self._memory_backoff.max_extra_tokens) if limit is not None]
-        return min([room, *limits])
+        limits = [self.limits.max_num_batched_tokens - num_decodes]
+        if budget is not None:
+            limits.append(budget)
+        if self._memory_backoff.max_extra_tokens is not None:
+            limits.append(self._memory_backoff.max_extra_tokens - _num_drafts(decodes))
+        return min(limits)
 
     def _schedule_chunk(self, builder: StepBuilder, request: Request, budget: int) -> int:
         """Schedule as much of a prompt as the budget allows; returns the tokens scheduled.
@@ -346,10 +378,39 @@ class Scheduler:
 
     # --- what a step brought --------------------------------------------------------------------------------
 
-    def _take_in(self, request: Request, result: StepResult) -> RequestDelta:
-        """Append what was sampled until something ends the request, and report it."""
-        sampled, end = self._ends.take_in(request, result)
+    def _take_in_chunk(self, request: Request, item: ScheduledRequest, result: StepResult) -> RequestDelta | None:
+        """Book a part of a prompt; report a request that wants no tokens once all of its prompt is computed."""
+        self._slots.book_blocks(request, item.num_computed_tokens, item.end)
+        if request.wants_tokens or item.end < request.num_tokens:
+            return None
+        return self._report(request, result, [], end_without_tokens(request))
+
+    def _take_in_samples(self, request: Request, item: ScheduledRequest, result: StepResult) -> RequestDelta | None:
+        """Append what was sampled until something ends the request, and report it; None if nothing was.
+
+        What was counted on and did not come is taken back. Keys and values of drafts that were not accepted lie behind
+        what counts as computed: they are overwritten before anything reads them, and their blocks are not registered.
+        """
+        num_samples, sampled = item.num_samples, result.sampled_token_ids.get(request.request_id, [])
+        request.num_in_flight -= num_samples
+        if request.draft_token_ids:  # of before these tokens were known
+            request.draft_token_ids = []
+        computed_end = item.num_computed_tokens + item.num_tokens
+        if num_rejected := num_samples - len(sampled):
+            assert request.num_in_flight == 0, "a step was planned ahead of drafts"
+            computed_end -= num_rejected
+            request.num_computed_tokens = computed_end
+            if not sampled:
+                return None
+        sampled, end = self._ends.take_in(request, sampled, result)
+        if num_samples > 1:
+            computed_end = min(computed_end, len(request.token_ids))
+        self._slots.book_blocks(request, item.num_computed_tokens, computed_end)
         self._waiting.charge_output(request, len(sampled))
+        return self._report(request, result, sampled, end)
+
+    def _report(self, request: Request, result: StepResult, sampled: list[int], end: End | None) -> RequestDelta:
+        self._culprit_search.clear(request.request_id)
         logprobs = result.logprobs.get(request.request_id)
         delta = report(
             request,
@@ -361,6 +422,13 @@ class Scheduler:
         if end is not None:
             self._finish(request)
         return delta
+
+    def _keep_drafts(self, result: StepResult) -> None:
+        """Keep what the executor proposes, but not for requests whose next tokens depend on those before them."""
+        for request_id, draft_token_ids in result.drafts.items():
+            request = self._requests.get(request_id)
+            if request is not None and not request.follows_tokens:
+                request.draft_token_ids = draft_token_ids
 
     def _fail(self, request: Request, message: str) -> RequestDelta:
         delta = report_error(request, message)
@@ -377,3 +445,12 @@ class Scheduler:
         """Raise `AssertionError` where the books do not balance. For tests and idle moments."""
         assert self.num_running <= self.num_slots, "slots"
         self._slots.check_integrity(self._requests)
+        in_flight: Counter[str] = Counter()
+        for step in self._steps_in_flight:
+            in_flight.update({item.request_id: item.num_samples for item in step.plan.scheduled})
+        for request_id, request in self._requests.items():
+            assert request.num_in_flight == in_flight[request_id], f"{request_id} has lost count of its steps"
+
+
+def _num_drafts(plan: StepPlan) -> int:
+    return sum(len(item.draft_token_ids) for item in plan.scheduled)

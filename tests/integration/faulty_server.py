@@ -44,7 +44,7 @@ def build_faulty_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
             os.kill(os.getpid(), signal.SIGSEGV)
         result = launch(plan)  # so that it has begun
         seeds.update((new.request_id, new.sampling.seed) for new in plan.new_requests)
-        grown = [seeds[item.request_id] for item in plan.scheduled if item.samples and item.end > NUM_TOKENS]
+        grown = [seeds[item.request_id] for item in plan.scheduled if item.num_samples and item.end > NUM_TOKENS]
         if HANGING_SEED in grown:
             time.sleep(1000)
         if RAISING_SEED in grown:

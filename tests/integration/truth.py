@@ -82,7 +82,7 @@ def random_tokens(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(FIRST_TOKEN, VOCAB_SIZE) for _ in range(count)]
 
 
-def greedy_cases(directory: Path, rng: random.Random, count: int) -> list[Case]:
+def greedy_cases(directory: Path, rng: random.Random, count: int, longest: int = 16) -> list[Case]:
     """Requests with what `generate` makes of them; those in which it met a tie are left out."""
     from transformers import AutoModelForCausalLM
 
@@ -90,7 +90,7 @@ def greedy_cases(directory: Path, rng: random.Random, count: int) -> list[Case]:
     model.generation_config.eos_token_id = None
     cases: list[Case] = []
     for prompt in prompts(rng):
-        max_tokens = rng.randint(1, 16)
+        max_tokens = rng.randint(1, longest)
         expected = generate_alone(model, prompt, max_tokens)
         if expected is not None:
             sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)

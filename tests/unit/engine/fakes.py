@@ -99,6 +99,7 @@ class FakeExecutor(Synchronous):
             self._requests[new.request_id] = (list(new.token_ids), new.num_prompt_tokens, new.sampling)
         result = StepResult(sampled_token_ids={}, logprobs={}, prompt_logprobs={})
         for scheduled in plan.scheduled:
+            assert not scheduled.draft_token_ids, "drafts that it has not proposed"
             tokens, num_prompt_tokens, sampling = self._requests[scheduled.request_id]
             if sampling.prompt_logprobs is not None:
                 start = scheduled.num_computed_tokens + 1
@@ -106,7 +107,7 @@ class FakeExecutor(Synchronous):
                 result.prompt_logprobs[scheduled.request_id] = [
                     token_logprobs(token, sampling.prompt_logprobs) for token in known
                 ]
-            if scheduled.samples:
+            if scheduled.num_samples:
                 token = self._next_token(tokens[:num_prompt_tokens], tokens[num_prompt_tokens:])
                 tokens.append(token)
                 result.sampled_token_ids[scheduled.request_id] = [token]

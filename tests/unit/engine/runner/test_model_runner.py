@@ -1,6 +1,6 @@
 """What a plan becomes before the model runs, and what its tokens become afterwards; the model is a stand-in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest.mock import Mock
 
@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orcinus.engine.attention.interface import AttentionMetadata
@@ -101,20 +102,31 @@ def new(name: str, token_ids: list[int], adapter: str | None = None, **params: o
     )
 
 
-def share(name: str, first: int, count: int, blocks: list[int] | None = None, samples: bool = True) -> ScheduledRequest:
+def drafted(name: str, first: int, drafts: list[int], blocks: list[int] | None = None) -> ScheduledRequest:
+    return ScheduledRequest(
+        request_id=name,
+        num_computed_tokens=first,
+        num_tokens=1 + len(drafts),
+        new_block_ids=[blocks] if blocks else [],
+        num_samples=1 + len(drafts),
+        draft_token_ids=tuple(drafts),
+    )
+
+
+def share(name: str, first: int, count: int, blocks: list[int] | None = None, num_samples: int = 1) -> ScheduledRequest:
     return ScheduledRequest(
         request_id=name,
         num_computed_tokens=first,
         num_tokens=count,
         new_block_ids=[blocks] if blocks else [],
-        samples=samples,
+        num_samples=num_samples,
     )
 
 
 def test_single_tokens_run_before_chunks_whatever_the_order_of_the_plan() -> None:
     bench = Bench()
     requests = [new("a", [10, 11, 12, 13, 14, 15]), new("b", [20])]
-    assert bench.step(share("a", 0, 5, [3, 4], samples=False), share("b", 0, 1, [7]), new=requests) == {"b": [21]}
+    assert bench.step(share("a", 0, 5, [3, 4], num_samples=0), share("b", 0, 1, [7]), new=requests) == {"b": [21]}
     assert bench.model.steps == [([20, 10, 11, 12, 13, 14], [0, 0, 1, 2, 3, 4])]
     meta = bench.model.metas[0]
     assert (meta.query_start, meta.seq_lens, meta.num_decodes) == ([0, 1, 6], [1, 5], 1)
@@ -193,7 +205,7 @@ def test_ahead_the_row_of_a_request_that_ended_is_reused_before_its_last_step_is
 
 def test_a_single_token_of_a_prompt_that_is_not_its_last_is_the_right_one() -> None:
     bench = Bench()
-    assert bench.step(share("a", 0, 1, [0], samples=False), new=[new("a", [5, 6, 7])]) == {}
+    assert bench.step(share("a", 0, 1, [0], num_samples=0), new=[new("a", [5, 6, 7])]) == {}
     assert bench.step(share("a", 1, 2)) == {"a": [8]}
     assert bench.model.steps == [([5], [0]), ([6, 7], [1, 2])]
 
@@ -231,13 +243,14 @@ def test_a_broken_row_fails_alone_and_its_blocks_are_scrubbed_for_the_next() -> 
     assert bench.attention.scrubbed == [(0, [3])]
 
 
-def share_of_groups(name: str, first: int, count: int, *blocks: list[int], samples: bool = True) -> ScheduledRequest:
-    return msgspec.structs.replace(share(name, first, count, samples=samples), new_block_ids=[*blocks])
+def share_of_groups(name: str, first: int, count: int, *blocks: list[int], num_samples: int = 1) -> ScheduledRequest:
+    shared = share(name, first, count, num_samples=num_samples)
+    return msgspec.structs.replace(shared, new_block_ids=[*blocks])
 
 
 def test_each_group_of_layers_has_slots_and_a_block_table_of_its_own() -> None:
     bench = Bench(num_groups=2)
-    bench.step(share_of_groups("a", 0, 5, [3, 4, 6], [7, 1], samples=False), new=[new("a", [*range(10, 19)])])
+    bench.step(share_of_groups("a", 0, 5, [3, 4, 6], [7, 1], num_samples=0), new=[new("a", [*range(10, 19)])])
     bench.step(share_of_groups("a", 5, 4, [], [7]))
     bench.step(share("a", 9, 1))
     for metas in [context.metadata for context in bench.model.contexts]:
@@ -256,8 +269,8 @@ def test_each_group_of_layers_has_slots_and_a_block_table_of_its_own() -> None:
 def test_a_block_that_left_the_window_of_a_prompt_which_may_be_broken_is_scrubbed_for_the_next() -> None:
     """The prompt is not through: nobody knows yet. One that is known to be well leaves blocks as they are."""
     bench = Bench(num_groups=2)
-    bench.step(share_of_groups("a", 0, 4, [1], [5], samples=False), new=[new("a", [7] * 9)])
-    bench.step(share_of_groups("a", 4, 4, [2], [6], samples=False))
+    bench.step(share_of_groups("a", 0, 4, [1], [5], num_samples=0), new=[new("a", [7] * 9)])
+    bench.step(share_of_groups("a", 4, 4, [2], [6], num_samples=0))
     bench.step(share_of_groups("b", 0, 1, [3], [5]), new=[new("b", [7])])
     assert bench.attention.scrubbed == [(1, [5])]
     bench.step(share_of_groups("a", 8, 1, [4], [7]), share_of_groups("b", 1, 1))
@@ -272,6 +285,96 @@ def test_blocks_of_a_broken_request_are_scrubbed_in_the_group_that_they_are_of()
     assert bench.attention.scrubbed == []
     bench.step(share_of_groups("c", 0, 1, [3], [5]), new=[new("c", [7])])
     assert bench.attention.scrubbed == [(0, [3]), (1, [5])]
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in turn", "ahead"])
+def test_drafts_bring_as_many_tokens_as_are_right_and_one_more(runs_ahead: bool) -> None:
+    bench = Bench()
+    bench.runner.runs_ahead = runs_ahead
+    prompts = [share("a", 0, 2, [0, 1]), share("b", 0, 1, [2]), share("c", 0, 3, [3], num_samples=0)]
+    bench.step(*prompts, new=[new("a", [4, 5]), new("b", [30]), new("c", [60, 61, 62, 63, 64])])
+    tokens = bench.step(
+        drafted("a", 2, [7, 8, 90, 10]),
+        share("b", 1, 1),
+        share("c", 3, 2, [4]),
+        drafted("d", 0, [41, 42], [5]),
+        new=[new("d", [40])],
+    )
+    assert tokens == {"b": [32], "a": [7, 8, 9], "c": [65], "d": [41, 42, 43]}
+    assert bench.model.steps[-1] == ([31, 6, 7, 8, 90, 10, 63, 64, 40, 41, 42], [1, 2, 3, 4, 5, 6, 3, 4, 0, 1, 2])
+    meta = bench.model.metas[-1]
+    assert (meta.query_start, meta.seq_lens, meta.num_decodes) == ([0, 1, 6, 8, 11], [2, 7, 5, 3], 1)
+    assert bench.step(share("a", 5, 1), share("d", 3, 1)) == {"a": [10], "d": [44]}
+    assert bench.model.steps[-1] == ([9, 43], [5, 3])
+
+
+def test_each_accepted_token_has_its_logprobs() -> None:
+    bench = Bench()
+    bench.step(share("a", 0, 1, [0]), share("b", 0, 1, [1]), new=[new("a", [5], logprobs=1), new("b", [5])])
+    bench.step(drafted("a", 1, [7, 90]), drafted("b", 1, [7]))
+    assert {name: [entry.token_id for entry in own] for name, own in bench.result.logprobs.items()} == {"a": [7, 8]}
+
+
+def test_a_wrong_draft_that_is_not_finite_is_scrubbed_and_breaks_nothing() -> None:
+    bench = Bench()
+    bench.step(share("a", 0, 3, [6, 7]), new=[new("a", [3, 4, 5])])
+    assert bench.step(drafted("a", 3, [7, POISON - 1, 9, 10])) == {"a": [7, 8]}
+    assert bench.result.errors == {}
+    assert bench.attention.scrubbed == [(0, [7])]
+    bench.step(share("a", 5, 1), released=[])
+    bench.step(share("b", 0, 1, [6]), new=[new("b", [1])], released=["a"])
+    assert bench.attention.scrubbed == [(0, [7])], "the request is as sound as any"
+
+
+def test_a_request_that_breaks_behind_right_drafts_gets_its_tokens_first_and_fails_in_the_next_step() -> None:
+    bench = Bench()
+    bench.step(share("a", 0, 1, [0]), new=[new("a", [POISON - 4])])
+    assert bench.step(drafted("a", 1, [POISON - 2, POISON - 1])) == {"a": [POISON - 2, POISON - 1]}
+    assert bench.result.errors == {}
+    assert bench.step(share("a", 3, 1)) == {}
+    assert bench.result.errors == {"a": "the model's logits are not finite"}
+
+
+def test_drafts_that_break_a_whole_step_leave_it_to_be_run_again_without_them() -> None:
+    bench = Bench()
+    bench.step(share("a", 0, 1, [0]), share("b", 0, 1, [1]), new=[new("a", [5]), new("b", [20])])
+    sound = bench.model.logits
+    bench.model.logits = lambda hidden: sound(hidden).index_fill(0, torch.tensor([0, 1]), torch.nan)  # type: ignore[method-assign]
+    assert bench.step(drafted("a", 1, [7])) == {"a": []}
+    assert bench.result.errors == {}
+    assert bench.attention.scrubbed == [(0, [0])]
+    bench.model.logits = sound  # type: ignore[method-assign]
+    assert bench.step(share("a", 1, 1), share("b", 1, 1)) == {"a": [7], "b": [22]}
+
+
+class NotingDrafter:
+    """Proposes 9 and 9 after everything, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, list[int]]] = []
+
+    def propose(self, known: Mapping[str, NDArray[np.int32]]) -> dict[str, list[int]]:
+        self.asked.append({name: token_ids.tolist() for name, token_ids in known.items()})
+        return {name: [9, 9] for name in known}
+
+
+def test_the_drafter_is_asked_about_the_texts_that_have_just_grown_and_follow_no_tokens() -> None:
+    bench, drafter = Bench(), NotingDrafter()
+    bench.runner.drafter = drafter
+    requests = [new("a", [5]), new("b", [20], presence_penalty=0.5), new("c", [30, 31]), new("d", [POISON - 1])]
+    prompts = [
+        share("a", 0, 1, [0]),
+        share("b", 0, 1, [1]),
+        share("c", 0, 1, [2], num_samples=0),
+        share("d", 0, 1, [3]),
+    ]
+    bench.step(*prompts, new=requests)
+    assert bench.result.drafts == {"a": [9, 9]}
+    bench.step(drafted("a", 1, [7, 9]), share("c", 1, 1), released=["d"])
+    assert bench.result.drafts == {"a": [9, 9], "c": [9, 9]}
+    bench.step(share("b", 1, 1))
+    assert bench.result.drafts == {}
+    assert drafter.asked == [{"a": [5, 6]}, {"c": [30, 31, 32], "a": [5, 6, 7, 8]}]
 
 
 @pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])

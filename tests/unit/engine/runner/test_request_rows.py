@@ -39,14 +39,16 @@ def test_rows_hold_what_lists_would_whatever_comes_and_goes() -> None:
         chosen = rng.sample([*tokens], rng.randint(0, len(tokens)))
         sampled = [rng.randrange(1000) for _ in chosen]
         rows.append(rows_of(*chosen), sampled)
-        for row, token in zip(chosen, sampled, strict=True):
-            tokens[row].append(token)
+        several = [[rng.randrange(1000) for _ in range(rng.choice([0, 1, 40]))] for _ in chosen]
+        rows.extend(rows_of(*chosen), several)
+        for row, token, more in zip(chosen, sampled, several, strict=True):
+            tokens[row] += [token, *more]
             new = [rng.randrange(1, 99) for _ in range(rng.choice([0, 1, 9]))]
             rows.block_tables[0].extend(row, new)
             blocks[row] += new
     assert len(tokens) > 40
     for row, own in tokens.items():
-        assert tokens_of(rows, row) == own
+        assert tokens_of(rows, row) == rows.known_tokens(row).tolist() == own
         assert rows.block_tables[0].blocks(row).tolist() == blocks[row]
 
 

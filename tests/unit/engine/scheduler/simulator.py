@@ -2,12 +2,13 @@
 
 The "key and value" of a token is a hash of all tokens up to it. Writing and reading go through the block tables
 that the plans give, so a block that is shared wrongly, reused too early or left unwritten shows at once. The token
-sampled is a function of that hash alone: a request gives the same tokens whatever shares its batch.
+sampled is a function of that hash alone: a request gives the same tokens whatever shares its batch. As it knows what
+comes next, it can propose drafts that are right, or wrong where it wants.
 """
 
+import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -47,8 +48,10 @@ class VirtualClock:
 @dataclass
 class _State:
     token_ids: list[int]
+    sampling: SamplingParams
     block_tables: list[list[int]]
     num_computed: int | None = None
+    drafts: list[int] = field(default_factory=list)  # proposed after the tokens so far
 
 
 def extend(prefix_hash: int, token_id: int) -> int:
@@ -59,17 +62,50 @@ def sample(prefix_hash: int) -> int:
     return prefix_hash % VOCAB_SIZE
 
 
+class Drafts:
+    """Proposes up to `longest` tokens: what will come, with mistakes, mostly; counts what became of them.
+
+    Now and then a step with drafts comes to nothing, as where a draft makes a model's output useless.
+    """
+
+    def __init__(self, rng: random.Random, longest: int = 7) -> None:
+        self._rng = rng
+        self._longest = longest
+        self.num_accepted = self.num_rejected = self.num_spoiled_steps = 0
+
+    def propose(self, prefix_hash: int) -> list[int]:
+        drafts = []
+        for _ in range(self._rng.randrange(self._longest + 1)):
+            is_mistake = self._rng.random() < 0.15
+            drafts.append(self._rng.randrange(VOCAB_SIZE) if is_mistake else sample(prefix_hash))
+            prefix_hash = extend(prefix_hash, sample(prefix_hash))
+        return drafts
+
+    def spoil_step(self) -> bool:
+        is_spoiled = self._rng.random() < 0.05
+        self.num_spoiled_steps += is_spoiled
+        return is_spoiled
+
+    def count(self, num_drafts: int, num_accepted: int) -> None:
+        self.num_accepted += num_accepted
+        self.num_rejected += num_drafts - num_accepted
+
+
 class Simulator(Synchronous):
     """`EngineCore`'s executor. Raises `PlanViolation` on any plan that a real one could not run correctly.
 
     One that `runs_ahead` is a device that computes at once, and tells of it when asked. `fault` may raise, in the
-    middle of a step; want of memory is a `MemoryError`.
+    middle of a step; want of memory is a `MemoryError`. With `drafts` it proposes them to every request that samples,
+    also to those that must not try any.
     """
 
-    def __init__(self, info: EngineInfo, clock: VirtualClock, *, runs_ahead: bool = False) -> None:
+    def __init__(
+        self, info: EngineInfo, clock: VirtualClock, *, runs_ahead: bool = False, drafts: Drafts | None = None
+    ) -> None:
         self.info = info
         self.clock = clock
         self.runs_ahead = runs_ahead
+        self.drafts = drafts
         self.fault: Callable[[StepPlan], None] = lambda plan: None
         self.has_failed = False
         self._failure: RuntimeError | MemoryError | None = None
@@ -93,7 +129,7 @@ class Simulator(Synchronous):
             self.has_failed = True
             self._failure = error
             return self._raise
-        return partial(StepResult, result)
+        return lambda: result
 
     def diagnose(self, error: Exception) -> Fault:
         return "memory" if isinstance(error, MemoryError) else "request"
@@ -103,7 +139,7 @@ class Simulator(Synchronous):
         assert error is not None
         raise error
 
-    def _execute(self, plan: StepPlan) -> dict[str, list[int]]:
+    def _execute(self, plan: StepPlan) -> StepResult:
         self.plans.append(plan)
         self.clock.now += 0.01
         for request_id in plan.released:
@@ -118,11 +154,12 @@ class Simulator(Synchronous):
         for scheduled in plan.scheduled:
             self._write(scheduled)
         self.fault(plan)
-        return {s.request_id: [self._read(s)] for s in plan.scheduled if s.samples}
+        sampled = {item.request_id: self._sample(item) for item in plan.scheduled if item.num_samples}
+        return StepResult(sampled_token_ids=sampled, drafts=self._propose(sampled))
 
     def _meet(self, new: NewRequest) -> None:
         assert new.request_id not in self._states, "introduced twice"
-        self._states[new.request_id] = _State(list(new.token_ids), [[] for _ in self._groups])
+        self._states[new.request_id] = _State(list(new.token_ids), new.sampling, [[] for _ in self._groups])
 
     def _slot(self, state: _State, position: int, group: int = 0) -> int:
         block = state.block_tables[group][position // self.info.block_size]
@@ -130,29 +167,63 @@ class Simulator(Synchronous):
         return block * self.info.block_size + position % self.info.block_size
 
     def _write(self, scheduled: ScheduledRequest) -> None:
-        state = self._states[scheduled.request_id]
+        state, drafts = self._states[scheduled.request_id], [*scheduled.draft_token_ids]
         assert len(scheduled.new_block_ids) in (0, len(self._groups))
         for table, block_ids in zip(state.block_tables, scheduled.new_block_ids, strict=False):
             table.extend(block_ids)
-        start, end = scheduled.num_computed_tokens, scheduled.num_computed_tokens + scheduled.num_tokens
+        start, end = scheduled.num_computed_tokens, scheduled.end
         assert state.num_computed in (None, start), "a position is skipped or computed twice"
-        assert end <= len(state.token_ids)
-        assert not scheduled.samples or end == len(state.token_ids), "sampled in the middle of a prompt"
+        assert end <= len(state.token_ids) + len(drafts)
+        if scheduled.num_samples:
+            assert end == len(state.token_ids) + len(drafts), "sampled in the middle of a prompt"
+        assert scheduled.num_samples in (0, 1 + len(drafts))
+        assert not drafts or scheduled.num_tokens == 1 + len(drafts), "drafts behind a prompt"
+        assert drafts == state.drafts[: len(drafts)], "drafts that nobody proposed, or of another moment"
+        assert not (drafts and state.sampling.follows_tokens)
+        token_ids = state.token_ids + drafts
         self._attend(state, start - 1, seen_by=start)
         prefix_hash = self._kv[0][self._slot(state, start - 1)] if start else 0
         for position in range(start, end):
-            prefix_hash = extend(prefix_hash, state.token_ids[position])
+            prefix_hash = extend(prefix_hash, token_ids[position])
             for group, kv in enumerate(self._kv):
                 kv[self._slot(state, position, group)] = prefix_hash
         state.num_computed = end
 
-    def _read(self, scheduled: ScheduledRequest) -> int:
-        state = self._states[scheduled.request_id]
+    def _sample(self, scheduled: ScheduledRequest) -> list[int]:
+        """Sample after the last token and each draft, and keep what stands; nothing does in a step that is spoiled."""
+        state, drafts = self._states[scheduled.request_id], [*scheduled.draft_token_ids]
+        if drafts and self.drafts is not None and self.drafts.spoil_step():
+            state.num_computed = scheduled.num_computed_tokens
+            state.drafts = []
+            return []
+        sampled: list[int] = []
+        for draft in [*drafts, None]:
+            sampled.append(self._read(state))
+            state.token_ids.append(sampled[-1])
+            if sampled[-1] != draft:
+                break
+        state.num_computed = scheduled.end - scheduled.num_samples + len(sampled)
+        if self.drafts is not None:
+            self.drafts.count(len(drafts), len(sampled) - 1)
+        return sampled
+
+    def _read(self, state: _State) -> int:
+        """Attend to what the last token sees: each position must hold what this request's own tokens put there."""
         last = len(state.token_ids) - 1
-        prefix_hash = self._attend(state, last, seen_by=last)
-        token_id = sample(prefix_hash)
-        state.token_ids.append(token_id)
-        return token_id
+        return sample(self._attend(state, last, seen_by=last))
+
+    def _propose(self, sampled: dict[str, list[int]]) -> dict[str, list[int]]:
+        proposed = {}
+        for request_id, token_ids in sampled.items():
+            if self.drafts is not None and token_ids:
+                state = self._states[request_id]
+                prefix_hash = 0
+                for token_id in state.token_ids:
+                    prefix_hash = extend(prefix_hash, token_id)
+                state.drafts = self.drafts.propose(prefix_hash)
+                if state.drafts:
+                    proposed[request_id] = state.drafts
+        return proposed
 
     def _attend(self, state: _State, last: int, seen_by: int) -> int:
         """Read all keys up to one that the token at a position sees: each is where this request's own tokens put it.
@@ -225,10 +296,10 @@ def engine_info(**changes: object) -> EngineInfo:
 class SimulatedEngine:
     """An `EngineCore` on a `Simulator` and a virtual clock, with what each request has got so far."""
 
-    def __init__(self, *, runs_ahead: bool = False, **changes: object) -> None:
+    def __init__(self, *, runs_ahead: bool = False, drafts: Drafts | None = None, **changes: object) -> None:
         self.clock = VirtualClock()
         self.info = engine_info(**changes)
-        self.executor = Simulator(self.info, self.clock, runs_ahead=runs_ahead)
+        self.executor = Simulator(self.info, self.clock, runs_ahead=runs_ahead, drafts=drafts)
         self.core = EngineCore(self.info, self.executor, batch_wait_ms=50, clock=self.clock)
         self.tokens: dict[str, list[int]] = {}
         self.finish_reasons: dict[str, str] = {}

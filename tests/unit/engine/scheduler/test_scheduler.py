@@ -21,7 +21,7 @@ def fail_where(engine: SimulatedEngine, is_bad: Callable[[StepPlan], bool], erro
 
 def samples(plan: StepPlan, request_id: str, position: int) -> bool:
     """Whether the step samples this request's token of that position."""
-    return any(item.request_id == request_id and item.samples and item.end == position for item in plan.scheduled)
+    return any(item.request_id == request_id and item.num_samples and item.end == position for item in plan.scheduled)
 
 
 def stepped(engine: SimulatedEngine) -> StepPlan:

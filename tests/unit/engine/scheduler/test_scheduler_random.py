@@ -1,13 +1,14 @@
 """Thousands of random additions, aborts and steps under several profiles, with the books checked after each."""
 
 import random
+from typing import Any
 
 import pytest
 
 from orcinus.engine.messages import StepPlan
 from orcinus.engine.sampling_params import SamplingParams
 from tests.effort import slow_but_for
-from tests.unit.engine.scheduler.simulator import SimulatedEngine, reference
+from tests.unit.engine.scheduler.simulator import Drafts, SimulatedEngine, reference
 
 PROFILES: dict[str, dict[str, object]] = {
     "roomy": {},
@@ -34,7 +35,7 @@ class Faults:
         self.num_faults = 0
 
     def __call__(self, plan: StepPlan) -> None:
-        if any(item.samples and "culprit" in item.request_id for item in plan.scheduled):
+        if any(item.num_samples and "culprit" in item.request_id for item in plan.scheduled):
             self.num_faults += 1
             raise RuntimeError("a culprit")
         if len(plan.scheduled) > 1 and self._rng.random() < 0.02:
@@ -42,15 +43,24 @@ class Faults:
             raise MemoryError
 
 
-@pytest.mark.parametrize("clients", slow_but_for(["a", "abc"], "abc"), ids=["one client", "three clients"])
+@pytest.mark.parametrize(
+    ("clients", "has_drafts"),
+    [
+        pytest.param("a", False, marks=pytest.mark.slow),
+        pytest.param("abc", False, marks=pytest.mark.slow),
+        ("abc", True),
+    ],
+    ids=["one client", "three clients", "drafts"],
+)
 @pytest.mark.parametrize("has_faults", [False, True], ids=["sound", "faults"])
 @pytest.mark.parametrize("runs_ahead", slow_but_for([False, True], True), ids=["in turn", "ahead"])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_books_balance_and_tokens_are_right_after_every_random_operation(
-    profile: str, runs_ahead: bool, has_faults: bool, clients: str
+    profile: str, runs_ahead: bool, has_faults: bool, clients: str, has_drafts: bool
 ) -> None:
     rng = random.Random(profile)
-    engine = SimulatedEngine(runs_ahead=runs_ahead, **PROFILES[profile])
+    drafts = Drafts(random.Random(profile))
+    engine = SimulatedEngine(runs_ahead=runs_ahead, drafts=drafts if has_drafts else None, **PROFILES[profile])
     faults = Faults(random.Random(profile))
     if has_faults:
         engine.executor.fault = faults
@@ -65,8 +75,11 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
             tokens = rng.choice(shared)[: rng.randrange(0, 40)] + [
                 rng.randrange(1, 50) for _ in range(rng.randrange(1, 9))
             ]
-            fields = {"max_tokens": rng.randrange(1, 64 - len(tokens) + 1), "ignore_eos": rng.random() < 0.5}
-            prompts[name] = (tokens, SamplingParams(**fields))  # type: ignore[arg-type]
+            max_tokens = rng.randrange(1, 64 - len(tokens) + 1)
+            fields: dict[str, Any] = {"max_tokens": max_tokens, "ignore_eos": rng.random() < 0.5}
+            if rng.random() < 0.05:
+                fields["presence_penalty"] = 0.5
+            prompts[name] = (tokens, SamplingParams(**fields))
             engine.add(name, tokens, **fields, priority=rng.choice([0, 0, 0, 1, -1]), client=rng.choice(clients))
         elif action < 0.25 and (alive := [name for name in prompts if name not in engine.finish_reasons]):
             victim = rng.choice(alive)
@@ -92,3 +105,7 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
     assert refills > 20
     assert preemptions > 0 or "few blocks" not in profile
     assert (faults.num_faults > 2) == has_faults
+    assert engine.core.stats().num_kv_blocks_used == 0
+    counts = (drafts.num_accepted, drafts.num_rejected, drafts.num_spoiled_steps)
+    assert min(counts) > (2 if has_drafts else -1)
+    assert max(counts) == 0 or has_drafts

@@ -52,7 +52,7 @@ class CostedExecutor(Synchronous):
         self.plans.append(plan)
         num_decodes = sum(item.num_tokens == 1 for item in plan.scheduled)
         self._clock.now += self._step_cost(num_decodes, plan.num_tokens - num_decodes)
-        return StepResult(sampled_token_ids={item.request_id: [1] for item in plan.scheduled if item.samples})
+        return StepResult(sampled_token_ids={item.request_id: [1] for item in plan.scheduled if item.num_samples})
 
 
 @dataclass(slots=True)

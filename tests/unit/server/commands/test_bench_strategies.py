@@ -39,7 +39,7 @@ class Instant(Synchronous):
         """Nothing takes time here either."""
 
     def execute(self, plan: StepPlan) -> StepResult:
-        return StepResult(sampled_token_ids={row.request_id: [5] for row in plan.scheduled if row.samples})
+        return StepResult(sampled_token_ids={row.request_id: [5] for row in plan.scheduled if row.num_samples})
 
 
 @pytest.fixture
