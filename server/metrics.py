@@ -48,8 +48,8 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("orcinus_slots_in_use", "gauge", "Sequences that run now."),
     MetricSpec("orcinus_slot_utilization_ratio", "gauge", "Slots in use over slots, 0 to 1."),
     MetricSpec("orcinus_queue_depth", "gauge", "Sequences that wait for a slot."),
-    MetricSpec("orcinus_kv_blocks", "gauge", "Blocks of the KV cache."),
-    MetricSpec("orcinus_kv_blocks_in_use", "gauge", "Blocks that running sequences hold (cached ones are free)."),
+    MetricSpec("orcinus_kv_blocks", "gauge", "Blocks of the KV cache; layers with a window have others."),
+    MetricSpec("orcinus_kv_blocks_in_use", "gauge", "Those that running sequences hold (cached ones are free)."),
     MetricSpec(
         "orcinus_device_utilization_ratio",
         "gauge",

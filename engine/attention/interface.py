@@ -102,7 +102,7 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """What one layer stores of each token, in the blocks of which cache group.
+    """Says what one layer stores of each token, in the blocks of which cache group.
 
     A layer with a `source` attends to the keys and values of that layer, which comes before it, and stores none.
     """
@@ -122,7 +122,7 @@ class LayerCache:
 
 @dataclass(frozen=True, slots=True)
 class PagedLayer:
-    """Where a layer's keys and values lie, in the blocks of a cache group. If it `only_reads`, they are another's."""
+    """Says where a layer's keys and values lie, in which group's blocks. If it `only_reads`, they are another's."""
 
     cache: LayerCache
     group: int = 0

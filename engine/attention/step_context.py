@@ -34,11 +34,11 @@ class StepContext:
 
 @runtime_checkable
 class SlotState(Protocol):
-    """A module of a model that keeps a state for each running request, in the slots of the current `StepContext`.
+    """Keeps a state for each running request, in the slots of the current `StepContext`: a module of a model does.
 
-    Start-up finds it among the modules of a model, counts what it keeps and has it make room. In a run without slots,
-    made before that, it computes one whole sequence from its start. What a state was after some earlier token is not
-    known later: a model with such a module computes every prompt anew, whatever is in the prefix cache.
+    Start-up finds it among the model's modules, counts what it keeps and has it make room. In a run without slots,
+    which is made before that, it computes one whole sequence from its start. What a state was after some earlier token
+    is not known later: a model with such a module computes every prompt anew, and reuses no prefix.
     """
 
     @property

@@ -227,12 +227,10 @@ class ModelRunner:
             suspects -= stale
 
     def _passed_on(self, row: int, group: int, block_ids: list[int]) -> set[int]:
-        """Return those of the blocks that a running request had in its window, of which it is not known yet whether it
-        computes finite numbers.
-        """
-        is_other = ~self._rows.is_finite
-        is_other[row] = False
-        return self._rows.block_tables[group].named_by(is_other, block_ids)
+        """Return those of the blocks that left the window of another request which may not compute finite numbers."""
+        may_be_broken = ~self._rows.is_finite
+        may_be_broken[row] = False
+        return self._rows.block_tables[group].named_by(may_be_broken, block_ids)
 
     def _decode_logits(self, batch: StepBatch) -> Tensor:
         """Return (num_seqs, vocab_size) of a step in which each request has one token and samples the next."""

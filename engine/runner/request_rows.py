@@ -16,7 +16,7 @@ _FIRST_BLOCKS = 16
 
 
 class BlockTables:
-    """A block table for each row, in one cache group. Behind a row's own blocks come zeros."""
+    """Holds a block table for each row, in one cache group. Behind a row's own blocks come zeros."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_blocks = np.zeros(num_rows, dtype=np.int64)
@@ -38,7 +38,7 @@ class BlockTables:
         self.num_blocks[row] = 0
 
     def of_rows(self, rows: NDArray[np.int64], max_blocks: int) -> NDArray[np.int32]:
-        """(num_rows, max_blocks)"""
+        """Return the tables of these rows, (num_rows, max_blocks)."""
         return self._tables[:, :max_blocks][rows]
 
     def named_by(self, rows: NDArray[np.bool_], block_ids: Sequence[int]) -> set[int]:
@@ -136,5 +136,5 @@ def _widened(rows: NDArray[np.int32], width: int) -> NDArray[np.int32]:
 
 
 def _doubled(rows: NDArray[Any]) -> NDArray[Any]:
-    """Twice as many rows, the new ones zeros."""
+    """Return twice as many rows, the new ones zeros."""
     return np.concatenate([rows, np.zeros_like(rows)])

@@ -42,7 +42,7 @@ class CacheSize:
 
     @property
     def num_blocks(self) -> int:
-        """Of the group that keeps everything, which decides how many tokens running requests may have."""
+        """Return the blocks of the group that keeps everything, which decides how many tokens requests may have."""
         return self.groups[0].num_blocks
 
 

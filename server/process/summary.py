@@ -67,8 +67,11 @@ def _device(info: EngineInfo) -> str:
 def _kv_cache(info: EngineInfo) -> str:
     tokens = info.num_kv_blocks * info.block_size
     sharing = "on" if info.enable_prefix_caching else "off"
+    windows = "".join(
+        f" and {group.num_blocks:,} for windows of {group.window:,}" for group in info.cache_groups if group.window
+    )
     return (
-        f"{info.num_kv_blocks:,} blocks of {info.block_size} tokens ({tokens:,} in all),"
+        f"{info.num_kv_blocks:,} blocks of {info.block_size} tokens ({tokens:,} in all){windows},"
         f" {format_bytes(info.kv_cache_bytes)}, prefix caching {sharing}"
     )
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from orcinus.config.settings import load_settings
-from orcinus.engine.messages import EngineInfo
+from orcinus.engine.messages import CacheGroup, EngineInfo
 from orcinus.server.process.summary import example_request, server_url, start_up_summary
 
 INFO = EngineInfo(
@@ -45,6 +45,12 @@ def test_summary_tells_all_that_was_resolved() -> None:
         "http://127.0.0.1:8000",
     ):
         assert expected in text
+
+
+def test_summary_tells_of_the_blocks_that_windows_have() -> None:
+    groups = [CacheGroup(4096, 4), CacheGroup(1024, 22, window=1024)]
+    text = start_up_summary(msgspec.structs.replace(INFO, cache_groups=groups), load_settings(), port=80, ready_s=1.0)
+    assert "4,096 blocks of 16 tokens (65,536 in all) and 1,024 for windows of 1,024, 256 MiB, prefix" in text
 
 
 def test_summary_says_that_weights_are_quantized() -> None:
