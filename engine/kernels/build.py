@@ -34,10 +34,12 @@ FLAGS = (
     "-fno-trapping-math",
     "-fno-exceptions",
     "-fno-rtti",
-    "-Wno-psabi",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",  # vectors are passed between functions of one library alone
 )
 _COMPILERS = ("g++", "clang++", "c++")
-_TIMEOUT_S = 120
+_TIMEOUT_S = 600  # about 20 s of a core that nobody else wants
 
 
 def source_hash() -> str:

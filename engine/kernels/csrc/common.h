@@ -12,7 +12,15 @@
 #include <new>
 
 #if defined(__x86_64__)
+// Until version 13, GCC warns of its own intrinsics: they leave operands undefined that an instruction ignores.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
