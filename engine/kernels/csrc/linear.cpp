@@ -189,9 +189,9 @@ void pack_int8(const Linear& linear, long column, const bf16* weights, int8_t* r
     const Quantizer quantizer(weights, linear.in);
     int32_t sum = 0;
     for (long i = 0; i < linear.in; i += 16) {
-        const __m512i integers = quantizer.integers(weights + i, least(16, linear.in - i));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(row + i), _mm512_cvtepi32_epi8(integers));
-        sum += _mm512_reduce_add_epi32(integers);
+        const __m128i bytes = _mm512_cvtepi32_epi8(quantizer.integers(weights + i, least(16, linear.in - i)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(row + i), bytes);
+        sum += _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(bytes));  // of what is not finite, too: that is of any size
     }
     const_cast<float*>(linear.scales)[column] = quantizer.scale;
     const_cast<int32_t*>(linear.sums)[column] = 128 * sum;
