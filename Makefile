@@ -18,6 +18,9 @@ DEV_STAMP := $(VENV)/.installed-dev
 CLIENTS_VENV := .venv-clients
 CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 
+# What leaves out the slow tests, and has the others try fewer examples.
+QUICK := -m 'not slow' --hypothesis-profile quick
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -29,7 +32,8 @@ help: ## List the targets
 	@echo "  TORCH_INDEX_URL=URL   one more index for torch; https://download.pytorch.org/whl/cpu has the"
 	@echo "                        build without CUDA, which is gigabytes smaller"
 	@echo "  MINUTES=...           how long chaos and soak go on"
-	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler'"
+	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler',"
+	@echo "                        or make test ARGS='-n 2 --dist loadfile' for two tests at a time"
 
 .PHONY: install
 install: $(DEV_STAMP) ## Make .venv with the project (editable) and the development tools
@@ -41,9 +45,25 @@ serve: $(RUN_STAMP) ## Install what serving needs, and serve the demo model on p
 .PHONY: clients
 clients: $(CLIENTS_STAMP) ## Make .venv-clients with the client libraries that the tests use
 
+.PHONY: unit
+unit: $(DEV_STAMP) ## The quick tests that start no server: while you work
+	$(BIN)/python -m pytest $(QUICK) tests/unit $(ARGS)
+
 .PHONY: test
-test: $(DEV_STAMP) $(CLIENTS_STAMP) ## Run the tests
+test: $(DEV_STAMP) ## The quick tests: what a change is most likely to break, in a few minutes
+	$(BIN)/python -m pytest $(QUICK) $(ARGS)
+
+.PHONY: test-all
+test-all: $(DEV_STAMP) $(CLIENTS_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: sanitize
+sanitize: $(DEV_STAMP) ## The native kernels with strict warnings, and under sanitizers
+	$(BIN)/python -m pytest tests/sanitizers $(ARGS)
+
+.PHONY: cover
+cover: $(DEV_STAMP) ## What the quick tests cover, in all processes
+	$(BIN)/python -m pytest $(QUICK) --cov --cov-report term $(ARGS)
 
 .PHONY: chaos
 chaos: $(DEV_STAMP) ## Clients and faults of every kind on a real server, for MINUTES (10): the accounts must be even
@@ -98,7 +118,7 @@ smoke: wheel ## Install the wheel into an empty environment and talk to the serv
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEV_STAMP): pyproject.toml

@@ -1,10 +1,18 @@
-"""Servers that tests of several folders share."""
+"""Servers that tests of several folders share, how much the tests try, and what a run says that it left out."""
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
-from tests.server_process import ServerProcess, StartServer
+from tests.effort import compute_with_one_thread, register_profiles
+from tests.server_process import LIGHT, ServerProcess, StartServer
+
+NUM_SLOW = pytest.StashKey[int]()
+
+compute_with_one_thread()
+register_profiles()
 
 
 @pytest.fixture
@@ -12,13 +20,19 @@ def start_server() -> Iterator[StartServer]:
     """Starts servers with extra arguments, and ends them after the test."""
     servers: list[ServerProcess] = []
 
-    def start(*args: str) -> ServerProcess:
-        servers.append(ServerProcess(*args))
+    def start(*args: str, **options: Any) -> ServerProcess:
+        servers.append(ServerProcess(*args, **options))
         return servers[-1]
 
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def start_light_server(start_server: StartServer) -> StartServer:
+    """Starts servers whose engine has no model: where the promise is the server's, in a third of the time."""
+    return partial(start_server, module=LIGHT)
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +44,33 @@ def server() -> Iterator[ServerProcess]:
         yield running
     finally:
         running.close()
+
+
+# --- what was left out ----------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[NUM_SLOW] = 0
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tell the process that collects the results of several workers what each of them left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["num_slow"] = session.config.stash[NUM_SLOW]
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    if items:
+        items[0].config.stash[NUM_SLOW] += sum("slow" in item.keywords for item in items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """Of pytest-xdist: a worker has ended; all of them collect the same tests."""
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[NUM_SLOW] = output.get("num_slow", 0)  # type: ignore[attr-defined]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if num_slow := config.stash[NUM_SLOW]:
+        terminalreporter.write_line(f"{num_slow} slow tests were left out; make test-all runs them, too")

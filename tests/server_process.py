@@ -4,6 +4,7 @@ Knows how to start, ask and end it; what it should answer is the business of who
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +22,8 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 120.0
+LIGHT = "tests.integration.light_server"  # an engine without a model, in a third of the time
+CONSTANTS = "TEST_SERVER_CONSTANTS"  # variable with a JSON object: the full name of a constant -> its value
 PATIENCE_S = 180.0  # for what another process does on a machine that is busy
 
 _POLL_S = 0.02
@@ -55,11 +59,19 @@ def process_running(module: str, among: Sequence[psutil.Process]) -> psutil.Proc
 
 
 class ServerProcess:
-    """`orcinus serve ARGS` with what it prints. It is ready once made. `module` takes the place of the command."""
+    """`orcinus serve ARGS` with what it prints. It is ready once made.
 
-    def __init__(self, *args: str, module: str = "orcinus.server.cli") -> None:
+    `module` takes the place of the command, and of the engine process; `constants` are for `light_server`.
+    """
+
+    def __init__(
+        self, *args: str, module: str = "orcinus.server.cli", constants: Mapping[str, float] | None = None
+    ) -> None:
+        assert constants is None or module == LIGHT, f"{module} has its own constants"
         command = [sys.executable, "-m", module, "serve", "--port", "0", *args]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ORCINUS_")}
+        environment[CONSTANTS] = json.dumps(dict(constants or {}))
+        self._engine_module = "orcinus.engine.supervision.engine_process" if module == "orcinus.server.cli" else module
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -75,6 +87,12 @@ class ServerProcess:
         assert self._has_url.wait(START_TIMEOUT_S), self.log
         assert self._url, self.log
         return self._url
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        """A client for any number of threads. It keeps no connection; a client a request would cost 25 ms of a core."""
+        limits = httpx.Limits(max_keepalive_connections=0)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, limits=limits, verify=False, trust_env=False)
 
     @property
     def pid(self) -> int:
@@ -92,10 +110,10 @@ class ServerProcess:
 
     def engine(self) -> psutil.Process | None:
         """The engine process that there is now, if there is one."""
-        return process_running("orcinus.engine.supervision.engine_process", self.children())
+        return process_running(self._engine_module, self.children())
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30)
+        return self.http.get(path, timeout=30)
 
     def metric(self, name: str) -> float:
         """The value of a sample, whose name is given with its labels as /metrics writes them."""
@@ -114,6 +132,8 @@ class ServerProcess:
 
     def close(self) -> None:
         """End it, whatever state it is in."""
+        if "http" in vars(self):
+            self.http.close()
         if self.process.poll() is None:
             self.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
