@@ -1,8 +1,10 @@
 """The targets, without a model: times between tokens, shares, what holds, and streams of a server that is none."""
 
 import argparse
+import asyncio
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -192,9 +194,22 @@ async def test_streams_that_end_too_early_are_no_measurement(server: ScriptedSer
 async def test_a_stream_that_ends_beside_the_prompts_is_no_measurement_either(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The prompt is asked when the stream has come to its end, whatever the machine does meanwhile."""
+    has_ended, read, ask = asyncio.Event(), interference._read, interference._ask_later
+
+    async def read_to_the_end(*args: Any) -> None:
+        await read(*args)
+        has_ended.set()
+
+    async def ask_after_the_end(*args: Any) -> RequestRecord:
+        await has_ended.wait()
+        return await ask(*args)
+
     monkeypatch.setattr(interference, "_SETTLED_TOKENS", 0)
+    monkeypatch.setattr(interference, "_read", read_to_the_end)
+    monkeypatch.setattr(interference, "_ask_later", ask_after_the_end)
     with pytest.raises(LoadError, match="a stream came to its end before the prompts did"):
-        await decode_beside_prompts(server.url, [item(1)], [item(5000)], alone_s=0.0, every_s=0.0)
+        await decode_beside_prompts(server.url, [item(1)], [item(4)], alone_s=0.0, every_s=0.0)
 
 
 async def test_streams_that_are_refused_say_why(server: ScriptedServer) -> None:

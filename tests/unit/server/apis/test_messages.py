@@ -678,9 +678,9 @@ MANY = 150_000
 async def test_a_body_with_far_too_many_of_something_is_refused_in_no_time(
     thinker: Serving, body: dict[str, Any]
 ) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     anthropic_error_of(await send(thinker, **body), 400)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 20  # a tenth; minutes where every entry had all others looked at
 
 
 # --- counting ---------------------------------------------------------------------------------------------

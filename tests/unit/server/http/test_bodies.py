@@ -10,6 +10,7 @@ import pytest
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.http.json_body import MAX_DEPTH, parse_json_object
+from tests.growth import assert_linear
 from tests.unit.server.serving import Serving, error_of
 
 JSON = {"content-type": "application/json"}
@@ -79,18 +80,19 @@ async def test_a_body_with_far_too_many_of_something_is_refused_in_no_time(
     served: Serving, path: str, body: dict[str, Any]
 ) -> None:
     content = json.dumps(body).encode()
-    started = time.perf_counter()
+    started = time.process_time()
     error = error_of(await served.client.post(path, content=content, headers=JSON), 400)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 20  # a tenth; minutes where every entry had all others looked at
     assert len(error["message"]) < 500
 
 
-@pytest.mark.parametrize("body", [b'"' * 500_000, b'"\\' * 500_000, b'{"\\"' * 200_000, b'["",' * 100_000])
-def test_checking_the_depth_takes_linear_time(body: bytes) -> None:
-    started = time.perf_counter()
-    with pytest.raises(InvalidRequestError):
-        parse_json_object(body)
-    assert time.perf_counter() - started < 2
+@pytest.mark.parametrize("part", [b'"', b'"\\', b'{"\\"', b'["",'])
+def test_checking_the_depth_takes_linear_time(part: bytes) -> None:
+    def refuse(length: int) -> None:
+        with pytest.raises(InvalidRequestError):
+            parse_json_object(part * (length // len(part)))
+
+    assert_linear(refuse, 2_000_000)
 
 
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])

@@ -1,7 +1,6 @@
 """Whatever a message says and wherever its text is cut, the pieces, joined, are what was written. And cheaply so."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orcinus.server.reading.pieces import Piece
+from tests.growth import assert_linear
 from tests.unit.server.reading.tools import templates
 from tests.unit.server.reading.tools.calling import call, content, cut, detect, function, read_all, reasoning, tool_use
 
@@ -200,28 +200,35 @@ def test_where_a_text_is_cut_does_not_matter(template: str, text: str, places: l
     assert read_all(message_format, text, use=use) == whole
 
 
-_LONG = ("x{\"[ \\ <tool_ \n\n 'é" * 20_000)[:200_000]
-_LONG_JSON = json.dumps({"a": _LONG[:150_000], "b": [[{}]] * 8_000})
+def long_text(length: int) -> str:
+    return ("x{\"[ \\ <tool_ \n\n 'é" * length)[:length]
 
 
+def long_json(length: int) -> str:
+    return json.dumps({"a": long_text(length * 3 // 4), "b": [[{}]] * (length // 25)})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        (templates.QWEN_3, _LONG),
-        (templates.QWEN_3, "<think>" + _LONG),
-        (templates.QWEN_3, " " * 200_000),
-        (templates.QWEN_3, f'<tool_call>{{"name": "f", "arguments": {_LONG_JSON}}}</tool_call>'),
-        (templates.QWEN_3, f'<tool_call>{{"arguments": {_LONG_JSON}, "name": "f"}}</tool_call>'),
-        (templates.QWEN_3, '<tool_call>{"x": ' * 12_000),
-        (templates.LLAMA_3_1, f'{{"type": {_LONG_JSON}'),
-        (templates.MISTRAL_V11, "[TOOL_CALLS]" + "f" * 200_000),
-        (templates.LLAMA_4_PYTHONIC, f"[f(a={_LONG!r})]"),
-        (templates.LLAMA_4_PYTHONIC, "[f(a=" + "[" * 200_000),
+        (templates.QWEN_3, long_text),
+        (templates.QWEN_3, lambda length: "<think>" + long_text(length)),
+        (templates.QWEN_3, lambda length: " " * length),
+        (templates.QWEN_3, lambda length: f'<tool_call>{{"name": "f", "arguments": {long_json(length)}}}</tool_call>'),
+        (templates.QWEN_3, lambda length: f'<tool_call>{{"arguments": {long_json(length)}, "name": "f"}}</tool_call>'),
+        (templates.QWEN_3, lambda length: '<tool_call>{"x": ' * (length // 17)),
+        (templates.LLAMA_3_1, lambda length: f'{{"type": {long_json(length)}'),
+        (templates.MISTRAL_V11, lambda length: "[TOOL_CALLS]" + "f" * length),
+        (templates.LLAMA_4_PYTHONIC, lambda length: f"[f(a={long_text(length)!r})]"),
+        (templates.LLAMA_4_PYTHONIC, lambda length: "[f(a=" + "[" * length),
     ],
 )
-def test_reading_costs_the_same_for_every_character(template: str, text: str) -> None:
+def test_reading_costs_the_same_for_every_character(template: str, text: Callable[[int], str]) -> None:
     message_format = detect(template, special_tokens=[f"<special_{i}>" for i in range(1000)])
-    begin = time.process_time()
-    read_all(message_format, text, use=tool_use(TOOLS))
-    read_all(message_format, [text], use=tool_use(TOOLS))
-    assert time.process_time() - begin < 10  # about 1; a quadratic cost would be minutes
+
+    def read_in_pieces_and_whole(length: int) -> None:
+        read_all(message_format, text(length), use=tool_use(TOOLS))
+        read_all(message_format, [text(length)], use=tool_use(TOOLS))
+
+    assert_linear(read_in_pieces_and_whole, 200_000)

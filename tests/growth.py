@@ -1,0 +1,26 @@
+"""Whether work grows with its size as it should, whatever the machine's speed. Knows nothing of what is done."""
+
+import time
+from collections.abc import Callable
+
+_TRIES = 4  # what else runs can only make the larger one look worse
+_TOLERANCE = 3.0
+
+
+def assert_linear(work: Callable[[int], object], size: int, *, factor: int = 16) -> None:
+    """Do the work of two sizes, `size` and a `factor`-th of it: processor time must grow by that factor, and not by its
+    square.
+    """
+    work(size // factor)  # what is only made once
+    ratios = []
+    for _ in range(_TRIES):
+        ratios.append(_seconds(work, size) / min(_seconds(work, size // factor) for _ in range(3)))
+        if ratios[-1] < _TOLERANCE * factor:
+            return
+    raise AssertionError(f"{factor} times the size took {min(ratios):.0f} times as long")
+
+
+def _seconds(work: Callable[[int], object], size: int) -> float:
+    started = time.process_time()
+    work(size)
+    return max(time.process_time() - started, 1e-4)
