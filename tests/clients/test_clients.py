@@ -10,6 +10,8 @@ import pytest
 from tests.clients.environment import CLIENTS_PYTHON, OUR_PYTHON, run_module
 from tests.server_process import ServerProcess
 
+pytestmark = pytest.mark.slow  # in an environment of its own
+
 SCRIPTS = Path(__file__).parent / "scripts"
 PACKAGE = "tests.clients.scripts"
 CLIENTS = ("anthropic_sdk", "instructor_client", "langchain_client", "litellm_client", "llm_cli", "openai_sdk")

@@ -13,6 +13,8 @@ import yaml
 from tests.clients.environment import CLIENTS_PYTHON, run_module
 from tests.server_process import ROOT, ServerProcess
 
+pytestmark = pytest.mark.slow  # in an environment of its own
+
 MODEL = ROOT / "engine" / "demo_model"
 COUNTRIES = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo"}
 CAPITALS = [*COUNTRIES.values()]

@@ -12,6 +12,8 @@ import pytest
 from tests.message_events import named_events, put_together
 from tests.server_process import ServerProcess, StartServer
 
+pytestmark = pytest.mark.slow  # the contract, and clients of others, are checked elsewhere, too
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY = {"model": "orcinus-demo", "max_tokens": 64, "temperature": 0, "messages": QUESTION}
 WEATHER = {
@@ -28,7 +30,7 @@ WEATHER = {
 
 def post(server: ServerProcess, path: str = "/v1/messages", **body: Any) -> httpx.Response:
     headers = {"anthropic-version": "2023-06-01", "x-api-key": "none"}
-    return httpx.post(server.url + path, json={**GREEDY, **body}, headers=headers, timeout=60)
+    return server.http.post(path, json={**GREEDY, **body}, headers=headers, timeout=60)
 
 
 def ask(server: ServerProcess, **body: Any) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def test_a_begun_answer_is_continued(server: ServerProcess) -> None:
 def test_a_killed_engine_that_may_not_be_replaced_ends_a_stream_with_an_error(start_server: StartServer) -> None:
     server = start_server("--max-engine-restarts", "0")
     body = {**GREEDY, "stream": True, "max_tokens": 1900, "ignore_eos": True}
-    with httpx.stream("POST", f"{server.url}/v1/messages", json=body, timeout=60) as response:
+    with server.http.stream("POST", "/v1/messages", json=body, timeout=60) as response:
         chunks = response.iter_text()
         text = next(chunks)
         [engine] = psutil.Process(server.pid).children()

@@ -1,6 +1,7 @@
 """The server as a container runs it: the first process of its PID namespace, where signals have no default action.
 
-Uses `unshare` of util-linux in place of a container engine; where namespaces cannot be made, the test says so.
+Uses `unshare` of util-linux in place of a container engine; where namespaces cannot be made, the test says so. The
+engine has no model but where loading one is what the test is about.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.server_process import until
+from tests.effort import slow_but_for
+from tests.server_process import LIGHT, until
 
 ROOT = Path(__file__).parents[2]
 STOPPED_WITHIN_S = 20
@@ -40,7 +42,8 @@ pytestmark = pytest.mark.skipif(not can_unshare(), reason="unshare cannot make a
 @contextmanager
 def first_process(log: Path, *, is_ready: bool = True) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
     """`unshare`, and the server that is process 1 of the namespace it made: ready, or with an engine that loads."""
-    command = [*unshare_command(), sys.executable, "-m", "orcinus.server.cli", "serve", "--port", "0"]
+    module = LIGHT if is_ready else "orcinus.server.cli"
+    command = [*unshare_command(), sys.executable, "-m", module, "serve", "--port", "0"]
     with log.open("w") as errors:
         unshare = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert unshare.stdout is not None
@@ -66,7 +69,7 @@ def number_in_namespace(process: psutil.Process) -> int:
     return int(line.split()[-1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", slow_but_for([signal.SIGTERM, signal.SIGINT], signal.SIGTERM))
 def test_first_process_stops_cleanly_on_signal(number: signal.Signals, tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with first_process(log) as (unshare, server):
@@ -81,6 +84,7 @@ def test_first_process_stops_cleanly_on_signal(number: signal.Signals, tmp_path:
     assert not [child for child in children if child.is_running()]
 
 
+@pytest.mark.slow
 def test_first_process_stops_while_its_model_loads(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with first_process(log, is_ready=False) as (unshare, server):
@@ -88,6 +92,7 @@ def test_first_process_stops_while_its_model_loads(tmp_path: Path) -> None:
         assert unshare.wait(STOPPED_WITHIN_S) == 0, log.read_text()
 
 
+@pytest.mark.slow
 def test_first_process_reaps_those_who_lost_their_parent_and_nobody_elses(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with first_process(log) as (unshare, server):

@@ -18,8 +18,6 @@ import psutil
 import pytest
 
 from orcinus.server.http.connection import (
-    HEAD_TIMEOUT_S,
-    LINGER_S,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     MAX_IN_LINE,
@@ -27,7 +25,7 @@ from orcinus.server.http.connection import (
     MAX_TARGET_BYTES,
 )
 from tests.pause_probe import PauseProbe
-from tests.server_process import ServerProcess, StartServer, until
+from tests.server_process import LIGHT, ServerProcess, StartServer, until
 from tests.unit.server.http.test_bodies import BROKEN
 
 JSON = {"content-type": "application/json"}
@@ -97,7 +95,7 @@ def message_of(response: httpx.Response, status: int) -> str:
 
 
 def post(server: ServerProcess, path: str = "/v1/completions", **body: Any) -> httpx.Response:
-    return httpx.post(server.url + path, content=json.dumps(body), headers=JSON, timeout=120)
+    return server.http.post(path, content=json.dumps(body), headers=JSON, timeout=120)
 
 
 def is_well(server: ServerProcess) -> bool:
@@ -144,9 +142,10 @@ def test_what_is_no_request_or_too_much_of_one_is_refused_and_closed(
     assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error"}
 
 
-def test_heads_that_never_come_to_their_end_are_given_up(server: ServerProcess) -> None:
+def test_heads_that_never_come_to_their_end_are_given_up(start_light_server: StartServer) -> None:
     """A hundred dribble, a hundred say nothing at all."""
-    deadline = time.monotonic() + HEAD_TIMEOUT_S + 30
+    server = start_light_server(constants={"orcinus.server.http.connection.HEAD_TIMEOUT_S": 0.5})
+    deadline = time.monotonic() + 60
     with contextlib.ExitStack() as stack:
         silent = {stack.enter_context(connected(server)) for _ in range(100)}
         dribbling = {stack.enter_context(connected(server)) for _ in range(100)}
@@ -161,8 +160,8 @@ def test_heads_that_never_come_to_their_end_are_given_up(server: ServerProcess) 
         assert is_well(server)
 
 
-def test_connections_beyond_the_bound_are_refused_and_those_before_work_on(start_server: StartServer) -> None:
-    server = start_server("--max-connections", "8")
+def test_connections_beyond_the_bound_are_refused_and_those_before_work_on(start_light_server: StartServer) -> None:
+    server = start_light_server("--max-connections", "8")
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(connected(server))
         assert ask_live(first) == 200
@@ -213,7 +212,7 @@ def test_a_request_that_offers_another_protocol_keeps_its_body(server: ServerPro
 def test_a_compressed_body_is_refused_unread(server: ServerProcess, encoding: str) -> None:
     bomb = gzip.compress(b" " * 2**24)
     headers = {**JSON, "content-encoding": encoding}
-    response = httpx.post(f"{server.url}/v1/completions", content=bomb, headers=headers)
+    response = server.http.post("/v1/completions", content=bomb, headers=headers)
     assert "must not be compressed" in message_of(response, 415)
 
 
@@ -254,7 +253,9 @@ def test_other_spellings_of_an_open_path_are_that_path_or_closed(guarded_server:
 
 @pytest.fixture(scope="module")
 def guarded_server() -> Iterator[ServerProcess]:
-    running = ServerProcess("--api-key", "secret", "--max-num-seqs", "1", "--max-queue-len", "1")
+    """It lets a client send on for 0.3 s after an answer, where 2 s are usual."""
+    limits = ("--api-key", "secret", "--max-num-seqs", "1", "--max-queue-len", "1")
+    running = ServerProcess(*limits, module=LIGHT, constants={"orcinus.server.http.connection.LINGER_S": 0.3})
     try:
         yield running
     finally:
@@ -308,7 +309,7 @@ def test_who_is_answered_before_the_body_ends_can_send_on_for_a_while_and_read_w
 def test_a_body_that_is_refused_is_not_read_on_for_ever(
     guarded_server: ServerProcess, head: bytes, status: int, part: bytes
 ) -> None:
-    deadline = time.monotonic() + LINGER_S + 60
+    deadline = time.monotonic() + 60
     with answering_with(guarded_server, status), connected(guarded_server) as connection:
         say(connection, head + part)
         assert status_of(hear(connection)) == status
@@ -359,6 +360,7 @@ WRONG_VALUES: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BODIES)
 def test_no_value_of_any_parameter_is_a_500(server: ServerProcess, path: str) -> None:
     """Whatever it is: fine, or the client's fault."""
@@ -468,10 +470,11 @@ def test_a_client_cannot_bring_a_template_or_replace_what_the_server_gives_it(se
 # --- what takes long --------------------------------------------------------------------------------------
 
 
-def test_a_template_without_end_fails_its_request_and_holds_up_nobody(start_server: StartServer) -> None:
+@pytest.mark.slow
+def test_a_template_without_end_fails_its_request_and_holds_up_nobody(start_light_server: StartServer) -> None:
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     source = "{% if messages[0].content == 'endless' %}" + endless + "{% endif %}{{ messages[0].content }}"
-    server = start_server("--chat-template", source)
+    server = start_light_server("--chat-template", source)
     answers: list[httpx.Response] = []
     asked = {"messages": [{"role": "user", "content": "endless"}]}
     worker = threading.Thread(target=lambda: answers.append(post(server, "/v1/chat/completions", **asked)))
@@ -483,7 +486,8 @@ def test_a_template_without_end_fails_its_request_and_holds_up_nobody(start_serv
     assert probe.worst_s < 1, f"the server did not answer for {probe.worst_s:.3f} s"
 
 
-def test_a_template_that_is_hostile_costs_its_own_request_and_nobody_elses(start_server: StartServer) -> None:
+@pytest.mark.slow
+def test_a_template_that_is_hostile_costs_its_own_request_and_nobody_elses(start_light_server: StartServer) -> None:
     """It asks for 8 GB, or for minutes of a computation that nothing can interrupt, or is only unusual."""
     branches = {
         "memory": "{% set n = namespace(x=[]) %}{% for i in range(999) %}"
@@ -495,7 +499,7 @@ def test_a_template_that_is_hostile_costs_its_own_request_and_nobody_elses(start
     source = "".join(
         "{% if messages[0].content == '" + name + "' %}" + does + "{% endif %}" for name, does in branches.items()
     )
-    server = start_server("--chat-template", source + "{{ messages[0].content }}")
+    server = start_light_server("--chat-template", source + "{{ messages[0].content }}")
     answers: dict[str, httpx.Response] = {}
 
     def ask(content: str) -> None:
@@ -516,6 +520,7 @@ def test_a_template_that_is_hostile_costs_its_own_request_and_nobody_elses(start
     assert probe.worst_s < 1, f"the server did not answer for {probe.worst_s:.3f} s"
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_takes_little_memory_and_no_time_of_others(server: ServerProcess) -> None:
     body = json.dumps({"prompt": "x", "max_tokens": 1000, "ignore_eos": True, "stream": True, "logprobs": 20}).encode()
     process = psutil.Process(server.pid)
@@ -532,8 +537,9 @@ def test_a_client_that_reads_nothing_takes_little_memory_and_no_time_of_others(s
         assert process.memory_info().rss - resident < 2**27
 
 
-def test_what_a_burst_of_large_requests_took_is_given_back(start_server: StartServer) -> None:
-    server = start_server()
+@pytest.mark.slow
+def test_what_a_burst_of_large_requests_took_is_given_back(start_light_server: StartServer) -> None:
+    server = start_light_server()
     body = {"prompt": "word " * 100_000}
     process = psutil.Process(server.pid)
     resident = process.memory_info().rss
@@ -571,9 +577,10 @@ def bomb_bodies() -> list[tuple[str, bytes]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_server_answers_others_while_all_of_it_comes_at_once(server: ServerProcess) -> None:
     def send(path: str, content: bytes) -> int:
-        return httpx.post(server.url + path, content=content, headers=JSON, timeout=300).status_code
+        return server.http.post(path, content=content, headers=JSON, timeout=300).status_code
 
     bombs = bomb_bodies()
     with ThreadPoolExecutor(8) as senders, PauseProbe(server.url) as probe:

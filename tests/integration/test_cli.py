@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -82,10 +81,10 @@ def test_chat_answers_a_question_from_a_running_server(server: ServerProcess) ->
     assert "Paris" in done.stdout
 
 
-def test_settings_of_the_file_reach_the_engine_and_flags_win(start_server: StartServer, tmp_path: Path) -> None:
+def test_settings_of_the_file_reach_the_engine_and_flags_win(start_light_server: StartServer, tmp_path: Path) -> None:
     file = tmp_path / "orcinus.yaml"
     file.write_text("max_num_seqs: 3\nmax_model_len: 256\nserved_model_name: tiny\napi_key: sesame\n")
-    server = start_server("--config", str(file), "--max-model-len", "512")
+    server = start_light_server("--config", str(file), "--max-model-len", "512")
     assert server.get("/ready").status_code == 200
     assert re.search(r"Slots +3,", server.log)
     assert re.search(r"Context +512 tokens", server.log)
@@ -95,14 +94,7 @@ def test_settings_of_the_file_reach_the_engine_and_flags_win(start_server: Start
     assert server.get("/v1/models").status_code == 401
 
 
-def test_a_port_in_use_is_one_line_and_exit_code_1() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = _run("serve", "--port", str(port))
-    assert done.returncode == 1
-    assert done.stderr == f"orcinus serve: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -139,6 +131,7 @@ def test_generate_answers_a_file_in_its_order_bad_lines_included(tmp_path: Path)
     assert "100%" in done.stderr
 
 
+@pytest.mark.slow
 def test_generate_gives_the_same_answers_through_pipes() -> None:
     questions = _lines(*(_question(f"Count to {number}") for number in range(3, 6)))
     runs = [_run("generate", "-", "--max-num-seqs", slots, stdin=questions) for slots in ("1", "3")]
@@ -153,6 +146,7 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_an_interrupted_generate_leaves_a_valid_file(tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     endless = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True}
@@ -177,6 +171,7 @@ def test_an_interrupted_generate_leaves_a_valid_file(tmp_path: Path) -> None:
     assert answers[0]["custom_id"] == "r0"
 
 
+@pytest.mark.slow
 def test_bench_strategies_prints_its_table_on_a_real_model(tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
     load = ("--requests", "12", "--output-mean", "8", "--output-min", "2", "--max-num-seqs", "4", "--rounds", "1")

@@ -29,6 +29,7 @@ from orcinus.engine.sampling_params import Pooling, SamplingParams
 from orcinus.engine.startup import build as executor_builder
 from orcinus.engine.startup import cpu_layout
 from orcinus.engine.startup.build import build_executor
+from tests.effort import slow_but_for
 from tests.integration.tiny_models import FAMILIES, build_model, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, prompts, random_tokens, sampled_cases, serve
 
@@ -154,13 +155,14 @@ def check(executor: Executor) -> None:
         assert answer == alone[number]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but_for(FAMILIES, "llama"))
 def test_in_float32_every_family_answers_alike_alone_and_in_any_crowd(
     family: str, executor_of: Callable[..., Executor]
 ) -> None:
     check(executor_of(family))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe"])
 def test_in_bfloat16_families_that_keep_their_layers_answer_alike(
     family: str, executor_of: Callable[..., Executor]
@@ -169,19 +171,21 @@ def test_in_bfloat16_families_that_keep_their_layers_answer_alike(
 
 
 @pytest.mark.skipif(not has("bfloat16"), reason="our kernels do not multiply bfloat16 on this CPU")
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("family", slow_but_for(["llama", "qwen3", "mistral"], "llama"))
 def test_in_bfloat16_native_layers_answer_alike(family: str, executor_of: Callable[..., Executor]) -> None:
     executor = executor_of(family, is_native=True, dtype="bfloat16")
     assert NativeDecoder in {type(module) for module in executor[1]._model.causal_lm.modules()}
     check(executor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_in_8_bits_requests_answer_alike(family: str, executor_of: Callable[..., Executor]) -> None:
     is_native = family == "llama"
     check(executor_of(family, is_native=is_native, dtype="bfloat16", quantization="int8"))
 
 
+@pytest.mark.slow
 def test_without_native_kernels_requests_answer_alike(
     model_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +196,7 @@ def test_without_native_kernels_requests_answer_alike(
     check(executor)
 
 
+@pytest.mark.slow
 def test_the_demo_model_answers_alike() -> None:
     check(executor_for(demo_model_path(), dtype="auto"))
 
@@ -213,7 +218,7 @@ def test_prompts_are_scored_alike_in_chunks_of_any_size(executor_of: Callable[..
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("pooling", slow_but_for(["mean", "last"], "mean"))
 def test_embeddings_have_the_same_bits_alone_and_in_any_crowd(
     pooling: Pooling, executor_of: Callable[..., Executor]
 ) -> None:
@@ -223,6 +228,7 @@ def test_embeddings_have_the_same_bits_alone_and_in_any_crowd(
         assert number >= len(cases) or answer == alone[number]
 
 
+@pytest.mark.slow
 def test_without_the_mode_embeddings_differ(executor_of: Callable[..., Executor]) -> None:
     executor, cases = executor_of("llama", deterministic=False), embedding_cases("mean")
     alone = answers_alone(executor, cases)
@@ -254,7 +260,7 @@ def test_a_model_whose_code_mixes_rows_is_refused(
         executor_for(model_of("llama", False))
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("kind", slow_but_for(["dynamic", "longrope"], "dynamic"))
 def test_angles_that_depend_on_the_longest_sequence_are_refused(kind: str, tmp_path: Path) -> None:
     rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
     if kind == "longrope":

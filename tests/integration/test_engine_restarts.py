@@ -1,14 +1,14 @@
 """A real server whose engine process is killed, stopped, stuck and crashing: what clients see of it is nothing.
 
 Answers are compared with those of the same server before anything happened to it. In float32, so that how a batch is
-made up does not show.
+made up does not show; or, where it does not matter what the tokens are made of, by an engine without a model.
 """
 
 import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,9 @@ import httpx
 import psutil
 import pytest
 
+from tests.effort import scaled
 from tests.integration.faulty_server import FATAL_SEED, HANGING_SEED
-from tests.server_process import PATIENCE_S, ServerProcess, StartServer, is_alive, until
+from tests.server_process import LIGHT, PATIENCE_S, ServerProcess, StartServer, is_alive, until
 
 ENDLESS = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
 LENGTH = 160
@@ -41,18 +42,20 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "a stop string": {"prompt": "Stop", "temperature": 0, "stop": ["a string that does not come", "qqqq"], **LONG},
 }
 
+PLAIN_REQUESTS = {name: body for name, body in REQUESTS.items() if "response_format" not in body}
+Twins = dict[str, dict[int, dict[str, Any]]]
+
 
 def ask(server: ServerProcess, body: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """What was answered, by choice; a stream's events are joined. Raises where it was not 200."""
-    url = f"{server.url}/v1/completions"
     if not body.get("stream"):
-        response = httpx.post(url, json=body, timeout=PATIENCE_S)
+        response = server.http.post("/v1/completions", json=body, timeout=PATIENCE_S)
         response.raise_for_status()
         whole = response.json()
         return {-1: whole["usage"], **{choice["index"]: choice for choice in whole["choices"]}}
     asked = {**body, "stream_options": {"include_usage": True}}
     joined: dict[int, dict[str, Any]] = {}
-    with httpx.stream("POST", url, json=asked, timeout=PATIENCE_S) as response:
+    with server.http.stream("POST", "/v1/completions", json=asked, timeout=PATIENCE_S) as response:
         response.raise_for_status()
         events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
     assert events.pop() == "[DONE]"
@@ -132,7 +135,7 @@ def is_draining(server: ServerProcess) -> bool:
 def streaming(server: ServerProcess, body: dict[str, Any]) -> Iterator[httpx.Response]:
     """A stream of which the first event has come."""
     asked = {**body, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=asked, timeout=PATIENCE_S) as response:
+    with server.http.stream("POST", "/v1/completions", json=asked, timeout=PATIENCE_S) as response:
         lines = response.iter_lines()  # who drops them leaves
         assert next(lines).startswith("data: {")
         yield response
@@ -164,10 +167,30 @@ def float_server() -> Iterator[ServerProcess]:
         running.close()
 
 
-@pytest.fixture(scope="module")
-def twins(float_server: ServerProcess) -> dict[str, dict[int, dict[str, Any]]]:
-    asking = {name: Asking(float_server, body) for name, body in REQUESTS.items()}
+def twins_of(server: ServerProcess, requests: Mapping[str, dict[str, Any]]) -> Twins:
+    asking = {name: Asking(server, body) for name, body in requests.items()}
     return {name: request.answer() for name, request in asking.items()}
+
+
+@pytest.fixture(scope="module")
+def twins(float_server: ServerProcess) -> Twins:
+    return twins_of(float_server, REQUESTS)
+
+
+@pytest.fixture(scope="module")
+def light_server() -> Iterator[ServerProcess]:
+    """It takes an engine for dead after three seconds without a sign of life, where ten are usual."""
+    running = ServerProcess(module=LIGHT, constants={"orcinus.engine.supervision.supervisor.TICK_S": 0.3})
+    try:
+        until(lambda: is_ready(running), "it did not start")
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def light_twins(light_server: ServerProcess) -> Twins:
+    return twins_of(light_server, PLAIN_REQUESTS)
 
 
 @contextmanager
@@ -180,9 +203,9 @@ def tokens_counted(server: ServerProcess) -> Iterator[list[dict[int, dict[str, A
     assert num_tokens == sum(answer[-1]["completion_tokens"] for answer in answers)
 
 
-def assert_undisturbed(server: ServerProcess, twins: Any, disturb: Callable[[], None]) -> None:
+def assert_undisturbed(server: ServerProcess, twins: Twins, disturb: Callable[[], None]) -> None:
     with tokens_counted(server) as answers:
-        asking = {name: Asking(server, body) for name, body in REQUESTS.items()}
+        asking = {name: Asking(server, REQUESTS[name]) for name in twins}
         disturb()
         for name, request in asking.items():
             answers.append(request.answer())
@@ -191,9 +214,9 @@ def assert_undisturbed(server: ServerProcess, twins: Any, disturb: Callable[[], 
 
 @pytest.mark.timeout(900)  # on a machine that is busy
 def test_an_engine_killed_again_and_again_makes_no_difference_to_any_answer(
-    float_server: ServerProcess, twins: dict[str, Any]
+    float_server: ServerProcess, twins: Twins
 ) -> None:
-    server, num_kills = float_server, 3
+    server, num_kills = float_server, scaled(3)
     before = {name: server.metric(name) for name in ("orcinus_engine_restarts_total", "orcinus_requests_resumed_total")}
 
     def kill() -> None:
@@ -212,8 +235,8 @@ def test_an_engine_killed_again_and_again_makes_no_difference_to_any_answer(
     assert server.metric("orcinus_slots_in_use") == server.metric("orcinus_queue_depth") == 0
 
 
-def test_a_killed_engine_is_missed_at_once_and_requests_wait_for_the_next(float_server: ServerProcess) -> None:
-    server = float_server
+def test_a_killed_engine_is_missed_at_once_and_requests_wait_for_the_next(light_server: ServerProcess) -> None:
+    server = light_server
     until(lambda: is_ready(server), "no engine came up")
     engine = engine_of(server)
     engine.kill()
@@ -227,8 +250,8 @@ def test_a_killed_engine_is_missed_at_once_and_requests_wait_for_the_next(float_
     assert engine_of(server).pid != engine.pid
 
 
-def test_an_engine_that_is_stopped_is_replaced(float_server: ServerProcess, twins: dict[str, Any]) -> None:
-    server = float_server
+def test_an_engine_that_is_stopped_is_replaced(light_server: ServerProcess, light_twins: Twins) -> None:
+    server = light_server
     until(lambda: is_ready(server), "no engine came up")
     engine = engine_of(server)
 
@@ -236,15 +259,15 @@ def test_an_engine_that_is_stopped_is_replaced(float_server: ServerProcess, twin
         await_tokens(server, 60)
         engine.send_signal(signal.SIGSTOP)
 
-    assert_undisturbed(server, twins, stop)
+    assert_undisturbed(server, light_twins, stop)
     assert not is_alive(engine)
     assert "no sign of life" in server.log
 
 
 def test_an_engine_that_is_killed_while_it_loads_is_replaced_by_a_third(
-    float_server: ServerProcess, twins: dict[str, Any]
+    light_server: ServerProcess, light_twins: Twins
 ) -> None:
-    server = float_server
+    server = light_server
     until(lambda: is_ready(server), "no engine came up")
     before = server.metric("orcinus_engine_restarts_total")
 
@@ -254,19 +277,17 @@ def test_an_engine_that_is_killed_while_it_loads_is_replaced_by_a_third(
         first.kill()
         until(lambda: other_than(first, server.engine()), "no second engine was started").kill()
 
-    assert_undisturbed(server, twins, kill_two)
+    assert_undisturbed(server, light_twins, kill_two)
     assert server.metric("orcinus_engine_restarts_total") == before + 2
     assert server.metric("orcinus_requests_quarantined_total") == 0
 
 
-def test_clients_that_leave_in_the_moment_of_a_kill_are_gone(
-    float_server: ServerProcess, twins: dict[str, Any]
-) -> None:
+def test_clients_that_leave_in_the_moment_of_a_kill_are_gone(light_server: ServerProcess, light_twins: Twins) -> None:
     """One before it, of which the engine never hears; one when it is killed; one before the server knows of it."""
-    server = float_server
+    server = light_server
     until(lambda: is_ready(server), "no engine came up")
     before = server.metric(ABORTED)
-    asking = {name: Asking(server, body) for name, body in REQUESTS.items()}
+    asking = {name: Asking(server, body) for name, body in PLAIN_REQUESTS.items()}
     with streaming(server, ENDLESS) as early, streaming(server, ENDLESS) as prompt, streaming(server, ENDLESS) as late:
         engine = engine_of(server)
         engine.send_signal(signal.SIGSTOP)
@@ -276,11 +297,12 @@ def test_clients_that_leave_in_the_moment_of_a_kill_are_gone(
         engine.kill()
         late.close()
     for name, request in asking.items():
-        assert_same(request.answer(), twins[name])
+        assert_same(request.answer(), light_twins[name])
     assert server.metric(ABORTED) == before + 3
     assert server.metric("orcinus_slots_in_use") == server.metric("orcinus_queue_depth") == 0
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_killed_while_sequences_wait_to_resume_makes_no_difference(
     float_server: ServerProcess, start_server: StartServer
 ) -> None:
@@ -300,6 +322,7 @@ def test_an_engine_that_is_killed_while_sequences_wait_to_resume_makes_no_differ
 
 
 @pytest.mark.timeout(900)  # on a machine that is busy
+@pytest.mark.slow
 def test_in_deterministic_mode_kills_cost_no_bit_while_serving_and_while_draining(start_server: StartServer) -> None:
     server = start_server("--deterministic", "--dtype", "float32", "--drain-timeout-s", "300")
     scored = {name: {"logprobs": 1, **body} for name, body in REQUESTS.items()}
@@ -321,6 +344,7 @@ def test_in_deterministic_mode_kills_cost_no_bit_while_serving_and_while_drainin
 
 
 @pytest.mark.timeout(900)  # on a machine that is busy
+@pytest.mark.slow
 def test_a_request_that_ends_or_holds_up_its_engine_is_given_up_alone() -> None:
     """One ends it at once, and one after a while: then all of the crowd is under suspicion."""
     server = ServerProcess("--dtype", "float32", "--step-timeout-s", "5", module="tests.integration.faulty_server")
@@ -342,10 +366,10 @@ def test_a_request_that_ends_or_holds_up_its_engine_is_given_up_alone() -> None:
         server.close()
 
 
-def test_an_engine_that_always_crashes_ends_the_server(start_server: StartServer) -> None:
-    server = start_server("--max-engine-restarts", "1")
-    with httpx.stream(
-        "POST", f"{server.url}/v1/completions", json={**ENDLESS, "stream": True}, timeout=PATIENCE_S
+def test_an_engine_that_always_crashes_ends_the_server(start_light_server: StartServer) -> None:
+    server = start_light_server("--max-engine-restarts", "1")
+    with server.http.stream(
+        "POST", "/v1/completions", json={**ENDLESS, "stream": True}, timeout=PATIENCE_S
     ) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("data: {")
@@ -368,8 +392,8 @@ def kill_engines(server: ServerProcess) -> None:
         time.sleep(0.02)
 
 
-def test_a_server_that_is_killed_while_its_engine_restarts_leaves_no_process(start_server: StartServer) -> None:
-    server = start_server()
+def test_a_server_that_is_killed_while_its_engine_restarts_leaves_no_process(start_light_server: StartServer) -> None:
+    server = start_light_server()
     until(lambda: is_ready(server), "it did not start")
     first = engine_of(server)
     first.kill()

@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.effort import slow_but_for
 from tests.server_process import ServerProcess, StartServer, until
 
 LONG = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
@@ -34,7 +35,7 @@ response.read()
 def streaming(server: ServerProcess, **body: Any) -> Iterator[Iterator[str]]:
     """The lines of a stream, of which the first event has come."""
     asked = {**LONG, **body, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=asked, timeout=60) as response:
+    with server.http.stream("POST", "/v1/completions", json=asked, timeout=60) as response:
         assert response.status_code == 200
         lines = response.iter_lines()
         assert next(lines).startswith("data: {")
@@ -42,7 +43,7 @@ def streaming(server: ServerProcess, **body: Any) -> Iterator[Iterator[str]]:
 
 
 def post(server: ServerProcess, **body: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    return server.http.post("/v1/completions", json=body, timeout=60)
 
 
 def test_the_server_process_holds_no_torch(server: ServerProcess) -> None:
@@ -50,9 +51,11 @@ def test_the_server_process_holds_no_torch(server: ServerProcess) -> None:
     assert "torch" not in Path(f"/proc/{server.pid}/maps").read_text()
 
 
-@pytest.mark.parametrize("is_streamed", [True, False])
-def test_a_killed_client_gives_its_slot_to_the_next_in_the_queue(start_server: StartServer, is_streamed: bool) -> None:
-    server = start_server("--max-num-seqs", "1")
+@pytest.mark.parametrize("is_streamed", slow_but_for([True, False], True))
+def test_a_killed_client_gives_its_slot_to_the_next_in_the_queue(
+    start_light_server: StartServer, is_streamed: bool
+) -> None:
+    server = start_light_server("--max-num-seqs", "1")
     body = json.dumps({**LONG, "stream": is_streamed})
     client = subprocess.Popen([sys.executable, "-c", KILLED_CLIENT, server.url, body], stdout=subprocess.PIPE)
     until(lambda: server.metric("orcinus_slots_in_use") == 1, "the slot is taken")
@@ -70,8 +73,8 @@ def test_a_killed_client_gives_its_slot_to_the_next_in_the_queue(start_server: S
     until(lambda: server.metric("orcinus_slots_in_use") == 0, "the slot is free")
 
 
-def test_a_full_queue_is_429_with_retry_after_and_then_opens_again(start_server: StartServer) -> None:
-    server = start_server("--max-num-seqs", "1", "--max-queue-len", "1")
+def test_a_full_queue_is_429_with_retry_after_and_then_opens_again(start_light_server: StartServer) -> None:
+    server = start_light_server("--max-num-seqs", "1", "--max-queue-len", "1")
     with streaming(server, max_tokens=1900):
         waiter = threading.Thread(target=lambda: post(server, prompt="y", max_tokens=1))
         waiter.start()
@@ -88,7 +91,7 @@ def test_a_full_queue_is_429_with_retry_after_and_then_opens_again(start_server:
 def test_100_clients_that_leave_at_once_leave_nothing_behind(server: ServerProcess) -> None:
     def come_and_go() -> None:
         with contextlib.suppress(httpx.TimeoutException):
-            httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=httpx.Timeout(30, read=0.5))
+            server.http.post("/v1/completions", json=LONG, timeout=httpx.Timeout(30, read=0.5))
 
     threads = [threading.Thread(target=come_and_go) for _ in range(100)]
     for thread in threads:
@@ -115,18 +118,20 @@ def test_health_answers_within_a_second_while_a_huge_body_is_worked_on(server: S
     assert slowest < 1
 
 
-def test_idle_server_exits_within_5_seconds_of_sigterm_or_ctrl_c(start_server: StartServer) -> None:
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        server = start_server()
-        assert server.get("/ready").status_code == 200
-        started = time.monotonic()
-        os.kill(server.pid, stop)
-        assert server.wait() == 0
-        assert time.monotonic() - started < 5
+@pytest.mark.parametrize("stop", slow_but_for([signal.SIGTERM, signal.SIGINT], signal.SIGTERM))
+def test_idle_server_exits_within_5_seconds_of_sigterm_or_ctrl_c(
+    start_light_server: StartServer, stop: signal.Signals
+) -> None:
+    server = start_light_server()
+    assert server.get("/ready").status_code == 200
+    started = time.monotonic()
+    os.kill(server.pid, stop)
+    assert server.wait() == 0
+    assert time.monotonic() - started < 5
 
 
-def test_a_killed_engine_that_may_not_be_replaced_ends_the_server_with_a_code(start_server: StartServer) -> None:
-    server = start_server("--max-engine-restarts", "0")
+def test_a_killed_engine_that_may_not_be_replaced_ends_the_server_with_a_code(start_light_server: StartServer) -> None:
+    server = start_light_server("--max-engine-restarts", "0")
     with streaming(server) as lines:
         [engine] = psutil.Process(server.pid).children()
         engine.kill()
@@ -145,6 +150,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_in_one_line(start_server: Sta
     assert "Traceback" not in server.log
 
 
+@pytest.mark.slow
 def test_memory_that_there_is_not_is_an_error_in_one_line(start_server: StartServer) -> None:
     server = start_server("--kv-cache-memory", "1000TiB")
     assert server.wait(60) == 1
@@ -156,4 +162,4 @@ def test_a_taken_port_is_an_error_in_one_line(server: ServerProcess, start_serve
     port = server.url.rpartition(":")[2]
     second = start_server("--port", port)
     assert second.wait(60) == 1
-    assert f"orcinus serve: cannot listen on 127.0.0.1 port {port}: " in second.log
+    assert second.log == f"orcinus serve: cannot listen on 127.0.0.1 port {port}: Address already in use\n"

@@ -16,6 +16,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 
 from tests.server_process import ServerProcess, StartServer
 
+pytestmark = pytest.mark.slow  # the contract, and clients of others, are checked elsewhere, too
+
 MODEL = "orcinus-demo"
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
 GO_ON = {"ignore_eos": True}
@@ -124,9 +126,8 @@ def test_several_prompts_and_choices_are_numbered_prompt_by_prompt(client: OpenA
 
 
 def test_scoring_a_prompt_as_evaluation_harnesses_do(client: OpenAI, server: ServerProcess) -> None:
-    import httpx
 
-    ids = httpx.post(f"{server.url}/tokenize", json={"prompt": "The capital of France is Paris."}).json()["tokens"]
+    ids = server.http.post("/tokenize", json={"prompt": "The capital of France is Paris."}).json()["tokens"]
     answer = client.completions.create(
         model=MODEL, prompt=[ids, ids], echo=True, logprobs=1, max_tokens=0, temperature=0
     )

@@ -1,4 +1,7 @@
-"""More than a server can do, with real processes: refusals that say when to come again, shares, and deadlines."""
+"""More than a server can do, with real processes: refusals that say when to come again, shares, and deadlines.
+
+Its engine has no model: how long a step takes is all that matters here.
+"""
 
 import asyncio
 import contextlib
@@ -10,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.server_process import ServerProcess, until
+from tests.server_process import LIGHT, ServerProcess, until
 
 KEYS = ("flood", "trickle")
 LIMITS = ("--max-num-seqs", "2", "--max-queue-len", "24", "--max-requests-per-key", "20")
@@ -18,7 +21,7 @@ LIMITS = ("--max-num-seqs", "2", "--max-queue-len", "24", "--max-requests-per-ke
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    process = ServerProcess(*(f"--api-key={key}" for key in KEYS), *LIMITS)
+    process = ServerProcess(*(f"--api-key={key}" for key in KEYS), *LIMITS, module=LIGHT)
     try:
         yield process
     finally:
@@ -110,7 +113,5 @@ def test_deadlines_hold_while_the_engine_does_nothing(server: ServerProcess) -> 
     assert [response.status_code for response in responses] == [408] * 6
     assert all("0.5 s" in response.json()["error"]["message"] for response in responses)
     until(lambda: server.metric("orcinus_slots_in_use") == 0, "the slots are still taken")
-    answer = httpx.post(
-        f"{server.url}/v1/completions", json=body(1), headers={"x-api-key": "trickle"}, timeout=120
-    ).json()
+    answer = server.http.post("/v1/completions", json=body(1), headers={"x-api-key": "trickle"}).json()
     assert answer["usage"]["completion_tokens"] == 20

@@ -1,4 +1,7 @@
-"""The end of a server, whoever wants it and whenever: what runs is finished, no process and no port stays behind."""
+"""The end of a server, whoever wants it and whenever: what runs is finished, no process and no port stays behind.
+
+With an engine that has no model but where the test is about one: loading it, or its work among signals.
+"""
 
 import contextlib
 import http.client
@@ -15,19 +18,21 @@ import httpx
 import psutil
 import pytest
 
+from tests.effort import slow_but_for
 from tests.server_process import ServerProcess, StartServer, is_alive, process_running, until
 
 LONG = {"prompt": "On and on", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
 ENDLESS = {**LONG, "max_tokens": 2000}
 REGEX = {"prompt": "x", "max_tokens": 4, "structured_outputs": {"regex": "[ab]{2,9}"}}
 ORPHANS_END_WITHIN_S = 10.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
 def streaming(server: ServerProcess, body: dict[str, Any]) -> Iterator[Iterator[str]]:
     """The lines of a stream, of which the first event has come."""
     asked = {**body, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=asked, timeout=120) as response:
+    with server.http.stream("POST", "/v1/completions", json=asked, timeout=120) as response:
         assert response.status_code == 200
         lines = response.iter_lines()
         assert next(lines).startswith("data: {")
@@ -50,13 +55,13 @@ class Asking(threading.Thread):
 
     def __init__(self, server: ServerProcess, body: dict[str, Any]) -> None:
         super().__init__(daemon=True)
-        self._url = f"{server.url}/v1/completions"
+        self._server = server
         self._body = body
         self._response: httpx.Response | None = None
         self.start()
 
     def run(self) -> None:
-        self._response = httpx.post(self._url, json=self._body, timeout=120)
+        self._response = self._server.http.post("/v1/completions", json=self._body, timeout=120)
 
     def response(self) -> httpx.Response:
         self.join(120)
@@ -126,18 +131,18 @@ def free_port() -> int:
 # --- told to end ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", slow_but_for(SIGNALS, signal.SIGTERM))
 def test_a_signal_lets_streams_plain_requests_and_the_queue_finish(
-    start_server: StartServer, number: signal.Signals
+    start_light_server: StartServer, number: signal.Signals
 ) -> None:
-    server = start_server("--max-num-seqs", "1")
+    server = start_light_server("--max-num-seqs", "1")
     with streaming(server, LONG) as lines:
         plain, queued = Asking(server, LONG), Asking(server, LONG)
         await_busy(server, num_waiting=2)
         children = server.children()
         server.process.send_signal(number)
         await_draining(server)
-        refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=30)
+        refused = server.http.post("/v1/completions", json={"prompt": "x"}, timeout=30)
         assert last_event(lines)["choices"][0]["finish_reason"] == "length"
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "draining"
@@ -149,7 +154,7 @@ def test_a_signal_lets_streams_plain_requests_and_the_queue_finish(
     assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", slow_but_for(SIGNALS, signal.SIGINT))
 def test_a_signal_to_all_processes_at_once_leaves_the_engine_to_finish(
     start_server: StartServer, number: signal.Signals
 ) -> None:
@@ -163,13 +168,14 @@ def test_a_signal_to_all_processes_at_once_leaves_the_engine_to_finish(
     assert "Traceback" not in server.log
 
 
-def test_a_signal_lets_a_request_finish_that_is_still_being_read(start_server: StartServer) -> None:
-    server = start_server()
+@pytest.mark.slow
+def test_a_signal_lets_a_request_finish_that_is_still_being_read(start_light_server: StartServer) -> None:
+    server = start_light_server()
     sending = Sending(server, LONG)
     await_entering(server)
     server.terminate()
     await_draining(server)
-    assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=30).status_code == 503
+    assert server.http.post("/v1/completions", json={"prompt": "x"}, timeout=30).status_code == 503
     sending.go_on()
     status, answer = sending.answer()
     assert (status, answer["usage"]["completion_tokens"]) == (200, LONG["max_tokens"])
@@ -177,8 +183,9 @@ def test_a_signal_lets_a_request_finish_that_is_still_being_read(start_server: S
     assert "Traceback" not in server.log
 
 
-def test_a_body_that_never_comes_holds_the_end_up_no_longer_than_the_drain(start_server: StartServer) -> None:
-    server = start_server("--drain-timeout-s", "0.1")
+@pytest.mark.slow
+def test_a_body_that_never_comes_holds_the_end_up_no_longer_than_the_drain(start_light_server: StartServer) -> None:
+    server = start_light_server("--drain-timeout-s", "0.1")
     sending = Sending(server, LONG)
     await_entering(server)
     server.terminate()
@@ -189,9 +196,9 @@ def test_a_body_that_never_comes_holds_the_end_up_no_longer_than_the_drain(start
 
 
 def test_when_the_drain_time_is_over_streams_get_an_error_event_and_plain_requests_an_error(
-    start_server: StartServer,
+    start_light_server: StartServer,
 ) -> None:
-    server = start_server("--max-num-seqs", "2", "--drain-timeout-s", "0.1")
+    server = start_light_server("--max-num-seqs", "2", "--drain-timeout-s", "0.1")
     with streaming(server, ENDLESS) as lines:
         plain = Asking(server, ENDLESS)
         until(lambda: server.metric("orcinus_slots_in_use") == 2, "no second slot was taken")
@@ -202,9 +209,9 @@ def test_when_the_drain_time_is_over_streams_get_an_error_event_and_plain_reques
     assert server.wait(60) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_what_runs_and_what_waits(start_server: StartServer, number: signal.Signals) -> None:
-    server = start_server("--max-num-seqs", "1", "--drain-timeout-s", "600")
+@pytest.mark.parametrize("number", slow_but_for(SIGNALS, signal.SIGTERM))
+def test_a_second_signal_ends_what_runs_and_what_waits(start_light_server: StartServer, number: signal.Signals) -> None:
+    server = start_light_server("--max-num-seqs", "1", "--drain-timeout-s", "600")
     with streaming(server, ENDLESS) as lines:
         queued = Asking(server, ENDLESS)
         await_busy(server, num_waiting=1)
@@ -216,8 +223,9 @@ def test_a_second_signal_ends_what_runs_and_what_waits(start_server: StartServer
     assert server.wait(60) == 0
 
 
-def test_open_connections_that_ask_nothing_do_not_hold_the_end_up(start_server: StartServer) -> None:
-    server = start_server()
+@pytest.mark.slow
+def test_open_connections_that_ask_nothing_do_not_hold_the_end_up(start_light_server: StartServer) -> None:
+    server = start_light_server()
     with httpx.Client() as client:
         assert client.get(f"{server.url}/live").status_code == 200
         started = time.monotonic()
@@ -226,8 +234,9 @@ def test_open_connections_that_ask_nothing_do_not_hold_the_end_up(start_server: 
         assert time.monotonic() - started < 5
 
 
-def test_a_client_that_does_not_read_its_stream_does_not_hold_the_end_up(start_server: StartServer) -> None:
-    server = start_server("--drain-timeout-s", "0.1")
+def test_a_client_that_does_not_read_its_stream_does_not_hold_the_end_up(start_light_server: StartServer) -> None:
+    patience = {"orcinus.server.process.server._CLOSE_TIMEOUT_S": 0.5}
+    server = start_light_server("--drain-timeout-s", "0.1", constants=patience)
     with reading_nothing(server, {**LONG, "max_tokens": 1000, "n": 8, "logprobs": 20, "stream": True}):
         until(lambda: server.metric('orcinus_requests_total{outcome="length"}') == 8, "it is still generated")
         assert server.metric("orcinus_http_requests_in_progress") == 2
@@ -237,6 +246,7 @@ def test_a_client_that_does_not_read_its_stream_does_not_hold_the_end_up(start_s
     assert "Traceback" not in server.log
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_model_loads_ends_at_once(start_server: StartServer) -> None:
     server = start_server()
     until(server.engine, "the engine was not started")
@@ -251,8 +261,9 @@ def test_a_signal_while_the_model_loads_ends_at_once(start_server: StartServer) 
     assert "Traceback" not in server.log
 
 
-def test_an_engine_that_is_frozen_does_not_hold_the_end_up(start_server: StartServer) -> None:
-    server = start_server()
+@pytest.mark.slow
+def test_an_engine_that_is_frozen_does_not_hold_the_end_up(start_light_server: StartServer) -> None:
+    server = start_light_server()
     assert server.get("/ready").status_code == 200
     children = server.children()
     until(server.engine, "there is no engine").send_signal(signal.SIGSTOP)
@@ -266,6 +277,7 @@ def test_an_engine_that_is_frozen_does_not_hold_the_end_up(start_server: StartSe
 # --- killed ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_while_it_loads_leaves_no_process(start_server: StartServer) -> None:
     server = start_server()
     until(server.engine, "the engine was not started")
@@ -277,7 +289,7 @@ def test_a_server_that_is_killed_while_it_loads_leaves_no_process(start_server: 
 def test_a_server_that_is_killed_while_it_serves_leaves_no_process_and_no_port(start_server: StartServer) -> None:
     port = str(free_port())
     server = start_server("--port", port)
-    assert httpx.post(f"{server.url}/v1/completions", json=REGEX, timeout=60).status_code == 200
+    assert server.http.post("/v1/completions", json=REGEX, timeout=60).status_code == 200
     with streaming(server, ENDLESS):
         children = server.children()
         assert process_running("orcinus.engine.grammar.trial_process", children) is not None
@@ -287,8 +299,9 @@ def test_a_server_that_is_killed_while_it_serves_leaves_no_process_and_no_port(s
     assert again.get("/ready").status_code == 200
 
 
-def test_a_server_that_is_killed_while_it_drains_leaves_no_process(start_server: StartServer) -> None:
-    server = start_server("--drain-timeout-s", "600")
+@pytest.mark.slow
+def test_a_server_that_is_killed_while_it_drains_leaves_no_process(start_light_server: StartServer) -> None:
+    server = start_light_server("--drain-timeout-s", "600")
     with streaming(server, ENDLESS):
         children = server.children()
         server.terminate()
@@ -301,11 +314,11 @@ def test_a_server_that_is_killed_while_it_drains_leaves_no_process(start_server:
 # --- and again ------------------------------------------------------------------------------------------
 
 
-def test_a_server_starts_at_once_on_the_port_of_one_that_just_ended(start_server: StartServer) -> None:
+def test_a_server_starts_at_once_on_the_port_of_one_that_just_ended(start_light_server: StartServer) -> None:
     port = str(free_port())
-    first = start_server("--port", port)
+    first = start_light_server("--port", port)
     with streaming(first, LONG) as lines:  # its connection is closed by the server, and lingers
         first.terminate()
         assert last_event(lines)["choices"]
     assert first.wait(60) == 0
-    assert start_server("--port", port).get("/ready").status_code == 200
+    assert start_light_server("--port", port).get("/ready").status_code == 200

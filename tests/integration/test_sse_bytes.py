@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
 from tests.conformance.sse import DONE, read_chunks, read_events
+from tests.effort import scaled
 from tests.server_process import ServerProcess
 
 # Lone surrogates are no text; the rest of Unicode is, line separators and what looks like an event included.
@@ -35,12 +36,15 @@ DETAILS = st.fixed_dictionaries(
     {}, optional={"logprobs": st.integers(0, 3), "echo": st.booleans(), "return_token_ids": st.booleans()}
 )
 EXAMPLES = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=scaled(30),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
 def post(server: ServerProcess, path: str, body: dict[str, Any]) -> httpx.Response:
-    response = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+    response = server.http.post(path, json=body, timeout=60)
     assert response.status_code == 200, response.text
     return response
 

@@ -17,6 +17,7 @@ from orcinus.engine.messages import AddRequest, EngineInfo
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup.build import build_executor
+from tests.effort import slow_but_for
 from tests.integration.tiny_models import FAMILIES, VOCAB_SIZE, build_model, engine_config
 from tests.integration.truth import (
     BLOCK_SIZE,
@@ -47,7 +48,7 @@ def executor_of(model_of: Callable[[str], Path]) -> Callable[[str], tuple[Engine
     return cache(load)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but_for(FAMILIES, "llama", "gemma2", "qwen3_moe"))
 def test_batched_greedy_output_equals_generate_alone(
     family: str,
     model_of: Callable[[str], Path],
@@ -67,7 +68,7 @@ def test_batched_greedy_output_equals_generate_alone(
     assert len({token for case in cases for token in case.expected}) > VOCAB_SIZE // 8
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("family", slow_but_for(["llama", "gpt2", "qwen3_moe"], "llama"))
 def test_steps_launched_ahead_of_the_last_ones_tokens_give_what_steps_in_turn_give(
     family: str, model_of: Callable[[str], Path], executor_of: Callable[[str], tuple[EngineInfo, ModelRunner]]
 ) -> None:
@@ -84,7 +85,7 @@ def test_steps_launched_ahead_of_the_last_ones_tokens_give_what_steps_in_turn_gi
     assert ahead.max_running > 1
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
+@pytest.mark.parametrize("family", slow_but_for(["llama", "gemma2", "qwen3_moe"], "llama"))
 def test_seeded_sampling_does_not_depend_on_what_shares_the_batch(
     family: str, executor_of: Callable[[str], tuple[EngineInfo, ModelRunner]]
 ) -> None:
@@ -132,7 +133,7 @@ def test_resumed_request_samples_the_same_tokens_as_an_unbroken_one(
     assert resumed == expected[5:]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+@pytest.mark.parametrize("family", slow_but_for(["llama", "gemma2", "opt"], "llama"))
 def test_prompt_logprobs_are_those_of_the_model_in_whatever_chunks(
     family: str,
     model_of: Callable[[str], Path],

@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.slow  # 40 s of compiling and interpreting
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[3]
 

@@ -24,6 +24,7 @@ from orcinus.engine.cpu.decoder_layers import replace_layers
 from orcinus.engine.cpu.native_linear import Kind, can_multiply
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.startup.probe import ServedModel, probe_model
+from tests.effort import slow_but_for
 from tests.integration.tiny_models import random_model
 
 CPU = torch.device("cpu")
@@ -194,7 +195,7 @@ def in_chunks(lengths: list[int]) -> list[list[tuple[int, int]]]:
 
 # A router that bfloat16 tips over says nothing about the dense layer before it.
 @each_kind
-@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("num_layers", slow_but_for([1, 3], 3))
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "glm4-partial-rotary"])
 def test_native_layers_are_as_near_to_exact_as_transformers_own(family: str, num_layers: int, kind: Kind) -> None:
     class_name, settings, num_native = FAMILIES[family]

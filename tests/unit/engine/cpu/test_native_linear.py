@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from orcinus.engine.cpu.native_linear import Kind, NativeLinear, PackedWeight, can_multiply
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import Library, load_library
+from tests.effort import scaled
 
 LIBRARY = load_library()
 KINDS: list[Kind] = [kind for kind in ("bfloat16", "int8") if LIBRARY is not None and can_multiply(LIBRARY, kind)]
@@ -47,7 +48,7 @@ def assert_near(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, kin
 
 
 @each_kind
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 @given(
     num_rows=st.integers(1, 40) | st.sampled_from([130, 500]),
     in_features=st.integers(1, 70) | st.sampled_from([127, 129, 255, 515]),

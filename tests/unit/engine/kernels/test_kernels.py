@@ -23,6 +23,7 @@ from orcinus.engine.attention.attention import (
 from orcinus.engine.kernels import build, library
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import INSTRUCTION_SETS, Library, gomp_parallel, load_library
+from tests.effort import scaled
 
 CPU = torch.device("cpu")
 BEST = load_library()
@@ -136,7 +137,7 @@ def spans(draw: st.DrawFn) -> list[tuple[int, int]]:
 
 @needs_kernel
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=scaled(40))
 @given(
     spans=spans(),
     num_kv_heads=st.integers(1, 3),

@@ -6,6 +6,7 @@ import pytest
 
 from orcinus.engine.messages import StepPlan
 from orcinus.engine.sampling_params import SamplingParams
+from tests.effort import slow_but_for
 from tests.unit.engine.scheduler.simulator import SimulatedEngine, reference
 
 PROFILES: dict[str, dict[str, object]] = {
@@ -37,9 +38,9 @@ class Faults:
             raise MemoryError
 
 
-@pytest.mark.parametrize("clients", ["a", "abc"], ids=["one client", "three clients"])
+@pytest.mark.parametrize("clients", slow_but_for(["a", "abc"], "abc"), ids=["one client", "three clients"])
 @pytest.mark.parametrize("has_faults", [False, True], ids=["sound", "faults"])
-@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in turn", "ahead"])
+@pytest.mark.parametrize("runs_ahead", slow_but_for([False, True], True), ids=["in turn", "ahead"])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_books_balance_and_tokens_are_right_after_every_random_operation(
     profile: str, runs_ahead: bool, has_faults: bool, clients: str

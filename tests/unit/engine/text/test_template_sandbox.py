@@ -160,7 +160,7 @@ APART = (
 )
 
 
-@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("name", [APART[0], *(pytest.param(name, marks=pytest.mark.slow) for name in APART[1:])])
 def test_what_is_stopped_is_tried_in_a_process_that_may_be_lost_by_it(name: str) -> None:
     job = Job(
         LARGE[name], {}, MESSAGES, {"tools": None, "add_generation_prompt": True, "continue_final_message": False}
