@@ -32,7 +32,8 @@ help: ## List the targets
 	@echo "  TORCH_INDEX_URL=URL   one more index for torch; https://download.pytorch.org/whl/cpu has the"
 	@echo "                        build without CUDA, which is gigabytes smaller"
 	@echo "  MINUTES=...           how long chaos and soak go on"
-	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler'"
+	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler',"
+	@echo "                        or make test ARGS='-n 2 --dist loadfile' for two tests at a time"
 
 .PHONY: install
 install: $(DEV_STAMP) ## Make .venv with the project (editable) and the development tools
@@ -117,7 +118,7 @@ smoke: wheel ## Install the wheel into an empty environment and talk to the serv
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEV_STAMP): pyproject.toml

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conformance.schema import check_embeddings, check_type
 from tests.conformance.sse import read_chunks, read_json
-from tests.server_process import ServerProcess
+from tests.server_process import LIGHT, ServerProcess
 
 TIMEOUT_S = 60.0
 KEY = "conformance-key"
@@ -185,9 +185,9 @@ class SmallServer:
 
 @contextlib.contextmanager
 def small_server(*flags: str) -> Iterator[SmallServer]:
-    """A server that may be broken."""
+    """A server that may be broken. What it refuses has nothing to do with a model, so that its engine has none."""
     limits = ("--max-num-seqs", "1", "--max-queue-len", "2", "--max-body-bytes", "10000", "--keep-alive-s", "0.2")
-    process = ServerProcess("--api-key", KEY, *limits, *flags)
+    process = ServerProcess("--api-key", KEY, *limits, *flags, module=LIGHT)
     try:
         with Api(process.url, KEY) as api:
             yield SmallServer(process, api)

@@ -12,6 +12,8 @@ import pytest
 from tests.message_events import named_events, put_together
 from tests.server_process import ServerProcess, StartServer
 
+pytestmark = pytest.mark.slow  # the contract, and clients of others, are checked elsewhere, too
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY = {"model": "orcinus-demo", "max_tokens": 64, "temperature": 0, "messages": QUESTION}
 WEATHER = {

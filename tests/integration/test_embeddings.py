@@ -295,6 +295,7 @@ def test_the_sdk_gets_fewer_dimensions(
     assert too_many.value.param == "dimensions"
 
 
+@pytest.mark.slow
 def test_pooling_is_the_operators_choice(
     start_server: StartServer, expected_of_texts: Callable[[Pooling], list[Vector]]
 ) -> None:

@@ -110,6 +110,7 @@ async def test_a_signal_tells_whether_an_engine_ended_by_its_own_fault(
     await transport.aclose()
 
 
+@pytest.mark.slow
 async def test_engine_that_dies_while_loading_is_reported_to_who_waits() -> None:
     async with running_engine(settings_for()) as (engine, transport):
         os.kill(pid_of(transport), signal.SIGKILL)
@@ -117,6 +118,7 @@ async def test_engine_that_dies_while_loading_is_reported_to_who_waits() -> None
             await engine.wait_ready()
 
 
+@pytest.mark.slow
 async def test_missing_model_is_reported_as_such(tmp_path: Path) -> None:
     async with running_engine(settings_for(model=str(tmp_path))) as (engine, _):
         with pytest.raises(ModelLoadError, match=str(tmp_path)):
@@ -141,6 +143,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["loading", "ready"])
 def test_engine_ends_when_its_server_is_killed(moment: str) -> None:
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.effort import slow_but_for
 from tests.integration.faulty_server import HUNGRY_SEED, NAN_SEED, RAISING_SEED
 from tests.server_process import PATIENCE_S, ServerProcess, until
 
@@ -48,7 +49,11 @@ def beside_the_others(server: ServerProcess, body: dict[str, Any]) -> tuple[http
         return complete(server, body), [text(other.result()) for other in others]
 
 
-@pytest.mark.parametrize("seed", [RAISING_SEED, NAN_SEED], ids=["an exception", "logits that are not finite"])
+@pytest.mark.parametrize(
+    "seed",
+    slow_but_for([RAISING_SEED, NAN_SEED], RAISING_SEED),
+    ids=["an exception", "logits that are not finite"],
+)
 def test_a_request_that_breaks_steps_ends_alone_with_a_500(
     seed: int, server: ServerProcess, undisturbed: list[str]
 ) -> None:
@@ -61,6 +66,7 @@ def test_a_request_that_breaks_steps_ends_alone_with_a_500(
     assert server.metric('orcinus_requests_total{outcome="error"}') >= 1
 
 
+@pytest.mark.slow
 def test_a_stream_whose_request_breaks_steps_ends_with_an_error_event_and_done(server: ServerProcess) -> None:
     body = {**OTHERS[0], "seed": RAISING_SEED, "stream": True}
     events = [line for line in complete(server, body).text.splitlines() if line.startswith("data: ")]
@@ -69,6 +75,7 @@ def test_a_stream_whose_request_breaks_steps_ends_with_an_error_event_and_done(s
     assert events[-1] == "data: [DONE]"
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_into_memory_is_run_in_parts(server: ServerProcess, undisturbed: list[str]) -> None:
     response, others = beside_the_others(server, {**OTHERS[0], "seed": HUNGRY_SEED})
     assert text(response) == undisturbed[0]  # greedy, so that the seed does not show

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from orcinus.config.settings import demo_model_path
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_loaded_from_the_hubs_cache(tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "models--acme--demo"
     for folder in ("refs", "snapshots"):

@@ -448,6 +448,7 @@ print(json.dumps([sorted(heavy), compiled, tokens[0, 5:].tolist()]))
 """
 
 
+@pytest.mark.slow
 def test_lean_imports_leave_out_the_compiler_and_leave_it_usable(llama: Path) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(

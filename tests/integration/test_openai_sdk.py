@@ -16,6 +16,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 
 from tests.server_process import ServerProcess, StartServer
 
+pytestmark = pytest.mark.slow  # the contract, and clients of others, are checked elsewhere, too
+
 MODEL = "orcinus-demo"
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
 GO_ON = {"ignore_eos": True}

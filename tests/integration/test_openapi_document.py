@@ -50,6 +50,7 @@ BEYOND_SCHEMAS = re.compile(
     "|tool_choice needs tools"
     "|the grammar (cannot be used|is too complex|allows no text)"
     r"|must be a valid integer, got -?\d+\.0|token ids or a list of those, got .*\d\.0"  # integers, for a schema
+    r"|token ids or a list of those, got .*\d{19}"  # and so are these, which no id can be
 )
 
 

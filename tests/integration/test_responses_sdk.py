@@ -15,6 +15,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from tests.server_process import ServerProcess, StartServer
 
+pytestmark = pytest.mark.slow  # the contract, and clients of others, are checked elsewhere, too
+
 MODEL = "orcinus-demo"
 QUESTION = "What is the capital of France?"
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)

@@ -60,6 +60,13 @@ def test_every_promise_has_a_quick_test_but_for_a_few() -> None:
     assert slow == ONLY_SLOW
 
 
+def test_what_needs_another_environment_or_a_compiler_is_slow() -> None:
+    apart = [path for folder in ("clients", "sanitizers") for path in (ROOT / "tests" / folder).glob("test_*.py")]
+    assert len(apart) >= 3
+    names = [path.relative_to(ROOT).as_posix() for path in apart]
+    assert not [name for name in names if any(test.startswith("test_") for test in quick_tests_of(name))]
+
+
 def test_a_slow_test_is_seen_however_it_is_marked() -> None:
     assert not is_quick("tests/chaos/test_chaos_short.py::has_frozen")
     assert not is_quick("tests/integration/test_shutdown.py::test_an_engine_that_is_frozen_does_not_hold_the_end_up")

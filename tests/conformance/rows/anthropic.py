@@ -140,8 +140,8 @@ def deadline(api: Api) -> None:
 @row("anthropic.key", "The key comes as `x-api-key` or as a bearer token; without one it is 401 `authentication_error`")
 def key(api: Api) -> None:
     assert send(api.small.api, max_tokens=1)
-    url, body = f"{api.small.process.url}/v1/messages", body_of("Hi", max_tokens=1)
-    assert httpx.post(url, json=body, headers={"x-api-key": KEY}).status_code == 200
+    http, body = api.small.process.http, body_of("Hi", max_tokens=1)
+    assert http.post("/v1/messages", json=body, headers={"x-api-key": KEY}).status_code == 200
     for headers in ({}, {"x-api-key": "wrong"}):
-        error = error_of(httpx.post(url, json=body, headers=headers), 401)
+        error = error_of(http.post("/v1/messages", json=body, headers=headers), 401)
         assert error["type"] == "authentication_error"

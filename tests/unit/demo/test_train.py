@@ -33,6 +33,7 @@ def options(folder: Path) -> argparse.Namespace:
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     first = Trainer(train_tokenizer(corpus.sample_texts(Random(1), 200), 600), options(tmp_path))
     first.step()
