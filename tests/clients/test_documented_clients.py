@@ -10,6 +10,8 @@ import pytest
 from tests.clients.environment import CLIENTS_PYTHON
 from tests.server_process import ROOT, ServerProcess
 
+pytestmark = pytest.mark.slow  # in an environment of its own
+
 SHOWN_ADDRESS = "http://127.0.0.1:8000"
 
 
