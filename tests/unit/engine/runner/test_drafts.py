@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcinus.engine.messages import ScheduledRequest, TokenLogprobs
@@ -34,6 +34,7 @@ def next_token(text: tuple[int, ...]) -> int:
     return hash(text) % 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1), max_size=6))
 def test_accepted_tokens_are_those_of_one_after_the_other(drafts: list[int]) -> None:
     sampled = [next_token(tuple(drafts[:i])) for i in range(len(drafts) + 1)]

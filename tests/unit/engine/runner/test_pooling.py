@@ -100,6 +100,7 @@ def test_a_hub_that_fails_is_said_to_have_failed(monkeypatch: pytest.MonkeyPatch
         resolve_pooling("auto", "acme/embedder")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.sampled_from(["mean", "last"]))
 def test_chunks_add_up_to_the_vector_of_the_whole(lengths: list[int], pooling: Pooling) -> None:
     hidden = torch.randn(sum(lengths), 16, generator=torch.Generator().manual_seed(sum(lengths)))
@@ -111,6 +112,7 @@ def test_chunks_add_up_to_the_vector_of_the_whole(lengths: list[int], pooling: P
     np.testing.assert_allclose(unit_vectors([vector])[0], wanted / wanted.norm(), atol=1e-6)
 
 
+@settings(deadline=None)
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=6), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_a_vector_has_the_same_bits_however_its_prompt_was_cut(lengths: list[int], dtype: torch.dtype) -> None:
