@@ -18,6 +18,9 @@ DEV_STAMP := $(VENV)/.installed-dev
 CLIENTS_VENV := .venv-clients
 CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 
+# So many tests at a time, those of one file one after the other; 0: no other processes, as a debugger wants it.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # What leaves out the slow tests, and has the others try fewer examples.
 QUICK := -m 'not slow' --hypothesis-profile quick
 
@@ -32,8 +35,8 @@ help: ## List the targets
 	@echo "  TORCH_INDEX_URL=URL   one more index for torch; https://download.pytorch.org/whl/cpu has the"
 	@echo "                        build without CUDA, which is gigabytes smaller"
 	@echo "  MINUTES=...           how long chaos and soak go on"
-	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler',"
-	@echo "                        or make test ARGS='-n 2 --dist loadfile' for two tests at a time"
+	@echo "  WORKERS=2             how many tests run at a time; 0 runs them in one process"
+	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler'"
 
 .PHONY: install
 install: $(DEV_STAMP) ## Make .venv with the project (editable) and the development tools
@@ -47,15 +50,15 @@ clients: $(CLIENTS_STAMP) ## Make .venv-clients with the client libraries that t
 
 .PHONY: unit
 unit: $(DEV_STAMP) ## The quick tests that start no server: while you work
-	$(BIN)/python -m pytest $(QUICK) tests/unit $(ARGS)
+	$(PYTEST) $(QUICK) tests/unit $(ARGS)
 
 .PHONY: test
 test: $(DEV_STAMP) ## The quick tests: what a change is most likely to break, in a few minutes
-	$(BIN)/python -m pytest $(QUICK) $(ARGS)
+	$(PYTEST) $(QUICK) $(ARGS)
 
 .PHONY: test-all
 test-all: $(DEV_STAMP) $(CLIENTS_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 .PHONY: sanitize
 sanitize: $(DEV_STAMP) ## The native kernels with strict warnings, and under sanitizers

@@ -113,7 +113,6 @@ def test_chunks_add_up_to_the_vector_of_the_whole(lengths: list[int], pooling: P
 
 
 @settings(deadline=None)
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=6), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_a_vector_has_the_same_bits_however_its_prompt_was_cut(lengths: list[int], dtype: torch.dtype) -> None:
     hidden = torch.randn(sum(lengths), 16, generator=torch.Generator().manual_seed(sum(lengths))).to(dtype)
