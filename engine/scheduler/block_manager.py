@@ -120,6 +120,10 @@ class BlockManager:
         self._tables: dict[str, list[_Table]] = {}
 
     @property
+    def has_windows(self) -> bool:
+        return bool(self._windows)
+
+    @property
     def num_free_blocks(self) -> int:
         return self._full.num_free_blocks
 

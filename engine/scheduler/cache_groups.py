@@ -44,7 +44,9 @@ class Concurrency:
     """How much can be under way at once.
 
     `num_tokens_in_flight` counts the tokens that have blocks and are not booked: those of a step, or of two where a
-    step is planned before the last one is known, and for each sequence the draft tokens that a step may have rejected.
+    step is planned before the last one is known. Draft tokens that were rejected keep their blocks until the sequence
+    has come so far, and are not counted if a sequence tries at most `block_size` at once: for these `window_demand` has
+    room in what it gives each sequence.
     """
 
     max_num_seqs: int

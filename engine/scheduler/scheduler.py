@@ -300,6 +300,8 @@ class Scheduler:
         num_blocks = len(self._blocks.block_table(request.request_id))
         num_spare_blocks = max(0, self._blocks.num_free_blocks - self.num_running)
         num_fitting = (num_blocks + num_spare_blocks) * self._blocks.block_size - request.num_tokens
+        if self._blocks.has_windows:  # of more than a block, what is rejected would add up: see `cache_groups`
+            num_fitting = min(num_fitting, self._blocks.block_size)
         if builder.draft_budget is None:
             builder.draft_budget = self._draft_budget()
         drafts = drafts[: max(0, min(self._ends.num_tokens_left(request) - 1, num_fitting, builder.draft_budget))]

@@ -113,7 +113,7 @@ def resolve_cache_size(
 
 
 def _concurrency(limits: BatchLimits) -> Concurrency:
-    """Return how much is under way at once: a step, and the next one or what this one rejects of its drafts."""
+    """Return how much is under way at once: a step, and the next one where it is planned before this one is known."""
     return Concurrency(limits.max_num_seqs, 2 * limits.max_num_batched_tokens, limits.block_size)
 
 

@@ -278,3 +278,33 @@ def fails_once(error: Exception) -> Callable[[StepPlan], None]:
             raise errors.pop()
 
     return fault
+
+
+class InTurn(Right):
+    """Proposes many wrong tokens for one of four requests, and in the next step for the next one."""
+
+    num_calls = 0
+
+    def propose(self, prefix_hash: int) -> list[int]:
+        step, index = divmod(self.num_calls, 4)
+        self.num_calls += 1
+        return super().propose(prefix_hash) if step % 4 == index else []
+
+
+def test_blocks_of_windows_that_rejected_drafts_have_left_never_add_up() -> None:
+    """Each request keeps them until it has come so far: of all that run, there may be more than a step has tokens."""
+    engine = SimulatedEngine(
+        drafts=InTurn(count=40, num_right=0),
+        windows=(1,),
+        block_size=1,
+        max_num_batched_tokens=34,
+        num_kv_blocks=1000,
+        max_model_len=200,
+    )
+    for seed in range(4):
+        engine.add(f"r{seed}", prompt(8, seed), max_tokens=60, ignore_eos=True)
+    engine.run()
+    for seed in range(4):
+        sampling = SamplingParams(max_tokens=60, ignore_eos=True)
+        assert engine.tokens[f"r{seed}"] == reference(prompt(8, seed), sampling, 200)
+        assert max(num_drafts(engine, f"r{seed}")) > 0
