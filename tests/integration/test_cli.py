@@ -183,6 +183,7 @@ def test_bench_strategies_prints_its_table_on_a_real_model(tmp_path: Path) -> No
         "interleaved",
         "sequential",
     ]
-    continuous, static, *_ = json.loads(numbers.read_text())["medians"]
+    [measured] = json.loads(numbers.read_text())["traffic"]
+    continuous, static, *_ = measured["medians"]
     assert continuous["slots_full"] >= 0.97
     assert continuous["num_steps"] < static["num_steps"]

@@ -36,6 +36,11 @@ def needs(sanitizer: Sanitizer) -> pytest.MarkDecorator:
     )
 
 
+def at_fixed_addresses() -> list[str]:
+    """Return what starts a command without addresses at random, for which runtimes of older compilers have no room."""
+    return ["setarch", platform.machine(), "--addr-no-randomize"] if shutil.which("setarch") else []
+
+
 def run_tests(sanitizer: Sanitizer, folder: Path, *tests: str) -> subprocess.CompletedProcess[str]:
     """The tests in a process of their own, with the kernels that this sanitizer watches."""
     library = folder / "kernels.so"
@@ -53,9 +58,7 @@ def run_tests(sanitizer: Sanitizer, folder: Path, *tests: str) -> subprocess.Com
         "--capture=sys",
     ]
     options = ["--hypothesis-profile", "quick", "--timeout", "900", "-k", NOT_OURS]
-    # Without addresses at random, for which the runtimes of older compilers have no room.
-    fixed = ["setarch", platform.machine(), "--addr-no-randomize"] if shutil.which("setarch") else []
-    command = [*fixed, *pytest_run, *options, *tests]
+    command = [*at_fixed_addresses(), *pytest_run, *options, *tests]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -94,6 +97,12 @@ print("within", flush=True)
 write_at(ctypes.c_void_p(memory.data_ptr()), ctypes.c_long(100))
 """
     environment = {**os.environ, **ADDRESS.options, "LD_PRELOAD": str(runtime_of(ADDRESS))}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*at_fixed_addresses(), sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout == "within\n"
     assert "heap-buffer-overflow" in done.stderr
