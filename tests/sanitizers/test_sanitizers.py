@@ -83,7 +83,8 @@ def test_threads_of_our_own_do_not_race(tmp_path: Path) -> None:
 def test_a_write_past_the_end_would_be_found(tmp_path: Path) -> None:
     """With the same flags and the same runtime, in the same way."""
     source = tmp_path / "broken.cpp"
-    source.write_text('extern "C" void write_at(char* memory, long place) { memory[place] = 1; }\n')
+    seen = '__attribute__((visibility("default")))'  # our flags hide what does not ask to be seen
+    source.write_text(f'extern "C" {seen} void write_at(char* memory, long place) {{ memory[place] = 1; }}\n')
     library = tmp_path / "broken.so"
     found = compiler()
     assert found is not None
