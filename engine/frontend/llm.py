@@ -6,7 +6,7 @@ reads a stream. Owns which call each request in the core belongs to. Knows nothi
 
 import contextlib
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -125,8 +125,8 @@ class LLM:
         )
         self._splitter = RequestSplitter(config.seed)
         self._calls: dict[str, _Call] = {}  # by request in the core
-        self._is_stepping = False
-        self._late_aborts: list[str] = []  # of streams that were closed during a step
+        self._is_core_busy = False
+        self._aborts: list[str] = []  # that the core has yet to be told of
 
     def generate(
         self,
@@ -245,7 +245,7 @@ class LLM:
                     self._step()
                 yield from call.take_pending()
         finally:
-            self._abort(call)
+            self._close(call)
 
     def _add(self, job: _Job, call: _Call) -> None:
         for index, added in enumerate(self._splitter.split(job.request(), self.info.max_model_len)):
@@ -253,39 +253,48 @@ class LLM:
                 self.tokenizer, index, added.prompt_token_ids, added.sampling, prompt_index=job.prompt_index
             )
             self._calls[added.request_id] = call
-            self._core.add_request(added)
+            with self._using_core() as core:
+                core.add_request(added)
 
     def _step(self) -> None:
         if (wait_s := self._core.wait_time_s()) is not None:
             time.sleep(wait_s)
-        self._is_stepping = True
-        try:
-            outputs = self._core.step()
-        finally:
-            self._is_stepping = False
-            aborts, self._late_aborts = self._late_aborts, []
-            self._core.abort_requests(aborts)
+        with self._using_core() as core:
+            outputs = core.step()
         for delta in outputs.deltas:
-            self._take(delta)
+            if (call := self._calls.get(delta.request_id)) is not None:  # else it was closed during the step
+                self._take(call, delta)
 
-    def _take(self, delta: RequestDelta) -> None:
-        call = self._calls.get(delta.request_id)
-        if call is None:  # closed during the step
-            return
+    def _take(self, call: _Call, delta: RequestDelta) -> None:
         if call.process(delta):
-            self._core.abort_requests([delta.request_id])
+            self._abort([delta.request_id])
         if delta.request_id not in call.unfinished:
-            del self._calls[delta.request_id]
+            self._calls.pop(delta.request_id, None)  # closing the call may have come first
 
-    def _abort(self, call: _Call) -> None:
-        """End what is unfinished of a call; after the step, where the collector closes a dropped stream during one."""
-        request_ids = [*call.unfinished]
-        for request_id in request_ids:
-            del self._calls[request_id]
-        if self._is_stepping:
-            self._late_aborts += request_ids
-        else:
-            self._core.abort_requests(request_ids)
+    def _close(self, call: _Call) -> None:
+        """End what is unfinished of a call."""
+        for request_id in call.unfinished:
+            self._calls.pop(request_id, None)
+        self._abort([*call.unfinished])
+
+    def _abort(self, request_ids: list[str]) -> None:
+        """Have the core forget requests: now, or when it has done what it is doing."""
+        self._aborts += request_ids
+        if not self._is_core_busy:
+            with self._using_core():
+                pass
+
+    @contextlib.contextmanager
+    def _using_core(self) -> Iterator[EngineCore]:
+        """Hold aborts back until the core is free: the collector may close a dropped stream at any moment."""
+        self._is_core_busy = True
+        try:
+            yield self._core
+        finally:
+            while self._aborts:
+                request_ids, self._aborts = self._aborts, []
+                self._core.abort_requests(request_ids)
+            self._is_core_busy = False
 
 
 def _build_executor(config: "EngineConfig") -> "tuple[EngineInfo, Executor]":

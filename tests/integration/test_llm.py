@@ -12,7 +12,8 @@ from orcinus.config.settings import SettingsError
 from orcinus.engine.errors import ContextLengthError, InvalidRequestError
 from orcinus.engine.frontend.llm import GenerationResult
 from orcinus.engine.frontend.output_buffer import OutputBuffer
-from orcinus.engine.messages import StepPlan
+from orcinus.engine.frontend.output_processor import OutputProcessor
+from orcinus.engine.messages import AddRequest, RequestDelta, StepPlan
 from orcinus.engine.outputs import RequestOutput
 from tests.unit.engine.fakes import FakeExecutor, alphabet, builds, echoes, says, write_byte_tokenizer
 
@@ -280,6 +281,43 @@ def test_a_stream_that_is_closed_during_a_step_of_another_one_is_ended_after_it(
     assert llm.generate("y", SamplingParams(max_tokens=6))[0].outputs[0].text == "abcdef"
     assert still_running == [2]
     assert [len(plan.scheduled) for plan in executor.plans] == [1, 2, 2, 2, 1, 1, 1]
+    assert not llm._core.has_work
+
+
+def test_a_stream_that_is_closed_while_the_core_takes_a_request_is_ended_after_it(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = fake_llm(model, FakeExecutor(alphabet))
+    dropped = llm.stream("x", SamplingParams(max_tokens=200))
+    next(dropped)
+    still_running: list[int] = []
+    add_request = llm._core.add_request
+
+    def close_and_add(request: AddRequest) -> None:
+        dropped.close()
+        still_running.append(num_running(llm))
+        add_request(request)
+
+    monkeypatch.setattr(llm._core, "add_request", close_and_add)
+    assert llm.generate("y", SamplingParams(max_tokens=3))[0].outputs[0].text == "abc"
+    assert still_running == [1]
+    assert not llm._core.has_work
+
+
+def test_a_stream_that_is_closed_while_its_last_tokens_are_read_is_ended(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = fake_llm(model, FakeExecutor(alphabet))
+    dropped = llm.stream("x", SamplingParams(max_tokens=2))
+    next(dropped)
+    process = OutputProcessor.process
+
+    def close_and_process(processor: OutputProcessor, delta: RequestDelta) -> RequestOutput:
+        dropped.close()
+        return process(processor, delta)
+
+    monkeypatch.setattr(OutputProcessor, "process", close_and_process)
+    assert llm.generate("y", SamplingParams(max_tokens=3))[0].outputs[0].text == "abc"
     assert not llm._core.has_work
 
 
