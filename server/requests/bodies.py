@@ -6,7 +6,7 @@ checked elsewhere.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,8 +15,6 @@ from orcinus.engine.sampling_params import (
     MAX_ALLOWED_TOKEN_IDS,
     MAX_BAD_WORDS,
     MAX_LOGIT_BIAS,
-    MAX_LOGPROBS,
-    MAX_N,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
 )
@@ -31,6 +29,7 @@ from orcinus.server.requests.schemas import (
     TokenCount,
     TokenId,
     Word,
+    bounds_of,
 )
 from orcinus.server.requests.validation import validate
 
@@ -82,16 +81,26 @@ class SamplingBody(PromptBody):
     """What all bodies share that ask for text."""
 
     stream: bool = Field(False, description="Answer with server-sent events, token by token.")
-    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy. Default: the model's, else 1.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
-    top_k: int = Field(0, ge=-1, le=MAX_TOKENS, description="Keep the k likeliest tokens; 0 or -1 is off.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Keep tokens at least this likely, relative to the best.")
-    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Over generated tokens.")
-    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Over generated tokens.")
-    repetition_penalty: float = Field(1.0, gt=0, le=100, description="Over prompt and generated tokens; 1 is off.")
+    temperature: Annotated[float, bounds_of("temperature")] = Field(
+        1.0, description="0 is greedy. Default: the model's, else 1."
+    )
+    top_p: Annotated[float, bounds_of("top_p")] = Field(1.0, description="Nucleus sampling.")
+    top_k: Annotated[int, bounds_of("top_k")] = Field(
+        0, le=MAX_TOKENS, description="Keep the k likeliest tokens; 0 or -1 is off."
+    )
+    min_p: Annotated[float, bounds_of("min_p")] = Field(
+        0.0, description="Keep tokens at least this likely, relative to the best."
+    )
+    presence_penalty: Annotated[float, bounds_of("presence_penalty")] = Field(0.0, description="Over generated tokens.")
+    frequency_penalty: Annotated[float, bounds_of("frequency_penalty")] = Field(
+        0.0, description="Over generated tokens."
+    )
+    repetition_penalty: Annotated[float, bounds_of("repetition_penalty")] = Field(
+        1.0, description="Over prompt and generated tokens; 1 is off."
+    )
     logit_bias: LogitBias = Field({}, max_length=MAX_LOGIT_BIAS, description="Token id to a bias from -100 to 100.")
-    seed: int | None = Field(
-        None, ge=-(2**63), le=2**64 - 1, description="Same seed, same request: same random numbers, whatever else runs."
+    seed: Annotated[int, bounds_of("seed")] | None = Field(
+        None, description="Same seed, same request: same random numbers, whatever else runs."
     )
     stop: Stop = Field(
         [], max_length=MAX_STOP_STRINGS, description=f"Up to {MAX_STOP_STRINGS} strings that end the output."
@@ -115,15 +124,15 @@ class SamplingBody(PromptBody):
 class GenerationBody(SamplingBody):
     """What completions and chat completions share."""
 
-    n: int = Field(1, ge=1, le=MAX_N, description="Choices per prompt.")
+    n: Annotated[int, bounds_of("n")] = Field(1, description="Choices per prompt.")
     stream_options: StreamOptions | None = Field(
         None, description="`include_usage`, `continuous_usage_stats`, `include_timing`; only with `stream`."
     )
     response_format: ResponseFormat | None = Field(
         None, description="`text`, `json_object` or `json_schema` with its schema; the output matches it."
     )
-    prompt_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt's tokens, with k alternatives."
+    prompt_logprobs: Annotated[int, bounds_of("prompt_logprobs")] | None = Field(
+        None, description="Log-probabilities of the prompt's tokens, with k alternatives."
     )
     return_token_ids: bool = Field(False, description="Add `prompt_token_ids` and `token_ids`.")
 

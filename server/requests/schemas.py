@@ -7,13 +7,16 @@ entries, or where the check is another module's. Knows no body.
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+from annotated_types import Interval
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from orcinus.engine.sampling_params import (
+    LOGIT_BIAS_RANGE,
     MAX_GRAMMAR_CHARS,
     MAX_LOGIT_BIAS,
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
+    RANGES,
 )
 
 MAX_PROMPTS = 256
@@ -23,6 +26,13 @@ MAX_TEMPLATE_VARIABLES = 64
 MAX_CHOICE_STRINGS = 4096
 MAX_BAD_WORD_CHARS = 1024
 ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
+
+
+def bounds_of(name: str) -> Interval:
+    """Return what holds a field within the engine's range of that parameter, to annotate its type with."""
+    bounds = RANGES[name]
+    return Interval(ge=bounds.ge, gt=bounds.gt, le=bounds.le)
+
 
 TokenId = Annotated[int, Field(ge=0)]
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
@@ -59,7 +69,7 @@ Word = Annotated[str, WithJsonSchema({**_TEXT, "maxLength": MAX_BAD_WORD_CHARS})
 _BIAS = {
     "type": "object",
     "propertyNames": {"pattern": "^[0-9]{1,10}$"},
-    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    "additionalProperties": {"type": "number", "minimum": LOGIT_BIAS_RANGE.ge, "maximum": LOGIT_BIAS_RANGE.le},
     "maxProperties": MAX_LOGIT_BIAS,
 }
 LogitBias = Annotated[dict[str, float], WithJsonSchema(_BIAS)]
