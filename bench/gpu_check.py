@@ -24,7 +24,7 @@ from bench.gpu_attention import attention_table, copy_bandwidth
 from bench.random_model import write_model
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.core import EngineCore
-from orcinus.engine.messages import AddRequest, EngineInfo
+from orcinus.engine.messages import AddRequest, CacheGroup, EngineInfo
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup.build import build_executor
@@ -172,9 +172,15 @@ def _run(info: EngineInfo, runner: ModelRunner, batch_size: int, prompt_tokens: 
 
 
 def roofline_ms(info: EngineInfo, batch_size: int, context: float, bandwidth: float) -> float:
-    """Reading all weights and, for each sequence, the keys and values of `context` tokens."""
-    kv_bytes = info.kv_cache_bytes / (info.num_kv_blocks * info.block_size)
-    return 1000 * (info.weight_bytes + batch_size * context * kv_bytes) / bandwidth
+    """Return the time to read all weights and, for each sequence, the keys and values that its next token sees.
+
+    A layer with a window sees the last of the `context` tokens alone. Layers are taken to be of one shape.
+    """
+    groups = info.cache_groups or [CacheGroup(num_blocks=info.num_kv_blocks, num_layers=1)]
+    num_layer_tokens = info.block_size * sum(group.num_blocks * group.num_layers for group in groups)
+    num_seen = sum(group.num_layers * min(context, group.window or context) for group in groups)
+    kv_bytes = batch_size * num_seen * info.kv_cache_bytes / num_layer_tokens
+    return 1000 * (info.weight_bytes + kv_bytes) / bandwidth
 
 
 def report(info: EngineInfo, options: argparse.Namespace, rows: Sequence[Measured], device: Device) -> str:
