@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 _TRIES = 4  # what else runs can only make the larger one look worse
-_TOLERANCE = 3.0
+_TOLERANCE = 6.0  # of 16 times the size: a square would be 16, and a cache that the larger one does not fit has been 3
 
 
 def assert_linear(work: Callable[[int], object], size: int, *, factor: int = 16) -> None:
