@@ -108,9 +108,14 @@ private:
     alignas(64) std::atomic<int> num_sleeping_{0};
 };
 
-Pool& the_pool() {
-    static Pool* const pool = new Pool;  // its threads outlive everything
-    return *pool;
+Pool* the_pool = nullptr;
+
+// Gives a forked child a pool of its own: it has none of the parent's threads, and their locks may be held for ever.
+void renew_pool() { the_pool = new Pool; }  // never deleted: threads outlive everything
+
+__attribute__((constructor)) void create_pool() {
+    renew_pool();
+    pthread_atfork(nullptr, nullptr, renew_pool);
 }
 
 }  // namespace
@@ -120,6 +125,6 @@ extern "C" {
 // Runs function(data) in the calling thread and in up to num_threads - 1 others. They must find their shares
 // themselves, and the calling thread must do whatever nobody has taken.
 EXPORT void orcinus_parallel(void (*function)(void*), void* data, unsigned num_threads, unsigned) {
-    the_pool().run(function, data, num_threads);
+    the_pool->run(function, data, num_threads);
 }
 }
