@@ -1,7 +1,6 @@
 """Incremental text: equal to the whole decode however the tokens arrive."""
 
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tokenizers.models import BPE
 
 from orcinus.engine.text.detokenizer import Detokenizer, WindowDetokenizer, make_detokenizer
 from orcinus.engine.text.tokenizer import Tokenizer
+from tests.growth import assert_linear
 from tests.unit.engine.fakes import byte_characters
 from tests.unit.engine.text.cutting import cut, cuts, quick
 from tests.unit.engine.text.test_tokenizer import SENTENCEPIECE_VOCAB, write_sentencepiece_tokenizer
@@ -159,19 +159,13 @@ def test_space_after_many_skipped_tokens_is_kept() -> None:
     assert detokenizer.feed(PROMPT) == " Hello"
 
 
-def seconds_per_token(detokenizer: Detokenizer, num_tokens: int) -> float:
-    started = time.perf_counter()
-    for _ in range(num_tokens):
-        detokenizer.feed([97])
-    return (time.perf_counter() - started) / num_tokens
-
-
 @pytest.mark.parametrize("make", [make_detokenizer, None])
 def test_cost_of_a_token_does_not_grow_with_the_text(make: Any) -> None:
-    detokenizer = (
-        make(BYTE_LEVEL, [65], skip_special_tokens=True) if make else WindowDetokenizer(BYTE_LEVEL, [65], True)
-    )
-    early = min(seconds_per_token(detokenizer, 100) for _ in range(5))
-    seconds_per_token(detokenizer, 20_000)
-    late = min(seconds_per_token(detokenizer, 100) for _ in range(5))
-    assert late < 20 * early
+    def feed(num_tokens: int) -> None:
+        detokenizer = (
+            make(BYTE_LEVEL, [65], skip_special_tokens=True) if make else WindowDetokenizer(BYTE_LEVEL, [65], True)
+        )
+        for _ in range(num_tokens):
+            detokenizer.feed([97])
+
+    assert_linear(feed, 20_000)
