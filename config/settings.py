@@ -135,8 +135,9 @@ class Settings(BaseSettings):
     kv_cache_memory: Bytes | None = _setting(
         None,
         "Engine",
-        "Memory for the KV cache, taken at the start, but for what all slots together cannot use."
-        " Default: sized by what the device has.",
+        "Memory for the KV cache, taken at the start, but for what all slots together cannot use. Default: on a CPU"
+        " 40 % of what is free once the weights are loaded, within the limits of containers; on a GPU what weights and"
+        " the largest step leave of 90 %.",
         "SIZE",
         ge=1,
     )

@@ -53,6 +53,18 @@ def ignore_group_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
 
 
+def inherited_descriptor(argument: str) -> int:
+    """Return a descriptor of the file whose number the parent gave, with a low number; to be called by the child.
+
+    A child gets the number that was free in its parent, which may have thousands of files open. What cannot work with
+    such numbers, as `select` cannot from 1024 on, need not know where the child comes from.
+    """
+    given = int(argument)
+    lowest = os.dup(given)
+    os.close(given)
+    return lowest
+
+
 def parent_arguments() -> list[str]:
     """Return what the child's command line has to end with for `die_with_parent`: the parent's process id.
 

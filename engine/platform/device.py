@@ -3,6 +3,7 @@
 Knows nothing of models. Only the model loader and the model runner ask it.
 """
 
+import math
 import os
 import platform
 import time
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.platform.control_groups import core_limits, memory_limits, read_system_file
 
 if TYPE_CHECKING:
     import torch
 
 _SAMPLE_INTERVAL_S = 1.0
 _SPIN_COUNT = 5000
-_CGROUP = Path("/sys/fs/cgroup")
-_CGROUP_V1_MEMORY = Path("/sys/fs/cgroup/memory")
+_STATUS = Path("/proc/self/status")
 
 
 class DeviceMonitor(Protocol):
@@ -65,34 +66,35 @@ def _cpu_features() -> list[str]:
 
 
 def available_cores() -> int:
-    """Return the number of cores this process may use, by affinity and by its control group's quota; at least 1."""
+    """Return the number of cores this process may use, by affinity and by its control groups' quotas; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        cores = min(cores, -(-int(quota) // int(period)))
-    return max(1, cores)
+    return max(1, min([cores, *map(math.ceil, core_limits())]))
 
 
 def memory_limit() -> int:
-    """Return the bytes that this process may use at most: the machine's, or its control group's if that is less."""
+    """Return the bytes that this process may use at most: the machine's, or a control group's if that is less."""
     import psutil
 
-    limits = [psutil.virtual_memory().total]
-    for text in (_read(_CGROUP / "memory.max"), _read(_CGROUP_V1_MEMORY / "memory.limit_in_bytes")):
-        if text.isdigit():
-            limits.append(int(text))
-    return min(limits)
+    return min([psutil.virtual_memory().total, *(limit.limit_bytes for limit in memory_limits())])
 
 
 def available_memory() -> int:
-    """Return the bytes that this process may still take without swapping or being killed."""
+    """Return the bytes that this process may still take without swapping or being killed.
+
+    The machine counts all pages of files as free, and so those that this process has mapped: weights may be among them.
+    """
     import psutil
 
-    free: int = psutil.virtual_memory().available
-    used = _read(_CGROUP / "memory.current") or _read(_CGROUP_V1_MEMORY / "memory.usage_in_bytes")
-    if used.isdigit() and memory_limit() < psutil.virtual_memory().total:
-        free = min(free, memory_limit() - int(used))
-    return max(0, free)
+    free = psutil.virtual_memory().available - _mapped_file_bytes()
+    return max(0, min([free, *(limit.left_bytes for limit in memory_limits())]))
+
+
+def _mapped_file_bytes() -> int:
+    """Return how much of the files that it has mapped this process has in memory."""
+    for line in read_system_file(_STATUS).splitlines():
+        if line.startswith("RssFile:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def device_memory(device: "torch.device") -> int:
@@ -213,16 +215,8 @@ def _nvml_handle(device: "torch.device") -> object | None:
 
 
 def _cpuinfo_field(name: str) -> str | None:
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
+    for line in read_system_file(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:
             return value.strip()
     return None
-
-
-def _read(path: Path) -> str:
-    """Return the file's text, an empty one if the system has no such file."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

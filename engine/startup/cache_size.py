@@ -12,9 +12,9 @@ from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.messages import CacheGroup
 from orcinus.engine.scheduler.cache_groups import Concurrency, GroupCost, bytes_of, fit_groups, groups_of
 
-# On a CPU the cache shares the memory with everything else on the machine.
+# Of what is free, on a CPU: it shares the memory with everything else on the machine. `resolve_cache_size` bounds it by
+# what all slots can use, which small models reach long before.
 _CPU_MEMORY_SHARE = 0.4
-_CPU_MEMORY_LIMIT = 4 * 2**30
 _CUDA_MEMORY_SHARE = 0.9
 
 _DEFAULT_NUM_SEQS = {"cpu": 32, "cuda": 256}
@@ -67,7 +67,7 @@ def resolve_limits(config: EngineConfig, device_type: str, block_size_multiple: 
 
 def default_cpu_memory(available_bytes: int) -> int:
     """Return the KV cache's share of the memory that is free when the weights are loaded."""
-    return min(_CPU_MEMORY_LIMIT, int(available_bytes * _CPU_MEMORY_SHARE))
+    return int(available_bytes * _CPU_MEMORY_SHARE)
 
 
 def default_cuda_memory(total_bytes: int, used_at_peak_bytes: int) -> int:

@@ -32,7 +32,7 @@ from orcinus.engine.messages import (
     StepStarted,
     ToEngine,
 )
-from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals
+from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals, inherited_descriptor
 from orcinus.engine.platform.device import limit_spinning
 from orcinus.engine.supervision.wire import FrameReader, config_decoder, encode_frame, to_engine_decoder
 
@@ -54,6 +54,8 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._poll = select.poll()  # unlike `select` it takes descriptors of any number
+        self._poll.register(sock, select.POLLIN)
         self._frames = FrameReader()
         self._sending = threading.Lock()
 
@@ -64,7 +66,7 @@ class Channel:
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
         """Return all messages that have arrived, after up to `timeout_s` seconds if there are none."""
-        while select.select([self._socket], [], [], timeout_s)[0]:
+        while self._poll.poll(timeout_s * 1000):
             self._read()
             timeout_s = 0
         messages: list[ToEngine] = []
@@ -89,7 +91,7 @@ class Channel:
         """Wait until the server closes its end: writing to a closed socket, it might lose what it has yet to read."""
         deadline = time.monotonic() + timeout_s
         try:
-            while select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            while self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 self._read()
         except ServerGoneError:
             return
@@ -222,7 +224,8 @@ def main() -> None:
     gc.disable()  # imports and loading make millions of objects that stay
     descriptor, *parent = sys.argv[1:]
     die_with_parent(parent)  # while a model loads nobody reads from the socket
-    sys.exit(run_engine(socket.socket(fileno=int(descriptor)), _build_executor, on_server_gone=lambda: os._exit(0)))
+    sock = socket.socket(fileno=inherited_descriptor(descriptor))
+    sys.exit(run_engine(sock, _build_executor, on_server_gone=lambda: os._exit(0)))
 
 
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:

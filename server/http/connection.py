@@ -270,4 +270,8 @@ def _fit_open_files(max_connections: int) -> int:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max_connections if soft == resource.RLIM_INFINITY else max(min(max_connections, soft - _OTHER_FILES), 1)
+    fitting = max_connections if soft == resource.RLIM_INFINITY else max(min(max_connections, soft - _OTHER_FILES), 1)
+    if fitting < max_connections:
+        message = "at most %d connections can be open at once, not %d: the process may open %d files (ulimit -n)"
+        logger.warning(message, fitting, max_connections, soft)
+    return fitting

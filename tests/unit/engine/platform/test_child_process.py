@@ -1,5 +1,6 @@
 """Children of ours see our modules, and are left alone by signals to the group."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orcinus.engine.platform.child_process import group_signals_held, module_command
+from orcinus.engine.platform.child_process import group_signals_held, inherited_descriptor, module_command
 
 CHILD = """
 import sys
@@ -58,3 +59,22 @@ def test_a_child_runs_its_module_with_the_modules_of_its_parent_and_none_of_its_
     done = subprocess.run(child.arguments, env=child.environment, capture_output=True, text=True, check=True)
     assert done.stdout == "json 7\n"
     assert set(os.environ) <= set(child.environment)
+
+
+def test_a_descriptor_is_taken_over_with_the_lowest_number_and_is_not_handed_on() -> None:
+    ours, theirs = os.pipe()
+    lowest = os.dup(theirs)
+    os.close(lowest)
+    high = fcntl.fcntl(theirs, fcntl.F_DUPFD, 200)
+    os.set_inheritable(high, True)
+    os.close(theirs)
+    taken = inherited_descriptor(str(high))
+    try:
+        assert taken == min(theirs, lowest)
+        assert not os.get_inheritable(taken)
+        os.write(taken, b"x")
+    finally:
+        os.close(taken)
+    assert os.read(ours, 2) == b"x"
+    assert os.read(ours, 2) == b"", "the number that was given is open still"
+    os.close(ours)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from orcinus.engine.platform import device
+from orcinus.engine.platform import control_groups, device
 from orcinus.engine.platform.device import (
     CpuMonitor,
     available_cores,
@@ -27,8 +27,9 @@ MIB = 2**20
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of 8 cores and 1000 MiB, 600 of them free, with an empty control group."""
-    monkeypatch.setattr(device, "_CGROUP", tmp_path)
-    monkeypatch.setattr(device, "_CGROUP_V1_MEMORY", tmp_path / "v1")
+    monkeypatch.setattr(control_groups, "_ROOT", tmp_path)
+    monkeypatch.setattr(control_groups, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(device, "_STATUS", tmp_path / "status")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     memory = SimpleNamespace(total=1000 * MIB, available=600 * MIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
@@ -46,18 +47,23 @@ def test_control_group_limits_cores_and_memory(system: Path) -> None:
     assert (available_cores(), memory_limit(), available_memory()) == (3, 500 * MIB, 400 * MIB)
 
 
-def test_control_group_without_limits_changes_nothing(system: Path) -> None:
-    (system / "cpu.max").write_text("max 100000\n")
-    (system / "memory.max").write_text("max\n")
+def test_control_group_with_more_than_the_machine_has_changes_nothing(system: Path) -> None:
+    (system / "cpu.max").write_text("900000 100000\n")
+    (system / "memory.max").write_text(f"{2000 * MIB}\n")
     (system / "memory.current").write_text(f"{900 * MIB}\n")
-    assert (available_cores(), available_memory()) == (8, 600 * MIB)
+    assert (available_cores(), memory_limit(), available_memory()) == (8, 1000 * MIB, 600 * MIB)
 
 
-def test_first_version_of_control_groups_counts_too(system: Path) -> None:
-    (system / "v1").mkdir()
-    (system / "v1" / "memory.limit_in_bytes").write_text(str(300 * MIB))
-    (system / "v1" / "memory.usage_in_bytes").write_text(str(290 * MIB))
-    assert available_memory() == 10 * MIB
+def test_a_control_group_that_is_full_leaves_nothing_and_a_core(system: Path) -> None:
+    (system / "cpu.max").write_text("100 100000\n")
+    (system / "memory.max").write_text(f"{500 * MIB}\n")
+    (system / "memory.current").write_text(f"{501 * MIB}\n")
+    assert (available_cores(), available_memory()) == (1, 0)
+
+
+def test_files_that_this_process_has_mapped_are_not_free_although_the_machine_counts_them_so(system: Path) -> None:
+    (system / "status").write_text(f"VmRSS:\t {300 * 1024} kB\nRssAnon:\t 9 kB\nRssFile:\t   {200 * 1024} kB\n")
+    assert available_memory() == 400 * MIB
 
 
 @pytest.mark.parametrize(
@@ -73,7 +79,7 @@ def test_first_version_of_control_groups_counts_too(system: Path) -> None:
 def test_bfloat16_is_taken_from_the_processors_flags(
     text: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "_read", lambda _: text)
+    monkeypatch.setattr(device, "read_system_file", lambda _: text)
     assert cpu_has_bfloat16() is expected
 
 

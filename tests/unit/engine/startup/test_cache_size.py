@@ -106,9 +106,11 @@ def test_an_amount_beyond_all_memory_is_refused_with_both_numbers() -> None:
         check_memory(2**31, 2**30)
 
 
-def test_cpu_share_is_bounded() -> None:
-    assert default_cpu_memory(10**9) == 4 * 10**8
-    assert default_cpu_memory(10**12) == 4 * 2**30
+@pytest.mark.parametrize("available_bytes", [10**9, 10**12])
+def test_on_a_cpu_the_cache_gets_a_share_of_what_is_free_on_small_machines_and_on_large_ones(
+    available_bytes: int,
+) -> None:
+    assert default_cpu_memory(available_bytes) == 4 * available_bytes // 10
 
 
 def test_cuda_share_is_what_weights_and_the_largest_step_leave() -> None:

@@ -1,7 +1,9 @@
 """The wire and the engine's loop behind it, with the engine in a thread."""
 
 import asyncio
+import fcntl
 import logging
+import resource
 import signal
 import socket
 import subprocess
@@ -31,7 +33,7 @@ from orcinus.engine.messages import (
     ToEngine,
 )
 from orcinus.engine.sampling_params import SamplingParams
-from orcinus.engine.supervision.engine_process import BuildExecutor, run_engine
+from orcinus.engine.supervision.engine_process import BuildExecutor, Channel, ServerGoneError, run_engine
 from orcinus.engine.supervision.transport import InProcessTransport, ProcessTransport
 from orcinus.engine.supervision.wire import (
     FrameReader,
@@ -307,6 +309,31 @@ def test_failing_loop_is_said_and_ends_the_engine(caplog: pytest.LogCaptureFixtu
         assert not message.during_start
         server.close()
         assert exit_code() == 1
+
+
+def test_an_engine_reads_from_a_descriptor_of_any_number() -> None:
+    ours, theirs = socket.socketpair()
+    with files_allowed(1100), ours, theirs, socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD, 1024)) as high:
+        channel = Channel(high)
+        assert channel.receive(0.0) == []
+        ours.sendall(encode_frame([AbortRequests(request_ids=["a"])]))
+        assert channel.receive(10.0) == [AbortRequests(request_ids=["a"])]
+        channel.linger(0.0)
+        ours.close()
+        channel.linger(60.0)
+        with pytest.raises(ServerGoneError):
+            channel.receive(10.0)
+
+
+@contextmanager
+def files_allowed(count: int) -> Iterator[None]:
+    """Let this process have so many files open meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # --- the transport --------------------------------------------------------------------------------------

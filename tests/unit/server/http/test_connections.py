@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -303,6 +304,37 @@ async def test_one_connection_too_many_is_refused_and_room_is_made_when_one_goes
         async with connect(port) as fourth:
             await fourth.get("/live")
             assert await fourth.status() == 200
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "max_connections", "allowed", "fitting"),
+    [
+        (1024, 20_000, 4096, 4096 + 128, 4096),
+        (1024, resource.RLIM_INFINITY, 4096, 4096 + 128, 4096),
+        (1024, 2000, 4096, 2000, 2000 - 128),
+        (1024, 1024, 512, 1024, 512),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 4096, resource.RLIM_INFINITY, 4096),
+    ],
+)
+def test_the_limit_on_open_files_is_raised_as_far_as_connections_need_it_and_what_does_not_fit_is_logged(
+    soft: int,
+    hard: int,
+    max_connections: int,
+    allowed: int,
+    fitting: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
+    assert http_protocol.bounded_protocol(max_connections).args == (fitting,)
+    assert limits[-1] == (allowed, hard)
+    if fitting < max_connections:
+        assert f"at most {fitting} connections can be open at once, not {max_connections}" in caplog.text
+        assert f"may open {allowed} files" in caplog.text
+    else:
+        assert not caplog.records
 
 
 async def test_requests_sent_without_waiting_are_answered_in_order_up_to_a_bound(tmp_path: Path) -> None:
