@@ -1,5 +1,6 @@
 """LLM: offline generation with the real core, over a fake model and over the demo model."""
 
+import gc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,14 @@ def test_unknown_settings_are_refused(model: str) -> None:
 @pytest.fixture(scope="module")
 def demo() -> LLM:
     return LLM(device="cpu", dtype="float32", max_num_seqs=3, kv_cache_memory="32MiB")
+
+
+def test_loading_a_model_leaves_the_callers_objects_to_the_collector() -> None:
+    """What is frozen is never freed: a library has no business with that."""
+    num_frozen = gc.get_freeze_count()
+    LLM(device="cpu", dtype="float32", max_num_seqs=1, kv_cache_memory="8MiB")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == num_frozen
 
 
 def test_demo_model_gives_the_greedy_tokens_that_transformers_gives(demo: LLM) -> None:
