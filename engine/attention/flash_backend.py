@@ -8,7 +8,7 @@ from functools import cache
 
 from torch import Tensor
 
-from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache
+from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape
 from orcinus.engine.attention.torch_backend import TorchBackend
 
 _MAX_HEAD_DIM = 256
@@ -31,7 +31,8 @@ class FlashBackend(TorchBackend):
         self.fallback = fallback
 
     def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
-        if not _can_attend(layer, spec):
+        shape = LayerShape(layer.keys.shape[2], layer.keys.shape[3], layer.values.shape[3])
+        if not can_attend(shape, spec):
             return self.fallback.attend(layer, query, spec, meta)
         return self._varlen_attn(
             query if query.stride(2) == 1 else query.contiguous(),
@@ -49,14 +50,14 @@ class FlashBackend(TorchBackend):
         )
 
 
-def _can_attend(layer: LayerCache, spec: AttentionSpec) -> bool:
-    head_dim = layer.keys.shape[-1]
+def can_attend(shape: LayerShape, spec: AttentionSpec) -> bool:
+    """Return whether FlashAttention serves such a layer."""
     return (
         spec.softcap is None
         and spec.sinks is None
-        and layer.keys.shape == layer.values.shape
-        and head_dim <= _MAX_HEAD_DIM
-        and head_dim % _HEAD_DIM_MULTIPLE == 0
+        and shape.key_dim == shape.value_dim
+        and shape.key_dim <= _MAX_HEAD_DIM
+        and shape.key_dim % _HEAD_DIM_MULTIPLE == 0
     )
 
 
