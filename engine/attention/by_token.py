@@ -46,6 +46,7 @@ def _metadata_by_token(meta: AttentionMetadata) -> AttentionMetadata:
         meta,
         query_start=list(range(num_tokens + 1)),
         seq_lens=seq_lens.tolist(),
+        max_query_len=1,
         num_decodes=num_tokens,
         block_tables=meta.block_tables[torch.from_numpy(sequences)],
         query_start_tensor=torch.arange(num_tokens + 1, dtype=torch.int32),

@@ -8,7 +8,7 @@ from functools import cache
 
 from torch import Tensor
 
-from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache
+from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape
 from orcinus.engine.attention.torch_backend import TorchBackend
 
 _MAX_HEAD_DIM = 256
@@ -16,7 +16,7 @@ _HEAD_DIM_MULTIPLE = 8
 
 
 class FlashBackend(TorchBackend):
-    """FlashAttention over the paged cache in place, as torch 2.13 ships it. CUDA, float16 and bfloat16 only.
+    """FlashAttention over the paged cache in place, as torch ships it from 2.12 on. CUDA, float16 and bfloat16 only.
 
     Not yet run on a GPU. What it cannot do is left to `fallback`, which shares its layout: soft-capping, sinks, keys
     and values of different sizes, heads wider than 256 numbers or not in eights.
@@ -31,16 +31,17 @@ class FlashBackend(TorchBackend):
         self.fallback = fallback
 
     def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
-        if not _can_attend(layer, spec):
+        shape = LayerShape(layer.keys.shape[2], layer.keys.shape[3], layer.values.shape[3])
+        if not can_attend(shape, spec):
             return self.fallback.attend(layer, query, spec, meta)
         return self._varlen_attn(
-            query,
+            query if query.stride(2) == 1 else query.contiguous(),
             layer.keys,
             layer.values,
             meta.query_start_tensor,
             meta.query_start_tensor,  # FlashAttention 2 wants one for keys too, and with a block table never reads it
             meta.max_query_len,
-            max(meta.seq_lens),
+            meta.max_seq_len,
             scale=spec.scale,
             window_size=_window_size(spec, meta),
             enable_gqa=query.shape[1] != layer.keys.shape[2],
@@ -49,14 +50,14 @@ class FlashBackend(TorchBackend):
         )
 
 
-def _can_attend(layer: LayerCache, spec: AttentionSpec) -> bool:
-    head_dim = layer.keys.shape[-1]
+def can_attend(shape: LayerShape, spec: AttentionSpec) -> bool:
+    """Return whether FlashAttention serves such a layer."""
     return (
         spec.softcap is None
         and spec.sinks is None
-        and layer.keys.shape == layer.values.shape
-        and head_dim <= _MAX_HEAD_DIM
-        and head_dim % _HEAD_DIM_MULTIPLE == 0
+        and shape.key_dim == shape.value_dim
+        and shape.key_dim <= _MAX_HEAD_DIM
+        and shape.key_dim % _HEAD_DIM_MULTIPLE == 0
     )
 
 
@@ -66,14 +67,14 @@ def _window_size(spec: AttentionSpec, meta: AttentionMetadata) -> tuple[int, int
     A step of single tokens has no keys after them, and only with no bound at all does FlashAttention 2 read the keys
     once for all query heads of a group.
     """
-    if spec.window is not None:
+    if spec.window is not None and spec.window < meta.max_seq_len:
         return spec.window - 1, 0
     return (-1, -1) if meta.max_query_len == 1 else (-1, 0)
 
 
 @cache
 def paged_varlen_attn() -> Callable[..., Tensor] | None:
-    """Return torch's `varlen_attn` if it is there and takes a block table (2.13 on)."""
+    """Return torch's `varlen_attn` if it is there and takes a block table (2.12 on)."""
     from importlib import import_module
     from inspect import signature
 

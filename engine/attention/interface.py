@@ -22,6 +22,8 @@ class AttentionMetadata:
 
     query_start: list[int]  # num_seqs + 1
     seq_lens: list[int]
+    max_query_len: int  # of any sequence
+    max_seq_len: int
     num_decodes: int
     block_size: int
     slots: Tensor  # (num_tokens,) int64
@@ -29,15 +31,11 @@ class AttentionMetadata:
     query_start_tensor: Tensor  # (num_seqs + 1,) int32
     seq_lens_tensor: Tensor  # (num_seqs,) int32
     group: int = 0  # whose block tables and slots these are
-    is_recorded: bool = False  # to be replayed with other tensors' contents: `seq_lens` are the most that there can be
+    is_recorded: bool = False  # to be replayed with other tensors' contents: lengths are the most that there can be
 
     @property
     def num_seqs(self) -> int:
         return len(self.seq_lens)
-
-    @property
-    def max_query_len(self) -> int:
-        return max(b - a for a, b in zip(self.query_start, self.query_start[1:], strict=False))
 
 
 def batch_metadata(
@@ -55,11 +53,15 @@ def metadata_of(layout: StepLayout, cache_tensors: Sequence[Tensor]) -> tuple[At
     query_start_tensor, seq_lens_tensor, *of_groups = cache_tensors
     num_groups = len(layout.slots)
     query_start, seq_lens = layout.query_start.tolist(), layout.seq_lens.tolist()
+    max_query_len = 1 if layout.is_decode else int(np.diff(layout.query_start).max())
+    max_seq_len = max(seq_lens)
     return tuple(
         [
             AttentionMetadata(
                 query_start=query_start,
                 seq_lens=seq_lens,
+                max_query_len=max_query_len,
+                max_seq_len=max_seq_len,
                 num_decodes=layout.num_decodes,
                 block_size=layout.block_size,
                 slots=of_groups[group],

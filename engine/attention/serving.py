@@ -95,6 +95,7 @@ class ProbingAttention:
     def __init__(self) -> None:
         self.kv: dict[nn.Module, KVCacheSpec] = {}
         self.specs: dict[nn.Module, AttentionSpec] = {}
+        self.num_heads: dict[nn.Module, int] = {}
         self.dtype: torch.dtype | None = None
         self._owners: dict[tuple[object, ...], nn.Module] = {}
         self._kept_alive: list[Tensor] = []  # so that nothing else comes to lie where they are
@@ -110,6 +111,7 @@ class ProbingAttention:
         self.kv[module] = KVCacheSpec(shape, source=None if owner is module else owner)
         self.dtype = keys.dtype
         self.specs[module] = spec
+        self.num_heads[module] = query.shape[1]
         length = query.shape[0]
         mask = causal_mask(length, length, spec.window, query.device)
         return attend_dense(heads_first(query), heads_first(keys), heads_first(values), mask, spec)

@@ -104,20 +104,35 @@ def device_memory(device: "torch.device") -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
+# How allocators say it that raise a plain RuntimeError: torch's on a CPU, CUDA's, cuBLAS's and cuDNN's for what they
+# keep beside torch, and Triton's launcher.
+_OUT_OF_MEMORY_WORDS = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch or Python ran out of memory, on the device or the host."""
+    """Whether torch, a library below it or Python ran out of memory, on the device or the host."""
     import torch
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's allocator on a CPU
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
 
-def is_broken_device(error: Exception) -> bool:
-    """Whether every later call will fail too, as CUDA's do after an error in a kernel, until the process ends."""
+def is_broken(device: "torch.device") -> bool:
+    """Whether every later call will fail too, as CUDA's do after a fault in a kernel, until the process ends.
+
+    The error at hand does not tell: whichever library calls CUDA next reports the fault in words of its own. Asking
+    waits for the device. Not yet run on a GPU.
+    """
+    if device.type != "cuda":
+        return False
     import torch
 
-    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:  # torch.AcceleratorError is one
+        return True
+    return False
 
 
 def limit_spinning() -> None:

@@ -118,8 +118,11 @@ class DecodeGraphs:
         (ids, *others), (positions, *cache_tensors) = tensors[: len(own)], tensors[len(own) :]
         # For whoever looks at the host's lengths: as long as a sequence of this recording can get.
         table_width = layout.block_tables[0].shape[1]
-        longest = [table_width * layout.block_size] * len(ids)
-        metas = tuple(replace(meta, seq_lens=longest, is_recorded=True) for meta in metadata_of(layout, cache_tensors))
+        longest = table_width * layout.block_size
+        metas = tuple(
+            replace(meta, seq_lens=[longest] * len(ids), max_seq_len=longest, is_recorded=True)
+            for meta in metadata_of(layout, cache_tensors)
+        )
         try:
             replay, logits = self._record(lambda: self._compute(ids, positions, metas, *others))
         except RuntimeError as error:  # what CUDA, torch and Triton raise over what cannot be recorded

@@ -23,7 +23,7 @@ from orcinus.engine.attention.step_layout import lay_out
 from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
 from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
 from orcinus.engine.models.language_model import LanguageModel
-from orcinus.engine.platform.device import DeviceMonitor, is_broken_device, is_out_of_memory
+from orcinus.engine.platform.device import DeviceMonitor, is_broken, is_out_of_memory
 from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.runner.cuda_graphs import CudaRecorder, DecodeGraphs
 from orcinus.engine.runner.drafts import Drafter, SamplePositions, accept, sample_positions
@@ -94,11 +94,13 @@ class ModelRunner:
 
     def diagnose(self, error: Exception) -> Fault:
         """Return what `launch`, or what it returned, failed of. Gives back memory that is kept for reuse."""
-        if is_out_of_memory(error):
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            return "memory"
-        return "engine" if is_broken_device(error) else "request"
+        if is_broken(self._device):
+            return "engine"
+        if not is_out_of_memory(error):
+            return "request"
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return "memory"
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step to its end."""

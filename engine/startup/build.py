@@ -75,7 +75,7 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     with _collector_off():
         causal_lm = load_causal_lm(config, device)
     with torch.inference_mode():
-        served = _probe(causal_lm, device, is_deterministic=config.deterministic)
+        served = _probe(causal_lm, config, device)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
         if device.type == "cpu":
             lay_out_for_cpu(served, config.quantization, is_deterministic=config.deterministic)
@@ -112,9 +112,9 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     return info, runner
 
 
-def _probe(causal_lm: Any, device: torch.device, *, is_deterministic: bool) -> ServedModel:
-    if not is_deterministic:
-        return probe_model(causal_lm, device)
+def _probe(causal_lm: Any, config: EngineConfig, device: torch.device) -> ServedModel:
+    if not config.deterministic:
+        return probe_model(causal_lm, device, block_size=config.block_size)
     check_positions(causal_lm)
     served = probe_model(causal_lm, device, RowByRow(load_library()))
     return replace(served, backend=token_by_token(served.backend))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
-from orcinus.engine.attention.choice import choose_backend
+from orcinus.engine.attention.choice import LayerKind, choose_backend
 from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, KVCacheSpec, batch_metadata
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
 from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
@@ -48,11 +48,16 @@ class ServedModel:
 
 
 def probe_model(
-    causal_lm: Any, device: torch.device, arithmetic: AbstractContextManager[Any] | None = None
+    causal_lm: Any,
+    device: torch.device,
+    arithmetic: AbstractContextManager[Any] | None = None,
+    *,
+    block_size: int | None = None,
 ) -> ServedModel:
     """Find the attention layers and their shapes by running them, which also brings the weights into memory.
 
-    `arithmetic` as in `LanguageModel`. Raises `ModelLoadError` for attention that a paged cache cannot serve.
+    `block_size` as in `choose_backend`, `arithmetic` as in `LanguageModel`. Raises `ModelLoadError` for attention that
+    a paged cache cannot serve.
     """
     model = LanguageModel(causal_lm, arithmetic)
     probe = ProbingAttention()
@@ -65,11 +70,12 @@ def probe_model(
         raise ModelLoadError(f"the first run of {model.name} failed: {one_line(error)}") from error
     if probe.dtype is None:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
+    layers = [LayerKind(probe.num_heads[module], kv.shape, probe.specs[module]) for module, kv in probe.kv.items()]
     return ServedModel(
         model=model,
         num_parameters=int(causal_lm.num_parameters()),
         weight_bytes=int(causal_lm.get_memory_footprint()),
-        backend=choose_backend(device, probe.dtype),
+        backend=choose_backend(device, probe.dtype, layers, block_size),
         kv=probe.kv,
         specs=probe.specs,
         recorded_calls=calls,

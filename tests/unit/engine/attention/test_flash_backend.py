@@ -1,15 +1,19 @@
-"""FlashAttention over the paged cache: what it is handed, and what is left to the other backend. No GPU is needed."""
+"""FlashAttention over the paged cache: what it is handed, and what is left to the other backend. No GPU is needed.
 
+torch's own `varlen_attn` is called; below it stands `FlashAttention2`, which refuses what the kernel refuses.
+"""
+
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from orcinus.engine.attention.choice import try_out
-from orcinus.engine.attention.flash_backend import FlashBackend
-from orcinus.engine.attention.interface import AttentionSpec, LayerCache, LayerShape, batch_metadata
+from orcinus.engine.attention.flash_backend import FlashBackend, paged_varlen_attn
+from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerCache, LayerShape, batch_metadata
 from orcinus.engine.attention.torch_backend import TorchBackend
 from tests.unit.engine.attention.cases import (
     CPU,
@@ -21,103 +25,126 @@ from tests.unit.engine.attention.cases import (
     run_step,
     shuffled_tables,
 )
+from tests.unit.engine.attention.flash_attention_2 import PAGE, FlashAttention2, flash_attention_2
 
-PAGE = 256
-SPANS = [[(0, 5), (0, 4)], [(5, 6), (4, 9)], [(6, 7), (9, 10)]]
+SPANS = [[(0, 5), (0, 300)], [(5, 6), (300, 309)], [(6, 7), (309, 310)]]
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_flash_attention_is_handed_the_cache_in_place(window: int | None) -> None:
-    """Not run on a GPU here: a stand-in for torch's kernel reads the pages by what it is told."""
-    sequences = [Sequence(7, 1), Sequence(10, 2)]
+@pytest.fixture
+def kernel() -> Iterator[FlashAttention2]:
+    with flash_attention_2() as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def backend(kernel: FlashAttention2) -> FlashBackend:
+    varlen_attn = paged_varlen_attn()
+    if varlen_attn is None:
+        pytest.skip("this torch's varlen_attn takes no block table")
+    return FlashBackend(varlen_attn, TorchBackend())
+
+
+@pytest.mark.parametrize("window", [None, 3, 280, 5000])
+def test_flash_attention_is_handed_the_cache_in_place(window: int | None, backend: FlashBackend) -> None:
+    sequences = [Sequence(7, 1), Sequence(310, 2)]
     for sequence in sequences:
         sequence.values = torch.randn(sequence.values.shape[0], KV_HEADS, DIM)
         for name in ("query", "keys", "values"):
             setattr(sequence, name, getattr(sequence, name).bfloat16())
-    backend, gathering, spec = (
-        FlashBackend(paged_reference, TorchBackend()),
-        TorchBackend(),
-        AttentionSpec(SCALE, window),
-    )
-    layer = backend.allocate(LayerShape(KV_HEADS, DIM, DIM), 2, PAGE, torch.bfloat16, CPU)
+    gathering, spec = TorchBackend(), AttentionSpec(SCALE, window)
+    layer = backend.allocate(LayerShape(KV_HEADS, DIM, DIM), 4, PAGE, torch.bfloat16, CPU)
     for spans in SPANS:
-        out = run_step(backend, layer, sequences, spans, shuffled_tables(2, 1), spec, PAGE)
-        expected = run_step(gathering, layer, sequences, spans, shuffled_tables(2, 1), spec, PAGE)
+        out = run_step(backend, layer, sequences, spans, shuffled_tables(2, 2), spec, PAGE)
+        expected = run_step(gathering, layer, sequences, spans, shuffled_tables(2, 2), spec, PAGE)
         torch.testing.assert_close(torch.cat(out), torch.cat(expected), rtol=2e-2, atol=2e-2)
 
 
-def test_flash_attention_takes_what_it_is_tried_out_with() -> None:
-    try_out(FlashBackend(paged_reference, TorchBackend()), CPU, torch.bfloat16)
-    with pytest.raises(RuntimeError, match="only supports float16 and bfloat16"):
-        try_out(FlashBackend(paged_reference, TorchBackend()), CPU, torch.float32)
+def test_flash_attention_reads_a_query_that_lies_in_memory_in_any_way(backend: FlashBackend) -> None:
+    """The kernel itself refuses one whose numbers do not lie side by side."""
+    meta = batch_metadata([(5, 6), (4, 6)], shuffled_tables(2, 1), PAGE, CPU)
+    layer = layer_of(backend, 2)
+    plain = torch.randn(3, HEADS, DIM).bfloat16()
+    expected = backend.attend(layer, plain, AttentionSpec(SCALE), meta)
+    last_first = plain.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert last_first.stride(2) != 1
+    assert torch.equal(backend.attend(layer, last_first, AttentionSpec(SCALE), meta), expected)
 
 
-def test_heads_of_a_group_share_the_keys_in_steps_of_single_tokens() -> None:
-    """FlashAttention 2 does so only with no bound on either side."""
-    windows: list[tuple[int, int]] = []
-
-    def note(query: Tensor, *args: Any, window_size: tuple[int, int], **kwargs: Any) -> Tensor:
-        windows.append(window_size)
-        return paged_reference(query, *args, window_size=window_size, **kwargs)
-
-    backend = FlashBackend(note, TorchBackend())
-    layer = backend.allocate(LayerShape(KV_HEADS, DIM, DIM), 2, PAGE, torch.bfloat16, CPU)
-    query = torch.zeros(3, HEADS, DIM, dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("window", "expected"), [(None, [True, False]), (3, [False, False]), (6, [True, False])], ids=str
+)
+def test_heads_of_a_group_share_the_keys_in_steps_of_single_tokens(
+    window: int | None, expected: list[bool], backend: FlashBackend, kernel: FlashAttention2
+) -> None:
+    """The kernel does so only with no bound on either side: a window that hides nothing is none."""
+    layer, query = layer_of(backend, 2), torch.zeros(3, HEADS, DIM, dtype=torch.bfloat16)
     for spans in ([(5, 6), (4, 5)], [(5, 6), (4, 6)]):
         meta = batch_metadata(spans, shuffled_tables(2, 1), PAGE, CPU)
-        for window in (None, 3):
-            backend.attend(layer, query[: meta.query_start[-1]], AttentionSpec(SCALE, window), meta)
-    assert windows == [(-1, -1), (2, 0), (-1, 0), (2, 0)]
+        backend.attend(layer, query[: meta.query_start[-1]], AttentionSpec(SCALE, window), meta)
+    assert kernel.is_packed == expected
 
 
-def paged_reference(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor | None,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-    seqused_k: Tensor,
-    block_table: Tensor,
-) -> Tensor:
-    """Compute what `torch.nn.attention.varlen.varlen_attn` does with FlashAttention 2, and refuse what it refuses."""
-    num_seqs, num_groups = len(seqused_k), query.shape[1] // keys.shape[2]
-    if cu_seq_k is None:
-        raise RuntimeError("cumulative sequence lengths of queries and keys must be both set or both not set")
-    if any(tensor.dtype is not torch.int32 for tensor in (cu_seq_q, cu_seq_k, seqused_k, block_table)):
-        raise RuntimeError("lengths and block tables must be int32")
-    if cu_seq_q.shape != (num_seqs + 1,) or cu_seq_k.shape != (num_seqs + 1,) or len(block_table) != num_seqs:
-        raise RuntimeError("lengths and block tables are of another number of sequences")
-    if query.dtype not in (torch.float16, torch.bfloat16) or keys.dtype != query.dtype or values.dtype != query.dtype:
-        raise RuntimeError("FlashAttention only supports float16 and bfloat16")
-    if keys.shape[1] % PAGE or keys.shape[3] > 256 or keys.shape[3] % 8:
-        raise RuntimeError("pages of 256 tokens, and heads of at most 256 numbers in eights")
-    if num_groups > 1 and not enable_gqa:
-        raise ValueError("expect query and key/value to have the same number of heads")
-    assert max_k == int(seqused_k.max())
-    out = []
-    for i, used in enumerate(seqused_k.tolist()):
-        rows = query[cu_seq_q[i] : cu_seq_q[i + 1]]
-        assert rows.shape[0] <= max_q
-        own = [cache[block_table[i].long()].flatten(0, 1)[:used] for cache in (keys, values)]
-        k, v = (t.repeat_interleave(num_groups, dim=1).transpose(0, 1) for t in own)
-        attended = nn.functional.scaled_dot_product_attention(
-            rows.transpose(0, 1), k, v, attn_mask=seen(rows.shape[0], used, window_size), scale=scale
+def test_a_recorded_step_serves_any_lengths_up_to_those_it_was_recorded_with(backend: FlashBackend) -> None:
+    layer, query = layer_of(backend, 4), torch.randn(2, HEADS, DIM).bfloat16()
+    meta = batch_metadata([(299, 300), (4, 5)], shuffled_tables(2, 2), PAGE, CPU)
+    recorded = replace(meta, seq_lens=[512] * 2, max_seq_len=512, is_recorded=True)
+    for window in (None, 100, 400):
+        spec = AttentionSpec(SCALE, window)
+        torch.testing.assert_close(
+            backend.attend(layer, query, spec, recorded), backend.attend(layer, query, spec, meta)
         )
-        out.append(attended.transpose(0, 1))
-    return torch.cat(out)
 
 
-def seen(num_queries: int, num_keys: int, window_size: tuple[int, int]) -> Tensor:
-    """(num_queries, num_keys), by the bounds before and after a query's own key; -1 is none."""
-    before, after = (num_keys if size < 0 else size for size in window_size)
-    distance = torch.arange(num_keys) - torch.arange(num_keys - num_queries, num_keys).unsqueeze(1)
-    return (distance >= -before) & (distance <= after)
+REFUSALS: list[tuple[str, dict[str, Any]]] = [
+    ("both cumulative", {"cu_seq_k": None}),
+    ("cu_seqlens_q must have dtype", {"cu_seq_q": torch.tensor([0, 1])}),
+    ("cu_seqlens_k must have shape", {"cu_seq_k": torch.tensor([0, 1, 2], dtype=torch.int32)}),
+    ("fp16 and bf16", {"query": torch.zeros(1, HEADS, DIM)}),
+    ("same dtype", {"query": torch.zeros(1, HEADS, DIM, dtype=torch.float16)}),
+    ("contiguous last dimension", {"query": torch.zeros(1, DIM, HEADS, dtype=torch.bfloat16).transpose(1, 2)}),
+    ("divisible by 256", {"block_size": 128}),
+    ("at most 256", {"dim": 264}),
+    ("multiple of 8", {"dim": 20}),
+    ("block_table must have dtype", {"block_table": torch.zeros(1, 1, dtype=torch.int64)}),
+    ("block_table must have shape", {"block_table": torch.zeros(2, 1, dtype=torch.int32)}),
+    ("seqused_k must have dtype", {"seqused_k": torch.tensor([1])}),
+    ("seqused_k must have shape", {"seqused_k": torch.tensor([1, 1], dtype=torch.int32)}),
+    ("Try setting enable_gqa", {"enable_gqa": False}),
+]
+
+
+@pytest.mark.parametrize(("message", "change"), REFUSALS, ids=[message for message, _ in REFUSALS])
+def test_the_stand_in_refuses_what_the_kernel_refuses(
+    message: str, change: dict[str, Any], backend: FlashBackend
+) -> None:
+    change = dict(change)
+    cache = torch.zeros(
+        2, change.pop("block_size", PAGE), KV_HEADS, dim := change.pop("dim", DIM), dtype=torch.bfloat16
+    )
+    cumulative = torch.tensor([0, 1], dtype=torch.int32)
+    arguments: dict[str, Any] = {
+        "query": torch.zeros(1, HEADS, dim, dtype=torch.bfloat16),
+        "key": cache,
+        "value": cache,
+        "cu_seq_q": cumulative,
+        "cu_seq_k": cumulative,
+        "max_q": 1,
+        "max_k": 1,
+        "enable_gqa": True,
+        "seqused_k": torch.ones(1, dtype=torch.int32),
+        "block_table": torch.zeros(1, 1, dtype=torch.int32),
+    }
+    varlen_attn = paged_varlen_attn()
+    assert varlen_attn is not None
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        varlen_attn(**(arguments | change))
+
+
+def layer_of(backend: FlashBackend, num_blocks: int) -> LayerCache:
+    layer = backend.allocate(LayerShape(KV_HEADS, DIM, DIM), num_blocks, PAGE, torch.bfloat16, CPU)
+    for cached in (layer.keys, layer.values):
+        cached.normal_(generator=torch.Generator().manual_seed(0))
+    return layer
 
 
 def refuse(*args: Any, **kwargs: Any) -> Tensor:
@@ -127,7 +154,7 @@ def refuse(*args: Any, **kwargs: Any) -> Tensor:
 class Noting(TorchBackend):
     num_calls = 0
 
-    def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: Any) -> Tensor:
+    def attend(self, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata) -> Tensor:
         self.num_calls += 1
         return super().attend(layer, query, spec, meta)
 
@@ -151,7 +178,7 @@ def test_what_flash_attention_cannot_do_goes_to_the_other_backend(
     backend = FlashBackend(refuse, other)
     layer = backend.allocate(LayerShape(2, key_dim, value_dim), 2, 4, torch.float32, cpu)
     query, keys, values = torch.randn(3, 4, key_dim), torch.randn(3, 2, key_dim), torch.randn(3, 2, value_dim)
-    meta = batch_metadata([(0, 3)], torch.zeros(1, 1, dtype=torch.int32).numpy(), 4, cpu)
+    meta = batch_metadata([(0, 3)], np.zeros((1, 1), dtype=np.int32), 4, cpu)
     out = backend.run(layer, query, keys, values, spec=spec, meta=meta)
     assert other.num_calls == 1
     with pytest.raises(RuntimeError, match="on the host"):

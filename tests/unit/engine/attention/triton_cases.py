@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orcinus.engine.attention.choice import try_out
+from orcinus.engine.attention.choice import PLAIN_LAYER, LayerKind, try_out
 from orcinus.engine.attention.interface import AttentionMetadata, AttentionSpec, LayerShape, batch_metadata
 from orcinus.engine.attention.triton_backend import TritonBackend, keys_per_tile, split_count
 
@@ -182,7 +182,9 @@ def test_few_sequences_are_split_until_the_device_is_full_and_many_are_not() -> 
 
 
 def test_a_backend_tries_itself_out_on_the_device_that_it_is_for() -> None:
-    try_out(TritonBackend(1), DEVICE, torch.float32)
+    for spec in (AttentionSpec(0.25), AttentionSpec(0.25, window=9, softcap=20.0)):
+        try_out(TritonBackend(1), DEVICE, torch.float32, LayerKind(4, LayerShape(2, 24, 16), spec), 16)
+    try_out(TritonBackend(4), DEVICE, torch.float16, PLAIN_LAYER, 16)
 
 
 def test_tiles_have_room_for_wide_heads() -> None:

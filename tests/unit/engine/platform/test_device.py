@@ -17,6 +17,8 @@ from orcinus.engine.platform.device import (
     available_cores,
     available_memory,
     cpu_has_bfloat16,
+    is_broken,
+    is_out_of_memory,
     limit_spinning,
     memory_limit,
 )
@@ -160,3 +162,40 @@ def test_openmp_spins_briefly_unless_the_user_says_otherwise(
     monkeypatch.setattr(os, "environ", dict(os.environ))
     limit_spinning()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"), False),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=repr,
+)
+def test_every_allocator_has_words_of_its_own_for_want_of_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize("fault", [torch.AcceleratorError("an illegal memory access"), RuntimeError("CUDA error")])
+def test_a_device_is_broken_if_it_cannot_be_waited_for(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    assert not is_broken(torch.device("cpu"))
+    assert waited == []
+    assert not is_broken(torch.device("cuda", 1))
+    assert waited == [torch.device("cuda", 1)]
+
+    def fail(_: torch.device) -> None:
+        raise fault
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    assert is_broken(torch.device("cuda"))
+    assert not is_broken(torch.device("cpu"))

@@ -400,3 +400,24 @@ def test_penalties_see_the_tokens_that_were_chosen() -> None:
     counts = bench.runner._requests["a"].row.counts
     assert counts is not None
     assert (counts.token_ids.tolist(), counts.counts.tolist()) == ([6], [1])
+
+
+CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`")
+
+
+def test_a_step_that_failed_on_a_device_which_no_longer_answers_is_no_requests_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first to notice a fault in a kernel may be any library, with an error that looks like any other."""
+    runner, emptied = Bench().runner, Mock()
+    assert runner.diagnose(CUBLAS) == "request"
+    monkeypatch.setattr(runner, "_device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", emptied)
+    monkeypatch.setattr(torch.cuda, "synchronize", Mock())
+    assert runner.diagnose(CUBLAS) == "request"
+    emptied.assert_not_called()
+    assert runner.diagnose(torch.OutOfMemoryError()) == "memory"
+    emptied.assert_called_once()
+    monkeypatch.setattr(torch.cuda, "synchronize", Mock(side_effect=torch.AcceleratorError("illegal memory access")))
+    assert runner.diagnose(CUBLAS) == runner.diagnose(torch.OutOfMemoryError()) == "engine"
+    emptied.assert_called_once()
