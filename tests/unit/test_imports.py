@@ -98,6 +98,14 @@ TORCH_FREE = (
 SERVER_MAY_USE = VOCABULARY | {"engine.frontend"}
 COMMANDS_MAY_USE = {"engine.core", "engine.scheduler", "engine.startup", "engine.supervision", "engine.platform"}
 HEAVY = frozenset({"torch", "transformers"})
+# Where a module is named by a string, which the table cannot see: the commands, and modules of torch and transformers.
+IMPORT_BY_NAME = {
+    "orcinus.server.cli",
+    "orcinus.server.commands.bench",
+    "orcinus.engine.platform.lean_imports",
+    "orcinus.engine.attention.flash_backend",
+}
+IMPORTERS = frozenset({"import_module", "__import__", "run_module", "run_path", "resolve_name", "module_from_spec"})
 # Web and OpenAI belong to the server package alone.
 WEB = frozenset({"fastapi", "starlette", "uvicorn", "openai", "prometheus_client"})
 
@@ -164,11 +172,16 @@ def top(name: str) -> str:
 
 def packages_in(folder: str) -> set[str]:
     """The entries that `MAY_IMPORT` needs for what lies in a folder."""
-    found = {folder}
-    for path in (ROOT / folder).iterdir():
-        if (path / "__init__.py").is_file() or (path.suffix == ".py" and path.name != "__init__.py"):
-            found.add(f"{folder}.{path.stem}")
-    return found
+    parts = [path.relative_to(ROOT).with_suffix("").parts for path in (ROOT / folder).rglob("*.py")]
+    return {folder} | {".".join(each[:2]) for each in parts if each[1] != "__init__"}
+
+
+def names_in(module: str) -> set[str]:
+    """Every name and attribute that a module mentions, those that it imports included."""
+    nodes = [*ast.walk(tree_of(module))]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return names | {part for name in all_imports(module) for part in name.split(".")}
 
 
 def loaded_by(*modules: str) -> set[str]:
@@ -206,6 +219,24 @@ def test_package_imports_only_what_the_table_allows(package: str) -> None:
 def test_config_imports_nothing_of_the_others() -> None:
     for module in modules_of("config"):
         assert all(name.startswith("orcinus.config") for name in imported_modules(module)), module
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    """Without `__init__.py` it can be imported in a checkout, and is left out of the wheel."""
+    for folder in ("config", "engine", "server"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert (path.parent / "__init__.py").is_file(), path.parent
+
+
+@pytest.mark.parametrize("package", [*MAY_IMPORT, "config"])
+def test_nothing_is_imported_in_a_way_that_the_table_cannot_see(package: str) -> None:
+    """Such are `from orcinus import LLM`, `import orcinus.engine`, which gives all of it, and a name in a string."""
+    for module in modules_of(package):
+        whole = {
+            alias.name for node in ast.walk(tree_of(module)) if isinstance(node, ast.Import) for alias in node.names
+        }
+        assert "orcinus" not in all_imports(module) | {top(name) for name in whole}, module
+        assert bool(names_in(module) & IMPORTERS) == (module in IMPORT_BY_NAME), module
 
 
 def test_every_entry_of_the_table_is_used() -> None:
