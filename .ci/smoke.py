@@ -46,7 +46,7 @@ def main(wheel: str, *pip_arguments: str) -> None:
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """What a new user's shell has: no ORCINUS_*, no PYTHON*, no virtual environment; pip's settings stay."""
+    """Return what a new user's shell has: no ORCINUS_*, no PYTHON*, no virtual environment; pip's settings stay."""
     kept = {"PATH", "LANG", "LC_ALL", "TERM"}
     environment = {
         name: value for name, value in os.environ.items() if name in kept or name.startswith(("PIP_", "SSL_"))
@@ -132,7 +132,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 def check_attention(server: subprocess.Popen[bytes], log: Path) -> None:
-    """Where there is a compiler the wheel has the native kernels, and the server's summary must name them."""
+    """Check that the server's summary names the native kernels, which the wheel has where there is a compiler."""
     backend = attention_backend(server, log)
     has_compiler = "CXX" in os.environ or any(map(shutil.which, COMPILERS))
     if has_compiler and not backend.startswith("native-"):

@@ -47,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Device:
-    """What was measured of it before: its copies' bytes a second, and its attention backends."""
+    """Holds what was measured of it before: its copies' bytes a second, and its attention backends."""
 
     copy_bandwidth: float
     attention_table: str

@@ -67,7 +67,7 @@ class Library(ABC):
 
 
 class _Vocabulary:
-    """What llguidance asks of a tokenizer."""
+    """Has what llguidance asks of a tokenizer."""
 
     eos_token_id = _END
     bos_token_id = None
@@ -257,7 +257,7 @@ _GBNF["empty recursion"] = 'root ::= s\ns ::= s s | "" | "a"\n'
 
 
 def judge(library: Library, schema: Any, good: Any, bad: Any) -> str:
-    """What becomes of one feature: a keyword is ignored if what it forbids can be written."""
+    """Return what becomes of one feature: a keyword is ignored if what it forbids can be written."""
     source = json.dumps(schema)
     try:
         if not any(library.matches(library.compile("json_schema", source), text) for text in _writings(good)):
@@ -287,7 +287,7 @@ def mask_times_us(library: Library, matcher: Any, text: str) -> list[float]:
 
 
 def longest_pause_ms(work: Callable[[], object]) -> float:
-    """How long another thread could not run Python while `work` did: its effect on an event loop. 1 is none."""
+    """Return how long another thread could not run Python while `work` did. 1 is no effect on an event loop."""
     gaps = [0.0]
     is_done = threading.Event()
 

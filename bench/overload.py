@@ -76,7 +76,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What became of requests that were offered from `started_s` on for `seconds`, on the clock of their times."""
+    """Tells what became of requests offered from `started_s` on for `seconds`, on the clock of their times."""
 
     factor: float
     started_s: float

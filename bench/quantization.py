@@ -47,7 +47,7 @@ _GROUP_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What weights and activations are computed in."""
+    """Says what weights and activations are computed in."""
 
     name: str
     dtype: str

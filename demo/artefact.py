@@ -37,7 +37,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def _tokenizer_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What readers of the tokenizer need, by the names that all versions of transformers know."""
+    """Return what readers of the tokenizer need, by the names that all versions of transformers know."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": None,

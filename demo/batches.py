@@ -40,7 +40,7 @@ class Batch:
     documents: Tensor
 
     def mask(self) -> Tensor:
-        """Which tokens may see which: those before them in the same document."""
+        """Return which tokens may see which: those before them in the same document."""
         same = self.documents[:, None, :, None] == self.documents[:, None, None, :]
         return same & torch.ones(same.shape[-2:], dtype=torch.bool).tril()
 

@@ -73,7 +73,7 @@ Overall: **{overall:.1%}**
 
 @dataclass(frozen=True)
 class Facts:
-    """What the card says about the model and its training, apart from the accuracy."""
+    """Holds what the card says about the model and its training, apart from the accuracy."""
 
     layers: int
     hidden: int

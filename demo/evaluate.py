@@ -94,7 +94,7 @@ class Answerer:
         return [str(text) for text in self._tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def room(self, example: Example) -> int:
-        """How many tokens the answer may take: a little more than the right one."""
+        """Return how many tokens the answer may take: a little more than the right one."""
         return len(self._tokenizer(example.messages[-1]["content"])["input_ids"]) + 8
 
 

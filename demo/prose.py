@@ -185,7 +185,7 @@ def story(rng: Random, hero: tuple[str, str, str] | None = None) -> str:
 
 
 def country_paragraph(rng: Random) -> str:
-    """What the tables know about one country, in an order and a wording that vary."""
+    """Return what the tables know about one country, in an order and a wording that vary."""
     row = rng.choice(facts.COUNTRIES)
     body = [
         rng.choice(
@@ -209,7 +209,7 @@ def topic_paragraph(rng: Random) -> str:
 
 
 def day_paragraph(rng: Random) -> str:
-    """What somebody does on a day."""
+    """Return what a person does on a day."""
     name, other = rng.sample(facts.NAMES, 2)
     food, food2 = rng.sample(facts.FOODS, 2)
     lines = [

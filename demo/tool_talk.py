@@ -331,6 +331,6 @@ def call_text(name: str, arguments: Json) -> str:
 
 
 def draw_result(rng: Random, call: Call) -> tuple[str, str]:
-    """What the tool returned, and the sentence that tells it to the user."""
+    """Return what the tool returned, and the sentence that tells it to the user."""
     result = call.kind.result(rng)
     return json.dumps(result), call.kind.answer.format(**call.values, **result)

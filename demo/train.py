@@ -30,7 +30,7 @@ DECAY: Final = 0.45
 
 @dataclass
 class Progress:
-    """How far a run has come; `seconds` counts training time over all its parts."""
+    """Tells how far a run has come; `seconds` counts training time over all its parts."""
 
     steps: int = 0
     tokens: int = 0

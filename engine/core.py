@@ -40,7 +40,7 @@ _MAX_CULPRITS = 3
 
 
 class Executor(Protocol):
-    """Whoever runs the model: `engine.runner.model_runner.ModelRunner`, or a fake in the tests.
+    """Runs the model: `engine.runner.model_runner.ModelRunner` does, and a fake in the tests.
 
     Where it `runs_ahead`, `launch` may return before the step is computed, and the next step may be launched before
     the result of the last one is asked for.

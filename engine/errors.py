@@ -59,7 +59,7 @@ class EngineUnavailableError(OrcinusError):
 
 
 class DrainingError(EngineUnavailableError):
-    """What is in flight is finished, and nothing new is taken."""
+    """Tells that what is in flight is finished, and nothing new is taken."""
 
 
 class EngineKilledError(EngineUnavailableError):

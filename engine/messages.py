@@ -72,7 +72,7 @@ class CacheGroup(Message, frozen=True):
 
 
 class EngineInfo(Message, frozen=True, tag="ready"):
-    """What the engine resolved at start-up; its first message.
+    """Tells what the engine resolved at start-up; its first message.
 
     Without `cache_groups` there is one that keeps everything, of `num_kv_blocks`.
     """
@@ -117,7 +117,7 @@ class TokenLogprobs(Message, frozen=True):
 
 
 class RequestDelta(Message, frozen=True):
-    """What one step brought one request. `finish_reason` is None until the last delta.
+    """Tells what one step brought one request. `finish_reason` is None until the last delta.
 
     `logprobs` matches `token_ids`. `prompt_logprobs` comes once, with the first delta, one entry per prompt
     token, None for the first. `num_cached_tokens`, `queue_time_s` come with the first delta.
@@ -249,7 +249,7 @@ class ScheduledRequest(Message, frozen=True):
 
 
 class StepPlan(Message, frozen=True):
-    """What runs in one step, in batch order, under the token budget.
+    """Says what runs in one step, in batch order, under the token budget.
 
     `released` are requests (finished, aborted, preempted) whose state the executor drops before anything else;
     a preempted one comes back as a `NewRequest`. The executor appends the samples that stand to its own copy.
@@ -265,7 +265,7 @@ class StepPlan(Message, frozen=True):
 
 
 class StepResult(Message, frozen=True):
-    """What the executor made of a plan.
+    """Tells what the executor made of a plan.
 
     `sampled_token_ids` has 1 to `num_samples` tokens for each request that sampled: sample i stands if every draft
     before it is what was sampled in its place. It has none for a request whose drafts made the model's output useless

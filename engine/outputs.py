@@ -49,7 +49,7 @@ class RequestTiming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """What is new of one choice since the last output: text in whole code points, and the tokens behind it.
+    """Holds what is new of one choice since the last output: text in whole code points, and its tokens.
 
     `index` is that of the choice in its request, `prompt_index` that of its prompt among all that were given with it.
     `text` may be empty while `token_ids` is not (part of a code point, or a possible stop string held back).

@@ -85,7 +85,7 @@ class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the generated text has to match, from its first character (after any thinking) to its last.
+    """Says what the generated text has to match, from its first character (after any thinking) to its last.
 
     `source` is, by kind: nothing; a JSON schema as JSON; a regular expression; a JSON list of strings; a grammar in
     Lark's notation or in GBNF. Compiled by `engine.grammar.compiler`, whose limits it has to keep.

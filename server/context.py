@@ -110,7 +110,7 @@ class ServingContext:
 
     @cached_property
     def message_format(self) -> MessageFormat:
-        """How the model writes its messages. Only once the engine is ready."""
+        """Return how the model writes its messages. Only once the engine is ready."""
         tokenizer = self.engine.tokenizer
         return MessageFormat.detect(
             tokenizer.chat_template_source,

@@ -53,7 +53,7 @@ class BodyTimeoutError(RequestTimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """What the protocol calls an error."""
+    """Says what the protocol calls an error."""
 
     status: int
     type: str = "invalid_request_error"

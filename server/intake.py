@@ -12,7 +12,7 @@ from orcinus.engine.errors import DrainingError
 
 
 class Intake:
-    """Who is on the way in. Open until `close`."""
+    """Holds requests on their way in. Open until `close`."""
 
     def __init__(self) -> None:
         self._is_closed = False

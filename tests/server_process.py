@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T | None], otherwise: str, timeout_s: float = PATIENCE_S) -> T:
-    """What `condition` gives, once it gives something. Raises `TimeoutError`."""
+    """Return what `condition` gives, once it gives something. Raises `TimeoutError`."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         if time.monotonic() > deadline:

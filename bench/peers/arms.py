@@ -25,7 +25,7 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What all arms are given alike. `model` is a directory in transformers' format."""
+    """Holds what all arms are given alike. `model` is a directory in transformers' format."""
 
     model: Path
     slots: int
@@ -134,7 +134,7 @@ def _orcinus_flags(setting: Setting) -> list[str]:
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What has the form `NAME=VALUE`, as in front of a shell's command, and the rest."""
+    """Return what has the form `NAME=VALUE`, as in front of a shell's command, and the rest."""
     given = [word for word in arguments if _ASSIGNMENT.fullmatch(word)]
     return dict(word.split("=", 1) for word in given), [word for word in arguments if word not in given]
 

@@ -20,7 +20,7 @@ _INSTALLED = "installed.txt"
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What is installed, and what of it is taken out again."""
+    """Says what is installed, and what of it is taken out again."""
 
     name: str
     requirements: tuple[str, ...]

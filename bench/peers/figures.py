@@ -46,7 +46,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What a window is measured in."""
+    """Tells what a window was measured in."""
 
     arm: str
     load: str

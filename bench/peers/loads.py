@@ -47,7 +47,7 @@ def skewed_load(num_requests: int, slots: int) -> Load:
 
 
 def warm_up_of(load: Load, output_tokens: int) -> Load:
-    """What is not counted: it makes a server allocate and compile what it does at its first requests of this load."""
+    """Return what is not counted: with it a server allocates and compiles what its first requests of this load need."""
     shape = replace(load.shape, output_tokens=parse_lengths(str(output_tokens)))
     return replace(load, name=f"warm-up of {load.name}", num_requests=load.max_concurrency, shape=shape)
 

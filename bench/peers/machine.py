@@ -96,7 +96,7 @@ def _peak_bytes(pid: int) -> int:
 
 
 def proc_bytes(text: str, name: str) -> int:
-    """What a file of /proc says of `name`, in kB there; 0 where it says nothing, as of a process that has ended."""
+    """Return what a file of /proc says of `name`, in kB there; 0 where it says nothing: the process has ended."""
     for line in text.splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])

@@ -96,7 +96,7 @@ def _start_row(arm: str, starts: Sequence[Start]) -> list[str]:
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:
-    """What makes the numbers less than they seem."""
+    """Return what makes the numbers less than they seem."""
     windows = comparison.windows
     busy = [window for window in windows if window.foreign_cores > _BUSY_CORES]
     if busy:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelBytes:
-    """What one step reads: `weights` once, `kv_per_token` for every token before the one that is made."""
+    """Says what one step reads: `weights` once, `kv_per_token` for every token before the one that is made."""
 
     weights: int
     kv_per_token: int

@@ -85,7 +85,7 @@ class RunningArm:
         self.stop()
 
     def run(self, items: Sequence[LoadItem], max_concurrency: int) -> tuple[LoadRun, Watch]:
-        """What was measured, and who took the CPU meanwhile."""
+        """Return what was measured, and which processes took the CPU meanwhile."""
         with Watch(self.process) as watch:
             run = self._driven.run(items, max_concurrency)
         return run, watch
@@ -167,7 +167,7 @@ class _Driver:
 
 
 def load_run(answers: Sequence[Answer], items: Sequence[LoadItem]) -> LoadRun:
-    """What a driver measured, as the load generator would have it. No client takes any CPU."""
+    """Return what a driver measured, as the load generator would have it. No client takes any CPU."""
     started_s = min(answer.sent_s for answer in answers)
     records = [_record(answer, item, started_s) for answer, item in zip(answers, items, strict=True)]
     return LoadRun(records, max(record.ended_s for record in records), client_cpu=0.0)

@@ -61,7 +61,7 @@ _MEMORY_KV_GIB = 1
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What is measured and how it is asked for; what every part needs."""
+    """Says what is measured and how it is asked for; every part needs it."""
 
     setting: Setting
     server: Arm

@@ -22,7 +22,7 @@ _SERVED = frozenset({"stop", "length"})  # got all that it asked for
 
 
 class _Reservation:
-    """What a request has taken from its client's bucket until its last choice ends."""
+    """Holds what a request has taken from its client's bucket until its last choice ends."""
 
     __slots__ = ("account", "num_open", "num_reserved", "num_used")
 

@@ -34,7 +34,7 @@ class TokenBucket:
 
 
 class ClientAccount:
-    """What one client has in flight, and its bucket if tokens are limited."""
+    """Holds what one client has in flight, and its bucket if tokens are limited."""
 
     __slots__ = ("bucket", "num_in_flight")
 

@@ -86,7 +86,7 @@ class AsyncEngine:
 
     @property
     def observer(self) -> EngineObserver:
-        """What is told of steps, tokens and ends. May be replaced at any time."""
+        """Return what is told of steps, tokens and ends. It may be replaced at any time."""
         return self._requests.observer
 
     @observer.setter
@@ -176,7 +176,7 @@ class AsyncEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine resolved at start-up. Raises as `check_admitting` until the model is loaded."""
+        """Return what the engine resolved at start-up. Raises as `check_admitting` until the model is loaded."""
         if self._info is None:
             raise self._refusal()
         return self._info

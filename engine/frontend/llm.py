@@ -35,7 +35,7 @@ Conversation = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """What became of one prompt: the whole of each choice, by index.
+    """Tells what became of one prompt: the whole of each choice, by index.
 
     `prompt` is None if it was given as token ids; of a chat it is the rendered text. A choice on which the engine
     failed has the `finish_reason` "error", and the reason in `error`.

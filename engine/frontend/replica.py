@@ -25,7 +25,7 @@ _STABLE_S = 60.0  # an engine that had nothing to do for so long was of use
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What an engine is told, and how it is reached: each of its lives has a transport of its own."""
+    """Says what an engine is told, and how it is reached: each of its lives has a transport of its own."""
 
     config: EngineConfig
     transport_factory: Callable[[], Transport] = ProcessTransport

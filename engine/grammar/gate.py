@@ -42,7 +42,7 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What is wrong with a grammar, if anything. The first one says that the process is ready."""
+    """Tells what is wrong with a grammar, if anything. The first one says that the process is ready."""
 
     fault: str | None = None
 

@@ -17,7 +17,7 @@ _GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True, slots=True)
 class ChildCommand:
-    """What `Popen` and asyncio take to start a child."""
+    """Holds what `Popen` and asyncio take to start a child."""
 
     arguments: list[str]
     environment: dict[str, str]

@@ -14,7 +14,7 @@ _ROOT = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class _MemoryFiles:
-    """How a version of control groups names what is read of it. The counts are with those of the groups inside."""
+    """Says how a version of control groups names what is read of it. The counts are with those of the groups inside."""
 
     limits: tuple[str, ...]
     used: str
@@ -36,7 +36,7 @@ _MEMORY_V2 = _MemoryFiles(
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """What one group may use, and what it uses that could not be had back: see `memory_limits`."""
+    """Tells what one group may use, and what it uses that could not be had back: see `memory_limits`."""
 
     limit_bytes: int
     used_bytes: int

@@ -13,7 +13,7 @@ _GGUF_SUFFIX = ".gguf"
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """What transformers takes: a directory or hub id, and the GGUF file in it, if any."""
+    """Names what transformers takes: a directory or hub id, and the GGUF file in it, if any."""
 
     path_or_id: str
     gguf_file: str | None

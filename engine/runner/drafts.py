@@ -30,7 +30,7 @@ class Drafter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SamplePositions:
-    """Where a step samples: `num_samples` positions of each of its requests, the last ones, in the order of the batch.
+    """Says where a step samples: `num_samples` positions of each request, the last ones, in the order of the batch.
 
     Sample j belongs to request `requests[j]`, `behind[j]` positions before the end of the request's tokens of the step.
     """
@@ -50,7 +50,7 @@ def sample_positions(num_samples: Sequence[int]) -> SamplePositions:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedTokens:
-    """What a step with drafts brought its requests, one entry for each.
+    """Tells what a step with drafts brought its requests, one entry for each.
 
     `first` are the samples after the last known tokens, which say whether a request failed. `is_spoiled` tells that
     this one is not finite, which may be the fault of the drafts behind it: attention reads them with a weight of 0.

@@ -13,7 +13,7 @@ from orcinus.engine.sampling.row import SamplingRow
 
 @dataclass(slots=True)
 class RunningRequest:
-    """What the runner remembers of a request between steps, beside its row in `RequestRows`."""
+    """Holds what the runner remembers of a request between steps, beside its row in `RequestRows`."""
 
     index: int
     row: SamplingRow

@@ -104,7 +104,7 @@ class PenaltyCounts:
 
     @property
     def counts(self) -> NDArray[np.float32]:
-        """How often the output has each of `token_ids`; 0 for a token that only the prompt has."""
+        """Return how often the output has each of `token_ids`; 0 for a token that only the prompt has."""
         return self._counts[: len(self._indices)]
 
 

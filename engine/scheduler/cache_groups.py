@@ -41,7 +41,7 @@ class GroupCost:
 
 @dataclass(frozen=True, slots=True)
 class Concurrency:
-    """How much can be under way at once.
+    """Says how much can be under way at once.
 
     `num_tokens_in_flight` counts the tokens that have blocks and are not booked: those of a step, or of two where a
     step is planned before the last one is known. Draft tokens that were rejected keep their blocks until the sequence

@@ -12,7 +12,7 @@ from orcinus.engine.scheduler.request import Request
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a request ends. `is_text` tells that it does after its last token, which is text, and not by that token."""
+    """Tells how a request ends. `is_text`: after its last token, which is text, and not by that token."""
 
     reason: FinishReason
     stop_reason: int | None = None  # the stop token

@@ -26,7 +26,7 @@ from orcinus.engine.scheduler.step_recovery import CulpritSearch, MemoryBackoff
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
-    """What the scheduler has to keep within. `max_model_len` tokens must fit into the blocks there are."""
+    """Bounds what the scheduler plans. `max_model_len` tokens must fit into the blocks there are."""
 
     max_num_seqs: int
     max_num_batched_tokens: int

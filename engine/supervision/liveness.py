@@ -46,7 +46,7 @@ class LivenessMonitor:
 
 
 class Backoff:
-    """How long to wait before the next engine: not at all, then 1, 2, 4 ... 30 s while they end without use."""
+    """Says how long to wait before the next engine: not at all, then 1, 2, 4 ... 30 s while they end without use."""
 
     def __init__(self, max_restarts: int) -> None:
         """`max_restarts` counts those in a row after engines that were of no use; 0: none is restarted at all."""

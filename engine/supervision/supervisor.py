@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineEnd:
-    """How an engine ended. `was_killed`: from outside, as far as one can tell."""
+    """Tells how an engine ended. `was_killed`: from outside, as far as one can tell."""
 
     reason: str
     was_killed: bool = False
 
 
 class EngineUser(Protocol):
-    """What works with the engine that is up. Called on the event loop."""
+    """Works with the engine that is up. Called on the event loop."""
 
     async def on_engine_up(self, info: EngineInfo) -> None:
         """Begin to use an engine that is loaded. May raise `ModelLoadError`, which ends everything."""

@@ -17,7 +17,7 @@ _STRIKES_OF_A_KILL = 1
 
 @dataclass(slots=True, eq=False)
 class _Record:
-    """What is known of one request in flight."""
+    """Holds what is known of one request in flight."""
 
     request_id: str
     strikes: int = 0  # for the engines in a row that ended while they ran it, since it brought tokens

@@ -44,7 +44,7 @@ class UnboundedCostError(RenderLimitError):
 
 
 class _Allowance:
-    """What is left to one rendering."""
+    """Counts what is left to one rendering."""
 
     __slots__ = ("deadline", "limit_s", "units")
 

@@ -91,7 +91,7 @@ class Tokenizer:
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
-        """How the special tokens are written; `decode` leaves them out unless told otherwise."""
+        """Return how the special tokens are written; `decode` leaves them out unless told otherwise."""
         return frozenset(token.content for token in self._backend.added_tokens.values() if token.special)
 
     def added_token_id(self, text: str) -> int | None:

@@ -29,7 +29,7 @@ _DONE = b"data: [DONE]\n\n"
 
 @dataclass(slots=True)
 class PendingChoice:
-    """What has come of one choice, in pieces that were not written yet."""
+    """Holds what has come of one choice, in pieces that were not written yet."""
 
     index: int
     has_begun: bool = False

@@ -80,7 +80,7 @@ examples:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all runs of one measurement share."""
+    """Holds what all runs of one measurement share."""
 
     info: EngineInfo
     executor: Executor
@@ -106,7 +106,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What was measured under one traffic."""
+    """Holds what was measured under one traffic."""
 
     traffic: Traffic
     rounds: list[list[RunResult]]

@@ -47,7 +47,7 @@ examples:
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """What was measured at one batch size."""
+    """Holds what was measured at one batch size."""
 
     size: int
     run: LoadRun

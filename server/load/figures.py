@@ -45,7 +45,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goodput:
-    """How many requests kept within all objectives: a second, and of all that were sent."""
+    """Tells how many requests kept within all objectives: a second, and of all that were sent."""
 
     requests_per_s: float
     share: float
@@ -118,7 +118,7 @@ def summarize(run: LoadRun, objectives_ms: Mapping[str, float]) -> Summary:
 
 
 def first_error(run: LoadRun) -> str | None:
-    """What the first failed request was told."""
+    """Return what the first failed request was told."""
     return next((record.error for record in run.records if record.failure is not None), None)
 
 

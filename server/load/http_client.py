@@ -26,7 +26,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What was not handed to a sink: the whole body of an error, or of an answer that is no stream."""
+    """Holds what was not handed to a sink: the whole body of an error, or of an answer that is no stream."""
 
     status: int
     content_type: str

@@ -112,7 +112,7 @@ def add_report_options(parser: Parser, plot_help: str) -> "argparse._ArgumentGro
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """What can be known to be wrong before anything is sent. Raises `SettingsError` and `OrcinusError`."""
+    """Raise `SettingsError` or `OrcinusError` for what can be known to be wrong before anything is sent."""
     if args.endpoint == "chat" and (args.prompt_form == "tokens" or args.vocab_size is not None):
         raise SettingsError("the chat endpoint takes no token ids; use --endpoint completions")
     if args.dataset is not None and (args.prompt_form, args.vocab_size, args.shared_prefix_tokens) != ("auto", None, 0):

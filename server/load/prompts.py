@@ -41,7 +41,7 @@ class LoadItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptShape:
-    """How many tokens random requests have. The shared prefix comes in front of the prompt's own tokens."""
+    """Says how many tokens random requests have. The shared prefix comes in front of the prompt's own tokens."""
 
     prompt_tokens: Lengths
     output_tokens: Lengths

@@ -61,7 +61,7 @@ class Session:
             await self.run(items, name="warm-up", max_concurrency=max_concurrency)
 
     def describe(self) -> str:
-        """What is asked of whom, and when: without this the numbers mean nothing."""
+        """Say what is asked of which server, and when: without this the numbers mean nothing."""
         args = self.args
         return (
             f"{self.target.model} at {args.base_url}, {args.endpoint}, orcinus bench {VERSION},"

@@ -36,7 +36,7 @@ class Markers:
 
 
 class IncomingText:
-    """What has come and was not read yet. One generator reads it."""
+    """Holds what has come and was not read yet. One generator reads it."""
 
     def __init__(self) -> None:
         self._text = ""

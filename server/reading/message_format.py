@@ -29,7 +29,7 @@ AddedTokenId = Callable[[str], int | None]
 
 @dataclass(frozen=True, slots=True)
 class MessageFormat:
-    """How the served model writes.
+    """Says how the served model writes.
 
     `special_tokens` are the texts of those tokens that a decoder leaves out unless told otherwise.
     """

@@ -19,7 +19,7 @@ class ToolCall:
 
 @dataclass(slots=True)
 class WholeMessage:
-    """What the model said, so far."""
+    """Holds what the model has said so far."""
 
     tool_calls: list[ToolCall] = field(default_factory=list)
     _content: list[str] = field(default_factory=list)

@@ -62,7 +62,7 @@ class StreamOptions(Body):
 
 
 class PromptBody(Body):
-    """What all bodies share whose prompts the engine runs."""
+    """Holds what all bodies share whose prompts the engine runs."""
 
     model: str | None = Field(None, description="Name of the served model; absent, the served one.")
     truncate_prompt_tokens: int | None = Field(
@@ -78,7 +78,7 @@ class PromptBody(Body):
 
 
 class SamplingBody(PromptBody):
-    """What all bodies share that ask for text."""
+    """Holds what all bodies share that ask for text."""
 
     stream: bool = Field(False, description="Answer with server-sent events, token by token.")
     temperature: Annotated[float, bounds_of("temperature")] = Field(
@@ -122,7 +122,7 @@ class SamplingBody(PromptBody):
 
 
 class GenerationBody(SamplingBody):
-    """What completions and chat completions share."""
+    """Holds what completions and chat completions share."""
 
     n: Annotated[int, bounds_of("n")] = Field(1, description="Choices per prompt.")
     stream_options: StreamOptions | None = Field(

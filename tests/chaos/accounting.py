@@ -52,7 +52,7 @@ Samples = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a request as its client saw it. `answer` is as far as it was read.
+    """Tells what became of a request as its client saw it. `answer` is as far as it was read.
 
     `status` is None if no response began. `error` is the error object, of a response or inside of a stream.
     `trouble` is what no client should see: a connection that broke, an answer that cannot be read.
@@ -160,7 +160,7 @@ def _error_problems(outcome: Outcome, path: str) -> Iterator[str]:
 
 @dataclass(slots=True)
 class Bounds:
-    """What a counter may have grown by: one number, unless clients left before they saw an end."""
+    """Says what a counter may have grown by: one number, unless clients left before they saw an end."""
 
     low: int = 0
     high: int = 0
@@ -174,7 +174,7 @@ class Bounds:
 
 
 class Expectation:
-    """What the server's counters must have grown by after a round, from its verdicts alone."""
+    """Says what the server's counters must have grown by after a round, from its verdicts alone."""
 
     def __init__(self, judge: Judge, verdicts: Sequence[Verdict]) -> None:
         self._judge = judge
@@ -257,7 +257,7 @@ def fault_problems(before: Samples, after: Samples, num_deaths: int) -> Iterator
 
 
 def http_problems(before: Samples, after: Samples, verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """Where nobody left: the answers that the server says it gave, and those that came."""
+    """Compare, where no client left, the answers that the server says it gave with those that came."""
     said = _answers_by_status(after)
     said.subtract(_answers_by_status(before))
     seen = Counter(str(verdict.outcome.status) for verdict in verdicts if verdict.outcome.request.manner != "garbage")

@@ -46,7 +46,7 @@ class Answer:
 
 
 def differences(seen: Answer, twin: Answer, *, is_complete: bool, tolerance: float = TOLERANCE) -> Iterator[str]:
-    """What is wrong with an answer; of one that was not read to its end, the twin must hold every piece."""
+    """Return what is wrong with an answer; of one that was not read to its end, the twin must hold every piece."""
     if is_complete and seen.choices.keys() != twin.choices.keys():
         yield f"choices {sorted(seen.choices)}, not {sorted(twin.choices)}"
     if is_complete and (seen.prompt_tokens, seen.completion_tokens) != (twin.prompt_tokens, twin.completion_tokens):

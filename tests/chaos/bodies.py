@@ -81,7 +81,7 @@ class Ask:
 
     @property
     def streamed(self) -> Body:
-        """What asks for it as a stream with its usage, which some APIs always tell."""
+        """Return what asks for it as a stream with its usage, which some APIs always tell."""
         options = {"stream_options": {"include_usage": True}} if self.path in (COMPLETIONS, CHAT) else {}
         return {**self.body, "stream": True, **options}
 

@@ -162,7 +162,7 @@ class _Drawing:
         return self._make(self._rng.choices(("whole", "stream", "slow stream"), (4, 5, 1))[0], target)
 
     def leaver(self) -> Request:
-        """Who leaves, or does not wait for long."""
+        """Make a client that leaves, or does not wait for long."""
         target = self._rng.choice(self._long)
         manner = self._rng.choice(_IMPATIENT)
         match manner:

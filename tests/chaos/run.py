@@ -80,7 +80,7 @@ class RoundReport:
 
 @dataclass(slots=True)
 class RunReport:
-    """What a run found. `problems` must be empty."""
+    """Tells what a run found. `problems` must be empty."""
 
     rounds: list[RoundReport] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -148,7 +148,7 @@ async def _ask_twins(url: str, plan: Plan) -> list[Answer]:
 
 
 def run_round(subject: Subject, judge: Judge, planned: Round, problems: list[str]) -> RoundReport:
-    """What is wrong is added to `problems`."""
+    """Run a round, and add what is wrong to `problems`."""
     before, _ = subject.rest()
     started = time.monotonic()
     verdicts, deaths = asyncio.run(_RoundRun(subject, judge, planned).run())
@@ -182,7 +182,7 @@ class _RoundRun:
         self._news = asyncio.Condition()
 
     async def run(self) -> tuple[list[Verdict], int]:
-        """What became of all requests, and how many engines died."""
+        """Return what became of all requests, and how many engines died."""
         async with Clients(self._subject.url, KEYS, self._judge.catalogue) as clients:
             faults = asyncio.create_task(self._do_faults(self._planned.faults))
             asked = [self._ask_in_turn(clients, requests) for requests in self._planned.clients]
@@ -229,7 +229,7 @@ def drain(subject: Subject, judge: Judge, plan: Plan) -> list[str]:
 
 
 def _stop_under_load(subject: Subject, judge: Judge, plan: Plan) -> tuple[list[Verdict], list[Verdict]]:
-    """What became of requests that were there before the signal, and of those that came after it."""
+    """Return what became of requests that were there before the signal, and of those that came after it."""
     long = places_of(LONG_KINDS, plan.catalogue)
     running = [Request(number, "stream", long[number % len(long)]) for number in range(_NUM_DRAINED)]
     late = [Request(_NUM_DRAINED + number, "whole", long[number % len(long)]) for number in range(_NUM_LATE)]
@@ -254,7 +254,7 @@ async def _perform_all(url: str, judge: Judge, requests: Sequence[Request]) -> l
 
 
 def final_problems(report: RunReport, probe_limit_s: float) -> list[str]:
-    """What can be said of a run as a whole."""
+    """Return what is wrong with a run as a whole."""
     problems = []
     if report.worst_probe_s > probe_limit_s:
         problems.append(f"/health once took {report.worst_probe_s:.2f} s, and at most {probe_limit_s:g} s is allowed")

@@ -27,7 +27,7 @@ def checks_in(script: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def outcomes(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """What a script's checks came to, run once in one process."""
+    """Return what a script's checks came to, run once in one process."""
 
     @cache
     def run(python: Path, script: str) -> dict[str, str]:

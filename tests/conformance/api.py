@@ -137,7 +137,7 @@ def checked_whole(kind: type[BaseModel], answer: dict[str, Any]) -> dict[str, An
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    """What an error response says, whose shape is checked to the letter."""
+    """Return what an error response says, whose shape is checked to the letter."""
     assert response.status_code == status, f"expected {status}, got {response.status_code}: {response.text[:500]}"
     assert response.headers["content-type"] == JSON
     body = read_json(response.content)

@@ -19,7 +19,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a row; `problem` is empty if it passed."""
+    """Tells what became of a row; `problem` is empty if it passed."""
 
     row: Row
     problem: str = ""

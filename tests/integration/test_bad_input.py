@@ -363,7 +363,7 @@ WRONG_VALUES: list[Any] = [
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BODIES)
 def test_no_value_of_any_parameter_is_a_500(server: ServerProcess, path: str) -> None:
-    """Whatever it is: fine, or the client's fault."""
+    """Any value is fine, or the client's fault."""
     document = server.get("/openapi.json").json()
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     fields = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]

@@ -142,7 +142,7 @@ def test_generate_gives_the_same_answers_through_pipes() -> None:
 
 
 def _heed_interrupts() -> None:
-    """Whoever runs the tests in the background has made them, and what they start, deaf to SIGINT."""
+    """Undo what a shell does to tests in the background: they, and what they start, ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -113,7 +113,7 @@ def with_logprobs(sampling: SamplingParams) -> SamplingParams:
 
 
 def answers(run: Run) -> list[Any]:
-    """What a client could tell apart: each token with the float of its log-probability and those of the best ones."""
+    """Return what a client could tell apart: each token with its log-probability as a float, and those of the best."""
     for outcome in run.outcomes:
         assert outcome.error is None
     return [

@@ -47,7 +47,7 @@ Twins = dict[str, dict[int, dict[str, Any]]]
 
 
 def ask(server: ServerProcess, body: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """What was answered, by choice; a stream's events are joined. Raises where it was not 200."""
+    """Return what was answered, by choice; a stream's events are joined. Raises where it was not 200."""
     if not body.get("stream"):
         response = server.http.post("/v1/completions", json=body, timeout=PATIENCE_S)
         response.raise_for_status()
@@ -195,7 +195,7 @@ def light_twins(light_server: ServerProcess) -> Twins:
 
 @contextmanager
 def tokens_counted(server: ServerProcess) -> Iterator[list[dict[int, dict[str, Any]]]]:
-    """What goes into the list, and only that, was generated meanwhile."""
+    """Check that what goes into the list, and only that, was generated meanwhile."""
     before = server.metric("orcinus_generation_tokens_total")
     answers: list[dict[int, dict[str, Any]]] = []
     yield answers

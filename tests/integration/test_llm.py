@@ -344,7 +344,7 @@ def demo() -> LLM:
 
 
 def test_loading_a_model_leaves_the_callers_objects_to_the_collector() -> None:
-    """What is frozen is never freed: a library has no business with that."""
+    """Frozen objects are never freed: a library has no business with that."""
     num_frozen = gc.get_freeze_count()
     LLM(device="cpu", dtype="float32", max_num_seqs=1, kv_cache_memory="8MiB")
     assert gc.isenabled()

@@ -127,7 +127,7 @@ AT_BOUNDS: list[tuple[str, dict[str, Any], bool]] = [
 def test_the_document_and_the_server_draw_the_same_bounds(
     brief_server: ServerProcess, document: BaseSchema, path: str, body: dict[str, Any], is_allowed: bool
 ) -> None:
-    """Where examples made at random hardly ever come."""
+    """These are examples that random ones hardly ever come to."""
     content = document.raw_schema["paths"][path]["post"]["requestBody"]["content"]
     schema = {**content["application/json"]["schema"], "components": document.raw_schema["components"]}
     response = brief_server.http.post(path, json=body, timeout=60)

@@ -103,7 +103,7 @@ def await_draining(server: ServerProcess) -> None:
 
 
 def signal_all(server: ServerProcess, number: signal.Signals) -> None:
-    """What a terminal's Ctrl-C does, and a service manager's stop. The server hears of it last."""
+    """Do what a terminal's Ctrl-C does, and a service manager's stop. The server hears of it last."""
     for child in server.children():
         child.send_signal(number)
     server.process.send_signal(number)

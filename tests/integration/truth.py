@@ -101,7 +101,7 @@ def greedy_cases(directory: Path, rng: random.Random, count: int, longest: int =
 
 
 def generate_alone(model: Any, prompt: list[int], max_tokens: int) -> list[int] | None:
-    """What the model's own `generate` makes of the prompt; None where it met a tie."""
+    """Return what the model's own `generate` makes of the prompt; None where it met a tie."""
     with torch.inference_mode():
         result = model.generate(
             torch.tensor([prompt]),

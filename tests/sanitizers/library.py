@@ -17,7 +17,7 @@ LIBRARY = "KERNELS_UNDER_TEST"
 
 @dataclass(frozen=True, slots=True)
 class Sanitizer:
-    """What GCC calls it, its runtime, and the settings of that."""
+    """Says what GCC calls it, its runtime, and the settings of that."""
 
     name: str
     runtime: str

@@ -59,6 +59,19 @@ def test_every_module_says_what_it_owns() -> None:
     assert not [name_of(path) for path in modules if not ast.get_docstring(ast.parse(path.read_text()))]
 
 
+def test_no_docstring_of_a_class_or_function_begins_with_a_question_word() -> None:
+    """It begins with a verb: "What a step brought" leaves the reader to guess whether it is told, held or returned."""
+    question = re.compile(r"(What|How|Whoever|Who|Whatever|Where|When|Which|Why)\b")
+    folders = (*PACKAGES, "bench", "demo", "examples", ".ci")
+    found = []
+    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node) or ""
+                found += [f"{name_of(path)}:{node.lineno} {docstring[:40]}"] * bool(question.match(docstring))
+    assert not found
+
+
 # --- the Makefile is the one door -----------------------------------------------------------------------
 
 
@@ -73,7 +86,7 @@ def test_make_alone_lists_every_target() -> None:
 
 
 def found_in_documents(pattern: str) -> list[tuple[Path, str]]:
-    """What a pattern finds, with the document that has it."""
+    """Return what a pattern finds, with the document that has it."""
     return [(path, name) for path in DOCUMENTS for name in re.findall(pattern, path.read_text(), flags=re.MULTILINE)]
 
 

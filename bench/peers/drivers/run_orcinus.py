@@ -54,7 +54,7 @@ def _add(core: EngineCore, number: int, request: Request) -> Answer:
 
 
 def _step(core: EngineCore, answers: list[Answer]) -> int:
-    """How many requests ended."""
+    """Run a step, and return how many requests ended."""
     if (wait_s := core.wait_time_s()) is not None:
         time.sleep(wait_s)
     deltas = core.step().deltas

@@ -201,7 +201,7 @@ class ResponseGeneration(SingleChoiceGeneration):
 
 
 class ThinkingCount:
-    """How many tokens the model spent on thinking, which comes first: those until something else is said.
+    """Counts the tokens that the model spent on thinking, which comes first: those until something else is said.
 
     Markers count with what they end. An output that has both is divided by the lengths of their texts; otherwise the
     count is exact but for tokens that begin a call, whose name is not known yet.

@@ -23,7 +23,7 @@ from orcinus.server.commands.strategies.runs import RunResult, Served, Timeline,
 
 
 class Times(msgspec.Struct):
-    """When an answer's first and last token came, on the clock that all processes share, and how many there were."""
+    """Tells when an answer's first and last token came, on the clock of all processes, and how many there were."""
 
     first: float
     last: float

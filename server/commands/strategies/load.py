@@ -14,7 +14,7 @@ from orcinus.server.load.arrivals import arrival_times
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadShape:
-    """How many requests of which lengths, in tokens."""
+    """Says how many requests there are, of which lengths in tokens."""
 
     num_requests: int
     prompt_min: int
@@ -47,7 +47,7 @@ def make_load(shape: LoadShape, vocab_size: int) -> list[Item]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """When requests come: all at once, from so many `users`, or at a mean `rate`.
+    """Says when requests come: all at once, from so many `users`, or at a mean `rate`.
 
     A user sends the next request when the last one is answered. At a rate, in requests a second, they come as a Poisson
     process, whatever has been answered.

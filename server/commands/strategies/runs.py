@@ -44,7 +44,7 @@ class Feeder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """How the slots stood during a step. `num_useful` rows computed something of an answer or its prompt."""
+    """Tells how the slots stood during a step. `num_useful` rows computed something of an answer or its prompt."""
 
     started: float
     duration_s: float

@@ -25,7 +25,7 @@ _SEPARATORS = re.compile(r"[,; \t\r\n]+")
 
 @dataclass(frozen=True, slots=True)
 class CallRules:
-    """What makes an object a call.
+    """Says what makes an object a call.
 
     With `known_names` it needs one of these names, arguments, and no keys but a call's: nothing else tells it from an
     answer in JSON. With None it comes after a marker, and a name is enough. `closing` ends arguments that the model

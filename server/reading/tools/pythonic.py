@@ -53,7 +53,7 @@ class Pythonic:
 
 
 class _Calls:
-    """Whatever has been read is held, until a call has its first argument or its end."""
+    """Holds what has been read, until a call has its first argument or its end."""
 
     def __init__(self, text: IncomingText, writer: CallWriter, known_names: set[str]) -> None:
         self._text = text

@@ -18,7 +18,7 @@ MODEL = """
 
 
 def llm(url: str, *words: str) -> str:
-    """What the command prints."""
+    """Return what the command prints."""
     models = Path(os.environ["LLM_USER_PATH"]) / "extra-openai-models.yaml"
     models.write_text(MODEL.format(url=url))
     answer: Any = CliRunner().invoke(cli, [*words], catch_exceptions=False)

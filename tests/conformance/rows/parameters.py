@@ -37,7 +37,7 @@ class Place:
     model: type[BaseModel]
 
     def send(self, api: Api, **parameters: Any) -> dict[str, Any]:
-        """What the endpoint answers; any error fails the row."""
+        """Return what the endpoint answers; any error fails the row."""
         return api.ask("POST", self.path, {**self.body, **parameters})
 
     def refuses(self, api: Api, name: str, value: Any) -> None:
@@ -134,7 +134,7 @@ def check_accepted(api: Api, parameter: ParameterRow) -> None:
 
 
 def check_bounds(api: Api, parameter: ParameterRow) -> None:
-    """What is beyond the schema, or of another type, is refused by name."""
+    """Check that what is beyond the schema, or of another type, is refused by name."""
     for endpoint in parameter.endpoints:
         for value in wrong_values(schema_at(endpoint, parameter.name)):
             PLACES[endpoint].refuses(api, parameter.name, value)

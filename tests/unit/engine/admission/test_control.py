@@ -59,7 +59,7 @@ class Front:
             self.end(names)
 
     def refuse(self, kind: type[OrcinusError], *words: str, **request: Any) -> float:
-        """When to come back."""
+        """Return when to come back."""
         with pytest.raises(kind) as caught:
             self.submit(**request)
         assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -155,7 +155,7 @@ class Server:
             self.running.append((self.front.clock.now + self.service_s(), name))
 
     def serve(self, number: int) -> list[float]:
-        """When they were."""
+        """Return when they were."""
         times_s = []
         for _ in range(number):
             self.running.sort()
@@ -183,7 +183,7 @@ class Server:
         self.fill()
 
     def refuse(self, number: int) -> list[float]:
-        """When each of a crowd is told to come back: in so many seconds."""
+        """Return when each of a crowd is told to come back: in so many seconds."""
         return [self.front.refuse(QueueFullError) for _ in range(number)]
 
 
@@ -199,7 +199,7 @@ SERVICE_TIMES: dict[str, Callable[[random.Random], float]] = {
 @pytest.mark.parametrize("kind", SERVICE_TIMES)
 @pytest.mark.parametrize("num_slots", [1, 6])
 def test_who_is_refused_is_told_the_time_until_its_place_is_free(num_slots: int, kind: str) -> None:
-    """Whatever becomes of those who wait, and whoever else is told to come back."""
+    """It holds whatever becomes of requests that wait, and whichever others are told to come back."""
     rng = random.Random(f"{num_slots} {kind}")
     server = Server(rng, num_slots, 40, lambda: SERVICE_TIMES[kind](rng))
     told: list[list[float]] = []

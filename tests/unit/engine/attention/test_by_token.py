@@ -41,7 +41,7 @@ def normal(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def attended(backend: AttentionBackend, spec: AttentionSpec, dtype: torch.dtype, ends: list[int]) -> Tensor:
-    """What the tokens of one sequence get that is computed in chunks up to these positions, beside a shorter one."""
+    """Return what a sequence's tokens get that is computed in chunks up to these positions, beside a shorter one."""
     shape, block_size = LayerShape(2, 48, 32), 16
     query, keys, values = (normal(600, heads, dim, seed=dim, dtype=dtype) for heads, dim in ((6, 48), (2, 48), (2, 32)))
     width = -(-600 // block_size)

@@ -33,7 +33,7 @@ UNEVEN = LayerKind(8, LayerShape(1, 192, 128), AttentionSpec(0.1))
 
 
 class Gpu:
-    """What torch says of a GPU and brings along; what is tried out there is noted, and fails as told."""
+    """Says what torch says of a GPU and brings along; notes what is tried out there, and lets it fail as told."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from orcinus.engine.attention.triton_backend import TritonBackend

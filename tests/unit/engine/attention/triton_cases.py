@@ -167,7 +167,7 @@ def test_new_keys_and_values_are_written_before_they_are_attended_to() -> None:
 
 
 def test_a_step_of_single_tokens_is_the_same_whatever_the_host_thinks_of_its_lengths() -> None:
-    """What is recorded for one step is replayed for others."""
+    """Graphs recorded for one step are replayed for others."""
     case = Case(LayerShape(2, 16, 16), 4, 16, torch.float32, SPANS[:3])
     spec = AttentionSpec(0.25)
     expected = TritonBackend(4).attend(case.cache, case.query, spec, case.meta)

@@ -67,7 +67,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[EngineEnd]:
-    """How each engine of the test ended."""
+    """Return how each engine of the test ended."""
     ends: list[EngineEnd] = []
     on_engine_end = EngineReplica.on_engine_end
 

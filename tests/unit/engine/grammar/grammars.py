@@ -31,7 +31,7 @@ def allowed(matcher: GrammarMatcher) -> set[int]:
 
 
 def texts_allowed(matcher: GrammarMatcher, tokenizer: Tokenizer) -> set[str]:
-    """What may come next, as text; an end is ''."""
+    """Return what may come next, as text; an end is ''."""
     ids = allowed(matcher)
     return {"" if i in tokenizer.special_ids else tokenizer.token_bytes(i).decode(errors="replace") for i in ids}
 

@@ -87,7 +87,7 @@ def text_of(compiler: GrammarCompiler, token_ids: list[int]) -> str:
 
 
 def take(matcher: GrammarMatcher, drawn: int) -> int:
-    """What is taken where a token is drawn, with a mask before it, as in a step."""
+    """Return what is taken where a token is drawn, with a mask before it, as in a step."""
     matcher.fill_mask()
     taken = matcher.replacement_for(drawn)
     matcher.accept(taken)
@@ -118,7 +118,7 @@ def continued(matcher: GrammarMatcher, seed: int, taken: list[int], max_tokens: 
 
 
 def structure(compiler: GrammarCompiler) -> set[int]:
-    """What opens and continues objects and ends strings: drawn often, it makes long paths."""
+    """Return what opens and continues objects and ends strings: drawn often, it makes long paths."""
     return {i for byte in '"{,:' for i in compiler.vocabulary(byte)}
 
 

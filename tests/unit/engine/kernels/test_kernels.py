@@ -60,7 +60,7 @@ class Case:
         return torch.cat(parts)
 
     def run(self, backend: NativeBackend, spec: AttentionSpec, block_size: int) -> Tensor:
-        """What came before is written first, over a cache full of NaN; the tensors of the step are strided views."""
+        """Write what came before first, over a cache full of NaN; the tensors of the step are strided views."""
         width = max(-(-end // block_size) for _, end in self.spans)
         blocks = np.random.default_rng(0).permutation(len(self.spans) * width + 2)[2:].astype(np.int32)
         tables = blocks.reshape(len(self.spans), width)

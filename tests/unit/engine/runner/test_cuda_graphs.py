@@ -18,7 +18,7 @@ SPARE = 777
 
 
 class Recorder:
-    """What is replayed reads its inputs where they were when it was recorded."""
+    """Replays what reads its inputs where they were when it was recorded."""
 
     def __init__(self) -> None:
         self.num_recordings = self.num_replays = 0
@@ -122,7 +122,7 @@ def test_replayed_steps_compute_what_they_are_given_and_no_more_is_written() -> 
 
 
 def test_a_recording_takes_the_lengths_that_it_is_replayed_with_for_granted() -> None:
-    """Whoever looks at the host's lengths sees the most that there can be."""
+    """The host's lengths are the most that there can be."""
     model = Model()
     layout = step_of([9, 3, 7], 3)
     DecodeGraphs(model, Recorder(), CPU, SPARE).logits(np.arange(3), layout, np.arange(3))
@@ -132,7 +132,7 @@ def test_a_recording_takes_the_lengths_that_it_is_replayed_with_for_granted() ->
 
 
 def test_a_recording_is_made_with_a_state_slot_that_no_request_has() -> None:
-    """What is recorded has run once when it is replayed: a state would have gone on twice."""
+    """A recording has run once when it is replayed: a state would have gone on twice."""
     model = Model()
     DecodeGraphs(model, Recorder(), CPU, SPARE).logits(np.arange(3), step_of([9, 3, 7], 3), np.array([2, 0, 1]))
     assert model.state_slots == [[SPARE] * 4, [2, 0, 1, 0]]

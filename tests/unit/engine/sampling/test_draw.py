@@ -20,7 +20,7 @@ from orcinus.engine.sampling_params import SamplingParams
 
 
 def frequencies(probs: torch.Tensor, num_draws: int = 20_000, **params: Any) -> torch.Tensor:
-    """How often each token came, over as many positions of one seed."""
+    """Return how often each token came, over as many positions of one seed."""
     logits = probs.log().expand(num_draws, -1)
     sampling = SamplingParams(**params)
     parameters = np.array([draw_parameters(sampling)] * num_draws, dtype=np.float32)

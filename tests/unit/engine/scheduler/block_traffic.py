@@ -43,7 +43,7 @@ class Stream:
 
     @cached_property
     def chain(self) -> list[int]:
-        """What each token stores."""
+        """Return what each token stores."""
         stored = [0]
         for token_id in self.token_ids:
             stored.append(hash((stored[-1], token_id)))
@@ -52,7 +52,7 @@ class Stream:
 
 @dataclass
 class Share:
-    """What a step computes of a stream: tokens up to `end`, of which those from `kept` on will be rejected.
+    """Says what a step computes of a stream: tokens up to `end`, of which those from `kept` on will be rejected.
 
     It is void if it comes after tokens that will be.
     """

@@ -128,7 +128,7 @@ def compute(blocks: BlockManager, name: str, end: int, known: list[bytes] | None
 
 
 def held(blocks: BlockManager, name: str, group: int = 1) -> list[int]:
-    """Which indices of a table have a block that the request holds, where no other holds block 0."""
+    """Return the indices of a table that have a block which the request holds, where no other holds block 0."""
     pools = [blocks._full, *(window.pool for window in blocks._windows)]
     table = blocks._tables[name][group]
     assert all(pools[group]._ref_counts[block] for block in table.held)

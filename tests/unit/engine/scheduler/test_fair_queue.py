@@ -54,7 +54,7 @@ def take_all(queue: FairQueue, now: float = 0.0) -> list[str]:
 
 @dataclass
 class Batch:
-    """Whoever fits within `max_tokens`, all of its tokens counted, runs to its end: a token each in every step."""
+    """Runs what fits within `max_tokens`, all of its tokens counted, to its end: a token each in every step."""
 
     queue: FairQueue
     max_tokens: int

@@ -57,7 +57,7 @@ class CostedExecutor(Synchronous):
 
 @dataclass(slots=True)
 class Outcome:
-    """What the requests saw. Times in seconds."""
+    """Tells what the requests saw. Times in seconds."""
 
     num_tokens: int = 0
     duration_s: float = 0.0

@@ -160,7 +160,7 @@ def test_tied_weights_are_there_as_an_embedding_and_as_a_quantized_head(machine:
 
 @needs_kernels
 def test_weights_of_a_mapped_file_are_let_go(machine: Machine, tmp_path: Path) -> None:
-    """What is packed is not read again: only the embedding and the norms still are."""
+    """Packed weights are not read again: only the embedding and the norms still are."""
     from orcinus.engine.models.loader import load_causal_lm
     from tests.integration.tiny_models import engine_config
 

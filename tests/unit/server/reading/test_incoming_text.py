@@ -19,7 +19,7 @@ def run(read: Callable[[IncomingText], Reading[None]], *parts: str) -> None:
 
 
 def split_at(markers: Markers, *parts: str) -> list[str]:
-    """What stands between the markers, and the markers, in capitals."""
+    """Return what stands between the markers, and the markers, in capitals."""
     found = [""]
 
     def give(text: str) -> None:

@@ -39,7 +39,7 @@ def detect(template: str, *, special_tokens: Collection[str] = (), **options: st
 def read_parts(
     message_format: MessageFormat, parts: Iterable[str], *, tail: str = "", use: ToolUse | None = None
 ) -> list[list[Piece]]:
-    """What each part gave, and at last what the end did, with ids left out."""
+    """Return what each part gave, and at last what the end did, with ids left out."""
     reader = message_format.reader(tail, use)
     assert reader is not None
     given = [reader.feed(part) for part in parts]
