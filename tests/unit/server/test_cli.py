@@ -16,6 +16,12 @@ def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture
     assert "ORCINUS_" in text
 
 
+def test_python_m_orcinus_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "orcinus", "srve"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "orcinus: unknown command: srve; did you mean serve?" in done.stderr
+
+
 def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("orcinus ")
@@ -64,7 +70,7 @@ def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from server.cli import main; main(['--help']);"
+        "import sys; from orcinus.server.cli import main; main(['--help']);"
         "print(sorted({'torch', 'transformers', 'fastapi', 'pydantic', 'httpx'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -73,7 +79,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_settings_are_parsed_without_torch_and_without_fastapi() -> None:
     code = (
-        "import sys; from server.cli import main; main(['serve', '--port', 'x']);"
+        "import sys; from orcinus.server.cli import main; main(['serve', '--port', 'x']);"
         "print(sorted({'torch', 'transformers', 'fastapi', 'starlette', 'httpx'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

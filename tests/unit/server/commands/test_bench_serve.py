@@ -255,7 +255,7 @@ def test_a_load_needs_neither_the_model_code_nor_the_server_itself() -> None:
     import subprocess
 
     code = (
-        "import sys; from server.commands import bench_serve, bench_sweep;"
+        "import sys; from orcinus.server.commands import bench_serve, bench_sweep;"
         "print(sorted({'torch', 'transformers', 'fastapi', 'matplotlib', 'httpx'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
