@@ -23,6 +23,7 @@ class FlashBackend(TorchBackend):
     """
 
     name = "flash-varlen"
+    reads_foreign_rows = True  # until a run on a GPU shows that it does not
     block_size_multiple = 256  # FlashAttention 2 reads pages of multiples of 256 tokens
 
     def __init__(self, varlen_attn: Callable[..., Tensor], fallback: TorchBackend) -> None:

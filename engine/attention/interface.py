@@ -136,13 +136,14 @@ class AttentionBackend(Protocol):
 
     name: str
     block_size_multiple: int  # block sizes that it can work with
+    reads_foreign_rows: bool  # of its own blocks those behind a sequence's end, with a weight of 0: they must be finite
 
     def allocate(
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCache: ...
 
     def scrub(self, layer: LayerCache, block_ids: Tensor) -> None:
-        """Make the blocks finite, before another sequence gets them."""
+        """Make the blocks finite, before another sequence gets them, where foreign rows are read."""
 
     def run(
         self,

@@ -26,6 +26,7 @@ class NativeBackend:
     """
 
     block_size_multiple = 1
+    reads_foreign_rows = False
     _in_one_part = False  # whether a long sequence's keys are summed in one order
 
     def __init__(self, library: Library) -> None:

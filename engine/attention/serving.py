@@ -59,6 +59,11 @@ class PagedAttention:
         self.backend = backend
         self._layers = layers
 
+    @property
+    def reads_foreign_rows(self) -> bool:
+        """Whether blocks that may hold what is no finite number must be scrubbed before another sequence gets them."""
+        return self.backend.reads_foreign_rows
+
     def scrub(self, block_ids: Tensor, group: int = 0) -> None:
         """Make the blocks of a request that went wrong safe for the next one."""
         for layer in self._layers.values():

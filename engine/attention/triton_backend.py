@@ -27,6 +27,7 @@ class TritonBackend(TorchBackend):
     """Reads the gathering backend's cache in place. Serves every kind of layer, dtype and block size that it does."""
 
     name = "triton"
+    reads_foreign_rows = False
 
     def __init__(self, num_multiprocessors: int) -> None:
         super().__init__()

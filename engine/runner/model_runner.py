@@ -31,6 +31,7 @@ from orcinus.engine.runner.pooling import PooledPrompt
 from orcinus.engine.runner.prompt_outputs import PromptOutputs
 from orcinus.engine.runner.request_rows import RequestRows
 from orcinus.engine.runner.step_batch import RunningRequest, StepBatch
+from orcinus.engine.runner.suspect_blocks import SuspectBlocks
 from orcinus.engine.sampling.row import BadWords, SamplingRow, penalty_counts
 from orcinus.engine.sampling.sampler import PendingSample, SampledRows, Sampler
 from orcinus.engine.sampling_params import SamplingParams
@@ -86,7 +87,7 @@ class ModelRunner:
         if device.type == "cuda":
             self.graphs = DecodeGraphs(self._compute_logits, CudaRecorder(), device, spare_slot=max_num_seqs)
         self._requests: dict[str, RunningRequest] = {}
-        self._suspect_blocks: list[set[int]] = [set() for _ in range(num_cache_groups)]
+        self._suspects = SuspectBlocks(self._rows, attention, device)
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
         """Begin to compile the request's grammar, if it has one: the result is `NewRequest.prepared`."""
@@ -120,14 +121,28 @@ class ModelRunner:
         if not plan.scheduled:
             return lambda: StepResult(sampled_token_ids={})
         batch = self._batch(plan.scheduled)
+        self._suspects.begin(batch.rows)
         self._start_masks(batch)
+        wait = self._compute(batch)
+
+        def wait_and_note() -> StepResult:
+            result = wait()
+            self._suspects.end(batch.requests)
+            return result
+
+        return wait_and_note
+
+    def _compute(self, batch: StepBatch) -> Callable[[], StepResult]:
+        """Run the model over a batch, and begin to sample."""
         if batch.is_plain:
             return self._sample(batch, [*range(len(batch.rows))], self._decode_logits(batch))
         hidden = self._hidden_states(batch)
+        take_in_hidden = self._suspects.watch(batch, hidden)
         prompts = self._prompt_outputs.of(batch, hidden)
         sampled = self._sample_last(batch, hidden, prompts.errors)
 
         def wait() -> StepResult:
+            take_in_hidden()
             result = sampled()
             return msgspec.structs.replace(
                 result,
@@ -183,9 +198,7 @@ class ModelRunner:
         request = self._requests.pop(request_id, None)
         if request is None:
             return
-        if not self._rows.is_finite[request.index]:
-            for suspects, tables in zip(self._suspect_blocks, self._rows.block_tables, strict=True):
-                suspects.update(tables.blocks(request.index).tolist())
+        self._suspects.release(request.index)
         self._rows.remove(request.index)
         request.is_released = True
 
@@ -196,7 +209,7 @@ class ModelRunner:
         requests = [self._requests[item.request_id] for item in ordered]
         for item, request in zip(ordered, requests, strict=True):
             for group, block_ids in enumerate(item.new_block_ids):
-                self._scrub(request.index, item, group)
+                self._suspects.clean_new(request.index, item, group)
                 self._rows.block_tables[group].extend(request.index, block_ids)
         rows = np.array([request.index for request in requests], dtype=np.int64)
         firsts = np.array([item.num_computed_tokens for item in ordered], dtype=np.int64)
@@ -208,31 +221,6 @@ class ModelRunner:
             assert (ends <= each.num_blocks[rows] * self._rows.block_size).all()
         tables = self._rows.tables(rows, int(ends.max()))
         return StepBatch(ordered, requests, rows, lay_out(firsts, ends, tables, self._rows.block_size), has_drafts)
-
-    def _scrub(self, row: int, item: ScheduledRequest, group: int) -> None:
-        """Make blocks of a group finite that may not be, before another request fills them.
-
-        Not sooner: one with the same prompt may find them by its prefix, and has to break in the same way.
-        """
-        suspects = self._suspect_blocks[group]
-        if group == 0 and not suspects:
-            return
-        num_blocks = int(self._rows.block_tables[group].num_blocks[row])
-        num_found = max(0, item.num_computed_tokens // self._rows.block_size - num_blocks)
-        fresh = item.new_block_ids[group][num_found:]
-        stale = suspects.intersection(fresh)
-        if group > 0:
-            stale |= self._passed_on(row, group, fresh)
-        if stale:
-            (block_ids,) = to_device([np.array(sorted(stale), dtype=np.int64)], self._device)
-            self._attention.scrub(block_ids, group)
-            suspects -= stale
-
-    def _passed_on(self, row: int, group: int, block_ids: list[int]) -> set[int]:
-        """Return those of the blocks that left the window of another request which may not compute finite numbers."""
-        may_be_broken = ~self._rows.is_finite
-        may_be_broken[row] = False
-        return self._rows.block_tables[group].named_by(may_be_broken, block_ids)
 
     def _decode_logits(self, batch: StepBatch) -> Tensor:
         """Return (num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
@@ -307,7 +295,6 @@ class ModelRunner:
         if self.runs_ahead:
             (index,) = to_device([rows], self._device)
             self._last_tokens[index] = chosen.tokens
-        self._rows.is_finite[rows] = False  # until it is known
         names = [batch.scheduled[i].request_id for i in sampling]
         return partial(self._take_in, rows, requests, names, chosen)
 
@@ -318,7 +305,7 @@ class ModelRunner:
         sampled = chosen.wait()
         failed = _failures(requests, sampled)
         here = [i for i, request in enumerate(requests) if not request.is_released]
-        self._rows.is_finite[rows[here]] = np.array(sampled.is_finite, dtype=np.bool_)[here]
+        self._suspects.note(rows[here], np.array(sampled.is_finite, dtype=np.bool_)[here])
         taken = [i for i in here if i not in failed]
         self._rows.append(rows[taken], [sampled.token_ids[i] for i in taken])
         failed |= _advance(requests, taken, sampled)
@@ -343,11 +330,11 @@ class ModelRunner:
             # Of a request with drafts whichever: its next step is planned when its tokens are known.
             (index,) = to_device([rows[positions.requests]], self._device)
             self._last_tokens[index] = chosen.tokens
-        self._rows.is_finite[rows] = False  # until it is known
-        return partial(self._take_in_drafts, scheduled, requests, positions, chosen)
+        return partial(self._take_in_drafts, rows, scheduled, requests, positions, chosen)
 
     def _take_in_drafts(
         self,
+        rows: NDArray[np.int64],
         scheduled: list[ScheduledRequest],
         requests: list[RunningRequest],
         positions: SamplePositions,
@@ -361,30 +348,17 @@ class ModelRunner:
                 del failed[i]
         here = [i for i, request in enumerate(requests) if not request.is_released]
         for i in here:
-            self._scrub_rejected(scheduled[i], requests[i], accepted.broken_from[i])
-            self._rows.is_finite[requests[i].index] = accepted.first.is_finite[i] or accepted.is_spoiled[i]
+            item, broken_from = scheduled[i], accepted.broken_from[i]
+            if broken_from is not None:
+                self._suspects.clean_rejected(requests[i].index, item.num_computed_tokens + broken_from, item.end)
+        is_finite = np.array(accepted.first.is_finite) | np.array(accepted.is_spoiled)
+        self._suspects.note(rows[here], is_finite[here])
         taken = [i for i in here if i not in failed]
-        indices = np.array([requests[i].index for i in taken], dtype=np.int64)
-        self._rows.extend(indices, [accepted.token_ids[i] for i in taken])
+        self._rows.extend(rows[taken], [accepted.token_ids[i] for i in taken])
         failed |= _advance(requests, taken, accepted.first)
         names = [item.request_id for item in scheduled]
         result = _sampled_result(names, requests, accepted.token_ids, accepted.logprobs, failed)
         return self._with_proposals(names, requests, result)
-
-    @torch.inference_mode()
-    def _scrub_rejected(self, item: ScheduledRequest, request: RunningRequest, broken_from: int | None) -> None:
-        """Make finite what rejected drafts have left in a request's cache, if it may not be.
-
-        It will be overwritten; until then it is read with a weight of 0, which does not silence what is not a number.
-        """
-        if broken_from is None:
-            return
-        first_block = (item.num_computed_tokens + broken_from) // self._rows.block_size
-        last_block = (item.end - 1) // self._rows.block_size
-        for group, tables in enumerate(self._rows.block_tables):
-            blocks = tables.blocks(request.index)[first_block : last_block + 1].astype(np.int64)
-            (block_ids,) = to_device([blocks], self._device)
-            self._attention.scrub(block_ids, group)
 
     def _with_proposals(self, names: list[str], requests: list[RunningRequest], result: StepResult) -> StepResult:
         """Ask the drafter what may follow the tokens of requests that have just got some and may try drafts."""

@@ -24,7 +24,7 @@ _EMBEDDING_NOT_FINITE = "the model's embedding is not finite"
 
 
 class PromptOutputs:
-    """Used by one thread, under `torch.inference_mode`. `rows` has the tokens, and is told whose blocks are finite."""
+    """Used by one thread, under `torch.inference_mode`. `rows` has the tokens, and is told who is broken."""
 
     def __init__(self, model: LanguageModel, rows: RequestRows, device: torch.device) -> None:
         self._model = model
@@ -52,7 +52,7 @@ class PromptOutputs:
         if not any(math.isnan(entry.logprob) for entry in entries):
             result.prompt_logprobs[chunk.request_id] = entries
             return
-        self._rows.is_finite[chunk.request.index] = False
+        self._rows.is_broken[chunk.request.index] = True
         result.errors[chunk.request_id] = _LOGITS_NOT_FINITE
 
     def _logprobs(self, chunk: Chunk, num_top: int, hidden: Tensor) -> list[TokenLogprobs]:
@@ -82,9 +82,8 @@ class PromptOutputs:
 
     def _add_embeddings(self, complete: list[tuple[Chunk, Tensor]], result: StepResult) -> None:
         for (chunk, _), vector in zip(complete, unit_vectors([vector for _, vector in complete]), strict=True):
-            is_finite = bool(np.isfinite(vector).all())
-            self._rows.is_finite[chunk.request.index] = is_finite
-            if is_finite:
+            if np.isfinite(vector).all():
                 result.embeddings[chunk.request_id] = vector.tobytes()
             else:
+                self._rows.is_broken[chunk.request.index] = True
                 result.errors[chunk.request_id] = _EMBEDDING_NOT_FINITE

@@ -53,13 +53,15 @@ class BlockTables:
 class RequestRows:
     """Used by one thread. Arrays grow by doubling; a row that was removed is the next one to be used.
 
-    `is_finite` says whose blocks are known to hold finite numbers only. `block_tables` are those of each cache group.
+    `block_tables` are those of each cache group. `is_broken` says who computed what is no finite number, and
+    `num_steps_under_way` in how many steps a row takes part whose results are not known, or never will be.
     """
 
     def __init__(self, block_size: int, num_rows: int = _FIRST_ROWS, num_groups: int = 1) -> None:
         self.block_size = block_size
         self.num_tokens = np.zeros(num_rows, dtype=np.int64)
-        self.is_finite = np.zeros(num_rows, dtype=np.bool_)
+        self.is_broken = np.zeros(num_rows, dtype=np.bool_)
+        self.num_steps_under_way = np.zeros(num_rows, dtype=np.int64)
         self.block_tables = [BlockTables(num_rows) for _ in range(num_groups)]
         self._tokens = np.zeros((num_rows, _FIRST_TOKENS), dtype=np.int32)
         self._free = list(range(num_rows - 1, -1, -1))
@@ -72,12 +74,13 @@ class RequestRows:
         self.reserve_tokens(len(token_ids))
         self._tokens[row, : len(token_ids)] = token_ids
         self.num_tokens[row] = len(token_ids)
-        self.is_finite[row] = False
         return row
 
     def remove(self, row: int) -> None:
         for tables in self.block_tables:
             tables.clear(row)
+        self.is_broken[row] = False
+        self.num_steps_under_way[row] = 0
         self._free.append(row)
 
     def append(self, rows: NDArray[np.int64], token_ids: Sequence[int]) -> None:
@@ -116,7 +119,7 @@ class RequestRows:
 
     def _add_rows(self) -> None:
         count = len(self.num_tokens)
-        for name in ("num_tokens", "is_finite", "_tokens"):
+        for name in ("num_tokens", "is_broken", "num_steps_under_way", "_tokens"):
             setattr(self, name, _doubled(getattr(self, name)))
         for tables in self.block_tables:
             tables.add_rows()

@@ -151,6 +151,30 @@ def test_layers_of_several_groups_alternate_with_block_tables_of_their_own(backe
 
 
 @every_backend
+@pytest.mark.parametrize("spec", [AttentionSpec(SCALE), AttentionSpec(SCALE, window=5)], ids=str)
+def test_what_lies_behind_a_sequences_end_may_be_anything_unless_the_backend_reads_it(
+    backend: AttentionBackend, spec: AttentionSpec
+) -> None:
+    """Every row of the cache is broken that no sequence has written: in blocks of others, and in its own last one."""
+    lengths = [2, 31, 9, 70]
+    sequences = [Sequence(length, seed) for seed, length in enumerate(lengths)]
+    layer = backend.allocate(LayerShape(KV_HEADS, DIM, VALUE_DIM), 4 * 18, BLOCK, torch.float32, CPU)
+    layer.keys.fill_(torch.nan)
+    layer.values.fill_(torch.nan)
+    tables = shuffled_tables(4, 18)
+    spans = [[(0, 1), (0, 20), (0, 7), (0, 50)], [(1, 2), (20, 30), (7, 8), (50, 69)], [(n - 1, n) for n in lengths]]
+    outs = []
+    for step in spans[:2]:
+        order = sorted(range(4), key=lambda i: step[i][1] - step[i][0] > 1)
+        run_step(backend, layer, [sequences[i] for i in order], [step[i] for i in order], tables[order], spec)
+    outs = run_step(backend, layer, sequences, spans[2], tables, spec)
+    is_right = []
+    for sequence, out in zip(sequences, outs, strict=True):
+        is_right.append(torch.allclose(out, plain_attention(sequence, spec)[-1:], rtol=1e-4, atol=1e-5))
+    assert all(is_right) != backend.reads_foreign_rows
+
+
+@every_backend
 def test_scrubbed_blocks_serve_the_next_sequence(backend: AttentionBackend) -> None:
     broken, healthy = Sequence(8, 1), Sequence(6, 2)
     broken.values[:], broken.keys[:] = torch.nan, torch.inf

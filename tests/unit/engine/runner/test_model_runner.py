@@ -42,7 +42,8 @@ class CountingModel:
         assert token_ids.dtype == positions.dtype == torch.int64
         self.contexts.append(current_step())
         self.steps.append((token_ids.tolist(), positions.tolist()))
-        return token_ids.unsqueeze(1).float()
+        hidden = token_ids.unsqueeze(1).float()
+        return hidden.where(hidden != TOXIN, torch.nan)
 
     def logits(self, hidden: Tensor) -> Tensor:
         following = (hidden[:, 0].long() + 1) % VOCAB_SIZE
@@ -51,11 +52,13 @@ class CountingModel:
         return logits
 
 
-POISON = 50
+POISON = 50  # a token whose logits are none
+TOXIN = 77  # a token that makes nothing finite
 
 
 class NotedAttention:
-    def __init__(self) -> None:
+    def __init__(self, *, reads_foreign_rows: bool) -> None:
+        self.reads_foreign_rows = reads_foreign_rows
         self.scrubbed: list[tuple[int, list[int]]] = []
 
     def scrub(self, block_ids: Tensor, group: int) -> None:
@@ -64,9 +67,13 @@ class NotedAttention:
 
 class Bench:
     def __init__(
-        self, make_compiler: Callable[[], Any] = lambda: pytest.fail("no grammar here"), num_groups: int = 1
+        self,
+        make_compiler: Callable[[], Any] = lambda: pytest.fail("no grammar here"),
+        num_groups: int = 1,
+        *,
+        reads_foreign_rows: bool = True,
     ) -> None:
-        self.model, self.attention = CountingModel(), NotedAttention()
+        self.model, self.attention = CountingModel(), NotedAttention(reads_foreign_rows=reads_foreign_rows)
         self.runner = ModelRunner(
             self.model,  # type: ignore[arg-type]
             self.attention,  # type: ignore[arg-type]
@@ -266,15 +273,71 @@ def test_each_group_of_layers_has_slots_and_a_block_table_of_its_own() -> None:
     ]
 
 
-def test_a_block_that_left_the_window_of_a_prompt_which_may_be_broken_is_scrubbed_for_the_next() -> None:
-    """The prompt is not through: nobody knows yet. One that is known to be well leaves blocks as they are."""
+def test_a_prompt_that_is_left_before_it_has_sampled_leaves_no_work_to_others() -> None:
+    """Of each chunk it is known whether it was finite, and so of one that wants no tokens."""
+    bench = Bench()
+    unwanted = new("b", [7] * 6, max_tokens=0)
+    bench.step(share("a", 0, 4, [1, 2], num_samples=0), share("b", 0, 6, [3, 4]), new=[new("a", [7] * 9), unwanted])
+    bench.step(share("c", 0, 5, [4, 2]), new=[new("c", [7] * 5)], released=["a", "b"])
+    assert bench.attention.scrubbed == []
+
+
+def test_a_chunk_that_is_not_finite_is_found_although_it_does_not_sample_and_its_end_is_finite() -> None:
+    bench = Bench()
+    bench.step(
+        share("a", 0, 4, [1, 2], num_samples=0),
+        share("b", 0, 1, [3]),
+        new=[new("a", [7, TOXIN, 7, 7, 7]), new("b", [7])],
+    )
+    bench.step(share("c", 0, 5, [1, 3]), new=[new("c", [7] * 5)], released=["a", "b"])
+    assert bench.attention.scrubbed == [(0, [1])]
+    bench.step(share("d", 0, 1, [2]), new=[new("d", [7])])
+    assert bench.attention.scrubbed == [(0, [1]), (0, [2])]
+
+
+def test_what_was_in_a_step_that_failed_is_suspected_and_nothing_else() -> None:
+    bench = Bench()
+    bench.step(share("a", 0, 1, [1]), share("b", 0, 1, [2]), new=[new("a", [7]), new("b", [7])])
+    sound, bench.model.logits = bench.model.logits, Mock(side_effect=RuntimeError)  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        bench.step(share("a", 1, 1))
+    bench.model.logits = sound  # type: ignore[method-assign]
+    bench.step(share("c", 0, 5, [1, 2]), new=[new("c", [7] * 5)], released=["a", "b"])
+    assert bench.attention.scrubbed == [(0, [1])]
+
+
+def test_a_step_ahead_that_fails_is_not_vouched_for_by_the_one_before_it() -> None:
+    bench = Bench()
+    bench.runner.runs_ahead = True
+    first = bench.runner.launch(StepPlan(scheduled=[share("a", 0, 1, [1])], new_requests=[new("a", [7])]))
+    bench.runner.launch(StepPlan(scheduled=[share("a", 1, 1)]))  # of which nothing is heard
+    first()
+    bench.step(share("b", 0, 1, [1]), new=[new("b", [7])], released=["a"])
+    assert bench.attention.scrubbed == [(0, [1])]
+
+
+def test_where_foreign_rows_are_not_read_nothing_is_scrubbed() -> None:
+    bench = Bench(num_groups=2, reads_foreign_rows=False)
+    bench.step(share_of_groups("a", 0, 1, [3], [5]), new=[new("a", [POISON - 1])])
+    bench.step(share_of_groups("b", 0, 3, [6], [7]), new=[new("b", [3, 4, TOXIN])], released=["a"])
+    bench.step(share_of_groups("c", 0, 5, [3, 6, 8], [5, 7, 9]), new=[new("c", [7] * 5)], released=["b"])
+    assert bench.step(drafted("c", 5, [9, POISON - 1, 9])) == {"c": [9, 10]}
+    assert bench.attention.scrubbed == []
+
+
+def test_a_block_that_left_the_window_of_a_broken_prompt_is_scrubbed_for_the_next() -> None:
+    """The prompt has yet to come to its end and fail. One that is well leaves blocks as they are."""
     bench = Bench(num_groups=2)
-    bench.step(share_of_groups("a", 0, 4, [1], [5], num_samples=0), new=[new("a", [7] * 9)])
-    bench.step(share_of_groups("a", 4, 4, [2], [6], num_samples=0))
-    bench.step(share_of_groups("b", 0, 1, [3], [5]), new=[new("b", [7])])
-    assert bench.attention.scrubbed == [(1, [5])]
-    bench.step(share_of_groups("a", 8, 1, [4], [7]), share_of_groups("b", 1, 1))
-    bench.step(share_of_groups("c", 0, 1, [8], [6]), new=[new("c", [7])])
+    prompts = [new("a", [7, TOXIN, *[7] * 7]), new("x", [7] * 9)]
+    bench.step(
+        share_of_groups("a", 0, 4, [1], [5], num_samples=0),
+        share_of_groups("x", 0, 4, [9], [8], num_samples=0),
+        new=prompts,
+    )
+    bench.step(
+        share_of_groups("a", 4, 4, [2], [6], num_samples=0), share_of_groups("x", 4, 4, [10], [9], num_samples=0)
+    )
+    bench.step(share_of_groups("b", 0, 5, [3, 11], [5, 8]), new=[new("b", [7] * 5)])
     assert bench.attention.scrubbed == [(1, [5])]
 
 

@@ -77,11 +77,12 @@ def test_a_row_that_is_used_again_remembers_nothing() -> None:
     rows = RequestRows(BLOCK)
     first = rows.add([1, 2, 3])
     rows.block_tables[0].extend(first, [4, 5, 6])
-    rows.is_finite[first] = True
+    rows.is_broken[first], rows.num_steps_under_way[first] = True, 2
     rows.remove(first)
     again = rows.add([9])
     rows.block_tables[0].extend(again, [8])
     assert again == first
-    assert not rows.is_finite[again]
+    assert not rows.is_broken[again]
+    assert rows.num_steps_under_way[again] == 0
     assert tokens_of(rows, again) == [9]
     assert tables_of(rows, 12, again) == [[[8, 0, 0]]]
