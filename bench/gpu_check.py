@@ -163,7 +163,7 @@ def _run(info: EngineInfo, runner: ModelRunner, batch_size: int, prompt_tokens: 
     monitor = runner.device_monitor
     return Measured(
         batch_size,
-        runner.graphs is not None and runner.graphs.can_record,
+        runner.graphs is not None and bool(runner.graphs.sizes),
         num_tokens / elapsed_s,
         last_first_token_s,
         1000 * statistics.median(decode_steps_s),

@@ -75,8 +75,9 @@ def _from_pretrained(
 ) -> Any:
     """transformers' own way, which converts, dequantizes and joins files as a checkpoint needs it."""
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {"use_safetensors": True}
-    if getattr(model_config, "quantization_config", None) is not None and device.type == "cuda":
-        options["device_map"] = {"": device}  # quantized weights are unpacked where they stay
+    if device.type != "cpu":
+        # Each weight goes there as it is read, the host never has them all, and quantized ones are unpacked there.
+        options["device_map"] = {"": device}
     with progress_bars_on_a_terminal():
         causal_lm, loading = model_class.from_pretrained(
             source.path_or_id,

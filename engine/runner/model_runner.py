@@ -5,7 +5,7 @@ values lie and when a request ends come from the scheduler; tokens are chosen by
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPla
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.platform.device import DeviceMonitor, is_broken, is_out_of_memory
 from orcinus.engine.platform.device_copy import to_device
-from orcinus.engine.runner.cuda_graphs import CudaRecorder, DecodeGraphs
+from orcinus.engine.runner.cuda_graphs import DecodeGraphs, Recorder, recorded_sizes
 from orcinus.engine.runner.drafts import Drafter, SamplePositions, accept, sample_positions
 from orcinus.engine.runner.pooling import PooledPrompt
 from orcinus.engine.runner.prompt_outputs import PromptOutputs
@@ -46,11 +46,11 @@ _NO_CHOICE = "every token is ruled out by the request's own parameters"
 class ModelRunner:
     """Executes plans for one model on one device. Used by one thread.
 
-    `device_monitor` says how busy the device is. `graphs` replays steps of single tokens on a GPU; with None each
-    operation is launched. `make_compiler` is called when a request first brings a grammar. Where it `runs_ahead`, which
-    is for devices that work while the host goes on, tokens that the host does not know yet are taken from the device.
-    There are at most `max_num_seqs` requests. `adapters` has the row of each adapter by its name; row 0 is no adapter.
-    A `drafter` proposes what may be tried next, for the scheduler to plan.
+    `device_monitor` says how busy the device is. `graphs` replays steps of single tokens once they are recorded; with
+    None each operation is launched. `make_compiler` is called when a request first brings a grammar. Where it
+    `runs_ahead`, which is for devices that work while the host goes on, tokens that the host does not know yet are
+    taken from the device. There are at most `max_num_seqs` requests. `adapters` has the row of each adapter by its
+    name; row 0 is no adapter. A `drafter` proposes what may be tried next, for the scheduler to plan.
     """
 
     def __init__(
@@ -83,11 +83,31 @@ class ModelRunner:
         self._make_compiler = make_compiler
         self._seed = seed
         self._masks = MaskFiller()
+        self._max_num_seqs = max_num_seqs
         self.graphs: DecodeGraphs | None = None
-        if device.type == "cuda":
-            self.graphs = DecodeGraphs(self._compute_logits, CudaRecorder(), device, spare_slot=max_num_seqs)
         self._requests: dict[str, RunningRequest] = {}
         self._suspects = SuspectBlocks(self._rows, attention, device)
+
+    @torch.inference_mode()
+    def record_decodes(self, record: Recorder, max_model_len: int, sizes: Sequence[int] | None = None) -> None:
+        """Record steps of single tokens, of so many sequences or of all batch sizes, to replay them from here on.
+
+        To be called before any request runs: recordings write into the first block.
+        """
+        self.graphs = DecodeGraphs(
+            self._compute_logits,
+            record,
+            self._device,
+            max_num_seqs=self._max_num_seqs,
+            max_model_len=max_model_len,
+            block_size=self._rows.block_size,
+            spare_slot=self._max_num_seqs,
+            num_groups=len(self._rows.block_tables),
+        )
+        self.graphs.record_sizes(recorded_sizes(self._max_num_seqs) if sizes is None else sizes)
+        (first_block,) = to_device([np.zeros(1, dtype=np.int64)], self._device)
+        for group in range(len(self._rows.block_tables)):
+            self._attention.scrub(first_block, group)
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
         """Begin to compile the request's grammar, if it has one: the result is `NewRequest.prepared`."""

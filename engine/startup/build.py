@@ -9,13 +9,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.by_token import token_by_token
 from orcinus.engine.attention.cache import allocate_cache
+from orcinus.engine.attention.interface import PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.cpu.row_by_row import RowByRow
 from orcinus.engine.kernels.library import load_library
@@ -31,28 +34,27 @@ from orcinus.engine.platform.device import (
     use_available_cores,
 )
 from orcinus.engine.platform.memory import populate
+from orcinus.engine.runner.cuda_graphs import CudaRecorder
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.pooling import resolve_pooling
 from orcinus.engine.sampling.sampler import Sampler
-from orcinus.engine.scheduler.cache_groups import GroupCost
 from orcinus.engine.startup.cache_size import (
     BatchLimits,
     CacheSize,
     check_memory,
     default_cpu_memory,
-    default_cuda_memory,
     resolve_cache_size,
     resolve_limits,
     wanted_context,
 )
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_deterministic, check_device, check_positions
+from orcinus.engine.startup.device_memory import measured_cuda_memory
 from orcinus.engine.startup.probe import (
     ServedModel,
     allocate_states,
     cache_groups,
     check_paged,
-    peak_cuda_memory,
     probe_model,
 )
 
@@ -84,7 +86,16 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
             check_deterministic(served, limits.block_size)
         wanted_len = wanted_context(config, served.max_context)
         specs, costs = cache_groups(served, limits.block_size, wanted_len)
-        size = _cache_size(config, served, limits, device, wanted_len=wanted_len, costs=costs)
+        make_runner = partial(_model_runner, config, served, limits, device=device, num_groups=len(costs))
+        memory = config.kv_cache_memory
+        if memory is None and device.type == "cpu":
+            memory = default_cpu_memory(available_memory())
+        elif memory is None:
+            memory = measured_cuda_memory(
+                served, specs, limits, wanted_len, make_runner=make_runner, record=CudaRecorder(), device=device
+            )
+        memory -= (limits.max_num_seqs + 1) * sum(module.bytes_per_slot for module in served.states)
+        size = resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=max(0, memory), costs=costs)
         allocate_states(served, limits.max_num_seqs + 1, device)  # one is no request's, see `StepContext`
         num_blocks = [group.num_blocks for group in size.groups]
         layers = allocate_cache(
@@ -93,23 +104,37 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     if device.type == "cpu":
         stored = [layer for layer in layers.values() if not layer.only_reads]
         populate([tensor for layer in stored for tensor in (layer.cache.keys, layer.cache.values)])
-    eos = eos_token_ids(causal_lm)
-    runner = ModelRunner(
+    runner = make_runner(layers)
+    if device.type == "cuda":
+        runner.record_decodes(CudaRecorder(), size.max_model_len)
+    load_time_s = time.monotonic() - started
+    info = _engine_info(config, served, limits, size, device=device, load_time_s=load_time_s)
+    return info, runner
+
+
+def _model_runner(
+    config: EngineConfig,
+    served: ServedModel,
+    limits: BatchLimits,
+    layers: dict[nn.Module, PagedLayer],
+    *,
+    device: torch.device,
+    num_groups: int,
+) -> ModelRunner:
+    eos = eos_token_ids(served.model.causal_lm)
+    return ModelRunner(
         served.model,
         PagedAttention(served.backend, layers),
         Sampler(eos),
-        block_size=size.block_size,
+        block_size=limits.block_size,
         device=device,
         device_monitor=device_monitor(device),
         make_compiler=lambda: _grammar_compiler(config, served, eos),
         max_num_seqs=limits.max_num_seqs,
-        num_cache_groups=len(size.groups),
+        num_cache_groups=num_groups,
         runs_ahead=device.type == "cuda",
         seed=config.seed or 0,
     )
-    load_time_s = time.monotonic() - started
-    info = _engine_info(config, served, limits, size, eos, device=device, load_time_s=load_time_s)
-    return info, runner
 
 
 def _probe(causal_lm: Any, config: EngineConfig, device: torch.device) -> ServedModel:
@@ -147,30 +172,11 @@ def _collector_off() -> Iterator[None]:
         gc.enable()
 
 
-def _cache_size(
-    config: EngineConfig,
-    served: ServedModel,
-    limits: BatchLimits,
-    device: torch.device,
-    *,
-    wanted_len: int,
-    costs: list[GroupCost],
-) -> CacheSize:
-    memory = config.kv_cache_memory
-    if memory is None and device.type == "cpu":
-        memory = default_cpu_memory(available_memory())
-    elif memory is None:
-        memory = default_cuda_memory(device_memory(device), peak_cuda_memory(served, limits, device))
-    memory -= (limits.max_num_seqs + 1) * sum(module.bytes_per_slot for module in served.states)
-    return resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=max(0, memory), costs=costs)
-
-
 def _engine_info(
     config: EngineConfig,
     served: ServedModel,
     limits: BatchLimits,
     size: CacheSize,
-    eos: list[int],
     *,
     device: torch.device,
     load_time_s: float,
@@ -186,7 +192,7 @@ def _engine_info(
         device_name=device_name(device),
         attention_backend=served.backend.name,
         vocab_size=served.model.vocab_size,
-        eos_token_ids=eos,
+        eos_token_ids=eos_token_ids(causal_lm),
         sampling_defaults=sampling_defaults(causal_lm) if config.use_generation_config else {},
         max_model_len=size.max_model_len,
         max_num_seqs=limits.max_num_seqs,

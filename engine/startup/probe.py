@@ -22,7 +22,6 @@ from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.loader import model_context, one_line
 from orcinus.engine.scheduler.cache_groups import GroupCost
-from orcinus.engine.startup.cache_size import BatchLimits
 
 _PROBE_TOKENS = 12
 # Relative error of the logits. Chunks of other sizes round differently, and in low precision a router may tip over.
@@ -171,24 +170,3 @@ def _scratch_attention(served: ServedModel, num_blocks: int, block_size: int, de
 def _probe_tokens(model: LanguageModel, device: torch.device) -> tuple[Tensor, Tensor]:
     positions = torch.arange(_PROBE_TOKENS, device=device)
     return (positions * 37 + 5) % model.vocab_size, positions
-
-
-def peak_cuda_memory(served: ServedModel, limits: BatchLimits, device: torch.device) -> int:
-    """Return the bytes in use on the device, by any process, at the peak of the largest step. Not yet run on a GPU."""
-    num_tokens = min(limits.max_num_batched_tokens, served.max_context)
-    num_blocks = math.ceil(num_tokens / limits.block_size)
-    attention = _scratch_attention(served, num_blocks, limits.block_size, device)
-    table = np.arange(num_blocks, dtype=np.int32).reshape(1, num_blocks)
-    metadata = batch_metadata([(0, num_tokens)], table, limits.block_size, device)
-    state_slots = allocate_states(served, 1, device)
-    torch.cuda.reset_peak_memory_stats(device)
-    positions = torch.arange(num_tokens, device=device)
-    with step_context(StepContext(attention, (metadata,), state_slots=state_slots)):
-        hidden = served.model.hidden_states(positions % served.model.vocab_size, positions)
-    served.model.logits(hidden[: limits.max_num_seqs]).float()
-    free, total = torch.cuda.mem_get_info(device)
-    outside_torch = total - free - torch.cuda.memory_reserved(device)
-    peak = torch.cuda.max_memory_allocated(device) + max(0, outside_torch)
-    del attention, hidden
-    torch.cuda.empty_cache()
-    return peak

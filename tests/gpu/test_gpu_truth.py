@@ -16,6 +16,7 @@ from orcinus.engine.attention.choice import choose_backend
 from orcinus.engine.attention.flash_backend import FlashBackend
 from orcinus.engine.attention.interface import AttentionSpec, LayerShape, batch_metadata
 from orcinus.engine.attention.torch_backend import TorchBackend
+from orcinus.engine.runner.cuda_graphs import recorded_sizes
 from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import FAMILIES, build_model, engine_config
 from tests.integration.truth import (
@@ -63,7 +64,7 @@ def test_steps_of_single_tokens_are_replayed(family: str, dtype: str, model_of: 
     rng = random.Random(3)
     serve(core_with_few_blocks((info, runner), info.num_kv_blocks), sampled_cases(rng, 8), rng)
     assert runner.graphs is not None
-    assert runner.graphs.can_record
+    assert runner.graphs.sizes[::-1] == recorded_sizes(info.max_num_seqs)
 
 
 def test_seeded_sampling_on_the_gpu_does_not_depend_on_what_shares_the_batch(

@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
-from orcinus.engine.runner.cuda_graphs import DecodeGraphs
+from orcinus.engine.runner.cuda_graphs import recorded_sizes
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import build_model, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, core_with_few_blocks, greedy_cases, serve
 
-CPU = torch.device("cpu")
 # What makes the host wait for the device: no recording can contain it.
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2"}
 
@@ -41,16 +39,17 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["in turn", "ahead"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_padded_and_replayed_steps_give_the_tokens_of_generate(family: str, runs_ahead: bool, tmp_path: Path) -> None:
-    num_replays: list[int] = []
+    replayed: list[int] = []
 
-    def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        output = function()
+    def record(function: Callable[[], None]) -> Callable[[], None]:
+        size = next(sizes)
+        function()
 
         def replay() -> None:
-            num_replays.append(len(output))
-            output.copy_(function())
+            replayed.append(size)
+            function()
 
-        return replay, output
+        return replay
 
     rng = random.Random(family)
     directory = build_model(family, tmp_path)
@@ -58,11 +57,13 @@ def test_padded_and_replayed_steps_give_the_tokens_of_generate(family: str, runs
     info, runner = build_executor(engine_config(directory, max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE))
     assert isinstance(runner._attention.backend, NativeBackend)
     assert runner.graphs is None
-    runner.graphs = DecodeGraphs(runner._compute_logits, record, CPU, info.max_num_seqs)
+    sizes = iter(recorded_sizes(info.max_num_seqs))
+    runner.record_decodes(record, info.max_model_len)
     runner.runs_ahead = runs_ahead
     run = serve(core_with_few_blocks((info, runner)), cases, rng)
     assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]
-    assert set(num_replays) == {1, 2, 4}
+    assert set(replayed) == {1, 2, 4}
+    assert next(sizes, None) is None
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 1}, {"min_p": 0.1}, {"logprobs": 2}], ids=str)

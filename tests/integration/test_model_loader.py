@@ -366,6 +366,37 @@ def test_model_whose_code_fails_is_refused(llama: Path, monkeypatch: pytest.Monk
     assert "first run of LlamaForCausalLM failed: shapes do not match" in refusal(llama)
 
 
+@pytest.mark.parametrize("kind", ["shards", "gguf"])
+def test_weights_go_straight_to_a_device_that_is_no_cpu(
+    kind: str, tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is none here, so that transformers is asked for the CPU in its place."""
+    placed: list[Any] = []
+    whole = load_causal_lm(engine_config(llama), CPU)
+    real = type(whole).from_pretrained
+
+    def from_pretrained(*args: Any, device_map: Any = None, **options: Any) -> Any:
+        placed.append(device_map)
+        return real(*args, device_map={"": CPU}, **options)
+
+    if kind == "gguf":
+        path = write_gguf(llama, tmp_path / "llama.gguf")
+    else:
+        path = tmp_path / "shards"
+        whole.save_pretrained(path, max_shard_size="100KB")
+        assert len([*path.glob("*.safetensors")]) > 1
+    monkeypatch.setattr(type(whole), "from_pretrained", from_pretrained)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *args, **kwargs: module)
+    loaded = load_causal_lm(engine_config(path), torch.device("cuda"))
+    assert placed == [{"": torch.device("cuda")}]
+    assert not [module for module in loaded.modules() if hasattr(module, "_hf_hook")]
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    monkeypatch.setattr(model_loader, "map_checkpoint", lambda *_: None)
+    load_causal_lm(engine_config(path), CPU)
+    assert placed[1] is None
+
+
 def test_quantizing_while_loading_is_for_cpus_alone(llama: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"quantization=int8 .* CPUs"):
         load_causal_lm(engine_config(llama, quantization="int8"), torch.device("cuda"))
