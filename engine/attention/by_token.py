@@ -1,6 +1,6 @@
-"""Attention backends whose result for a token depends on its own sequence alone, not on its chunk or its batch.
+"""Attention whose result for a token depends on its own sequence alone, not on its chunk or its batch. CPU only.
 
-They make a sequence of its own of each token of a step, and sum its keys in one order. CPU only.
+The native kernels compute it so anyway. Without them each token of a step becomes a sequence of its own.
 """
 
 from dataclasses import replace
@@ -12,12 +12,11 @@ from torch import Tensor
 from orcinus.engine.attention.interface import AttentionBackend, AttentionMetadata, AttentionSpec, LayerCache
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.torch_backend import DecodeGroup, TorchBackend, decode_group, decode_spans
-from orcinus.engine.kernels.library import Library
 
 
 def token_by_token(backend: AttentionBackend) -> AttentionBackend:
     """Return the same attention, on a CPU, with results that depend on a token's own sequence and not on its chunk."""
-    return NativeTokenBackend(backend.library) if isinstance(backend, NativeBackend) else TorchTokenBackend()
+    return backend if isinstance(backend, NativeBackend) else TorchTokenBackend()
 
 
 class _TokenMetadata:
@@ -52,20 +51,6 @@ def _metadata_by_token(meta: AttentionMetadata) -> AttentionMetadata:
         query_start_tensor=torch.arange(num_tokens + 1, dtype=torch.int32),
         seq_lens_tensor=torch.from_numpy(seq_lens),
     )
-
-
-class NativeTokenBackend(NativeBackend):
-    """Attends to every token as if it were its sequence's last, in one order of the keys: a chunk changes nothing."""
-
-    _in_one_part = True
-
-    def __init__(self, library: Library) -> None:
-        super().__init__(library)
-        self.name = f"{self.name}-by-token"
-        self._tokens = _TokenMetadata()
-
-    def set_step(self, meta: AttentionMetadata) -> None:
-        super().set_step(self._tokens.of(meta))
 
 
 class TorchTokenBackend(TorchBackend):

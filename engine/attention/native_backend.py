@@ -12,6 +12,7 @@ from orcinus.engine.kernels.library import Library
 from orcinus.engine.kernels.structures import Attention, Cache, Step
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+_VECTOR = 16  # WIDTH of attention.cpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,12 @@ class _NativeCache(LayerCache):
 class NativeBackend:
     """Reads and writes the paged cache in place, on a CPU, with a kernel of our own (`engine/kernels`).
 
-    Blocks are `(kv_heads, block_size, dim)`: the keys of one head are read one after the other.
+    What it computes for a token depends on the token's own sequence alone, to the last bit. `Cache` of common.h says
+    how blocks are laid out: interleaved where that can be, in rows where it cannot, which are gathered.
     """
 
     block_size_multiple = 1
     reads_foreign_rows = False
-    _in_one_part = False  # whether a long sequence's keys are summed in one order
 
     def __init__(self, library: Library) -> None:
         self.name = f"native-{library.instruction_set}"
@@ -39,8 +40,9 @@ class NativeBackend:
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCache:
         assert dtype in NATIVE_DTYPES
-        base = (num_blocks, shape.num_kv_heads, block_size)
-        keys, values = (allocate_zeros((*base, dim), dtype, device) for dim in (shape.key_dim, shape.value_dim))
+        is_interleaved = _can_interleave(shape, block_size, dtype)
+        sizes = _interleaved(shape, block_size, dtype) if is_interleaved else _rows(shape, block_size)
+        keys, values = (allocate_zeros((num_blocks, shape.num_kv_heads, *size), dtype, device) for size in sizes)
         native = Cache(
             keys=keys.data_ptr(),
             values=values.data_ptr(),
@@ -48,6 +50,7 @@ class NativeBackend:
             key_dim=shape.key_dim,
             value_dim=shape.value_dim,
             is_bf16=dtype is torch.bfloat16,
+            is_interleaved=is_interleaved,
         )
         return _NativeCache(keys, values, native)
 
@@ -78,7 +81,8 @@ class NativeBackend:
         self, call: Attention, layer: LayerCache, query: Tensor, spec: AttentionSpec, meta: AttentionMetadata
     ) -> Tensor:
         rows = _as_rows(query, layer.keys.dtype)
-        out = rows.new_empty(*rows.shape[:2], layer.values.shape[-1])
+        assert isinstance(layer, _NativeCache)
+        out = rows.new_empty(*rows.shape[:2], layer.native.value_dim)
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
         self.set_step(meta)
         call.query, call.out, call.out_token = rows.data_ptr(), out.data_ptr(), out.stride(0)
@@ -113,7 +117,7 @@ class NativeBackend:
     def _step_of(self, group: int) -> Step:
         step = self._steps.get(group)
         if step is None:
-            step = self._steps[group] = Step(in_one_part=self._in_one_part)
+            step = self._steps[group] = Step()
         return step
 
 
@@ -122,3 +126,22 @@ def _as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype is not dtype:
         tensor = tensor.to(dtype)
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def _can_interleave(shape: LayerShape, block_size: int, dtype: torch.dtype) -> bool:
+    whole_lanes = shape.key_dim % _per_lane(dtype) == 0
+    return whole_lanes and block_size % _VECTOR == 0 and shape.value_dim % _VECTOR == 0
+
+
+def _interleaved(shape: LayerShape, block_size: int, dtype: torch.dtype) -> tuple[tuple[int, int, int], ...]:
+    """Return the sizes of a head's keys and values in a block, as products read them."""
+    count = _per_lane(dtype)
+    return (shape.key_dim // count, block_size, count), (block_size // count, shape.value_dim, count)
+
+
+def _rows(shape: LayerShape, block_size: int) -> tuple[tuple[int, int], ...]:
+    return (block_size, shape.key_dim), (block_size, shape.value_dim)
+
+
+def _per_lane(dtype: torch.dtype) -> int:
+    return 4 // dtype.itemsize

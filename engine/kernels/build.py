@@ -22,6 +22,7 @@ CSRC = FOLDER / "csrc"
 SOURCES = ("argmax.cpp", "attention.cpp", "decoder.cpp", "linear.cpp", "pool.cpp", "product.cpp", "structures.cpp")
 INCLUDED = (
     "attention.inl",
+    "cache_write.inl",
     "common.h",
     "linear.h",
     "linear.inl",

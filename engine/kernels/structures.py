@@ -19,7 +19,6 @@ class Step(ctypes.Structure):
         ("seq_lens", c_void_p),
         ("block_tables", c_void_p),
         ("slots", c_void_p),
-        ("in_one_part", c_int64),
     )
 
 
@@ -33,6 +32,7 @@ class Cache(ctypes.Structure):
         ("key_dim", c_int64),
         ("value_dim", c_int64),
         ("is_bf16", c_int64),
+        ("is_interleaved", c_int64),
     )
 
 

@@ -2,8 +2,8 @@
 // nothing of Python or torch but the memory that it is pointed to.
 //
 // One call serves one layer of one step. Its work is cut into items that any number of threads take from a counter:
-// one item is a part of one sequence's keys for the query heads that share a KV head (decode), or some tokens of a
-// longer chunk for those heads (prefill).
+// one item is some tokens of a sequence for the query heads that share a KV head, over all keys that these tokens see
+// or over one part of them. How the work is cut changes nothing in a token's result, to the last bit.
 
 #include "common.h"
 
@@ -11,83 +11,61 @@ namespace {
 
 const f32x16 COLUMNS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// Keys that are looked at together.
+// Keys that are looked at together. Tiles begin at multiples of it, whatever shares the step.
 const long TILE = 64;
-// Keys of one sequence that one decode item takes: longer ones are shared out. A multiple of TILE.
+// Keys of a vector: those of a tile lie in so many groups.
+const long WIDTH = 16, GROUPS = TILE / WIDTH;
+// Keys whose weighted values are summed in one go, from a multiple of it on: the sums of parts are joined in their order,
+// by one thread that did them all or by the last of several. A multiple of TILE.
 const long PART = 512;
-// Query rows (tokens times heads of a group) of a prefill item: the more, the less often keys are repacked.
+// Lines of the cache that are asked for when another part of the memory comes next; more come by themselves.
+const long FETCHED_LINES = 32;
+// Query rows (tokens times heads of a group) of an item at most, if it has several tokens.
 const long CHUNK_ROWS = 256;
-// Decode items that each thread should find, if there are that many heads: the fewer heads an item has, the less of
-// what it reads lies together.
+// Tokens of a sequence whose parts are shared out; more tokens are enough work for all threads.
+const long FEW_TOKENS = 16;
+// Items that each thread should find, if there are that many.
 const long ITEMS_PER_THREAD = 4;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 100e3;
 
-template <class Stored> INLINE const Stored* query_row(const Attention& call, long token, long head) {
-    return static_cast<const Stored*>(call.query) + token * call.query_token + head * call.query_head;
-}
-
-template <class Stored> INLINE Stored* out_row(const Attention& call, long token, long head) {
-    return static_cast<Stored*>(call.out) + token * call.out_token + head * call.cache->value_dim;
-}
-
 // Query heads that share a KV head.
 INLINE long group_of(const Attention& call) { return call.num_heads / call.cache->num_kv_heads; }
 
-INLINE float sink_of(const Attention& call, long head) { return call.sinks ? call.sinks[head] : -INFINITY; }
+INLINE long padded_values(const Attention& call) { return round_up(call.cache->value_dim, WIDTH); }
+
+// What `num_rows` query rows have seen so far takes so many floats: see `State` of attention.inl.
+INLINE long state_floats(const Attention& call, long num_rows) { return num_rows * (2 + padded_values(call)); }
 
 struct Item {
-    long sequence;
-    long head, num_heads;     // KV heads
-    long token, num_tokens;   // in the step
-    long position;            // of the first token, in its sequence
-    long first, end;          // keys that any of its tokens may see
-    bool is_first_part;
-    float* partial;           // where the state of one part of several goes; or null
+    long sequence, head;     // a KV head
+    long token, num_tokens;  // in the step
+    long position;           // of the first token, in its sequence
+    long first, end;         // keys that any of its tokens may see, in one part or in all
+    float* partial;          // where the state of one part of several goes; or null
 };
 
 // An upper bound of what any item takes.
 long scratch_bytes(const Attention& call) {
-    const long rows = most(CHUNK_ROWS, call.num_heads);
-    const long keys = round_up(call.cache->key_dim, 32), values = round_up(call.cache->value_dim, 32);
-    return 4 * (rows * (keys + values + 2 * TILE + 4) + TILE * (keys + values)) + 64 * 16;
+    const long rows = most(CHUNK_ROWS, group_of(call));
+    const long keys = round_up(call.cache->key_dim, 2), values = padded_values(call);
+    return 4 * (rows * (keys + 2 * TILE) + 2 * state_floats(call, rows) + TILE * (keys + 2 * values)) + 64 * 16;
 }
 
 INLINE const int32_t* table_of(const Step& step, long sequence) {
     return step.block_tables + sequence * step.table_stride;
 }
 
-// Pointers to `count` keys and values from a position on; the last is repeated up to a multiple of four. Rows that no
-// token of the item sees may have been let go, and hold anything: the first that one sees stands for them.
-template <class Stored>
-INLINE void locate(const Attention& call, const Item& item, long position, long count, const Stored** keys,
-                   const Stored** values) {
-    const Cache& cache = *call.cache;
-    const long block_size = call.step->block_size;
-    const int32_t* table = table_of(*call.step, item.sequence);
-    const long unseen = most(0, item.first - position);
-    long block = (position + unseen) / block_size, row = (position + unseen) % block_size;
-    for (long j = unseen; j < count; block++, row = 0) {
-        const long first_row = (table[block] * cache.num_kv_heads + item.head) * block_size;
-        for (; row < block_size && j < count; row++, j++) {
-            keys[j] = static_cast<const Stored*>(cache.keys) + (first_row + row) * cache.key_dim;
-            values[j] = static_cast<const Stored*>(cache.values) + (first_row + row) * cache.value_dim;
-        }
-    }
-    for (long j = 0; j < unseen; j++) {
-        keys[j] = keys[unseen];
-        values[j] = values[unseen];
-    }
-    for (long j = count; j % 4; j++) {
-        keys[j] = keys[count - 1];
-        values[j] = values[count - 1];
-    }
+// Rows of the cache before those of a position's block, for the item's head.
+INLINE long rows_before(const Attention& call, const Item& item, long position) {
+    const long block = table_of(*call.step, item.sequence)[position / call.step->block_size];
+    return (block * call.cache->num_kv_heads + item.head) * call.step->block_size;
 }
 
 struct Kernels {
-    void (*decode)(const Attention&, const Item&, char* scratch);
-    void (*prefill)(const Attention&, const Item&, char* scratch);
-    void (*merge)(const Attention&, const Item&, const float* partials, long partial_floats, long num_parts, char* scratch);
+    void (*write)(const Attention&, long first, long end);
+    void (*attend)(const Attention&, const Item&, char* scratch);
+    void (*join)(const Attention&, const Item&, const float* partials, long num_parts, char* scratch);
 };
 
 // ---- the instruction sets
@@ -97,11 +75,10 @@ struct Kernels {
 namespace generic {
 #define TILE_ROWS 2
 #define TILE_VECTORS 1
-#define STRIP 1
 #include "attention.inl"
+#include "cache_write.inl"
 #undef TILE_ROWS
 #undef TILE_VECTORS
-#undef STRIP
 }  // namespace generic
 
 #if defined(__x86_64__)
@@ -110,22 +87,21 @@ BEGIN_TARGET("avx2,fma")
 namespace avx2 {
 #define TILE_ROWS 4
 #define TILE_VECTORS 1
-#define STRIP 2
 #include "attention.inl"
+#include "cache_write.inl"
 #undef TILE_ROWS
 #undef TILE_VECTORS
 }  // namespace avx2
 END_TARGET
-#undef STRIP
 #undef AVX512
 
 #define AVX512 1
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
-#define STRIP 8
 BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
 namespace avx512 {
 #include "attention.inl"
+#include "cache_write.inl"
 }  // namespace avx512
 END_TARGET
 
@@ -134,6 +110,7 @@ END_TARGET
 BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
 namespace avx512_bf16 {
 #include "attention.inl"
+#include "cache_write.inl"
 }  // namespace avx512_bf16
 END_TARGET
 
@@ -141,7 +118,7 @@ END_TARGET
 
 Kernels kernels_for(int64_t level, bool is_bf16) {
 #if defined(__x86_64__)
-    if (level == 3 && is_bf16) return avx512_bf16::kernels_for_pairs();
+    if (level == 3 && is_bf16) return avx512_bf16::kernels_for_bf16();
     if (level >= 2) return avx512::kernels_for(is_bf16);
     if (level == 1) return avx2::kernels_for(is_bf16);
 #endif
@@ -162,59 +139,84 @@ double multiplications(const Attention& call) {
 
 class Work {
 public:
-    // `first_items` has room for one number per sequence and one more.
-    Work(const Attention& call, int64_t* first_items, long num_threads) : call(call), first_items_(first_items) {
-        for (heads_ = call.cache->num_kv_heads; count_items() < ITEMS_PER_THREAD * num_threads && heads_ > 1;)
-            heads_ = (heads_ + 1) / 2;
+    // `first_items` has room for two numbers per sequence and two more.
+    Work(const Attention& call, int64_t* first_items, long num_threads)
+        : call(call), first_items_(first_items), first_partials_(first_items + call.step->num_seqs + 1) {
+        const long num_seqs = call.step->num_seqs;
+        double total = 0;
+        for (long i = 0; i < num_seqs; i++) total += work_of(i) * call.cache->num_kv_heads;
+        const double most_work = total / most(1, ITEMS_PER_THREAD * num_threads);
+        int64_t items = 0, partials = 0;
+        for (long i = 0; i < num_seqs; i++) {
+            const bool is_cut = num_threads > 1 && tokens_of(i) <= few_tokens() && work_of(i) > most_work;
+            const long parts = is_cut ? all_parts_of(i) : 1;
+            first_items_[i] = items;
+            first_partials_[i] = partials;
+            items += (parts > 1 ? parts : chunks_of(i)) * call.cache->num_kv_heads;
+            if (parts > 1) partials += parts * partial_floats(i) * call.cache->num_kv_heads;
+        }
+        first_items_[num_seqs] = items;
+        first_partials_[num_seqs] = partials;
     }
 
     long num_items() const { return first_items_[call.step->num_seqs]; }
 
-    // KV heads that an item of this sequence takes together.
-    long heads_of(long sequence) const { return tokens_of(sequence) > 1 ? 1 : heads_; }
+    // Floats that the states of all parts take.
+    long all_partials() const { return first_partials_[call.step->num_seqs]; }
 
+    // Parts that the sequence's keys are cut into; 1 where its tokens are cut into chunks.
     long parts_of(long sequence) const {
-        const long tokens = tokens_of(sequence);
-        if (tokens > 1) return (tokens + chunk_tokens() - 1) / chunk_tokens();
-        if (call.step->in_one_part) return 1;
-        return (call.step->seq_lens[sequence] - 1) / PART - first_key(call.step->seq_lens[sequence] - 1) / PART + 1;
+        return first_partials_[sequence + 1] == first_partials_[sequence] ? 1 : all_parts_of(sequence);
     }
 
-    long tokens_of(long sequence) const {
-        return call.step->query_start[sequence + 1] - call.step->query_start[sequence];
-    }
+    // Of one part.
+    long partial_floats(long sequence) const { return state_floats(call, tokens_of(sequence) * group_of(call)); }
 
-    // The parts of the same heads have consecutive numbers.
+    // The parts of the same head have consecutive numbers.
     Item item(long number, long* part) const {
         Item item = {};
         item.sequence = sequence_of(number);
-        const long within = number - first_items_[item.sequence], num_parts = parts_of(item.sequence);
-        item.head = within / num_parts * heads_of(item.sequence);
-        item.num_heads = least(heads_of(item.sequence), call.cache->num_kv_heads - item.head);
-        *part = within % num_parts;
+        const long within = number - first_items_[item.sequence], parts = parts_of(item.sequence);
+        const long pieces = parts > 1 ? parts : chunks_of(item.sequence);
+        item.head = within / pieces;
         item.token = call.step->query_start[item.sequence];
         item.num_tokens = tokens_of(item.sequence);
         item.position = call.step->seq_lens[item.sequence] - item.num_tokens;
-        if (item.num_tokens > 1)
-            take_tokens(item, *part);
-        else
-            take_keys(item, *part);
+        *part = parts > 1 ? within % parts : 0;
+        if (parts == 1) take_tokens(item, within % pieces);
+        item.first = first_key(item.position);
+        item.end = item.position + item.num_tokens;
+        if (parts > 1) take_keys(item, *part);
         return item;
+    }
+
+    // Where the state of a head's first part lies.
+    long first_partial(const Item& item) const {
+        return first_partials_[item.sequence] + item.head * parts_of(item.sequence) * partial_floats(item.sequence);
     }
 
     const Attention& call;
 
 private:
-    long count_items() {
-        int64_t total = 0;
-        for (long i = 0; i < call.step->num_seqs; i++) {
-            first_items_[i] = total;
-            total += parts_of(i) * ((call.cache->num_kv_heads + heads_of(i) - 1) / heads_of(i));
-        }
-        return first_items_[call.step->num_seqs] = total;
+    long tokens_of(long sequence) const {
+        return call.step->query_start[sequence + 1] - call.step->query_start[sequence];
     }
 
-    long chunk_tokens() const { return most(1, CHUNK_ROWS * call.cache->num_kv_heads / call.num_heads); }
+    double work_of(long sequence) const {
+        const long end = call.step->seq_lens[sequence];
+        return double(tokens_of(sequence)) * (end - first_key(end - tokens_of(sequence)));
+    }
+
+    long chunk_tokens() const { return most(1, CHUNK_ROWS / group_of(call)); }
+
+    long few_tokens() const { return least(FEW_TOKENS, chunk_tokens()); }
+
+    long chunks_of(long sequence) const { return (tokens_of(sequence) + chunk_tokens() - 1) / chunk_tokens(); }
+
+    long all_parts_of(long sequence) const {
+        const long end = call.step->seq_lens[sequence];
+        return (end - 1) / PART - first_key(end - tokens_of(sequence)) / PART + 1;
+    }
 
     long first_key(long position) const { return call.window > 0 ? most(0, position + 1 - call.window) : 0; }
 
@@ -227,57 +229,34 @@ private:
         return low;
     }
 
-    void take_tokens(Item& item, long part) const {
-        const long skipped = part * chunk_tokens();
+    void take_tokens(Item& item, long chunk) const {
+        const long skipped = chunk * chunk_tokens();
         item.token += skipped;
         item.position += skipped;
         item.num_tokens = least(chunk_tokens(), item.num_tokens - skipped);
-        item.first = first_key(item.position);
-        item.end = item.position + item.num_tokens;
     }
 
-    void take_keys(Item& item, long part) const {
-        const long first = first_key(item.position), begin = (first / PART + part) * PART;
-        item.first = most(first, begin);
-        item.is_first_part = part == 0;
-        item.end = call.step->in_one_part ? item.position + 1 : least(begin + PART, item.position + 1);
+    static void take_keys(Item& item, long part) {
+        const long begin = (item.first / PART + part) * PART;
+        item.first = most(item.first, begin);
+        item.end = least(item.end, begin + PART);
     }
 
-    int64_t* first_items_;
-    long heads_;
+    int64_t *first_items_, *first_partials_;
 };
 
 // ---- doing it
 
-const long WRITE_TOKENS = 8;
-
-template <class Stored>
-void write_tokens(const Attention& call, long first, long end) {
-    const Cache& cache = *call.cache;
-    const long block_size = call.step->block_size;
-    for (long token = first; token < end; token++) {
-        const long block = call.step->slots[token] / block_size, row = call.step->slots[token] % block_size;
-        for (long head = 0; head < cache.num_kv_heads; head++) {
-            const long to = (block * cache.num_kv_heads + head) * block_size + row;
-            __builtin_memcpy(static_cast<Stored*>(cache.keys) + to * cache.key_dim,
-                             static_cast<const Stored*>(call.new_keys) + token * call.key_token + head * call.key_head,
-                             cache.key_dim * sizeof(Stored));
-            __builtin_memcpy(
-                static_cast<Stored*>(cache.values) + to * cache.value_dim,
-                static_cast<const Stored*>(call.new_values) + token * call.value_token + head * call.value_head,
-                cache.value_dim * sizeof(Stored));
-        }
-    }
-}
+// Tokens that a thread writes at once: with fewer, what lies side by side would be torn apart.
+const long WRITE_TOKENS = 16;
 
 struct Job {
     const Work& work;
     Kernels kernels;
     char* scratch;
     long scratch_bytes;
-    float* partials;  // of all items, where some have several parts
-    long partial_floats;
-    std::atomic<int32_t>* missing;  // parts of each sequence and head
+    float* partials;
+    std::atomic<int32_t>* missing;  // parts of each sequence and head, where there are several
     std::atomic<long> next_thread, next_write, num_written, next_item;
 };
 
@@ -287,29 +266,29 @@ void write_all(Job& job) {
     const long num_tokens = call.step->num_tokens;
     for (long first; (first = job.next_write.fetch_add(WRITE_TOKENS)) < num_tokens;) {
         const long end = least(first + WRITE_TOKENS, num_tokens);
-        call.cache->is_bf16 ? write_tokens<bf16>(call, first, end) : write_tokens<float>(call, first, end);
+        job.kernels.write(call, first, end);
         job.num_written.fetch_add(end - first, std::memory_order_release);
     }
     // For those who are writing right now, not for threads that have not come yet, as a barrier would.
     while (job.num_written.load(std::memory_order_acquire) < num_tokens) sched_yield();
 }
 
-void run_part(Job& job, Item& item, long number, long part, long num_parts, char* scratch) {
-    const Attention& call = job.work.call;
-    item.partial = job.partials + number * job.partial_floats;
-    job.kernels.decode(call, item, scratch);
-    if (job.missing[item.sequence * call.cache->num_kv_heads + item.head].fetch_sub(1) > 1) return;
-    const float* first = job.partials + (number - part) * job.partial_floats;
-    job.kernels.merge(call, item, first, job.partial_floats, num_parts, scratch);
+// The thread that does a head's last part joins them all.
+void run_part(Job& job, Item& item, long part, long num_parts, char* scratch) {
+    const Work& work = job.work;
+    const float* first = job.partials + work.first_partial(item);
+    item.partial = job.partials + work.first_partial(item) + part * work.partial_floats(item.sequence);
+    job.kernels.attend(work.call, item, scratch);
+    if (job.missing[item.sequence * work.call.cache->num_kv_heads + item.head].fetch_sub(1) > 1) return;
+    job.kernels.join(work.call, item, first, num_parts, scratch);
 }
 
 void run_item(Job& job, long number, char* scratch) {
     long part;
     Item item = job.work.item(number, &part);
-    if (job.work.tokens_of(item.sequence) > 1) return job.kernels.prefill(job.work.call, item, scratch);
     const long num_parts = job.work.parts_of(item.sequence);
-    if (num_parts > 1) return run_part(job, item, number, part, num_parts, scratch);
-    job.kernels.decode(job.work.call, item, scratch);
+    if (num_parts > 1) return run_part(job, item, part, num_parts, scratch);
+    job.kernels.attend(job.work.call, item, scratch);
 }
 
 void run_thread(void* data) {
@@ -323,13 +302,7 @@ void run_thread(void* data) {
 
 thread_local Arena item_arena, work_arena;
 
-bool has_parts(const Work& work) {
-    for (long i = 0; i < work.call.step->num_seqs; i++)
-        if (work.tokens_of(i) == 1 && work.parts_of(i) > 1) return true;
-    return false;
-}
-
-// How many parts of each head are yet to come; the thread that does the last one joins them.
+// How many parts of each head are yet to come.
 void count_parts(const Work& work, std::atomic<int32_t>* missing) {
     const long num_heads = work.call.cache->num_kv_heads;
     for (long i = 0; i < work.call.step->num_seqs; i++)
@@ -366,21 +339,18 @@ EXPORT const char* orcinus_source() { return ORCINUS_SOURCE; }
 // Writes the step's new keys and values, unless they are null, then attends. Returns 0, or 1 without memory to work in.
 EXPORT int64_t orcinus_attend(const Attention* call, const Team* team, int64_t level) {
     const long num_seqs = call->step->num_seqs, num_kv_heads = call->cache->num_kv_heads;
-    char* items = item_arena.reserve((num_seqs + 1) * sizeof(int64_t));
+    char* items = item_arena.reserve(2 * (num_seqs + 1) * sizeof(int64_t));
     if (items == nullptr) return 1;
     const bool alone = team->parallel == nullptr || team->num_threads < 2 || multiplications(*call) < SERIAL_WORK;
-    const Work work(*call, reinterpret_cast<int64_t*>(items), alone ? 0 : team->num_threads);
-    const bool in_parts = has_parts(work);
-    const long per_thread = scratch_bytes(*call), all_threads = per_thread * (alone ? 1 : team->num_threads);
-    const long state = 2 + round_up(call->cache->value_dim, 32);
-    const long partial_floats = round_up(call->num_heads * state, 16);
-    const long partial_bytes = in_parts ? work.num_items() * partial_floats * sizeof(float) : 0;
-    const long counter_bytes = in_parts ? num_seqs * num_kv_heads * sizeof(int32_t) : 0;
+    const Work work(*call, reinterpret_cast<int64_t*>(items), alone ? 1 : team->num_threads);
+    const long per_thread = round_up(scratch_bytes(*call), 64), all_threads = per_thread * (alone ? 1 : team->num_threads);
+    const long partial_bytes = round_up(work.all_partials() * sizeof(float), 64);
+    const long counter_bytes = partial_bytes > 0 ? num_seqs * num_kv_heads * sizeof(int32_t) : 0;
     char* memory = work_arena.reserve(all_threads + partial_bytes + counter_bytes);
     if (memory == nullptr) return 1;
-    Job job = {work, kernels_for(level, call->cache->is_bf16 != 0), memory, per_thread, nullptr, partial_floats,
-               nullptr, {0}, {0}, {0}, {0}};
-    if (in_parts) {
+    Job job = {work, kernels_for(level, call->cache->is_bf16 != 0), memory, per_thread, nullptr, nullptr,
+               {0}, {0}, {0}, {0}};
+    if (partial_bytes > 0) {
         job.partials = reinterpret_cast<float*>(memory + all_threads);
         job.missing = reinterpret_cast<std::atomic<int32_t>*>(memory + all_threads + partial_bytes);
         count_parts(work, job.missing);

@@ -2,72 +2,66 @@
 // a namespace of its own, with these macros:
 //   NATIVE_BF16  1 where pairs of bfloat16 are multiplied in hardware; otherwise they are widened to float32 first
 //   AVX512       1 where its intrinsics are there
-//   TILE_ROWS, TILE_VECTORS  the accumulators that a matrix product keeps in registers: rows times vectors of 16
-//   STRIP        vectors of 16 that a decode sums values into at once
+//   TILE_ROWS, TILE_VECTORS  the accumulators that a product keeps in registers: rows times vectors of 16
 //
-// Every query looks at its keys in tiles that begin at multiples of TILE positions, whatever shares the batch, the
-// block size or the chunk: its result depends on nothing but its own sequence.
+// The order in which a number is summed depends on positions alone, whatever shares the batch, the block size, the chunk
+// or the item: scores along the dimension, weighted values along the keys of a part, in tiles that begin at multiples of
+// TILE, and parts in their order. What a row does not see changes no bit, even if it is not finite.
 
 #include "vectors.inl"
 
-// ---- what differs between multiplying float32 and multiplying pairs of bfloat16
+// ---- what differs between kinds of numbers
 
-// Rows of the cache come as they are stored; queries and weights have been packed into `Packed`. One step of a
-// product takes one 32-bit lane: a float32, or two bfloat16.
-struct Single {
+INLINE u32x16 load_lanes(const uint32_t* p) {
+    u32x16 x;
+    __builtin_memcpy(&x, p, sizeof x);
+    return x;
+}
+
+// The cache has lanes of PER_LANE numbers; queries and weights have been packed into `Packed`.
+struct Floats {
+    typedef float Stored;
     typedef float Packed;
     static const int PER_LANE = 1;
-    static const int STRIDE = 16;  // elements of a row that `dot` takes
 
-    template <class Stored> static INLINE f32x16 dot(f32x16 sum, const float* query, const Stored* row) {
-        return load(query) * load_as_float(row) + sum;
+    static INLINE f32x16 multiply(f32x16 sum, const float* x, const uint32_t* lanes) {
+        return *x * bits_as<f32x16>(load_lanes(lanes)) + sum;
     }
 
-    template <class Stored>
-    static INLINE f32x16 dot_tail(f32x16 sum, const float* query, const Stored* row, long left) {
-        return load(query) * load_first(row, left) + sum;
+    // 0 or, where a number is not finite, NaN.
+    static INLINE f32x16 poison(const uint32_t* lanes) { return bits_as<f32x16>(load_lanes(lanes)) * 0.0f; }
+};
+
+struct WidenedPairs {
+    typedef bf16 Stored;
+    typedef float Packed;
+    static const int PER_LANE = 2;
+
+    static INLINE f32x16 first(u32x16 pairs) { return bits_as<f32x16>(pairs << 16); }
+    static INLINE f32x16 second(u32x16 pairs) { return bits_as<f32x16>(pairs & 0xffff0000u); }
+
+    static INLINE f32x16 multiply(f32x16 sum, const float* x, const uint32_t* lanes) {
+        const u32x16 pairs = load_lanes(lanes);
+        const f32x16 half = x[0] * first(pairs) + sum;
+        return x[1] * second(pairs) + half;
     }
 
-#if AVX512
-    template <class Stored> static INLINE __m512i lanes(const Stored* row, long left) {
-        return reinterpret_cast<__m512i>(left == 16 ? load_as_float(row) : load_first(row, left));
-    }
-#endif
-
-    static INLINE f32x16 multiply(f32x16 sum, const uint32_t* lane, const uint32_t* column) {
-        float x;
-        __builtin_memcpy(&x, lane, sizeof x);
-        return x * load(reinterpret_cast<const float*>(column)) + sum;
+    static INLINE f32x16 poison(const uint32_t* lanes) {
+        const u32x16 pairs = load_lanes(lanes);
+        return first(pairs) * 0.0f + second(pairs) * 0.0f;
     }
 };
 
 #if NATIVE_BF16
-INLINE f32x16 as_vector(__m512 x) { return reinterpret_cast<f32x16>(x); }
-INLINE __m512bh as_bh(__m512i x) { return reinterpret_cast<__m512bh>(x); }
-
-struct Pairs {
+struct Pairs : WidenedPairs {
     typedef bf16 Packed;
-    static const int PER_LANE = 2;
-    static const int STRIDE = 32;
 
-    static INLINE f32x16 dot_lanes(f32x16 sum, __m512i a, __m512i b) {
-        return as_vector(_mm512_dpbf16_ps(as_m512(sum), as_bh(a), as_bh(b)));
-    }
-
-    static INLINE f32x16 dot(f32x16 sum, const bf16* query, const bf16* row) {
-        return dot_lanes(sum, _mm512_loadu_si512(query), _mm512_loadu_si512(row));
-    }
-
-    static INLINE f32x16 dot_tail(f32x16 sum, const bf16* query, const bf16* row, long left) {
-        return dot_lanes(sum, _mm512_loadu_si512(query), lanes(row, left));
-    }
-
-    static INLINE __m512i lanes(const bf16* row, long left) {
-        return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << left) - 1), row);
-    }
-
-    static INLINE f32x16 multiply(f32x16 sum, const uint32_t* lane, const uint32_t* column) {
-        return dot_lanes(sum, _mm512_set1_epi32(static_cast<int>(*lane)), _mm512_loadu_si512(column));
+    static INLINE f32x16 multiply(f32x16 sum, const bf16* x, const uint32_t* lanes) {
+        int pair;
+        __builtin_memcpy(&pair, x, sizeof pair);
+        const __m512i a = _mm512_set1_epi32(pair), b = _mm512_loadu_si512(lanes);
+        return reinterpret_cast<f32x16>(
+            _mm512_dpbf16_ps(as_m512(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
     }
 };
 
@@ -82,11 +76,6 @@ INLINE void round_16(bf16* out, f32x16 x) {
 #endif
 INLINE void round_16(float* out, f32x16 x) { store(out, x); }
 
-template <class Stored> struct Arithmetic { typedef Single Type; };
-#if NATIVE_BF16
-template <> struct Arithmetic<bf16> { typedef Pairs Type; };
-#endif
-
 template <class T> INLINE void pack_row(T* out, const T* row, long dim, long padded) {
     __builtin_memcpy(out, row, dim * sizeof(T));
     __builtin_memset(static_cast<void*>(out + dim), 0, (padded - dim) * sizeof(T));
@@ -98,27 +87,179 @@ INLINE void pack_row(float* out, const bf16* row, long dim, long padded) {
     for (; d < padded; d++) out[d] = d < dim ? to_float(row[d]) : 0.0f;
 }
 
-template <class Stored> INLINE void write_row(Stored* out, const float* sums, float factor, long dim) {
-    long d = 0;
-    for (; d + 16 <= dim; d += 16) round_16(out + d, load(sums + d) * factor);
-    if (d == dim) return;
-    Stored last[16];
-    round_16(last, load(sums + d) * factor);
-    __builtin_memcpy(out + d, last, (dim - d) * sizeof(Stored));
+// ---- a tile of keys and values, in lanes
+
+// `end` keys from `first` on are in place, and perhaps their neighbours in a group of 16 or in a lane, which may hold
+// anything. Pointers to other groups lead to some group in place.
+struct Tile {
+    long first, end;
+    const uint32_t *keys[GROUPS], *values[GROUPS];
+    long key_stride, value_stride;
+};
+
+template <class A> INLINE void point(Tile& tile, long group, const uint32_t* keys, const uint32_t* values) {
+    const long first = group == tile.first / WIDTH ? 0 : group;
+    const long end = group == (tile.end - 1) / WIDTH ? GROUPS : group + 1;
+    for (long i = first; i < end; i++) {
+        tile.keys[i] = keys;
+        tile.values[i] = values;
+    }
 }
 
-// ---- the softmax of one tile
+// In the cache itself: a group is never in two blocks.
+template <class A> INLINE void locate(const Attention& call, const Item& item, long at, Tile& tile) {
+    const Cache& cache = *call.cache;
+    tile.key_stride = call.step->block_size;
+    tile.value_stride = cache.value_dim;
+    for (long group = tile.first / WIDTH; group * WIDTH < tile.end; group++) {
+        const long position = at + group * WIDTH, row = position % call.step->block_size;
+        const long before = rows_before(call, item, position);
+        point<A>(tile, group, static_cast<const uint32_t*>(cache.keys) + before * cache.key_dim / A::PER_LANE + row,
+                 static_cast<const uint32_t*>(cache.values) + (before + row) * cache.value_dim / A::PER_LANE);
+    }
+}
 
-// Turns the scores of one row into weights, of which those outside [first, end) become 0. `max` and `sum` are the
-// row's so far. Returns what sums made with the former maximum have to be multiplied with.
+// Copied from rows, with zeros for what no token of the item sees.
+template <class A> void gather(const Attention& call, const Item& item, long at, uint32_t* memory, Tile& tile) {
+    typedef typename A::Stored Stored;
+    const Cache& cache = *call.cache;
+    const long lanes = round_up(cache.key_dim, A::PER_LANE) / A::PER_LANE, padded = padded_values(call);
+    const long count = lanes * TILE + TILE / A::PER_LANE * padded;
+    __builtin_memset(memory, 0, count * sizeof(uint32_t));
+    Stored *keys = reinterpret_cast<Stored*>(memory), *values = reinterpret_cast<Stored*>(memory + lanes * TILE);
+    for (long j = tile.first; j < tile.end; j++) {
+        const long row = rows_before(call, item, at + j) + (at + j) % call.step->block_size;
+        const Stored* key = static_cast<const Stored*>(cache.keys) + row * cache.key_dim;
+        const Stored* value = static_cast<const Stored*>(cache.values) + row * cache.value_dim;
+        for (long d = 0; d < cache.key_dim; d++)
+            keys[(d / A::PER_LANE * TILE + j) * A::PER_LANE + d % A::PER_LANE] = key[d];
+        for (long d = 0; d < cache.value_dim; d++)
+            values[(j / A::PER_LANE * padded + d) * A::PER_LANE + j % A::PER_LANE] = value[d];
+    }
+    tile.key_stride = TILE;
+    tile.value_stride = padded;
+    for (long group = 0; group < GROUPS; group++) {
+        tile.keys[group] = memory + group * WIDTH;
+        tile.values[group] = memory + lanes * TILE + group * WIDTH / A::PER_LANE * padded;
+    }
+}
+
+// What the processor would not foresee: the memory that is read next, from its beginning.
+INLINE void fetch(const void* memory) {
+    for (long i = 0; i < FETCHED_LINES; i++) __builtin_prefetch(static_cast<const char*>(memory) + 64 * i);
+}
+
+template <class A> INLINE const uint32_t* value_lanes(const Tile& tile, long lane) {
+    const long per_group = WIDTH / A::PER_LANE;
+    return tile.values[lane / per_group] + lane % per_group * tile.value_stride;
+}
+
+template <class A> bool is_finite(const Tile& tile, long first_lane, long end_lane, long padded) {
+    f32x16 poison = {};
+    for (long lane = first_lane; lane < end_lane; lane++)
+        for (long d = 0; d < padded; d += WIDTH) poison += A::poison(value_lanes<A>(tile, lane) + d);
+    return sum_of(poison) == 0.0f;
+}
+
+// ---- products
+
+// scores[R][16 * N] of keys in N groups.
+template <class A, int R, int N>
+INLINE void score_block(const typename A::Packed* query, long lanes, const uint32_t* const* keys, long stride,
+                        float* scores) {
+    f32x16 s[R][N];
+    const uint32_t* at[N];
+    UNROLL
+    for (int i = 0; i < N; i++) at[i] = keys[i];
+    UNROLL
+    for (int r = 0; r < R; r++)
+        UNROLL
+        for (int i = 0; i < N; i++) s[r][i] = f32x16{};
+    for (long k = 0; k < lanes; k++)
+        UNROLL
+        for (int r = 0; r < R; r++)
+            UNROLL
+            for (int i = 0; i < N; i++)
+                s[r][i] = A::multiply(s[r][i], query + (r * lanes + k) * A::PER_LANE, at[i] + k * stride);
+    UNROLL
+    for (int r = 0; r < R; r++)
+        UNROLL
+        for (int i = 0; i < N; i++) store(scores + r * TILE + WIDTH * i, s[r][i]);
+}
+
+template <class A, int R> void score_rows(const typename A::Packed* query, long rows, long lanes, const Tile& tile,
+                                          float* scores) {
+    const long step = TILE_VECTORS, first = tile.first / WIDTH / step * step;
+    for (; rows >= R; rows -= R, query += R * lanes * A::PER_LANE, scores += R * TILE)
+        for (long group = first; group * WIDTH < tile.end; group += step)
+            score_block<A, R, TILE_VECTORS>(query, lanes, tile.keys + group, tile.key_stride, scores + group * WIDTH);
+    if constexpr (R > 1)
+        if (rows > 0) score_rows<A, R - 1>(query, rows, lanes, tile, scores);
+}
+
+// sums[R][16 * N] += weights[R][keys] * values[keys][16 * N], over some lanes of keys.
+template <class A, int R, int N>
+INLINE void sum_block(const typename A::Packed* weights, const Tile& tile, long first_lane, long end_lane, long d,
+                      float* sums, long padded) {
+    const long per_group = WIDTH / A::PER_LANE;
+    f32x16 s[R][N];
+    UNROLL
+    for (int r = 0; r < R; r++)
+        UNROLL
+        for (int i = 0; i < N; i++) s[r][i] = load(sums + r * padded + WIDTH * i);
+    for (long lane = first_lane; lane < end_lane;) {
+        const uint32_t* values = value_lanes<A>(tile, lane) + d;
+        const long end = least(end_lane, (lane / per_group + 1) * per_group);
+        for (; lane < end; lane++, values += tile.value_stride)
+            UNROLL
+            for (int r = 0; r < R; r++)
+                UNROLL
+                for (int i = 0; i < N; i++)
+                    s[r][i] = A::multiply(s[r][i], weights + r * TILE + lane * A::PER_LANE, values + WIDTH * i);
+    }
+    UNROLL
+    for (int r = 0; r < R; r++)
+        UNROLL
+        for (int i = 0; i < N; i++) store(sums + r * padded + WIDTH * i, s[r][i]);
+}
+
+template <class A, int R> void sum_rows(const typename A::Packed* weights, long rows, const Tile& tile, long first_lane,
+                                        long end_lane, float* sums, long padded) {
+    const int N = R <= 2 ? 2 * TILE_VECTORS : TILE_VECTORS;
+    for (; rows >= R; rows -= R, weights += R * TILE, sums += R * padded) {
+        long d = 0;
+        for (; d + WIDTH * N <= padded; d += WIDTH * N)
+            sum_block<A, R, N>(weights, tile, first_lane, end_lane, d, sums + d, padded);
+        for (; d < padded; d += WIDTH)
+            sum_block<A, R, 1>(weights, tile, first_lane, end_lane, d, sums + d, padded);
+    }
+    if constexpr (R > 1)
+        if (rows > 0) sum_rows<A, R - 1>(weights, rows, tile, first_lane, end_lane, sums, padded);
+}
+
+// ---- what rows have seen so far: the largest score, the sum of the weights, and of the weighted values
+
+struct State {
+    float *max, *sum, *sums;
+
+    INLINE State(float* memory, long rows) : max(memory), sum(memory + rows), sums(memory + 2 * rows) {}
+
+    INLINE void clear(long rows, long padded) const {
+        for (long r = 0; r < rows; r++) max[r] = -INFINITY;
+        __builtin_memset(sum, 0, rows * (1 + padded) * sizeof(float));
+    }
+};
+
+// Turns the scores of one row into weights, of which those outside [first, end) become 0. Returns what sums made with the
+// former maximum have to be multiplied with.
 template <class Packed>
 INLINE float soften(float* scores, Packed* weights, long first, long end, const Attention& call, float& max, float& sum) {
     const bool partial = first > 0 || end < TILE;
-    f32x16 s[TILE / 16];
+    f32x16 s[GROUPS];
     f32x16 top = splat(max);
     UNROLL
-    for (int i = 0; i < TILE / 16; i++) {
-        s[i] = load(scores + 16 * i) * call.scale;
+    for (int i = 0; i < GROUPS; i++) {
+        s[i] = load(scores + WIDTH * i) * call.scale;
         if (call.softcap > 0) s[i] = tanh_of(s[i] / call.softcap) * call.softcap;
         if (partial) {
             const f32x16 column = COLUMNS + 16.0f * static_cast<float>(i);
@@ -130,10 +271,10 @@ INLINE float soften(float* scores, Packed* weights, long first, long end, const 
     const float origin = new_max == -INFINITY ? 0.0f : new_max;
     f32x16 total = {};
     UNROLL
-    for (int i = 0; i < TILE / 16; i++) {
+    for (int i = 0; i < GROUPS; i++) {
         const f32x16 weight = exp_of(s[i] - origin);
         total += weight;
-        round_16(weights + 16 * i, weight);
+        round_16(weights + WIDTH * i, weight);
     }
     const float factor = max == new_max ? 1.0f : exp_of(splat(max - origin))[0];
     max = new_max;
@@ -141,369 +282,200 @@ INLINE float soften(float* scores, Packed* weights, long first, long end, const 
     return factor;
 }
 
+// Numbers too small for float32's full precision become 0, as in products of bfloat16: else adding 0 would change them.
 INLINE void scale_row(float* row, float factor, long padded) {
     if (factor == 1.0f) return;
-    for (long d = 0; d < padded; d += 16) store(row + d, load(row + d) * factor);
-}
-
-// ---- one token against its cache: rows are the query heads that share a KV head
-
-// scores[row][0..4) of four keys.
-template <class A, int ROWS, class Stored>
-INLINE void dot_4(const typename A::Packed* query, long padded, const Stored* const* keys, long offset, long dim,
-                  float* scores) {
-    f32x16 sums[ROWS][4];
-    UNROLL
-    for (int r = 0; r < ROWS; r++)
-        UNROLL
-        for (int j = 0; j < 4; j++) sums[r][j] = f32x16{};
-    long d = 0;
-    for (; d + A::STRIDE <= dim; d += A::STRIDE)
-        UNROLL
-        for (int r = 0; r < ROWS; r++)
-            UNROLL
-            for (int j = 0; j < 4; j++) sums[r][j] = A::dot(sums[r][j], query + r * padded + d, keys[j] + offset + d);
-    if (d < dim)
-        UNROLL
-        for (int r = 0; r < ROWS; r++)
-            UNROLL
-            for (int j = 0; j < 4; j++)
-                sums[r][j] = A::dot_tail(sums[r][j], query + r * padded + d, keys[j] + offset + d, dim - d);
-    UNROLL
-    for (int r = 0; r < ROWS; r++) store_sums(scores + r * TILE, sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
-}
-
-template <class A, class Stored>
-INLINE void dot_tile(const typename A::Packed* query, long rows, long padded, const Stored* const* keys, long offset,
-                     long count, long dim, float* scores) {
-    for (long j = 0; j < count; j += 4) {
-        long r = 0;
-        for (; r + 2 <= rows; r += 2)
-            dot_4<A, 2>(query + r * padded, padded, keys + j, offset, dim, scores + r * TILE + j);
-        if (r < rows) dot_4<A, 1>(query + r * padded, padded, keys + j, offset, dim, scores + r * TILE + j);
+    const f32x16 smallest = splat(1.17549435e-38f);
+    for (long d = 0; d < padded; d += WIDTH) {
+        const f32x16 x = load(row + d) * factor;
+        store(row + d, (x < smallest) & (x > -smallest) ? f32x16{} : x);
     }
 }
 
-// sums[row][d..] += weights[row] * values, for a strip of N vectors, of which the last STRIDE has `left` dimensions.
-template <int ROWS, int N, class Stored>
-INLINE void add_strip(Single, float* sums, long padded, const float* weights, const Stored* const* values, long offset,
-                      long count, long d, long left) {
-    f32x16 s[ROWS][N];
-    UNROLL
-    for (int r = 0; r < ROWS; r++)
-        UNROLL
-        for (int i = 0; i < N; i++) s[r][i] = load(sums + r * padded + d + 16 * i);
-    for (long j = 0; j < count; j++)
-        UNROLL
-        for (int i = 0; i < N; i++) {
-            const Stored* p = values[j] + offset + d + 16 * i;
-            const f32x16 value = N > 1 || left == 16 ? load_as_float(p) : load_first(p, left);
-            UNROLL
-            for (int r = 0; r < ROWS; r++) s[r][i] = weights[r * TILE + j] * value + s[r][i];
-        }
-    UNROLL
-    for (int r = 0; r < ROWS; r++)
-        UNROLL
-        for (int i = 0; i < N; i++) store(sums + r * padded + d + 16 * i, s[r][i]);
-}
-
-#if NATIVE_BF16
-// Two rows of values are interleaved, which leaves the sums of 32 dimensions in the order of `unpacklo` and
-// `unpackhi`; `restore_order` undoes it at the end.
-template <int ROWS, int N>
-INLINE void add_strip(Pairs, float* sums, long padded, const bf16* weights, const bf16* const* values, long offset,
-                      long count, long d, long left) {
-    const __mmask32 valid = static_cast<__mmask32>((uint64_t{1} << left) - 1);
-    f32x16 s[ROWS][N];
-    UNROLL
-    for (int r = 0; r < ROWS; r++)
-        UNROLL
-        for (int i = 0; i < N; i++) s[r][i] = load(sums + r * padded + d + 16 * i);
-    for (long j = 0; j < count; j += 2)
-        UNROLL
-        for (int i = 0; i < N; i += 2) {
-            const __m512i a = _mm512_maskz_loadu_epi16(valid, values[j] + offset + d + 16 * i);
-            const __m512i b = _mm512_maskz_loadu_epi16(valid, values[j + 1] + offset + d + 16 * i);
-            const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
-            UNROLL
-            for (int r = 0; r < ROWS; r++) {
-                int pair;
-                __builtin_memcpy(&pair, weights + r * TILE + j, sizeof pair);
-                s[r][i] = Pairs::dot_lanes(s[r][i], low, _mm512_set1_epi32(pair));
-                s[r][i + 1] = Pairs::dot_lanes(s[r][i + 1], high, _mm512_set1_epi32(pair));
-            }
-        }
-    UNROLL
-    for (int r = 0; r < ROWS; r++)
-        UNROLL
-        for (int i = 0; i < N; i++) store(sums + r * padded + d + 16 * i, s[r][i]);
-}
-#endif
-
-INLINE void restore_order(Single, float*, long) {}
-
-#if NATIVE_BF16
-INLINE void restore_order(Pairs, float* row, long dim) {
-    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (long d = 0; d < dim; d += 32) {
-        const __m512 low = _mm512_loadu_ps(row + d), high = _mm512_loadu_ps(row + d + 16);
-        _mm512_storeu_ps(row + d, _mm512_permutex2var_ps(low, first, high));
-        _mm512_storeu_ps(row + d + 16, _mm512_permutex2var_ps(low, second, high));
-    }
-}
-#endif
-
-template <class A, int ROWS, class Stored>
-INLINE void add_values(float* sums, long padded, const typename A::Packed* weights, const Stored* const* values,
-                       long offset, long count, long dim) {
-    const int step = A::STRIDE / 16;
-    long d = 0;
-    for (; d + 16 * STRIP <= dim; d += 16 * STRIP)
-        add_strip<ROWS, STRIP>(A(), sums, padded, weights, values, offset, count, d, A::STRIDE);
-    for (; d < dim; d += A::STRIDE)
-        add_strip<ROWS, step>(A(), sums, padded, weights, values, offset, count, d, least(A::STRIDE, dim - d));
-}
-
-template <class A, class Stored>
-INLINE void add_tile(float* sums, long rows, long padded, const typename A::Packed* weights,
-                     const Stored* const* values, long offset, long count, long dim) {
-    long r = 0;
-    for (; r + 2 <= rows; r += 2)
-        add_values<A, 2>(sums + r * padded, padded, weights + r * TILE, values, offset, count, dim);
-    if (r < rows) add_values<A, 1>(sums + r * padded, padded, weights + r * TILE, values, offset, count, dim);
-}
-
-// All heads of the item take a tile's keys, then its values: what they read lies one after the other.
-template <class A, class Stored> void decode(const Attention& call, const Item& item, char* memory) {
-    typedef typename A::Packed Packed;
-    const long key_dim = call.cache->key_dim, value_dim = call.cache->value_dim, block_size = call.step->block_size;
-    const long group = group_of(call), rows = group * item.num_heads, first_row = group * item.head;
-    const long key_padded = round_up(key_dim, A::STRIDE), value_padded = round_up(value_dim, 32);
-    Scratch scratch(memory);
-    Packed* query = scratch.take<Packed>(rows * key_padded);
-    float* scores = scratch.take<float>(rows * TILE);
-    Packed* weights = scratch.take<Packed>(rows * TILE);
-    float* state = item.partial != nullptr ? item.partial : scratch.take<float>(rows * (2 + value_padded));
-    float *max = state, *sum = state + rows, *sums = state + 2 * rows;
+// Adds a part, of which some rows may have seen nothing, to those before it.
+void add_part(const State& all, const State& part, long rows, long padded) {
     for (long r = 0; r < rows; r++) {
-        pack_row(query + r * key_padded, query_row<Stored>(call, item.token, first_row + r), key_dim, key_padded);
-        max[r] = item.is_first_part ? sink_of(call, first_row + r) : -INFINITY;
-        sum[r] = max[r] == -INFINITY ? 0.0f : 1.0f;
-    }
-    __builtin_memset(sums, 0, rows * value_padded * sizeof(float));
-    const Stored *keys[TILE], *values[TILE];
-    for (long tile = item.first / TILE * TILE; tile < item.end; tile += TILE) {
-        const long first = most(0, item.first - tile), end = least(TILE, item.end - tile);
-        const long begin = first & ~3L;  // dot products come in fours, and pairs of values in twos
-        locate(call, item, tile + begin, end - begin, keys, values);
-        for (long h = 0; h < item.num_heads; h++)
-            dot_tile<A>(query + h * group * key_padded, group, key_padded, keys, h * block_size * key_dim, end - begin,
-                        key_dim, scores + h * group * TILE + begin);
-        for (long r = 0; r < rows; r++) {
-            const float factor = soften(scores + r * TILE, weights + r * TILE, first, end, call, max[r], sum[r]);
-            scale_row(sums + r * value_padded, factor, value_padded);
+        if (part.sum[r] == 0.0f) continue;
+        float *sums = all.sums + r * padded, *part_sums = part.sums + r * padded;
+        if (all.sum[r] == 0.0f) {
+            all.max[r] = part.max[r];
+            all.sum[r] = part.sum[r];
+            __builtin_memcpy(sums, part_sums, padded * sizeof(float));
+            continue;
         }
-        for (long h = 0; h < item.num_heads; h++)
-            add_tile<A>(sums + h * group * value_padded, group, value_padded, weights + h * group * TILE + begin,
-                        values, h * block_size * value_dim, end - begin, value_dim);
-    }
-    for (long r = 0; r < rows; r++) restore_order(A(), sums + r * value_padded, value_dim);
-    if (item.partial != nullptr) return;
-    for (long r = 0; r < rows; r++)
-        write_row(out_row<Stored>(call, item.token, first_row + r), sums + r * value_padded, 1.0f / sum[r], value_dim);
-}
-
-// Joins the parts of one long sequence, in their order. The first has the sink in it.
-template <class Stored>
-void merge(const Attention& call, const Item& item, const float* partials, long partial_floats, long num_parts,
-           char* memory) {
-    const long rows = group_of(call) * item.num_heads, first_row = group_of(call) * item.head;
-    const long value_dim = call.cache->value_dim, padded = round_up(value_dim, 32);
-    Scratch scratch(memory);
-    float* sums = scratch.take<float>(padded);
-    for (long r = 0; r < rows; r++) {
-        float max = -INFINITY, sum = 0.0f;
-        for (long p = 0; p < num_parts; p++) {
-            const float part_max = partials[p * partial_floats + r];
-            max = part_max > max ? part_max : max;
-        }
-        __builtin_memset(sums, 0, padded * sizeof(float));
-        for (long p = 0; p < num_parts; p++) {
-            const float* part = partials + p * partial_floats;
-            const float factor = exp_of(splat(part[r] - max))[0];
-            sum += part[rows + r] * factor;
-            for (long d = 0; d < padded; d += 16)
-                store(sums + d, load(part + 2 * rows + r * padded + d) * factor + load(sums + d));
-        }
-        write_row(out_row<Stored>(call, item.token, first_row + r), sums, 1.0f / sum, value_dim);
+        const float max = part.max[r] > all.max[r] ? part.max[r] : all.max[r];
+        const float before = exp_of(splat(all.max[r] - max))[0], added = exp_of(splat(part.max[r] - max))[0];
+        for (long d = 0; d < padded; d += WIDTH) store(sums + d, load(part_sums + d) * added + load(sums + d) * before);
+        all.sum[r] = part.sum[r] * added + all.sum[r] * before;
+        all.max[r] = max;
     }
 }
 
-// ---- several tokens of one sequence: matrix products over tiles of keys
+// ---- items
 
-// c[R][16 * N] (+)= a[R][steps] * b[steps][16 * N], in lanes of 32 bits.
-template <class A, int R, int N>
-INLINE void product_block(const uint32_t* a, long lda, const uint32_t* b, long ldb, long steps, float* c, long ldc,
-                          bool add) {
-    f32x16 s[R][N];
-    UNROLL
-    for (int r = 0; r < R; r++)
-        UNROLL
-        for (int i = 0; i < N; i++) s[r][i] = add ? load(c + r * ldc + 16 * i) : f32x16{};
-    for (long k = 0; k < steps; k++)
-        UNROLL
-        for (int r = 0; r < R; r++)
-            UNROLL
-            for (int i = 0; i < N; i++) s[r][i] = A::multiply(s[r][i], a + r * lda + k, b + k * ldb + 16 * i);
-    UNROLL
-    for (int r = 0; r < R; r++)
-        UNROLL
-        for (int i = 0; i < N; i++) store(c + r * ldc + 16 * i, s[r][i]);
-}
+template <class A> struct Rows {
+    typename A::Packed *query, *weights;
+    float* scores;
+    long count, lanes, padded;
 
-template <class A, int N>
-void product_columns(const uint32_t* a, long lda, const uint32_t* b, long ldb, long rows, long steps, float* c,
-                     long ldc, bool add) {
-    long r = 0;
-    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-        product_block<A, TILE_ROWS, N>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, add);
-    for (; r < rows; r++) product_block<A, 1, N>(a + r * lda, lda, b, ldb, steps, c + r * ldc, ldc, add);
+    Rows(const Attention& call, const Item& item, Scratch& scratch)
+        : count(item.num_tokens * group_of(call)), lanes(round_up(call.cache->key_dim, A::PER_LANE) / A::PER_LANE),
+          padded(padded_values(call)) {
+        typedef typename A::Stored Stored;
+        const long group = group_of(call), key_padded = lanes * A::PER_LANE;
+        query = scratch.take<typename A::Packed>(count * key_padded);
+        weights = scratch.take<typename A::Packed>(count * TILE);
+        scores = scratch.take<float>(count * TILE);
+        for (long r = 0; r < count; r++) {
+            const long token = item.token + r / group, head = item.head * group + r % group;
+            const Stored* row = static_cast<const Stored*>(call.query) + token * call.query_token + head * call.query_head;
+            pack_row(query + r * key_padded, row, call.cache->key_dim, key_padded);
+        }
+    }
+};
+
+// Tokens of an item that see any key of a tile, and the keys that all of these see.
+struct Sight {
+    long from, to, first, end;
+
+    INLINE Sight(const Attention& call, const Item& item, long at, const Tile& tile) {
+        const long last = call.window > 0 ? at + tile.end - 1 + call.window - item.position : item.num_tokens;
+        from = most(0, at - item.position);
+        to = least(last, item.num_tokens);
+        first = first_of(call, item, at, to - 1);
+        end = end_of(item, at, from);
+    }
+
+    static INLINE long first_of(const Attention& call, const Item& item, long at, long token) {
+        return call.window > 0 ? item.position + token + 1 - call.window - at : 0;
+    }
+
+    static INLINE long end_of(const Item& item, long at, long token) { return item.position + token + 1 - at; }
+};
+
+// One row at a time, and of lanes that it sees in part only that: for values of which some are not finite.
+template <class A>
+void sum_seen(const Attention& call, const Item& item, const Rows<A>& rows, long row, const Tile& tile, long at,
+              uint32_t* memory, float* sums) {
+    typedef typename A::Stored Stored;
+    const long token = row / group_of(call), per_lane = A::PER_LANE;
+    const long first = most(tile.first, Sight::first_of(call, item, at, token));
+    const long end = least(tile.end, Sight::end_of(item, at, token));
+    Tile seen = tile;
+    seen.value_stride = rows.padded;
+    for (long group = 0; group < GROUPS; group++)
+        seen.values[group] = memory + group * WIDTH / per_lane * rows.padded;
+    for (long lane = first / per_lane; lane * per_lane < end; lane++) {
+        uint32_t* to = memory + lane * rows.padded;
+        __builtin_memcpy(to, value_lanes<A>(tile, lane), rows.padded * sizeof(uint32_t));
+        for (long d = 0; d < rows.padded * per_lane; d++) {
+            const long key = lane * per_lane + d % per_lane;
+            if (key < first || key >= end) reinterpret_cast<Stored*>(to)[d] = Stored{};
+        }
+    }
+    sum_rows<A, 1>(rows.weights + row * TILE, 1, seen, first / per_lane, (end + per_lane - 1) / per_lane, sums,
+                   rows.padded);
 }
 
 template <class A>
-void product(const void* a, long lda, const uint32_t* b, long ldb, long rows, long columns, long steps, float* c,
-             long ldc, bool add) {
-    const uint32_t* lanes = static_cast<const uint32_t*>(a);
-    long n = 0;
-    for (; n + 16 * TILE_VECTORS <= columns; n += 16 * TILE_VECTORS)
-        product_columns<A, TILE_VECTORS>(lanes, lda, b + n, ldb, rows, steps, c + n, ldc, add);
-    for (; n < columns; n += 16) product_columns<A, 1>(lanes, lda, b + n, ldb, rows, steps, c + n, ldc, add);
+void add_tile(const Attention& call, const Item& item, const Rows<A>& rows, long at, uint32_t* memory,
+              const State& state) {
+    const long group = group_of(call), padded = rows.padded, per_lane = A::PER_LANE;
+    Tile tile = {};
+    tile.first = most(0, item.first - at);
+    tile.end = least(TILE, item.end - at);
+    const Sight sight(call, item, at, tile);
+    if (sight.from >= sight.to) return;
+    if (call.cache->is_interleaved)
+        locate<A>(call, item, at, tile);
+    else
+        gather<A>(call, item, at, memory, tile);
+    const long begin = sight.from * group, end = sight.to * group, count = end - begin;
+    fetch(tile.values[0]);
+    float *scores = rows.scores + begin * TILE, *sums = state.sums + begin * padded;
+    score_rows<A, TILE_ROWS>(rows.query + begin * rows.lanes * per_lane, count, rows.lanes, tile, scores);
+    for (long r = begin; r < end; r++) {
+        const long token = r / group;
+        const float factor =
+            soften(rows.scores + r * TILE, rows.weights + r * TILE, Sight::first_of(call, item, at, token),
+                   Sight::end_of(item, at, token), call, state.max[r], state.sum[r]);
+        scale_row(state.sums + r * padded, factor, padded);
+    }
+    if (at + TILE < item.end && call.cache->is_interleaved) {
+        Tile next = {};
+        next.end = least(TILE, item.end - at - TILE);
+        locate<A>(call, item, at + TILE, next);
+        fetch(next.keys[0]);
+    }
+    // Weights of 0 leave what is finite out, and only that.
+    const long first_lane = tile.first / per_lane, end_lane = (tile.end + per_lane - 1) / per_lane;
+    const long first_all = least(end_lane, (most(0, sight.first) + per_lane - 1) / per_lane);
+    const long end_all = most(first_all, least(end_lane, sight.end / per_lane));
+    if (is_finite<A>(tile, first_lane, first_all, padded) && is_finite<A>(tile, end_all, end_lane, padded))
+        return sum_rows<A, TILE_ROWS>(rows.weights + begin * TILE, count, tile, first_lane, end_lane, sums, padded);
+    uint32_t* copy = memory + TILE * (rows.lanes + padded);
+    for (long r = begin; r < end; r++)
+        sum_seen(call, item, rows, r, tile, at, copy, state.sums + r * padded);
 }
 
-// Keys as columns: out[lane of the dimension][key]. What lies beyond `count` repeats some key, and is masked later.
-#if AVX512
-// Sixteen vectors of sixteen lanes, in four rounds that swap blocks of 8, 4, 2 and 1.
-INLINE void transpose(__m512i rows[16]) {
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    UNROLL
-    for (int size = 8; size > 0; size /= 2) {
-        const __m512i offset = _mm512_set1_epi32(size);
-        const __mmask16 odd = _mm512_test_epi32_mask(lane, offset);
-        const __m512i from_second = _mm512_add_epi32(lane, _mm512_set1_epi32(16));
-        const __m512i low = _mm512_mask_sub_epi32(lane, odd, from_second, offset);
-        const __m512i high = _mm512_mask_mov_epi32(_mm512_add_epi32(lane, offset), odd, from_second);
-        UNROLL
-        for (int i = 0; i < 16; i++) {
-            if (i & size) continue;
-            const __m512i a = rows[i], b = rows[i + size];
-            rows[i] = _mm512_permutex2var_epi32(a, low, b);
-            rows[i + size] = _mm512_permutex2var_epi32(a, high, b);
+template <class A>
+void attend_part(const Attention& call, const Item& item, const Rows<A>& rows, long begin, uint32_t* memory,
+                 const State& state) {
+    state.clear(rows.count, rows.padded);
+    const long end = least(begin + PART, item.end);
+    for (long at = most(begin, item.first / TILE * TILE); at < end; at += TILE)
+        add_tile(call, item, rows, at, memory, state);
+}
+
+template <class Stored> INLINE void write_row(Stored* out, const float* sums, float factor, long dim) {
+    long d = 0;
+    for (; d + 16 <= dim; d += 16) round_16(out + d, load(sums + d) * factor + 0.0f);  // there is no -0
+    if (d == dim) return;
+    Stored last[16];
+    round_16(last, load(sums + d) * factor + 0.0f);
+    __builtin_memcpy(out + d, last, (dim - d) * sizeof(Stored));
+}
+
+// A sink is one more key, without a value, behind all others.
+template <class Stored> void write_out(const Attention& call, const Item& item, const State& state, long padded) {
+    const long group = group_of(call);
+    for (long r = 0; r < item.num_tokens * group; r++) {
+        const long token = item.token + r / group, head = item.head * group + r % group;
+        float sum = state.sum[r], kept = 1.0f;
+        if (call.sinks) {
+            const float sink = call.sinks[head], max = sink > state.max[r] ? sink : state.max[r];
+            kept = exp_of(splat(state.max[r] - max))[0];
+            sum = sum * kept + exp_of(splat(sink - max))[0];
         }
+        Stored* out = static_cast<Stored*>(call.out) + token * call.out_token + head * call.cache->value_dim;
+        write_row(out, state.sums + r * padded, kept / sum, call.cache->value_dim);
     }
 }
 
-template <class A, class Stored>
-INLINE void pack_keys(uint32_t* out, const Stored* const* keys, long count, long dim) {
-    const long step = 16 * A::PER_LANE;
-    for (long first = 0; first < TILE; first += 16)
-        for (long d = 0; d < dim; d += step) {
-            __m512i rows[16];
-            UNROLL
-            for (int j = 0; j < 16; j++)
-                rows[j] = A::lanes(keys[least(first + j, count - 1)] + d, least(step, dim - d));
-            transpose(rows);
-            const long lanes = least(16, (dim - d + A::PER_LANE - 1) / A::PER_LANE);
-            for (long i = 0; i < lanes; i++) _mm512_storeu_si512(out + (d / A::PER_LANE + i) * TILE + first, rows[i]);
-        }
-}
-#else
-template <class A, class Stored>
-INLINE void pack_keys(uint32_t* out, const Stored* const* keys, long count, long dim) {
-    for (long j = 0; j < TILE; j++)
-        for (long d = 0; d < dim; d++) out[d * TILE + j] = bits_as<uint32_t>(to_float(keys[least(j, count - 1)][d]));
-}
-#endif
-
-// Values as rows, those of a lane side by side: out[lane of the key][dimension].
-template <class Stored>
-INLINE void pack_values(Single, uint32_t* out, const Stored* const* values, long count, long dim, long padded) {
-    for (long j = 0; j < TILE; j++)
-        pack_row(reinterpret_cast<float*>(out + j * padded), values[least(j, count - 1)], dim, padded);
-}
-
-#if NATIVE_BF16
-// In the order that `restore_order` undoes.
-INLINE void pack_values(Pairs, uint32_t* out, const bf16* const* values, long count, long dim, long padded) {
-    for (long j = 0; j < TILE; j += 2)
-        for (long d = 0; d < dim; d += 32) {
-            const __m512i a = Pairs::lanes(values[least(j, count - 1)] + d, least(32, dim - d));
-            const __m512i b = Pairs::lanes(values[least(j + 1, count - 1)] + d, least(32, dim - d));
-            _mm512_storeu_si512(out + j / 2 * padded + d, _mm512_unpacklo_epi16(a, b));
-            _mm512_storeu_si512(out + j / 2 * padded + d + 16, _mm512_unpackhi_epi16(a, b));
-        }
-}
-#endif
-
-template <class A, class Stored> void prefill(const Attention& call, const Item& item, char* memory) {
-    typedef typename A::Packed Packed;
-    const long key_dim = call.cache->key_dim, value_dim = call.cache->value_dim;
-    const long group = group_of(call), rows = item.num_tokens * group;
-    const long key_padded = round_up(key_dim, 2), value_padded = round_up(value_dim, A::STRIDE);
-    const long lanes = key_padded / A::PER_LANE;
+template <class A> void attend(const Attention& call, const Item& item, char* memory) {
     Scratch scratch(memory);
-    Packed* query = scratch.take<Packed>(rows * key_padded);
-    Packed* weights = scratch.take<Packed>(rows * TILE);
-    float* scores = scratch.take<float>(rows * TILE);
-    float* sums = scratch.take<float>(rows * value_padded);
-    float* max = scratch.take<float>(rows);
-    float* sum = scratch.take<float>(rows);
-    uint32_t* packed_keys = scratch.take<uint32_t>(lanes * TILE);
-    uint32_t* packed_values = scratch.take<uint32_t>(TILE / A::PER_LANE * value_padded);
-    __builtin_memset(sums, 0, rows * value_padded * sizeof(float));
-    for (long r = 0; r < rows; r++) {
-        const long head = item.head * group + r % group;
-        pack_row(query + r * key_padded, query_row<Stored>(call, item.token + r / group, head), key_dim, key_padded);
-        max[r] = sink_of(call, head);
-        sum[r] = max[r] == -INFINITY ? 0.0f : 1.0f;
+    const Rows<A> rows(call, item, scratch);
+    const long floats = state_floats(call, rows.count), first = item.first / PART * PART;
+    uint32_t* tile = scratch.take<uint32_t>(TILE * (rows.lanes + 2 * rows.padded));
+    if (item.partial != nullptr)
+        return attend_part(call, item, rows, first, tile, State(item.partial, rows.count));
+    const State all(scratch.take<float>(floats), rows.count), part(scratch.take<float>(floats), rows.count);
+    attend_part(call, item, rows, first, tile, all);
+    for (long begin = first + PART; begin < item.end; begin += PART) {
+        attend_part(call, item, rows, begin, tile, part);
+        add_part(all, part, rows.count, rows.padded);
     }
-    const Stored *keys[TILE], *values[TILE];
-    for (long tile = item.first / TILE * TILE; tile < item.end; tile += TILE) {
-        const long count = item.end - tile < TILE ? item.end - tile : TILE;
-        // Tokens of the item that see any key of the tile.
-        const long from = tile > item.position ? tile - item.position : 0;
-        const long last = call.window > 0 ? tile + count - 1 + call.window - item.position : item.num_tokens;
-        const long to = last < item.num_tokens ? last : item.num_tokens;
-        if (from >= to) continue;
-        locate(call, item, tile, count, keys, values);
-        pack_keys<A>(packed_keys, keys, count, key_dim);
-        pack_values(A(), packed_values, values, count, value_dim, value_padded);
-        const long r0 = from * group, active = (to - from) * group;
-        product<A>(query + r0 * key_padded, lanes, packed_keys, TILE, active, TILE, lanes, scores, TILE, false);
-        for (long r = r0; r < r0 + active; r++) {
-            const long position = item.position + r / group;
-            const long first = call.window > 0 ? position + 1 - call.window - tile : 0;
-            const long row = (r - r0) * TILE;
-            const float factor =
-                soften(scores + row, weights + row, first, position + 1 - tile, call, max[r], sum[r]);
-            scale_row(sums + r * value_padded, factor, value_padded);
-        }
-        product<A>(weights, TILE / A::PER_LANE, packed_values, value_padded, active, value_padded, TILE / A::PER_LANE,
-                   sums + r0 * value_padded, value_padded, true);
-    }
-    for (long r = 0; r < rows; r++) restore_order(A(), sums + r * value_padded, value_dim);
-    for (long r = 0; r < rows; r++)
-        write_row(out_row<Stored>(call, item.token + r / group, item.head * group + r % group), sums + r * value_padded,
-                  1.0f / sum[r], value_dim);
+    write_out<typename A::Stored>(call, item, all, rows.padded);
 }
 
-template <class Stored> Kernels kernels_of() {
-    typedef typename Arithmetic<Stored>::Type A;
-    return Kernels{decode<A, Stored>, prefill<A, Stored>, merge<Stored>};
+// Does what `attend` does with parts that have been attended to one by one.
+template <class A> void join(const Attention& call, const Item& item, const float* partials, long num_parts, char* memory) {
+    const long rows = item.num_tokens * group_of(call), padded = padded_values(call), floats = state_floats(call, rows);
+    Scratch scratch(memory);
+    float* first = scratch.take<float>(floats);
+    __builtin_memcpy(first, partials, floats * sizeof(float));
+    const State all(first, rows);
+    for (long p = 1; p < num_parts; p++)
+        add_part(all, State(const_cast<float*>(partials) + p * floats, rows), rows, padded);
+    write_out<typename A::Stored>(call, item, all, padded);
 }
-
-#if NATIVE_BF16
-Kernels kernels_for_pairs() { return kernels_of<bf16>(); }
-#else
-Kernels kernels_for(bool is_bf16) { return is_bf16 ? kernels_of<bf16>() : kernels_of<float>(); }
-#endif

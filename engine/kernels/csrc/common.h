@@ -117,19 +117,19 @@ using namespace orcinus;
 
 extern "C" {
 
-// Where the tokens of a step lie: sequence i has tokens query_start[i] to query_start[i + 1]. With `in_one_part`, one
-// thread attends to all keys of a single token.
+// Where the tokens of a step lie: sequence i has tokens query_start[i] to query_start[i + 1].
 struct Step {
     int64_t num_tokens, num_seqs, block_size, table_stride;
     const int32_t *query_start, *seq_lens, *block_tables;
     const int64_t* slots;
-    int64_t in_one_part;
 };
 
-// One layer's cache: blocks of (num_kv_heads, block_size, dim).
+// One layer's cache, in blocks of each KV head's keys and values. They are rows of (block_size, dim); or interleaved, as
+// products read them, in lanes of 32 bits, which hold k numbers: keys (key_dim / k, block_size, k) and values
+// (block_size / k, value_dim, k), of which block_size and value_dim are multiples of 16, and key_dim one of k.
 struct Cache {
     void *keys, *values;
-    int64_t num_kv_heads, key_dim, value_dim, is_bf16;
+    int64_t num_kv_heads, key_dim, value_dim, is_bf16, is_interleaved;
 };
 
 // Strides count elements; the last dimension is contiguous. A window, a softcap or sinks of 0 mean none.

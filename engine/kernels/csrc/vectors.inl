@@ -32,23 +32,6 @@ INLINE float sum_of(f32x16 x) {
     return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
-// The sums of four vectors, next to each other.
-INLINE void store_sums(float* out, f32x16 a, f32x16 b, f32x16 c, f32x16 d) {
-#if AVX512
-    const __m512 v0 = as_m512(a), v1 = as_m512(b), v2 = as_m512(c), v3 = as_m512(d);
-    const __m512d ab = _mm512_castps_pd(_mm512_unpacklo_ps(v0, v1) + _mm512_unpackhi_ps(v0, v1));
-    const __m512d cd = _mm512_castps_pd(_mm512_unpacklo_ps(v2, v3) + _mm512_unpackhi_ps(v2, v3));
-    const __m512 x = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)) + _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
-    const __m256 y = _mm512_castps512_ps256(x) + _mm512_extractf32x8_ps(x, 1);
-    _mm_storeu_ps(out, _mm256_castps256_ps128(y) + _mm256_extractf128_ps(y, 1));
-#else
-    out[0] = sum_of(a);
-    out[1] = sum_of(b);
-    out[2] = sum_of(c);
-    out[3] = sum_of(d);
-#endif
-}
-
 INLINE float max_of(f32x16 x) {
     const Halves<f32x16, f32x8> h16(x);
     const Halves<f32x8, f32x4> h8(h16.low > h16.high ? h16.low : h16.high);
