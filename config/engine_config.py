@@ -31,6 +31,6 @@ class EngineConfig:
     enable_prefix_caching: bool
     batching: BatchingStrategy
     batch_wait_ms: float
-    deterministic: bool
+    deterministic: bool | None
     seed: int | None
     log_level: Literal["debug", "info", "warning", "error"]

@@ -153,12 +153,12 @@ class Settings(BaseSettings):
     batch_wait_ms: float = _setting(
         50.0, "Engine", "How long static batching waits to fill a batch.", "MS", ge=0, le=60_000
     )
-    deterministic: bool = _setting(
-        False,
+    deterministic: bool | None = _setting(
+        None,
         "Engine",
         "Answer a request with the same tokens and log-probabilities, to the last bit, whatever runs beside it and"
-        " however its prompt was cut, cached or computed again. On a CPU alone, and slower: most of all where a model's"
-        " layers do not run natively.",
+        " however its prompt was cut, cached or computed again. On a CPU alone. Default: where all of the model's"
+        " layers run natively, which costs nothing; elsewhere it is slower.",
     )
     seed: int | None = _setting(
         None,

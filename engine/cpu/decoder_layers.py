@@ -121,6 +121,11 @@ def _join_lists(model: nn.Module, library: Library) -> None:
                 setattr(parent, name, nn.ModuleList([joined]))
 
 
+def num_native_layers(model: nn.Module) -> int:
+    """Return how many of the model's layers run natively."""
+    return sum(len(module.layers) for module in model.modules() if isinstance(module, NativeDecoder))
+
+
 class NativeWeights:
     """Holds the packed weights of one layer; its attention module is the key to its cache."""
 

@@ -44,15 +44,18 @@ def _decoder(causal_lm: Any) -> nn.Module:
 class LanguageModel:
     """Wraps a loaded `...ForCausalLM`. Used under `torch.inference_mode` and inside a `step_context`."""
 
-    def __init__(self, causal_lm: Any, arithmetic: AbstractContextManager[Any] | None = None) -> None:
-        """Wrap the model; `arithmetic` is entered around whatever it computes."""
+    def __init__(self, causal_lm: Any) -> None:
         self.causal_lm = causal_lm
-        self._arithmetic = arithmetic or nullcontext()
+        self._arithmetic: AbstractContextManager[Any] = nullcontext()
         self.config = causal_lm.config.get_text_config(decoder=True)
         self._decoder = _decoder(causal_lm)
         self._replaying = _ReplayingDecoder(self._decoder)
         # nn.Module calls whatever `forward` the instance has.
         self._decoder.forward = self._replaying
+
+    def use_arithmetic(self, arithmetic: AbstractContextManager[Any]) -> None:
+        """Enter `arithmetic` around whatever the model computes from now on."""
+        self._arithmetic = arithmetic
 
     @property
     def name(self) -> str:

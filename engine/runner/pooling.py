@@ -105,9 +105,11 @@ class PooledPrompt:
         return self._plus(pad(self._rest, (0, 0, 0, _BLOCK - len(self._rest))))
 
     def _plus(self, block: Tensor) -> Tensor:
-        """Add a block's sum; blocks are of one shape. What is made of length 1 needs no division."""
-        added = block.sum(dim=0)
-        return added if self._sum is None else self._sum + added
+        """Add a block's sum, made in one order on any threads. What is made of length 1 needs no division."""
+        while len(block) > 1:
+            half = len(block) // 2
+            block = block[:half] + block[half:]
+        return block[0] if self._sum is None else self._sum + block[0]
 
 
 def unit_vectors(vectors: Sequence[Tensor]) -> NDArray[np.float32]:

@@ -8,20 +8,16 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from orcinus.config.engine_config import EngineConfig
-from orcinus.engine.attention.by_token import token_by_token
 from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.interface import PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
-from orcinus.engine.cpu.row_by_row import RowByRow
-from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.models.loader import eos_token_ids, load_causal_lm, sampling_defaults
 from orcinus.engine.platform.device import (
@@ -48,7 +44,7 @@ from orcinus.engine.startup.cache_size import (
     wanted_context,
 )
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
-from orcinus.engine.startup.determinism import check_deterministic, check_device, check_positions
+from orcinus.engine.startup.determinism import check_device, check_positions, settle_determinism
 from orcinus.engine.startup.device_memory import measured_cuda_memory
 from orcinus.engine.startup.probe import (
     ServedModel,
@@ -77,13 +73,16 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     with _collector_off():
         causal_lm = load_causal_lm(config, device)
     with torch.inference_mode():
-        served = _probe(causal_lm, config, device)
+        if config.deterministic:
+            check_positions(causal_lm)
+        served = probe_model(causal_lm, device, block_size=config.block_size)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
         if device.type == "cpu":
-            lay_out_for_cpu(served, config.quantization, is_deterministic=config.deterministic)
-        check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
-        if config.deterministic:
-            check_deterministic(served, limits.block_size)
+            lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
+        logits = check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
+        is_deterministic = False
+        if device.type == "cpu":
+            served, is_deterministic = settle_determinism(served, config.deterministic, logits, limits.block_size)
         wanted_len = wanted_context(config, served.max_context)
         specs, costs = cache_groups(served, limits.block_size, wanted_len)
         make_runner = partial(_model_runner, config, served, limits, device=device, num_groups=len(costs))
@@ -108,7 +107,9 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     if device.type == "cuda":
         runner.record_decodes(CudaRecorder(), size.max_model_len)
     load_time_s = time.monotonic() - started
-    info = _engine_info(config, served, limits, size, device=device, load_time_s=load_time_s)
+    info = _engine_info(
+        config, served, limits, size, is_deterministic=is_deterministic, device=device, load_time_s=load_time_s
+    )
     return info, runner
 
 
@@ -135,14 +136,6 @@ def _model_runner(
         runs_ahead=device.type == "cuda",
         seed=config.seed or 0,
     )
-
-
-def _probe(causal_lm: Any, config: EngineConfig, device: torch.device) -> ServedModel:
-    if not config.deterministic:
-        return probe_model(causal_lm, device, block_size=config.block_size)
-    check_positions(causal_lm)
-    served = probe_model(causal_lm, device, RowByRow(load_library()))
-    return replace(served, backend=token_by_token(served.backend))
 
 
 def _grammar_compiler(config: EngineConfig, served: ServedModel, eos: list[int]) -> "GrammarCompiler":
@@ -178,6 +171,7 @@ def _engine_info(
     limits: BatchLimits,
     size: CacheSize,
     *,
+    is_deterministic: bool,
     device: torch.device,
     load_time_s: float,
 ) -> EngineInfo:
@@ -207,5 +201,5 @@ def _engine_info(
         pooling=resolve_pooling(config.pooling, config.model),
         hidden_size=served.model.hidden_size,
         quantization=config.quantization,
-        is_deterministic=config.deterministic,
+        is_deterministic=is_deterministic,
     )

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_deterministic: bool = False) -> None:
     """Change the model in place: whole decoder layers where that can be, then the linear layers that are left.
 
-    With `is_deterministic`, torch has one thread from then on: where its threads share a tensor, they round otherwise.
+    With `is_deterministic`, by no means that do not compute each row alike.
     """
     causal_lm: Any = served.model.causal_lm
     library, dtype = load_library(), causal_lm.dtype
@@ -42,8 +42,6 @@ def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_determi
         num_linears = pack_linears(causal_lm, pack, dtype, keep=[causal_lm.get_input_embeddings().weight])
     if library is not None and (num_layers > 0 or is_deterministic):
         library.use_threads(torch.get_num_threads(), own=True)
-    if is_deterministic:
-        torch.set_num_threads(1)
     logger.debug("%d layers run natively, %d linear layers are packed (%s)", num_layers, num_linears, kind or dtype)
 
 

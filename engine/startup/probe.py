@@ -4,7 +4,6 @@ Every check here holds for models that no list knows, remote code included. Thes
 """
 
 import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.loader import model_context, one_line
 from orcinus.engine.scheduler.cache_groups import GroupCost
 
-_PROBE_TOKENS = 12
+PROBE_TOKENS = 12
 # Relative error of the logits. Chunks of other sizes round differently, and in low precision a router may tip over.
 _TOLERANCE = {torch.float32: 1e-3}
 _LOW_PRECISION_TOLERANCE = 0.3
@@ -46,19 +45,12 @@ class ServedModel:
     expected_logits: Tensor
 
 
-def probe_model(
-    causal_lm: Any,
-    device: torch.device,
-    arithmetic: AbstractContextManager[Any] | None = None,
-    *,
-    block_size: int | None = None,
-) -> ServedModel:
+def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None = None) -> ServedModel:
     """Find the attention layers and their shapes by running them, which also brings the weights into memory.
 
-    `block_size` as in `choose_backend`, `arithmetic` as in `LanguageModel`. Raises `ModelLoadError` for attention that
-    a paged cache cannot serve.
+    `block_size` as in `choose_backend`. Raises `ModelLoadError` for attention that a paged cache cannot serve.
     """
-    model = LanguageModel(causal_lm, arithmetic)
+    model = LanguageModel(causal_lm)
     probe = ProbingAttention()
     try:
         with step_context(StepContext(probe)), record_layer_calls(causal_lm) as calls:
@@ -107,18 +99,18 @@ def _kept_tokens(spec: AttentionSpec, max_len: int) -> int | None:
     return spec.window if spec.window is not None and spec.window < max_len else None
 
 
-def check_paged(served: ServedModel, block_size: int, device: torch.device, *, is_quantized: bool = False) -> None:
-    """Run the probe's sequence again, in chunks beside another one: the logits must agree.
+def check_paged(served: ServedModel, block_size: int, device: torch.device, *, is_quantized: bool = False) -> Tensor:
+    """Run the probe's sequence again, in chunks beside another one, and return its logits, which must agree.
 
     This finds what no flag tells: state outside attention, positions that are ignored, tokens of different
     requests that touch. Raises `ModelLoadError`.
     """
     model, expected = served.model, served.expected_logits
     try:
-        logits = _chunked_logits(served, block_size, device)
+        logits = paged_probe_logits(served, _CHUNKS, block_size, device)
     except Exception as error:
         raise ModelLoadError(f"{model.name} cannot run from a paged cache: {one_line(error)}") from error
-    if model.num_replays != _NUM_CHUNKS:
+    if model.num_replays != len(_CHUNKS):
         raise ModelLoadError(f"{model.name} computes its logits in a way that cannot be served")
     difference = float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
     is_exact = served.cache_dtype in _TOLERANCE and not is_quantized
@@ -127,24 +119,31 @@ def check_paged(served: ServedModel, block_size: int, device: torch.device, *, i
             f"{model.name} computes something else when its tokens come in chunks (relative error {difference:.2g}): "
             "it keeps state outside attention, and cannot be served from a paged cache"
         )
+    return logits
 
 
 # Per chunk, the positions of the other sequence and of the probe's own; single tokens last.
 _CHUNKS = [[(0, 4), (0, 5)], [(4, 11), (5, 11)], [(11, 12), (11, 12)]]
-_NUM_CHUNKS = len(_CHUNKS)
 
 
-def _chunked_logits(served: ServedModel, block_size: int, device: torch.device) -> Tensor:
+def paged_probe_logits(
+    served: ServedModel, chunks: list[list[tuple[int, int]]], block_size: int, device: torch.device
+) -> Tensor:
+    """Return the logits (num_tokens, vocab_size) of the probe's sequence, from a paged cache, chunk by chunk.
+
+    A chunk has the positions of another sequence, which may be none, and those of the probe's own.
+    """
     token_ids, positions = _probe_tokens(served.model, device)
-    num_blocks = math.ceil(_PROBE_TOKENS / block_size)
+    num_blocks = math.ceil(PROBE_TOKENS / block_size)
     attention = _scratch_attention(served, 2 * num_blocks, block_size, device)
     tables = np.arange(2 * num_blocks, dtype=np.int32).reshape(2, num_blocks)
     state_slots = allocate_states(served, 2, device)
     logits = []
-    for spans in _CHUNKS:
-        metadata = batch_metadata(spans, tables, block_size, device)
+    for spans in chunks:
+        rows = [i for i, (first, end) in enumerate(spans) if first < end]
+        metadata = batch_metadata([spans[i] for i in rows], tables[rows], block_size, device)
         other, own = (slice(*span) for span in spans)
-        with step_context(StepContext(attention, (metadata,), state_slots=state_slots)):
+        with step_context(StepContext(attention, (metadata,), state_slots=state_slots[rows])):
             hidden = served.model.hidden_states(
                 torch.cat([token_ids.flip(0)[other], token_ids[own]]),
                 torch.cat([positions[other], positions[own]]),
@@ -168,5 +167,5 @@ def _scratch_attention(served: ServedModel, num_blocks: int, block_size: int, de
 
 
 def _probe_tokens(model: LanguageModel, device: torch.device) -> tuple[Tensor, Tensor]:
-    positions = torch.arange(_PROBE_TOKENS, device=device)
+    positions = torch.arange(PROBE_TOKENS, device=device)
     return (positions * 37 + 5) % model.vocab_size, positions

@@ -19,7 +19,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same plan (default: 1)")
     parser.add_argument("--no-faults", action="store_true", help="let the engine live")
     parser.add_argument("--probe-limit-s", type=float, default=1.0, help="the slowest answer of /health (default: 1)")
-    parser.add_argument("--deterministic", action="store_true", help="serve so, and allow no difference in any bit")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="serve so in bfloat16, and allow no difference in any bit"
+    )
     parser.add_argument("--log", type=Path, default=None, help="where to write what the server logged", metavar="FILE")
     given = parser.parse_args(argv)
     plan = make_plan(given.seed, num_bodies=_NUM_BODIES, has_faults=not given.no_faults)

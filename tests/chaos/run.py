@@ -52,7 +52,7 @@ DRAIN = ("--drain-timeout-s", "120")
 class Terms:
     """So many rounds, or as many as begin within so many minutes; `probe_limit_s` is what /health may take.
 
-    In deterministic mode log-probabilities must be equal to the last bit, and not nearly.
+    In deterministic mode, which serves in bfloat16, log-probabilities must be equal to the last bit, and not nearly.
     """
 
     num_rounds: int | None
@@ -99,7 +99,7 @@ class RunReport:
 
 def run_plan(plan: Plan, terms: Terms, tell: Callable[[RoundReport], None]) -> RunReport:
     """Run the plan's rounds, and drain the server. `tell` hears of each round."""
-    mode = ("--deterministic",) if terms.is_deterministic else ()
+    mode = ("--deterministic", "--dtype", "bfloat16") if terms.is_deterministic else ()
     judge = Judge(plan.catalogue, make_twins(plan, mode), 0.0 if terms.is_deterministic else TOLERANCE)
     report = RunReport()
     subject = Subject(*SMALL, *DRAIN, *mode)

@@ -21,10 +21,15 @@ def tell(done: RoundReport) -> None:
 
 
 @pytest.mark.timeout(900)  # on a machine that is busy
-def test_clients_see_nothing_of_kills_freezes_and_bursts_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_deterministic", [False, True], ids=["float32", "deterministic-bfloat16"])
+def test_clients_see_nothing_of_kills_freezes_and_bursts_and_nothing_is_lost(
+    is_deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # on all cores, as a server runs
     plan = make_plan(20, num_bodies=NUM_KINDS, per_client=3)
-    report = run_plan(plan, Terms(NUM_ROUNDS, minutes=0, probe_limit_s=PROBE_LIMIT_S), tell)
+    report = run_plan(
+        plan, Terms(NUM_ROUNDS, minutes=0, probe_limit_s=PROBE_LIMIT_S, is_deterministic=is_deterministic), tell
+    )
     print(summary(report))
     assert not report.problems, "\n".join([*report.problems, report.log[-5000:]])
     assert report.exit_code == 0

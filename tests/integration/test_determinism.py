@@ -19,6 +19,7 @@ import torch
 from orcinus.config.settings import demo_model_path
 from orcinus.engine.attention import choice
 from orcinus.engine.core import EngineCore
+from orcinus.engine.cpu import packed_linear
 from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.native_linear import can_multiply
 from orcinus.engine.errors import ModelLoadError
@@ -66,7 +67,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(autouse=True)
 def own_number_of_threads() -> Any:
-    """The mode leaves torch one thread, which is for the process that it runs in."""
+    """Where layers do not run natively the mode leaves torch one thread, which is for the process that it runs in."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -87,9 +88,11 @@ def executor_for(model: Path, **settings: Any) -> Executor:
     return build_executor(engine_config(model, **{"deterministic": True} | limits | settings))
 
 
-def core_of(executor: Executor, num_blocks: int | None = None, **changes: Any) -> EngineCore:
+def core_of(executor: Executor, *, is_cramped: bool = False, **changes: Any) -> EngineCore:
+    """With blocks for one sequence of the greatest length, or with all."""
     info, runner = executor
-    return EngineCore(info_with_blocks(info, num_blocks or info.num_kv_blocks, **changes), runner)
+    num_blocks = MAX_MODEL_LEN // info.block_size if is_cramped else info.num_kv_blocks
+    return EngineCore(info_with_blocks(info, num_blocks, **changes), runner)
 
 
 def mixed_cases(count: int) -> list[Case]:
@@ -136,7 +139,7 @@ def answers_alone(executor: Executor, cases: list[Case]) -> list[Any]:
 
 
 CROWDS = [
-    {"max_num_batched_tokens": 5, "num_blocks": MAX_MODEL_LEN // BLOCK_SIZE},
+    {"max_num_batched_tokens": 5, "is_cramped": True},
     {"max_num_batched_tokens": 40},
 ]
 
@@ -152,8 +155,8 @@ def answers_in_crowds(executor: Executor, cases: list[Case]) -> list[tuple[int, 
         num_preemptions += run.num_preemptions
         num_cached += run.num_cached_tokens
         assert run.max_running > 2
-    assert num_preemptions > 0
     assert num_cached > 0
+    assert num_preemptions > 0 or executor[0].block_size > BLOCK_SIZE
     return found
 
 
@@ -162,6 +165,13 @@ def check(executor: Executor) -> None:
     alone = answers_alone(executor, cases)
     for number, answer in answers_in_crowds(executor, cases):
         assert answer == alone[number]
+
+
+def check_embeddings(executor: Executor, pooling: Pooling) -> None:
+    cases = embedding_cases(pooling)
+    alone = answers_alone(executor, cases)
+    for number, answer in answers_in_crowds(executor, [*cases, *mixed_cases(8)]):
+        assert number >= len(cases) or answer == alone[number]
 
 
 @pytest.mark.parametrize("family", slow_but_for(FAMILIES, "llama"))
@@ -185,6 +195,82 @@ def test_in_bfloat16_native_layers_answer_alike(family: str, executor_of: Callab
     executor = executor_of(family, is_native=True, dtype="bfloat16")
     assert NativeDecoder in {type(module) for module in executor[1]._model.causal_lm.modules()}
     check(executor)
+
+
+@pytest.fixture
+def no_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply bfloat16 natively unasked, as on machines that have nothing faster."""
+    monkeypatch.setattr(packed_linear, "cpu_has_matrix_units", lambda: False)
+
+
+@pytest.mark.usefixtures("no_matrix_units")
+@pytest.mark.parametrize(
+    "case", slow_but_for(["llama", "qwen3", "mistral in 8 bits", "qwen2 in 8 bits"], "llama", "mistral in 8 bits")
+)
+def test_where_all_layers_run_natively_requests_answer_alike_by_default(
+    case: str, model_of: Callable[..., Path]
+) -> None:
+    family, quantization = case.partition(" ")[0], "int8" if "8 bits" in case else None
+    if not has(quantization or "bfloat16"):
+        pytest.skip("our kernels do not multiply this on this CPU")
+    torch.set_num_threads(2)
+    settings = {"dtype": "bfloat16", "quantization": quantization, "deterministic": None, "block_size": 16}
+    info, runner = executor_for(model_of(family, True), **settings)
+    assert info.is_deterministic
+    assert torch.get_num_threads() == 2
+    check((info, runner))
+
+
+@pytest.mark.usefixtures("no_matrix_units")
+@pytest.mark.skipif(not has("bfloat16"), reason="our kernels do not multiply bfloat16 on this CPU")
+@pytest.mark.parametrize("pooling", slow_but_for(["mean", "last"], "mean"))
+def test_where_all_layers_run_natively_embeddings_have_the_same_bits_by_default(
+    pooling: Pooling, model_of: Callable[..., Path]
+) -> None:
+    check_embeddings(executor_for(model_of("llama", True), dtype="bfloat16", deterministic=None), pooling)
+
+
+@pytest.mark.usefixtures("no_matrix_units")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda hidden: hidden + hidden[:, :1] * 0.01, "its code mixes the rows of a step"),
+        (lambda hidden: hidden + hidden.mean(1, keepdim=True) * 0.01, "its code uses aten.mean.dim"),
+        (torch.nn.functional.silu, "its code uses aten.silu.default"),
+    ],
+)
+def test_other_code_between_native_layers_and_the_head_is_not_trusted(
+    change: Callable[[torch.Tensor], torch.Tensor],
+    reason: str,
+    model_of: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    if not has("bfloat16"):
+        pytest.skip("our kernels do not multiply bfloat16 on this CPU")
+    own_forward: Any = LlamaModel.forward
+
+    def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+        output = own_forward(model, *args, **kwargs)
+        output.last_hidden_state = change(output.last_hidden_state)
+        return output
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    with caplog.at_level("INFO", "orcinus.engine.startup.determinism"):
+        info, _ = executor_for(model_of("llama", True), dtype="bfloat16", deterministic=None)
+    assert not info.is_deterministic
+    assert reason in caplog.text
+
+
+def test_where_layers_do_not_run_natively_the_mode_is_off_by_default(
+    model_of: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "orcinus.engine.startup.determinism"):
+        info, _ = executor_for(model_of("llama", False), deterministic=None)
+    assert not info.is_deterministic
+    assert "3 of 3 layers do not run natively" in caplog.text
 
 
 @pytest.mark.slow
@@ -231,10 +317,7 @@ def test_prompts_are_scored_alike_in_chunks_of_any_size(executor_of: Callable[..
 def test_embeddings_have_the_same_bits_alone_and_in_any_crowd(
     pooling: Pooling, executor_of: Callable[..., Executor]
 ) -> None:
-    executor, cases = executor_of("llama"), embedding_cases(pooling)
-    alone = answers_alone(executor, cases)
-    for number, answer in answers_in_crowds(executor, [*cases, *mixed_cases(8)]):
-        assert number >= len(cases) or answer == alone[number]
+    check_embeddings(executor_of("llama"), pooling)
 
 
 @pytest.mark.slow

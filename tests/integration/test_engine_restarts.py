@@ -323,8 +323,16 @@ def test_an_engine_that_is_killed_while_sequences_wait_to_resume_makes_no_differ
 
 @pytest.mark.timeout(900)  # on a machine that is busy
 @pytest.mark.slow
-def test_in_deterministic_mode_kills_cost_no_bit_while_serving_and_while_draining(start_server: StartServer) -> None:
-    server = start_server("--deterministic", "--dtype", "float32", "--drain-timeout-s", "300")
+@pytest.mark.parametrize(
+    "mode",
+    [("--deterministic", "--dtype", "float32"), ("--deterministic", "--dtype", "bfloat16"), ("--quantization", "int8")],
+    ids=lambda mode: mode[-1],
+)
+def test_in_deterministic_mode_kills_cost_no_bit_while_serving_and_while_draining(
+    mode: tuple[str, ...], start_server: StartServer
+) -> None:
+    """In 8 bits the mode is on by itself, where our kernels multiply them."""
+    server = start_server(*mode, "--drain-timeout-s", "300")
     scored = {name: {"logprobs": 1, **body} for name, body in REQUESTS.items()}
     twins = {name: request.answer() for name, request in {n: Asking(server, b) for n, b in scored.items()}.items()}
     asking = {name: Asking(server, body) for name, body in scored.items()}

@@ -162,7 +162,7 @@ def engine_config(model: Path, **overrides: Any) -> EngineConfig:
         "enable_prefix_caching": True,
         "batching": "continuous",
         "batch_wait_ms": 0.0,
-        "deterministic": False,
+        "deterministic": None,
         "seed": 0,
         "log_level": "warning",
     }

@@ -282,14 +282,9 @@ INLINE float soften(float* scores, Packed* weights, long first, long end, const 
     return factor;
 }
 
-// Numbers too small for float32's full precision become 0, as in products of bfloat16: else adding 0 would change them.
 INLINE void scale_row(float* row, float factor, long padded) {
     if (factor == 1.0f) return;
-    const f32x16 smallest = splat(1.17549435e-38f);
-    for (long d = 0; d < padded; d += WIDTH) {
-        const f32x16 x = load(row + d) * factor;
-        store(row + d, (x < smallest) & (x > -smallest) ? f32x16{} : x);
-    }
+    for (long d = 0; d < padded; d += WIDTH) store(row + d, load(row + d) * factor);
 }
 
 // Adds a part, of which some rows may have seen nothing, to those before it.

@@ -149,7 +149,7 @@ def test_a_token_that_is_not_finite_changes_nothing_for_those_before_it(
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_weights_and_sums_too_small_for_full_precision_are_the_same_in_any_chunk(level: int) -> None:
-    """Keys that are far behind the best one: what they add is next to nothing, or -0."""
+    """Keys far behind the best one add next to nothing, or -0."""
     tokens = Tokens(torch.bfloat16, 200)
     tokens.values *= 1e-37
     tokens.keys *= torch.linspace(-30, 30, 200).view(-1, 1, 1).bfloat16()
