@@ -164,12 +164,11 @@ class EngineReplica:
         was_useful = self._was_useful or self._was_idle_for_long()
         self.state, self._up_since, self._was_useful = "restarting", None, False
         self._requests.on_engine_end([*self._choices])
-        culprits = self._suspects.on_engine_end(was_killed=end.was_killed)
-        for engine_id in culprits:
-            if (choice := self._choices.get(engine_id)) is not None:  # else it ended with another of its request
-                self._requests.quarantine(choice, end.reason)
+        found = self._suspects.on_engine_end(was_killed=end.was_killed)
+        for engine_id in found.culprits:
+            self._requests.quarantine(self._choices[engine_id], end.reason)
         self._note_waiting()
-        return was_useful or bool(culprits)
+        return was_useful or bool(found.culprits) or found.has_new_suspects
 
     def _on_step(self, outputs: StepOutputs) -> None:
         now = time.monotonic()

@@ -106,7 +106,7 @@ class _Batch:
             self.position = position
             try:
                 matcher.fill_mask()
-            except Exception as error:
+            except BaseException as error:  # a panic of the library's is no Exception, and its mask must not be used
                 logger.exception("filling a mask failed")
                 matcher.fail(f"the grammar cannot be followed: {type(error).__name__}")
             if self.is_abandoned:

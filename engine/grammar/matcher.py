@@ -66,14 +66,19 @@ class GrammarMatcher:
         self._update_path()
 
     def replacement_for(self, token_id: int) -> int:
-        """Return the token to take where `token_id` was drawn: another if the text could not end in time after it."""
+        """Return the token to take where `token_id` was drawn: another if the text could not end in time after it.
+
+        Never raises: see `error`.
+        """
         if self._closing is None or self._is_free(token_id) or self.error is not None:
             return token_id
         try:
             return self._closing.replacement_for(self._matcher, token_id)
         except TimeoutError:
             self.fail(_TOO_SLOW)
-            return token_id
+        except Exception as error:
+            self._fail_over(error)
+        return token_id
 
     def replay(self, token_ids: Iterable[int]) -> None:
         """Take in tokens that an earlier matcher of the same request has taken in. Never raises: see `error`."""
@@ -81,13 +86,18 @@ class GrammarMatcher:
             for token_id in token_ids:
                 if self._thought is None:
                     self._update_path()
-                self.accept(token_id)
+                self._take_in(token_id)
         except Exception as error:
-            logger.exception("following a request's earlier tokens failed")
-            self.fail(f"the grammar cannot be followed: {type(error).__name__}")
+            self._fail_over(error)
 
     def accept(self, token_id: int) -> None:
-        """Take in the token that was chosen."""
+        """Take in the token that was chosen. Never raises: see `error`. The step is that of many requests."""
+        try:
+            self._take_in(token_id)
+        except Exception as error:
+            self._fail_over(error)
+
+    def _take_in(self, token_id: int) -> None:
         self._count(token_id)
         opening, self._opening = self._opening, None
         if self._thought is not None:
@@ -107,6 +117,10 @@ class GrammarMatcher:
     def fail(self, reason: str) -> None:
         """Set `error`, unless there is one."""
         self.error = self.error or reason
+
+    def _fail_over(self, error: Exception) -> None:
+        logger.error("following a request's tokens failed", exc_info=error)
+        self.fail(f"the grammar cannot be followed: {type(error).__name__}")
 
     def _is_free(self, token_id: int) -> bool:
         """Return whether the token is not the grammar's: part of the thinking before it."""

@@ -1,18 +1,25 @@
 """Which requests are suspected of ending engines, and which of them the next engine is given when.
 
-A request that had begun to run and was not done when its engine ended is a suspect. The next engine is given the
-suspects one at a time, each once the one before has brought tokens or has ended, and all other requests after them. So
-a request that ends engines ends one more, with no other unproven request beside it, and is known by that. A request
-that brings tokens is cleared. The end of an engine that was killed from outside, which may come at any moment, counts
-half, and does not count for a request that had brought tokens. These are rules about ids: processes are unknown here.
+A request that was in a step and had brought nothing since when its engine ended may be the reason, as may every other
+such request. After the first end all of them run again, with all others and at once: most engines end for reasons that
+are no request's, and would have been as well off with another order. Where a request is among them again, without a
+token in between, the next engine is given such requests one at a time, each once the one before has brought tokens or
+has ended, and all other requests after them. So one that ends engines does so once with nothing unproven beside it, and
+is known by that; the others run together again.
+
+A request that brings tokens is cleared. The end of an engine that was killed from outside, which may come at any
+moment, counts half, and does not count for a request that had brought tokens; and such a kill has to meet the same
+request alone twice. These are rules about ids: processes are unknown here.
 """
 
 from collections import deque
 from dataclasses import dataclass
 
-_MAX_STRIKES = 4
 _STRIKES_OF_A_FAULT = 2
 _STRIKES_OF_A_KILL = 1
+_STRIKES_TO_ISOLATE = 3  # two faults, a fault and a kill, or three kills
+_STRIKES_TO_CONVICT = 4  # and nothing unproven beside it the last time, or for a kill
+_KILLS_TO_CONVICT = 2  # so many times
 
 
 @dataclass(slots=True, eq=False)
@@ -21,9 +28,23 @@ class _Record:
 
     request_id: str
     strikes: int = 0  # for the engines in a row that ended while they ran it, since it brought tokens
-    is_suspect: bool = False
+    num_alone: int = 0  # of these engines, those in which nothing else was unproven
     has_begun: bool = False  # in the engine that runs now
     has_progressed: bool = False  # there
+    was_sound: bool = False  # it has brought tokens in some engine
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether it may be the reason if the engine ends now."""
+        return self.has_begun and not self.has_progressed
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the end of an engine tells. `culprits` end engines; `has_new_suspects` if others will be tried alone now."""
+
+    culprits: list[str]
+    has_new_suspects: bool
 
 
 class SuspectTracker:
@@ -31,14 +52,14 @@ class SuspectTracker:
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
-        self._suspects: deque[_Record] = deque()  # the first one may be under test
+        self._isolated: deque[_Record] = deque()  # the first one may be under test
         self._is_testing = False
         self._others: list[_Record] = []
 
     @property
     def has_pending(self) -> bool:
         """Whether a request has yet to be given to the engine, or is under test there."""
-        return bool(self._suspects or self._others)
+        return bool(self._isolated or self._others)
 
     def add(self, request_id: str) -> None:
         """Take up a new request. Its id must be unique among those in flight."""
@@ -57,15 +78,16 @@ class SuspectTracker:
 
     def on_progress(self, request_id: str) -> None:
         """Note that the engine has brought tokens of this request, which clears it."""
-        self._records[request_id].has_progressed = True
+        record = self._records[request_id]
+        record.has_progressed = record.was_sound = True
 
     def take_due(self) -> list[str]:
         """Return the requests that the engine may be given now, each of them once for each engine."""
-        while self._suspects:
-            first = self._suspects[0]
+        while self._isolated:
+            first = self._isolated[0]
             if self._has_ended(first) or first.has_progressed:
-                first.is_suspect = self._is_testing = False
-                self._suspects.popleft()
+                self._is_testing = False
+                self._isolated.popleft()
             elif self._is_testing:
                 return []
             else:
@@ -75,26 +97,51 @@ class SuspectTracker:
         self._others = []
         return due
 
-    def on_engine_end(self, *, was_killed: bool) -> list[str]:
-        """Return the requests found to end engines, for the caller to end and `remove`; all others are due again."""
-        self._others = []
-        self._suspects.clear()
-        self._is_testing = False
-        for record in self._records.values():
-            self._judge(record, was_killed)
-            (self._suspects if record.is_suspect else self._others).append(record)
-        return [suspect.request_id for suspect in self._suspects if suspect.strikes >= _MAX_STRIKES]
+    def on_engine_end(self, *, was_killed: bool) -> Findings:
+        """Take in how an engine ended. Culprits, of which there is one at most, are the caller's to end and `remove`.
 
-    def _judge(self, record: _Record, was_killed: bool) -> None:
-        if record.has_progressed:
-            record.strikes = 0
-        if record.has_begun:
-            record.is_suspect = True
-            if not was_killed:
-                record.strikes += _STRIKES_OF_A_FAULT
-            elif not record.has_progressed:
-                record.strikes += _STRIKES_OF_A_KILL
-        record.has_begun = record.has_progressed = False
+        All other requests are due again.
+        """
+        unproven = [record for record in self._records.values() if record.is_unproven]
+        num_suspects = sum(_is_suspect(record) for record in unproven)
+        for record in self._records.values():
+            _judge(record, was_killed)
+        culprits = []
+        if len(unproven) == 1:
+            (sole,) = unproven
+            sole.num_alone += 1
+            if sole.strikes >= _STRIKES_TO_CONVICT and (not was_killed or sole.num_alone >= _KILLS_TO_CONVICT):
+                culprits.append(sole.request_id)
+                self._acquit()
+        self._isolate()
+        return Findings(culprits, sum(map(_is_suspect, unproven)) > num_suspects)
+
+    def _acquit(self) -> None:
+        """Take back what a culprit explains: all run together again, and are suspects with the next end."""
+        for record in self._records.values():
+            record.strikes = min(record.strikes, _STRIKES_OF_A_FAULT)
+
+    def _isolate(self) -> None:
+        """Make everything due again, the suspects first. Of these the likeliest, but not the one just tried alone."""
+        isolated = [record for record in self._records.values() if _is_suspect(record)]
+        isolated.sort(key=lambda record: (record.num_alone, record.was_sound))
+        self._isolated = deque(isolated)
+        self._others = [record for record in self._records.values() if not _is_suspect(record)]
+        self._is_testing = False
 
     def _has_ended(self, record: _Record) -> bool:
         return record.request_id not in self._records
+
+
+def _judge(record: _Record, was_killed: bool) -> None:
+    if record.has_progressed:
+        record.strikes = record.num_alone = 0
+    if record.has_begun and not was_killed:
+        record.strikes += _STRIKES_OF_A_FAULT
+    elif record.is_unproven:
+        record.strikes += _STRIKES_OF_A_KILL
+    record.has_begun = record.has_progressed = False
+
+
+def _is_suspect(record: _Record) -> bool:
+    return record.strikes >= _STRIKES_TO_ISOLATE

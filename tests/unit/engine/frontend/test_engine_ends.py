@@ -347,10 +347,10 @@ def added_as(choice: LiveChoice, **changes: Any) -> Any:
 
 @asynccontextmanager
 async def engine_being_replaced(
-    model: Path, *, num_running: int = 1, observer: Any = None, **options: Any
+    model: Path, *, num_running: int = 1, num_slots: int = 2, observer: Any = None, **options: Any
 ) -> AsyncIterator[tuple[AsyncEngine, ScriptedEngines, list[Any]]]:
     """An engine whose successor has yet to load, and the streams that were in flight when it ended."""
-    scripted = ScriptedEngines(before_step=KilledInSteps(4), max_num_seqs=2)
+    scripted = ScriptedEngines(before_step=KilledInSteps(4), max_num_seqs=num_slots)
     scripted.may_load.clear()
     async with engine_on(model, scripted, observer=observer, **options) as engine:
         streams = [engine.submit(request("hi", max_tokens=10, timeout_s=30)) for _ in range(num_running)]
@@ -370,6 +370,16 @@ async def test_requests_are_admitted_meanwhile_and_answered_after_those_that_ran
         assert await texts(late) == {0: "ab"}
         assert engine.state == "ready"
     assert [len(new.token_ids) for new in scripted.introduced(1)] == [5, 4]
+
+
+async def test_after_a_kill_all_that_ran_go_on_together_and_new_ones_with_them(model: Path) -> None:
+    async with engine_being_replaced(model, num_running=3, num_slots=8) as (engine, scripted, streams):
+        late = engine.submit(request("late", max_tokens=2))
+        scripted.may_load.set()
+        assert await texts(late) == {0: "ab"}
+        for stream in streams:
+            assert await texts(stream) == {0: "abcdefghij"}
+    assert len(scripted.executors[1].plans[0].new_requests) == 4
 
 
 async def test_the_queue_is_bounded_meanwhile(model: Path) -> None:
@@ -470,7 +480,7 @@ async def test_a_request_that_ends_engines_is_given_up_and_no_other_is(model: Pa
         for stream in streams.values():
             assert await texts(stream) == {0: "abcdefghijklmnopqrst"}
         assert await texts(engine.submit(request(max_tokens=3))) == {0: "abc"}
-    assert (recorder.quarantined, recorder.restarts) == (1, 2)
+    assert (recorder.quarantined, recorder.restarts) == (1, 3)
     assert [outcome for outcome, *_ in recorder.done].count("error") == 1
 
 
@@ -483,11 +493,11 @@ async def test_all_choices_of_a_request_that_ends_engines_are_given_up(model: Pa
             await texts(poison)
         assert await texts(other) == {0: "abc"}
     assert recorder.quarantined == 1
-    assert recorder.restarts == 2
+    assert recorder.restarts == 3
 
 
 async def test_several_that_end_engines_are_all_found(model: Path) -> None:
-    """Each conviction is of use: the one restart in vain that is allowed is enough."""
+    """Each conviction is of use, and so is each new suspicion: the one restart in vain that is allowed is enough."""
     recorder, scripted = Recorder(), ScriptedEngines(before_step=ends_engines(b"p1", b"p2", b"p3"))
     async with engine_on(model, scripted, observer=recorder, max_engine_restarts=1) as engine:
         streams = [engine.submit(request(prompt, max_tokens=4)) for prompt in ("p1", "p2", "x", "y", "p3", "z")]

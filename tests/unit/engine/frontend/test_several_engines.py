@@ -194,8 +194,8 @@ async def test_a_request_that_ends_its_engine_is_given_up_and_costs_the_other_no
             await texts(poison)
         for stream in others:
             assert await texts(stream) == {0: ALPHABET[:20]}
-    assert (recorder.quarantined, recorder.restarts) == (1, 2)
-    assert (first.num_engines, second.num_engines) == (3, 1)
+    assert (recorder.quarantined, recorder.restarts) == (1, 3)
+    assert (first.num_engines, second.num_engines) == (4, 1)
     assert prompts_of(second) == ["a", "c"]
 
 

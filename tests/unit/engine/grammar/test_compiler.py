@@ -80,7 +80,19 @@ def test_tokens_that_cannot_be_followed_again_fail_their_matcher_and_nothing_els
     assert compiled.matcher(tokens=b"b").error is not None
     broken = compiled.matcher(tokens=[2**70])  # llguidance's own exception, for a token that none can be
     assert broken.error == "the grammar cannot be followed: OverflowError"
-    assert "earlier tokens" in caplog.text
+    assert "following a request's tokens failed" in caplog.text
+
+
+def test_a_matcher_whose_library_raises_in_the_middle_of_a_step_fails_alone(compiler: GrammarCompiler) -> None:
+    compiled = compiler.prepare(regex("[ab]{9}")).result()
+    by_accept = compiled.matcher()
+    by_accept.accept(2**70)
+    assert by_accept.error == "the grammar cannot be followed: OverflowError"
+    by_replacement = compiled.matcher(max_tokens=9)
+    by_replacement.fill_mask()
+    assert by_replacement.replacement_for(2**70) == 2**70
+    assert by_replacement.error == "the grammar cannot be followed: OverflowError"
+    assert compiled.matcher(max_tokens=9, tokens=b"ab").error is None
 
 
 def test_a_tokenizer_that_cannot_be_loaded_fails_the_preparation(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ WAIT_S = 30.0
 class Matcher:
     """Fills its mask with token 1, once `may_run` is set."""
 
-    def __init__(self, may_run: threading.Event | None = None, fault: Exception | None = None) -> None:
+    def __init__(self, may_run: threading.Event | None = None, fault: BaseException | None = None) -> None:
         self.mask = empty_mask(40)
         self.error: str | None = None
         self.is_finished = False
@@ -77,11 +77,17 @@ def test_a_mask_that_takes_too_long_fails_alone() -> None:
         may_run.set()
 
 
-def test_a_mask_that_cannot_be_filled_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
-    filler, broken, other = MaskFiller(), Matcher(fault=ValueError("no")), Matcher()
+class Panic(BaseException):
+    """As a library raises that is written in Rust."""
+
+
+@pytest.mark.parametrize("fault", [ValueError("no"), Panic()], ids=["an error", "a panic"])
+def test_a_mask_that_cannot_be_filled_fails_alone(fault: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    filler, broken, other = MaskFiller(), Matcher(fault=fault), Matcher()
     filler.start([broken, other])
     filler.wait()
-    assert broken.error == "the grammar cannot be followed: ValueError"
+    assert broken.error == f"the grammar cannot be followed: {type(fault).__name__}"
+    assert other.num_fills == 1
     assert other.error is None
     assert "filling a mask failed" in caplog.text
 

@@ -17,7 +17,7 @@ def tracking(*request_ids: str) -> SuspectTracker:
 
 def end_by_fault(tracker: SuspectTracker) -> list[str]:
     """End the engine by a fault, and remove the requests that are found to be the reason."""
-    culprits = tracker.on_engine_end(was_killed=False)
+    culprits = tracker.on_engine_end(was_killed=False).culprits
     for request_id in culprits:
         tracker.remove(request_id)
     return culprits
@@ -40,41 +40,142 @@ def test_a_request_that_left_before_it_was_due_is_not_given() -> None:
     assert tracker.take_due() == ["b"]
 
 
-def test_suspects_come_one_at_a_time_and_the_others_after_them() -> None:
-    tracker = tracking("a", "b", "queued")
-    tracker.take_due()
-    tracker.on_started(["a", "b", "unknown"])
-    assert tracker.on_engine_end(was_killed=False) == []
+def run(tracker: SuspectTracker, *begun: str, proven: str = "", was_killed: bool = False) -> list[str]:
+    """Let an engine begin with these of those that are due, bring tokens of `proven`, and end; returns who is found."""
+    due = tracker.take_due()
+    assert {*begun} <= {*due}
+    tracker.on_started([*begun])
+    for request_id in proven:
+        tracker.on_progress(request_id)
+    return end_by_kill(tracker) if was_killed else end_by_fault(tracker)
+
+
+def end_by_kill(tracker: SuspectTracker) -> list[str]:
+    culprits = tracker.on_engine_end(was_killed=True).culprits
+    for request_id in culprits:
+        tracker.remove(request_id)
+    return culprits
+
+
+def all_pass(tracker: SuspectTracker) -> list[list[str]]:
+    """Return what one engine is given at a time, each of which brings a token."""
+    rounds = []
+    while due := tracker.take_due():
+        rounds.append(due)
+        tracker.on_started(due)
+        for request_id in due:
+            assert rounds[-1] == [request_id] or not tracker.take_due()
+            tracker.on_progress(request_id)
+    return rounds
+
+
+@pytest.mark.parametrize("was_killed", [False, True])
+def test_after_the_first_end_all_run_together_again_and_new_ones_with_them(was_killed: bool) -> None:
+    tracker = tracking("a", "b", "c", "queued")
+    assert run(tracker, "a", "b", "c", proven="a", was_killed=was_killed) == []
     tracker.add("new")
+    assert tracker.take_due() == ["a", "b", "c", "queued", "new"]
+    assert not tracker.has_pending
+
+
+def test_those_that_were_there_twice_in_a_row_without_a_token_come_one_at_a_time_and_the_others_after_them() -> None:
+    tracker = tracking("a", "b", "c", "queued")
+    run(tracker, "a", "b", "c", proven="a")
+    run(tracker, "a", "b", "c", proven="c")
+    tracker.add("new")
+    assert tracker.take_due() == ["b"], "it has never brought a token"
+    tracker.on_started(["b"])
+    assert tracker.take_due() == []
+    assert tracker.has_pending
+    tracker.on_progress("b")
     assert tracker.take_due() == ["a"]
-    tracker.on_started(["a"])
-    assert tracker.take_due() == []
-    tracker.on_progress("a")
-    assert tracker.take_due() == ["b"]
-    tracker.remove("b")
-    assert tracker.take_due() == ["queued", "new"]
+    tracker.remove("a")
+    assert tracker.take_due() == ["c", "queued", "new"]
     assert tracker.take_due() == []
 
 
-def test_a_culprit_among_many_is_found_alone() -> None:
+def test_a_culprit_among_many_is_found_alone_in_the_third_engine() -> None:
     tracker = tracking(*"abcKd")
-    tracker.take_due()
-    tracker.on_started([*"abcKd"])
-    assert end_by_fault(tracker) == []
-    for innocent in "abc":
+    assert run(tracker, *"abcKd", proven="ab") == []
+    assert run(tracker, *"abcKd") == []
+    for innocent in "c":  # it has not brought a token either, and came earlier
         assert tracker.take_due() == [innocent]
         tracker.on_started([innocent])
         tracker.on_progress(innocent)
-    assert tracker.take_due() == ["K"]
-    tracker.on_started(["K"])
-    assert end_by_fault(tracker) == ["K"]
-    passed = []
-    while due := tracker.take_due():
-        passed += due
-        for request_id in due:
+    assert run(tracker, "K") == ["K"]
+    assert all_pass(tracker) == [["a", "b", "c", "d"]], "the culprit explains everything so far"
+
+
+def test_an_end_that_leaves_fewer_suspects_tells_something_and_one_before_anything_began_does_not() -> None:
+    tracker = tracking("a", "b")
+    has_new = []
+    for begun in (["a", "b"], ["a", "b"], [], ["a"]):
+        tracker.take_due()
+        tracker.on_started(begun)
+        has_new.append(tracker.on_engine_end(was_killed=False).has_new_suspects)
+    assert has_new == [False, True, False, False]
+
+
+def test_a_second_culprit_is_looked_for_as_soon_as_another_engine_ends() -> None:
+    tracker = tracking(*"KaLb")
+    for _ in range(2):
+        assert run(tracker, *"KaLb") == []
+    assert run(tracker, "K") == ["K"]
+    assert run(tracker, *"aLb", proven="a") == []
+    assert tracker.take_due() == ["L"]
+    tracker.on_started(["L"])
+    assert end_by_fault(tracker) == ["L"]
+
+
+def test_a_fault_convicts_nobody_while_another_one_is_unproven() -> None:
+    tracker = tracking("a", "b")
+    for _ in range(3):
+        for request_id in tracker.take_due() or ["a"]:
             tracker.on_started([request_id])
-            tracker.on_progress(request_id)
-    assert passed == [*"abcd"]
+        tracker.on_started(["a", "b"])  # whatever order they were given in
+        assert tracker.on_engine_end(was_killed=False).culprits == []
+
+
+def test_a_token_forgets_that_a_kill_met_a_request_alone() -> None:
+    tracker = tracking("a")
+    for was_proven in (False, False, True, False, False, False):
+        assert run(tracker, "a", proven="a" if was_proven else "", was_killed=True) == []
+    tracker = tracking("a", "b")
+    for _ in range(4):
+        assert run(tracker, "a", "b", proven="b", was_killed=True) == [], "nobody else came to have a turn"
+        assert tracker.take_due()
+        tracker.on_started(["a"])
+        tracker.on_progress("a")
+        assert end_by_kill(tracker) == []
+    for _ in range(3):
+        assert run(tracker, "a", "b", was_killed=True) == []
+    assert run(tracker, "a", was_killed=True) == []
+
+
+def test_kills_from_outside_that_meet_a_crowd_convict_nobody() -> None:
+    """They isolate from the third on, which meets each request alone at most once before all others had their turn."""
+    tracker = tracking(*"abc")
+    for _ in range(3):
+        assert run(tracker, *"abc", was_killed=True) == []
+    for alone in "abc":
+        assert run(tracker, alone, was_killed=True) == []
+    assert all_pass(tracker) == [["a"], ["b"], ["c"]]
+
+
+def test_one_that_has_its_engine_killed_is_found_after_the_others_had_their_turn() -> None:
+    """As a request that takes more memory than there is has it killed by the kernel."""
+    tracker = tracking(*"aKb")
+    for _ in range(3):
+        assert run(tracker, *"aKb", was_killed=True) == []
+    assert tracker.take_due() == ["a"]
+    tracker.on_started(["a"])
+    tracker.on_progress("a")
+    assert run(tracker, "K", was_killed=True) == []
+    assert tracker.take_due() == ["b"]
+    tracker.on_started(["b"])
+    tracker.on_progress("b")
+    assert run(tracker, "K", was_killed=True) == ["K"]
+    assert all_pass(tracker) == [["a", "b"]]
 
 
 def run_until_it_ends(tracker: SuspectTracker, *, brings_tokens: bool, was_killed: bool) -> list[str]:
@@ -82,7 +183,7 @@ def run_until_it_ends(tracker: SuspectTracker, *, brings_tokens: bool, was_kille
     tracker.on_started(["a"])
     if brings_tokens:
         tracker.on_progress("a")
-    return tracker.on_engine_end(was_killed=was_killed)
+    return tracker.on_engine_end(was_killed=was_killed).culprits
 
 
 def test_a_request_that_ends_engines_is_found_the_second_time_whatever_it_had_brought_before_the_first() -> None:
@@ -116,17 +217,17 @@ def test_a_request_that_had_not_begun_is_not_blamed() -> None:
     tracker = tracking("a", "b")
     for _ in range(5):
         tracker.take_due()
-        assert tracker.on_engine_end(was_killed=False) == []
+        assert tracker.on_engine_end(was_killed=False).culprits == []
     assert tracker.take_due() == ["a", "b"]
 
 
 def test_a_suspect_whose_turn_did_not_come_stays_one_and_is_not_blamed_again() -> None:
     tracker = tracking("a", "b")
-    tracker.take_due()
-    tracker.on_started(["a", "b"])
-    tracker.on_engine_end(was_killed=False)
-    assert tracker.take_due() == ["a"]
-    assert tracker.on_engine_end(was_killed=False) == []  # before "a" had begun
+    run(tracker, "a", "b")
+    run(tracker, "a", "b")
+    for _ in range(5):
+        assert tracker.take_due() == ["a"]
+        assert tracker.on_engine_end(was_killed=False).culprits == []  # before "a" had begun
     assert tracker.take_due() == ["a"]
     tracker.on_progress("a")
     assert tracker.take_due() == ["b"]
@@ -159,3 +260,24 @@ def test_only_culprits_are_found_and_all_of_them(seed: int) -> None:
             else:
                 waiting.append(request_id)
     assert culprits == guilty
+
+
+@pytest.mark.parametrize("was_killed", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_an_engine_that_ends_with_several_unproven_or_none_convicts_nobody(seed: int, was_killed: bool) -> None:
+    """However often it does: whose fault it is cannot be told."""
+    rng = random.Random(seed)
+    tracker = tracking(*map(str, range(12)))
+    for _ in range(100):
+        waiting, unproven, proven = set[str](), set[str](), set[str]()
+        for _ in range(rng.randint(1, 4)):
+            waiting |= {*tracker.take_due()}
+            begun = rng.sample(sorted(waiting), min(len(waiting), 4))
+            tracker.on_started(begun)
+            proven |= {request_id for request_id in begun if rng.random() < 0.6}
+            unproven = (unproven | {*begun}) - proven
+            for request_id in proven if len(unproven) != 1 else proven | unproven:
+                tracker.on_progress(request_id)
+            if len(unproven) == 1:
+                proven, unproven = proven | unproven, set()
+        assert tracker.on_engine_end(was_killed=was_killed).culprits == []
