@@ -19,7 +19,15 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 CSRC = FOLDER / "csrc"
-SOURCES = ("argmax.cpp", "attention.cpp", "decoder.cpp", "linear.cpp", "pool.cpp", "product.cpp", "structures.cpp")
+SOURCES = (
+    "attention.cpp",
+    "decoder.cpp",
+    "linear.cpp",
+    "pool.cpp",
+    "product.cpp",
+    "sampler.cpp",
+    "structures.cpp",
+)
 INCLUDED = (
     "attention.inl",
     "common.h",
@@ -27,6 +35,7 @@ INCLUDED = (
     "linear.inl",
     "product.inl",
     "rows.inl",
+    "sampler.inl",
     "structures.h",
     "vectors.inl",
 )
