@@ -35,7 +35,7 @@ from orcinus.server.load.lengths import parse_lengths
 from orcinus.server.load.prompts import LoadItem, PromptShape, Writer, random_items
 from orcinus.server.load.report import percentile
 from orcinus.server.load.session import run_on_fast_loop
-from orcinus.server.load.target import Target, choose_writer, first_model
+from orcinus.server.load.target import GREEDY, Target, choose_writer, first_model
 
 _TIMEOUT_S = 120.0
 _SAMPLE_S = 0.25
@@ -230,7 +230,7 @@ async def _offer(
 
 async def _measure(port: int, process: psutil.Process, args: argparse.Namespace) -> list[Load]:
     async with HttpClient(f"http://127.0.0.1:{port}", None, _TIMEOUT_S) as client:
-        target = Target(client, await first_model(client), "completions", temperature=0.0, ignore_eos=True)
+        target = Target(client, await first_model(client), "completions", GREEDY, ignore_eos=True)
         writer = await choose_writer(target, "auto", None)
         capacity = await _measure_capacity(target, writer, args.slots, args.seconds)
         print(f"capacity: {capacity:.1f} requests/s with {args.slots} under way\n")

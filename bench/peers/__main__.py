@@ -40,6 +40,7 @@ from bench.peers.serving import RunningArm, free_port
 from bench.random_model import SHAPES, write_model
 from orcinus.engine.errors import OrcinusError
 from orcinus.server.load.figures import summarize
+from orcinus.server.load.options import add_sampling_options, describe_sampling, sampling_fields
 from orcinus.server.load.prompts import LoadItem
 
 MODELS = ROOT / "out" / "peers"
@@ -81,7 +82,7 @@ class Bench:
         port = free_port()
         log = MODELS / f"{arm.file_name}.log"
         _say(f"starting {arm.name}")
-        with RunningArm(arm.launch(self.setting, port), port, log) as running:
+        with RunningArm(arm.launch(self.setting, port), port, log, self.setting.sampling) as running:
             self.facts[arm.name] = running.facts
             for load in self.warm_ups:
                 running.run(load.items(self._vocab_size, arm.name), load.max_concurrency)
@@ -148,6 +149,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--streams", type=parse_streams, default="1,4,16,32", help="one load for each number")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=128)
+    add_sampling_options(parser)
     parser.add_argument("--skewed", action="store_true", help="a load more, of short and long answers")
     parser.add_argument("--skewed-requests", type=int, default=64)
     parser.add_argument("--skewed-slots", type=int, default=16)
@@ -173,6 +175,7 @@ def compare(options: argparse.Namespace) -> Comparison:
         slots=slots,
         max_model_len=max(load.longest for load in [*loads, *warm_ups, wake_up_load()]),
         kv_gib=options.kv_gib,
+        sampling=sampling_fields(options),
     )
     bench = Bench(
         arms=options.arms,
@@ -219,6 +222,7 @@ def _facts(bench: Bench, num_rounds: int) -> list[str]:
         f"{time.strftime('%Y-%m-%d %H:%M')}, {describe_machine()}, Python {platform.python_version()}",
         f"`python -m bench.peers {shlex.join(sys.argv[1:])}`; {num_rounds} rounds",
         *(_describe(arm, bench.facts.get(arm.name, {})) for arm in bench.arms),
+        f"{describe_sampling(setting.sampling)}, the same for every arm",
         f"weights {bench.model.weights / 1e9:.2f} GB, cache {bench.model.kv_per_token} bytes a token; every arm has "
         f"{setting.slots} slots, {setting.kv_gib} GiB of cache and a context of {setting.max_model_len} tokens",
     ]

@@ -18,6 +18,7 @@ from bench.peers.environments import OPENVINO, OPENVINO_CONVERT, ROOT, VLLM, Env
 from bench.peers.roofline import kv_bytes_per_token
 from orcinus.config.version import VERSION
 from orcinus.engine.errors import OrcinusError
+from orcinus.server.load.target import GREEDY
 
 _ALLOCATORS = "/usr/lib/*/libtcmalloc_minimal.so.4"
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
@@ -25,12 +26,16 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Holds what all arms are given alike. `model` is a directory in transformers' format."""
+    """Holds what all arms are given alike. `model` is a directory in transformers' format.
+
+    `sampling` are the fields of a request that say how tokens are chosen.
+    """
 
     model: Path
     slots: int
     max_model_len: int
     kv_gib: int
+    sampling: Mapping[str, float] = field(default_factory=lambda: GREEDY)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
@@ -27,7 +27,7 @@ from orcinus.server.load.http_client import HttpClient
 from orcinus.server.load.prompts import LoadItem
 from orcinus.server.load.run import LoadRun, run_load
 from orcinus.server.load.session import run_on_fast_loop
-from orcinus.server.load.target import Target, first_model
+from orcinus.server.load.target import GREEDY, Target, first_model
 
 _POLL_S = 0.02
 _START_TIMEOUT_S = 900.0
@@ -48,7 +48,7 @@ class RunningArm:
     `facts` are what it says of itself. `peak_bytes` is its memory as of the last time that it was held.
     """
 
-    def __init__(self, launch: Launch, port: int, log: Path) -> None:
+    def __init__(self, launch: Launch, port: int, log: Path, sampling: Mapping[str, float] = GREEDY) -> None:
         self._log = log.open("w")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment = {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **launch.environment}
@@ -64,7 +64,9 @@ class RunningArm:
             start_new_session=True,
         )
         self.process = psutil.Process(self._popen.pid)
-        self._driven: _Driven = _Server(port, launch.ready_path) if launch.ready_path else _Driver(self._popen)
+        self._driven: _Driven = (
+            _Server(port, launch.ready_path, sampling) if launch.ready_path else _Driver(self._popen, sampling)
+        )
         try:
             with Watch(self.process) as watch:
                 said = self._driven.wait_until_ready(self._popen)
@@ -119,7 +121,8 @@ class RunningArm:
 
 
 class _Server:
-    def __init__(self, port: int, ready_path: str) -> None:
+    def __init__(self, port: int, ready_path: str, sampling: Mapping[str, float]) -> None:
+        self._sampling = sampling
         self._port = port
         self._ready_path = ready_path
 
@@ -136,7 +139,7 @@ class _Server:
 
     async def _run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
         async with HttpClient(f"http://127.0.0.1:{self._port}", None, _REQUEST_TIMEOUT_S) as client:
-            target = Target(client, await first_model(client), "completions", temperature=0.0, ignore_eos=True)
+            target = Target(client, await first_model(client), "completions", self._sampling, ignore_eos=True)
             at_once = [0.0] * len(items)
             return await run_load(
                 target, items, arrivals=at_once, max_concurrency=max_concurrency, on_done=lambda: None
@@ -144,7 +147,8 @@ class _Server:
 
 
 class _Driver:
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[str]", sampling: Mapping[str, float]) -> None:
+        self._sampling = sampling
         assert process.stdin is not None
         assert process.stdout is not None
         self._requests: IO[str] = process.stdin
@@ -154,7 +158,11 @@ class _Driver:
         return dict(self._read())
 
     def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
-        asked = {"requests": [(item.prompt, item.max_tokens) for item in items], "max_concurrency": max_concurrency}
+        asked = {
+            "requests": [(item.prompt, item.max_tokens) for item in items],
+            "max_concurrency": max_concurrency,
+            "sampling": dict(self._sampling),
+        }
         self._requests.write(json.dumps(asked) + "\n")
         self._requests.flush()
         return load_run([Answer(**answer) for answer in self._read()], items)

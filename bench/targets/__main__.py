@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from orcinus.engine.errors import OrcinusError
 from orcinus.server.load.answers import RequestRecord
 from orcinus.server.load.figures import summarize
 from orcinus.server.load.lengths import parse_lengths
+from orcinus.server.load.options import add_sampling_options, describe_sampling, sampling_fields
 from orcinus.server.load.prompts import LoadItem, PromptShape, random_items
 from orcinus.server.load.run import LoadRun
 from orcinus.server.load.session import run_on_fast_loop
@@ -77,7 +78,7 @@ class Place:
         """A fresh one, and its address."""
         port = free_port()
         launch = arm.launch(setting or self.setting, port)
-        with RunningArm(launch, port, MODELS / f"targets-{arm.file_name}.log") as running:
+        with RunningArm(launch, port, MODELS / f"targets-{arm.file_name}.log", self.setting.sampling) as running:
             yield running, f"http://127.0.0.1:{port}"
 
     def warm_up(self, running: RunningArm, load: Load) -> None:
@@ -108,6 +109,7 @@ def measure_latency(place: Place) -> list[Row]:
                     prompts.items(place.vocab_size, "prompts"),
                     alone_s=options.alone_s,
                     every_s=options.every_s,
+                    sampling=place.setting.sampling,
                 )
             )
     model = ModelBytes(weight_bytes(place.setting.model), kv_bytes_per_token(place.setting.config))
@@ -227,12 +229,7 @@ def _speed(place: Place, running: RunningArm, load: Load, content: str) -> tuple
 
 def measure_memory(place: Place) -> list[Row]:
     """With a small cache, so that a short load uses all of it: what is allocated and not used is not resident."""
-    setting = Setting(
-        model=place.setting.model,
-        slots=place.setting.slots,
-        max_model_len=place.setting.max_model_len,
-        kv_gib=_MEMORY_KV_GIB,
-    )
+    setting = replace(place.setting, kv_gib=_MEMORY_KV_GIB)
     load = fixed_load(-(-setting.kv_tokens // place.options.prompt_tokens), place.options.prompt_tokens, 16)
     with place.running(place.loop, setting) as (loop, _):
         weights, cache = int(loop.facts["weight bytes"]), int(loop.facts["cache bytes"])
@@ -315,6 +312,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--every-s", type=float, default=2.0, help="seconds between two of them [default: 2]")
     parser.add_argument("--alone-s", type=float, default=10.0, help="seconds before the first of them [default: 10]")
     parser.add_argument("--pairs", type=int, default=5, help="of a cold and a shared prompt [default: 5]")
+    add_sampling_options(parser)
     parser.add_argument("--http-streams", type=int, default=32)
     parser.add_argument("--output-tokens", type=int, default=128, help="of each of the HTTP streams [default: 128]")
     parser.add_argument("--rounds", type=int, default=5, help="of the part http [default: 5]")
@@ -338,6 +336,7 @@ def place_of(options: argparse.Namespace) -> Place:
         slots=max(options.http_streams, options.streams + options.prompts),
         max_model_len=_CONTEXT,
         kv_gib=options.kv_gib,
+        sampling=sampling_fields(options),
     )
     arguments = f":{options.arguments}" if options.arguments else ""
     [server] = parse_arms(f"orcinus{arguments}")
@@ -354,6 +353,7 @@ def _facts(place: Place) -> list[str]:
     return [
         f"{time.strftime('%Y-%m-%d %H:%M')}, {describe_machine()}, Python {platform.python_version()}",
         f"`python -m bench.targets {shlex.join(sys.argv[1:])}`; {place.server.kind.version}",
+        describe_sampling(place.setting.sampling),
         f"{place.setting.slots} slots, a context of {_CONTEXT} tokens, {place.setting.kv_gib} GiB of cache "
         f"({_MEMORY_KV_GIB} GiB where memory is measured), random prompts that do not come again",
     ]

@@ -4,14 +4,14 @@ It knows nothing of targets and of what the times add up to.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.targets.figures import Window
 from orcinus.server.load.answers import AnswerStream, LoadError, RequestFailedError, RequestRecord
 from orcinus.server.load.http_client import HttpClient
 from orcinus.server.load.prompts import LoadItem
-from orcinus.server.load.target import Target, first_model
+from orcinus.server.load.target import GREEDY, Target, first_model
 
 _COMPLETIONS = "/v1/completions"
 _TIMEOUT_S = 900.0
@@ -30,14 +30,20 @@ class Interference:
 
 
 async def decode_beside_prompts(
-    base_url: str, streams: Sequence[LoadItem], prompts: Sequence[LoadItem], *, alone_s: float, every_s: float
+    base_url: str,
+    streams: Sequence[LoadItem],
+    prompts: Sequence[LoadItem],
+    *,
+    alone_s: float,
+    every_s: float,
+    sampling: Mapping[str, float] = GREEDY,
 ) -> Interference:
     """The streams are cut off after the last prompt's answer; they must be asked for more tokens than come until then.
 
     Raises `LoadError` where one of them ends before.
     """
     async with HttpClient(base_url, None, _TIMEOUT_S) as client:
-        target = Target(client, await first_model(client), "completions", temperature=0.0, ignore_eos=True)
+        target = Target(client, await first_model(client), "completions", sampling, ignore_eos=True)
         answers = [AnswerStream() for _ in streams]
         tasks = [
             asyncio.create_task(_read(target, item, answer)) for item, answer in zip(streams, answers, strict=True)
@@ -58,6 +64,7 @@ async def _measure(
     *,
     alone_s: float,
     every_s: float,
+    sampling: Mapping[str, float] = GREEDY,
 ) -> Interference:
     while min(len(answer.chunk_times_s) for answer in answers) < _SETTLED_TOKENS:
         await asyncio.sleep(_POLL_S)

@@ -51,6 +51,11 @@ def tokens_in(mask: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
 
 
+def has_token(mask: NDArray[np.int32], token_id: int) -> bool:
+    """Return whether a token's bit is set."""
+    return bool(mask[token_id // _WORD_BITS] >> token_id % _WORD_BITS & 1)
+
+
 class MaskFiller:
     """Fills the masks of a batch, one after the other, in a thread of its own.
 

@@ -19,7 +19,15 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 CSRC = FOLDER / "csrc"
-SOURCES = ("argmax.cpp", "attention.cpp", "decoder.cpp", "linear.cpp", "pool.cpp", "product.cpp", "structures.cpp")
+SOURCES = (
+    "attention.cpp",
+    "decoder.cpp",
+    "linear.cpp",
+    "pool.cpp",
+    "product.cpp",
+    "sampler.cpp",
+    "structures.cpp",
+)
 INCLUDED = (
     "attention.inl",
     "cache_write.inl",
@@ -28,6 +36,7 @@ INCLUDED = (
     "linear.inl",
     "product.inl",
     "rows.inl",
+    "sampler.inl",
     "structures.h",
     "vectors.inl",
 )

@@ -11,7 +11,16 @@ from functools import cache
 from pathlib import Path
 
 from orcinus.engine.kernels.build import library_path
-from orcinus.engine.kernels.structures import Attention, DecoderCall, Linear, PlainProduct, Team, check_layouts
+from orcinus.engine.kernels.structures import (
+    Attention,
+    DecoderCall,
+    Linear,
+    Logprobs,
+    PlainProduct,
+    Sampling,
+    Team,
+    check_layouts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +42,14 @@ class Library:
         """Load the library. Raises `OSError`, `AttributeError` or `RuntimeError` for a file that is another one."""
         functions = ctypes.CDLL(str(path))
         check_layouts(functions)
-        for name in ("best_level", "has_bf16", "has_int8", "attend", "pack", "linear", "decode", "argmax"):
+        for name in ("best_level", "has_bf16", "has_int8", "attend", "pack", "linear", "decode", "sample", "logprobs"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
         functions.orcinus_attend.argtypes = (c_void_p, c_void_p, c_int64)
-        functions.orcinus_argmax.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p)
         functions.orcinus_pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
         functions.orcinus_linear.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
         functions.orcinus_decode.argtypes = (c_void_p, c_void_p, c_int64)
+        functions.orcinus_sample.argtypes = (c_void_p, c_void_p, c_int64)
+        functions.orcinus_logprobs.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_product.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_product.restype = None
         self._functions = functions
@@ -48,7 +58,6 @@ class Library:
         self.instruction_set = INSTRUCTION_SETS[self._level]
         self.has_bf16_linear = bool(functions.orcinus_has_bf16())
         self.has_int8_linear = bool(functions.orcinus_has_int8())
-        self.has_argmax = best >= INSTRUCTION_SETS.index("avx512")
         self._own_threads = ctypes.cast(functions.orcinus_parallel, c_void_p).value
         self.team = Team(gomp_parallel(), 1)
 
@@ -78,10 +87,15 @@ class Library:
         """Multiply rows with a plain weight: each number is a function of its row and its column alone."""
         self._functions.orcinus_product(addressof(call), addressof(self.team), self._level)
 
-    def argmax(self, logits: int, count: int, width: int, stride: int, *, values: int, indices: int) -> None:
-        """Find the largest number of each row of bfloat16, as float32, and the first place that has it, as int64."""
-        if self._functions.orcinus_argmax(logits, count, width, stride, values, indices, addressof(self.team)):
-            raise RuntimeError("there is no argmax for this processor")
+    def sample(self, call: Sampling) -> None:
+        """Choose a token of each row of logits. Raises `MemoryError`."""
+        if self._functions.orcinus_sample(addressof(call), addressof(self.team), self._level):
+            raise MemoryError(f"no memory to sample {call.num_rows} rows")
+
+    def logprobs(self, call: Logprobs) -> None:
+        """Find log-probabilities of rows of logits. Raises `MemoryError`."""
+        if self._functions.orcinus_logprobs(addressof(call), addressof(self.team), self._level):
+            raise MemoryError(f"no memory for log-probabilities of {call.num_rows} rows")
 
     def decode(self, call: DecoderCall) -> None:
         """Run the decoder layers of one step. Raises `MemoryError`."""

@@ -133,6 +133,63 @@ class PlainProduct(ctypes.Structure):
     )
 
 
+class LogitChanges(ctypes.Structure):
+    """`struct LogitChanges` of structures.h: what a request does to its logits."""
+
+    _fields_ = (
+        ("penalized", c_void_p),
+        ("counts", c_void_p),
+        ("num_penalized", c_int64),
+        ("repetition", c_float),
+        ("frequency", c_float),
+        ("presence", c_float),
+        ("biased", c_void_p),
+        ("biases", c_void_p),
+        ("num_biased", c_int64),
+        ("ends", c_void_p),
+        ("num_ends", c_int64),
+        ("impossible", c_void_p),
+        ("num_impossible", c_int64),
+        ("mask", c_void_p),
+    )
+
+
+class Sampling(ctypes.Structure):
+    """`struct Sampling` of structures.h: rows of logits, and the tokens chosen of them."""
+
+    _fields_ = (
+        ("logits", c_void_p),
+        ("num_rows", c_int64),
+        ("vocab_size", c_int64),
+        ("stride", c_int64),
+        ("is_bf16", c_int64),
+        ("parameters", c_void_p),
+        ("uniforms", c_void_p),
+        ("changes", c_void_p),
+        ("tokens", c_void_p),
+        ("is_finite", c_void_p),
+        ("has_choice", c_void_p),
+    )
+
+
+class Logprobs(ctypes.Structure):
+    """`struct Logprobs` of structures.h: log-probabilities of rows of logits."""
+
+    _fields_ = (
+        ("logits", c_void_p),
+        ("num_rows", c_int64),
+        ("vocab_size", c_int64),
+        ("stride", c_int64),
+        ("is_bf16", c_int64),
+        ("rows", c_void_p),
+        ("tokens", c_void_p),
+        ("num_top", c_int64),
+        ("logprobs", c_void_p),
+        ("top_logprobs", c_void_p),
+        ("top_ids", c_void_p),
+    )
+
+
 class Team(ctypes.Structure):
     """`struct Team` of common.h: the threads that help."""
 
@@ -147,6 +204,9 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     DecoderLayer,
     DecoderCall,
     PlainProduct,
+    LogitChanges,
+    Sampling,
+    Logprobs,
     Team,
 )
 

@@ -17,8 +17,8 @@ from orcinus.engine.runner.request_rows import RequestRows
 from orcinus.engine.runner.step_batch import Chunk, StepBatch
 from orcinus.engine.sampling.logprobs import token_logprobs
 
-# Rows of logits computed at a time, so that memory does not grow with prompt x vocabulary.
-_LOGPROB_ROWS = 256
+# Rows of logits computed at a time: of 152,000 tokens 50 MB by torch, in all dtypes together, and 10 MB by the kernel.
+_LOGPROB_ROWS = 32
 _LOGITS_NOT_FINITE = "the model's logits are not finite"
 _EMBEDDING_NOT_FINITE = "the model's embedding is not finite"
 
@@ -62,10 +62,9 @@ class PromptOutputs:
         for first in range(chunk.first, last, _LOGPROB_ROWS):
             end = min(first + _LOGPROB_ROWS, last)
             rows = hidden[chunk.offset + first - chunk.first : chunk.offset + end - chunk.first]
-            logprobs = torch.log_softmax(self._model.logits(rows).float(), dim=-1)
             following = self._rows.tokens(chunk.request.index, np.arange(first + 1, end + 1))
             (tokens,) = to_device([following], self._device)
-            entries += token_logprobs(logprobs, tokens, [num_top] * (end - first))()
+            entries += token_logprobs(self._model.logits(rows), tokens, [num_top] * (end - first))()
         return entries
 
     def _complete_prompts(self, batch: StepBatch, hidden: Tensor) -> list[tuple[Chunk, Tensor]]:

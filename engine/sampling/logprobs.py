@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orcinus.engine.kernels.library import Library
 from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.platform.device_copy import to_device, to_host
+from orcinus.engine.sampling import native
 from orcinus.engine.sampling.row import SamplingRow
 
 
@@ -19,19 +21,21 @@ class RowLogprobs:
     """The log-probabilities of the rows of a batch that ask for them; to be made before any processor runs."""
 
     def __init__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> None:
-        """Copy what is needed of `logits` (num_rows, vocab_size), which may be overwritten afterwards."""
+        """Keep what is needed of `logits` (num_rows, vocab_size): only the kernel leaves them as they are."""
         self._num_rows = len(rows)
         self._counts = {i: row.sampling.logprobs for i, row in enumerate(rows) if row.sampling.logprobs is not None}
-        self._index, self._table = logits[:0], logits[:0]
+        self._logits = logits
+        self._index = logits.new_empty(0)
         if self._counts:
             (self._index,) = to_device([np.array([*self._counts], dtype=np.int64)], logits.device)
-            self._table = torch.log_softmax(logits[self._index], dim=-1)
+            if native.sampling_library(logits) is None:
+                self._logits = logits[self._index]
 
     def of(self, tokens: Tensor) -> Callable[[], list[TokenLogprobs | None]]:
         """Return a function that waits for the entries of `tokens` (num_rows,): None for rows that ask for none."""
         if not self._counts:
             return list
-        copied = token_logprobs(self._table, tokens[self._index], [*self._counts.values()])
+        copied = self._entries(tokens[self._index], [*self._counts.values()])
 
         def wait() -> list[TokenLogprobs | None]:
             entries: list[TokenLogprobs | None] = [None] * self._num_rows
@@ -41,12 +45,34 @@ class RowLogprobs:
 
         return wait
 
+    def _entries(self, tokens: Tensor, num_top: Sequence[int]) -> Callable[[], list[TokenLogprobs]]:
+        if (library := native.sampling_library(self._logits)) is None:
+            return _by_torch(self._logits, tokens, num_top)
+        return _natively(library, self._logits, self._index, tokens, num_top)
 
-def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> Callable[[], list[TokenLogprobs]]:
+
+def token_logprobs(logits: Tensor, tokens: Tensor, num_top: Sequence[int]) -> Callable[[], list[TokenLogprobs]]:
     """Return a function that waits for one entry a row: that of its token, and its `num_top` best.
 
-    `logprobs` is (num_rows, vocab_size), `tokens` is (num_rows,).
+    `logits` is (num_rows, vocab_size), `tokens` is (num_rows,).
     """
+    if (library := native.sampling_library(logits)) is None:
+        return _by_torch(logits.float(), tokens, num_top)
+    return _natively(library, native.readable(logits), torch.arange(len(tokens)), tokens, num_top)
+
+
+def _natively(
+    library: Library, logits: Tensor, rows: Tensor, tokens: Tensor, num_top: Sequence[int]
+) -> Callable[[], list[TokenLogprobs]]:
+    width = min(max(num_top), logits.shape[-1])
+    token_ids = tokens.contiguous().numpy()
+    own, ids, best = native.logprobs_of(library, logits, rows.numpy(), token_ids, width)
+    entries = _joined(token_ids.tolist(), own.tolist(), ids.tolist(), best.tolist(), num_top)
+    return lambda: entries
+
+
+def _by_torch(logits: Tensor, tokens: Tensor, num_top: Sequence[int]) -> Callable[[], list[TokenLogprobs]]:
+    logprobs = torch.log_softmax(logits, dim=-1)
     width = min(max(num_top), logprobs.shape[-1])
     values, indices = logprobs.topk(width, dim=-1)
     copied = to_host(tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), indices, values)
@@ -54,12 +80,23 @@ def token_logprobs(logprobs: Tensor, tokens: Tensor, num_top: Sequence[int]) -> 
     def wait() -> list[TokenLogprobs]:
         if width and logprobs.device.type == "cpu":
             lowest_first_(indices.numpy(), logprobs.numpy(), values[:, -1].numpy())
-        return [
-            TokenLogprobs(token_id=token, logprob=logprob, top=list(zip(ids[:n], vals[:n], strict=True)))
-            for token, logprob, ids, vals, n in zip(*copied(), num_top, strict=True)
-        ]
+        token_ids, own, ids, best = copied()
+        return _joined(token_ids, own, ids, best, num_top)
 
     return wait
+
+
+def _joined(
+    tokens: list[int],
+    logprobs: list[float],
+    top_ids: list[list[int]],
+    top_logprobs: list[list[float]],
+    num_top: Sequence[int],
+) -> list[TokenLogprobs]:
+    return [
+        TokenLogprobs(token_id=token, logprob=logprob, top=list(zip(ids[:n], values[:n], strict=True)))
+        for token, logprob, ids, values, n in zip(tokens, logprobs, top_ids, top_logprobs, num_top, strict=True)
+    ]
 
 
 def lowest_first_(best: NDArray[np.int64], logprobs: NDArray[np.float32], least: NDArray[np.float32]) -> None:

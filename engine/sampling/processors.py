@@ -14,7 +14,6 @@ from torch import Tensor
 from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.sampling.draw import MIN_DIVISOR
 from orcinus.engine.sampling.row import SamplingRow
-from orcinus.engine.sampling_params import SamplingParams
 
 Processor = Callable[[Tensor, Sequence[SamplingRow], NDArray[np.int64]], None]
 """(logits (num_rows, vocab_size) in float32, the rows, the positions of their new tokens) -> None, in place."""
@@ -73,12 +72,9 @@ class MinTokens:
 
     def __call__(self, logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
         below = np.flatnonzero(_are_below_min(rows, positions)).tolist()
-        pairs = [(i, token) for i in below for token in self._stops(rows[i].sampling)]
+        pairs = [(i, token) for i in below for token in rows[i].ends(self._eos_token_ids)]
         # Finite: were every other token impossible, the row would still have one to draw.
         _fill(logits, pairs, torch.finfo(logits.dtype).min)
-
-    def _stops(self, sampling: SamplingParams) -> list[int]:
-        return [*sampling.stop_token_ids, *([] if sampling.ignore_eos else self._eos_token_ids)]
 
 
 def apply_bad_words(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
@@ -105,8 +101,8 @@ def apply_masks(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[
 def apply_closing(tokens: Tensor, logits: Tensor, rows: Sequence[SamplingRow], can_draw: Tensor) -> None:
     """Replace, in place, tokens after which a grammar's text could not end in time.
 
-    `logits` are those after all processors: a replacement that they rule out is not taken. `can_draw` (num_rows,) is
-    False for rows that failed, whose tokens mean nothing.
+    A replacement that the logits or the row's other parameters rule out is not taken. `can_draw` (num_rows,) is False
+    for rows that failed, whose tokens mean nothing.
     """
     followed = [(i, row.matcher) for i, row in enumerate(rows) if row.matcher is not None]
     if not followed:
@@ -115,7 +111,9 @@ def apply_closing(tokens: Tensor, logits: Tensor, rows: Sequence[SamplingRow], c
     is_drawn: list[bool] = can_draw.tolist()
     for i, matcher in followed:
         token_id = matcher.replacement_for(drawn[i]) if is_drawn[i] else drawn[i]
-        if token_id != drawn[i] and token_id < logits.shape[-1] and logits[i, token_id] != -torch.inf:
+        if token_id == drawn[i] or token_id >= logits.shape[-1]:
+            continue
+        if logits[i, token_id] != -torch.inf and not rows[i].rules_out(token_id):
             tokens[i] = token_id
 
 

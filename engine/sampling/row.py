@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from orcinus.engine.grammar.masks import Matcher
+from orcinus.engine.grammar.masks import Matcher, has_token
 from orcinus.engine.sampling.draw import draw_parameters
 from orcinus.engine.sampling_params import SamplingParams
 
@@ -72,6 +72,16 @@ class SamplingRow:
         if self.matcher is None or self.allowed is None:
             return self.allowed if self.matcher is None else self.matcher.mask
         return self.allowed & self.matcher.mask
+
+    def ends(self, eos_token_ids: Sequence[int]) -> list[int]:
+        """Return the tokens that would end the request, of which the model's own are given."""
+        return [*self.sampling.stop_token_ids, *([] if self.sampling.ignore_eos else eos_token_ids)]
+
+    def rules_out(self, token_id: int) -> bool:
+        """Return whether a mask or a bad word forbids a token of the vocabulary now."""
+        if (mask := self.mask()) is not None and not has_token(mask, token_id):
+            return True
+        return self.bad_words is not None and token_id in self.bad_words.last_tokens()
 
 
 class PenaltyCounts:

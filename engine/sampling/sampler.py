@@ -1,8 +1,8 @@
 """From logits to tokens: the logits processors, then the likeliest token or a draw for each row of the batch.
 
-All rows are worked on together. A processor that no row asks for costs nothing, and a batch that wants nothing but
-likeliest tokens is one argmax. Knows nothing of the model, the cache or how requests are scheduled; of a grammar it
-sees the tokens that may come next.
+On a CPU one native call does all of it (`native`), row by row; by torch all rows are worked on together, and a
+processor that no row asks for costs nothing. Knows nothing of the model, the cache or how requests are scheduled; of a
+grammar it sees the tokens that may come next.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,15 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orcinus.engine.kernels.library import load_library
+from orcinus.engine.kernels.library import Library
 from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.platform.device_copy import to_device, to_host
+from orcinus.engine.sampling import native
 from orcinus.engine.sampling.draw import draw, uniforms
 from orcinus.engine.sampling.logprobs import RowLogprobs
 from orcinus.engine.sampling.processors import apply_closing, are_processed, processors
 from orcinus.engine.sampling.row import SamplingRow
-
-_MIN_KERNEL_WIDTH = 16  # tokens in a row, for the native argmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,7 @@ class Sampler:
     """Chooses tokens for a batch. Rows of `logits` match `rows` and `positions` throughout. Used by one thread."""
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
+        self._eos_token_ids = eos_token_ids
         self._processors = processors(eos_token_ids)
 
     def sample(
@@ -64,11 +64,14 @@ class Sampler:
     ) -> PendingSample:
         """Begin to `sample`, without waiting for the device unless a row has a grammar."""
         positions = np.asarray(positions, dtype=np.int64)
+        library = native.sampling_library(logits)
+        if library is not None:
+            return self._launch_native(library, native.readable(logits), rows, positions)
         is_processed = are_processed(rows, positions)
         if not is_processed and all(row.is_argmax_only for row in rows):
-            best, tokens = _maxima(logits)
+            best, tokens = logits.max(dim=-1)
             finite = torch.isfinite(best)
-            return _pending(tokens, finite, torch.ones_like(finite), list)
+            return _pending(torch.stack([tokens, finite, torch.ones_like(finite)]), list)
         logits = logits.float()
         finite = torch.isfinite(logits.amax(dim=-1))
         has_choice = torch.ones_like(finite)
@@ -79,7 +82,15 @@ class Sampler:
             has_choice = logits.amax(dim=-1) != -torch.inf
         tokens = _argmax_or_draw(logits, rows, positions)
         apply_closing(tokens, logits, rows, finite & has_choice)
-        return _pending(tokens, finite, has_choice, logprobs.of(tokens))
+        return _pending(torch.stack([tokens, finite, has_choice]), logprobs.of(tokens))
+
+    def _launch_native(
+        self, library: Library, logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]
+    ) -> PendingSample:
+        chosen = native.choose(library, logits, rows, positions, self._eos_token_ids)
+        tokens, finite, has_choice = chosen
+        apply_closing(tokens, logits, rows, (finite & has_choice).bool())
+        return _pending(chosen, RowLogprobs(logits, rows).of(tokens))
 
 
 def _argmax_or_draw(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> Tensor:
@@ -98,39 +109,15 @@ def _argmax_or_draw(logits: Tensor, rows: Sequence[SamplingRow], positions: NDAr
     return tokens
 
 
-def _pending(
-    tokens: Tensor, finite: Tensor, has_choice: Tensor, logprobs: Callable[[], list[TokenLogprobs | None]]
-) -> PendingSample:
-    """Begin to copy everything to the host, in one piece."""
-    copied = to_host(torch.stack([tokens, finite, has_choice]))
+def _pending(chosen: Tensor, logprobs: Callable[[], list[TokenLogprobs | None]]) -> PendingSample:
+    """Begin to copy everything to the host, in one piece: tokens, whether finite, whether there is a choice (3, n)."""
+    copied = to_host(chosen)
 
     def wait() -> SampledRows:
         ((token_ids, is_finite, can_choose),) = copied()
         return SampledRows(token_ids, [*map(bool, is_finite)], [*map(bool, can_choose)], logprobs())
 
-    return PendingSample(tokens, wait)
-
-
-def _maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's largest logit and the first token that has it. NaN counts as the largest."""
-    if logits.dtype is torch.float32:
-        return logits.amax(dim=-1), _argmax(logits)
-    library = load_library() if _is_readable_by_kernel(logits) else None
-    if library is None or not library.has_argmax:
-        best, tokens = logits.max(dim=-1)
-        return best, tokens
-    best = torch.empty(logits.shape[0], dtype=torch.float32)
-    tokens = torch.empty(logits.shape[0], dtype=torch.int64)
-    num_rows, width = logits.shape
-    library.argmax(
-        logits.data_ptr(), num_rows, width, logits.stride(0), values=best.data_ptr(), indices=tokens.data_ptr()
-    )
-    return best, tokens
-
-
-def _is_readable_by_kernel(logits: Tensor) -> bool:
-    is_packed = logits.stride(1) == 1 and logits.shape[1] >= _MIN_KERNEL_WIDTH
-    return logits.device.type == "cpu" and logits.dtype is torch.bfloat16 and is_packed
+    return PendingSample(chosen[0], wait)
 
 
 def _argmax(logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -127,9 +128,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def _add_generation_options(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 for the likeliest tokens [default: 0]"
-    )
+    add_sampling_options(group)
     group.add_argument(
         "--ignore-eos",
         action="store_true",
@@ -138,6 +137,31 @@ def _add_generation_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--warmup", type=_count, default=0, metavar="N", help="requests before, not counted [default: 0]"
     )
+
+
+def add_sampling_options(group: "argparse._ActionsContainer") -> None:
+    """Add the flags for how tokens are chosen; see `sampling_fields`."""
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 for the likeliest tokens [default: 0]"
+    )
+    group.add_argument("--top-p", type=float, metavar="P", help="sample from the nucleus [default: not sent]")
+    group.add_argument(
+        "--top-k",
+        type=whole_number,
+        metavar="K",
+        help="sample from the K likeliest tokens (not every server knows top_k) [default: not sent]",
+    )
+
+
+def sampling_fields(args: argparse.Namespace) -> dict[str, float]:
+    """Return the fields of a request that say how tokens are chosen: the temperature, and what else was given."""
+    given = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def describe_sampling(fields: Mapping[str, float]) -> str:
+    """Return them as `temperature 0.7, top_k 20`."""
+    return ", ".join(f"{name} {value:g}" for name, value in fields.items())
 
 
 def _count(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from orcinus.config.version import VERSION
 from orcinus.server.load.http_client import HttpClient
+from orcinus.server.load.options import describe_sampling, sampling_fields
 from orcinus.server.load.prompts import WORDS, LoadItem, PromptShape, Writer, random_items, read_dataset
 from orcinus.server.load.run import LoadRun, run_load
 from orcinus.server.load.target import Target, check_answers, choose_writer, first_model
@@ -67,7 +68,8 @@ class Session:
             f"{self.target.model} at {args.base_url}, {args.endpoint}, orcinus bench {VERSION},"
             f" {datetime.now(UTC):%Y-%m-%d}\n"
             f"{self._describe_prompts()}, outputs {args.output_tokens.text}"
-            f"{' with ignore_eos' if args.ignore_eos else ''}, temperature {args.temperature:g}, seed {args.seed}"
+            f"{' with ignore_eos' if args.ignore_eos else ''}, {describe_sampling(self.target.sampling)}"
+            f", seed {args.seed}"
         )
 
     @property
@@ -91,7 +93,7 @@ class Session:
 async def open_session(client: HttpClient, args: argparse.Namespace) -> Session:
     """Ask the server what has to be known of it. Raises `LoadError` with the reason if it does not answer."""
     model = args.model or await first_model(client)
-    target = Target(client, model, args.endpoint, args.temperature, args.ignore_eos)
+    target = Target(client, model, args.endpoint, sampling_fields(args), args.ignore_eos)
     if args.dataset is None:
         return Session(target, await choose_writer(target, args.prompt_form, args.vocab_size), args)
     await check_answers(target)

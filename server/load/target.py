@@ -1,12 +1,13 @@
 """The server under load: what it is asked in its own protocol, and what has to be known of it before.
 
-Only standard fields are sent, unless generation has to ignore the end of an answer. It asks the server for its model,
-for ids of ordinary tokens and for how many tokens a word is; each is given up where the server does not say.
+Only standard fields are sent, but for what asks to ignore the end of an answer or for top_k. It asks the server for its
+model, for ids of ordinary tokens and for how many tokens a word is; each is given up where the server does not say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -32,14 +33,21 @@ _FEWEST_TOKEN_IDS = 16
 _FEW_WORDS = 8
 
 
+GREEDY: Mapping[str, float] = MappingProxyType({"temperature": 0.0})
+"""Sampling fields of a request for the likeliest tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model of a server, and how it is asked. Its requests raise `RequestFailedError`."""
+    """A model of a server, and how it is asked. Its requests raise `RequestFailedError`.
+
+    `sampling` are the fields of a request that say how tokens are chosen.
+    """
 
     client: HttpClient
     model: str
     endpoint: Endpoint
-    temperature: float
+    sampling: Mapping[str, float]
     ignore_eos: bool
 
     def body(self, item: LoadItem) -> bytes:
@@ -48,7 +56,7 @@ class Target:
             "model": self.model,
             **_prompt_field(self.endpoint, item.prompt),
             "max_tokens": item.max_tokens,
-            "temperature": self.temperature,
+            **self.sampling,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

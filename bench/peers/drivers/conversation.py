@@ -24,7 +24,9 @@ class Answer:
     error: str | None = None
 
 
-Run = Callable[[list[Request], int], list[Answer]]
+Sampling = dict[str, float]
+"""temperature, and top_p and top_k where they are given, as in a request over HTTP."""
+Run = Callable[[list[Request], int, Sampling], list[Answer]]
 Facts = dict[str, str | int]
 
 
@@ -37,5 +39,5 @@ def converse(load: Callable[[], tuple[Run, Facts]]) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         requests = [(prompt, max_tokens) for prompt, max_tokens in asked["requests"]]
-        answers = run(requests, asked["max_concurrency"])
+        answers = run(requests, asked["max_concurrency"], asked["sampling"])
         print(json.dumps([asdict(answer) for answer in answers]), file=replies, flush=True)

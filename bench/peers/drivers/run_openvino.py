@@ -7,13 +7,14 @@ A name in capitals is a property of the plugin (`KV_CACHE_PRECISION=bf16`), any 
 import os
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import openvino  # type: ignore[import-not-found,unused-ignore]
 import openvino_genai  # type: ignore[import-not-found,unused-ignore]
 
-from bench.peers.drivers.conversation import Answer, Facts, Request, Run, converse
+from bench.peers.drivers.conversation import Answer, Facts, Request, Run, Sampling, converse
 
 _TOLD = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "INFERENCE_NUM_THREADS")
 
@@ -30,7 +31,7 @@ def load(model: str, slots: int, kv_gib: int, given: dict[str, str]) -> tuple[Ru
     properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
     properties |= {name: value for name, value in given.items() if name.isupper()}
     pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", properties)
-    return lambda requests, max_concurrency: run(pipeline, requests, max_concurrency), _facts(scheduler, properties)
+    return partial(run, pipeline), _facts(scheduler, properties)
 
 
 def _facts(scheduler: Any, properties: dict[str, Any]) -> Facts:
@@ -41,14 +42,13 @@ def _facts(scheduler: Any, properties: dict[str, Any]) -> Facts:
     return {**named, "tokens a step": int(scheduler.max_num_batched_tokens)}
 
 
-def run(pipeline: Any, requests: list[Request], max_concurrency: int) -> list[Answer]:
+def run(pipeline: Any, requests: list[Request], max_concurrency: int, sampling: Sampling) -> list[Answer]:
     answers: list[Answer] = []
     handles: dict[int, Any] = {}
     while len(answers) < len(requests) or handles:
         while len(answers) < len(requests) and len(handles) < max_concurrency:
-            prompt, max_tokens = requests[len(answers)]
-            answer = Answer(len(prompt), time.monotonic())
-            handles[len(answers)] = _add(pipeline, len(answers), prompt, max_tokens)
+            answer = Answer(len(requests[len(answers)][0]), time.monotonic())
+            handles[len(answers)] = _add(pipeline, len(answers), requests[len(answers)], sampling)
             answers.append(answer)
         pipeline.step()
         now_s = time.monotonic()
@@ -59,10 +59,15 @@ def run(pipeline: Any, requests: list[Request], max_concurrency: int) -> list[An
     return answers
 
 
-def _add(pipeline: Any, number: int, prompt: list[int], max_tokens: int) -> Any:
+def _add(pipeline: Any, number: int, request: Request, sampling: Sampling) -> Any:
+    prompt, max_tokens = request
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = max_tokens
     config.ignore_eos = True
+    if sampling["temperature"] > 0:
+        config.do_sample = True
+        for name, value in sampling.items():
+            setattr(config, name, int(value) if name == "top_k" else value)
     return pipeline.add_request(number, openvino.Tensor(np.array([prompt], dtype=np.int64)), config)
 
 

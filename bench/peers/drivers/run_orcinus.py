@@ -7,8 +7,10 @@ settings are the server's own.
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from bench.peers.drivers.conversation import Answer, Facts, Request, Run, converse
+from bench.peers.drivers.conversation import Answer, Facts, Request, Run, Sampling, converse
 from orcinus.config.arguments import Parser, add_settings, settings_from
 from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import AddRequest
@@ -31,26 +33,30 @@ def load(flags: Sequence[str]) -> tuple[Run, Facts]:
         "weight bytes": info.weight_bytes,
         "cache bytes": info.kv_cache_bytes,
     }
-    return lambda requests, max_concurrency: run(core, requests, max_concurrency), facts
+    return partial(run, core), facts
 
 
-def run(core: EngineCore, requests: list[Request], max_concurrency: int) -> list[Answer]:
+def run(core: EngineCore, requests: list[Request], max_concurrency: int, fields: Sampling) -> list[Answer]:
     answers: list[Answer] = []
     under_way = 0
     while len(answers) < len(requests) or under_way:
         while len(answers) < len(requests) and under_way < max_concurrency:
-            answers.append(_add(core, len(answers), requests[len(answers)]))
+            answers.append(_add(core, len(answers), requests[len(answers)], fields))
             under_way += 1
         under_way -= _step(core, answers)
     return answers
 
 
-def _add(core: EngineCore, number: int, request: Request) -> Answer:
+def _add(core: EngineCore, number: int, request: Request, fields: Sampling) -> Answer:
     prompt, max_tokens = request
     now_s = time.monotonic()
-    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, seed=0)
+    sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True, seed=number, **_exact(fields))
     core.add_request(AddRequest(request_id=str(number), prompt_token_ids=prompt, sampling=sampling, arrival_time=now_s))
     return Answer(len(prompt), now_s)
+
+
+def _exact(fields: Sampling) -> dict[str, Any]:
+    return {name: int(value) if name == "top_k" else value for name, value in fields.items()}
 
 
 def _step(core: EngineCore, answers: list[Answer]) -> int:

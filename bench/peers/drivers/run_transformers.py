@@ -7,27 +7,48 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-from bench.peers.drivers.conversation import Answer, Facts, Request, Run, converse
+from bench.peers.drivers.conversation import Answer, Facts, Request, Run, Sampling, converse
 
 _PAGE_SIZE = 256
 _NO_END = -1
 
 
-def load(model: str, slots: int, kv_tokens: int) -> tuple[Run, Facts]:
-    weights: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="sdpa")
-    manager = weights.init_continuous_batching(
-        generation_config=GenerationConfig(do_sample=False, eos_token_id=_NO_END, pad_token_id=0),  # type: ignore[no-untyped-call]
-        continuous_batching_config=ContinuousBatchingConfig(
+class Batching:
+    """Begins a manager with the first requests: transformers gives it its sampling once."""
+
+    def __init__(self, model: str, slots: int, kv_tokens: int) -> None:
+        self._weights: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
+        self._config = ContinuousBatchingConfig(
             page_size=_PAGE_SIZE,
             num_blocks=kv_tokens // _PAGE_SIZE,
             max_batch_tokens=512,
             max_requests_per_batch=slots,
             allow_block_sharing=False,
-        ),
-    )
-    manager.start()
+        )
+        self._manager: Any = None
+
+    def run(self, requests: list[Request], max_concurrency: int, sampling: Sampling) -> list[Answer]:
+        if self._manager is None:
+            self._manager = self._weights.init_continuous_batching(
+                generation_config=_generation_config(sampling), continuous_batching_config=self._config
+            )
+            self._manager.start()
+        return run(self._manager, requests, max_concurrency)
+
+
+def _generation_config(sampling: Sampling) -> GenerationConfig:
+    chosen: dict[str, Any] = {"do_sample": False}
+    if sampling["temperature"] > 0:
+        # 50 is what it takes for top_k where nothing is said.
+        chosen = {"do_sample": True, **sampling, "top_k": int(sampling.get("top_k", 0))}
+    return GenerationConfig(eos_token_id=_NO_END, pad_token_id=0, **chosen)  # type: ignore[no-untyped-call]
+
+
+def load(model: str, slots: int, kv_tokens: int) -> tuple[Run, Facts]:
     facts: Facts = {"weights and cache": "bfloat16", "threads": torch.get_num_threads()}
-    return lambda requests, max_concurrency: run(manager, requests, max_concurrency), facts
+    return Batching(model, slots, kv_tokens).run, facts
 
 
 def run(manager: Any, requests: list[Request], max_concurrency: int) -> list[Answer]:

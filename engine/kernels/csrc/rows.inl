@@ -28,8 +28,6 @@ INLINE f32x16 rounded(f32x16 x) { return as_floats(_mm512_slli_epi32(_mm512_cvte
 
 INLINE f32x16 magnitude(f32x16 x) { return x < 0.0f ? -x : x; }
 
-INLINE f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
-
 INLINE f32x16 silu(f32x16 x) {
     const f32x16 bottom = splat(-88.0f);  // below, exp(-x) is beyond float32
     return x / (1.0f + exp_of(x < bottom ? -bottom : -x));

@@ -38,6 +38,45 @@ struct PlainProduct {
     int64_t is_bf16;
 };
 
+// What a request does to its logits before a token is chosen, in this order. Tokens beyond the vocabulary are ignored.
+// Without a mask (a bit for each token, the lowest first) every token is possible.
+struct LogitChanges {
+    const int64_t* penalized;
+    const float* counts;  // how often the output has each of them
+    int64_t num_penalized;
+    float repetition, frequency, presence;
+    const int64_t* biased;
+    const float* biases;
+    int64_t num_biased;
+    const int64_t* ends;  // get the least finite logit
+    int64_t num_ends;
+    const int64_t* impossible;
+    int64_t num_impossible;
+    const uint16_t* mask;
+};
+
+// Rows of logits (num_rows, vocab_size), float32 or bfloat16, `stride` elements apart, of each of which a token is
+// chosen. `parameters` (num_rows, 4) are temperature (0: the likeliest token), min_p, top_p and top_k; `uniforms` lie
+// in [0, 1). `changes` and any of them may be null. A token means nothing where a row is not finite or has no choice.
+struct Sampling {
+    const void* logits;
+    int64_t num_rows, vocab_size, stride, is_bf16;
+    const float *parameters, *uniforms;
+    const LogitChanges* const* changes;
+    int64_t *tokens, *is_finite, *has_choice;
+};
+
+// Log-probabilities of a token of some rows of logits, and of their `num_top` likeliest, the lowest ids first among
+// equals: (num_rows,) and (num_rows, num_top). Those of a row that is not finite are NaN.
+struct Logprobs {
+    const void* logits;
+    int64_t num_rows, vocab_size, stride, is_bf16;
+    const int64_t *rows, *tokens;
+    int64_t num_top;
+    float *logprobs, *top_logprobs;
+    int64_t* top_ids;
+};
+
 // Where a field of a structure lies; without a name, the structure itself.
 struct FieldLayout {
     const char *structure, *field;

@@ -32,6 +32,8 @@ INLINE float sum_of(f32x16 x) {
     return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
+INLINE f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+
 INLINE float max_of(f32x16 x) {
     const Halves<f32x16, f32x8> h16(x);
     const Halves<f32x8, f32x4> h8(h16.low > h16.high ? h16.low : h16.high);

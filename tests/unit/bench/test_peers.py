@@ -34,8 +34,8 @@ CONFIG = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_hea
 FAKE_DRIVER = """
 from bench.peers.drivers.conversation import Answer, converse
 
-def run(requests, max_concurrency):
-    print("the peer talks while it runs")
+def run(requests, max_concurrency, sampling):
+    print("the peer talks while it runs, by", sampling)
     return [Answer(len(prompt), 5.0, count, [6.0 + i for i in range(count)]) for prompt, count in requests]
 
 def load():
@@ -282,7 +282,8 @@ def test_arms_that_cannot_be_compared_are_refused(text: str) -> None:
 
 @pytest.fixture
 def fake_arm(tmp_path: Path) -> Iterator[RunningArm]:
-    with RunningArm(Launch(command=[sys.executable, "-c", FAKE_DRIVER]), 0, tmp_path / "log") as arm:
+    launch = Launch(command=[sys.executable, "-c", FAKE_DRIVER])
+    with RunningArm(launch, 0, tmp_path / "log", {"temperature": 0.7, "top_k": 20}) as arm:
         yield arm
 
 
@@ -295,7 +296,9 @@ def test_a_driver_answers_load_after_load_whatever_its_peer_prints(fake_arm: Run
         assert run.duration_s == 4.0
     assert fake_arm.startup_s > 0
     assert fake_arm.facts == {"threads": 2}
-    assert "talks while it loads" in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "talks while it loads" in log
+    assert "runs, by {'temperature': 0.7, 'top_k': 20}" in log
 
 
 @pytest.mark.timeout(30)

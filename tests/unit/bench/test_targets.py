@@ -155,7 +155,7 @@ def test_of_two_prompts_the_second_shares_the_first_ones_prefix_and_nothing_else
 def test_the_loop_alone_answers_in_full_with_no_more_under_way_than_allowed() -> None:
     executor = FakeExecutor(says("ends early"))
     core = EngineCore(fake_info(max_num_seqs=8), executor)
-    answers = run_orcinus.run(core, [([65, 66], 20), ([67], 3), ([68], 5)], 2)
+    answers = run_orcinus.run(core, [([65, 66], 20), ([67], 3), ([68], 5)], 2, {"temperature": 0.0})
     assert [(answer.prompt_tokens, answer.completion_tokens) for answer in answers] == [(2, 20), (1, 3), (1, 5)]
     assert [len(answer.chunk_times_s) for answer in answers] == [20, 3, 5]
     assert max(len(plan.scheduled) for plan in executor.plans) == 2
@@ -167,7 +167,7 @@ def test_the_loop_alone_tells_of_a_step_that_failed() -> None:
         raise RuntimeError("out of memory")
 
     core = EngineCore(fake_info(), FakeExecutor(says("never"), before_step=fail))
-    [answer] = run_orcinus.run(core, [([65], 4)], 1)
+    [answer] = run_orcinus.run(core, [([65], 4)], 1, {"temperature": 0.7, "top_p": 0.8, "top_k": 20.0})
     assert (answer.completion_tokens, answer.error) == (0, "the step failed")
 
 

@@ -6,25 +6,32 @@ import numpy as np
 import pytest
 import torch
 
+from orcinus.engine.sampling import native
 from orcinus.engine.sampling.draw import (
     draw,
     draw_parameters,
     drop_below_,
+    first_past,
     invert_cdf,
     thresholds_by_bits,
     thresholds_by_candidates,
     truncate_,
     uniforms,
 )
+from orcinus.engine.sampling.native import sample_rows
 from orcinus.engine.sampling_params import SamplingParams
 
 
-def frequencies(probs: torch.Tensor, num_draws: int = 20_000, **params: Any) -> torch.Tensor:
+def frequencies(probs: torch.Tensor, num_draws: int = 20_000, way: str = "torch", **params: Any) -> torch.Tensor:
     """Return how often each token came, over as many positions of one seed."""
     logits = probs.log().expand(num_draws, -1)
     sampling = SamplingParams(**params)
     parameters = np.array([draw_parameters(sampling)] * num_draws, dtype=np.float32)
-    tokens = draw(logits, parameters, uniforms([7] * num_draws, range(num_draws)))
+    numbers = uniforms([7] * num_draws, range(num_draws))
+    library = native.sampling_library(logits) if way == "native" else None
+    tokens = (
+        draw(logits, parameters, numbers) if library is None else sample_rows(library, logits, parameters, numbers)[0]
+    )
     return torch.bincount(tokens, minlength=probs.shape[-1]) / num_draws
 
 
@@ -56,8 +63,8 @@ CRITICAL = 22.5
         ({"top_k": 4, "min_p": 0.5}, torch.tensor([0.4, 0.25, 0, 0, 0, 0, 0]) / 0.65),
     ],
 )
-def test_draws_follow_the_distribution(params: dict[str, Any], expected: torch.Tensor) -> None:
-    observed = frequencies(PROBS, **params)
+def test_draws_follow_the_distribution(way: str, params: dict[str, Any], expected: torch.Tensor) -> None:
+    observed = frequencies(PROBS, way=way, **params)
     assert chi_square(observed, expected, 20_000) < CRITICAL
 
 
@@ -146,6 +153,20 @@ def test_impossible_tokens_are_never_drawn_whatever_the_random_number() -> None:
     probs = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
     edge = torch.tensor([0.0, 0.4999999, 0.5, 1 - 2**-24])
     assert invert_cdf(probs.expand(4, -1), edge).tolist() == [1, 1, 3, 3]
+
+
+def test_a_running_sum_that_grows_by_rounding_draws_no_impossible_token() -> None:
+    """Sums of parallel devices are not monotone to the last bit, and grow or shrink where nothing is added."""
+    weights = torch.tensor([[0.5, 0.0, 0.5, 0.0], [0.5, 0.0, 0.5, 0.0]])
+    sums = torch.tensor([[0.5, 0.5000001, 0.9999999, 1.0], [0.5, 0.4999999, 1.0, 0.9999999]])
+    for target, expected in ((0.4, [0, 0]), (0.50000004, [2, 2]), (0.99999994, [2, 2]), (1.0, [2, 2])):
+        assert first_past(sums, weights, torch.full((2, 1), target)).flatten().tolist() == expected
+
+
+def test_a_row_without_any_weight_gives_some_token() -> None:
+    for weight in (0.0, float("nan")):
+        weights = torch.full((1, 4), weight)
+        assert first_past(weights.cumsum(1), weights, torch.full((1, 1), 0.5)).tolist() == [[0]]
 
 
 def test_tokens_as_likely_as_the_last_one_kept_are_kept_too_whatever_shares_the_batch() -> None:

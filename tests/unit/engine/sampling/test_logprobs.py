@@ -7,6 +7,8 @@ from orcinus.engine.sampling.logprobs import token_logprobs
 from orcinus.engine.sampling.sampler import Sampler
 from tests.unit.engine.sampling.rows import EOS, masked, row
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 def test_logprobs_are_those_before_temperature_penalties_and_bias() -> None:
     logits = [0.5, 0, 2.0, 1.0, 0, 0, 0, 0]
@@ -39,10 +41,13 @@ def test_token_logprobs_gives_each_row_as_many_as_it_asks_for() -> None:
 @pytest.mark.parametrize("count", [0, 1, 5, 300])
 def test_of_equally_likely_tokens_those_with_the_lower_ids_are_told(num_rows: int, count: int) -> None:
     generator = torch.Generator().manual_seed(3)
-    logprobs = -torch.randint(1, 4, (num_rows, 300), generator=generator).float()
-    entries = token_logprobs(logprobs, torch.zeros(num_rows, dtype=torch.int64), [count] * num_rows)()
-    best = [sorted((-logprob, token) for token, logprob in enumerate(row))[:count] for row in logprobs.tolist()]
-    assert [entry.top for entry in entries] == [[(token, -cost) for cost, token in row] for row in best]
+    logits = -torch.randint(1, 4, (num_rows, 300), generator=generator).float()
+    entries = token_logprobs(logits, torch.zeros(num_rows, dtype=torch.int64), [count] * num_rows)()
+    best = [sorted((-logprob, token) for token, logprob in enumerate(row))[:count] for row in logits.tolist()]
+    assert [[token for token, _ in entry.top] for entry in entries] == [[token for _, token in row] for row in best]
+    expected = torch.log_softmax(logits, dim=-1)
+    for entry, values in zip(entries, expected, strict=True):
+        assert [logprob for _, logprob in entry.top] == pytest.approx([float(values[token]) for token, _ in entry.top])
 
 
 def test_logprobs_are_those_before_any_mask() -> None:

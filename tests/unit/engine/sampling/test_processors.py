@@ -10,6 +10,8 @@ from orcinus.engine.sampling.processors import apply_penalties, unpack_bits, unp
 from orcinus.engine.sampling.sampler import Sampler
 from tests.unit.engine.sampling.rows import EOS, FakeMatcher, masked, row, sample
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 def test_repetition_penalty_weakens_tokens_of_prompt_and_output() -> None:
     made = row(prompt=[2], output=[3], temperature=0, repetition_penalty=2.0)

@@ -8,6 +8,8 @@ import torch
 from orcinus.engine.sampling.sampler import Sampler
 from tests.unit.engine.sampling.rows import EOS, masked, row, sample
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 def test_greedy_takes_the_likeliest_token() -> None:
     assert sample([0.0, 1.0, 3.0, 2.0, 0, 0, 0, 0], row(temperature=0)) == 2

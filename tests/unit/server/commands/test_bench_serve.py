@@ -63,6 +63,13 @@ def test_ends_of_answers_are_ignored_only_if_asked(server: ScriptedServer) -> No
     assert (body["model"], body["temperature"]) == ("other", 0.7)
 
 
+def test_sampling_is_what_was_asked_for_and_is_told(server: ScriptedServer, capsys: Captured) -> None:
+    assert bench(server, "--temperature", "0.7", "--top-p", "0.8", "--top-k", "20") == 0
+    body = server.load()[0]
+    assert (body["temperature"], body["top_p"], body["top_k"]) == (0.7, 0.8, 20)
+    assert "temperature 0.7, top_p 0.8, top_k 20, seed 0" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("tokenize", "first_id"), [(as_vllm, 100), (as_llama_cpp, 200)])
 def test_token_ids_are_those_of_common_words_where_the_server_tells_them(
     tokenize: Any, first_id: int, server: ScriptedServer, capsys: Captured
