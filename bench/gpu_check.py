@@ -110,6 +110,7 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
         max_num_seqs=max(options.batch_sizes),
         max_num_batched_tokens=None,
         target_itl_ms=None,
+        target_ttft_ms=500.0,
         kv_cache_memory=None,
         block_size=None,
         enable_prefix_caching=False,

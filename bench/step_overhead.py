@@ -106,6 +106,7 @@ def engine_config(directory: Path, rows: int, num_steps: int) -> EngineConfig:
         max_num_seqs=rows,
         max_num_batched_tokens=max(_PROMPT_TOKENS, rows),
         target_itl_ms=None,
+        target_ttft_ms=500.0,
         kv_cache_memory=None,
         block_size=_BLOCK_SIZE,
         enable_prefix_caching=False,

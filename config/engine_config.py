@@ -26,6 +26,7 @@ class EngineConfig:
     max_num_seqs: int | None
     max_num_batched_tokens: int | None
     target_itl_ms: float | None
+    target_ttft_ms: float
     kv_cache_memory: int | None  # bytes
     block_size: int | None  # tokens
     enable_prefix_caching: bool

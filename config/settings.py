@@ -127,10 +127,21 @@ class Settings(BaseSettings):
         None,
         "Engine",
         "Objective: milliseconds between two tokens of a stream. Prompts are computed in chunks that fit beside the"
-        " streams, and no more requests are started than keep to it; at least one always runs. Default: no objective.",
+        " streams, and no more requests are started than keep to it; at least one always runs. Default: no objective;"
+        " a step with prompts takes up to 240 ms, or twice as long as the streams' tokens where that is more.",
         "MS",
         gt=0,
         le=60_000,
+    )
+    target_ttft_ms: float = _setting(
+        500.0,
+        "Engine",
+        "Objective: milliseconds from a request's arrival to its first token. Chunks of its prompt grow as far as that"
+        " needs, within what streams may wait; a larger number lets streams run more evenly while prompts are"
+        " computed.",
+        "MS",
+        gt=0,
+        le=3_600_000,
     )
     kv_cache_memory: Bytes | None = _setting(
         None,
@@ -371,6 +382,7 @@ class Settings(BaseSettings):
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             target_itl_ms=self.target_itl_ms,
+            target_ttft_ms=self.target_ttft_ms,
             kv_cache_memory=self.kv_cache_memory,
             block_size=self.block_size,
             enable_prefix_caching=self.enable_prefix_caching,

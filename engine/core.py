@@ -77,6 +77,7 @@ class EngineCore:
         *,
         batch_wait_ms: float = 50.0,
         target_itl_ms: float | None = None,
+        target_ttft_ms: float = 500.0,
         clock: Callable[[], float] = time.monotonic,
         on_first_step: Callable[[list[str]], None] = lambda request_ids: None,
     ) -> None:
@@ -89,6 +90,7 @@ class EngineCore:
             batch_wait_s=batch_wait_ms / 1000,
             enable_prefix_caching=info.enable_prefix_caching,
             target_itl_s=None if target_itl_ms is None else target_itl_ms / 1000,
+            target_ttft_s=target_ttft_ms / 1000,
         )
         groups = info.cache_groups or [CacheGroup(info.num_kv_blocks, num_layers=1)]
         self._blocks = BlockManager(groups, info.block_size)

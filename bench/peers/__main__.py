@@ -5,6 +5,7 @@
 Every arm is started once, warmed up with each load's number of streams, and held still (SIGSTOP) while another is
 measured, so that one alone takes CPU; all must fit into memory together. In each round every load goes to all arms one
 after the other, another one first each time, and to each after a short request that is not counted.
+`--request-rate` sends requests one by one at random times instead, for servers alone.
 `--fresh` starts them anew in each round, for more than one measurement of the start.
 
 An arm is orcinus, orcinus-loop (its engine without a server), vllm, openvino or transformers, with arguments after a
@@ -24,7 +25,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,23 @@ from typing import Any
 from bench.peers.arms import Arm, Setting, parse_arms
 from bench.peers.environments import ROOT
 from bench.peers.figures import Start, Surroundings, Window, rotated, window_of
-from bench.peers.loads import Load, fixed_load, parse_streams, skewed_load, wake_up_load, warm_up_of
+from bench.peers.loads import (
+    Load,
+    fixed_load,
+    parse_rates,
+    parse_streams,
+    poisson_load,
+    skewed_load,
+    wake_up_load,
+    warm_up_of,
+)
 from bench.peers.machine import MemoryReader, describe_machine
 from bench.peers.report import Comparison, format_report
 from bench.peers.roofline import ModelBytes, ceiling_tokens_per_s, kv_bytes_per_token
 from bench.peers.serving import RunningArm, free_port
 from bench.random_model import SHAPES, write_model
 from orcinus.engine.errors import OrcinusError
-from orcinus.server.load.figures import summarize
+from orcinus.server.load.figures import parse_objectives, summarize
 from orcinus.server.load.options import add_sampling_options, describe_sampling, sampling_fields
 from orcinus.server.load.prompts import LoadItem
 
@@ -55,6 +65,7 @@ class Bench:
     warm_ups: Sequence[Load]
     setting: Setting
     model: ModelBytes
+    objectives_ms: Mapping[str, float]
     memory: MemoryReader = field(default_factory=MemoryReader)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     windows: list[Window] = field(default_factory=list)
@@ -95,7 +106,7 @@ class Bench:
         bandwidth = self.memory.bandwidth_gb_per_s()
         running.resume()
         running.run(wake_up_load().items(self._vocab_size, f"round {number}, {load.name}"), 1)
-        run, watch = running.run(items, load.max_concurrency)
+        run, watch = running.run(items, load.max_concurrency, load.arrivals)
         running.hold()
         around = Surroundings(
             arm=arm,
@@ -106,7 +117,7 @@ class Bench:
             foreign_cores=watch.foreign_cores,
             ceiling_tokens_per_s=self._ceiling(items, load, bandwidth),
         )
-        self.windows.append(window_of(run, summarize(run, {}), around))
+        self.windows.append(window_of(run, summarize(run, self.objectives_ms), around))
         _say(f"round {number + 1}, {load.name}, {arm}: {self.windows[-1].tokens_per_s:.1f} tok/s")
 
     def _ceiling(self, items: Sequence[LoadItem], load: Load, bandwidth: float) -> float:
@@ -146,13 +157,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b", help="random weights like this model's")
     parser.add_argument("--model", type=Path, help="a directory in transformers' format, instead of --shape")
     parser.add_argument("--arms", type=parse_arms, default="orcinus,vllm,openvino,transformers", help="first: compared")
-    parser.add_argument("--streams", type=parse_streams, default="1,4,16,32", help="one load for each number")
+    parser.add_argument("--streams", type=parse_streams, help="one load for each number [default: 1,4,16,32]")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=128)
     add_sampling_options(parser)
     parser.add_argument("--skewed", action="store_true", help="a load more, of short and long answers")
     parser.add_argument("--skewed-requests", type=int, default=64)
     parser.add_argument("--skewed-slots", type=int, default=16)
+    parser.add_argument(
+        "--request-rate", type=parse_rates, default=[], help="a load for each: so many requests a second, one by one"
+    )
+    parser.add_argument("--requests", type=int, default=50, help="of each load with a rate [default: 50]")
+    parser.add_argument("--seed", type=int, default=0, help="of their lengths and times [default: 0]")
+    parser.add_argument("--goodput", type=parse_objectives, default="ttft:2000,tpot:120", help="objectives, in ms")
     parser.add_argument("--warm-up-tokens", type=int, default=16, help="of each answer of the warm-up")
     parser.add_argument("--kv-gib", type=int, default=2, help="every arm's KV cache [default: 2]")
     parser.add_argument("--rounds", type=int, default=3)
@@ -165,11 +182,15 @@ def parse_arguments() -> argparse.Namespace:
 
 def compare(options: argparse.Namespace) -> Comparison:
     model = model_directory(options)
+    loads = loads_of(options)
+    open_loads = [load.name for load in loads if load.arrivals]
+    drivers = [arm.name for arm in options.arms if not arm.kind.is_server]
+    if open_loads and drivers:
+        raise OrcinusError(f"--request-rate is for servers, and {', '.join(drivers)} is none: leave it out of --arms")
     for arm in options.arms:
         arm.install(model)
-    loads = loads_of(options)
     slots = max(load.max_concurrency for load in loads)
-    warm_ups = [warm_up_of(load, options.warm_up_tokens) for load in loads]
+    warm_ups = [warm_up_of(load, options.warm_up_tokens) for load in loads if load.name not in open_loads[1:]]
     setting = Setting(
         model=model,
         slots=slots,
@@ -183,6 +204,7 @@ def compare(options: argparse.Namespace) -> Comparison:
         warm_ups=warm_ups,
         setting=setting,
         model=ModelBytes(weight_bytes(setting.model), kv_bytes_per_token(setting.config)),
+        objectives_ms=options.goodput,
     )
     bench.measure(options.rounds, is_fresh=options.fresh)
     return Comparison(
@@ -192,12 +214,17 @@ def compare(options: argparse.Namespace) -> Comparison:
         loads=[load.name for load in loads],
         windows=bench.windows,
         starts=bench.starts,
+        open_loads=open_loads,
     )
 
 
 def loads_of(options: argparse.Namespace) -> list[Load]:
-    loads = [fixed_load(streams, options.prompt_tokens, options.output_tokens) for streams in options.streams]
-    return [*loads, skewed_load(options.skewed_requests, options.skewed_slots)] if options.skewed else loads
+    open_loads = [poisson_load(rate, options.requests, options.seed) for rate in options.request_rate]
+    streams = options.streams or ([] if open_loads else [1, 4, 16, 32])
+    loads = [fixed_load(number, options.prompt_tokens, options.output_tokens) for number in streams]
+    if options.skewed:
+        loads.append(skewed_load(options.skewed_requests, options.skewed_slots))
+    return loads + open_loads
 
 
 def model_directory(options: argparse.Namespace) -> Path:

@@ -61,13 +61,17 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One server: how its command is made of the setting, a port and extra arguments, and what it runs in."""
+    """How its command is made of the setting, a port and extra arguments, and what it runs in.
+
+    One that is a server can be asked at any time; a driver gets all requests at once.
+    """
 
     launch: Callable[[Setting, int, tuple[str, ...]], Launch]
     version: str
     environments: tuple[Environment, ...] = ()
     prepare: Callable[[Path, tuple[str, ...]], object] | None = None
     takes_arguments: bool = True
+    is_server: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +206,9 @@ def _converted_directory(model: Path, conversion: Sequence[str]) -> Path:
 
 
 KINDS: Mapping[str, Kind] = {
-    "orcinus": Kind(_orcinus, f"Orcinus {VERSION}"),
+    "orcinus": Kind(_orcinus, f"Orcinus {VERSION}", is_server=True),
     "orcinus-loop": Kind(_orcinus_loop, f"Orcinus {VERSION}, its engine loop alone"),
-    "vllm": Kind(_vllm, VLLM.requirements[0], (VLLM,)),
+    "vllm": Kind(_vllm, VLLM.requirements[0], (VLLM,), is_server=True),
     "openvino": Kind(_openvino, OPENVINO.requirements[0], (OPENVINO, OPENVINO_CONVERT), _convert),
     "transformers": Kind(
         _transformers, f"transformers {metadata.version('transformers')}, continuous batching", takes_arguments=False

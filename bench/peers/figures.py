@@ -29,6 +29,9 @@ class Window:
     arm_cores: float
     foreign_cores: float
     ceiling_tokens_per_s: float
+    ttft_p99_ms: float | None = None
+    e2e_p50_ms: float | None = None
+    goodput: float | None = None  # the share of requests within all objectives
 
     @property
     def share_of_ceiling(self) -> float:
@@ -75,6 +78,9 @@ def window_of(run: LoadRun, summary: Summary, around: Surroundings) -> Window:
         arm_cores=around.arm_cores,
         foreign_cores=around.foreign_cores,
         ceiling_tokens_per_s=around.ceiling_tokens_per_s,
+        ttft_p99_ms=summary.ttft_ms.p99,
+        e2e_p50_ms=None if summary.e2el_ms is None else summary.e2el_ms.median,
+        goodput=None if summary.goodput is None else summary.goodput.share,
     )
 
 

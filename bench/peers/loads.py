@@ -1,22 +1,30 @@
 """The loads that every arm gets: how many requests, how long, how many at a time. Pure; it talks to nobody."""
 
 import argparse
+import random
 from dataclasses import dataclass, replace
 
+from orcinus.server.load.arrivals import arrival_times
 from orcinus.server.load.lengths import parse_lengths
+from orcinus.server.load.options import positive_number
 from orcinus.server.load.prompts import LoadItem, PromptShape, Writer, random_items
 
+_OPEN_SLOTS = 32  # that each arm has for requests that arrive one by one
 _FIRST_WORD = 259  # what comes before are special tokens and bytes, which may have no text of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """All requests are there at once, and `max_concurrency` of them are under way."""
+    """All requests are there at once, and `max_concurrency` of them are under way.
+
+    Or they are sent at their times in `arrivals`, in seconds after the first, whatever has been answered by then.
+    """
 
     name: str
     num_requests: int
     max_concurrency: int
     shape: PromptShape
+    arrivals: tuple[float, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -46,10 +54,23 @@ def skewed_load(num_requests: int, slots: int) -> Load:
     return Load(name="skewed", num_requests=num_requests, max_concurrency=slots, shape=shape)
 
 
+def poisson_load(rate: float, num_requests: int, seed: int) -> Load:
+    """Requests one by one at random times, `rate` of them a second: prompts are longer than answers, as in chats."""
+    rng = random.Random(f"arrivals {seed}")
+    return Load(
+        name=f"{rate:g} requests/s{f', seed {seed}' if seed else ''}",
+        num_requests=num_requests,
+        max_concurrency=_OPEN_SLOTS,
+        shape=_shape("uniform:64..768", "uniform:32..160"),
+        arrivals=tuple(arrival_times(num_requests, rate, burstiness=1.0, rng=rng)),
+    )
+
+
 def warm_up_of(load: Load, output_tokens: int) -> Load:
     """Return what is not counted: with it a server allocates and compiles what its first requests of this load need."""
     shape = replace(load.shape, output_tokens=parse_lengths(str(output_tokens)))
-    return replace(load, name=f"warm-up of {load.name}", num_requests=load.max_concurrency, shape=shape)
+    num_requests = min(load.max_concurrency, load.num_requests)
+    return replace(load, name=f"warm-up of {load.name}", num_requests=num_requests, shape=shape, arrivals=())
 
 
 def wake_up_load() -> Load:
@@ -63,6 +84,11 @@ def parse_streams(text: str) -> list[int]:
     if not all(part.isascii() and part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers from 1, with commas")
     return [int(part) for part in parts]
+
+
+def parse_rates(text: str) -> list[float]:
+    """`0.4,1` as numbers above 0. Raises `ArgumentTypeError`."""
+    return [positive_number(part) for part in text.split(",")]
 
 
 def _shape(prompt_tokens: str, output_tokens: str) -> PromptShape:

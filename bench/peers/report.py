@@ -10,12 +10,17 @@ from orcinus.server.load.report import markdown_table
 _NONE = "–"
 _BUSY_CORES = 0.1
 _COLUMNS = ["output tok/s", "lowest", "highest", "TTFT", "ITL p50", "ITL p99", "ITL max"]
+_OPEN_COLUMNS = ["output tok/s", "TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "e2e p50", "goodput"]
+_OPEN_AROUND = ["its CPU", "others' CPU"]
 _AROUND = ["ceiling", "share of it", "bandwidth", "its CPU", "others' CPU"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All that was measured. The first arm is compared with the others; `facts` are lines for the top."""
+    """All that was measured. The first arm is compared with the others; `facts` are lines for the top.
+
+    In `open_loads` requests came at times of their own: what counts there is how long they waited.
+    """
 
     heading: str
     facts: Sequence[str]
@@ -23,13 +28,19 @@ class Comparison:
     loads: Sequence[str]
     windows: Sequence[Window]
     starts: Sequence[Start]
+    open_loads: Sequence[str] = ()
+
+    @property
+    def closed_loads(self) -> list[str]:
+        return [load for load in self.loads if load not in self.open_loads]
 
 
 def format_report(comparison: Comparison) -> str:
     sections = [f"# {comparison.heading}", "\n".join(f"- {fact}" for fact in comparison.facts), _EXPLANATION]
     for load in comparison.loads:
-        sections += [f"## {load.capitalize()}", _load_table(comparison, load)]
-    if len(comparison.arms) > 1:
+        table = _open_table if load in comparison.open_loads else _load_table
+        sections += [f"## {load.capitalize()}", table(comparison, load)]
+    if len(comparison.arms) > 1 and comparison.closed_loads:
         sections += [f"## {comparison.arms[0]} over the others", _ratio_table(comparison)]
     sections += ["## Start", _start_table(comparison)]
     return "\n\n".join([*sections, *_notes(comparison)]) + "\n"
@@ -41,7 +52,9 @@ sending; ITL the time between two chunks of one answer, over all requests; both 
 weights in 16 bits and the cache would allow at the bandwidth (GB/s) that was measured just before, with nothing
 computed and no prompt read; an arm with weights or a cache of fewer bits reads less and may come above it. CPU is in
 cores: what the arm took of them, its client not included, and what neither of the two took. The most memory is that of
-all processes of an arm together, what they share counted once."""
+all processes of an arm together, what they share counted once. Where requests arrive one by one, at a mean rate, all
+figures are medians over the rounds; e2e is the time from sending a request to the end of its answer, in ms, and goodput
+the share of requests within all objectives."""
 
 
 def _load_table(comparison: Comparison, load: str) -> str:
@@ -68,10 +81,31 @@ def _load_row(arm: str, windows: Sequence[Window]) -> list[str]:
     ]
 
 
+def _open_table(comparison: Comparison, load: str) -> str:
+    rows = [_open_row(arm, of(comparison.windows, arm, load)) for arm in comparison.arms]
+    return markdown_table([["arm", *_OPEN_COLUMNS, *_OPEN_AROUND], *rows])
+
+
+def _open_row(arm: str, windows: Sequence[Window]) -> list[str]:
+    return [
+        arm,
+        _number(median(windows, lambda w: w.tokens_per_s)),
+        _number(median(windows, lambda w: w.ttft_ms)),
+        _number(median(windows, lambda w: w.ttft_p99_ms)),
+        _number(median(windows, lambda w: w.itl_p50_ms)),
+        _number(median(windows, lambda w: w.itl_p99_ms)),
+        _number(median(windows, lambda w: w.e2e_p50_ms)),
+        _number(median(windows, lambda w: w.goodput), digits=2),
+        _number(median(windows, lambda w: w.arm_cores), digits=2),
+        _number(median(windows, lambda w: w.foreign_cores), digits=2),
+    ]
+
+
 def _ratio_table(comparison: Comparison) -> str:
     first, *peers = comparison.arms
-    rows = [[f"over {peer}", *(_ratio(comparison, first, peer, load) for load in comparison.loads)] for peer in peers]
-    return markdown_table([["output tok/s", *comparison.loads], *rows])
+    loads = comparison.closed_loads
+    rows = [[f"over {peer}", *(_ratio(comparison, first, peer, load) for load in loads)] for peer in peers]
+    return markdown_table([["output tok/s", *loads], *rows])
 
 
 def _ratio(comparison: Comparison, arm: str, peer: str, load: str) -> str:

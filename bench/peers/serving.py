@@ -39,7 +39,7 @@ _NOT_INHERITED = ("OMP_", "KMP_", "GOMP_", "MKL_", "OV_", "ORCINUS_", "VLLM_")
 
 class _Driven(Protocol):
     def wait_until_ready(self, process: "subprocess.Popen[str]") -> dict[str, Any]: ...
-    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun: ...
+    def run(self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float]) -> LoadRun: ...
 
 
 class RunningArm:
@@ -86,10 +86,16 @@ class RunningArm:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> tuple[LoadRun, Watch]:
-        """Return what was measured, and which processes took the CPU meanwhile."""
+    def run(
+        self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float] = ()
+    ) -> tuple[LoadRun, Watch]:
+        """Return what was measured, and which processes took the CPU meanwhile.
+
+        With `arrivals` as many are under way as have come. Raises `OrcinusError` if there are some and the arm is no
+        server.
+        """
         with Watch(self.process) as watch:
-            run = self._driven.run(items, max_concurrency)
+            run = self._driven.run(items, max_concurrency, arrivals)
         return run, watch
 
     def hold(self) -> None:
@@ -134,15 +140,18 @@ class _Server:
             time.sleep(_POLL_S)
         return {}
 
-    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
-        return run_on_fast_loop(self._run(items, max_concurrency))
+    def run(self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float]) -> LoadRun:
+        return run_on_fast_loop(self._run(items, max_concurrency, arrivals))
 
-    async def _run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
+    async def _run(self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float]) -> LoadRun:
         async with HttpClient(f"http://127.0.0.1:{self._port}", None, _REQUEST_TIMEOUT_S) as client:
             target = Target(client, await first_model(client), "completions", self._sampling, ignore_eos=True)
-            at_once = [0.0] * len(items)
             return await run_load(
-                target, items, arrivals=at_once, max_concurrency=max_concurrency, on_done=lambda: None
+                target,
+                items,
+                arrivals=arrivals or [0.0] * len(items),
+                max_concurrency=None if arrivals else max_concurrency,
+                on_done=lambda: None,
             )
 
 
@@ -157,7 +166,9 @@ class _Driver:
     def wait_until_ready(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
         return dict(self._read())
 
-    def run(self, items: Sequence[LoadItem], max_concurrency: int) -> LoadRun:
+    def run(self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float]) -> LoadRun:
+        if arrivals:
+            raise OrcinusError("a driver gets all requests at once; only a server can be sent one after the other")
         asked = {
             "requests": [(item.prompt, item.max_tokens) for item in items],
             "max_concurrency": max_concurrency,

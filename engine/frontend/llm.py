@@ -121,7 +121,11 @@ class LLM:
         )
         self.info, executor = (build or _build_executor)(config)
         self._core = EngineCore(
-            self.info, executor, batch_wait_ms=config.batch_wait_ms, target_itl_ms=config.target_itl_ms
+            self.info,
+            executor,
+            batch_wait_ms=config.batch_wait_ms,
+            target_itl_ms=config.target_itl_ms,
+            target_ttft_ms=config.target_ttft_ms,
         )
         self._splitter = RequestSplitter(config.seed)
         self._calls: dict[str, _Call] = {}  # by request in the core

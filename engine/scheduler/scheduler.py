@@ -17,7 +17,8 @@ from orcinus.engine.scheduler.batching import batching_rule
 from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.ends import End, EndRules, end_without_tokens, report, report_error
 from orcinus.engine.scheduler.fair_queue import FairQueue
-from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, PrefillBudget
+from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, PendingPrompt, PrefillBudget
+from orcinus.engine.scheduler.prompt_order import soonest_first
 from orcinus.engine.scheduler.request import Request
 from orcinus.engine.scheduler.scheduled_step import ScheduledStep, StepBuilder
 from orcinus.engine.scheduler.slots import Slots
@@ -37,6 +38,7 @@ class SchedulerLimits:
     enable_prefix_caching: bool = True
     max_queue_wait_s: float = 60.0
     target_itl_s: float | None = None
+    target_ttft_s: float = 0.5
 
 
 class Scheduler:
@@ -67,7 +69,7 @@ class Scheduler:
         self._by_service: list[Request] = []  # the running ones: the last one is the first to be preempted
         self._steps_in_flight: deque[ScheduledStep] = deque()  # those that wait for their update, oldest first
         self._is_short_of_blocks = False  # a request could not grow, and none is preempted while a step is in flight
-        self._prefill_budget = PrefillBudget(limits.target_itl_s)
+        self._prefill_budget = PrefillBudget(limits.target_itl_s, limits.target_ttft_s)
         self._culprit_search = CulpritSearch()
         self._memory_backoff = MemoryBackoff()
         self._num_added = 0
@@ -332,10 +334,11 @@ class Scheduler:
         return False
 
     def _schedule_prompts(self, builder: StepBuilder, prompts: Sequence[Request]) -> None:
-        """Share out among prompts, in order, what the decodes of this step leave them."""
+        """Share out among prompts, the soonest first, what the decodes of this step leave them."""
         if not prompts:
             return
-        budget = self._prompt_tokens(builder.step.plan, len(prompts))
+        prompts = soonest_first(prompts, self._prefill_budget.prompt_token_s)
+        budget = self._prompt_tokens(builder, prompts)
         for step in self._steps_in_flight:
             builder.step.computing.update(step.computing)
         for request in prompts:
@@ -343,14 +346,16 @@ class Scheduler:
                 break
             budget -= self._schedule_chunk(builder, request, budget)
 
-    def _prompt_tokens(self, decodes: StepPlan, num_prompts: int) -> int:
-        """Return how many tokens of prompts may go into a step that has these decodes."""
+    def _prompt_tokens(self, builder: StepBuilder, prompts: Sequence[Request]) -> int:
+        """Return how many tokens of prompts may go into a step that has its decodes."""
+        decodes = builder.step.plan
         output_lengths = [self._requests[item.request_id].num_output_tokens for item in decodes.scheduled]
         num_decodes = decodes.num_tokens
+        pending = [PendingPrompt(r.num_tokens_to_compute, builder.now - r.queued_since) for r in prompts]
         budget = self._prefill_budget.prompt_tokens(
             num_decodes=num_decodes,
             num_flowing=sum(length >= FLOWING_TOKENS for length in output_lengths),
-            num_prompts=num_prompts,
+            prompts=pending,
         )
         limits = [self.limits.max_num_batched_tokens - num_decodes]
         if budget is not None:

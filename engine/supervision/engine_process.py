@@ -173,6 +173,7 @@ def _start(channel: Channel, build: BuildExecutor) -> EngineCore | None:
         executor,
         batch_wait_ms=config.batch_wait_ms,
         target_itl_ms=config.target_itl_ms,
+        target_ttft_ms=config.target_ttft_ms,
         on_first_step=lambda request_ids: channel.send(StepStarted(request_ids=request_ids)),
     )
     channel.send(info)

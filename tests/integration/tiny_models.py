@@ -157,6 +157,7 @@ def engine_config(model: Path, **overrides: Any) -> EngineConfig:
         "max_num_seqs": 4,
         "max_num_batched_tokens": 16,
         "target_itl_ms": None,
+        "target_ttft_ms": 500.0,
         "kv_cache_memory": None,
         "block_size": 8,
         "enable_prefix_caching": True,

@@ -26,7 +26,13 @@ def load(flags: Sequence[str]) -> tuple[Run, Facts]:
     add_settings(parser, positional_model=True)
     config = settings_from(parser.parse(flags)).engine_config()
     info, executor = build_executor(config)
-    core = EngineCore(info, executor, batch_wait_ms=config.batch_wait_ms)
+    core = EngineCore(
+        info,
+        executor,
+        batch_wait_ms=config.batch_wait_ms,
+        target_itl_ms=config.target_itl_ms,
+        target_ttft_ms=config.target_ttft_ms,
+    )
     facts: Facts = {
         "weights": info.dtype,
         "attention": info.attention_backend,

@@ -15,10 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.peers.__main__ import compare, loads_of, parse_arguments
 from bench.peers.arms import Launch, Setting, parse_arms
 from bench.peers.drivers.conversation import Answer
 from bench.peers.figures import Start, Surroundings, Window, median, of, ratios, rotated, window_of
-from bench.peers.loads import Load, fixed_load, parse_streams, skewed_load, wake_up_load, warm_up_of
+from bench.peers.loads import (
+    Load,
+    fixed_load,
+    parse_rates,
+    parse_streams,
+    poisson_load,
+    skewed_load,
+    wake_up_load,
+    warm_up_of,
+)
 from bench.peers.machine import proc_bytes
 from bench.peers.report import Comparison, format_report
 from bench.peers.roofline import ModelBytes, bytes_read, ceiling_tokens_per_s, kv_bytes_per_token
@@ -115,6 +125,28 @@ def test_streams_are_whole_numbers() -> None:
     assert parse_streams("1,4,16") == [1, 4, 16]
     with pytest.raises(argparse.ArgumentTypeError, match="'1,0'"):
         parse_streams("1,0")
+
+
+def test_rates_are_numbers_above_0() -> None:
+    assert parse_rates("0.4,1") == [0.4, 1.0]
+    with pytest.raises(argparse.ArgumentTypeError, match="'0'"):
+        parse_rates("0.4,0")
+
+
+def test_requests_at_a_rate_come_at_the_same_random_times_for_every_arm() -> None:
+    load = poisson_load(0.5, 200, seed=0)
+    assert load.arrivals == poisson_load(0.5, 200, seed=0).arrivals != poisson_load(0.5, 200, seed=1).arrivals
+    assert load.arrivals[0] == 0.0
+    assert load.arrivals[-1] == pytest.approx(400, rel=0.2)
+    lengths = [(item.prompt_tokens or 0, item.max_tokens) for item in load.items(VOCAB_SIZE, "round 0")]
+    assert {64 <= prompt <= 768 and 32 <= output <= 160 for prompt, output in lengths} == {True}
+    assert lengths == [(item.prompt_tokens, item.max_tokens) for item in load.items(VOCAB_SIZE, "round 1")]
+
+
+def test_the_warm_up_of_requests_at_a_rate_is_all_at_once() -> None:
+    warm_up = warm_up_of(poisson_load(0.5, 50, seed=0), 16)
+    assert (warm_up.num_requests, warm_up.max_concurrency, warm_up.arrivals) == (32, 32, ())
+    assert warm_up_of(poisson_load(0.5, 4, seed=0), 16).num_requests == 4
 
 
 def test_a_step_reads_the_weights_once_and_the_cache_of_every_sequence() -> None:
@@ -222,6 +254,16 @@ def test_a_plot_is_drawn_even_of_an_arm_that_measured_nothing(tmp_path: Path) ->
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_the_report_of_requests_at_a_rate_has_what_they_waited_and_no_ratio_of_speeds() -> None:
+    more = {"ttft_p99_ms": 900.0, "e2e_p50_ms": 4000.0, "goodput": 0.9}
+    windows = [window(arm, 0, 40.0, load="0.4 requests/s", **more) for arm in ("ours", "theirs")]
+    made = comparison(windows, ["ours", "theirs"], ["0.4 requests/s"])
+    report = format_report(dataclasses.replace(made, open_loads=["0.4 requests/s"]))
+    ours, _ = cells(report, "ours")
+    assert ours[1:] == ["40.0", "100.0", "900.0", "10.0", "20.0", "4000.0", "0.90", "1.90", "0.00"]
+    assert "over the others" not in report
+
+
 def test_an_arm_may_have_arguments_of_its_own() -> None:
     plain, without_cache = parse_arms("orcinus, orcinus:--no-enable-prefix-caching --seed 3")
     setting = Setting(model=Path("model"), slots=4, max_model_len=256, kv_gib=2)
@@ -299,6 +341,29 @@ def test_a_driver_answers_load_after_load_whatever_its_peer_prints(fake_arm: Run
     log = (tmp_path / "log").read_text()
     assert "talks while it loads" in log
     assert "runs, by {'temperature': 0.7, 'top_k': 20}" in log
+
+
+def test_a_driver_cannot_be_sent_requests_one_by_one(fake_arm: RunningArm) -> None:
+    with pytest.raises(OrcinusError, match="only a server"):
+        fake_arm.run([LoadItem(prompt=[7], max_tokens=1, prompt_tokens=1)], 1, arrivals=[0.0])
+
+
+def test_a_comparison_at_a_rate_takes_servers_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments = ["--request-rate", "1", "--arms", "orcinus,openvino", "--model", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["peers", *arguments])
+    with pytest.raises(OrcinusError, match="openvino is none"):
+        compare(parse_arguments())
+
+
+def test_with_a_rate_and_no_streams_requests_come_one_by_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["peers", "--request-rate", "0.4,1", "--requests", "7"])
+    loads = loads_of(parse_arguments())
+    assert [(load.name, load.num_requests) for load in loads] == [("0.4 requests/s", 7), ("1 requests/s", 7)]
+    monkeypatch.setattr(sys, "argv", ["peers", "--request-rate", "0.4", "--streams", "4"])
+    assert [load.name for load in loads_of(parse_arguments())] == ["4 streams", "0.4 requests/s"]
+    monkeypatch.setattr(sys, "argv", ["peers", "--skewed"])
+    names = [load.name for load in loads_of(parse_arguments())]
+    assert names == ["1 stream", "4 streams", "16 streams", "32 streams", "skewed"]
 
 
 @pytest.mark.timeout(30)

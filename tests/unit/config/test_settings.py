@@ -32,6 +32,7 @@ def test_a_comma_on_the_command_line_is_part_of_the_value() -> None:
         ({"max_num_seqs": "0"}, "--max-num-seqs: must be a whole number from 1 to 4096, got '0'"),
         ({"max_model_len": "0"}, "--max-model-len: must be a whole number at least 1, got '0'"),
         ({"target_itl_ms": "0"}, "--target-itl-ms: must be a number above 0 and at most 60000, got '0'"),
+        ({"target_ttft_ms": "0"}, "--target-ttft-ms: must be a number above 0 and at most 3600000, got '0'"),
         ({"keep_alive_s": "0"}, "--keep-alive-s: must be a number above 0 and at most 3600, got '0'"),
         ({"drain_timeout_s": "nan"}, "--drain-timeout-s: must be a number from 0 to 86400, got 'nan'"),
         ({"kv_cache_memory": "lots"}, "a size such as 4GiB, 512MiB or a number of bytes, at least 1, got 'lots'"),
@@ -111,8 +112,12 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_the_engine_gets_its_part() -> None:
     config = load_settings(
-        max_num_seqs="4", kv_cache_memory="64MiB", enable_prefix_caching=False, target_itl_ms="50"
+        max_num_seqs="4",
+        kv_cache_memory="64MiB",
+        enable_prefix_caching=False,
+        target_itl_ms="50",
+        target_ttft_ms="800",
     ).engine_config()
-    assert config.target_itl_ms == 50.0
+    assert (config.target_itl_ms, config.target_ttft_ms) == (50.0, 800.0)
     assert (config.max_num_seqs, config.kv_cache_memory, config.enable_prefix_caching) == (4, 64 * 2**20, False)
     assert config.model == str(demo_model_path())

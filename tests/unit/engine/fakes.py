@@ -170,6 +170,7 @@ def fake_config(model: str | Path, **overrides: Any) -> EngineConfig:
         max_num_seqs=None,
         max_num_batched_tokens=None,
         target_itl_ms=None,
+        target_ttft_ms=500.0,
         kv_cache_memory=None,
         block_size=None,
         enable_prefix_caching=True,

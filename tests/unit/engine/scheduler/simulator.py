@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from bench.simulation.traffic import VirtualClock
 from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import (
     AddRequest,
@@ -35,14 +36,6 @@ EOS = 0
 
 class PlanViolation(BaseException):
     """The plan is one that no executor could run correctly."""
-
-
-class VirtualClock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass

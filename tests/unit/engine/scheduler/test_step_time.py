@@ -12,7 +12,7 @@ def model() -> StepTimeModel:
 def test_nothing_is_known_before_the_first_step(model: StepTimeModel) -> None:
     assert not model.knows_decodes(1)
     assert model.decode_s(1) == 0.0
-    assert model.prompt_tokens_in(1.0) == 0
+    assert model.chunks.tokens_in(1.0) == 0
 
 
 def test_a_step_that_something_foreign_held_up_changes_nothing(model: StepTimeModel) -> None:
@@ -22,7 +22,7 @@ def test_a_step_that_something_foreign_held_up_changes_nothing(model: StepTimeMo
     model.observe(4, 0, 3.0)
     model.observe(4, 20, 5.0)
     assert model.decode_s(4) == pytest.approx(0.03)
-    assert model.prompt_tokens_in(0.03) == pytest.approx(30, abs=1)
+    assert model.chunks.tokens_in(0.03) == pytest.approx(30, abs=1)
 
 
 def test_what_lasts_is_known_a_few_steps_later(model: StepTimeModel) -> None:
@@ -32,19 +32,19 @@ def test_what_lasts_is_known_a_few_steps_later(model: StepTimeModel) -> None:
     assert model.decode_s(4) == pytest.approx(0.06)
     for _ in range(16):
         model.observe(4, 20, 0.1)
-    assert model.prompt_tokens_in(0.02) == pytest.approx(10, abs=1)
+    assert model.chunks.tokens_in(0.02) == pytest.approx(10, abs=1)
 
 
 def test_a_chunk_is_at_most_twice_as_large_as_those_of_late(model: StepTimeModel) -> None:
     model.observe(1, 0, 0.03)
     model.observe(1, 16, 0.03)
-    assert model.prompt_tokens_in(0.03) == 32
+    assert model.chunks.tokens_in(0.03) == 32
 
 
 def test_a_prompt_without_decodes_beside_it_is_not_charged_with_what_every_step_takes(model: StepTimeModel) -> None:
     model.observe(0, 32, 0.05)
     model.observe(1, 0, 0.03)
-    assert model.prompt_tokens_in(0.01) == pytest.approx(16, abs=1)
+    assert model.chunks.tokens_in(0.01) == pytest.approx(16, abs=1)
 
 
 @pytest.mark.parametrize("step_cost", [cpu_step_s, gpu_step_s])
@@ -56,7 +56,7 @@ def test_a_chunk_comes_to_take_as_long_as_is_asked_for(
     decode_s = step_cost(num_decodes, 0)
     model.observe(num_decodes, 0, decode_s)
     for _ in range(20):
-        num_tokens = max(16, model.prompt_tokens_in(decode_s))
+        num_tokens = max(16, model.chunks.tokens_in(decode_s))
         model.observe(num_decodes, num_tokens, step_cost(num_decodes, num_tokens))
     assert step_cost(num_decodes, num_tokens) == pytest.approx(2 * decode_s, rel=0.03)
 

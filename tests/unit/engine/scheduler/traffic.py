@@ -9,12 +9,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from bench.simulation.traffic import Unlimited, VirtualClock
 from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import AddRequest, EngineInfo, StepPlan, StepResult
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.scheduler.prefill_budget import PrefillBudget
 from tests.unit.engine.fakes import Synchronous
-from tests.unit.engine.scheduler.simulator import VirtualClock, engine_info
+from tests.unit.engine.scheduler.simulator import engine_info
 
 StepCost = Callable[[int, int], float]
 """(decodes, prompt tokens) -> seconds."""
@@ -79,10 +80,23 @@ class Outcome:
 class Traffic:
     """Runs arrivals through a core, and sees the tokens leave."""
 
-    def __init__(self, step_cost: StepCost = cpu_step_s, *, target_itl_ms: float | None = None, **info: object) -> None:
+    def __init__(
+        self,
+        step_cost: StepCost = cpu_step_s,
+        *,
+        target_itl_ms: float | None = None,
+        target_ttft_ms: float = 500.0,
+        **info: object,
+    ) -> None:
         self.clock = VirtualClock()
         self.executor = CostedExecutor(self.clock, step_cost)
-        self.core = EngineCore(server_info(**info), self.executor, target_itl_ms=target_itl_ms, clock=self.clock)
+        self.core = EngineCore(
+            server_info(**info),
+            self.executor,
+            target_itl_ms=target_itl_ms,
+            target_ttft_ms=target_ttft_ms,
+            clock=self.clock,
+        )
         self._last_token_at: dict[str, float] = {}
 
     def run(self, arrivals: Sequence[Arrival], until_s: float = float("inf")) -> Outcome:
@@ -151,13 +165,6 @@ def skewed(num_requests: int = 64, seed: int = 0) -> list[Arrival]:
     rng = random.Random(seed)
     output_lengths = [min(256, max(8, round(rng.expovariate(1 / 64)))) for _ in range(num_requests)]
     return [Arrival(0.0, rng.randint(32, 128), length) for length in output_lengths]
-
-
-class Unlimited(PrefillBudget):
-    """Prompts take all the tokens that a step may have."""
-
-    def prompt_tokens(self, *, num_decodes: int, num_flowing: int, num_prompts: int) -> int | None:
-        return None
 
 
 LOADS: dict[str, tuple[list[Arrival], int]] = {
