@@ -30,7 +30,7 @@ from orcinus.engine.platform.device import (
     resolve_device,
     use_available_cores,
 )
-from orcinus.engine.platform.memory import populate
+from orcinus.engine.platform.memory import large_blocks_given_back, populate
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.pooling import resolve_pooling
 from orcinus.engine.sampling.sampler import Sampler
@@ -72,13 +72,14 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     if config.kv_cache_memory is not None:
         check_memory(config.kv_cache_memory, memory_limit() if device.type == "cpu" else device_memory(device))
     use_available_cores()
-    with _collector_off():
+    with large_blocks_given_back(), _collector_off():
         causal_lm = load_causal_lm(config, device)
     with torch.inference_mode():
         served = _probe(causal_lm, config, device)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
         if device.type == "cpu":
-            lay_out_for_cpu(served, config.quantization, is_deterministic=config.deterministic)
+            with large_blocks_given_back():
+                lay_out_for_cpu(served, config.quantization, is_deterministic=config.deterministic)
         check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
         if config.deterministic:
             check_deterministic(served, limits.block_size)
