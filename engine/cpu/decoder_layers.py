@@ -99,14 +99,20 @@ def replace_layers(
         attention: Any = layer.self_attn
         native = _native_layer(layer, samples[layer], *attentions[attention], backend=backend, kind=kind)
         if native is not None:
-            for projection in _PROJECTIONS:
-                delattr(attention, projection)
+            _drop_projections(layer)
             native.take_names_of(layer)
             setattr(parent, name, native)
             count += 1
     if len({(sample.cosines.data_ptr(), sample.sines.data_ptr()) for sample in samples.values()}) == 1:
         _join_lists(model, backend.library)
     return count
+
+
+def _drop_projections(layer: Any) -> None:
+    """Free the weights now: the layer itself is named until the last one is packed."""
+    for owner, names in ((layer.self_attn, _PROJECTIONS), (layer.mlp, _MLP)):
+        for name in names:
+            delattr(owner, name)
 
 
 def _join_lists(model: nn.Module, library: Library) -> None:

@@ -72,11 +72,14 @@ def _has_onednn() -> bool:
 
 
 def pack_linears(model: nn.Module, pack: Packer, dtype: torch.dtype, *, keep: Sequence[Tensor] = ()) -> int:
-    """Pack every plain linear layer of this dtype but those whose weight is one of `keep`. Returns how many."""
+    """Pack every plain linear layer of this dtype but those whose weight is one of `keep`. Returns how many.
+
+    Nothing here may name a layer for longer than it takes to pack it, or its weight would stay.
+    """
     kept = {weight.data_ptr() for weight in keep}
     files = MappedFiles()
     count = 0
-    for parent in list(model.modules()):
+    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for names in _mergeable(parent, dtype, kept):
             siblings: list[Any] = [getattr(parent, name) for name in names]
             merge = _Merge(siblings, pack)

@@ -4,6 +4,7 @@ Whatever is wrong with a checkpoint or an architecture becomes a `ModelLoadError
 Knows nothing of caches, requests or scheduling.
 """
 
+import gc
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.models.checkpoint import read_checkpoint
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.model_source import ModelSource, model_source
 from orcinus.engine.sampling_params import SamplingParams
@@ -57,7 +59,8 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> An
     model_class = _model_class(model_config, config.trust_remote_code)
     _check_architecture(model_config, model_class)
     dtype = _dtype(config, model_config, device, is_gguf=source.gguf_file is not None)
-    causal_lm = map_checkpoint(source, model_class, model_config, dtype) if device.type == "cpu" else None
+    is_read_here = device.type == "cpu" or source.gguf_file is not None
+    causal_lm = read_checkpoint(source, model_class, model_config, dtype) if is_read_here else None
     if causal_lm is None:
         causal_lm = _from_pretrained(source, config, model_class, model_config, dtype=dtype, device=device)
     causal_lm.eval().requires_grad_(False)
@@ -74,7 +77,7 @@ def _from_pretrained(
     device: torch.device,
 ) -> Any:
     """transformers' own way, which converts, dequantizes and joins files as a checkpoint needs it."""
-    options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {"use_safetensors": True}
+    options: dict[str, Any] = _gguf_options(source.gguf_file) if source.gguf_file else {"use_safetensors": True}
     if device.type != "cpu":
         # Each weight goes there as it is read, the host never has them all, and quantized ones are unpacked there.
         options["device_map"] = {"": device}
@@ -92,43 +95,15 @@ def _from_pretrained(
         raise ModelLoadError(
             f"the checkpoint of {config.model} lacks {len(missing)} of the model's weights, first {missing[0]}"
         )
+    gc.collect()  # cycles that keep copies of the weights, and would stay if they were frozen
     return causal_lm
 
 
-def map_checkpoint(source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype) -> Any | None:
-    """Return the model with its weights mapped from one local file, not read or copied; None where that is not
-    enough.
+def _gguf_options(gguf_file: str) -> dict[str, Any]:
+    """Return what has transformers dequantize: left to itself, it looks for kernels, and advises to install some."""
+    from transformers import GgufConfig
 
-    It is enough when the file holds exactly the model's weights, by name, shape and dtype. Besides memory this
-    saves building the model on torch's meta device first, whose functions import half a second of sympy.
-    """
-    file = source.directory / "model.safetensors" if source.directory else None
-    if file is None or source.gguf_file or not file.is_file() or not hasattr(model_class, "_from_config"):
-        return None
-    if getattr(model_config, "quantization_config", None) is not None:
-        return None
-    from safetensors.torch import load_file
-    from transformers.initialization import no_init_weights
-
-    weights = load_file(file)
-    with no_init_weights():
-        causal_lm = model_class._from_config(model_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
-    has_float32_parts = dtype != torch.float32 and bool(causal_lm._keep_in_fp32_modules_strict)
-    if has_float32_parts or not _is_exactly(causal_lm, weights):
-        return None
-    causal_lm.load_state_dict(weights, strict=False, assign=True)
-    causal_lm.tie_weights()
-    if (file.parent / "generation_config.json").is_file():
-        causal_lm.generation_config = type(causal_lm.generation_config).from_pretrained(file.parent)
-    return causal_lm
-
-
-def _is_exactly(causal_lm: Any, weights: dict[str, torch.Tensor]) -> bool:
-    expected = {name: (w.shape, w.dtype) for name, w in causal_lm.state_dict().items()}
-    for name in causal_lm.all_tied_weights_keys:
-        if name not in weights:
-            expected.pop(name, None)
-    return expected == {name: (w.shape, w.dtype) for name, w in weights.items()}
+    return {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
 
 
 @contextmanager

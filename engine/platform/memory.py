@@ -8,6 +8,7 @@ import mmap
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ import torch
 _HUGE_PAGE = 2 * 2**20
 _MADV_DONTNEED = 4
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # of glibc, which adjusts its own up to that
 
 
 def zeroed_bytes(size: int) -> torch.Tensor:
@@ -56,6 +59,27 @@ def _populate(tensors: list[torch.Tensor]) -> None:
                 return  # a system that cannot do it beforehand does it when the memory is written to
 
 
+@contextmanager
+def large_blocks_given_back() -> Iterator[None]:
+    """Have the C library give memory of a megabyte or more back as soon as it is freed, as long as this is open.
+
+    While a model is loaded, each weight is freed once its converted or packed form is there. Pieces of that size would
+    stay with the process, between others that are in use. At the end the rest that is free is given back, and from then
+    on the library has the limits that its own adjustment to large pieces leads to. Does nothing where it is not glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if not all(hasattr(libc, name) for name in ("mallopt", "malloc_trim")):
+        yield
+        return
+    libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
+        libc.malloc_trim(0)
+
+
 class MappedFiles:
     """The address ranges that are mapped from files into this process, as of when this is made.
 
@@ -68,7 +92,11 @@ class MappedFiles:
 
     def release(self, weight: torch.Tensor) -> bool:
         """Drop the whole pages inside a weight whose copy is used instead. Return False if it is not from a file."""
-        first, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
+        return self.release_bytes(weight.data_ptr(), weight.nbytes)
+
+    def release_bytes(self, address: int, size: int) -> bool:
+        """Drop the whole pages among `size` bytes at an address. Return False if they are not from a file."""
+        first, end = address, address + size
         if not any(low <= first and end <= high for low, high in self._ranges):
             return False
         first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE

@@ -29,7 +29,7 @@ from orcinus.engine.platform.device import (
     resolve_device,
     use_available_cores,
 )
-from orcinus.engine.platform.memory import populate
+from orcinus.engine.platform.memory import large_blocks_given_back, populate
 from orcinus.engine.runner.cuda_graphs import CudaRecorder
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.pooling import resolve_pooling
@@ -70,7 +70,7 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     if config.kv_cache_memory is not None:
         check_memory(config.kv_cache_memory, memory_limit() if device.type == "cpu" else device_memory(device))
     use_available_cores()
-    with _collector_off():
+    with large_blocks_given_back(), _collector_off():
         causal_lm = load_causal_lm(config, device)
     with torch.inference_mode():
         if config.deterministic:
@@ -78,7 +78,8 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         served = probe_model(causal_lm, device, block_size=config.block_size)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
         if device.type == "cpu":
-            lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
+            with large_blocks_given_back():
+                lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
         logits = check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
         is_deterministic = False
         if device.type == "cpu":

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 
@@ -22,6 +21,7 @@ from orcinus.engine.platform.device import CpuMonitor, cpu_has_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup.build import build_executor
+from tests.integration.gguf_files import write_gguf
 from tests.integration.tiny_models import (
     CONTEXT,
     EOS_TOKEN_ID,
@@ -93,83 +93,6 @@ def test_info_says_what_was_resolved(llama: Path) -> None:
     assert info.weight_bytes >= weights * 4
     assert info.device_name
     assert info.load_time_s > 0
-
-
-def test_plain_checkpoint_is_mapped_and_equals_what_from_pretrained_loads(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mapped = load_causal_lm(engine_config(llama), CPU)
-    monkeypatch.setattr(model_loader, "map_checkpoint", lambda *_: None)
-    loaded = load_causal_lm(engine_config(llama), CPU)
-    assert mapped.state_dict().keys() == loaded.state_dict().keys()
-    for (name, a), b in zip(mapped.state_dict().items(), loaded.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    for (name, a), b in zip(mapped.named_buffers(), loaded.buffers(), strict=True):
-        assert torch.equal(a, b), name
-    assert mapped.generation_config.to_dict() == loaded.generation_config.to_dict()
-
-
-def test_tied_weights_stay_tied(tmp_path: Path) -> None:
-    directory = build_model("llama", tmp_path, tie_word_embeddings=True)
-    causal_lm = load_causal_lm(engine_config(directory), CPU)
-    assert causal_lm.lm_head.weight is causal_lm.model.embed_tokens.weight
-
-
-def test_several_files_load_like_one(tmp_path: Path, llama: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
-    model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
-    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
-    whole = greedy(build_executor(engine_config(llama))[1], PROMPT)
-    assert greedy(build_executor(engine_config(tmp_path / "parts"))[1], PROMPT) == whole
-
-
-def test_gguf_file_is_served(tmp_path: Path, llama: Path) -> None:
-    file = write_gguf(llama, tmp_path / "llama.gguf")
-    info, runner = build_executor(engine_config(file))
-    assert info.architecture == "LlamaForCausalLM"
-    assert info.max_model_len == CONTEXT
-    assert greedy(runner, PROMPT) == greedy(build_executor(engine_config(llama))[1], PROMPT)
-
-
-def write_gguf(directory: Path, file: Path) -> Path:
-    """The tiny Llama in llama.cpp's format: its names, and rotary weights in its interleaved order."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    config = model.config
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_eos_token_id(EOS_TOKEN_ID)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-        array = interleaved(weight, heads) if heads else weight
-        gguf_name = names.get_name(name, try_suffixes=(".weight",))
-        assert gguf_name is not None
-        writer.add_tensor(gguf_name, array.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
-
-
-def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    rows, columns = weight.shape
-    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
-    return halves.swapaxes(1, 2).reshape(rows, columns).contiguous()
 
 
 def test_sampling_defaults_are_what_generation_config_sets_within_bounds(
@@ -465,6 +388,7 @@ import json, sys
 from orcinus.engine.platform.lean_imports import import_transformers
 import_transformers()
 from orcinus.engine.startup.build import build_executor
+from tests.integration.gguf_files import write_gguf
 from tests.integration.tiny_models import engine_config
 from pathlib import Path
 _, runner = build_executor(engine_config(Path(sys.argv[1])))

@@ -1,6 +1,7 @@
 """Native decoder layers compute what the layers compute that they stand for, and stand for no others."""
 
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -419,6 +420,18 @@ def test_another_eps_that_a_norm_tells_is_used(kind: Kind) -> None:
     own_noise = noise([tiny.whole(sequence)], [exact])
     assert tiny.replace(kind) == 3
     assert noise(tiny.paged([sequence], [[(0, 30)]]), [exact]) <= own_noise * MARGIN[kind]
+
+
+@each_kind
+def test_weights_of_replaced_layers_are_freed_though_the_layers_are_named(kind: Kind) -> None:
+    tiny = Tiny.of("LlamaConfig")
+    layers: list[Any] = tiny.layers
+    modules = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
+    weights = [weakref.ref(module.weight) for module in modules]
+    del modules
+    assert tiny.replace(kind) == 3
+    assert [weight() is not None for weight in weights] == [False] * 21
+    assert len(layers) == 3
 
 
 def test_layers_of_float32_stay_as_they_are() -> None:

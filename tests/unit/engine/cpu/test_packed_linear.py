@@ -1,7 +1,8 @@
 """Packed linear layers give what plain ones give, alone and merged, and the model keeps what must not be packed."""
 
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,19 @@ def test_merged_projections_give_what_they_gave_apart(has_bias: bool, name: str)
         assert_same(packed.weight, weight, name)
         assert packed.bias is None if bias is None else torch.equal(packed.bias, bias)
         assert (packed.out_features, packed.in_features) == weight.shape
+
+
+def test_each_weight_is_freed_before_the_next_layer_is_packed() -> None:
+    model = nn.ModuleList([Attention() for _ in range(3)]).to(BFLOAT16)
+    weights = [weakref.ref(layer.o_proj.weight) for layer in model if isinstance(layer, Attention)]
+    num_alive: list[int] = []
+
+    def pack(parts: Sequence[Tensor], biases: Sequence[Tensor | None]) -> nn.Module:
+        num_alive.append(sum(weight() is not None for weight in weights))
+        return Int8Linear(parts, biases)
+
+    assert pack_linears(model, pack, BFLOAT16) == 12
+    assert num_alive[1::2] == [3, 2, 1]  # when a layer's `o_proj` is packed
 
 
 @each_packer

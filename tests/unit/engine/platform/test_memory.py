@@ -1,6 +1,8 @@
 """Large memory: zeros that can be written, of any size; mapped weights give theirs back and stay what they are."""
 
+import ctypes
 import mmap
+import platform
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from orcinus.engine.platform.memory import MappedFiles, populate, zeroed_bytes
+from orcinus.engine.platform.memory import MappedFiles, large_blocks_given_back, populate, zeroed_bytes
 
 NUM_WEIGHT_BYTES = 64 << 20
 
@@ -75,3 +77,46 @@ def test_memory_of_this_process_is_left_alone() -> None:
     weight = torch.ones(NUM_WEIGHT_BYTES // 4)
     assert not MappedFiles().release(weight)
     assert float(weight.sum()) == NUM_WEIGHT_BYTES / 4
+
+
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+
+
+@needs_glibc
+def test_large_blocks_are_given_back_at_once_though_their_neighbours_are_in_use() -> None:
+    torch.ones(31 * 2**20, dtype=torch.uint8)  # once freed, glibc keeps what is smaller than that
+    with large_blocks_given_back():
+        blocks = [torch.ones(2 * 2**20, dtype=torch.uint8) for _ in range(64)]
+        before = resident_bytes()
+        del blocks[::2]
+        assert before - resident_bytes() > 60 * 2**20
+    assert len(blocks) == 32
+
+
+@needs_glibc
+def test_small_blocks_are_given_back_at_the_end_though_their_neighbours_are_in_use() -> None:
+    with large_blocks_given_back():
+        blocks = [torch.ones(2**16, dtype=torch.uint8) for _ in range(2048)]
+        before = resident_bytes()
+        del blocks[::2]
+    assert before - resident_bytes() > 50 * 2**20
+    assert len(blocks) == 1024
+
+
+@needs_glibc
+def test_blocks_are_kept_for_the_next_step_once_the_model_is_loaded() -> None:
+    with large_blocks_given_back():
+        assert has_a_mapping_of_its_own(torch.ones(3 * 2**20, dtype=torch.uint8))
+    assert not has_a_mapping_of_its_own(torch.ones(3 * 2**20, dtype=torch.uint8))
+
+
+def has_a_mapping_of_its_own(block: torch.Tensor) -> bool:
+    """What glibc has noted in front of the block."""
+    size_and_flags = ctypes.c_size_t.from_address(block.data_ptr() - ctypes.sizeof(ctypes.c_size_t)).value
+    return bool(size_and_flags & 2)
+
+
+def test_weights_are_loaded_where_there_is_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    with large_blocks_given_back():
+        assert torch.ones(4).sum() == 4

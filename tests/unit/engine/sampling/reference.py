@@ -44,7 +44,7 @@ def expected_of(logits: NDArray[np.float64], sampling: SamplingParams, top_p: fl
 
 
 def is_on_edge(logits: NDArray[np.float64], sampling: SamplingParams) -> bool:
-    """Return whether rounding in float32 may decide what is kept: by top_p, by min_p, or among nearly equal probabilities."""
+    """Return whether rounding in float32 may decide what top_p, min_p or nearly equal probabilities keep."""
     exact = expected_of(logits, sampling)
     values = np.unique(np.exp((logits - logits.max()) / max(sampling.temperature, 1e-30)))
     is_near = (np.diff(values) < 1e-5 * values[1:]) & (values[1:] > 1e-7)

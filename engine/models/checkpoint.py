@@ -1,0 +1,96 @@
+"""Weights of a local checkpoint into a model, tensor by tensor, so that no second copy of them comes into being.
+
+For checkpoints that hold exactly the model's weights, by name and shape: safetensors files, which are mapped where
+their dtype is the model's and converted where it is not, and GGUF files. Whatever takes more is left to transformers.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orcinus.engine.attention.serving import ATTENTION_NAME
+from orcinus.engine.models.gguf_file import read_gguf_weights
+from orcinus.engine.platform.memory import MappedFiles
+from orcinus.engine.platform.model_source import ModelSource
+
+_SINGLE_FILE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def read_checkpoint(source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype) -> Any | None:
+    """Return the model on the CPU with the checkpoint's weights; None where transformers has to do more than that.
+
+    Besides memory this saves building the model on torch's meta device first, whose functions import half a second of
+    sympy.
+    """
+    if not hasattr(model_class, "_from_config") or getattr(model_config, "quantization_config", None) is not None:
+        return None
+    files = [] if source.gguf_file else _safetensors_files(source.directory)
+    if not files and not source.gguf_file:
+        return None
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        causal_lm = model_class._from_config(model_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    if dtype != torch.float32 and causal_lm._keep_in_fp32_modules_strict:
+        return None
+    weights = read_gguf_weights(_gguf_path(source), causal_lm, dtype) if source.gguf_file else _mapped(files)
+    if not _are_those_of(weights, causal_lm):
+        return None
+    _convert(weights, causal_lm.state_dict())
+    causal_lm.load_state_dict(weights, strict=False, assign=True)
+    causal_lm.tie_weights()
+    if files and (files[0].parent / "generation_config.json").is_file():
+        causal_lm.generation_config = type(causal_lm.generation_config).from_pretrained(files[0].parent)
+    return causal_lm
+
+
+def _safetensors_files(directory: Path | None) -> list[Path]:
+    """Return the files that transformers would read, or none where that is for transformers to find out."""
+    if directory is None:
+        return []
+    if (directory / _SINGLE_FILE).is_file():
+        return [directory / _SINGLE_FILE]
+    try:
+        names = set(json.loads((directory / _INDEX).read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    files = [directory / name for name in sorted(names)]
+    return files if all(file.is_file() for file in files) else []
+
+
+def _gguf_path(source: ModelSource) -> Path:
+    """Return where the file is: on the hub's, transformers has fetched it to read the configuration."""
+    assert source.gguf_file is not None
+    if source.directory is not None:
+        return source.directory / source.gguf_file
+    from transformers.utils.hub import cached_file
+
+    return Path(str(cached_file(source.path_or_id, source.gguf_file)))
+
+
+def _mapped(files: list[Path]) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return {name: weight for file in files for name, weight in load_file(file).items()}
+
+
+def _are_those_of(weights: dict[str, Tensor], causal_lm: Any) -> bool:
+    """Return whether they are the model's by name and shape, in numbers of the same sort."""
+    expected = {name: (w.shape, w.is_floating_point()) for name, w in causal_lm.state_dict().items()}
+    for name in causal_lm.all_tied_weights_keys:
+        if name not in weights:
+            expected.pop(name, None)
+    return expected == {name: (w.shape, w.is_floating_point()) for name, w in weights.items()}
+
+
+def _convert(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Convert what has another dtype than is expected, each in place of the pages that it was read from."""
+    files = MappedFiles()
+    for name, weight in weights.items():
+        if weight.dtype != expected[name].dtype:
+            weights[name] = weight.to(expected[name].dtype)
+            files.release(weight)
