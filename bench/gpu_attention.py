@@ -43,13 +43,13 @@ LAYERS = {
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The positions that each sequence of a step computes."""
+    """Names the positions that each sequence of a step computes."""
 
     name: str
     spans: list[tuple[int, int]]
 
     def num_keys(self, window: int | None) -> int:
-        """Return how many keys somebody sees."""
+        """Return how many keys the sequences see in all."""
         return sum(end - max(0, first + 1 - window) if window else end for first, end in self.spans)
 
 
@@ -79,14 +79,14 @@ def main() -> int:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a large copy reads and writes."""
+    """Return the bytes a second that a large copy reads and writes."""
     source = torch.ones(2**28 if device.type == "cuda" else 2**24, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / elapsed_s(lambda: target.copy_(source), device)
 
 
 def elapsed_s(function: Callable[[], object], device: torch.device) -> float:
-    """The least of several rounds, of one of several calls in a row."""
+    """Return the least of several rounds, of one of several calls in a row."""
     times_s = []
     for _ in range(_ROUNDS):
         wait_for(device)
@@ -105,7 +105,7 @@ def wait_for(device: torch.device) -> None:
 
 @torch.inference_mode()
 def attention_table(device: torch.device, dtype: torch.dtype, bandwidth: float) -> str:
-    """A table in markdown."""
+    """Return a table in markdown."""
     lines = [
         "| layer | step | attention | blocks | relative error | launched, µs | replayed, µs | KV read alone, µs |",
         "|---|---|---|---:|---:|---:|---:|---:|",
@@ -139,7 +139,7 @@ def rows_of(layer: LayerKind, load: Load, device: torch.device, dtype: torch.dty
 
 
 def backends(layer: LayerKind, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[TorchBackend, int]]:
-    """Those in place that are chosen for such a layer by the size of blocks, and gathering."""
+    """Yield those in place that are chosen for such a layer by the size of blocks, and gathering."""
     found: set[str] = set()
     for block_size in _BLOCK_SIZES:
         backend = choose_backend(device, dtype, [layer], block_size)

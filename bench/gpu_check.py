@@ -41,7 +41,7 @@ _TARGETS_MS = (None, 10.0, 20.0, 40.0)
 
 @dataclass
 class Page:
-    """A page in markdown, printed as it grows."""
+    """Holds a page in markdown, printed as it grows."""
 
     sections: list[str] = field(default_factory=list)
     has_failed: bool = False
@@ -88,7 +88,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def environment(options: argparse.Namespace) -> str:
-    """What ran on what."""
+    """Return what runs on what."""
     import torch
 
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU: only the script is tried"
@@ -111,7 +111,7 @@ def _version(package: str) -> str:
 
 
 def truth_tests(page: Page, options: argparse.Namespace) -> str:
-    """pytest's summary, with the reason of each failure and each skip."""
+    """Return pytest's summary, with the reason of each failure and each skip."""
     command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short", *TRUTH_TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines() or ["nothing ran", *done.stderr.splitlines()]
@@ -150,7 +150,7 @@ def serving(page: Page, model: str, bandwidths: list[float], options: argparse.N
 
 
 def start(model: str, bandwidths: list[float], options: argparse.Namespace, engines: list[Engine]) -> str:
-    """What was decided, and what the log says of it."""
+    """Return what was decided, and what the log says of it."""
     with log_lines() as lines:
         info, runner = build_executor(engine_config(options, model))
     engines.append(Engine(info, runner, bandwidths[0] if bandwidths else float("nan")))

@@ -33,7 +33,7 @@ _PACED_STEPS = 300
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model, and the memory of its device."""
+    """Holds a loaded model, and the bytes a second that a copy on its device reads and writes."""
 
     info: EngineInfo
     runner: ModelRunner
@@ -42,7 +42,7 @@ class Engine:
 
 @dataclass
 class Run:
-    """What was seen of a run. `steps_s` are the times between the results of steps, of those of single tokens alone."""
+    """Holds what was seen of a run; `decode_steps_s` are times from result to result, of steps without prompts."""
 
     num_tokens: int = 0
     elapsed_s: float = 0.0
@@ -53,7 +53,7 @@ class Run:
 
 
 def run(engine: Engine, name: str, count: int, prompt_tokens: int, output_tokens: int, **sampling: Any) -> Run:
-    """All requests arrive at once, and each generates as many tokens."""
+    """Run requests that arrive at once and generate as many tokens each."""
     core, seen = EngineCore(engine.info, engine.runner), set()
     names = add(core, requests(engine, name, count, prompt_tokens, output_tokens, **sampling))
     result, started = Run(), time.perf_counter()
@@ -106,7 +106,7 @@ def requests(
 
 
 def throughput(engine: Engine, batch_sizes: Iterable[int], prompt_tokens: int, output_tokens: int) -> str:
-    """With recorded steps first, where there are any, then with every operation launched."""
+    """Return tokens per second with recorded steps, where there are any, and with every operation launched."""
     lines = [
         "| streams | CUDA graphs | tokens/s | tokens/s each | last first token, s | decode step, ms | roofline, ms "
         "| device busy |",
@@ -143,7 +143,7 @@ def roofline_ms(info: EngineInfo, batch_size: int, context: float, bandwidth: fl
 
 
 def sampling(engine: Engine, batch_sizes: Iterable[int], prompt_tokens: int, output_tokens: int) -> str:
-    """The median decode step by what the sampler has to do."""
+    """Return the median decode step by what the sampler has to do."""
     sizes = list(batch_sizes)
     lines = [f"| sampling | {' | '.join(f'{size} streams, ms' for size in sizes)} |", "|---|" + "---:|" * len(sizes)]
     for name, parameters in SAMPLINGS.items():
@@ -157,7 +157,7 @@ def sampling(engine: Engine, batch_sizes: Iterable[int], prompt_tokens: int, out
 
 
 def memory(engine: Engine) -> str:
-    """What start-up took, and how much is left when every slot runs and samples with everything on.
+    """Return what start-up took, and how much is left when every slot runs and samples with everything on.
 
     Raises `RuntimeError` if a request ended with an error, as it does for want of memory.
     """
@@ -187,7 +187,7 @@ def memory(engine: Engine) -> str:
 
 
 def pacing(engine: Engine, num_streams: int, targets_ms: Sequence[float | None]) -> str:
-    """The time between tokens of streams beside which a long prompt is always being computed."""
+    """Return the time between tokens of streams beside which a long prompt is always being computed."""
     lines = [
         "| objective, ms | step p50, ms | p95, ms | p99, ms | longest, ms | prompt tokens/s | tokens/s |",
         "|---:|---:|---:|---:|---:|---:|---:|",
