@@ -99,7 +99,7 @@ bench: $(DEV_STAMP) ## Compare the batching strategies
 	$(BIN)/orcinus bench strategies $(ARGS)
 
 .PHONY: gpu-check
-gpu-check: $(DEV_STAMP) ## On a machine with a GPU: the truth tests and a short throughput table
+gpu-check: $(DEV_STAMP) ## On a machine with a GPU: the truth tests, attention, memory, throughput and pacing, on one page
 	$(BIN)/python -m bench.gpu_check $(ARGS)
 
 .PHONY: docs

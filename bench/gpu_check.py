@@ -1,85 +1,75 @@
-"""Checks this engine on a GPU, from the repository alone: the truth tests, then attention, then throughput.
+"""Checks this engine on a GPU, from the repository alone, and writes one page that tells everything.
 
     python -m bench.gpu_check [--output FILE] [--model DIR] [--batch-sizes 1,8,32,64,128,256]
 
-Weights are random, in the shape of Qwen3-0.6B unless a model is given: speed does not depend on what they hold. Each
-batch size is measured with steps replayed as CUDA graphs and with every operation launched, where both exist. A decode
-step cannot take less than reading the weights and the KV cache once: the roofline, at the bandwidth of a copy.
+First the truth tests, whose failures and skips are on the page. Then, section by section: what start-up decided, each
+attention backend on every kind of layer, memory with every slot in use, throughput with steps replayed as CUDA graphs
+and with every operation launched, what sampling costs, and streams among prompts with and without an objective. A
+section that fails says how and leaves the others to run; the exit status is then 1.
+
+Weights are random, in the shape of Qwen3-0.6B unless a model is given: speed does not depend on what they hold. A
+decode step cannot take less than reading the weights and the KV cache once: the roofline, at the bandwidth of a copy.
 Not a test, and no test imports it.
 """
 
 import argparse
+import logging
 import platform
-import random
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bench import gpu_serving
 from bench.gpu_attention import attention_table, copy_bandwidth
+from bench.gpu_serving import Engine
 from bench.random_model import write_model
 from orcinus.config.engine_config import EngineConfig
-from orcinus.engine.core import EngineCore
-from orcinus.engine.messages import AddRequest, CacheGroup, EngineInfo
-from orcinus.engine.runner.model_runner import ModelRunner
-from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup.build import build_executor
 
 ROOT = Path(__file__).parents[1]
 TRUTH_TESTS = ["tests/gpu", "tests/unit/engine/attention/triton_cases.py"]
+_PACED_STREAMS = 64
+_TARGETS_MS = (None, 10.0, 20.0, 40.0)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One row of the table. Tokens per second include the prefill; a decode step is the median one."""
+@dataclass
+class Page:
+    """Holds a page in markdown, printed as it grows."""
 
-    batch_size: int
-    is_replayed: bool
-    tokens_per_s: float
-    last_first_token_s: float
-    decode_step_ms: float
-    utilization: float | None
+    sections: list[str] = field(default_factory=list)
+    has_failed: bool = False
 
-
-@dataclass(frozen=True)
-class Device:
-    """Holds what was measured of it before: its copies' bytes a second, and its attention backends."""
-
-    copy_bandwidth: float
-    attention_table: str
+    def add(self, title: str, make: Callable[[], str]) -> None:
+        """Add a section, or what kept it from being made."""
+        started = time.monotonic()
+        try:
+            text = make()
+        except Exception:
+            text = f"FAILED\n\n```\n{traceback.format_exc()}```\n"
+            self.has_failed = True
+        self.sections.append(f"## {title}\n\n{text.rstrip()}\n\n_{time.monotonic() - started:.0f} s_\n")
+        print(self.sections[-1], flush=True)
 
 
 def main() -> int:
     options = parse_arguments()
-    print("truth tests", flush=True)
-    passed = subprocess.run([sys.executable, "-m", "pytest", "-q", *TRUTH_TESTS], cwd=ROOT, check=False)
-    if passed.returncode != 0:
-        print("the truth tests failed: no throughput is measured of a wrong answer")
-        return passed.returncode
-    device = measure_device(options.device)
+    page = Page([f"# {time.strftime('%Y-%m-%d')}\n\n{environment(options)}\n"])
+    page.add("Truth tests", lambda: truth_tests(page, options))
+    bandwidths: list[float] = []
+    page.add("Attention alone, one layer", lambda: attention(options.device, bandwidths))
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or str(write_model("qwen3-0.6b", Path(scratch)))
-        info, runner = build_executor(engine_config(options, model))
-        rows = [row for size in options.batch_sizes for row in measure(info, runner, size, options)]
-    table = report(info, options, rows, device)
-    print(table)
+        serving(page, model, bandwidths, options)
     if options.output is not None:
-        options.output.write_text(table)
-    return 0
-
-
-def measure_device(name: str) -> Device:
-    import torch
-
-    device = torch.device(name)
-    bandwidth = copy_bandwidth(device)
-    table = attention_table(device, torch.bfloat16, bandwidth)
-    torch.cuda.empty_cache()  # what is left belongs to the model
-    return Device(bandwidth, table)
+        options.output.write_text("\n".join(page.sections))
+    return 1 if page.has_failed else 0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -89,12 +79,106 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=_sizes, default=[1, 8, 32, 64, 128, 256])
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=128)
-    parser.add_argument("--output", type=Path, help="also write the table to this file")
+    parser.add_argument("--output", type=Path, help="also write the page to this file")
     return parser.parse_args()
 
 
 def _sizes(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def environment(options: argparse.Namespace) -> str:
+    """Return what runs on what."""
+    import torch
+
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU: only the script is tried"
+    capability = torch.cuda.get_device_capability() if options.device == "cuda" else "–"
+    command = f"python -m bench.gpu_check {' '.join(sys.argv[1:])}".rstrip()
+    describe = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    packages = ", ".join(f"{package} {_version(package)}" for package in ("torch", "triton", "transformers"))
+    return (
+        f"{name}, compute capability {capability}, CUDA {torch.version.cuda}, {packages}, Python "
+        f"{platform.python_version()}, commit {commit or 'unknown'}; `{command}`"
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def truth_tests(page: Page, options: argparse.Namespace) -> str:
+    """Return pytest's summary, with the reason of each failure and each skip."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short", *TRUTH_TESTS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines() or ["nothing ran", *done.stderr.splitlines()]
+    has_passed = done.returncode == 0 and " passed" in lines[-1]
+    page.has_failed |= not has_passed and options.device == "cuda"
+    return "\n".join(["```", *lines, "```", "", "Passed." if has_passed else "NOT PASSED."])
+
+
+def attention(device_name: str, bandwidths: list[float]) -> str:
+    import torch
+
+    device = torch.device(device_name)
+    bandwidths.append(copy_bandwidth(device))
+    table = attention_table(device, torch.bfloat16, bandwidths[0])
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what is left belongs to the model
+    return f"A copy reads and writes {bandwidths[0] / 1e9:.0f} GB/s.\n\n{table}"
+
+
+def serving(page: Page, model: str, bandwidths: list[float], options: argparse.Namespace) -> None:
+    engines: list[Engine] = []
+    page.add("Start", lambda: start(model, bandwidths, options, engines))
+    if not engines:
+        return
+    (engine,) = engines
+    sizes, prompt, output = options.batch_sizes, options.prompt_tokens, options.output_tokens
+    context = f"Prompts of {prompt}, outputs of {output} tokens, all at once.\n\n"
+    page.add("Memory", lambda: gpu_serving.memory(engine))
+    page.add("Throughput", lambda: context + gpu_serving.throughput(engine, sizes, prompt, output))
+    page.add("Sampling: the median decode step", lambda: gpu_serving.sampling(engine, sizes[-2:], prompt, output // 2))
+    num_streams = min(_PACED_STREAMS, engine.info.max_num_seqs - 1)
+    page.add(
+        f"Pacing: {num_streams} streams while prompts come, one after the other",
+        lambda: gpu_serving.pacing(engine, num_streams, _TARGETS_MS),
+    )
+
+
+def start(model: str, bandwidths: list[float], options: argparse.Namespace, engines: list[Engine]) -> str:
+    """Return what was decided, and what the log says of it."""
+    with log_lines() as lines:
+        info, runner = build_executor(engine_config(options, model))
+    engines.append(Engine(info, runner, bandwidths[0] if bandwidths else float("nan")))
+    sizes = [] if runner.graphs is None else runner.graphs.sizes
+    name = options.model or "Qwen3-0.6B (random weights)"
+    facts = (
+        f"{name}, {info.num_parameters / 1e9:.2f} B parameters, {info.dtype}, attention {info.attention_backend}, "
+        f"{info.num_kv_blocks} blocks of {info.block_size}, {info.max_model_len} tokens of context, "
+        f"{info.max_num_batched_tokens} tokens a step, {len(sizes)} batch sizes recorded, ready in "
+        f"{info.load_time_s:.1f} s."
+    )
+    return "\n".join([facts, "", "```", *lines, "```"])
+
+
+@contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """Collect what the engine logs meanwhile."""
+    lines: list[str] = []
+    handler, logger = logging.Handler(), logging.getLogger("orcinus")
+    handler.emit = lambda record: lines.append(f"{record.levelname} {record.getMessage()}")  # type: ignore[method-assign]
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
@@ -106,7 +190,7 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
         trust_remote_code=False,
         use_generation_config=False,
         pooling="auto",
-        max_model_len=options.prompt_tokens + options.output_tokens,
+        max_model_len=None,
         max_num_seqs=max(options.batch_sizes),
         max_num_batched_tokens=None,
         target_itl_ms=None,
@@ -120,100 +204,6 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
         seed=0,
         log_level="warning",
     )
-
-
-def measure(info: EngineInfo, runner: ModelRunner, batch_size: int, options: argparse.Namespace) -> Iterator[Measured]:
-    """All requests arrive at once, and each generates as many tokens. With graphs first, where there are any."""
-    graphs = runner.graphs
-    for tried in [graphs, None] if graphs is not None else [None]:
-        runner.graphs = tried
-        _run(info, runner, batch_size, options.prompt_tokens, output_tokens=4)  # warm-up
-        yield _run(info, runner, batch_size, options.prompt_tokens, options.output_tokens)
-    runner.graphs = graphs
-
-
-def _run(info: EngineInfo, runner: ModelRunner, batch_size: int, prompt_tokens: int, output_tokens: int) -> Measured:
-    core = EngineCore(info, runner)
-    rng = random.Random(batch_size)
-    for i in range(batch_size):
-        core.add_request(
-            AddRequest(
-                request_id=f"{batch_size} {output_tokens} {i}",
-                prompt_token_ids=[rng.randrange(info.vocab_size) for _ in range(prompt_tokens)],
-                sampling=SamplingParams(max_tokens=output_tokens, ignore_eos=True, seed=i),
-                arrival_time=0.0,
-            )
-        )
-    started = time.perf_counter()
-    last_first_token_s = 0.0
-    num_tokens = 0
-    seen: set[str] = set()
-    decode_steps_s: list[float] = []
-    while core.has_work:
-        begun = time.perf_counter()
-        step = core.step()
-        now = time.perf_counter()
-        if step.stats.num_prefill_tokens == 0:
-            decode_steps_s.append(now - begun)
-        for delta in step.deltas:
-            num_tokens += len(delta.token_ids)
-            if delta.token_ids and delta.request_id not in seen:
-                seen.add(delta.request_id)
-                last_first_token_s = now - started
-    elapsed_s = time.perf_counter() - started
-    monitor = runner.device_monitor
-    return Measured(
-        batch_size,
-        runner.graphs is not None and bool(runner.graphs.sizes),
-        num_tokens / elapsed_s,
-        last_first_token_s,
-        1000 * statistics.median(decode_steps_s),
-        None if monitor is None else monitor.sample()[0],
-    )
-
-
-def roofline_ms(info: EngineInfo, batch_size: int, context: float, bandwidth: float) -> float:
-    """Return the time to read all weights and, for each sequence, the keys and values that its next token sees.
-
-    A layer with a window sees the last of the `context` tokens alone. Layers are taken to be of one shape.
-    """
-    groups = info.cache_groups or [CacheGroup(num_blocks=info.num_kv_blocks, num_layers=1)]
-    num_layer_tokens = info.block_size * sum(group.num_blocks * group.num_layers for group in groups)
-    num_seen = sum(group.num_layers * min(context, group.window or context) for group in groups)
-    kv_bytes = batch_size * num_seen * info.kv_cache_bytes / num_layer_tokens
-    return 1000 * (info.weight_bytes + kv_bytes) / bandwidth
-
-
-def report(info: EngineInfo, options: argparse.Namespace, rows: Sequence[Measured], device: Device) -> str:
-    """A markdown page: what ran on what, and the tables."""
-    import torch
-
-    context = options.prompt_tokens + options.output_tokens / 2
-    lines = [
-        f"# {info.device_name}",
-        "",
-        f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, Python {platform.python_version()}; "
-        f"`python -m bench.gpu_check {' '.join(sys.argv[1:])}`".rstrip()
-        + f". The truth tests passed. A copy reads and writes {device.copy_bandwidth / 1e9:.0f} GB/s.",
-        "",
-        f"{options.model or 'Qwen3-0.6B (random weights)'}, {info.num_parameters / 1e9:.2f} B parameters, "
-        f"{info.dtype}, attention {info.attention_backend}, {info.num_kv_blocks} blocks of {info.block_size}, "
-        f"{info.max_num_batched_tokens} tokens a step; prompts of {options.prompt_tokens}, outputs of "
-        f"{options.output_tokens} tokens, all at once.",
-        "",
-        "| streams | CUDA graphs | tokens/s | tokens/s each | last first token, s | decode step, ms | roofline, ms "
-        "| device busy |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {row.batch_size} | {'on' if row.is_replayed else 'off'} | {row.tokens_per_s:.0f} "
-        f"| {row.tokens_per_s / row.batch_size:.1f} | {row.last_first_token_s:.2f} | {row.decode_step_ms:.1f} "
-        f"| {roofline_ms(info, row.batch_size, context, device.copy_bandwidth):.2f} "
-        f"| {'–' if row.utilization is None else f'{row.utilization:.0%}'} |"
-        for row in rows
-    ]
-    lines += ["", "Attention alone, one layer:", "", device.attention_table]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
