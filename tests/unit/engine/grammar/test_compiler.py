@@ -73,6 +73,16 @@ def test_a_grammar_that_fails_to_compile_is_tried_again(compiler: GrammarCompile
     assert isinstance(second.exception(), InvalidRequestError)
 
 
+def test_a_refusal_shows_the_grammar_that_a_client_sent_and_not_one_that_was_made_of_a_regex(
+    compiler: GrammarCompiler,
+) -> None:
+    with pytest.raises(InvalidRequestError, match=r"1 \| start: foo"):
+        compiler.compile("grammar", "start: foo")
+    with pytest.raises(InvalidRequestError, match=r"look-around") as caught:
+        compiler.compile("regex", "(?=a)b")
+    assert "1 |" not in str(caught.value)
+
+
 def test_tokens_that_cannot_be_followed_again_fail_their_matcher_and_nothing_else(
     compiler: GrammarCompiler, caplog: pytest.LogCaptureFixture
 ) -> None:
