@@ -153,7 +153,12 @@ class Settings(BaseSettings):
         ge=1,
     )
     block_size: int | None = _setting(
-        None, "Engine", "Tokens in one block of the KV cache. Default: by device.", "N", ge=1, le=1024
+        None,
+        "Engine",
+        "Tokens in one block of the KV cache; on a CPU multiples of 16 are fastest. Default: by device.",
+        "N",
+        ge=1,
+        le=1024,
     )
     enable_prefix_caching: bool = _setting(True, "Engine", "Reuse the KV blocks of prompts that begin alike.")
     batching: BatchingStrategy = _setting(

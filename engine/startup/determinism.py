@@ -148,7 +148,7 @@ def _keeps_rows_apart(func: Any, args: tuple[Any, ...]) -> bool:
     if func.is_view or packet in _KNOWN:
         return True
     if packet is _ATEN.pow:
-        return args[1] == 2
+        return bool(args[1] == 2)
     if packet is _ATEN.mean:  # of each row
         return args[0].dtype is torch.float32 and args[1] == [-1] and args[0].shape[-1] <= _WIDEST_SUM
     return packet is _ATEN.bmm and args[0].shape[-1] == 1  # every number is one product

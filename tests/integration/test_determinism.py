@@ -138,7 +138,7 @@ def answers_alone(executor: Executor, cases: list[Case]) -> list[Any]:
     return found
 
 
-CROWDS = [
+CROWDS: list[dict[str, Any]] = [
     {"max_num_batched_tokens": 5, "is_cramped": True},
     {"max_num_batched_tokens": 40},
 ]
