@@ -48,7 +48,7 @@ class FairQueue:
         if request.client not in self._queues:
             self._join(request.client)
         self._queues[request.client].push(request)
-        if request.num_preemptions or request.num_output_tokens:
+        if request.had_slot:
             self._begun[request.request_id] = request
 
     def peek(self, now: float) -> Request | None:
@@ -60,7 +60,7 @@ class FairQueue:
 
     def take(self, request: Request) -> None:
         """Remove a request that gets a slot. Charge its prompt, once, without what the prefix cache had of it."""
-        if not request.num_preemptions:
+        if not request.had_slot:
             num_tokens = max(0, request.num_prompt_tokens - request.num_computed_tokens)
             self._service[request.client] += PROMPT_WEIGHT * num_tokens
         self.remove(request)

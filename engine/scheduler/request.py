@@ -98,6 +98,11 @@ class Request:
         return self.num_tokens - self.num_computed_tokens
 
     @property
+    def had_slot(self) -> bool:
+        """Whether it waits for a slot again: it was preempted, or an engine that ended had brought tokens of it."""
+        return self.num_preemptions > 0 or self.num_output_tokens > 0
+
+    @property
     def is_decoding(self) -> bool:
         """Whether all that it had when it got its slot is computed, or being computed."""
         return self.num_computed_tokens >= self.num_prefill_tokens

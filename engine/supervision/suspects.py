@@ -41,7 +41,7 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the end of an engine tells. `culprits` end engines; `has_new_suspects` if others will be tried alone now."""
+    """Tells what an engine's end has shown: `culprits` end engines, and with new suspects more will be tried alone."""
 
     culprits: list[str]
     has_new_suspects: bool

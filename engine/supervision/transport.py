@@ -10,7 +10,10 @@ import signal
 import socket
 import subprocess
 import threading
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import EngineKilledError, EngineUnavailableError
@@ -20,6 +23,8 @@ from orcinus.engine.supervision.wire import FrameReader, encode_frame, from_engi
 
 if TYPE_CHECKING:
     from orcinus.engine.supervision.engine_process import BuildExecutor
+
+T = TypeVar("T")
 
 _READ_BYTES = 1 << 18
 _EXIT_GRACE_S = 2.0
@@ -197,7 +202,7 @@ class ProcessTransport(_SocketTransport):
     async def _wait(self) -> int | None:
         assert self._process is not None
         try:
-            return await asyncio.to_thread(self._process.wait, _EXIT_GRACE_S)
+            return await _in_own_thread(partial(self._process.wait, _EXIT_GRACE_S))
         except subprocess.TimeoutExpired:
             return None
 
@@ -232,4 +237,13 @@ class InProcessTransport(_SocketTransport):
 
     async def _end(self) -> None:
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            await _in_own_thread(self._thread.join)
+
+
+async def _in_own_thread(wait: Callable[[], T]) -> T:
+    """Return what `wait` returns, in a thread that nothing else has to be done with before."""
+    thread = ThreadPoolExecutor(1, "engine end")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, wait)
+    finally:
+        thread.shutdown(wait=False)

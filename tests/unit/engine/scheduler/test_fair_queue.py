@@ -261,10 +261,11 @@ def test_of_several_clients_with_preempted_requests_the_one_that_had_least_goes_
     assert take_all(queue) == ["calm1", "pushy0"]
 
 
-def test_a_request_that_an_earlier_engine_had_begun_goes_first() -> None:
+def test_a_request_that_an_earlier_engine_had_begun_goes_first_and_its_prompt_is_not_charged_again() -> None:
     added = AddRequest("resumed", [1] * 90, SamplingParams(), 9.0, output_token_ids=[1], client="a")
     queue = fair_queue(request(0, "b"), request(1, "c"), Request(added, 9))
     assert take(queue) == "resumed"
+    assert queue.service_of("a") == 0
 
 
 def test_one_that_left_from_the_middle_is_gone() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -434,6 +435,21 @@ async def test_each_step_is_one_message_and_all_arrive() -> None:
         assert len(steps) == len(plans)
     finally:
         await transport.aclose()
+
+
+async def test_the_end_of_an_engine_is_known_however_much_other_work_waits_for_threads() -> None:
+    transport, may_end = InProcessTransport(builds(FakeExecutor())), threading.Event()
+    transport.start(fake_config("model"))
+    await transport.receive()
+    default = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(default)
+    others = [asyncio.create_task(asyncio.to_thread(may_end.wait, 60)) for _ in range(2)]
+    try:
+        await asyncio.wait_for(transport.aclose(), 30)
+    finally:
+        may_end.set()
+        assert await asyncio.gather(*others) == [True, True], "they went on all the time"
+        default.shutdown()
 
 
 async def test_an_engine_is_started_while_signals_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
