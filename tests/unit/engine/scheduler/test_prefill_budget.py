@@ -220,6 +220,30 @@ def test_what_a_step_with_prompts_costs_whatever_its_size_is_learnt_and_amortise
     assert statistics.median(chunks) >= 900
 
 
+def test_a_chunk_that_would_tell_the_fixed_cost_is_not_tried_where_it_would_take_too_long() -> None:
+    budget = taught(cpu_step_s, 16, [100])
+    size = budget.prompt_tokens(num_decodes=16, num_flowing=16, prompts=waiting(50))
+    assert 16 <= (size or 0) <= 18
+
+
+@pytest.mark.parametrize(
+    ("decode_s", "fixed_s", "num_tokens"),
+    [(0.2, 0.0, 0.85 * 0.2 / 0.0025), (0.045, 0.15, (0.85 * (0.045 + 2 * 0.15) - 0.15) / 0.0025)],
+)
+def test_where_steps_are_slow_prompts_that_are_late_take_as_long_as_what_every_such_step_takes(
+    decode_s: float, fixed_s: float, num_tokens: float
+) -> None:
+    budget = taught(lambda d, p: decode_s + (fixed_s + 0.0025 * p if p else 0.0), 4, [32, 100])
+    size = budget.prompt_tokens(num_decodes=4, num_flowing=4, prompts=waiting(5_000, 60.0))
+    assert size == pytest.approx(num_tokens, abs=2)
+
+
+def test_chunks_leave_no_small_rest_that_would_cost_a_step_of_its_own() -> None:
+    budget = taught(graph_step_s, 16, [16, 512, 1024])
+    size = budget.prompt_tokens(num_decodes=16, num_flowing=16, prompts=[*waiting(1_500), *waiting(600)])
+    assert size == 1_050  # 1,000 would amortise what a chunk costs
+
+
 def test_it_is_learnt_even_where_no_prompt_is_late() -> None:
     budget = PrefillBudget(target_ttft_s=60.0)
     budget.observe(16, 0, graph_step_s(16, 0))
