@@ -61,7 +61,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How its command is made of the setting, a port and extra arguments, and what it runs in.
+    """Says how its command is made of the setting, a port and extra arguments, and what it runs in.
 
     One that is a server can be asked at any time; a driver gets all requests at once.
     """

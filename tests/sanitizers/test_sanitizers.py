@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 UNIT = "tests/unit/engine"
-ALL_KERNELS = (f"{UNIT}/kernels", f"{UNIT}/attention", f"{UNIT}/cpu")
+ALL_KERNELS = (f"{UNIT}/kernels", f"{UNIT}/attention", f"{UNIT}/cpu", f"{UNIT}/sampling/test_native.py")
 # Those that compile, fork, or are about other libraries.
 NOT_OURS = "not compiler and not library and not forked and not triton and not cuda and not torch_has"
 THREADS = (f"{UNIT}/kernels/test_pool.py",)

@@ -26,6 +26,9 @@ def test_presence_and_frequency_penalties_count_the_output_only() -> None:
     logits[2] = 0
     assert sample(logits, made) == 4  # 2.8 - 1 against 2.9 - 2
     assert sample(logits, row(prompt=[2], output=[3, 3, 4], temperature=0, presence_penalty=1.0)) == 3
+    logits[2] = 3.0
+    both = row(prompt=[2], output=[3, 4], temperature=0, presence_penalty=2.0, repetition_penalty=1.01)
+    assert sample(logits, both) == 2  # which the repetition penalty alone looks at
 
 
 def test_penalties_are_those_of_their_definition_over_the_whole_vocabulary() -> None:
