@@ -8,7 +8,7 @@ from orcinus.engine.messages import StepPlan
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """Holds what a step computes: tokens that requests decode, tokens of prompts, and the keys that either attend to."""
+    """Holds what a step computes: decoded tokens, tokens of prompts, and the keys that either attend to."""
 
     num_decodes: int
     num_prompt_tokens: int
