@@ -145,10 +145,15 @@ CROWDS: list[dict[str, Any]] = [
 
 
 def answers_in_crowds(executor: Executor, cases: list[Case]) -> list[tuple[int, Any]]:
-    """Each twice among others, by its number: in chunks of several sizes, in other slots, preempted, in part cached."""
+    """Each among others, by its number: in chunks of several sizes, in other slots, preempted, in part cached.
+
+    Chunks follow the measured time of steps, and with them preemptions: crowds come until there was one.
+    """
     found: list[tuple[int, Any]] = []
     num_preemptions = num_cached = 0
-    for i, crowd in enumerate(CROWDS):
+    for i, crowd in enumerate(CROWDS * 6):
+        if i >= len(CROWDS) and (num_preemptions > 0 or executor[0].block_size > BLOCK_SIZE):
+            break
         order = random.Random(i).sample([*range(len(cases))] * 2, 2 * len(cases))
         run = serve(core_of(executor, **crowd), [cases[j] for j in order], random.Random(i), f"crowd{i}-")
         found += zip(order, answers(run), strict=True)
