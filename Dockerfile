@@ -24,7 +24,7 @@ RUN python -m venv /opt/orcinus
 ENV PATH=/opt/orcinus/bin:$PATH
 WORKDIR /src
 
-# For the native kernels; the CPU image that runs has no compiler.
+# For the native kernels, which the wheel brings along: the CPU image that runs has no compiler.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 
@@ -39,7 +39,9 @@ COPY orcinus orcinus
 COPY config config
 COPY engine engine
 COPY server server
-RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps . && pip check
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip wheel --no-deps --wheel-dir /wheels . && pip install --no-deps /wheels/*.whl && pip check \
+    && cd / && python -c "from orcinus.engine.kernels import build; assert build.library_path().parent == build.FOLDER"
 
 FROM base AS runtime
 ARG VARIANT

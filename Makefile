@@ -18,6 +18,11 @@ DEV_STAMP := $(VENV)/.installed-dev
 CLIENTS_VENV := .venv-clients
 CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 
+# What builds the wheel and checks which systems it runs on. 2_28: glibc 2.28 and later, as torch's own wheels.
+WHEEL_VENV := .venv-wheel
+WHEEL_STAMP := $(WHEEL_VENV)/.installed
+PLATFORM := manylinux_2_28_$(shell uname -m)
+
 # So many tests at a time, those of one file one after the other; 0: no other processes, as a debugger wants it.
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -111,17 +116,21 @@ docs-check: $(DEV_STAMP) ## Fail if the tables of docs/reference are out of date
 	$(BIN)/python -m orcinus.server.reference --check
 
 .PHONY: wheel
-wheel: $(DEV_STAMP) ## Build the wheel into dist/
+wheel: $(WHEEL_STAMP) ## Build the source distribution and the wheel, native kernels included, into dist/
 	rm -rf build dist
-	$(BIN)/python -m build --wheel --outdir dist .
+	$(WHEEL_VENV)/bin/python -m build --outdir dist .
+	@if [ "$$(uname -s)" = Linux ]; then \
+		PATH=$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH auditwheel repair --plat $(PLATFORM) --only-plat --wheel-dir dist dist/*-linux_*.whl \
+			&& rm dist/*-linux_*.whl; \
+	fi
 
 .PHONY: smoke
-smoke: wheel ## Install the wheel into an empty environment and talk to the server it starts
+smoke: wheel $(DEV_STAMP) ## Install the wheel into an empty environment and talk to the server it starts
 	$(BIN)/python .ci/smoke.py dist/*.whl $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* out
+	rm -rf $(VENV) $(CLIENTS_VENV) $(WHEEL_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEV_STAMP): pyproject.toml
@@ -137,6 +146,11 @@ $(RUN_STAMP): pyproject.toml
 $(CLIENTS_STAMP): pyproject.toml
 	$(PYTHON) -m venv --upgrade-deps $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/python -m pip install --group clients
+	@touch $@
+
+$(WHEEL_STAMP): pyproject.toml
+	$(PYTHON) -m venv --upgrade-deps $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install --group wheel
 	@touch $@
 
 define make-venv

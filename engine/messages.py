@@ -103,6 +103,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     is_deterministic: bool = False
     cache_groups: list[CacheGroup] = []
     adapters: list[str] = []  # that requests may name
+    lacks_kernels: bool = False  # a CPU computes without native code, which it should not
 
 
 class TokenLogprobs(Message, frozen=True):

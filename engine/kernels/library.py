@@ -110,7 +110,7 @@ def load_library() -> Library | None:
         path = library_path()
         library = Library(path)
     except (OSError, AttributeError, RuntimeError) as error:
-        logger.warning("there are no native kernels: %s", error)
+        logger.warning("there are no native kernels: %s; without them a CPU is several times slower", error)
         return None
     logger.debug("native kernels: %s", path)
     return library

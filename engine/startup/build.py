@@ -203,4 +203,5 @@ def _engine_info(
         hidden_size=served.model.hidden_size,
         quantization=config.quantization,
         is_deterministic=is_deterministic,
+        lacks_kernels=device.type == "cpu" and load_library() is None,
     )

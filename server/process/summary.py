@@ -12,6 +12,10 @@ from orcinus.config.version import VERSION
 from orcinus.engine.messages import EngineInfo
 
 _QUESTION = "What is the capital of France?"
+_NO_KERNELS = (
+    "NONE: without native code this CPU computes several times slower than it could.\n"
+    "             Install a wheel for this platform, or a C++ compiler (g++), and start again"
+)
 _ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 - compared with, never listened on
 
 
@@ -26,6 +30,7 @@ def start_up_summary(
     rows = {
         "Model": _model(info, settings),
         "Device": f"{_device(info)}, {_numbers(info)}, attention: {info.attention_backend}",
+        **({"Kernels": _NO_KERNELS} if info.lacks_kernels else {}),
         "Slots": f"{info.max_num_seqs}, {info.max_num_batched_tokens:,} tokens a step, {info.batching} batching",
         "KV cache": _kv_cache(info),
         "Context": f"{info.max_model_len:,} tokens",

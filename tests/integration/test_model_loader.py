@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from orcinus.engine.attention import choice
 from orcinus.engine.attention.choice import choose_backend
 from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import CacheGroup, EngineInfo, NewRequest, ScheduledRequest, StepPlan
 from orcinus.engine.models import loader as model_loader
 from orcinus.engine.models.loader import load_causal_lm, model_context
 from orcinus.engine.platform.device import CpuMonitor, cpu_has_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup import build, cpu_layout
 from orcinus.engine.startup.build import build_executor
 from tests.integration.gguf_files import write_gguf
 from tests.integration.tiny_models import (
@@ -93,6 +96,16 @@ def test_info_says_what_was_resolved(llama: Path) -> None:
     assert info.weight_bytes >= weights * 4
     assert info.device_name
     assert info.load_time_s > 0
+
+
+@pytest.mark.parametrize("has_kernels", [True, False])
+def test_info_says_that_there_are_no_kernels(has_kernels: bool, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if has_kernels and load_library() is None:
+        pytest.skip("there are none here")
+    if not has_kernels:
+        for module in (build, choice, cpu_layout):
+            monkeypatch.setattr(module, "load_library", lambda: None)
+    assert build_executor(engine_config(llama))[0].lacks_kernels is not has_kernels
 
 
 def test_sampling_defaults_are_what_generation_config_sets_within_bounds(
@@ -387,6 +400,7 @@ LEAN = """
 import json, sys
 from orcinus.engine.platform.lean_imports import import_transformers
 import_transformers()
+from orcinus.engine.startup import build, cpu_layout
 from orcinus.engine.startup.build import build_executor
 from tests.integration.gguf_files import write_gguf
 from tests.integration.tiny_models import engine_config

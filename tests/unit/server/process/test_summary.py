@@ -59,6 +59,14 @@ def test_summary_says_that_weights_are_quantized() -> None:
     assert "bfloat16 with int8 weights, attention: sdpa" in text
 
 
+def test_summary_says_what_it_costs_to_have_no_kernels_and_what_to_do() -> None:
+    text = start_up_summary(msgspec.structs.replace(INFO, lacks_kernels=True), load_settings(), port=80, ready_s=1.0)
+    (line,) = [line for line in text.splitlines() if line.startswith("  Kernels ")]
+    assert "several times slower" in line
+    assert "Install a wheel for this platform, or a C++ compiler (g++)" in text
+    assert "Kernels" not in start_up_summary(INFO, load_settings(), port=80, ready_s=1.0)
+
+
 def test_summary_says_that_the_engine_is_deterministic() -> None:
     info = msgspec.structs.replace(INFO, is_deterministic=True)
     text = start_up_summary(info, load_settings(), port=8000, ready_s=1.0)
