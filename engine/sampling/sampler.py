@@ -69,7 +69,7 @@ class Sampler:
             return self._launch_native(library, native.readable(logits), rows, positions)
         is_processed = are_processed(rows, positions)
         if not is_processed and all(row.is_argmax_only for row in rows):
-            best, tokens = logits.max(dim=-1)
+            best, tokens = _maxima(logits)
             finite = torch.isfinite(best)
             return _pending(torch.stack([tokens, finite, torch.ones_like(finite)]), list)
         logits = logits.float()
@@ -118,6 +118,14 @@ def _pending(chosen: Tensor, logprobs: Callable[[], list[TokenLogprobs | None]])
         return SampledRows(token_ids, [*map(bool, is_finite)], [*map(bool, can_choose)], logprobs())
 
     return PendingSample(chosen[0], wait)
+
+
+def _maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's largest logit and a token that has it, in float32 the first. NaN counts as the largest."""
+    if logits.dtype is torch.float32:
+        return logits.amax(dim=-1), _argmax(logits)
+    best, tokens = logits.max(dim=-1)
+    return best, tokens
 
 
 def _argmax(logits: Tensor) -> Tensor:
