@@ -229,6 +229,8 @@ def test_a_token_that_the_model_has_not_changes_nothing(library: Library) -> Non
     made = row(prompt=[-1, 8, 2**40], output=[9], temperature=0, repetition_penalty=0.1, logit_bias={8: 100.0, -1: 9.0})
     tokens = choose(library, torch.arange(8.0).unsqueeze(0), [made], np.array([9]), [8])[0]
     assert tokens.tolist() == [7]
+    none = row(temperature=0, min_tokens=5, bad_words_token_ids=tuple((token,) for token in range(8)))
+    assert choose(library, torch.zeros(1, 8), [none], np.array([2]), [8])[2].tolist() == [0]
 
 
 @settings(max_examples=scaled(100), deadline=None)
