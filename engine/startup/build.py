@@ -18,6 +18,7 @@ from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.interface import PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
+from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.models.loader import eos_token_ids, load_causal_lm, sampling_defaults
 from orcinus.engine.platform.device import (
