@@ -151,6 +151,19 @@ def test_of_equals_all_are_kept_or_the_first_is_the_likeliest(library: Library) 
 
 
 @each_library
+@pytest.mark.parametrize("seen", [4.0, -4.0])
+def test_a_sample_that_sees_only_the_largest_or_the_smallest_misleads_nobody(library: Library, seen: float) -> None:
+    """Every tenth of 1,280 logits is what samples take at first."""
+    exact = np.random.default_rng(1).normal(size=1280)
+    exact[::10] += seen
+    logits = torch.from_numpy(exact).float()
+    for top_k, top_p in ((200, 1.0), (700, 1.0), (1270, 1.0), (0, 0.3), (0, 0.99), (900, 0.95)):
+        sampling = SamplingParams(top_k=top_k, top_p=top_p)
+        expected = expected_of(logits.double().numpy(), sampling)
+        assert drawn(library, logits, sampling, expected.uniforms) == expected.tokens.tolist()
+
+
+@each_library
 @pytest.mark.parametrize("num_possible", [100, 135, 200])
 def test_hardly_more_values_than_a_sample_has_are_narrowed_down_whatever_their_number(
     library: Library, num_possible: int
