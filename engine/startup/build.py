@@ -6,7 +6,7 @@ What a step does is the model runner's.
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from torch import nn
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.cache import allocate_cache
-from orcinus.engine.attention.interface import PagedLayer
+from orcinus.engine.attention.interface import KVCacheSpec, PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
@@ -88,13 +88,9 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         wanted_len = wanted_context(config, served.max_context)
         specs, costs = cache_groups(served, limits.block_size, wanted_len)
         make_runner = partial(_model_runner, config, served, limits, device=device, num_groups=len(costs))
-        memory = config.kv_cache_memory
-        if memory is None and device.type == "cpu":
-            memory = default_cpu_memory(available_memory())
-        elif memory is None:
-            memory = measured_cuda_memory(
-                served, specs, limits, wanted_len, make_runner=make_runner, record=CudaRecorder(), device=device
-            )
+        memory = config.kv_cache_memory or _default_cache_memory(
+            served, specs, limits, wanted_len, make_runner=make_runner, device=device
+        )
         memory -= (limits.max_num_seqs + 1) * sum(module.bytes_per_slot for module in served.states)
         size = resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=max(0, memory), costs=costs)
         allocate_states(served, limits.max_num_seqs + 1, device)  # one is no request's, see `StepContext`
@@ -113,6 +109,22 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         config, served, limits, size, is_deterministic=is_deterministic, device=device, load_time_s=load_time_s
     )
     return info, runner
+
+
+def _default_cache_memory(
+    served: ServedModel,
+    specs: dict[nn.Module, KVCacheSpec],
+    limits: BatchLimits,
+    wanted_len: int,
+    *,
+    make_runner: Callable[[dict[nn.Module, PagedLayer]], ModelRunner],
+    device: torch.device,
+) -> int:
+    if device.type == "cpu":
+        return default_cpu_memory(available_memory())
+    return measured_cuda_memory(
+        served, specs, limits, wanted_len, make_runner=make_runner, record=CudaRecorder(), device=device
+    )
 
 
 def _model_runner(
