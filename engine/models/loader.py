@@ -59,8 +59,7 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> An
     model_class = _model_class(model_config, config.trust_remote_code)
     _check_architecture(model_config, model_class)
     dtype = _dtype(config, model_config, device, is_gguf=source.gguf_file is not None)
-    is_read_here = device.type == "cpu" or source.gguf_file is not None
-    causal_lm = read_checkpoint(source, model_class, model_config, dtype) if is_read_here else None
+    causal_lm = read_checkpoint(source, model_class, model_config, dtype) if device.type == "cpu" else None
     if causal_lm is None:
         causal_lm = _from_pretrained(source, config, model_class, model_config, dtype=dtype, device=device)
     causal_lm.eval().requires_grad_(False)

@@ -316,7 +316,7 @@ def test_weights_go_straight_to_a_device_that_is_no_cpu(
         return real(*args, device_map={"": CPU}, **options)
 
     if kind == "gguf":
-        path = write_gguf(llama, tmp_path / "llama.gguf")
+        path = write_gguf(whole, tmp_path / "llama.gguf")
     else:
         path = tmp_path / "shards"
         whole.save_pretrained(path, max_shard_size="100KB")
@@ -328,7 +328,7 @@ def test_weights_go_straight_to_a_device_that_is_no_cpu(
     assert not [module for module in loaded.modules() if hasattr(module, "_hf_hook")]
     for name, weight in whole.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
-    monkeypatch.setattr(model_loader, "map_checkpoint", lambda *_: None)
+    monkeypatch.setattr(model_loader, "read_checkpoint", lambda *_: None)
     load_causal_lm(engine_config(path), CPU)
     assert placed[1] is None
 
@@ -400,9 +400,7 @@ LEAN = """
 import json, sys
 from orcinus.engine.platform.lean_imports import import_transformers
 import_transformers()
-from orcinus.engine.startup import build, cpu_layout
 from orcinus.engine.startup.build import build_executor
-from tests.integration.gguf_files import write_gguf
 from tests.integration.tiny_models import engine_config
 from pathlib import Path
 _, runner = build_executor(engine_config(Path(sys.argv[1])))

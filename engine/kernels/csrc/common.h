@@ -23,6 +23,16 @@
 #endif
 #endif
 
+// Asks for the first version that glibc had of a function and still has. A library that is built on a new system then runs
+// on older ones, too. To be named once in each source that calls the function.
+#if defined(__GLIBC__) && defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#define FIRST_VERSION(name) __asm__(".symver " #name ", " #name "@GLIBC_2.2.5");
+#elif defined(__GLIBC__) && defined(__aarch64__) && !defined(__SANITIZE_THREAD__)
+#define FIRST_VERSION(name) __asm__(".symver " #name ", " #name "@GLIBC_2.17");
+#else
+#define FIRST_VERSION(name)
+#endif
+
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE inline __attribute__((always_inline))
 #define PRAGMA(text) _Pragma(#text)

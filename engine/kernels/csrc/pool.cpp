@@ -8,15 +8,9 @@
 
 #include "common.h"
 
-// glibc 2.34 moved these from libpthread into libc under a new version. Asked for by the first one, which it still has,
-// a library that was built there runs on older systems, too.
-#if defined(__GLIBC__) && defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
-__asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
-__asm__(".symver pthread_detach, pthread_detach@GLIBC_2.2.5");
-#elif defined(__GLIBC__) && defined(__aarch64__) && !defined(__SANITIZE_THREAD__)
-__asm__(".symver pthread_create, pthread_create@GLIBC_2.17");
-__asm__(".symver pthread_detach, pthread_detach@GLIBC_2.17");
-#endif
+// Since glibc 2.34 in libc, under a new version.
+FIRST_VERSION(pthread_create)
+FIRST_VERSION(pthread_detach)
 
 #if defined(__x86_64__)
 #define PAUSE() _mm_pause()

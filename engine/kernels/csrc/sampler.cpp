@@ -8,6 +8,8 @@
 
 #include "structures.h"
 
+FIRST_VERSION(log)  // glibc 2.29 has one that does not set errno
+
 namespace {
 
 // Probabilities summed in float32 before they are added in double.

@@ -2,8 +2,10 @@
 
 import ctypes
 import mmap
+import multiprocessing
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -82,8 +84,7 @@ def test_memory_of_this_process_is_left_alone() -> None:
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 
 
-@needs_glibc
-def test_large_blocks_are_given_back_at_once_though_their_neighbours_are_in_use() -> None:
+def check_large_blocks_are_given_back_at_once_though_their_neighbours_are_in_use() -> None:
     torch.ones(31 * 2**20, dtype=torch.uint8)  # once freed, glibc keeps what is smaller than that
     with large_blocks_given_back():
         blocks = [torch.ones(2 * 2**20, dtype=torch.uint8) for _ in range(64)]
@@ -93,8 +94,7 @@ def test_large_blocks_are_given_back_at_once_though_their_neighbours_are_in_use(
     assert len(blocks) == 32
 
 
-@needs_glibc
-def test_small_blocks_are_given_back_at_the_end_though_their_neighbours_are_in_use() -> None:
+def check_small_blocks_are_given_back_at_the_end_though_their_neighbours_are_in_use() -> None:
     with large_blocks_given_back():
         blocks = [torch.ones(2**16, dtype=torch.uint8) for _ in range(2048)]
         before = resident_bytes()
@@ -103,8 +103,7 @@ def test_small_blocks_are_given_back_at_the_end_though_their_neighbours_are_in_u
     assert len(blocks) == 1024
 
 
-@needs_glibc
-def test_blocks_are_kept_for_the_next_step_once_the_model_is_loaded() -> None:
+def check_blocks_are_kept_for_the_next_step_once_the_model_is_loaded() -> None:
     with large_blocks_given_back():
         assert has_a_mapping_of_its_own(torch.ones(3 * 2**20, dtype=torch.uint8))
     assert not has_a_mapping_of_its_own(torch.ones(3 * 2**20, dtype=torch.uint8))
@@ -114,6 +113,23 @@ def has_a_mapping_of_its_own(block: torch.Tensor) -> bool:
     """What glibc has noted in front of the block."""
     size_and_flags = ctypes.c_size_t.from_address(block.data_ptr() - ctypes.sizeof(ctypes.c_size_t)).value
     return bool(size_and_flags & 2)
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_large_blocks_are_given_back_at_once_though_their_neighbours_are_in_use,
+        check_small_blocks_are_given_back_at_the_end_though_their_neighbours_are_in_use,
+        check_blocks_are_kept_for_the_next_step_once_the_model_is_loaded,
+    ],
+)
+def test_memory_of_the_c_library_in_a_process_without_a_past(check: Callable[[], None]) -> None:
+    """What other tests have freed would be handed out first."""
+    process = multiprocessing.get_context("spawn").Process(target=check)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_weights_are_loaded_where_there_is_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
