@@ -25,7 +25,7 @@ from orcinus.engine.messages import EngineInfo
 from orcinus.engine.models.loader import load_causal_lm
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
-from orcinus.engine.startup import build, probe
+from orcinus.engine.startup import build
 from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import build_model, engine_config
 from tests.integration.truth import (
@@ -218,8 +218,7 @@ def test_start_up_counts_what_modules_keep_for_each_slot_and_reuses_no_prefix(di
 def test_a_module_that_keeps_states_and_does_not_say_so_is_refused(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "allocate_states", lambda *args: None)
-    monkeypatch.setattr(probe, "allocate_states", lambda *args: None)
+    monkeypatch.setattr(f"{__name__}.MovingAverage", AloneWithAverage)  # one state for all that come by
     with pytest.raises(ModelLoadError, match="state outside attention"):
         executor_of(directory, has_states=True)
 
