@@ -19,6 +19,7 @@ from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError
 from orcinus.engine.models.checkpoint import read_checkpoint
 from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, model_source
 from orcinus.engine.sampling_params import SamplingParams
 
@@ -51,6 +52,7 @@ def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
 
 
 def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> Any:
+    wait_for_transformers()
     from transformers import AttentionInterface, AutoConfig
 
     AttentionInterface.register(ATTENTION_NAME, attention_function)

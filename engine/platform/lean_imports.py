@@ -101,3 +101,12 @@ def _without_distributed() -> Iterator[None]:
         yield
     finally:
         torch.distributed.is_available = is_available
+
+
+def wait_for_transformers() -> None:
+    """Import transformers, and wait for its end where another thread has begun to.
+
+    Its package puts another module in its own place when it is done. A thread that names something of it in the very
+    statement that waits for that is handed the former module, which lacks it.
+    """
+    import transformers  # noqa: F401

@@ -5,6 +5,7 @@ What a step does is the model runner's.
 """
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ from orcinus.engine.startup.probe import (
 if TYPE_CHECKING:
     from orcinus.engine.grammar.compiler import GrammarCompiler
 
+logger = logging.getLogger(__name__)
+
 
 def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     """Load the model, check and warm it up, size and allocate its KV cache.
@@ -82,9 +85,9 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
             with large_blocks_given_back():
                 lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
         logits = check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
-        is_deterministic = False
+        obstacle: str | None = "it runs on a GPU"
         if device.type == "cpu":
-            served, is_deterministic = settle_determinism(served, config.deterministic, logits, limits.block_size)
+            served, obstacle = settle_determinism(served, config.deterministic, logits, limits.block_size)
         wanted_len = wanted_context(config, served.max_context)
         specs, costs = cache_groups(served, limits.block_size, wanted_len)
         make_runner = partial(_model_runner, config, served, limits, device=device, num_groups=len(costs))
@@ -104,9 +107,11 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     runner = make_runner(layers)
     if device.type == "cuda":
         runner.record_decodes(CudaRecorder(), size.max_model_len)
+    if obstacle is not None and config.deterministic is None and device.type == "cpu":
+        logger.info("what shares a step may change the last bits of an answer (see --deterministic): %s", obstacle)
     load_time_s = time.monotonic() - started
     info = _engine_info(
-        config, served, limits, size, is_deterministic=is_deterministic, device=device, load_time_s=load_time_s
+        config, served, limits, size, is_deterministic=obstacle is None, device=device, load_time_s=load_time_s
     )
     return info, runner
 

@@ -5,7 +5,6 @@ it is made so on demand (`engine.cpu.row_by_row`, the attention backend's `token
 requests.
 """
 
-import logging
 import math
 from dataclasses import replace
 from typing import Any
@@ -26,8 +25,6 @@ from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.startup.probe import PROBE_TOKENS, ServedModel, allocate_states, paged_probe_logits
 
-logger = logging.getLogger(__name__)
-
 _CPU = torch.device("cpu")
 
 
@@ -41,23 +38,21 @@ def check_device(device: torch.device) -> None:
 
 def settle_determinism(
     served: ServedModel, wanted: bool | None, chunked_logits: Tensor, block_size: int
-) -> tuple[ServedModel, bool]:
-    """Return the model as it is served, laid out for a CPU already, and whether it is served deterministically.
+) -> tuple[ServedModel, str | None]:
+    """Return the model as it is served, laid out for a CPU already, and what keeps it from being deterministic, if so.
 
     `wanted` is None where it should be if it costs nothing. `chunked_logits` are what `check_paged` returned. Raises
     `ModelLoadError` if it is demanded and cannot be.
     """
     if wanted is False:
-        return served, False
+        return served, "it was declined"
     obstacle = _obstacle(served, chunked_logits, block_size)
     if wanted is None:
-        if obstacle is not None:
-            logger.info("what shares a step may change the last bits of an answer (see --deterministic): %s", obstacle)
-        return served, obstacle is None
+        return served, obstacle
     if obstacle is not None:
         served = _row_by_row(served)
     check_deterministic(served, block_size)
-    return served, True
+    return served, None
 
 
 def _row_by_row(served: ServedModel) -> ServedModel:

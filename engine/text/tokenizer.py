@@ -17,6 +17,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, model_source
 from orcinus.engine.text.chat_template import ChatTemplate, Message
 
@@ -301,6 +302,7 @@ def _token_text(token: str | Mapping[str, Any]) -> str:
 
 
 def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
+    wait_for_transformers()
     from transformers import AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}

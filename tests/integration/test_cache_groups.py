@@ -21,6 +21,7 @@ from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup import probe
 from orcinus.engine.startup.build import build_executor
+from tests.effort import slow_but_for
 from tests.integration.test_truth import poisoned_model
 from tests.integration.tiny_models import CONTEXT, VOCAB_SIZE, build_model, engine_config
 from tests.integration.truth import (
@@ -76,7 +77,7 @@ def long_cases(directory: Path, rng: random.Random, count: int) -> list[Case]:
 
 
 @pytest.mark.parametrize("block_size", [4, 64])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but_for(FAMILIES, "gemma3", "gpt_oss"))
 def test_sequences_of_many_windows_give_the_tokens_of_generate(
     family: str, block_size: int, model_of: Callable[[str], Path], cases_of: Callable[[str], list[Case]]
 ) -> None:

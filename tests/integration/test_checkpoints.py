@@ -16,6 +16,7 @@ from orcinus.engine.models import loader as model_loader
 from orcinus.engine.models.gguf_file import read_gguf_weights
 from orcinus.engine.models.loader import load_causal_lm
 from orcinus.engine.startup.build import build_executor
+from tests.effort import slow_but_for
 from tests.integration.gguf_files import Q, write_gguf
 from tests.integration.test_model_loader import CPU, PROMPT, greedy
 from tests.integration.tiny_models import CONTEXT, FAMILIES, build_model, engine_config, random_model
@@ -52,7 +53,7 @@ def both_ways(model: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) ->
     return read, load_causal_lm(engine_config(model, **overrides), CPU)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", slow_but_for(["float32", "bfloat16", "float16"], "bfloat16"))
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("is_sharded", [False, True], ids=["one file", "several"])
 def test_plain_checkpoint_is_read_as_from_pretrained_loads_it(
@@ -108,7 +109,7 @@ def test_gguf_file_is_served(tmp_path: Path, llama: Path) -> None:
     assert greedy(runner, PROMPT) == greedy(build_executor(engine_config(llama))[1], PROMPT)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_but_for(["float32", "bfloat16"], "bfloat16"))
 @pytest.mark.parametrize(
     ("family", "architecture", "quantization"),
     [

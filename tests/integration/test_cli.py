@@ -110,6 +110,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(argv: list[st
     assert "ready" not in done.stdout
 
 
+@pytest.mark.slow
 def test_generate_answers_a_file_in_its_order_bad_lines_included(tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     prompts.write_text(

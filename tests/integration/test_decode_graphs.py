@@ -66,6 +66,7 @@ def test_padded_and_replayed_steps_give_the_tokens_of_generate(family: str, runs
     assert next(sizes, None) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 1}, {"min_p": 0.1}, {"logprobs": 2}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3_moe", "gpt_oss"])
 def test_a_step_launched_ahead_never_waits_for_the_device_in_between(

@@ -256,6 +256,7 @@ def test_a_killed_engine_is_missed_at_once_and_requests_wait_for_the_next(light_
     assert engine_of(server).pid != engine.pid
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_stopped_is_replaced(light_server: ServerProcess, light_twins: Twins) -> None:
     server = light_server
     until(lambda: is_ready(server), "no engine came up")

@@ -49,6 +49,7 @@ def test_the_address_may_come_from_the_environment(server: ServerProcess) -> Non
     assert "Paris" in run("stream_chat.py", OPENAI_BASE_URL=f"{server.url}/v1")
 
 
+@pytest.mark.slow
 def test_a_batch_runs_without_a_server_and_a_stream_is_left_early() -> None:
     first, _, third, *streamed, left = run("offline_batch.py").splitlines()
     assert "Paris" in first

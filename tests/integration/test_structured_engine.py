@@ -302,6 +302,7 @@ async def longest_gap_s(stream: AsyncIterator[RequestOutput]) -> float:
     return max(later - earlier for earlier, later in pairwise(times))
 
 
+@pytest.mark.slow
 async def test_bombs_fail_alone_and_the_others_go_on() -> None:
     """One is refused by the gate; another, which got past it, fails in the engine. Their neighbour streams on."""
     async with running_engine() as engine:
@@ -320,6 +321,7 @@ async def test_bombs_fail_alone_and_the_others_go_on() -> None:
         jsonschema.validate(json.loads(await read(engine.submit(request(engine, 250, JSON)))), SCHEMA)
 
 
+@pytest.mark.slow
 async def test_a_request_that_leaves_while_its_grammar_is_compiled_is_forgotten() -> None:
     async with running_engine() as engine:
         large = Grammar("json_schema", json.dumps({"properties": {f"p{i}": {} for i in range(2000)}}))

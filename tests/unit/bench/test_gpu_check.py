@@ -48,6 +48,7 @@ def test_a_section_that_fails_says_how_and_leaves_the_others_to_run(capsys: pyte
     assert "no such kernel" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "has_failed"),
     [("pass", False), ("assert False, 'wrong numbers'", True), ("import pytest; pytest.skip('no device')", True)],

@@ -17,6 +17,7 @@ from orcinus.engine.grammar.masks import tokens_in
 from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
+from tests.effort import scaled, slow_but_for
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
 from tests.unit.engine.grammar.grammars import demo_compiler, matcher_of, thinking
 from tests.unit.engine.grammar.test_matcher import SCHEMAS
@@ -171,7 +172,7 @@ def test_the_way_to_another_choice_is_taken_where_the_first_is_too_long(demo: Gr
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=scaled(20), deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32), extra=st.integers(0, 60), is_eager=st.booleans())
 def test_any_text_is_whole_at_any_limit_that_the_shortest_keeps(
     demo: GrammarCompiler, name: str, seed: int, extra: int, is_eager: bool
@@ -183,7 +184,7 @@ def test_any_text_is_whole_at_any_limit_that_the_shortest_keeps(
     assert is_whole(demo, grammar, [token_id for token_id in tokens if token_id not in demo.vocabulary.end_ids])
 
 
-@pytest.mark.parametrize("max_tokens", [300, 700, 1500])
+@pytest.mark.parametrize("max_tokens", slow_but_for([300, 700, 1500], 300))
 def test_a_long_text_is_whole_too(demo: GrammarCompiler, max_tokens: int) -> None:
     grammar = GRAMMARS["rows"]
     for seed in range(4):

@@ -115,6 +115,7 @@ def has_a_mapping_of_its_own(block: torch.Tensor) -> bool:
     return bool(size_and_flags & 2)
 
 
+@pytest.mark.slow
 @needs_glibc
 @pytest.mark.parametrize(
     "check",

@@ -6,6 +6,7 @@ import pytest
 
 from orcinus.engine.messages import CacheGroup
 from orcinus.engine.scheduler.cache_groups import window_demand
+from tests.effort import slow_but_for
 from tests.unit.engine.scheduler.block_traffic import Load, Traffic
 from tests.unit.engine.scheduler.naive_blocks import Compared
 from tests.unit.engine.scheduler.test_cache_groups import concurrency
@@ -19,7 +20,7 @@ LOADS = {
 WINDOWS = {"one group": [], "a window": [10], "two windows": [6, 17]}
 
 
-@pytest.mark.parametrize("num_full", [26, 60])
+@pytest.mark.parametrize("num_full", slow_but_for([26, 60], 26))
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
 def test_random_traffic_is_answered_as_by_the_definition(load: Load, windows: list[int], num_full: int) -> None:

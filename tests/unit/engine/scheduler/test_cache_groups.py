@@ -59,6 +59,7 @@ LOADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_full", [24, 30, 60, 1000])
 @pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
 def test_window_never_runs_dry_on_the_fewest_blocks_that_it_may_have(load: Load, num_full: int) -> None:

@@ -52,7 +52,7 @@ class Faults:
     ],
     ids=["one client", "three clients", "drafts"],
 )
-@pytest.mark.parametrize("has_faults", [False, True], ids=["sound", "faults"])
+@pytest.mark.parametrize("has_faults", slow_but_for([False, True], True), ids=["sound", "faults"])
 @pytest.mark.parametrize("runs_ahead", slow_but_for([False, True], True), ids=["in turn", "ahead"])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_books_balance_and_tokens_are_right_after_every_random_operation(

@@ -660,6 +660,7 @@ def test_a_management_of_the_context_may_say_that_all_is_kept(asked: Any, is_ref
 MANY = 150_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [

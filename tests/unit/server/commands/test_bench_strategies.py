@@ -225,6 +225,7 @@ def test_padding_takes_steps_and_is_counted_as_nothing(info: EngineInfo, load: l
     assert padded.output_tokens_per_s * padded.elapsed_s == pytest.approx(total)
 
 
+@pytest.mark.slow
 def test_instances_run_one_request_each_and_all_of_the_load() -> None:
     config = load_settings(max_model_len=64).engine_config()
     load = [Item([1, 2, 3 + i], 2 + i) for i in range(5)]

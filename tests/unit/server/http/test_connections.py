@@ -138,6 +138,7 @@ async def test_no_byte_is_sent_while_a_prompt_waits_so_that_errors_keep_their_st
 LONG_ANSWER = {"prompt": "\x01" * 500_000, "return_token_strs": True}  # longer than what the system takes in itself
 
 
+@pytest.mark.slow
 async def test_a_client_that_does_not_read_its_stream_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
