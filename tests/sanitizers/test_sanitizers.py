@@ -45,7 +45,9 @@ def run_tests(sanitizer: Sanitizer, folder: Path, *tests: str) -> subprocess.Com
     """The tests in a process of their own, with the kernels that this sanitizer watches."""
     library = folder / "kernels.so"
     compile_with(sanitizer.flags, library)
-    environment = {**os.environ, **sanitizer.options, "LD_PRELOAD": str(runtime_of(sanitizer)), LIBRARY: str(library)}
+    # With the library of C++ from the beginning, or the runtime aborts at the first exception that torch throws.
+    preloaded = f"{runtime_of(sanitizer)} libstdc++.so.6"
+    environment = {**os.environ, **sanitizer.options, "LD_PRELOAD": preloaded, LIBRARY: str(library)}
     pytest_run = [
         sys.executable,
         "-m",
