@@ -263,7 +263,7 @@ def test_other_code_between_native_layers_and_the_head_is_not_trusted(
         return output
 
     monkeypatch.setattr(LlamaModel, "forward", forward)
-    with caplog.at_level("INFO", "orcinus.engine.startup.determinism"):
+    with caplog.at_level("INFO", "orcinus.engine.startup.build"):
         info, _ = executor_for(model_of("llama", True), dtype="bfloat16", deterministic=None)
     assert not info.is_deterministic
     assert reason in caplog.text
@@ -272,7 +272,7 @@ def test_other_code_between_native_layers_and_the_head_is_not_trusted(
 def test_where_layers_do_not_run_natively_the_mode_is_off_by_default(
     model_of: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO", "orcinus.engine.startup.determinism"):
+    with caplog.at_level("INFO", "orcinus.engine.startup.build"):
         info, _ = executor_for(model_of("llama", False), deterministic=None)
     assert not info.is_deterministic
     assert "3 of 3 layers do not run natively" in caplog.text

@@ -234,7 +234,6 @@ def test_open_connections_that_ask_nothing_do_not_hold_the_end_up(start_light_se
         assert time.monotonic() - started < 5
 
 
-@pytest.mark.slow
 def test_a_client_that_does_not_read_its_stream_does_not_hold_the_end_up(start_light_server: StartServer) -> None:
     patience = {"orcinus.server.process.server._CLOSE_TIMEOUT_S": 0.5}
     server = start_light_server("--drain-timeout-s", "0.1", constants=patience)
@@ -315,7 +314,6 @@ def test_a_server_that_is_killed_while_it_drains_leaves_no_process(start_light_s
 # --- and again ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_server_starts_at_once_on_the_port_of_one_that_just_ended(start_light_server: StartServer) -> None:
     port = str(free_port())
     first = start_light_server("--port", port)
