@@ -118,12 +118,21 @@ def test_machine_that_multiplies_one_kind_alone(machine: Machine) -> None:
 
 
 @needs_onednn
-def test_bfloat16_is_left_to_onednn_where_there_are_matrix_units_or_no_library(machine: Machine) -> None:
+def test_bfloat16_is_left_to_onednn_where_there_are_matrix_units_or_no_library(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(has_library=False)
     assert kinds_of(laid_out(None)) == {PackedLinear}
     if BEST is not None:
         machine(matrix_units=True)
+        monkeypatch.setattr(cpu_layout, "_MATRIX_UNITS_FROM", 0)
         assert kinds_of(laid_out(None)) == {PackedLinear}
+
+
+@needs_kernels
+def test_small_models_run_natively_on_a_machine_with_matrix_units(machine: Machine) -> None:
+    machine(matrix_units=True)
+    assert kinds_of(laid_out(None)) == {NativeDecoder, NativeLinear}
 
 
 def test_without_a_library_8_bits_are_torchs(machine: Machine) -> None:
