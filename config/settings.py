@@ -174,7 +174,7 @@ class Settings(BaseSettings):
         "Engine",
         "Answer a request with the same tokens and log-probabilities, to the last bit, whatever runs beside it and"
         " however its prompt was cut, cached or computed again. On a CPU alone. Default: where all of the model's"
-        " layers run natively, which costs nothing; elsewhere it is slower.",
+        " layers run natively, by the same code; elsewhere it is slower.",
     )
     seed: int | None = _setting(
         None,

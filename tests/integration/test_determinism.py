@@ -19,7 +19,6 @@ import torch
 from orcinus.config.settings import demo_model_path
 from orcinus.engine.attention import choice
 from orcinus.engine.core import EngineCore
-from orcinus.engine.cpu import packed_linear
 from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.native_linear import can_multiply
 from orcinus.engine.errors import ModelLoadError
@@ -202,13 +201,6 @@ def test_in_bfloat16_native_layers_answer_alike(family: str, executor_of: Callab
     check(executor)
 
 
-@pytest.fixture
-def no_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Multiply bfloat16 natively unasked, as on machines that have nothing faster."""
-    monkeypatch.setattr(packed_linear, "cpu_has_matrix_units", lambda: False)
-
-
-@pytest.mark.usefixtures("no_matrix_units")
 @pytest.mark.parametrize(
     "case", slow_but_for(["llama", "qwen3", "mistral in 8 bits", "qwen2 in 8 bits"], "llama", "mistral in 8 bits")
 )
@@ -226,7 +218,6 @@ def test_where_all_layers_run_natively_requests_answer_alike_by_default(
     check((info, runner))
 
 
-@pytest.mark.usefixtures("no_matrix_units")
 @pytest.mark.skipif(not has("bfloat16"), reason="our kernels do not multiply bfloat16 on this CPU")
 @pytest.mark.parametrize("pooling", slow_but_for(["mean", "last"], "mean"))
 def test_where_all_layers_run_natively_embeddings_have_the_same_bits_by_default(
@@ -235,7 +226,6 @@ def test_where_all_layers_run_natively_embeddings_have_the_same_bits_by_default(
     check_embeddings(executor_for(model_of("llama", True), dtype="bfloat16", deterministic=None), pooling)
 
 
-@pytest.mark.usefixtures("no_matrix_units")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
