@@ -33,7 +33,7 @@ def native_kind(
 ) -> Kind | None:
     """Return the kind that our own kernels multiply in on this CPU, or None if they should not.
 
-    Matrix units (AMX), which they do not use, multiply bfloat16 several times as fast, but not each row alike.
+    Matrix units (AMX), which they do not use, multiply many rows of bfloat16 faster, but not each row alike.
     """
     kind: Kind = "int8" if quantization == "int8" else "bfloat16"
     if library is None or not can_multiply(library, kind):
