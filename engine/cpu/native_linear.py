@@ -19,6 +19,7 @@ from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
 Kind = Literal["bfloat16", "int8"]
 
 _PANEL = 32  # columns that lie together; PANEL of linear.h
+_UNIT_LANES = 16  # UNIT_LANES of matrix_units.inl
 _ROWS_AT_ONCE = 8192  # a multiple of 32
 _PER_LANE = {"bfloat16": 2, "int8": 4}
 # Times 255 times 127, this is the largest sum that 32 bits hold.
@@ -51,7 +52,7 @@ class PackedWeight:
         self._panels = zeroed_bytes(self._num_columns * self._num_lanes * 4)
         self._scales, self._sums = self._per_column(torch.float32), self._per_column(torch.int32)
         self._bias = self._per_column(torch.float32) if any(bias is not None for bias in biases) else None
-        self.native = self._structure()
+        self.native = self._structure(library)
         spread = 2 if alternates else 1
         files = MappedFiles()
         first = 0
@@ -69,7 +70,7 @@ class PackedWeight:
     def _per_column(self, dtype: torch.dtype) -> Tensor:
         return torch.zeros(self._num_columns, dtype=dtype)
 
-    def _structure(self) -> Linear:
+    def _structure(self, library: Library) -> Linear:
         return Linear(
             panels=self._panels.data_ptr(),
             scales=self._scales.data_ptr(),
@@ -78,6 +79,7 @@ class PackedWeight:
             in_features=self.in_features,
             out_features=self.out_features,
             is_int8=self.kind == "int8",
+            by_matrix_units=library.has_matrix_units and self._num_lanes % _UNIT_LANES == 0,
         )
 
     def _pack(self, library: Library, weight: Tensor, first: int, spread: int) -> None:

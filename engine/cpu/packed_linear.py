@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
 from orcinus.engine.cpu.native_linear import Kind, NativeLinear, can_multiply
 from orcinus.engine.kernels.library import Library
-from orcinus.engine.platform.device import cpu_has_bfloat16, cpu_has_matrix_units
+from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
@@ -28,19 +28,12 @@ _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 Packer = Callable[[Sequence[Tensor], Sequence[Tensor | None]], nn.Module]
 
 
-def native_kind(
-    library: Library | None, dtype: torch.dtype, quantization: str | None, *, is_deterministic: bool = False
-) -> Kind | None:
-    """Return the kind that our own kernels multiply in on this CPU, or None if they should not.
-
-    Matrix units (AMX), which they do not use, multiply many rows of bfloat16 faster, but not each row alike.
-    """
+def native_kind(library: Library | None, dtype: torch.dtype, quantization: str | None) -> Kind | None:
+    """Return the kind that our own kernels multiply in on this CPU, or None if they should not."""
     kind: Kind = "int8" if quantization == "int8" else "bfloat16"
     if library is None or not can_multiply(library, kind):
         return None
-    if kind == "bfloat16" and (dtype is not torch.bfloat16 or (cpu_has_matrix_units() and not is_deterministic)):
-        return None
-    return kind
+    return None if kind == "bfloat16" and dtype is not torch.bfloat16 else kind
 
 
 def packer_for(
@@ -50,7 +43,7 @@ def packer_for(
 
     With `is_deterministic`, among those in which a row's product does not depend on what other rows there are.
     """
-    kind = native_kind(library, dtype, quantization, is_deterministic=is_deterministic)
+    kind = native_kind(library, dtype, quantization)
     if kind is not None:
         assert library is not None
         return partial(NativeLinear, library, kind)

@@ -34,6 +34,7 @@ INCLUDED = (
     "common.h",
     "linear.h",
     "linear.inl",
+    "matrix_units.inl",
     "product.inl",
     "rows.inl",
     "sampler.inl",

@@ -42,7 +42,9 @@ class Library:
         """Load the library. Raises `OSError`, `AttributeError` or `RuntimeError` for a file that is another one."""
         functions = ctypes.CDLL(str(path))
         check_layouts(functions)
-        for name in ("best_level", "has_bf16", "has_int8", "attend", "pack", "linear", "decode", "sample", "logprobs"):
+        for name in ("best_level", "has_bf16", "has_int8", "has_matrix_units"):
+            getattr(functions, f"orcinus_{name}").restype = c_int64
+        for name in ("attend", "pack", "linear", "decode", "sample", "logprobs"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
         functions.orcinus_attend.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
@@ -58,6 +60,7 @@ class Library:
         self.instruction_set = INSTRUCTION_SETS[self._level]
         self.has_bf16_linear = bool(functions.orcinus_has_bf16())
         self.has_int8_linear = bool(functions.orcinus_has_int8())
+        self.has_matrix_units = bool(functions.orcinus_has_matrix_units())
         self._own_threads = ctypes.cast(functions.orcinus_parallel, c_void_p).value
         self.team = Team(gomp_parallel(), 1)
 

@@ -56,11 +56,6 @@ def cpu_has_bfloat16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpu_features())
 
 
-def cpu_has_matrix_units() -> bool:
-    """Whether the CPU multiplies whole tiles of bfloat16 (AMX)."""
-    return "amx_bf16" in _cpu_features()
-
-
 def _cpu_features() -> list[str]:
     return (_cpuinfo_field("flags") or _cpuinfo_field("Features") or "").split()
 

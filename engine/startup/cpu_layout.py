@@ -18,28 +18,22 @@ from orcinus.engine.startup.probe import ServedModel
 
 logger = logging.getLogger(__name__)
 
-# Parameters from which matrix units (AMX) multiply: between the two sizes that decision 30 measured.
-# Below, calls of one operation after the other take the time of a step, and whole layers in one native call save them.
-_MATRIX_UNITS_FROM = 32_000_000
-
 
 def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_deterministic: bool = False) -> None:
     """Change the model in place: whole decoder layers where that can be, then the linear layers that are left.
 
-    With `is_deterministic`, by no means that do not compute each row alike. Small models are not left to matrix units.
+    With `is_deterministic`, by no means that do not compute each row alike.
     """
     causal_lm: Any = served.model.causal_lm
-    is_small = served.num_parameters < _MATRIX_UNITS_FROM
     library, dtype = load_library(), causal_lm.dtype
     if library is not None:
         library.use_threads(torch.get_num_threads(), own=False)
-    kind = native_kind(library, dtype, quantization, is_deterministic=is_deterministic or is_small)
-    keeps_rows_apart = is_deterministic or (is_small and kind is not None)
+    kind = native_kind(library, dtype, quantization)
     num_layers = 0
     if kind is not None and dtype is torch.bfloat16 and isinstance(served.backend, NativeBackend):
         num_layers = replace_layers(causal_lm, served.recorded_calls, _replaceable(served), served.backend, kind)
     served.recorded_calls.clear()
-    pack = packer_for(library, dtype, quantization, is_deterministic=keeps_rows_apart)
+    pack = packer_for(library, dtype, quantization, is_deterministic=is_deterministic)
     num_linears = 0
     if pack is not None and pack_tied_head(causal_lm, pack):
         num_linears = 1 + pack_linears(causal_lm, pack, dtype)

@@ -136,7 +136,7 @@ def answers(run: Run) -> list[Any]:
 
 
 @pytest.mark.skipif(
-    native_kind(load_library(), torch.bfloat16, None, is_deterministic=True) is None,
+    native_kind(load_library(), torch.bfloat16, None) is None,
     reason="our kernels do not multiply bfloat16 on this CPU",
 )
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])

@@ -1,11 +1,18 @@
 // Linear layers: weights packed once, then multiplied by few rows (decoding, where reading the weights is the limit)
-// or by many (prompts, where multiplying is), in bfloat16 (AVX512-BF16) or in 8-bit integers (AVX512-VNNI).
+// or by many (prompts, where multiplying is), in bfloat16 (AVX512-BF16) or in 8-bit integers (AVX512-VNNI); in both by
+// matrix units (AMX) where there are some.
 //
 // A product is cut into items of a panel of columns and up to ROW_BLOCK rows, of which each thread has a share and helps
 // others with theirs. A panel stays in the cache while the rows pass by, a tile of rows at a time. A row's result does not
 // depend on what other rows there are.
 
 #include "linear.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -43,6 +50,15 @@ END_TARGET
 #undef KERNEL_INT8
 
 }  // namespace
+
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define MATRIX_UNITS 1
+BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16,amx-int8")
+namespace {
+#include "matrix_units.inl"
+}  // namespace
+END_TARGET
+#endif
 
 BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
 
@@ -97,11 +113,38 @@ struct Product {
         return static_cast<const uint32_t*>(linear.panels) + index * lanes_of(linear) * PANEL;
     }
 
-    // A block of rows by one panel. While the last two tiles are at work, the next panel is fetched.
+    // A block of rows by one panel.
     void item(long number, long next) const {
-        alignas(64) uint32_t sums[TILE_ROWS * PANEL];
         const long index = number % num_panels(), block = number / num_panels();
         const long begin_row = rows.count * block / num_row_blocks, end_row = rows.count * (block + 1) / num_row_blocks;
+        if (linear.by_matrix_units) return by_matrix_units(index, begin_row, end_row, next);
+        by_vectors(index, begin_row, end_row, next);
+    }
+
+    void by_matrix_units(long index, long begin_row, long end_row, long next) const {
+#if MATRIX_UNITS
+        alignas(64) uint32_t sums[UNIT_ROWS * PANEL];
+        const auto tile = linear.is_int8 ? unit_tile<true> : unit_tile<false>;
+        const long num_tiles = (end_row - begin_row + UNIT_ROWS - 1) / UNIT_ROWS, num_steps = lanes_of(linear) / UNIT_LANES;
+        Ahead ahead = {nullptr, 0};
+        if (next >= 0) {
+            ahead.from = reinterpret_cast<const char*>(panel(next % num_panels()));
+            ahead.bytes = round_up(UNIT_LANES * PANEL * 4 / num_tiles, 64);
+        }
+        for (long row = begin_row; row < end_row; row += UNIT_ROWS) {
+            const long count = least(UNIT_ROWS, end_row - row);
+            tile(rows.lanes + row * rows.stride, count, rows.stride, panel(index), lanes_of(linear), ahead, sums);
+            ahead.from += ahead.bytes * num_steps;
+            finish_tile(linear, rows, target, row, count, index, sums);
+        }
+#else
+        (void)index, (void)begin_row, (void)end_row, (void)next;
+#endif
+    }
+
+    // While the last two tiles are at work, the next panel is fetched.
+    void by_vectors(long index, long begin_row, long end_row, long next) const {
+        alignas(64) uint32_t sums[TILE_ROWS * PANEL];
         const long count = end_row - begin_row, num_tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
         const uint32_t* ahead = next < 0 || num_tiles < 2 ? nullptr : panel(next % num_panels());
         for (long t = 0; t < num_tiles; t++) {
@@ -257,6 +300,20 @@ extern "C" {
 EXPORT int64_t orcinus_has_bf16() {
 #if defined(__x86_64__)
     return orcinus_best_level() >= 3;
+#else
+    return 0;
+#endif
+}
+
+// Whether this CPU has matrix units, and the system lets this process use them: it must be asked, and may have no room for
+// their registers on some stack of a signal handler.
+EXPORT int64_t orcinus_has_matrix_units() {
+#if defined(__x86_64__) && MATRIX_UNITS
+    const unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, amx_int8 = 1u << 25, wanted = amx_bf16 | amx_tile | amx_int8;
+    const long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned a, b, c, d;
+    if (orcinus_best_level() < 3 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & wanted) != wanted) return 0;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
     return 0;
 #endif

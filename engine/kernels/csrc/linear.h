@@ -17,12 +17,12 @@ extern "C" {
 // bfloat16, or four of int8. `in` is padded with zeros to whole lanes, `out` to whole panels.
 //
 // int8 weights have a scale for each column, and the sum of each column's integers, times the 128 that is added to the
-// rows' integers.
+// rows' integers. Matrix units take weights alone whose lanes are a multiple of 16.
 struct Linear {
     const void* panels;
     const float *scales, *bias;
     const int32_t* sums;
-    int64_t in, out, is_int8;
+    int64_t in, out, is_int8, by_matrix_units;
 };
 }
 

@@ -27,6 +27,7 @@ const FieldLayout LAYOUTS[] = {
     STRUCTURE(Linear),
     FIELD(Linear, panels), FIELD(Linear, scales), FIELD(Linear, bias), FIELD(Linear, sums),
     RENAMED(Linear, in, "in_features"), RENAMED(Linear, out, "out_features"), FIELD(Linear, is_int8),
+    FIELD(Linear, by_matrix_units),
     STRUCTURE(DecoderLayer),
     FIELD(DecoderLayer, qkv), FIELD(DecoderLayer, attention_out), FIELD(DecoderLayer, gate_up),
     FIELD(DecoderLayer, down), FIELD(DecoderLayer, attention_norm), FIELD(DecoderLayer, mlp_norm),

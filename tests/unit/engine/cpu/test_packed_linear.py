@@ -247,11 +247,8 @@ def test_heads_that_are_not_tied_or_compute_otherwise_are_left_alone() -> None:
 # --- which packing ---------------------------------------------------------------------------------------
 
 
-def machine(
-    monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool, int8: bool, matrix_units: bool = False, onednn: bool = True
-) -> Any:
+def machine(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool, int8: bool, onednn: bool = True) -> Any:
     """The library of a machine that multiplies only so much."""
-    monkeypatch.setattr(packed_linear, "cpu_has_matrix_units", lambda: matrix_units)
     monkeypatch.setattr(packed_linear, "_has_onednn", lambda: onednn)
     return SimpleNamespace(has_bf16_linear=bfloat16, has_int8_linear=int8)
 
@@ -278,18 +275,11 @@ def test_cpu_that_lacks_one_kind_uses_the_other(monkeypatch: pytest.MonkeyPatch)
     assert kind_and_packing(library, BFLOAT16, "int8") == (None, Int8Linear)
 
 
-def test_matrix_units_multiply_bfloat16_faster_than_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = machine(monkeypatch, bfloat16=True, int8=True, matrix_units=True)
-    assert kind_and_packing(library, BFLOAT16, None) == (None, PackedLinear)
-    assert kind_and_packing(library, BFLOAT16, "int8") == ("int8", NativeLinear)
-
-
 def test_a_row_that_must_not_depend_on_others_is_multiplied_by_our_kernels_or_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with_units = machine(monkeypatch, bfloat16=True, int8=True, matrix_units=True)
-    assert native_kind(with_units, BFLOAT16, None, is_deterministic=True) == "bfloat16"
-    assert isinstance(packer_for(with_units, BFLOAT16, None, is_deterministic=True), partial)
+    strong = machine(monkeypatch, bfloat16=True, int8=True)
+    assert isinstance(packer_for(strong, BFLOAT16, None, is_deterministic=True), partial)
     weak = machine(monkeypatch, bfloat16=False, int8=False)
     for library in (None, weak):
         assert packer_for(library, BFLOAT16, None, is_deterministic=True) is None

@@ -11,7 +11,6 @@ from transformers import AttentionInterface
 
 from orcinus.engine.attention import choice
 from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
-from orcinus.engine.cpu import packed_linear
 from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.int8_linear import Int8Linear
 from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
@@ -56,13 +55,12 @@ def paged() -> Iterator[None]:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Makes this machine one that has a library or not, and that multiplies only so much."""
 
-    def make(*, has_library: bool = True, matrix_units: bool = False, **abilities: bool) -> Library | None:
+    def make(*, has_library: bool = True, **abilities: bool) -> Library | None:
         library = Library(library_path()) if has_library else None
         for name, value in abilities.items():
             setattr(library, name, value)
         for module in (choice, cpu_layout):
             monkeypatch.setattr(module, "load_library", lambda: library)
-        monkeypatch.setattr(packed_linear, "cpu_has_matrix_units", lambda: matrix_units)
         return library
 
     return make
@@ -84,7 +82,7 @@ def kinds_of(served: ServedModel) -> set[type]:
 @needs_kernels
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_whole_layers_and_the_head_are_taken_over(machine: Machine, quantization: str | None) -> None:
-    library = machine(matrix_units=quantization == "int8")
+    library = machine()
     served = laid_out(quantization)
     assert kinds_of(served) == {NativeDecoder, NativeLinear}
     assert not served.recorded_calls, "nothing that the first run left behind"
@@ -118,21 +116,9 @@ def test_machine_that_multiplies_one_kind_alone(machine: Machine) -> None:
 
 
 @needs_onednn
-def test_bfloat16_is_left_to_onednn_where_there_are_matrix_units_or_no_library(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_is_left_to_onednn_where_there_is_no_library(machine: Machine) -> None:
     machine(has_library=False)
     assert kinds_of(laid_out(None)) == {PackedLinear}
-    if BEST is not None:
-        machine(matrix_units=True)
-        monkeypatch.setattr(cpu_layout, "_MATRIX_UNITS_FROM", 0)
-        assert kinds_of(laid_out(None)) == {PackedLinear}
-
-
-@needs_kernels
-def test_small_models_run_natively_on_a_machine_with_matrix_units(machine: Machine) -> None:
-    machine(matrix_units=True)
-    assert kinds_of(laid_out(None)) == {NativeDecoder, NativeLinear}
 
 
 def test_without_a_library_8_bits_are_torchs(machine: Machine) -> None:
