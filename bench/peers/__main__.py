@@ -5,6 +5,7 @@
 Every arm is started once, warmed up with each load's number of streams, and held still (SIGSTOP) while another is
 measured, so that one alone takes CPU; all must fit into memory together. In each round every load goes to all arms one
 after the other, another one first each time, and to each after a short request that is not counted.
+`--sampling`, repeated, measures each load with each of several ways to choose tokens.
 `--request-rate` sends requests one by one at random times instead, for servers alone.
 `--fresh` starts them anew in each round, for more than one measurement of the start.
 
@@ -37,8 +38,10 @@ from bench.peers.loads import (
     Load,
     fixed_load,
     parse_rates,
+    parse_sampling,
     parse_streams,
     poisson_load,
+    sampled,
     skewed_load,
     wake_up_load,
     warm_up_of,
@@ -93,10 +96,10 @@ class Bench:
         port = free_port()
         log = MODELS / f"{arm.file_name}.log"
         _say(f"starting {arm.name}")
-        with RunningArm(arm.launch(self.setting, port), port, log, self.setting.sampling) as running:
+        with RunningArm(arm.launch(self.setting, port), port, log) as running:
             self.facts[arm.name] = running.facts
             for load in self.warm_ups:
-                running.run(load.items(self._vocab_size, arm.name), load.max_concurrency)
+                running.run(load.items(self._vocab_size, arm.name), load)
             running.hold()
             yield running
         self.starts.append(Start(arm=arm.name, startup_s=running.startup_s, peak_bytes=running.peak_bytes))
@@ -105,8 +108,8 @@ class Bench:
         items = load.items(self._vocab_size, f"round {number}")
         bandwidth = self.memory.bandwidth_gb_per_s()
         running.resume()
-        running.run(wake_up_load().items(self._vocab_size, f"round {number}, {load.name}"), 1)
-        run, watch = running.run(items, load.max_concurrency, load.arrivals)
+        running.run(wake_up_load().items(self._vocab_size, f"round {number}, {load.name}"), wake_up_load())
+        run, watch = running.run(items, load)
         running.hold()
         around = Surroundings(
             arm=arm,
@@ -161,6 +164,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=128)
     add_sampling_options(parser)
+    parser.add_argument(
+        "--sampling",
+        type=parse_sampling,
+        action="append",
+        metavar="FIELDS",
+        help="each load once more, with temperature=1,top_p=0.95 instead of the three above (may be repeated)",
+    )
     parser.add_argument("--skewed", action="store_true", help="a load more, of short and long answers")
     parser.add_argument("--skewed-requests", type=int, default=64)
     parser.add_argument("--skewed-slots", type=int, default=16)
@@ -187,6 +197,9 @@ def compare(options: argparse.Namespace) -> Comparison:
     drivers = [arm.name for arm in options.arms if not arm.kind.is_server]
     if open_loads and drivers:
         raise OrcinusError(f"--request-rate is for servers, and {', '.join(drivers)} is none: leave it out of --arms")
+    alike = [arm.name for arm in options.arms if not arm.kind.takes_samplings]
+    if alike and len(samplings_of(options)) > 1:
+        raise OrcinusError(f"{', '.join(alike)} takes one --sampling for all requests: leave it out of --arms")
     for arm in options.arms:
         arm.install(model)
     slots = max(load.max_concurrency for load in loads)
@@ -196,7 +209,6 @@ def compare(options: argparse.Namespace) -> Comparison:
         slots=slots,
         max_model_len=max(load.longest for load in [*loads, *warm_ups, wake_up_load()]),
         kv_gib=options.kv_gib,
-        sampling=sampling_fields(options),
     )
     bench = Bench(
         arms=options.arms,
@@ -209,7 +221,7 @@ def compare(options: argparse.Namespace) -> Comparison:
     bench.measure(options.rounds, is_fresh=options.fresh)
     return Comparison(
         heading=f"{options.model.name if options.model else options.shape}: peers on a CPU",
-        facts=_facts(bench, options.rounds),
+        facts=_facts(bench, options.rounds, samplings_of(options)),
         arms=[arm.name for arm in options.arms],
         loads=[load.name for load in loads],
         windows=bench.windows,
@@ -224,7 +236,11 @@ def loads_of(options: argparse.Namespace) -> list[Load]:
     loads = [fixed_load(number, options.prompt_tokens, options.output_tokens) for number in streams]
     if options.skewed:
         loads.append(skewed_load(options.skewed_requests, options.skewed_slots))
-    return loads + open_loads
+    return sampled(loads + open_loads, samplings_of(options))
+
+
+def samplings_of(options: argparse.Namespace) -> list[dict[str, float]]:
+    return options.sampling or [sampling_fields(options)]
 
 
 def model_directory(options: argparse.Namespace) -> Path:
@@ -243,13 +259,13 @@ def weight_bytes(model: Path) -> int:
     return sum(file.stat().st_size for file in model.glob("*.safetensors"))
 
 
-def _facts(bench: Bench, num_rounds: int) -> list[str]:
+def _facts(bench: Bench, num_rounds: int, samplings: Sequence[Mapping[str, float]]) -> list[str]:
     setting = bench.setting
     return [
         f"{time.strftime('%Y-%m-%d %H:%M')}, {describe_machine()}, Python {platform.python_version()}",
         f"`python -m bench.peers {shlex.join(sys.argv[1:])}`; {num_rounds} rounds",
         *(_describe(arm, bench.facts.get(arm.name, {})) for arm in bench.arms),
-        f"{describe_sampling(setting.sampling)}, the same for every arm",
+        f"{'; '.join(map(describe_sampling, samplings))}: the same for every arm",
         f"weights {bench.model.weights / 1e9:.2f} GB, cache {bench.model.kv_per_token} bytes a token; every arm has "
         f"{setting.slots} slots, {setting.kv_gib} GiB of cache and a context of {setting.max_model_len} tokens",
     ]

@@ -18,7 +18,6 @@ from bench.peers.environments import OPENVINO, OPENVINO_CONVERT, ROOT, VLLM, Env
 from bench.peers.roofline import kv_bytes_per_token
 from orcinus.config.version import VERSION
 from orcinus.engine.errors import OrcinusError
-from orcinus.server.load.target import GREEDY
 
 _ALLOCATORS = "/usr/lib/*/libtcmalloc_minimal.so.4"
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
@@ -26,16 +25,12 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Holds what all arms are given alike. `model` is a directory in transformers' format.
-
-    `sampling` are the fields of a request that say how tokens are chosen.
-    """
+    """Holds what all arms are given alike. `model` is a directory in transformers' format."""
 
     model: Path
     slots: int
     max_model_len: int
     kv_gib: int
-    sampling: Mapping[str, float] = field(default_factory=lambda: GREEDY)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -63,7 +58,8 @@ class Launch:
 class Kind:
     """Says how its command is made of the setting, a port and extra arguments, and what it runs in.
 
-    One that is a server can be asked at any time; a driver gets all requests at once.
+    One that is a server can be asked at any time; a driver gets all requests at once. With `takes_samplings` not all
+    requests have to be sampled alike.
     """
 
     launch: Callable[[Setting, int, tuple[str, ...]], Launch]
@@ -71,6 +67,7 @@ class Kind:
     environments: tuple[Environment, ...] = ()
     prepare: Callable[[Path, tuple[str, ...]], object] | None = None
     takes_arguments: bool = True
+    takes_samplings: bool = True
     is_server: bool = False
 
 
@@ -211,6 +208,9 @@ KINDS: Mapping[str, Kind] = {
     "vllm": Kind(_vllm, VLLM.requirements[0], (VLLM,), is_server=True),
     "openvino": Kind(_openvino, OPENVINO.requirements[0], (OPENVINO, OPENVINO_CONVERT), _convert),
     "transformers": Kind(
-        _transformers, f"transformers {metadata.version('transformers')}, continuous batching", takes_arguments=False
+        _transformers,
+        f"transformers {metadata.version('transformers')}, continuous batching",
+        takes_arguments=False,
+        takes_samplings=False,
     ),
 }

@@ -2,14 +2,17 @@
 
 import argparse
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from orcinus.server.load.arrivals import arrival_times
 from orcinus.server.load.lengths import parse_lengths
-from orcinus.server.load.options import positive_number
+from orcinus.server.load.options import describe_sampling, positive_number
 from orcinus.server.load.prompts import LoadItem, PromptShape, Writer, random_items
+from orcinus.server.load.target import GREEDY
 
 _OPEN_SLOTS = 32  # that each arm has for requests that arrive one by one
+_SAMPLING_FIELDS = {"temperature": float, "top_p": float, "top_k": int}
 _FIRST_WORD = 259  # what comes before are special tokens and bytes, which may have no text of their own
 
 
@@ -18,6 +21,7 @@ class Load:
     """All requests are there at once, and `max_concurrency` of them are under way.
 
     Or they are sent at their times in `arrivals`, in seconds after the first, whatever has been answered by then.
+    `sampling` are the fields of a request that say how tokens are chosen.
     """
 
     name: str
@@ -25,6 +29,7 @@ class Load:
     max_concurrency: int
     shape: PromptShape
     arrivals: tuple[float, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=lambda: GREEDY)
 
     @property
     def longest(self) -> int:
@@ -66,6 +71,17 @@ def poisson_load(rate: float, num_requests: int, seed: int) -> Load:
     )
 
 
+def sampled(loads: list[Load], samplings: list[dict[str, float]]) -> list[Load]:
+    """Return each load with each sampling, and its name with it where there are several."""
+    if len(samplings) == 1:
+        return [replace(load, sampling=samplings[0]) for load in loads]
+    return [
+        replace(load, name=f"{load.name}, {describe_sampling(sampling)}", sampling=sampling)
+        for load in loads
+        for sampling in samplings
+    ]
+
+
 def warm_up_of(load: Load, output_tokens: int) -> Load:
     """Return what is not counted: with it a server allocates and compiles what its first requests of this load need."""
     shape = replace(load.shape, output_tokens=parse_lengths(str(output_tokens)))
@@ -89,6 +105,17 @@ def parse_streams(text: str) -> list[int]:
 def parse_rates(text: str) -> list[float]:
     """`0.4,1` as numbers above 0. Raises `ArgumentTypeError`."""
     return [positive_number(part) for part in text.split(",")]
+
+
+def parse_sampling(text: str) -> dict[str, float]:
+    """`temperature=1,top_p=0.95` as fields of a request. Raises `ArgumentTypeError`."""
+    fields = dict(GREEDY)
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in _SAMPLING_FIELDS:
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(f'{n}=...' for n in _SAMPLING_FIELDS)}")
+        fields[name] = _SAMPLING_FIELDS[name](value)
+    return fields
 
 
 def _shape(prompt_tokens: str, output_tokens: str) -> PromptShape:

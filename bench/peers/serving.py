@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
@@ -20,6 +20,7 @@ import psutil
 from bench.peers.arms import Launch
 from bench.peers.drivers.conversation import Answer
 from bench.peers.environments import ROOT
+from bench.peers.loads import Load
 from bench.peers.machine import Watch, peak_memory, tree
 from orcinus.engine.errors import OrcinusError
 from orcinus.server.load.answers import RequestRecord
@@ -27,7 +28,7 @@ from orcinus.server.load.http_client import HttpClient
 from orcinus.server.load.prompts import LoadItem
 from orcinus.server.load.run import LoadRun, run_load
 from orcinus.server.load.session import run_on_fast_loop
-from orcinus.server.load.target import GREEDY, Target, first_model
+from orcinus.server.load.target import Target, first_model
 
 _POLL_S = 0.02
 _START_TIMEOUT_S = 900.0
@@ -39,7 +40,7 @@ _NOT_INHERITED = ("OMP_", "KMP_", "GOMP_", "MKL_", "OV_", "ORCINUS_", "VLLM_")
 
 class _Driven(Protocol):
     def wait_until_ready(self, process: "subprocess.Popen[str]") -> dict[str, Any]: ...
-    def run(self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float]) -> LoadRun: ...
+    def run(self, items: Sequence[LoadItem], load: Load) -> LoadRun: ...
 
 
 class RunningArm:
@@ -48,7 +49,7 @@ class RunningArm:
     `facts` are what it says of itself. `peak_bytes` is its memory as of the last time that it was held.
     """
 
-    def __init__(self, launch: Launch, port: int, log: Path, sampling: Mapping[str, float] = GREEDY) -> None:
+    def __init__(self, launch: Launch, port: int, log: Path) -> None:
         self._log = log.open("w")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment = {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **launch.environment}
@@ -64,9 +65,7 @@ class RunningArm:
             start_new_session=True,
         )
         self.process = psutil.Process(self._popen.pid)
-        self._driven: _Driven = (
-            _Server(port, launch.ready_path, sampling) if launch.ready_path else _Driver(self._popen, sampling)
-        )
+        self._driven: _Driven = _Server(port, launch.ready_path) if launch.ready_path else _Driver(self._popen)
         try:
             with Watch(self.process) as watch:
                 said = self._driven.wait_until_ready(self._popen)
@@ -86,16 +85,14 @@ class RunningArm:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def run(
-        self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float] = ()
-    ) -> tuple[LoadRun, Watch]:
+    def run(self, items: Sequence[LoadItem], load: Load) -> tuple[LoadRun, Watch]:
         """Return what was measured, and which processes took the CPU meanwhile.
 
-        With `arrivals` as many are under way as have come. Raises `OrcinusError` if there are some and the arm is no
+        With arrivals as many are under way as have come. Raises `OrcinusError` if there are some and the arm is no
         server.
         """
         with Watch(self.process) as watch:
-            run = self._driven.run(items, max_concurrency, arrivals)
+            run = self._driven.run(items, load)
         return run, watch
 
     def hold(self) -> None:
@@ -127,8 +124,7 @@ class RunningArm:
 
 
 class _Server:
-    def __init__(self, port: int, ready_path: str, sampling: Mapping[str, float]) -> None:
-        self._sampling = sampling
+    def __init__(self, port: int, ready_path: str) -> None:
         self._port = port
         self._ready_path = ready_path
 
@@ -140,24 +136,23 @@ class _Server:
             time.sleep(_POLL_S)
         return {}
 
-    def run(self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float]) -> LoadRun:
-        return run_on_fast_loop(self._run(items, max_concurrency, arrivals))
+    def run(self, items: Sequence[LoadItem], load: Load) -> LoadRun:
+        return run_on_fast_loop(self._run(items, load))
 
-    async def _run(self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float]) -> LoadRun:
+    async def _run(self, items: Sequence[LoadItem], load: Load) -> LoadRun:
         async with HttpClient(f"http://127.0.0.1:{self._port}", None, _REQUEST_TIMEOUT_S) as client:
-            target = Target(client, await first_model(client), "completions", self._sampling, ignore_eos=True)
+            target = Target(client, await first_model(client), "completions", load.sampling, ignore_eos=True)
             return await run_load(
                 target,
                 items,
-                arrivals=arrivals or [0.0] * len(items),
-                max_concurrency=None if arrivals else max_concurrency,
+                arrivals=load.arrivals or [0.0] * len(items),
+                max_concurrency=None if load.arrivals else load.max_concurrency,
                 on_done=lambda: None,
             )
 
 
 class _Driver:
-    def __init__(self, process: "subprocess.Popen[str]", sampling: Mapping[str, float]) -> None:
-        self._sampling = sampling
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._requests: IO[str] = process.stdin
@@ -166,13 +161,13 @@ class _Driver:
     def wait_until_ready(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
         return dict(self._read())
 
-    def run(self, items: Sequence[LoadItem], max_concurrency: int, arrivals: Sequence[float]) -> LoadRun:
-        if arrivals:
+    def run(self, items: Sequence[LoadItem], load: Load) -> LoadRun:
+        if load.arrivals:
             raise OrcinusError("a driver gets all requests at once; only a server can be sent one after the other")
         asked = {
             "requests": [(item.prompt, item.max_tokens) for item in items],
-            "max_concurrency": max_concurrency,
-            "sampling": dict(self._sampling),
+            "max_concurrency": load.max_concurrency,
+            "sampling": dict(load.sampling),
         }
         self._requests.write(json.dumps(asked) + "\n")
         self._requests.flush()

@@ -25,6 +25,7 @@ from bench.peers.loads import (
     parse_rates,
     parse_streams,
     poisson_load,
+    sampled,
     skewed_load,
     wake_up_load,
     warm_up_of,
@@ -322,17 +323,22 @@ def test_arms_that_cannot_be_compared_are_refused(text: str) -> None:
         parse_arms(text)
 
 
+def load_of(streams: int, sampling: dict[str, float]) -> Load:
+    [load] = sampled([fixed_load(streams, 3, 4)], [sampling])
+    return load
+
+
 @pytest.fixture
 def fake_arm(tmp_path: Path) -> Iterator[RunningArm]:
     launch = Launch(command=[sys.executable, "-c", FAKE_DRIVER])
-    with RunningArm(launch, 0, tmp_path / "log", {"temperature": 0.7, "top_k": 20}) as arm:
+    with RunningArm(launch, 0, tmp_path / "log") as arm:
         yield arm
 
 
 def test_a_driver_answers_load_after_load_whatever_its_peer_prints(fake_arm: RunningArm, tmp_path: Path) -> None:
     items = [LoadItem(prompt=[7, 8, 9], max_tokens=count, prompt_tokens=3) for count in (2, 4)]
     for _ in range(2):
-        run, _ = fake_arm.run(items, 2)
+        run, _ = fake_arm.run(items, load_of(2, {"temperature": 0.7, "top_k": 20}))
         assert [record.output_tokens for record in run.records] == [2, 4]
         assert [record.ttft_s for record in run.records] == [1.0, 1.0]
         assert run.duration_s == 4.0
@@ -345,13 +351,44 @@ def test_a_driver_answers_load_after_load_whatever_its_peer_prints(fake_arm: Run
 
 def test_a_driver_cannot_be_sent_requests_one_by_one(fake_arm: RunningArm) -> None:
     with pytest.raises(OrcinusError, match="only a server"):
-        fake_arm.run([LoadItem(prompt=[7], max_tokens=1, prompt_tokens=1)], 1, arrivals=[0.0])
+        fake_arm.run([LoadItem(prompt=[7], max_tokens=1, prompt_tokens=1)], poisson_load(1.0, 1, seed=0))
 
 
 def test_a_comparison_at_a_rate_takes_servers_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = ["--request-rate", "1", "--arms", "orcinus,openvino", "--model", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["peers", *arguments])
     with pytest.raises(OrcinusError, match="openvino is none"):
+        compare(parse_arguments())
+
+
+def test_each_load_is_measured_with_each_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = ["--temperature", "0.7", "--top-k", "20"]
+    monkeypatch.setattr(sys, "argv", ["peers", "--streams", "4", *shipped])
+    [load] = loads_of(parse_arguments())
+    assert (load.name, load.sampling) == ("4 streams", {"temperature": 0.7, "top_k": 20})
+    several = ["--sampling", "temperature=0", "--sampling", "temperature=1,top_p=0.95"]
+    monkeypatch.setattr(sys, "argv", ["peers", "--streams", "4,8", *several])
+    assert [(load.name, dict(load.sampling)) for load in loads_of(parse_arguments())] == [
+        ("4 streams, temperature 0", {"temperature": 0.0}),
+        ("4 streams, temperature 1, top_p 0.95", {"temperature": 1.0, "top_p": 0.95}),
+        ("8 streams, temperature 0", {"temperature": 0.0}),
+        ("8 streams, temperature 1, top_p 0.95", {"temperature": 1.0, "top_p": 0.95}),
+    ]
+
+
+@pytest.mark.parametrize("text", ["0.7", "temperature", "seed=3", "top_k=0.5", ""])
+def test_samplings_that_no_request_has_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["peers", "--sampling", text])
+    with pytest.raises(SystemExit):
+        parse_arguments()
+
+
+def test_an_arm_that_samples_all_requests_alike_is_not_measured_with_several(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = ["--sampling", "temperature=0", "--sampling", "temperature=1", "--arms", "orcinus,transformers"]
+    monkeypatch.setattr(sys, "argv", ["peers", *arguments, "--model", str(tmp_path)])
+    with pytest.raises(OrcinusError, match="transformers takes one"):
         compare(parse_arguments())
 
 
@@ -372,7 +409,7 @@ def test_an_arm_that_is_held_takes_no_cpu_and_goes_on_after_it(fake_arm: Running
     os.waitid(os.P_PID, fake_arm.process.pid, os.WSTOPPED | os.WNOWAIT)
     assert fake_arm.process.status() == psutil.STATUS_STOPPED
     fake_arm.resume()
-    run, _ = fake_arm.run([LoadItem(prompt=[7], max_tokens=1, prompt_tokens=1)], 1)
+    run, _ = fake_arm.run([LoadItem(prompt=[7], max_tokens=1, prompt_tokens=1)], fixed_load(1, 1, 1))
     assert [record.failure for record in run.records] == [None]
 
 
