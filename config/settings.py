@@ -128,7 +128,7 @@ class Settings(BaseSettings):
         "Engine",
         "Objective: milliseconds between two tokens of a stream. Prompts are computed in chunks that fit beside the"
         " streams, and no more requests are started than keep to it; at least one always runs. Default: no objective;"
-        " a step with prompts takes up to 240 ms, or twice as long as the streams' tokens where that is more.",
+        " a step with prompts takes up to 240 ms, or four times as long as the streams' tokens where that is more.",
         "MS",
         gt=0,
         le=60_000,

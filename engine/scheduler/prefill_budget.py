@@ -11,8 +11,10 @@ from orcinus.engine.scheduler.step_time import StepTimeModel
 # A stream flows once it has so many tokens. Until then it counts as one of those who wait for their first.
 FLOWING_TOKENS = 16
 # Without an objective for the time between two tokens a step with prompts takes so long at most, which is about a word
-# at the speed of reading; or twice as long as it would with hardly any prompt in it, where that is more.
+# at the speed of reading; or so many times as long as with hardly any prompt in it, where that is more: on a slow
+# machine prompts would have too small a share of it, and those that wait would never get less.
 _LONGEST_STEP_S = 0.24
+_LONGEST_STEP_OVER_DECODES = 4
 # Prompts get so many tokens whatever they cost, so that they always get on; fewer where that may keep an objective.
 _MIN_PROMPT_TOKENS = 16
 _MIN_PROMPT_TOKENS_WITHIN = 4
@@ -84,7 +86,7 @@ class PrefillBudget:
     def _longest_step_s(self, decode_s: float) -> float:
         if self._target_itl_s is not None:
             return self._target_itl_s
-        return max(_LONGEST_STEP_S, 2 * (decode_s + self._step_time.chunks.fixed_s))
+        return max(_LONGEST_STEP_S, _LONGEST_STEP_OVER_DECODES * (decode_s + self._step_time.chunks.fixed_s))
 
     def _least(self, decode_s: float) -> int:
         if self._target_itl_s is not None and decode_s < self._target_itl_s:

@@ -17,6 +17,8 @@
 namespace {
 
 const long ROW_BLOCK = 448;
+// Of matrix units, which read rows so fast that those of a block should stay in the second cache.
+const long UNIT_ROW_BLOCK = 224;
 // Rows of a tile at most. More would fit into the registers, and are not faster: with two tiles the second can fetch.
 const long TILE_ROWS = 8;
 // Below this many multiplications, waking the other threads costs more than they save.
@@ -203,7 +205,8 @@ void fill_row(const Linear& linear, const Rows& rows, long index, const bf16* va
 }
 
 void multiply(const Linear& linear, const Rows& rows, const Target& target, const Team& team) {
-    const Product product = {linear, rows, target, (rows.count + ROW_BLOCK - 1) / ROW_BLOCK,
+    const long block = linear.by_matrix_units ? UNIT_ROW_BLOCK : ROW_BLOCK;
+    const Product product = {linear, rows, target, (rows.count + block - 1) / block,
                              linear.is_int8 ? quads::tile_kernel : pairs::tile_kernel};
     const bool is_small = double(linear.in) * linear.out * rows.count < SERIAL_WORK;
     const Team nobody = {nullptr, 1};

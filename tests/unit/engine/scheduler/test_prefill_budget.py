@@ -228,12 +228,12 @@ def test_a_chunk_that_would_tell_the_fixed_cost_is_not_tried_where_it_would_take
 
 @pytest.mark.parametrize(
     ("decode_s", "fixed_s", "num_tokens"),
-    [(0.2, 0.0, 0.85 * 0.2 / 0.0025), (0.045, 0.15, (0.85 * (0.045 + 2 * 0.15) - 0.15) / 0.0025)],
+    [(0.2, 0.0, 0.85 * 3 * 0.2 / 0.0025), (0.045, 0.15, (0.85 * (3 * 0.045 + 4 * 0.15) - 0.15) / 0.0025)],
 )
-def test_where_steps_are_slow_prompts_that_are_late_take_as_long_as_what_every_such_step_takes(
+def test_where_steps_are_slow_prompts_that_are_late_take_three_times_what_every_such_step_takes(
     decode_s: float, fixed_s: float, num_tokens: float
 ) -> None:
-    budget = taught(lambda d, p: decode_s + (fixed_s + 0.0025 * p if p else 0.0), 4, [32, 100])
+    budget = taught(lambda d, p: decode_s + (fixed_s + 0.0025 * p if p else 0.0), 4, [32, 200])
     size = budget.prompt_tokens(num_decodes=4, num_flowing=4, prompts=waiting(5_000, 60.0))
     assert size == pytest.approx(num_tokens, abs=2)
 
