@@ -8,12 +8,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import groupby
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
 
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
@@ -22,6 +20,7 @@ from orcinus.server.context import ServingContext, ServingEngine
 from orcinus.server.http.answers import error_response
 from orcinus.server.http.auth import AuthMiddleware, KeyRing
 from orcinus.server.http.body import BodyReader
+from orcinus.server.http.method_layer import MethodMiddleware
 from orcinus.server.http.request_layer import RequestMiddleware
 from orcinus.server.http.room_layer import RoomMiddleware
 from orcinus.server.http.routes import Handler, OperationHandlers
@@ -47,14 +46,16 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
         description="An OpenAI-compatible LLM inference server with continuous batching.",
         lifespan=_lifespan,
         redirect_slashes=False,
+        openapi_url=None,  # the document and its page are operations like others
     )
     app.state.context = context
     app.state.metrics = metrics
     bodies = BodyReader(settings.max_body_bytes)
     # The first is the outermost: a refused key too gets an id, a line in the log and a count.
     app.user_middleware[:] = [
-        Middleware(RequestMiddleware, metrics=metrics, operations=operations, documents=_paths_of(app), bodies=bodies),
+        Middleware(RequestMiddleware, metrics=metrics, operations=operations, bodies=bodies),
         Middleware(AuthMiddleware, keys=KeyRing(settings), operations=operations),
+        Middleware(MethodMiddleware, operations=operations),
         Middleware(RoomMiddleware, context=context, operations=operations),
     ]
     for kind in (OrcinusError, HTTPException):
@@ -66,24 +67,18 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     return app
 
 
-def _paths_of(app: FastAPI) -> frozenset[str]:
-    return frozenset(route.path for route in app.routes if isinstance(route, Route))
-
-
 def _add_operation(app: FastAPI, operation: Operation, handler: Handler) -> None:
-    """Give the operation its routes. HEAD has one of its own, which the document does not show."""
-    for is_head, methods in groupby(operation.methods, key=lambda method: method == "HEAD"):
-        app.add_api_route(
-            operation.path,
-            handler,
-            methods=[*methods],
-            name=operation.name,
-            tags=[operation.tag] if operation.tag else None,
-            summary=operation.summary,
-            include_in_schema=operation.is_documented and not is_head,
-            response_class=Response,
-            openapi_extra=describe_operation(operation),
-        )
+    app.add_api_route(
+        operation.path,
+        handler,
+        methods=[*operation.methods],
+        name=operation.name,
+        tags=[operation.tag] if operation.tag else None,
+        summary=operation.summary,
+        include_in_schema=operation.is_documented,
+        response_class=Response,
+        openapi_extra=describe_operation(operation),
+    )
 
 
 async def _respond(request: Request, error: Exception) -> Response:

@@ -35,6 +35,10 @@ class ModelNotFoundError(InvalidRequestError):
     """The request names a model that is not served here."""
 
 
+class ResponseNotFoundError(InvalidRequestError):
+    """The request is about a response that was given before: none is stored."""
+
+
 class AuthenticationError(InvalidRequestError):
     """No API key, or a wrong one."""
 
@@ -75,6 +79,7 @@ ERROR_TABLE: Mapping[type[BaseException], ErrorKind] = {
     ContextLengthError: ErrorKind(400, code="context_length_exceeded"),
     AuthenticationError: ErrorKind(401, code="invalid_api_key"),
     ModelNotFoundError: ErrorKind(404, code="model_not_found"),
+    ResponseNotFoundError: ErrorKind(404, code="response_not_found"),
     RequestTimeoutError: ErrorKind(408, "timeout"),
     BodyTooLargeError: ErrorKind(413, code="body_too_large"),
     UnsupportedMediaTypeError: ErrorKind(415, code="unsupported_media_type"),

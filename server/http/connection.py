@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from orcinus.server.errors import to_response
+from orcinus.server.http.framing import FramedAnswer
 from orcinus.server.http.parser import RequestParser
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._has_head()
+        is_old = self.parser.get_http_version() == "1.0"
+        if is_old:
+            self.expect_100_continue = False  # RFC 9110 (10.1.1): there was no such answer yet
         super().on_headers_complete()
+        if is_old and not any(name == b"transfer-encoding" for name, _ in self.headers):
+            self.cycle.keep_alive = self.parser.should_keep_alive()
         if not self.pipeline:
             self._running = self.cycle
         if len(self.pipeline) > MAX_IN_LINE:
@@ -149,20 +155,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the app. An answer that it gives before a long body has come to its end is the connection's last."""
         cycle = self._running
         assert cycle is not None, "uvicorn starts the first in line"
+        await self._app(scope, receive, FramedAnswer(cycle, send, self._is_early).send)
 
-        async def tell(message: Message) -> None:
-            if message["type"] == "http.response.start" and cycle.more_body and not self._is_rest_short():
-                self._is_last_answer = True
-                cycle.keep_alive = False
-                await send(message)
-                cycle.keep_alive = True  # uvicorn would close at once, and the client lose what it has not read yet
-            else:
-                await send(message)
-
-        await self._app(scope, receive, tell)
+    def _is_early(self, cycle: RequestResponseCycle) -> bool:
+        """Return whether an answer comes before a long body has come to its end: then it is the connection's last."""
+        self._is_last_answer = cycle.more_body and not self._is_rest_short()
+        return self._is_last_answer
 
     def _is_rest_short(self) -> bool:
         """Return whether little of the body is to come. A client that waits to be told to send it may never do so."""

@@ -29,21 +29,19 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class RequestMiddleware:
-    """Stands around everything. `documents` are the paths that the app has besides its operations."""
+    """Stands around everything."""
 
     def __init__(
         self,
         app: ASGIApp,
         metrics: Metrics,
         operations: OperationTable,
-        documents: frozenset[str],
         bodies: BodyReader,
     ) -> None:
         self._app = app
         self._bodies = bodies
         self._metrics = metrics
         self._operations = operations
-        self._documents = documents
         self._refusals = _Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,14 +61,12 @@ class RequestMiddleware:
             self._bodies.release(scope)
             route, method = self._labels(scope)
             self._metrics.on_http_end(route, method, exchange.status)
-            exchange.log(is_quiet=exchange.status == TOO_MANY or self._operations.is_public(scope["path"]))
+            exchange.log(is_quiet=exchange.status == TOO_MANY or self._operations.is_polled(scope["path"]))
             if exchange.status == TOO_MANY:
                 self._refusals.count()
 
     def _labels(self, scope: Scope) -> tuple[str, str]:
-        path = scope["path"]
-        route = path if path in self._documents else self._operations.label(path)
-        return route, scope["method"] if scope["method"] in _METHODS else OTHER
+        return self._operations.label(scope["path"]), scope["method"] if scope["method"] in _METHODS else OTHER
 
 
 class _Refusals:

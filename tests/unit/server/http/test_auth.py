@@ -12,7 +12,8 @@ from orcinus.server.errors import AuthenticationError
 from orcinus.server.http.auth import KeyRing
 from tests.unit.server.serving import Serving, error_of, serving
 
-PUBLIC = {"/live", "/ready", "/health", "/metrics"}
+PAGES = {"/", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/start.js", "/openapi.json"}
+PUBLIC = {"/live", "/ready", "/health", "/metrics", *PAGES}
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ async def ask(served: Serving, path: str = "/v1/models", **headers: str) -> http
 async def test_every_route_but_the_public_ones_is_guarded(guarded: Serving) -> None:
     paths = {route.path for route in guarded.app.routes if hasattr(route, "path")}
     assert {"/v1/completions", "/v1/messages", "/v1/models", "/tokenize", "/version", "/openapi.json", "/docs"} <= paths
-    for path in paths | {"/v1/nothing", "/metrics/", "//metrics", "/v1/models/x"}:
-        response = await ask(guarded, path)
+    for path in paths | {"/v1/nothing", "/metrics/", "//metrics/live", "/v1/models/x"}:
+        response = await ask(guarded, f"http://test{path}")
         if path in PUBLIC:
             assert response.status_code == 200
         else:

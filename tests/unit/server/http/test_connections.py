@@ -361,6 +361,61 @@ async def test_a_connection_is_kept_where_the_body_of_a_refused_request_is_short
         assert (b"200 OK" in await client.reader.read()) == is_kept
 
 
+OLD = b"POST %b HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
+
+
+def old_post(path: bytes, content: bytes, headers: bytes = b"") -> bytes:
+    return OLD % (path, len(content), headers, content)
+
+
+@pytest.mark.parametrize("headers", [b"", b"connection: keep-alive\r\n", b"expect: 100-continue\r\n"])
+async def test_a_stream_to_http_1_0_has_no_chunks_and_ends_with_the_connection(tmp_path: Path, headers: bytes) -> None:
+    content = b'{"prompt": "a", "stream": true}'
+    async with (
+        serving(tmp_path, FakeExecutor(says("Hello"))) as served,
+        listening(served) as (_, port),
+        connect(port) as client,
+    ):
+        client.writer.write(old_post(b"/v1/completions", content, headers))
+        head, _, body = (await client.reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close" in head
+    assert b"transfer-encoding" not in head
+    assert b"keep-alive" not in head
+    assert "".join(event["choices"][0]["text"] for event in events_of(body.decode())) == "Hello"
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_http_1_0_keeps_a_connection_where_it_asks_to_and_the_answer_has_a_length(
+    tmp_path: Path, is_kept: bool
+) -> None:
+    asked = b"Connection: Keep-Alive\r\n" if is_kept else b""
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        head, post = b"GET /live HTTP/1.0\r\n" + asked + b"\r\n", old_post(b"/tokenize", b'{"prompt": "a"}', asked)
+        client.writer.write(head)
+        answer = await client.reader.readuntil(b'"live"}')
+        assert (b"\r\nconnection: keep-alive\r\n" in answer) == is_kept
+        assert (b"\r\nconnection: close\r\n" in answer) != is_kept
+        if not is_kept:
+            assert await client.reader.read() == b""
+            return
+        client.writer.write(post + head.replace(b"GET", b"HEAD") + b"GET /nothing HTTP/1.0\r\n\r\n")
+        rest = await client.reader.read()
+        assert (rest.count(b"HTTP/1.1 200 "), rest.count(b"HTTP/1.1 404 ")) == (2, 1)
+        assert rest.count(b"\r\nconnection: keep-alive\r\n") == 2
+        assert b"transfer-encoding" not in rest
+
+
+async def test_a_refusal_to_http_1_0_before_a_long_body_has_come_ends_the_connection(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        post = b"POST /v1/completions HTTP/1.0\r\nconnection: keep-alive\r\ncontent-type: text/plain\r\n"
+        client.writer.write(post + b"content-length: 1000000\r\n\r\n")
+        head, _, body = (await client.reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 415 ")
+        assert (head.count(b"\r\nconnection: "), b"keep-alive" in head) == (1, False)
+        assert json.loads(body)
+
+
 async def test_a_client_that_leaves_with_requests_in_line_frees_its_slot(tmp_path: Path) -> None:
     gate = Gate()
     async with (
