@@ -23,7 +23,12 @@ from orcinus.server.apis.embeddings.body import EmbeddingBody
 from orcinus.server.apis.generation import Generation
 from orcinus.server.apis.messages.answer import MESSAGE, MESSAGE_TOKENS, count_tokens, start_message
 from orcinus.server.apis.messages.body import MessagesBody
-from orcinus.server.apis.models.answer import list_models, retrieve_model
+from orcinus.server.apis.models.answer import (
+    list_models,
+    list_models_for_anthropic,
+    retrieve_model,
+    retrieve_model_for_anthropic,
+)
 from orcinus.server.apis.reference.answer import SCRIPT, START, STYLE, document, reference_file, reference_page
 from orcinus.server.apis.responses.answer import (
     RESPONSE,
@@ -112,11 +117,13 @@ class BodyOperation(Operation):
 class LookupOperation(Operation):
     """An operation that `look_up` answers, with a JSON object, whatever is in the body.
 
-    It is called with the context and the parameters of the path, by name.
+    It is called with the context and the parameters of the path, by name. Clients of Anthropic's API are answered by
+    `anthropic_look_up`, if there is one.
     """
 
     _: KW_ONLY
     look_up: Callable[..., dict[str, Any]]
+    anthropic_look_up: Callable[..., dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +280,12 @@ OPERATIONS = OperationTable(
             is_polled=True,
         ),
         LookupOperation(
-            "/v1/models", name="list_models", tag="models", summary="The names that are served", look_up=list_models
+            "/v1/models",
+            name="list_models",
+            tag="models",
+            summary="The names that are served",
+            look_up=list_models,
+            anthropic_look_up=list_models_for_anthropic,
         ),
         LookupOperation(
             "/v1/models/{model:path}",
@@ -281,6 +293,7 @@ OPERATIONS = OperationTable(
             tag="models",
             summary="One of them",
             look_up=retrieve_model,
+            anthropic_look_up=retrieve_model_for_anthropic,
         ),
         GenerationOperation(
             "/v1/completions",

@@ -14,15 +14,22 @@ _WITHOUT_BODY = (204, 304)
 class FramedAnswer:
     """Passes the messages of one answer on to uvicorn's `send`.
 
-    `is_early` tells, when the answer begins, whether most of the request's body is still to come.
+    When the answer begins, `is_early` tells whether most of the request's body is still to come, and `is_ending`
+    whether the server ends: then the connection ends, too.
     """
 
     def __init__(
-        self, cycle: RequestResponseCycle, send: Send, is_early: Callable[[RequestResponseCycle], bool]
+        self,
+        cycle: RequestResponseCycle,
+        send: Send,
+        *,
+        is_early: Callable[[RequestResponseCycle], bool],
+        is_ending: Callable[[], bool],
     ) -> None:
         self._cycle = cycle
         self._send = send
         self._is_early = is_early
+        self._is_ending = is_ending
         self._ends_by_close = False
 
     async def send(self, message: Message) -> None:
@@ -32,7 +39,7 @@ class FramedAnswer:
             await self._send(message)
             return
         is_early = self._is_early(self._cycle)
-        if is_early:
+        if is_early or self._is_ending():
             self._cycle.keep_alive = False
         if self._cycle.scope["http_version"] == "1.0":
             message = self._for_old_client(message)
