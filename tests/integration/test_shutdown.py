@@ -332,9 +332,9 @@ def test_the_end_of_its_terminal_ends_neither_the_server_nor_its_engine_and_has_
     keys = tmp_path / "keys"
     keys.write_text("old\n")
     server = start_light_server("--host", "::", "--api-key-file", str(keys))
+    assert server.url.startswith("http://127.0.0.1:")  # and it answers there
     engine = server.engine()
     assert engine is not None
-    assert server.url.startswith("http://127.0.0.1:")  # and it answers there
     keys.write_text("new\n")
     for process in (engine, psutil.Process(server.pid)):
         process.send_signal(signal.SIGHUP)
