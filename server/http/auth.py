@@ -88,6 +88,9 @@ class KeyRing:
 
     async def reload(self, *, is_forced: bool = False) -> None:
         """Read the keys again if their file has changed, or in any case."""
+        if self._settings.api_key_file is None:
+            logger.info("there is no API key file to read again")
+            return
         try:
             read = await asyncio.to_thread(self._read_anew, is_forced)
         except (OSError, ValueError) as error:
