@@ -87,9 +87,8 @@ def install_document(app: FastAPI, operations: OperationTable, *, is_key_needed:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _build(app, operations, is_key_needed)
-            if root_path:
-                app.openapi_schema["servers"] = [{"url": root_path}]
+            document = _build(app, operations, is_key_needed)
+            app.openapi_schema = {**document, "servers": [{"url": root_path}]} if root_path else document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

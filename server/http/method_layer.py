@@ -1,11 +1,11 @@
 """The layer that answers what no operation does: a path that does not exist, and a method that a path does not have.
-HEAD it makes a GET whose body is not sent.
+HEAD it makes a GET; uvicorn sends no body in answer to it.
 
 Knows the table of endpoints, and nothing of what they do.
 """
 
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orcinus.server.http.answers import error_response
 from orcinus.server.operations import Operation, OperationTable
@@ -30,7 +30,7 @@ class MethodMiddleware:
         elif scope["method"] not in operation.allowed_methods:
             await error_response(_wrong_method(scope, operation), scope)(scope, receive, send)
         elif scope["method"] == "HEAD":
-            await self._app({**scope, "method": "GET"}, receive, _without_body(send))
+            await self._app({**scope, "method": "GET"}, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -48,13 +48,6 @@ def _wrong_method(scope: Scope, operation: Operation) -> HTTPException:
     allowed = ", ".join(operation.allowed_methods)
     message = f"{_shown(scope['path'])} takes {allowed}, got {scope['method'][:20]}"
     return HTTPException(405, message, {"allow": allowed})
-
-
-def _without_body(send: Send) -> Send:
-    async def send_head(message: Message) -> None:
-        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
-
-    return send_head
 
 
 def _shown(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 from base64 import b64encode
 from datetime import datetime
 from hashlib import sha256
@@ -160,6 +161,22 @@ async def test_openapi_document_describes_the_bodies_with_their_bounds(served: S
     assert schemas["CompletionBody"]["properties"]["n"]["maximum"] == 128
     assert set(schemas["CompletionBody"]["properties"]) > set(CompletionBody.model_fields)
     assert {"ChatBody", "TokenizeBody", "DetokenizeBody", "StreamOptions", "Error"} <= set(schemas)
+
+
+async def test_the_openapi_document_is_made_off_the_event_loop(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_in: list[int] = []
+    make = served.app.openapi
+
+    def noted() -> dict[str, Any]:
+        made_in.append(threading.get_ident())
+        return make()
+
+    monkeypatch.setattr(served.app, "openapi", noted)
+    assert answer_of(await served.client.get("/openapi.json"))["openapi"]
+    assert made_in
+    assert made_in[0] != threading.get_ident()
 
 
 async def test_request_id_of_the_client_comes_back(served: Serving) -> None:

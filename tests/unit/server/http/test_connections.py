@@ -482,6 +482,23 @@ async def test_a_connection_is_kept_where_the_body_of_a_refused_request_is_short
         assert (b"200 OK" in await client.reader.read()) == is_kept
 
 
+async def test_an_answer_to_head_has_the_head_of_the_answer_to_get_and_ends_there(tmp_path: Path) -> None:
+    asked = b"/v1/models HTTP/1.1\r\nhost: localhost\r\nx-request-id: same\r\n\r\n"
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        client.writer.write(b"GET " + asked)
+        got = await client.reader.readuntil(b"\r\n\r\n")
+        body = await client.reader.readuntil(b"]}")
+        assert b"content-length: %d\r\n" % len(body) in got
+        for _ in range(2):
+            client.writer.write(b"HEAD " + asked)
+            told = await client.reader.readuntil(b"\r\n\r\n")
+            assert without_date(told) == without_date(got)
+
+
+def without_date(head: bytes) -> list[bytes]:
+    return [line for line in head.split(b"\r\n") if not line.startswith(b"date: ")]
+
+
 OLD = b"POST %b HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
 
 
@@ -706,14 +723,18 @@ async def test_a_body_that_never_comes_holds_the_end_up_until_the_second_sigterm
 
 
 async def test_from_the_first_signal_on_every_answer_is_the_last_on_its_connection(tmp_path: Path) -> None:
+    """While a body that does not come holds up the end."""
     gate = Gate()
     async with (
-        draining(tmp_path, gate) as (_, server, port),
+        draining(tmp_path, gate) as (served, server, port),
+        connect(port) as holding,
         connect(port) as streaming,
         connect(port) as probing,
         connect(port) as asking,
         connect(port) as erring,
     ):
+        holding.writer.write(HALF)
+        await until(lambda: num_entering(served) == 1)
         content = b'{"prompt": "a", "stream": true}'
         streaming.writer.write(POST + b"content-length: %d\r\n\r\n%b" % (len(content), content))
         gate.let(2)
@@ -724,14 +745,17 @@ async def test_from_the_first_signal_on_every_answer_is_the_last_on_its_connecti
         server.handle_exit(signal.SIGTERM, None)
         probing.writer.write(HEAD + b"\r\n")
         erring.writer.write(b"no HTTP\r\n\r\n")
-        await until(lambda: server._app.state.context.intake.is_closed)
+        await until(lambda: served.app.state.context.intake.is_closed)
         asking.writer.write(POST + b"content-length: %d\r\n\r\n%b" % (len(content), content))
-        for client, status in ((probing, b"200"), (asking, b"503"), (erring, b"400")):
-            head, _, _ = (await client.reader.read()).partition(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 " + status)
-            assert head.count(b"\r\nconnection: close") == 1
-        gate.open()
-        assert b"[DONE]" in await streaming.reader.read()
+        async with asyncio.timeout(20):
+            for client, status in ((probing, b"200"), (asking, b"503"), (erring, b"400")):
+                head, _, _ = (await client.reader.read()).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 " + status)
+                assert head.count(b"\r\nconnection: close") == 1
+            gate.open()
+            assert b"[DONE]" in await streaming.reader.read()
+        assert not server.should_exit
+        holding.leave()
 
 
 async def test_a_hangup_has_the_keys_read_again_and_ends_nothing(
