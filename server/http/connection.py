@@ -81,6 +81,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_header_bytes = 0
         self._has_headers = False
         self._is_after_chunk_header = False
+        self._is_between_requests = False  # of which one has come whole, and none has begun since
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -120,8 +121,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # the latter for CONNECT
             self.send_400_response("")
+        if self._linger_timer is None:
+            self._on_received(data)
+
+    def _on_received(self, data: bytes) -> None:
+        """See what has come together, and whether anything is still awaited."""
+        if self._is_between_requests and not self._is_answering():  # the rest of a body has come after its answer
+            self._has_head()
+            self._await_request(self.timeout_keep_alive)
         num_around = self._num_bytes - self._num_body_bytes
-        if num_around > MAX_HEAD_BYTES + self._num_body_bytes and self._linger_timer is None:
+        if num_around > MAX_HEAD_BYTES + self._num_body_bytes:
             status = 413 if self._has_headers and not self._is_in_trailer(data) else 431
             message = f"a request may have at most {MAX_HEAD_BYTES} bytes besides its body, got {num_around} or more"
             self._refusal = HTTPException(status, message)
@@ -130,7 +139,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._num_header_bytes = 0
-        self._has_headers = self._is_after_chunk_header = False
+        self._has_headers = self._is_after_chunk_header = self._is_between_requests = False
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -181,6 +190,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._num_bytes = self._num_body_bytes = 0
+        self._is_between_requests = True
         super().on_message_complete()
 
     def _is_in_trailer(self, data: bytes) -> bool:
@@ -297,6 +307,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _await_request(self, timeout_s: float) -> None:
         """Look again after a while, unless something comes before."""
+        self._unset_keepalive_if_required()
         timeout_s = min(timeout_s, self._shared.keep_alive_s)
         self.timeout_keep_alive_task = self.loop.call_later(timeout_s, self.timeout_keep_alive_handler)
 

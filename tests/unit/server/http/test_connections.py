@@ -554,6 +554,23 @@ async def test_a_refusal_to_http_1_0_before_a_long_body_has_come_ends_the_connec
         assert json.loads(body)
 
 
+async def test_a_connection_is_idle_once_the_rest_of_a_refused_body_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
+    async with serving(tmp_path) as served, listening(served) as (server, port), connect(port) as client:
+        client.writer.write(POST.replace(b"json", b"xml") + b"content-length: 4\r\n\r\n1")
+        assert await client.status() == 415
+        await client.reader.readuntil(b"}}")
+        [connection] = connections_of(server)
+        client.writer.write(b"234")
+        await until(lambda: connection._is_between_requests)
+        assert connection._head_timer is None
+        assert connection.timeout_keep_alive_task is not None
+        client.writer.write(b"\r\n" + HEAD + b"\r\n")
+        assert (await client.reader.readuntil(b'"live"}')).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_a_client_that_leaves_with_requests_in_line_frees_its_slot(tmp_path: Path) -> None:
     gate = Gate()
     async with (
