@@ -372,6 +372,7 @@ async def test_of_a_flood_of_connections_only_so_many_are_kept_to_read_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "MAX_TURNED_AWAY", 2)
+    monkeypatch.setattr(http_protocol, "LINGER_S", 60.0)
     async with serving(tmp_path) as served, listening(served, max_connections=1) as (server, port), connect(port):
         await until(lambda: is_open(server))
         async with contextlib.AsyncExitStack() as opened:

@@ -88,3 +88,5 @@ async def test_the_server_is_found_under_the_path_that_a_proxy_publishes_and_wit
         assert (await served.client.get("/llm/llm/live", headers=KEY)).status_code == 404
         name = "orcinus_http_requests_total"
         assert await served.metric(name, method="GET", route="/live", status="200") == 2
+    async with serving(tmp_path, root_path="/v") as served:
+        assert (await served.client.get("/v1/models")).status_code == 200
