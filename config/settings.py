@@ -422,7 +422,11 @@ class Settings(BaseSettings):
         """
         if self.api_key_file is None:
             return self.api_key
-        lines = [line.strip() for line in self.api_key_file.read_text(encoding="utf-8").splitlines()]
+        try:
+            text = self.api_key_file.read_text(encoding="utf-8-sig")  # some editors mark UTF-8 by a BOM
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.api_key_file} is not UTF-8 text") from None
+        lines = [line.strip() for line in text.splitlines()]
         for number, line in enumerate(lines, 1):
             check_key(line, f"line {number} of {self.api_key_file}")
         return self.api_key + tuple(line for line in lines if line and not line.startswith("#"))

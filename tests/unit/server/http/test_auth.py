@@ -220,6 +220,16 @@ def test_a_key_that_cannot_be_sent_is_refused_at_start_and_not_shown(tmp_path: P
     assert "secret" not in str(refusal.value)
 
 
+def test_a_key_file_may_begin_with_a_mark_of_utf_8_and_is_no_other_text(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbffirst\r\nsecond\r\n")
+    keys = KeyRing(load_settings(api_key_file=str(file)))
+    assert [accepts(keys, key) for key in ("first", "second", "\ufefffirst")] == [True, True, False]
+    file.write_text("first\n", encoding="utf-16")
+    with pytest.raises(SettingsError, match=r"keys is not UTF-8 text$"):
+        KeyRing(load_settings(api_key_file=str(file)))
+
+
 def test_a_key_file_with_such_a_key_is_refused_at_start_by_its_line(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("good\n# comment\nsec\tret\n")
