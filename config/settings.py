@@ -5,7 +5,7 @@ Precedence: command line > environment > YAML file > defaults. A wrong value and
 read (`config.sources`), of argparse (`config.arguments` makes flags from the declarations), of models or of HTTP.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from orcinus.config.addresses import parse_listed_host, parse_origin, parse_root_path
 from orcinus.config.engine_config import BatchingStrategy, EngineConfig
 from orcinus.config.sources import ENV_PREFIX, Environment, YamlFile, given_by
 from orcinus.config.values import SettingsError, check_keys, describe_allowed, parse_bytes, parse_strings
@@ -195,6 +196,38 @@ class Settings(BaseSettings):
         min_length=1,
     )
     port: int = _setting(8000, "Server", "Port to listen on; 0 takes any free one.", "PORT", ge=0, le=65_535)
+    allowed_host: Strings = _setting(
+        (),
+        "Server",
+        "Host that requests may name (the header Host); repeatable: a name, NAME:PORT, *.NAME, or * for any. Loopback"
+        " names always may. Default: those alone where the server listens on a loopback address, so that no web page"
+        " reaches it by a name of its own; any host elsewhere.",
+        "HOST",
+    )
+    cors_allow_origin: Strings = _setting(
+        (),
+        "Server",
+        "Web origin whose pages may call the server (CORS), such as https://chat.example.com; repeatable, or * for any."
+        " Default: none.",
+        "ORIGIN",
+    )
+    root_path: str = _setting(
+        "",
+        "Server",
+        "Path under which a proxy publishes the server, such as /llm. Requests are answered with it and without it,"
+        " whether the proxy takes it off or not.",
+        "PATH",
+    )
+    connection_keep_alive_s: float = _setting(
+        620.0,
+        "Server",
+        "Seconds that a connection without a request stays open, while no more than half of max_connections are open;"
+        " beyond that 75, and 10 where none has come yet. Longer than load balancers keep theirs, so that none of them"
+        " sends a request into a connection that is being closed.",
+        "S",
+        gt=0,
+        le=86_400,
+    )
     api_key: Strings = _setting(
         (), "Server", "Key that clients must send; repeatable. Without any, everybody may.", "KEY", repr=False
     )
@@ -308,6 +341,28 @@ class Settings(BaseSettings):
             raise ValueError("an entry is empty")
         return value
 
+    @field_validator("allowed_host")
+    @classmethod
+    def _hosts_are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_parsed(parse_listed_host, entry) for entry in value)
+
+    @field_validator("cors_allow_origin")
+    @classmethod
+    def _origins_are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_parsed(parse_origin, entry) for entry in value)
+
+    @field_validator("root_path")
+    @classmethod
+    def _path_is_a_path(cls, value: str) -> str:
+        return _parsed(parse_root_path, value)
+
+    @field_validator("api_key")
+    @classmethod
+    def _keys_can_be_sent(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for number, key in enumerate(value, 1):
+            check_key(key, f"key {number}")
+        return value
+
     @field_validator("api_key_file")
     @classmethod
     def _file_exists(cls, value: Path | None) -> Path | None:
@@ -361,10 +416,19 @@ class Settings(BaseSettings):
         return bool(self.api_key) or self.api_key_file is not None
 
     def read_api_keys(self) -> tuple[str, ...]:
-        """Return the keys of `api_key` and those that `api_key_file` holds now. Raises `OSError`."""
+        """Return the keys of `api_key` and those that `api_key_file` holds now.
+
+        Raises `OSError`, and `ValueError` for what is no text or a key that no client could send.
+        """
         if self.api_key_file is None:
             return self.api_key
-        lines = [line.strip() for line in self.api_key_file.read_text(encoding="utf-8").splitlines()]
+        try:
+            text = self.api_key_file.read_text(encoding="utf-8-sig")  # some editors mark UTF-8 by a BOM
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.api_key_file} is not UTF-8 text") from None
+        lines = [line.strip() for line in text.splitlines()]
+        for number, line in enumerate(lines, 1):
+            check_key(line, f"line {number} of {self.api_key_file}")
         return self.api_key + tuple(line for line in lines if line and not line.startswith("#"))
 
     def read_chat_template(self) -> str | None:
@@ -397,6 +461,22 @@ class Settings(BaseSettings):
             seed=self.seed,
             log_level=self.log_level,
         )
+
+
+def check_key(key: str, where: str) -> None:
+    """Raise `ValueError`, without the key, if no client could send it: headers take no control characters."""
+    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in key):
+        raise ValueError(f"{where} has a control character, which no header can carry")
+    if key != key.strip(" \t"):
+        raise ValueError(f"{where} begins or ends with a space, which headers do not keep")
+
+
+def _parsed(parse: Callable[[str], str], entry: str) -> str:
+    """Return an entry in its one form. Raises `ValueError` that shows it."""
+    try:
+        return parse(entry)
+    except ValueError as error:
+        raise ValueError(f"{error}, got {entry[:100]!r}") from None
 
 
 def demo_model_path() -> Path:

@@ -6,14 +6,13 @@ engine has loaded it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from itertools import groupby
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.middleware.cors import CORSMiddleware
 
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
@@ -22,21 +21,28 @@ from orcinus.server.context import ServingContext, ServingEngine
 from orcinus.server.http.answers import error_response
 from orcinus.server.http.auth import AuthMiddleware, KeyRing
 from orcinus.server.http.body import BodyReader
+from orcinus.server.http.fault_layer import FaultMiddleware
+from orcinus.server.http.method_layer import MethodMiddleware
 from orcinus.server.http.request_layer import RequestMiddleware
 from orcinus.server.http.room_layer import RoomMiddleware
+from orcinus.server.http.root_path import RootPathMiddleware
 from orcinus.server.http.routes import Handler, OperationHandlers
+from orcinus.server.http.throttled_log import ThrottledLog
 from orcinus.server.metrics import Metrics
 from orcinus.server.openapi import describe_operation, install_document
 from orcinus.server.operations import OPERATIONS, Operation, OperationTable
 
 logger = logging.getLogger(__name__)
 
+# Headers of answers that pages of other origins may read.
+EXPOSED_HEADERS = ("x-request-id", "request-id", "retry-after", "x-should-retry", "www-authenticate", "allow")
+
 
 def create_app(engine: ServingEngine, settings: Settings, operations: OperationTable = OPERATIONS) -> FastAPI:
     """Return the app that serves `engine`, which was started; its lifespan runs the engine and closes it.
 
     Sets `engine.observer`. `app.state` has `context`, `metrics` and, once it runs, `reading`: the task of `engine.run`.
-    Raises `OSError` if the key file cannot be read.
+    Raises `OSError` if the key file cannot be read, and `SettingsError` if it has a key that cannot be sent.
     """
     metrics = Metrics()
     engine.observer = metrics
@@ -47,14 +53,27 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
         description="An OpenAI-compatible LLM inference server with continuous batching.",
         lifespan=_lifespan,
         redirect_slashes=False,
+        openapi_url=None,  # the document and its page are operations like others
     )
     app.state.context = context
     app.state.metrics = metrics
+    app.state.keys = KeyRing(settings)
+    app.state.throttled_log = ThrottledLog()
     bodies = BodyReader(settings.max_body_bytes)
     # The first is the outermost: a refused key too gets an id, a line in the log and a count.
     app.user_middleware[:] = [
-        Middleware(RequestMiddleware, metrics=metrics, operations=operations, documents=_paths_of(app), bodies=bodies),
-        Middleware(AuthMiddleware, keys=KeyRing(settings), operations=operations),
+        Middleware(RootPathMiddleware, root_path=settings.root_path),
+        Middleware(
+            RequestMiddleware,
+            metrics=metrics,
+            operations=operations,
+            bodies=bodies,
+            throttled_log=app.state.throttled_log,
+        ),
+        *_cors_layers(settings.cors_allow_origin),
+        Middleware(FaultMiddleware),
+        Middleware(AuthMiddleware, keys=app.state.keys, operations=operations),
+        Middleware(MethodMiddleware, operations=operations),
         Middleware(RoomMiddleware, context=context, operations=operations),
     ]
     for kind in (OrcinusError, HTTPException):
@@ -62,28 +81,38 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     handlers = OperationHandlers(context, bodies, settings.keep_alive_s)
     for operation in operations:
         _add_operation(app, operation, handlers.handler(operation))
-    install_document(app, operations, is_key_needed=settings.is_key_needed)
+    install_document(app, operations, is_key_needed=settings.is_key_needed, root_path=settings.root_path)
     return app
 
 
-def _paths_of(app: FastAPI) -> frozenset[str]:
-    return frozenset(route.path for route in app.routes if isinstance(route, Route))
+def _cors_layers(origins: Sequence[str]) -> list[Middleware]:
+    """Return the layer that lets pages of these origins call the server. Browsers send no key when they ask."""
+    if not origins:
+        return []
+    layer = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=EXPOSED_HEADERS,
+        allow_private_network=True,
+        max_age=600,
+    )
+    return [layer]
 
 
 def _add_operation(app: FastAPI, operation: Operation, handler: Handler) -> None:
-    """Give the operation its routes. HEAD has one of its own, which the document does not show."""
-    for is_head, methods in groupby(operation.methods, key=lambda method: method == "HEAD"):
-        app.add_api_route(
-            operation.path,
-            handler,
-            methods=[*methods],
-            name=operation.name,
-            tags=[operation.tag] if operation.tag else None,
-            summary=operation.summary,
-            include_in_schema=operation.is_documented and not is_head,
-            response_class=Response,
-            openapi_extra=describe_operation(operation),
-        )
+    app.add_api_route(
+        operation.path,
+        handler,
+        methods=[*operation.methods],
+        name=operation.name,
+        tags=[operation.tag] if operation.tag else None,
+        summary=operation.summary,
+        include_in_schema=operation.is_documented,
+        response_class=Response,
+        openapi_extra=describe_operation(operation),
+    )
 
 
 async def _respond(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""One table from exceptions to HTTP, and the two shapes of an error body: OpenAI's, and Anthropic's on its own paths.
+"""One table from exceptions to HTTP, and the two shapes of an error body: OpenAI's, and Anthropic's for its clients.
 
 Every error that leaves the server, as a response or inside a stream, is made here. A message of ours goes out
 as it is; of an exception that nobody expected, nothing does.
@@ -6,7 +6,7 @@ as it is; of an exception that nobody expected, nothing does.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,10 @@ _encoder = json.JSONEncoder(ensure_ascii=False)
 
 class ModelNotFoundError(InvalidRequestError):
     """The request names a model that is not served here."""
+
+
+class ResponseNotFoundError(InvalidRequestError):
+    """The request is about a response that was given before: none is stored."""
 
 
 class AuthenticationError(InvalidRequestError):
@@ -75,6 +79,7 @@ ERROR_TABLE: Mapping[type[BaseException], ErrorKind] = {
     ContextLengthError: ErrorKind(400, code="context_length_exceeded"),
     AuthenticationError: ErrorKind(401, code="invalid_api_key"),
     ModelNotFoundError: ErrorKind(404, code="model_not_found"),
+    ResponseNotFoundError: ErrorKind(404, code="response_not_found"),
     RequestTimeoutError: ErrorKind(408, "timeout"),
     BodyTooLargeError: ErrorKind(413, code="body_too_large"),
     UnsupportedMediaTypeError: ErrorKind(415, code="unsupported_media_type"),
@@ -127,9 +132,11 @@ def error_body(error: BaseException) -> dict[str, Any]:
     }
 
 
-def speaks_anthropic(path: str) -> bool:
-    """Return whether requests to this path are of Anthropic's API."""
-    return path == "/v1/messages" or path.startswith("/v1/messages/")
+def speaks_anthropic(path: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> bool:
+    """Return whether a request is of Anthropic's API: by its path, or by a header that its clients always send."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return True
+    return any(name == b"anthropic-version" for name, _ in headers)
 
 
 def anthropic_error_body(error: BaseException, request_id: str | None = None) -> dict[str, Any]:
@@ -140,9 +147,15 @@ def anthropic_error_body(error: BaseException, request_id: str | None = None) ->
     return body if request_id is None else {**body, "request_id": request_id}
 
 
-def to_response(error: BaseException, path: str = "", request_id: str | None = None) -> ErrorResponse:
+def to_response(
+    error: BaseException,
+    path: str = "",
+    request_id: str | None = None,
+    request_headers: Iterable[tuple[bytes, bytes]] = (),
+) -> ErrorResponse:
     """Return the status, the headers and the body that answer a request to `path` with this error."""
-    told = anthropic_error_body(error, request_id) if speaks_anthropic(path) else error_body(error)
+    is_anthropic = speaks_anthropic(path, request_headers)
+    told = anthropic_error_body(error, request_id) if is_anthropic else error_body(error)
     body = msgspec.json.encode(told)
     headers = {"content-type": "application/json", **_extra_headers(error), "content-length": str(len(body))}
     return ErrorResponse(kind_of(error).status, headers, body)

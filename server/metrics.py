@@ -100,7 +100,8 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "orcinus_http_requests_total",
         "counter",
-        "HTTP requests; status 499: the client left before the answer; route other: no such path.",
+        "HTTP requests; status 499: the client left before the answer; route other: no such path; route connection:"
+        " what was answered before there was a request (no HTTP, a bound, one connection too many).",
         ("route", "method", "status"),
     ),
     MetricSpec("orcinus_http_requests_in_progress", "gauge", "HTTP requests being answered."),
@@ -211,6 +212,10 @@ class Metrics(EngineObserver):
         """Count a request that was answered. `route` and `method` must come from a fixed set."""
         self._http_in_progress -= 1
         self._http[(route, method, str(status))] += 1
+
+    def on_connection_refused(self, status: int) -> None:
+        """Count an answer that a connection got before there was a request, or in place of one."""
+        self._http[("connection", "other", str(status))] += 1
 
     def exposition(self, accept: str | None = None) -> tuple[bytes, str]:
         """Return the text of /metrics and its content type, in the format that the scraper accepts."""

@@ -82,12 +82,13 @@ def describe_operation(operation: Operation) -> dict[str, Any]:
             return {"responses": {"200": {"content": {"application/json": {"schema": {}}}}}}
 
 
-def install_document(app: FastAPI, operations: OperationTable, *, is_key_needed: bool) -> None:
+def install_document(app: FastAPI, operations: OperationTable, *, is_key_needed: bool, root_path: str = "") -> None:
     """Make `app.openapi` give the document of these operations. It is made when first asked for."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _build(app, operations, is_key_needed)
+            document = _build(app, operations, is_key_needed)
+            app.openapi_schema = {**document, "servers": [{"url": root_path}]} if root_path else document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

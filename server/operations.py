@@ -23,8 +23,21 @@ from orcinus.server.apis.embeddings.body import EmbeddingBody
 from orcinus.server.apis.generation import Generation
 from orcinus.server.apis.messages.answer import MESSAGE, MESSAGE_TOKENS, count_tokens, start_message
 from orcinus.server.apis.messages.body import MessagesBody
-from orcinus.server.apis.models.answer import list_models, retrieve_model
-from orcinus.server.apis.responses.answer import RESPONSE, start_response, stored_response
+from orcinus.server.apis.models.answer import (
+    list_models,
+    list_models_for_anthropic,
+    retrieve_model,
+    retrieve_model_for_anthropic,
+)
+from orcinus.server.apis.reference.answer import SCRIPT, START, STYLE, document, reference_file, reference_page
+from orcinus.server.apis.responses.answer import (
+    RESPONSE,
+    RESPONSE_TOKENS,
+    compacted_response,
+    count_input_tokens,
+    start_response,
+    stored_response,
+)
 from orcinus.server.apis.responses.body import ResponseBody
 from orcinus.server.apis.status.answer import exposition, first_page, live, ready, version
 from orcinus.server.apis.tokens.answer import TEXT, TOKENS, detokenize, tokenize
@@ -34,6 +47,7 @@ from orcinus.server.requests.bodies import Body
 from orcinus.server.requests.caller import Caller
 
 OTHER = "other"  # what the metrics call all paths that are not in the table
+_MAX_PREFIX = 3  # parts of a path that may stand wrongly before one that exists
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +56,8 @@ class Operation:
 
     `path` is written as starlette does (`{model:path}` takes slashes). `name` is what its `operationId` in the OpenAPI
     document begins with; `tag` and `summary` are shown there, if `is_documented`. `is_guarded` operations need a key
-    where the server has keys. `label` is what the metrics call it, "" for its path. Of `methods`, a 405 names the first
-    and those with it in a route: HEAD has one of its own.
+    where the server has keys; `is_polled` ones are asked for by machines all the time, and not logged. `methods` are
+    those that have an answer of their own, and `allowed_methods` all that are answered.
     """
 
     path: str
@@ -54,7 +68,12 @@ class Operation:
     methods: tuple[str, ...] = ("GET",)
     is_documented: bool = True
     is_guarded: bool = True
-    label: str = ""
+    is_polled: bool = False
+
+    @property
+    def allowed_methods(self) -> tuple[str, ...]:
+        """The methods that a request may have: HEAD wherever there is GET."""
+        return (*self.methods, "HEAD") if "GET" in self.methods else self.methods
 
     @property
     def needs_room(self) -> bool:
@@ -96,13 +115,15 @@ class BodyOperation(Operation):
 
 @dataclass(frozen=True, slots=True)
 class LookupOperation(Operation):
-    """An operation without a body that `look_up` answers, with a JSON object.
+    """An operation that `look_up` answers, with a JSON object, whatever is in the body.
 
-    It is called with the context and the parameters of the path, by name.
+    It is called with the context and the parameters of the path, by name. Clients of Anthropic's API are answered by
+    `anthropic_look_up`, if there is one.
     """
 
     _: KW_ONLY
     look_up: Callable[..., dict[str, Any]]
+    anthropic_look_up: Callable[..., dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +146,7 @@ class OperationTable:
         self._by_path = {operation.path: operation for operation in self._operations}
         self._patterns = [(compile_path(row.path)[0], row) for row in self._operations if "{" in row.path]
         assert len(self._by_path) == len(self._operations), "a path has one row"
-        assert all(self._find(row.path) in (None, row) for row in self._operations), "a row is hidden by another"
+        assert all(self._is_first_at_its_path(i) for i in range(len(self._operations))), "a row is hidden by another"
 
     def __iter__(self) -> Iterator[Operation]:
         return iter(self._operations)
@@ -139,6 +160,11 @@ class OperationTable:
         operation = self.at(path)
         return operation is not None and not operation.is_guarded
 
+    def is_polled(self, path: str) -> bool:
+        """Return whether machines ask for this path all the time."""
+        operation = self.at(path)
+        return operation is not None and operation.is_polled
+
     def needs_room(self, path: str, method: str) -> bool:
         """Return whether such a request takes a place in the engine."""
         operation = self.at(path)
@@ -147,7 +173,17 @@ class OperationTable:
     def label(self, path: str) -> str:
         """Return what the metrics call requests for this path: one of a fixed set, whatever a client asks for."""
         operation = self.at(path)
-        return OTHER if operation is None else operation.label or operation.shown_path
+        return OTHER if operation is None else operation.shown_path
+
+    def likely_path(self, path: str) -> str | None:
+        """Return the path that was probably meant by one that does not exist: one with or without `/v1`, say."""
+        names = [name for name in path.split("/") if name]
+        for start in range(min(len(names), _MAX_PREFIX + 1)):
+            rest = "/" + "/".join(names[start:])
+            for likely in (rest, "/v1" + rest, rest.lower(), "/v1" + rest.lower()):
+                if likely != path and self.at(likely) is not None:
+                    return likely
+        return None
 
     @property
     def bodies(self) -> tuple[type[Body], ...]:
@@ -156,20 +192,61 @@ class OperationTable:
         return tuple(dict.fromkeys(kinds))
 
     def _find(self, path: str) -> Operation | None:
-        return next((row for pattern, row in self._patterns if pattern.match(path)), None)
+        """Return the first row whose pattern matches; a parameter is never empty."""
+        matches = ((pattern.match(path), row) for pattern, row in self._patterns)
+        return next((row for match, row in matches if match is not None and all(match.groups())), None)
+
+    def _is_first_at_its_path(self, index: int) -> bool:
+        """Return whether no earlier row, which would be routed first, matches the path of this one."""
+        path = self._operations[index].path
+        return not any(compile_path(row.path)[0].match(path) for row in self._operations[:index])
 
 
 OPERATIONS = OperationTable(
     [
-        PageOperation("/", name="first_page", respond=first_page, media_types=("text/html",), is_documented=False),
+        PageOperation(
+            "/",
+            name="first_page",
+            respond=first_page,
+            media_types=("text/html",),
+            is_documented=False,
+            is_guarded=False,
+        ),
+        PageOperation(
+            "/openapi.json",
+            name="document",
+            respond=document,
+            media_types=("application/json",),
+            is_documented=False,
+            is_guarded=False,
+        ),
+        PageOperation(
+            "/docs",
+            name="reference_page",
+            respond=reference_page,
+            media_types=("text/html",),
+            is_documented=False,
+            is_guarded=False,
+        ),
+        *(
+            PageOperation(
+                path,
+                name="reference_file",
+                respond=reference_file(path),
+                media_types=(media_type,),
+                is_documented=False,
+                is_guarded=False,
+            )
+            for path, media_type in ((SCRIPT, "text/javascript"), (STYLE, "text/css"), (START, "text/javascript"))
+        ),
         LookupOperation(
             "/live",
             name="live",
             tag="operations",
             summary="Whether the process answers",
             look_up=live,
-            methods=("GET", "HEAD"),
             is_guarded=False,
+            is_polled=True,
         ),
         LookupOperation(
             "/ready",
@@ -177,8 +254,8 @@ OPERATIONS = OperationTable(
             tag="operations",
             summary="Whether new requests are taken",
             look_up=ready,
-            methods=("HEAD", "GET"),
             is_guarded=False,
+            is_polled=True,
         ),
         LookupOperation(
             "/health",
@@ -186,8 +263,8 @@ OPERATIONS = OperationTable(
             tag="operations",
             summary="Whether new requests are taken",
             look_up=ready,
-            methods=("HEAD", "GET"),
             is_guarded=False,
+            is_polled=True,
         ),
         LookupOperation(
             "/version", name="version", tag="operations", summary="The version of the server", look_up=version
@@ -200,9 +277,15 @@ OPERATIONS = OperationTable(
             respond=exposition,
             media_types=("text/plain", "application/openmetrics-text"),
             is_guarded=False,
+            is_polled=True,
         ),
         LookupOperation(
-            "/v1/models", name="list_models", tag="models", summary="The names that are served", look_up=list_models
+            "/v1/models",
+            name="list_models",
+            tag="models",
+            summary="The names that are served",
+            look_up=list_models,
+            anthropic_look_up=list_models_for_anthropic,
         ),
         LookupOperation(
             "/v1/models/{model:path}",
@@ -210,6 +293,7 @@ OPERATIONS = OperationTable(
             tag="models",
             summary="One of them",
             look_up=retrieve_model,
+            anthropic_look_up=retrieve_model_for_anthropic,
         ),
         GenerationOperation(
             "/v1/completions",
@@ -235,13 +319,40 @@ OPERATIONS = OperationTable(
             body=ResponseBody,
             answer=RESPONSE,
         ),
+        BodyOperation(
+            "/v1/responses/input_tokens",
+            name="response_tokens",
+            tag="tokens",
+            work=count_input_tokens,
+            body=ResponseBody,
+            answer=RESPONSE_TOKENS,
+        ),
         LookupOperation(
-            "/v1/responses/{response_id:path}",
+            "/v1/responses/compact",
+            name="compacted_response",
+            look_up=compacted_response,
+            methods=("POST",),
+            is_documented=False,
+        ),
+        LookupOperation(
+            "/v1/responses/{response_id}",
             name="stored_response",
             look_up=stored_response,
             methods=("GET", "DELETE"),
             is_documented=False,
-            label=OTHER,
+        ),
+        LookupOperation(
+            "/v1/responses/{response_id}/cancel",
+            name="cancelled_response",
+            look_up=stored_response,
+            methods=("POST",),
+            is_documented=False,
+        ),
+        LookupOperation(
+            "/v1/responses/{response_id}/input_items",
+            name="stored_input",
+            look_up=stored_response,
+            is_documented=False,
         ),
         GenerationOperation(
             "/v1/messages", name="messages", tag="generation", start=start_message, body=MessagesBody, answer=MESSAGE

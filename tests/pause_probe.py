@@ -57,7 +57,7 @@ def _wait_for_end(is_over: threading.Event) -> None:
 
 def _ask(connection: socket.socket) -> float:
     started = time.perf_counter()
-    connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
     answer = b""
     while not answer.endswith(b"}"):
         part = connection.recv(4096)

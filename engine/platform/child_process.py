@@ -12,7 +12,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_GROUP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has no SIGHUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ def module_command(module: str, *arguments: str) -> ChildCommand:
 
 @contextlib.contextmanager
 def group_signals_held() -> Iterator[None]:
-    """Block SIGINT and SIGTERM while the parent starts a child, which holds them until `ignore_group_signals`."""
+    """Block these signals while the parent starts a child, which holds them until `ignore_group_signals`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
     try:
         yield
@@ -43,10 +45,10 @@ def group_signals_held() -> Iterator[None]:
 
 
 def ignore_group_signals() -> None:
-    """Ignore SIGINT and SIGTERM from now on; to be called by the child.
+    """Ignore SIGINT, SIGTERM and SIGHUP from now on; to be called by the child.
 
-    A terminal's Ctrl-C and a service manager's SIGTERM reach all processes at once, but it is the parent that decides
-    when the child ends: it may have work for it until then.
+    A terminal's Ctrl-C and end and a service manager's SIGTERM reach all processes at once, but it is the parent that
+    decides when the child ends: it may have work for it until then.
     """
     for number in _GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

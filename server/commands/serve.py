@@ -65,13 +65,15 @@ def serve(settings: Settings) -> int:
 
 
 def end_at_once_on_signals() -> None:
-    """End this process on a signal, and its engine with it, until uvicorn takes the signals over.
+    """End this process on SIGTERM or SIGINT, and its engine with it, until uvicorn takes the signals over.
 
     Nothing is raised, as Python would do on Ctrl-C: imports run callbacks in which an exception, and so the signal, is
     lost. As process 1 of a container, SIGTERM would otherwise do nothing.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there are no keys yet to be read again
 
 
 def _print_summary(info: EngineInfo, settings: Settings, port: int, has_chat_template: bool) -> None:

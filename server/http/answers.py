@@ -37,7 +37,7 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 def error_response(error: Exception, scope: Scope) -> Response:
     """Return what answers the request of this scope with an error, from within a route or from a layer around it."""
-    answer = to_response(error, scope["path"], scope["state"]["request_id"])
+    answer = to_response(error, scope["path"], scope["state"]["request_id"], scope["headers"])
     return Response(answer.body, answer.status, answer.headers)
 
 

@@ -4,38 +4,54 @@ The layer stands before everything that reads a body. It looks at `scope["path"]
 client's to choose.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orcinus.config.settings import Settings
+from orcinus.config.settings import Settings, SettingsError
 from orcinus.server.errors import AuthenticationError
 from orcinus.server.http.answers import error_response
 from orcinus.server.operations import OperationTable
 
 logger = logging.getLogger(__name__)
 
+LOOK_EVERY_S = 1.0  # at the key file
+WAIT_S = 1.0  # for the file, by requests that come while it is looked at
 _NAME_BYTES = 8  # of a key's digest: enough to tell clients apart
+
+Stamp = tuple[int, int, int]
 
 
 class KeyRing:
-    """The valid keys. Those of `api_key_file` are read again when the file changes.
+    """The valid keys. Those of `api_key_file` are read again when it changes, in a thread: it may be on a slow volume.
 
-    While the file cannot be read, the keys known before stay valid. Raises `OSError` if it cannot be read at start.
+    While the file cannot be read, the keys known before stay valid. Raises `OSError` if it cannot be read at start, and
+    `SettingsError` if it has a key that no client could send.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stamp = self._read_stamp()
-        self._digests = self._read_digests()
+        try:
+            self._digests = self._read_digests()
+        except ValueError as error:
+            raise SettingsError(f"api_key_file: {error}") from None
+        self._next_look = self._wait_until = 0.0
+        self._looking: asyncio.Task[None] | None = None
+        self._problem = ""
 
     @property
     def is_needed(self) -> bool:
         return self._settings.is_key_needed
 
-    def check(self, authorization: str | None, api_key: str | None = None) -> str:
+    def check(self, authorization: bytes | None, api_key: bytes | None = None) -> str:
         """Return the client's name, made of its key. Raises `AuthenticationError` unless a header holds a valid key.
 
         `authorization` is "Bearer KEY", `api_key` (x-api-key, which clients of Anthropic's API send) the key alone.
@@ -43,38 +59,83 @@ class KeyRing:
         """
         if authorization is None and api_key is None:
             raise AuthenticationError("an API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
-        digests = [_digest(key) for key in (_bearer_key(authorization), api_key) if key is not None]
-        valid = [digest for digest in digests if self._is_valid(digest)]
+        given = [key for key in (_bearer_key(authorization), api_key) if key is not None]
+        valid = [name for key in given if (name := self._name_of(hashlib.sha256(key).digest())) is not None]
         if not valid:
             raise AuthenticationError("the API key is not valid")
-        return valid[0][:_NAME_BYTES].hex()
+        return valid[0]
 
-    def _is_valid(self, digest: bytes) -> bool:
-        """Compare with every key, and digests, which have one length, so that the time taken tells nothing."""
-        self._reload()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
+    def _name_of(self, digest: bytes) -> str | None:
+        """Return the name of a valid key: of its UTF-8, however it was sent.
 
-    def _reload(self) -> None:
-        try:
-            stamp = self._read_stamp()
-            if stamp == self._stamp:
-                return
-            self._digests = self._read_digests()
-        except (OSError, UnicodeDecodeError) as error:
-            logger.warning("cannot read the API key file, its last keys stay valid: %s", error)
+        Compares with every key, and digests, which have one length, so that the time taken tells nothing.
+        """
+        matches = [known.name for known in self._digests if hmac.compare_digest(digest, known.digest)]
+        return matches[0] if matches else None
+
+    async def look(self) -> None:
+        """Read the keys again if their file has changed, at most once a second; wait for no slow volume twice."""
+        if self._settings.api_key_file is None:
             return
-        self._stamp = stamp
-        logger.info("API key file read again: %d keys are valid", len(self._digests))
+        now = time.monotonic()
+        if self._looking is None and now >= self._next_look:
+            self._next_look = now + LOOK_EVERY_S
+            self._wait_until = now + WAIT_S
+            self._looking = asyncio.create_task(self.reload(), name="look at the key file")
+            self._looking.add_done_callback(self._on_looked)
+        if self._looking is not None:
+            await asyncio.wait({self._looking}, timeout=max(self._wait_until - now, 0))
 
-    def _read_stamp(self) -> tuple[int, int, int] | None:
+    async def reload(self, *, is_forced: bool = False) -> None:
+        """Read the keys again if their file has changed, or in any case."""
+        if self._settings.api_key_file is None:
+            logger.info("there is no API key file to read again")
+            return
+        try:
+            read = await asyncio.to_thread(self._read_anew, is_forced)
+        except (OSError, ValueError) as error:
+            if (problem := str(error)) != self._problem:  # once, however many requests come
+                logger.warning("cannot read the API key file, its last keys stay valid: %s", problem)
+            self._problem = problem
+            return
+        self._problem = ""
+        if read is not None:
+            self._stamp, self._digests = read
+            logger.info("API keys read again: %d are valid", len({known.name for known in self._digests}))
+
+    def _on_looked(self, _: asyncio.Task[None]) -> None:
+        self._looking = None
+
+    def _read_anew(self, is_forced: bool) -> tuple[Stamp | None, list["_Known"]] | None:
+        stamp = self._read_stamp()
+        return None if stamp == self._stamp and not is_forced else (stamp, self._read_digests())
+
+    def _read_stamp(self) -> Stamp | None:
         if self._settings.api_key_file is None:
             return None
         status = self._settings.api_key_file.stat()
         return status.st_mtime_ns, status.st_size, status.st_ino
 
-    def _read_digests(self) -> list[bytes]:
-        return [_digest(key) for key in self._settings.read_api_keys()]
+    def _read_digests(self) -> list["_Known"]:
+        return [known for key in self._settings.read_api_keys() for known in _forms(key)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A form of a valid key as it may be sent, and the name that the key has in all of them."""
+
+    digest: bytes
+    name: str
+
+
+def _forms(key: str) -> Iterator[_Known]:
+    """Return the bytes that a key may be sent as: UTF-8, and what older clients and browsers make of it."""
+    digest = hashlib.sha256(key.encode()).digest()
+    name = digest[:_NAME_BYTES].hex()
+    yield _Known(digest, name)
+    with contextlib.suppress(UnicodeEncodeError):
+        if not key.isascii():
+            yield _Known(hashlib.sha256(key.encode("latin-1")).digest(), name)
 
 
 class AuthMiddleware:
@@ -90,6 +151,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._keys.is_needed and not self._operations.is_public(scope["path"]):
+            await self._keys.look()
             try:
                 keys = _header(scope, b"authorization"), _header(scope, b"x-api-key")
                 scope["state"]["client"] = self._keys.check(*keys)
@@ -99,16 +161,12 @@ class AuthMiddleware:
         await self._app(scope, receive, send)
 
 
-def _header(scope: Scope, wanted: bytes) -> str | None:
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
     """Return the header's value, if there is one and not more: which of two would count cannot be known."""
-    values = [value for name, value in scope["headers"] if name == wanted]
-    return values[0].decode("latin-1").strip() if len(values) == 1 else None
+    values: list[bytes] = [value for name, value in scope["headers"] if name == wanted]
+    return values[0].strip(b" \t") if len(values) == 1 else None
 
 
-def _bearer_key(authorization: str | None) -> str | None:
-    scheme, _, key = (authorization or "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else None
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _bearer_key(authorization: bytes | None) -> bytes | None:
+    scheme, _, key = (authorization or b"").partition(b" ")
+    return key.strip(b" \t") if scheme.lower() == b"bearer" else None

@@ -19,6 +19,7 @@ class RequestParser:
         self.on_url = protocol.on_url
         self.on_header = protocol.on_header
         self.on_body = protocol.on_body
+        self.on_chunk_header = protocol.on_chunk_header
         self._parser = httptools.HttpRequestParser(self)
 
     def feed_data(self, data: bytes) -> None:

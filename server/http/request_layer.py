@@ -1,9 +1,8 @@
-"""The outermost layer of every HTTP request: its id, its line in the log, its metrics, and the last catch for errors.
+"""The layer around every HTTP request: its id, its line in the log and its metrics.
 
 Pure ASGI, so that the client's leaving reaches the routes.
 """
 
-import asyncio
 import logging
 import re
 import secrets
@@ -13,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orcinus.server.errors import speaks_anthropic
-from orcinus.server.http.answers import error_response
 from orcinus.server.http.body import BodyReader
+from orcinus.server.http.throttled_log import ThrottledLog
 from orcinus.server.metrics import Metrics
 from orcinus.server.operations import OTHER, OperationTable
 
@@ -22,29 +21,27 @@ logger = logging.getLogger("orcinus.server.access")
 
 CLIENT_LEFT = 499  # in the log and the metrics; never sent
 TOO_MANY = 429
-REFUSALS_LOGGED_EVERY_S = 1.0
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class RequestMiddleware:
-    """Stands around everything. `documents` are the paths that the app has besides its operations."""
+    """Stands around everything."""
 
     def __init__(
         self,
         app: ASGIApp,
         metrics: Metrics,
         operations: OperationTable,
-        documents: frozenset[str],
         bodies: BodyReader,
+        throttled_log: ThrottledLog,
     ) -> None:
         self._app = app
         self._bodies = bodies
         self._metrics = metrics
         self._operations = operations
-        self._documents = documents
-        self._refusals = _Refusals()
+        self._throttled_log = throttled_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,37 +53,16 @@ class RequestMiddleware:
             await self._app(scope, receive, exchange.send)
         except ClientDisconnect:
             pass
-        except Exception:
-            logger.exception("request %s failed", exchange.request_id)
-            await exchange.fail(receive)
         finally:
             self._bodies.release(scope)
             route, method = self._labels(scope)
             self._metrics.on_http_end(route, method, exchange.status)
-            exchange.log(is_quiet=exchange.status == TOO_MANY or self._operations.is_public(scope["path"]))
+            exchange.log(is_quiet=exchange.status == TOO_MANY or self._operations.is_polled(scope["path"]))
             if exchange.status == TOO_MANY:
-                self._refusals.count()
+                self._throttled_log.count(f"requests refused with {TOO_MANY}")
 
     def _labels(self, scope: Scope) -> tuple[str, str]:
-        path = scope["path"]
-        route = path if path in self._documents else self._operations.label(path)
-        return route, scope["method"] if scope["method"] in _METHODS else OTHER
-
-
-class _Refusals:
-    """Logs refusals by their number, once in a while: a line for each of a flood costs as much as to refuse it."""
-
-    def __init__(self) -> None:
-        self._number = 0
-
-    def count(self) -> None:
-        if not self._number:
-            asyncio.get_running_loop().call_later(REFUSALS_LOGGED_EVERY_S, self._log)
-        self._number += 1
-
-    def _log(self) -> None:
-        logger.warning("requests refused with %d: %d", TOO_MANY, self._number)
-        self._number = 0
+        return self._operations.label(scope["path"]), scope["method"] if scope["method"] in _METHODS else OTHER
 
 
 class _Exchange:
@@ -108,13 +84,9 @@ class _Exchange:
 
     def _id_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the id by each name that the client may look for: Anthropic's clients have one of their own."""
-        names = (b"x-request-id", b"request-id") if speaks_anthropic(self._scope["path"]) else (b"x-request-id",)
+        is_anthropic = speaks_anthropic(self._scope["path"], self._scope["headers"])
+        names = (b"x-request-id", b"request-id") if is_anthropic else (b"x-request-id",)
         return [(name, self.request_id.encode()) for name in names]
-
-    async def fail(self, receive: Receive) -> None:
-        """Answer with a 500 after an exception that nobody expected. A response that has begun can only be cut off."""
-        if self.status == CLIENT_LEFT:
-            await error_response(RuntimeError(), self._scope)(self._scope, receive, self.send)
 
     def log(self, *, is_quiet: bool) -> None:
         level = logging.DEBUG if is_quiet else logging.INFO

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 
 from orcinus.server.apis.generation import StreamableGeneration
 from orcinus.server.context import ServingContext
+from orcinus.server.errors import speaks_anthropic
 from orcinus.server.http.answers import EventStream, WholeAnswer, json_response
 from orcinus.server.http.body import BodyReader
 from orcinus.server.operations import BodyOperation, GenerationOperation, LookupOperation, Operation, PageOperation
@@ -63,7 +64,9 @@ class OperationHandlers:
 
     def _lookup_handler(self, operation: LookupOperation) -> Handler:
         async def look_up(request: Request) -> Response:
-            return json_response(operation.look_up(self._context, **request.path_params))
+            is_anthropic = speaks_anthropic(request.scope["path"], request.scope["headers"])
+            work = (is_anthropic and operation.anthropic_look_up) or operation.look_up
+            return json_response(work(self._context, **request.path_params))
 
         return look_up
 

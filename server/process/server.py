@@ -1,17 +1,19 @@
 """From listening to exit: running the app, draining on SIGTERM, and giving up when the engine does.
 
 The first SIGTERM (or Ctrl-C) turns /ready red, refuses new work and lets requests that have come finish within
-`drain_timeout_s`, those that are still being read too; when that is over, or on a second signal, what still runs gets
-an error event. Either way the exit code is 0. The port stays open while draining, so that clients read "503 draining"
-and not "connection refused".
+`drain_timeout_s`, those that are still being read too; from then on every answer is the last on its connection. When
+that is over, or on a second signal, what still runs gets an error event. Either way the exit code is 0. The port stays
+open while draining, so that clients read "503 draining" and not "connection refused". SIGHUP has the keys read again.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -21,8 +23,13 @@ from orcinus.config.settings import Settings
 from orcinus.engine.errors import OrcinusError
 from orcinus.engine.messages import EngineInfo
 from orcinus.server.context import ServingEngine
-from orcinus.server.http.connection import bounded_protocol
+from orcinus.server.http.auth import KeyRing
+from orcinus.server.http.connection import SharedByConnections, bounded_protocol
+from orcinus.server.http.hosts import HostPolicy
+from orcinus.server.http.refusals import Refusals
 from orcinus.server.intake import Intake
+from orcinus.server.process.listening import BACKLOG, listen
+from orcinus.server.process.open_files import fit_open_files
 from orcinus.server.process.orphans import reap_orphans
 
 logger = logging.getLogger(__name__)
@@ -30,13 +37,7 @@ logger = logging.getLogger(__name__)
 OnReady = Callable[[EngineInfo, int], None]
 
 _SWITCH_S = 0.001  # a thread at work hands the interpreter to the event loop after so long
-_BACKLOG = 2048
-_KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that they and not we close them
 _CLOSE_TIMEOUT_S = 5  # for connections that do not close by themselves
-
-
-class ListenError(OrcinusError):
-    """The address cannot be listened on."""
 
 
 def run_server(app: FastAPI, engine: ServingEngine, settings: Settings, on_ready: OnReady | None = None) -> int:
@@ -46,24 +47,14 @@ def run_server(app: FastAPI, engine: ServingEngine, settings: Settings, on_ready
     Raises `ListenError`, `ModelLoadError`, and `EngineUnavailableError` when the engine ends while it is needed.
     """
     sys.setswitchinterval(_SWITCH_S)
-    listener = listen(settings.host, settings.port)
-    server = DrainingServer(app, engine, settings, on_ready)
-    with listener, asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(server.serve(sockets=[listener]))
+    with contextlib.ExitStack() as opened:
+        listeners = [opened.enter_context(listener) for listener in listen(settings.host, settings.port)]
+        server = DrainingServer(app, engine, settings, on_ready)
+        runner = opened.enter_context(asyncio.Runner(loop_factory=server.config.get_loop_factory()))
+        runner.run(server.serve(sockets=listeners))
     if server.failure is not None:
         raise server.failure
     return 0
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket on the first address that `host` stands for. Raises `ListenError`."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except OSError as error:
-        reason = str(error.strerror or error).partition(" (while")[0]
-        raise ListenError(f"cannot listen on {host} port {port}: {reason}") from error
 
 
 class DrainingServer(uvicorn.Server):
@@ -72,29 +63,39 @@ class DrainingServer(uvicorn.Server):
     def __init__(
         self, app: FastAPI, engine: ServingEngine, settings: Settings, on_ready: OnReady | None = None
     ) -> None:
+        self.failure: OrcinusError | None = None
+        self._num_signals = 0
         config = uvicorn.Config(
             app,
-            http=bounded_protocol(settings.max_connections),
+            http=bounded_protocol(self._shared(app, settings)),
             lifespan="on",
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_S,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=2 * _CLOSE_TIMEOUT_S,
         )
         super().__init__(config)
-        self.failure: OrcinusError | None = None
         self._app = app
         self._engine = engine
         self._intake: Intake = app.state.context.intake
+        self._keys: KeyRing = app.state.keys
         self._drain_timeout_s = settings.drain_timeout_s
         self._on_ready = on_ready
-        self._num_signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _shared(self, app: FastAPI, settings: Settings) -> SharedByConnections:
+        """Return what the connections know of the server."""
+        return SharedByConnections(
+            max_connections=fit_open_files(settings.max_connections),
+            keep_alive_s=settings.connection_keep_alive_s,
+            hosts=HostPolicy(settings.host, settings.allowed_host),
+            is_ending=lambda: self._num_signals > 0 or self.should_exit,
+            refusals=Refusals(app.state.metrics.on_connection_refused, app.state.throttled_log),
+        )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -118,6 +119,25 @@ class DrainingServer(uvicorn.Server):
         logger.warning("%d connections were still open and were cut off", len(self.server_state.connections))
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while the server runs; SIGHUP, which would end the process, has the keys read again."""
+        with super().capture_signals():
+            former = signal.signal(signal.SIGHUP, self.handle_hangup) if hasattr(signal, "SIGHUP") else None
+            try:
+                yield
+            finally:
+                if hasattr(signal, "SIGHUP"):
+                    signal.signal(signal.SIGHUP, former)
+
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Have the keys read again. The handler may interrupt anything, so the work is left to the event loop."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._reload_keys)
+
+    def _reload_keys(self) -> None:
+        self._tasks.append(asyncio.create_task(self._keys.reload(is_forced=True), name="read keys"))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Count a signal. The handler may interrupt anything, so the work is left to the event loop."""

@@ -6,6 +6,7 @@ It formats and prints nothing else; no key is ever part of it.
 import json
 import shlex
 
+from orcinus.config.addresses import url_of
 from orcinus.config.settings import Settings
 from orcinus.config.values import format_bytes
 from orcinus.config.version import VERSION
@@ -16,7 +17,6 @@ _NO_KERNELS = (
     "NONE: without native code this CPU computes several times slower than it could.\n"
     "             Install a wheel for this platform, or a C++ compiler (g++), and start again"
 )
-_ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 - compared with, never listened on
 
 
 def start_up_summary(
@@ -45,8 +45,7 @@ def start_up_summary(
 
 def server_url(host: str, port: int) -> str:
     """Return the address to use from this machine."""
-    shown = "127.0.0.1" if host in _ANY_ADDRESS else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}"
+    return url_of(host, port)
 
 
 def example_request(url: str, model: str, is_key_needed: bool, has_chat_template: bool) -> str:

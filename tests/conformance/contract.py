@@ -17,7 +17,7 @@ from tests.conformance.rows import (  # noqa: F401  (importing them registers th
 from tests.conformance.rows.parameters import parameter_rows
 
 GROUPS = (
-    *("completions", "chat", "models", "tokenize", "detokenize", "probes", "metrics", "auth"),
+    *("completions", "chat", "models", "tokenize", "detokenize", "probes", "metrics", "head", "auth"),
     *("requests", "responses", "streaming", "logprobs", "errors", "parameters"),
     *("tools", "structured", "embeddings", "responses_api", "anthropic"),
 )

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,7 +46,7 @@ def reading_nothing(server: ServerProcess, body: dict[str, Any]) -> Iterator[Non
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect((address.hostname, address.port))
-        head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
+        head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json"
         connection.sendall(f"{head}\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
         yield
 
@@ -322,3 +323,24 @@ def test_a_server_starts_at_once_on_the_port_of_one_that_just_ended(start_light_
         assert last_event(lines)["choices"]
     assert first.wait(60) == 0
     assert start_light_server("--port", port).get("/ready").status_code == 200
+
+
+@pytest.mark.slow
+def test_the_end_of_its_terminal_ends_neither_the_server_nor_its_engine_and_has_keys_read_again(
+    tmp_path: Path, start_light_server: StartServer
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("old\n")
+    server = start_light_server("--host", "::", "--api-key-file", str(keys))
+    assert server.url.startswith("http://127.0.0.1:")  # and it answers there
+    engine = server.engine()
+    assert engine is not None
+    keys.write_text("new\n")
+    for process in (engine, psutil.Process(server.pid)):
+        process.send_signal(signal.SIGHUP)
+    until(lambda: "API keys read again: 1 are valid" in server.log, "the keys were not read again")
+    answer = server.http.post("/v1/completions", json={"prompt": "a"}, headers={"authorization": "Bearer new"})
+    assert answer.status_code == 200
+    assert server.engine() == engine
+    server.terminate()
+    assert server.wait() == 0

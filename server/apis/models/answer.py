@@ -1,5 +1,6 @@
-"""GET /v1/models and /v1/models/{model}: the names that are served."""
+"""GET /v1/models and /v1/models/{model}: the names that are served, in the forms of OpenAI's and Anthropic's API."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from orcinus.server.context import ServingContext
@@ -14,3 +15,30 @@ def retrieve_model(ctx: ServingContext, model: str) -> dict[str, Any]:
     """Return the entry of one name. Raises `ModelNotFoundError` if it is not served."""
     ctx.check_model(model)
     return ctx.describe(model)
+
+
+def list_models_for_anthropic(ctx: ServingContext) -> dict[str, Any]:
+    """Return one page with all names."""
+    data = [_describe_for_anthropic(ctx, name) for name in ctx.model_names]
+    return {"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
+
+
+def retrieve_model_for_anthropic(ctx: ServingContext, model: str) -> dict[str, Any]:
+    """Return the entry of one name. Raises `ModelNotFoundError` if it is not served."""
+    ctx.check_model(model)
+    return _describe_for_anthropic(ctx, model)
+
+
+def _describe_for_anthropic(ctx: ServingContext, name: str) -> dict[str, Any]:
+    described = ctx.describe(name)
+    created_at = datetime.fromtimestamp(described["created"], UTC).isoformat().replace("+00:00", "Z")
+    length = described["max_model_len"]
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": created_at,
+        "lifecycle": "active",
+        "max_input_tokens": length,
+        "max_tokens": length,
+    }

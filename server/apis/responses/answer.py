@@ -1,4 +1,5 @@
-"""POST /v1/responses: from a body to an answer. Independent of HTTP; `server.operations` gives it a path.
+"""POST /v1/responses and /v1/responses/input_tokens: from a body to an answer. Independent of HTTP; `server.operations`
+gives both a path.
 
 A response is a chat completion in another form: `server.apis.responses.input` makes a chat of what is asked, and
 `server.apis.responses.output` items of what is said. Nothing is stored.
@@ -9,10 +10,9 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from starlette.exceptions import HTTPException
-
 from orcinus.engine.outputs import RequestOutput
 from orcinus.server.apis.answer_schemas import (
+    INTEGER,
     NUMBER_OR_NULL,
     OBJECT_OR_NULL,
     STRING,
@@ -29,7 +29,7 @@ from orcinus.server.apis.responses.input import naming_parameters_of_responses, 
 from orcinus.server.apis.responses.output import Event, OutputItems
 from orcinus.server.apis.single_choice import SingleChoiceGeneration, encode_event
 from orcinus.server.context import OutputStream, ServingContext
-from orcinus.server.errors import error_body
+from orcinus.server.errors import ResponseNotFoundError, error_body
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallStart
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 
@@ -45,7 +45,7 @@ async def start_response(
     asked = parse_response(body)
     chat = to_chat_body(asked)
     with naming_parameters_of_responses():
-        request = await prepare_chat(ctx, chat, f"resp_{uuid.uuid4().hex}", caller)
+        request = await prepare_chat(ctx, chat, _new_id(), caller)
         return ResponseGeneration(ctx, asked, request, ctx.engine.submit(request.generation))
 
 
@@ -62,9 +62,32 @@ RESPONSE = AnswerSchema(
 )
 
 
+RESPONSE_TOKENS = AnswerSchema(
+    "ResponseTokens", object_with(object=constant("response.input_tokens"), input_tokens=INTEGER)
+)
+
+
+async def count_input_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how long the prompt of a response would be. Checks what the response itself would be checked for."""
+    chat = to_chat_body(parse_response(body))
+    with naming_parameters_of_responses():
+        request = await prepare_chat(ctx, chat, _new_id())
+    [prompt] = request.generation.prompts
+    return {"object": "response.input_tokens", "input_tokens": len(prompt)}
+
+
 def stored_response(ctx: ServingContext, response_id: str) -> NoReturn:
-    """Raise the 404 that is due to whoever asks for a response that was given before."""
-    raise HTTPException(404, f"no response {response_id[:100]!r}: responses are not stored here")
+    """Raise the 404 that is due for a response that was given before, and for what belongs to one."""
+    raise ResponseNotFoundError(f"there is no response {response_id[:100]!r}: responses are not stored here")
+
+
+def compacted_response(ctx: ServingContext) -> NoReturn:
+    """Raise the 404 that is due for a conversation that is to be made shorter."""
+    raise ResponseNotFoundError("there is no compaction here: send the conversation itself, or truncation 'auto'")
+
+
+def _new_id() -> str:
+    return f"resp_{uuid.uuid4().hex}"
 
 
 class ResponseGeneration(SingleChoiceGeneration):

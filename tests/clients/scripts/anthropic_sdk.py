@@ -29,6 +29,13 @@ def asked(**body: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": QUESTION, "max_tokens": 64, "extra_body": temperature, **body}
 
 
+def check_models(url: str) -> None:
+    client = client_of(url)
+    [listed] = [*client.models.list()]
+    assert (listed.id, listed.type, listed.display_name) == (MODEL, "model", MODEL)
+    assert client.models.retrieve(MODEL) == listed
+
+
 def check_a_message(url: str) -> None:
     message = ask(url)
     assert (message.type, message.role, message.stop_reason) == ("message", "assistant", "end_turn")

@@ -129,6 +129,15 @@ def check_a_response(url: str) -> None:
     assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
 
 
+def check_counting_the_tokens_of_a_response(url: str) -> None:
+    client = client_of(url)
+    question = "What is the capital of France?"
+    counted = client.responses.input_tokens.count(model=MODEL, input=question)
+    answered = client.responses.create(model=MODEL, input=question)
+    assert answered.usage is not None
+    assert (counted.object, counted.input_tokens) == ("response.input_tokens", answered.usage.input_tokens)
+
+
 def check_a_streamed_response(url: str) -> None:
     asked: Any = {"model": MODEL, "input": QUESTION, "temperature": 0}
     with client_of(url).responses.stream(**asked) as stream:

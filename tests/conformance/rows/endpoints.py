@@ -8,7 +8,7 @@ from tests.conformance.rows import anthropic
 from tests.conformance.schema import check_type
 
 CHAT = "What is the capital of France?"
-PUBLIC = ("/live", "/ready", "/health", "/metrics")
+PUBLIC = ("/live", "/ready", "/health", "/metrics", "/", "/docs", "/openapi.json")
 
 
 @row(
@@ -121,7 +121,19 @@ def metrics(api: Api) -> None:
     assert api.metric("orcinus_generation_tokens_total") >= before + 5
 
 
-@row("auth", "With a key set, every route asks for it but the probes and /metrics; a wrong key is a 401 like none")
+@row("head", "HEAD is answered wherever GET is, as GET without the body")
+def head(api: Api) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/live", "/ready", "/health", "/version", "/v1/models", "/metrics"):
+        got, asked = api.http.get(path), api.http.head(path)
+        assert (asked.status_code, asked.content) == (200, b"")
+        assert asked.headers["content-type"] == got.headers["content-type"]
+    assert api.http.head("/v1/models/no-such").status_code == 404
+
+
+@row(
+    "auth",
+    "With a key set, every route asks for it but the probes, /metrics and the pages; a wrong key is a 401 like none",
+)
 def auth(api: Api) -> None:
     known, url = api.small.api, api.small.process.url
     with Api(url) as anonymous, Api(url, "wrong") as wrong:

@@ -1,7 +1,9 @@
 """Errors: status, type, code, param and headers."""
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import psutil
@@ -35,17 +37,36 @@ def message(api: Api) -> None:
         assert value in text
 
 
-@row("errors.route", "An unknown path is 404 `unknown_url`")
+@row("errors.route", "An unknown path is 404 `unknown_url`, and says which one was probably meant")
 def route(api: Api) -> None:
-    error = error_of(api.http.post("/v1/nothing", json={}), 404)
-    assert (error["type"], error["code"]) == ("invalid_request_error", "unknown_url")
+    for path, hint in {"/v1/nothing": "/docs", "/chat/completions": "did you mean /v1/chat/completions?"}.items():
+        error = error_of(api.http.post(path, json={}), 404)
+        assert (error["type"], error["code"]) == ("invalid_request_error", "unknown_url")
+        assert hint in error["message"]
 
 
-@row("errors.method", "A wrong method is 405, and `Allow` names the right one")
+@row("errors.method", "A wrong method is 405, and `Allow` names all that the path has")
 def method(api: Api) -> None:
-    response = api.http.get("/v1/completions")
-    assert error_of(response, 405)["type"] == "invalid_request_error"
-    assert "POST" in response.headers["allow"]
+    for path, allowed in {"/v1/completions": "POST", "/ready": "GET, HEAD", "/v1/models": "GET, HEAD"}.items():
+        response = api.http.request("PATCH", path)
+        assert error_of(response, 405)["type"] == "invalid_request_error"
+        assert response.headers["allow"] == allowed
+
+
+@row("errors.host", "A request names one host, which on a loopback address is a loopback name")
+def host(api: Api) -> None:
+    for names in ([], ["localhost", "localhost"], ["evil.example"]):
+        assert talk_raw(api, [f"host: {name}" for name in names]).startswith(b"HTTP/1.1 400 ")
+    assert talk_raw(api, ["host: localhost:1"]).startswith(b"HTTP/1.1 200 ")
+
+
+def talk_raw(api: Api, lines: list[str]) -> bytes:
+    """The answer to a request for /live with this head."""
+    address = urlsplit(api.url)
+    head = "\r\n".join(["GET /live HTTP/1.1", "connection: close", *lines, "", ""])
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        connection.sendall(head.encode())
+        return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 @row("errors.media_type", "A content type other than JSON, or a compressed body, is 415")

@@ -56,6 +56,14 @@ def inputs(api: Api) -> None:
     assert counted[1] > counted[0]
 
 
+@row("responses_api.input_tokens", "The tokens of an input can be counted without an answer")
+def input_tokens(api: Api) -> None:
+    for given, more in ((FRANCE, {}), (talk(FRANCE), {"instructions": "Be brief.", "tools": [TOOL]})):
+        counted = api.ask("POST", "/v1/responses/input_tokens", {"input": given, **more})
+        used = api.respond(given, **more)["usage"]["input_tokens"]
+        assert counted == {"object": "response.input_tokens", "input_tokens": used}
+
+
 @row("responses_api.same", "It says what chat completions say to the same messages")
 def same(api: Api) -> None:
     assert text_of(api.respond(FRANCE)) == api.chat(FRANCE)["choices"][0]["message"]["content"]

@@ -20,7 +20,8 @@ from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.supervision.transport import InProcessTransport
 from orcinus.server.app import create_app
 from orcinus.server.operations import OPERATIONS, OperationTable
-from orcinus.server.process.server import DrainingServer, listen
+from orcinus.server.process.listening import listen
+from orcinus.server.process.server import DrainingServer
 from tests.unit.engine.fakes import CHAT_TEMPLATE, FakeExecutor, builds, fake_config, write_byte_tokenizer
 
 
@@ -138,7 +139,8 @@ async def listening(served: Serving, **settings: Any) -> AsyncIterator[tuple[Dra
     server = DrainingServer(served.app, served.engine, chosen)
     server.config.lifespan = "off"
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-    with listen("127.0.0.1", 0) as listener:
+    [listener] = listen("127.0.0.1", 0)
+    with listener:
         port = listener.getsockname()[1]
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:

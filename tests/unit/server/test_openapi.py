@@ -15,7 +15,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
     "/v1/embeddings": {"input": "a"},
 }
-FORMS = {"/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize", *ASKED}
+FORMS = {"/v1/messages", "/v1/messages/count_tokens", "/v1/responses/input_tokens", "/tokenize", "/detokenize", *ASKED}
 
 
 async def operations_of(served: Serving) -> dict[str, dict[str, Any]]:

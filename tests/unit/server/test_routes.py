@@ -1,6 +1,11 @@
 """The small routes: models, tokens, probes, version, the OpenAPI document; and the layer around all of them."""
 
 import logging
+import re
+import threading
+from base64 import b64encode
+from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +34,64 @@ async def test_a_model_that_is_not_served_is_not_found(served: Serving) -> None:
     assert error_of(await served.client.get("/v1/models/no/such"), 404)["code"] == "model_not_found"
 
 
+ANTHROPIC = {"anthropic-version": "2023-06-01"}
+
+
+async def test_clients_of_anthropics_api_see_models_in_its_form(tmp_path: Path) -> None:
+    async with serving(tmp_path, served_model_name=("org/name", "alias")) as served:
+        models = answer_of(await served.client.get("/v1/models", headers=ANTHROPIC))
+        assert (models["has_more"], models["first_id"], models["last_id"]) == (False, "org/name", "alias")
+        for entry in models["data"]:
+            assert entry["type"] == "model"
+            assert entry["display_name"] == entry["id"]
+            assert datetime.fromisoformat(entry["created_at"]).tzinfo is not None
+            assert entry["max_input_tokens"] == 256
+            assert answer_of(await served.client.get(f"/v1/models/{entry['id']}", headers=ANTHROPIC)) == entry
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/models/no", 404), ("/messages", 404), ("/v1/completions", 405)])
+async def test_clients_of_anthropics_api_see_errors_in_its_form_on_every_path(
+    served: Serving, path: str, status: int
+) -> None:
+    answer = await served.client.get(path, headers=ANTHROPIC)
+    assert answer.status_code == status
+    assert (answer.json()["type"], set(answer.json()["error"])) == ("error", {"type", "message"})
+    assert answer.json()["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
+
+
 async def test_the_first_page_refers_to_nothing_outside_this_server(served: Serving) -> None:
     answer = await served.client.get("/")
     assert answer.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    for element in ("script", "style"):
+        content = answer.text.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
+        digest = b64encode(sha256(content.encode()).digest()).decode()
+        assert f"{element}-src 'sha256-{digest}'" in answer.headers["content-security-policy"]
+        assert answer.text.count(f"<{element}") == 1
     assert "v1/chat/completions" in answer.text
     assert "://" not in answer.text
+
+
+async def test_the_api_reference_refers_to_nothing_outside_this_server(tmp_path: Path) -> None:
+    """Nor does any part of it ask for a key: Swagger UI asks for it itself, as the document says."""
+    async with serving(tmp_path, api_key=("secret",)) as served:
+        page = await served.client.get("/docs")
+        assert page.headers["content-type"].startswith("text/html")
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self';" in policy
+        assert "://" not in page.text + policy
+        files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert "data:," in files
+        kinds = {"js": "text/javascript", "css": "text/css"}
+        for file in files:
+            if file != "data:,":
+                answer = await served.client.get("/" + file)
+                assert answer.headers["content-type"].startswith(kinds[file.rpartition(".")[2]])
+                assert answer.content
+        document = answer_of(await served.client.get("/openapi.json"))
+        assert document["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
+        assert "servers" not in document
 
 
 async def test_tokenize_gives_ids_their_number_and_the_context(served: Serving) -> None:
@@ -104,6 +161,22 @@ async def test_openapi_document_describes_the_bodies_with_their_bounds(served: S
     assert schemas["CompletionBody"]["properties"]["n"]["maximum"] == 128
     assert set(schemas["CompletionBody"]["properties"]) > set(CompletionBody.model_fields)
     assert {"ChatBody", "TokenizeBody", "DetokenizeBody", "StreamOptions", "Error"} <= set(schemas)
+
+
+async def test_the_openapi_document_is_made_off_the_event_loop(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_in: list[int] = []
+    make = served.app.openapi
+
+    def noted() -> dict[str, Any]:
+        made_in.append(threading.get_ident())
+        return make()
+
+    monkeypatch.setattr(served.app, "openapi", noted)
+    assert answer_of(await served.client.get("/openapi.json"))["openapi"]
+    assert made_in
+    assert made_in[0] != threading.get_ident()
 
 
 async def test_request_id_of_the_client_comes_back(served: Serving) -> None:

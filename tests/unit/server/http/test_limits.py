@@ -91,7 +91,7 @@ async def test_where_the_queue_is_full_a_request_is_refused_before_its_body_is_r
 async def test_refusals_are_counted_in_one_line_of_the_log_and_have_none_of_their_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orcinus.server.http.request_layer.REFUSALS_LOGGED_EVERY_S", 0.2)
+    monkeypatch.setattr("orcinus.server.http.throttled_log.LOGGED_EVERY_S", 0.2)
     caplog.set_level(logging.INFO, "orcinus.server.access")
     async with held(tmp_path, max_queue_len=1) as (served, _, _):
         stream = served.engine.submit(generation_request("first", 2))

@@ -1,0 +1,1 @@
+"""GET /docs and /openapi.json: the API reference of a running server."""
