@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from orcinus.engine.attention.serving import ATTENTION_NAME
+from orcinus.engine.models.bare import bare_architecture, with_prefix
 from orcinus.engine.models.gguf_file import read_gguf_weights
 from orcinus.engine.platform.memory import MappedFiles
 from orcinus.engine.platform.model_source import ModelSource
@@ -38,6 +39,8 @@ def read_checkpoint(source: ModelSource, model_class: Any, model_config: Any, dt
     if dtype != torch.float32 and causal_lm._keep_in_fp32_modules_strict:
         return None
     weights = read_gguf_weights(_gguf_path(source), causal_lm, dtype) if source.gguf_file else _mapped(files)
+    if bare_architecture(causal_lm) is not None:
+        weights = {with_prefix(name, causal_lm): weight for name, weight in weights.items()}
     if not _are_those_of(weights, causal_lm):
         return None
     _convert(weights, causal_lm.state_dict())

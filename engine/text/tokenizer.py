@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
 from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, model_source
 from orcinus.engine.text.chat_template import ChatTemplate, Message
@@ -76,7 +76,7 @@ class Tokenizer:
         except ModelLoadError:
             raise
         except Exception as error:  # other people's code reads other people's files
-            raise ModelLoadError(f"cannot load the tokenizer of {model}: {error}") from error
+            raise ModelLoadError(f"cannot load the tokenizer of {model}: {reason_of(error)}") from error
         if chat_template is not None:
             return cls(backend, _given_template(chat_template, special_tokens))
         return cls(backend, _own_template(own_template, special_tokens))
@@ -286,7 +286,7 @@ def _plain_parts(directory: Path) -> _Parts | None:
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special_tokens.values()])
     template_file = directory / "chat_template.jinja"
     if template_file.is_file():
-        return _FastBackend(tokenizer), template_file.read_text("utf-8"), special_tokens
+        return _FastBackend(tokenizer), template_file.read_text("utf-8-sig"), special_tokens
     return _FastBackend(tokenizer), settings.get("chat_template"), special_tokens
 
 
