@@ -12,6 +12,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource
 
+from orcinus.config.text_files import TextFileError, read_text
 from orcinus.config.values import SettingsError, check_keys
 
 ENV_PREFIX = "ORCINUS_"
@@ -62,10 +63,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise SettingsError(f"cannot read the settings file {path}: {reason}") from None
+        values = yaml.safe_load(read_text(path))
+    except TextFileError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.reason}") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):

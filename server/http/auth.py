@@ -11,6 +11,7 @@ import logging
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orcinus.config.settings import Settings
+from orcinus.config.text_files import TextFileError
 from orcinus.server.errors import AuthenticationError
 from orcinus.server.http.answers import error_response
 from orcinus.server.operations import OperationTable
@@ -23,7 +24,8 @@ _NAME_BYTES = 8  # of a key's digest: enough to tell clients apart
 class KeyRing:
     """The valid keys. Those of `api_key_file` are read again when the file changes.
 
-    While the file cannot be read, the keys known before stay valid. Raises `OSError` if it cannot be read at start.
+    While the file cannot be read, the keys known before stay valid. Raises `OSError` or `TextFileError` if it cannot be
+    read at start.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -61,7 +63,7 @@ class KeyRing:
             if stamp == self._stamp:
                 return
             self._digests = self._read_digests()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, TextFileError) as error:
             logger.warning("cannot read the API key file, its last keys stay valid: %s", error)
             return
         self._stamp = stamp

@@ -258,7 +258,12 @@ def test_attention_in_both_directions_is_refused(architecture: str, tmp_path: Pa
 def test_an_encoder_without_its_head_is_no_causal_language_model(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     BertModel(BertConfig(vocab_size=VOCAB_SIZE, **sizes)).save_pretrained(tmp_path)
     assert "BertModel is not a causal language model" in refusal(tmp_path)
 
