@@ -5,7 +5,7 @@ Knows nothing of which settings there are.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ def flag_name(name: str) -> str:
 
 def env_name(name: str) -> str:
     return ENV_PREFIX + name.upper()
+
+
+def ignored_service_links(names: Collection[str]) -> list[str]:
+    """Return the variables that would be settings of these names, were they not Kubernetes' links to services."""
+    links = [(name, os.environ.get(env_name(name), "")) for name in names]
+    return [f"{env_name(name)}={value}" for name, value in links if _is_service_link(env_name(name), value)]
 
 
 class Environment(EnvSettingsSource):

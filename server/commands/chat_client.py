@@ -4,7 +4,6 @@ It knows no terminal. Proxies of the environment hold for other machines; this o
 """
 
 import contextlib
-import ipaddress
 import json
 import urllib.request
 from collections.abc import Generator, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from orcinus.config.hosts import is_any_address, is_loopback
 from orcinus.config.values import SettingsError
 from orcinus.engine.errors import OrcinusError
 
@@ -123,23 +123,11 @@ def _transport(url: httpx.URL) -> httpx.HTTPTransport:
 
 
 def _proxy_of(url: httpx.URL) -> str | None:
-    if _is_this_machine(url.host) or urllib.request.proxy_bypass(url.host):
+    if is_loopback(url.host) or is_any_address(url.host) or urllib.request.proxy_bypass(url.host):
         return None
     proxies = urllib.request.getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
-
-
-def _is_this_machine(host: str) -> bool:
-    """Return whether the host is a loopback name or address, or one that stands for all addresses of this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
 def _shown(proxy: str | None) -> str:

@@ -75,6 +75,12 @@ def test_the_command_that_the_summary_prints_works_as_printed(server: ServerProc
     assert "Paris" in json.loads(done.stdout)["choices"][0]["message"]["content"]
 
 
+def test_the_server_says_at_once_what_it_is_doing(server: ServerProcess) -> None:
+    loading, ready = server.log.index(": loading orcinus-demo ..."), server.log.index("is ready.")
+    assert loading < ready
+    assert "WARNING" not in server.log[:ready]
+
+
 def test_chat_answers_a_question_from_a_running_server(server: ServerProcess) -> None:
     done = _run("chat", "What is the capital of France?", "--temperature", "0", "--base-url", server.url)
     assert done.returncode == 0, done.stderr
