@@ -1,6 +1,6 @@
-"""Tokens that a GGUF file marks as the user's own (`<think>`), which stay whole in any text.
+"""Tokens that a GGUF file marks as control (`<|im_end|>`) or as the user's own (`<think>`): they stay whole in a text.
 
-transformers adds them itself from 5.18 or so on; before, it cut them into pieces.
+transformers adds them itself in its later releases; in earlier ones it cuts some of them into pieces.
 """
 
 from pathlib import Path
@@ -8,21 +8,25 @@ from pathlib import Path
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-_USER_DEFINED = 4  # llama.cpp's type of a token
+# llama.cpp's types of tokens
+_CONTROL = 3
+_USER_DEFINED = 4
+_TOKENS = "tokenizer.ggml.tokens"
+_TYPES = "tokenizer.ggml.token_type"
 
 
-def add_user_defined_tokens(tokenizer: FastTokenizer, file: Path) -> None:
-    """Add the file's tokens of that type to its tokenizer, where they are not added tokens yet."""
-    from gguf import GGUFReader
+def add_marked_tokens(tokenizer: FastTokenizer, file: Path) -> None:
+    """Add the file's tokens of these types to its tokenizer, where they are in the vocabulary and not added yet."""
+    from transformers.integrations.gguf import read_gguf_metadata  # which reads a tenth of what gguf's reader does
 
-    fields = GGUFReader(file).fields
-    types = fields.get("tokenizer.ggml.token_type")
-    if types is None:
-        return
-    numbers = [number for number, kind in enumerate(types.contents()) if kind == _USER_DEFINED]
-    tokens = fields["tokenizer.ggml.tokens"]
+    metadata, _ = read_gguf_metadata(str(file), (_TOKENS,))
     vocab = tokenizer.get_vocab(with_added_tokens=False)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    names = [tokens.contents(number) for number in numbers]
-    missing = [name for name in names if name in vocab and name not in known]
-    tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in missing])
+    named = zip(metadata.get(_TOKENS, ()), metadata.get(_TYPES, ()), strict=False)
+    missing = [(name, kind) for name, kind in named if name in vocab and name not in known]
+    control = [AddedToken(name, normalized=False, special=True) for name, kind in missing if kind == _CONTROL]
+    own = [AddedToken(name, normalized=False, special=False) for name, kind in missing if kind == _USER_DEFINED]
+    if control:
+        tokenizer.add_special_tokens(control)
+    if own:
+        tokenizer.add_tokens(own)

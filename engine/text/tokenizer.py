@@ -21,7 +21,7 @@ from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
 from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, gguf_path, model_source
 from orcinus.engine.text.chat_template import ChatTemplate, Message
-from orcinus.engine.text.gguf_tokens import add_user_defined_tokens
+from orcinus.engine.text.gguf_tokens import add_marked_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -312,7 +312,7 @@ def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
         options["gguf_file"] = source.gguf_file
     tokenizer: Any = AutoTokenizer.from_pretrained(source.path_or_id, **options)
     if source.gguf_file is not None:
-        add_user_defined_tokens(tokenizer.backend_tokenizer, gguf_path(source))
+        add_marked_tokens(tokenizer.backend_tokenizer, gguf_path(source))
     backend = _FastBackend(tokenizer.backend_tokenizer) if tokenizer.is_fast else _SlowBackend(tokenizer)
     return backend, tokenizer.chat_template, dict(tokenizer.special_tokens_map)
 
