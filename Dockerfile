@@ -53,10 +53,11 @@ LABEL org.opencontainers.image.title="Orcinus" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# A fixed, numeric user: Kubernetes checks runAsNonRoot against the number, volumes are owned by it.
+# A fixed, numeric user: Kubernetes checks runAsNonRoot against the number, volumes are owned by it. Any other user works,
+# too: where the platform chooses one (OpenShift), it is of group 0, which may write wherever this one may.
 RUN groupadd --gid 10001 orcinus \
     && useradd --uid 10001 --gid 10001 --home-dir /home/orcinus --create-home --shell /usr/sbin/nologin orcinus \
-    && install --directory --owner=10001 --group=10001 /var/cache/huggingface
+    && install --directory --owner=10001 --group=0 --mode=0775 /var/cache/huggingface /home/orcinus
 
 # Triton compiles what launches its kernels where it runs.
 # hadolint ignore=DL3008
@@ -70,6 +71,8 @@ COPY --from=builder /opt/orcinus /opt/orcinus
 ENV PATH=/opt/orcinus/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/home/orcinus \
+    USER=orcinus \
     HF_HOME=/var/cache/huggingface \
     XDG_CACHE_HOME=/tmp/cache \
     TORCHINDUCTOR_CACHE_DIR=/tmp/cache/torchinductor \
@@ -83,7 +86,7 @@ EXPOSE 8000
 
 # Long start period: a first start may download the model. It ends with the first success.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --start-interval=2s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['ORCINUS_PORT']), timeout=4); c.request('GET', '/ready'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python", "-m", "orcinus.server.process.health_check"]
 
 # Exec form: the server itself is PID 1 and gets the SIGTERM that starts the drain.
 ENTRYPOINT ["orcinus"]

@@ -1,8 +1,11 @@
 # One door: CI, pre-commit and people call the same targets. `make` alone lists them.
 
 PYTHON ?= python3
-# Optional: one more package index for torch, e.g. https://download.pytorch.org/whl/cpu
-TORCH_INDEX_URL ?=
+# One more package index for torch. Unless it is given, empty included: that of the CPU build where there is no NVIDIA GPU;
+# it is looked for when something is installed, once.
+ifeq ($(origin TORCH_INDEX_URL),undefined)
+TORCH_INDEX_URL = $(eval TORCH_INDEX_URL := $(shell $(PYTHON) .ci/torch_index.py))$(TORCH_INDEX_URL)
+endif
 # Arguments for the command behind a target: make test ARGS="-k scheduler", make serve ARGS="--port 9000"
 ARGS ?=
 
@@ -37,8 +40,8 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12     the interpreter of .venv (Python 3.11 or later; default: python3)"
-	@echo "  TORCH_INDEX_URL=URL   one more index for torch; https://download.pytorch.org/whl/cpu has the"
-	@echo "                        build without CUDA, which is gigabytes smaller"
+	@echo "  TORCH_INDEX_URL=URL   one more index for torch; default: without an NVIDIA GPU that of the CPU build,"
+	@echo "                        which is gigabytes smaller; TORCH_INDEX_URL= leaves it to pip"
 	@echo "  MINUTES=...           how long chaos and soak go on"
 	@echo "  WORKERS=2             how many tests run at a time; 0 runs them in one process"
 	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler'"
@@ -156,9 +159,5 @@ $(WHEEL_STAMP): pyproject.toml
 define make-venv
 @$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Orcinus needs Python 3.11 or later, and \
 $(PYTHON) is " + sys.version.split()[0] + ": make ... PYTHON=python3.12")'
-@if [ -z "$(TORCH_INDEX_URL)" ] && [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
-	echo "No NVIDIA GPU seen. If pip starts to download CUDA, stop it and add this to the command:"; \
-	echo "    TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu"; \
-fi
 @$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 endef

@@ -10,11 +10,13 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from orcinus.config.foreign_flags import explain_foreign
 from orcinus.config.settings import GROUPS, Settings, SettingsError, load_settings
 from orcinus.config.sources import env_name, flag_name
 from orcinus.config.values import format_default, group_of, is_size, metavar_of, value_kind
 
 _POSITIONAL_MODEL = "positional_model"
+_SETTINGS_FLAG = "--max-model-len"  # where it is, there are settings
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,10 +34,29 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse as `parse_args` does, and name what an unknown flag may have meant."""
+        self._refuse_foreign(argv)
         args, unknown = self.parse_known_args(argv)
         if unknown:
             raise SettingsError("\n".join(self._explain(word) for word in unknown if self._is_shown(word, unknown)))
         return args
+
+    def _refuse_foreign(self, argv: Sequence[str]) -> None:
+        """Name what the flags of other servers are here, and whatever else is unknown beside them.
+
+        Before argparse sees them: it would read `-hf` as `-h` and an `f`.
+        """
+        names = [word.partition("=")[0] for word in argv if word.startswith("-")]
+        unknown = list(dict.fromkeys(name for name in names if name not in self._option_string_actions))
+        if _SETTINGS_FLAG in self._option_string_actions and any(self._foreign(name) for name in unknown):
+            lines = [
+                self._foreign(name) or self._explain(name)
+                for name in unknown
+                if name.startswith("--") or self._foreign(name)
+            ]
+            raise SettingsError("\n".join(lines))
+
+    def _foreign(self, name: str) -> str | None:
+        return explain_foreign(name, frozenset(self._option_string_actions))
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(message)

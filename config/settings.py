@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from orcinus.config.addresses import parse_listed_host, parse_origin, parse_root_path
 from orcinus.config.engine_config import BatchingStrategy, EngineConfig
 from orcinus.config.sources import ENV_PREFIX, Environment, YamlFile, given_by
+from orcinus.config.text_files import TextFileError, read_text
 from orcinus.config.values import SettingsError, check_keys, describe_allowed, parse_bytes, parse_strings
 
 __all__ = [
@@ -368,6 +369,8 @@ class Settings(BaseSettings):
     def _file_exists(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError(f"there is no file {value}")
+        if value is not None:
+            read_keys(value)
         return value
 
     @field_validator("chat_template")
@@ -375,6 +378,8 @@ class Settings(BaseSettings):
     def _template_exists(cls, value: str | None) -> str | None:
         if value is not None and "{" not in value and not Path(value).is_file():
             raise ValueError(f"there is no file {value}, and it is no Jinja text")
+        if value is not None and "{" not in value:
+            read_text(Path(value))
         return value
 
     @field_validator("step_timeout_s")
@@ -416,26 +421,14 @@ class Settings(BaseSettings):
         return bool(self.api_key) or self.api_key_file is not None
 
     def read_api_keys(self) -> tuple[str, ...]:
-        """Return the keys of `api_key` and those that `api_key_file` holds now.
-
-        Raises `OSError`, and `ValueError` for what is no text or a key that no client could send.
-        """
-        if self.api_key_file is None:
-            return self.api_key
-        try:
-            text = self.api_key_file.read_text(encoding="utf-8-sig")  # some editors mark UTF-8 by a BOM
-        except UnicodeDecodeError:
-            raise ValueError(f"{self.api_key_file} is not UTF-8 text") from None
-        lines = [line.strip() for line in text.splitlines()]
-        for number, line in enumerate(lines, 1):
-            check_key(line, f"line {number} of {self.api_key_file}")
-        return self.api_key + tuple(line for line in lines if line and not line.startswith("#"))
+        """Return the keys of `api_key` and those that `api_key_file` holds now. Raises `TextFileError`."""
+        return self.api_key if self.api_key_file is None else self.api_key + read_keys(self.api_key_file)
 
     def read_chat_template(self) -> str | None:
-        """Return the Jinja text of `chat_template`, read from its file if it names one. Raises `OSError`."""
+        """Return the Jinja text of `chat_template`, read from its file if it names one. Raises `TextFileError`."""
         if self.chat_template is None or "{" in self.chat_template:
             return self.chat_template
-        return Path(self.chat_template).read_text(encoding="utf-8")
+        return read_text(Path(self.chat_template))
 
     def engine_config(self) -> EngineConfig:
         """Return the settings that the engine process needs."""
@@ -477,6 +470,18 @@ def _parsed(parse: Callable[[str], str], entry: str) -> str:
         return parse(entry)
     except ValueError as error:
         raise ValueError(f"{error}, got {entry[:100]!r}") from None
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """Return the keys in a file: one a line, but for empty lines and those with #. Raises `TextFileError`."""
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
+    keys = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    for number, key in keys:
+        try:
+            check_key(key, f"the key in line {number}")
+        except ValueError as error:
+            raise TextFileError(path, str(error)) from None
+    return tuple(key for _, key in keys)
 
 
 def demo_model_path() -> Path:

@@ -5,13 +5,14 @@ Knows nothing of which settings there are.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource
 
+from orcinus.config.text_files import TextFileError, read_text
 from orcinus.config.values import SettingsError, check_keys
 
 ENV_PREFIX = "ORCINUS_"
@@ -28,6 +29,12 @@ def flag_name(name: str) -> str:
 
 def env_name(name: str) -> str:
     return ENV_PREFIX + name.upper()
+
+
+def ignored_service_links(names: Collection[str]) -> list[str]:
+    """Return the variables that would be settings of these names, were they not Kubernetes' links to services."""
+    links = [(name, os.environ.get(env_name(name), "")) for name in names]
+    return [f"{env_name(name)}={value}" for name, value in links if _is_service_link(env_name(name), value)]
 
 
 class Environment(EnvSettingsSource):
@@ -62,10 +69,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise SettingsError(f"cannot read the settings file {path}: {reason}") from None
+        values = yaml.safe_load(read_text(path))
+    except TextFileError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.reason}") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):

@@ -13,6 +13,8 @@ OrcinusError
 └── RequestFailedError         a fault while running this request
 """
 
+_MAX_REASON_CHARS = 400
+
 
 class OrcinusError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -72,3 +74,10 @@ class RequestTimeoutError(OrcinusError):
 
 class RequestFailedError(OrcinusError):
     """The engine failed while it ran this request."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error's message as one line, whatever a library put into it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines[:2]) or type(error).__name__
+    return reason if len(reason) <= _MAX_REASON_CHARS else reason[:_MAX_REASON_CHARS] + "…"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from orcinus.config.engine_config import BatchingStrategy
+from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import Pooling, SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -104,6 +105,16 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     cache_groups: list[CacheGroup] = []
     adapters: list[str] = []  # that requests may name
     lacks_kernels: bool = False  # a CPU computes without native code, which it should not
+    has_head: bool = True  # without a language-model head it embeds, and writes nothing
+
+    def check_generates(self) -> None:
+        """Raise `InvalidRequestError` where the model can only embed."""
+        if not self.has_head:
+            raise InvalidRequestError(
+                f"this model cannot write text: its checkpoint ({self.architecture}) has no language-model head;"
+                " it makes embeddings alone (/v1/embeddings)",
+                "model",
+            )
 
 
 class TokenLogprobs(Message, frozen=True):

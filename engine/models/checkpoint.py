@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from orcinus.engine.attention.serving import ATTENTION_NAME
+from orcinus.engine.models.bare import bare_architecture, with_prefix
 from orcinus.engine.models.gguf_file import read_gguf_weights
 from orcinus.engine.platform.memory import MappedFiles
-from orcinus.engine.platform.model_source import ModelSource
+from orcinus.engine.platform.model_source import ModelSource, gguf_path
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -37,7 +38,9 @@ def read_checkpoint(source: ModelSource, model_class: Any, model_config: Any, dt
         causal_lm = model_class._from_config(model_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
     if dtype != torch.float32 and causal_lm._keep_in_fp32_modules_strict:
         return None
-    weights = read_gguf_weights(_gguf_path(source), causal_lm, dtype) if source.gguf_file else _mapped(files)
+    weights = read_gguf_weights(gguf_path(source), causal_lm, dtype) if source.gguf_file else _mapped(files)
+    if bare_architecture(causal_lm) is not None:
+        weights = {with_prefix(name, causal_lm): weight for name, weight in weights.items()}
     if not _are_those_of(weights, causal_lm):
         return None
     _convert(weights, causal_lm.state_dict())
@@ -60,16 +63,6 @@ def _safetensors_files(directory: Path | None) -> list[Path]:
         return []
     files = [directory / name for name in sorted(names)]
     return files if all(file.is_file() for file in files) else []
-
-
-def _gguf_path(source: ModelSource) -> Path:
-    """Return where the file is: on the hub's, transformers has fetched it to read the configuration."""
-    assert source.gguf_file is not None
-    if source.directory is not None:
-        return source.directory / source.gguf_file
-    from transformers.utils.hub import cached_file
-
-    return Path(str(cached_file(source.path_or_id, source.gguf_file)))
 
 
 def _mapped(files: list[Path]) -> dict[str, Tensor]:

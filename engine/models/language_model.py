@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orcinus.engine.models.bare import bare_architecture
+
 
 class _ReplayingDecoder:
     """Stands in for the decoder's `forward`: runs it, or answers with hidden states given beforehand."""
@@ -60,7 +62,12 @@ class LanguageModel:
     @property
     def name(self) -> str:
         """Return the architecture, as the checkpoint names it."""
-        return type(self.causal_lm).__name__
+        return bare_architecture(self.causal_lm) or type(self.causal_lm).__name__
+
+    @property
+    def has_head(self) -> bool:
+        """Return whether the checkpoint has a head, without which the logits mean nothing."""
+        return bare_architecture(self.causal_lm) is None
 
     @property
     def vocab_size(self) -> int:

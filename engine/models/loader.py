@@ -16,8 +16,10 @@ import torch
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
-from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
+from orcinus.engine.models.bare import bare_architecture, is_bare
 from orcinus.engine.models.checkpoint import read_checkpoint
+from orcinus.engine.models.context import fix_rope
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, model_source
@@ -27,11 +29,7 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SERVABLE_LAYERS = {"full_attention", "sliding_attention"}
-# Rotary embeddings that depend on the longest sequence of the batch beyond the original context.
-_BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-_FALLBACK_CONTEXT = 2048
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_MAX_REASON_CHARS = 400
 
 
 def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
@@ -48,7 +46,7 @@ def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
     except ModelLoadError:
         raise
     except Exception as error:  # transformers, safetensors, the hub and remote code raise whatever they like
-        raise ModelLoadError(f"cannot load {config.model}: {one_line(error)}") from error
+        raise ModelLoadError(f"cannot load {config.model}: {reason_of(error)}") from error
 
 
 def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> Any:
@@ -64,6 +62,7 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> An
     causal_lm = read_checkpoint(source, model_class, model_config, dtype) if device.type == "cpu" else None
     if causal_lm is None:
         causal_lm = _from_pretrained(source, config, model_class, model_config, dtype=dtype, device=device)
+    fix_rope(causal_lm, model_config.get_text_config(decoder=True), config.max_model_len)
     causal_lm.eval().requires_grad_(False)
     return causal_lm if causal_lm.device.type == device.type else causal_lm.to(device)
 
@@ -92,7 +91,10 @@ def _from_pretrained(
             output_loading_info=True,
             **options,
         )
-    if missing := sorted(loading["missing_keys"]):
+    missing = sorted(loading["missing_keys"])
+    if missing and (bare := bare_architecture(causal_lm)):
+        raise ModelLoadError(f"{bare} is not a causal language model, without or with its head")
+    if missing:
         raise ModelLoadError(
             f"the checkpoint of {config.model} lacks {len(missing)} of the model's weights, first {missing[0]}"
         )
@@ -146,6 +148,9 @@ def _model_class(model_config: Any, trust_remote_code: bool) -> Any:
         return transformers.AutoModelForCausalLM
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     architecture = (model_config.architectures or [names.get(model_config.model_type)])[0]
+    if is_bare(architecture, model_config.model_type):
+        model_config.tie_word_embeddings = True  # the class wants a head, which no weights are spent on
+        architecture = names[model_config.model_type]
     if architecture is None or architecture not in names.values() or not hasattr(transformers, architecture):
         raise ModelLoadError(
             f"{architecture or model_config.model_type} is not a causal language model that this transformers knows"
@@ -155,12 +160,16 @@ def _model_class(model_config: Any, trust_remote_code: bool) -> Any:
 
 def _check_architecture(model_config: Any, model_class: Any) -> None:
     """Refuse by name what the probe would find out later, or not at all."""
-    name = model_class.__name__
+    name = (model_config.architectures or [model_class.__name__])[0]
     text_config = model_config.get_text_config(decoder=True)
     if model_config.is_encoder_decoder:
         raise ModelLoadError(f"{name} is an encoder-decoder model; only decoder-only models can be served")
     if text_config is not model_config:
         raise ModelLoadError(f"{name} is a multi-modal model; only text models can be served")
+    if getattr(text_config, "is_causal", True) is False:
+        raise ModelLoadError(
+            f"{name} attends in both directions (is_causal is false); only causal models can be served"
+        )
     strange = set(getattr(text_config, "layer_types", None) or []) - _SERVABLE_LAYERS
     if strange:
         raise ModelLoadError(
@@ -169,7 +178,7 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
         )
     if getattr(model_class, "_is_stateful", False):
         raise ModelLoadError(f"{name} keeps recurrent state, which a paged cache cannot hold")
-    if name != "AutoModelForCausalLM" and not (
+    if model_class.__name__ != "AutoModelForCausalLM" and not (
         model_class._supports_attention_backend and model_class._supports_flash_attn
     ):
         raise ModelLoadError(
@@ -187,25 +196,6 @@ def _dtype(config: EngineConfig, model_config: Any, device: torch.device, *, is_
     if device.type != "cpu" or declared == torch.float32:
         return declared
     return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
-
-
-def model_context(text_config: Any, windows: set[int | None]) -> int:
-    """Return the context that the model was made for, or less where beyond that it would compute something else.
-
-    Rotary scaling that depends on the longest sequence of the batch would make one request's output depend on
-    another's length: such models are served up to where it sets in. So are models whose sliding window is only in
-    the mask that they ask transformers for: `windows` are those that their layers attend with.
-    """
-    context = getattr(text_config, "max_position_embeddings", None) or _FALLBACK_CONTEXT
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    for parameters in (rope, *rope.values()):
-        if isinstance(parameters, dict) and parameters.get("rope_type") in _BATCH_DEPENDENT_ROPE:
-            context = min(context, parameters.get("original_max_position_embeddings") or context)
-    window = getattr(text_config, "sliding_window", None)
-    layer_types = getattr(text_config, "layer_types", None) or ["sliding_attention"]
-    if window is not None and window not in windows and "sliding_attention" in layer_types:
-        context = min(context, window)
-    return int(context)
 
 
 def eos_token_ids(causal_lm: Any) -> list[int]:
@@ -231,10 +221,3 @@ def sampling_defaults(causal_lm: Any) -> dict[str, int | float]:
         else:
             defaults[name] = value
     return defaults
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's message as one line, whatever a library put into it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = " ".join(lines[:2]) or type(error).__name__
-    return reason if len(reason) <= _MAX_REASON_CHARS else reason[:_MAX_REASON_CHARS] + "…"

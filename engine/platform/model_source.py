@@ -38,6 +38,16 @@ def model_source(model: str) -> ModelSource:
     return ModelSource(model, None, is_local=False)
 
 
+def gguf_path(source: ModelSource) -> Path:
+    """Return where the file is: on the hub's, transformers has fetched it to read the configuration."""
+    assert source.gguf_file is not None
+    if source.directory is not None:
+        return source.directory / source.gguf_file
+    from transformers.utils.hub import cached_file
+
+    return Path(str(cached_file(source.path_or_id, source.gguf_file)))
+
+
 def _gguf_source(model: str, path: Path) -> ModelSource:
     """Return the source of a GGUF file: one on this machine, or `owner/name/file.gguf` on the hub."""
     if path.is_file():

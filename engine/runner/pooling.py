@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from orcinus.config.text_files import read_text
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.platform.model_source import model_source
 from orcinus.engine.sampling_params import Pooling
@@ -60,7 +61,7 @@ def _pooling_file(model: str) -> Path | None:
 def _read_pooling(path: Path) -> Pooling | None:
     """Return the pooling of a file; None where it is another one, several at once, or not to be read."""
     try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        config: dict[str, Any] = json.loads(read_text(path))
         if "pooling_mode" in config:
             return _MODES.get(str(config["pooling_mode"]))
         modes = [name for name, value in config.items() if name.startswith("pooling_mode_") and value]

@@ -222,4 +222,5 @@ def _engine_info(
         quantization=config.quantization,
         is_deterministic=is_deterministic,
         lacks_kernels=device.type == "cpu" and load_library() is None,
+        has_head=served.model.has_head,
     )

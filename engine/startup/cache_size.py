@@ -3,6 +3,7 @@
 Pure arithmetic over what the model and the device offer. Knows no tensors and allocates nothing.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.messages import CacheGroup
 from orcinus.engine.scheduler.cache_groups import Concurrency, GroupCost, bytes_of, fit_groups, groups_of
+
+logger = logging.getLogger(__name__)
 
 # Of what is free, on a CPU: it shares the memory with everything else on the machine. `resolve_cache_size` bounds it by
 # what all slots can use, which small models reach long before.
@@ -108,6 +111,14 @@ def resolve_cache_size(
             f"a context of {wanted_len} tokens needs {needed / 2**20:.1f} MiB of KV "
             f"cache, and there are {memory_bytes / 2**20:.1f} MiB: at most {fits} tokens fit "
             "(max_model_len, kv_cache_memory)"
+        )
+    if fits < wanted_len:
+        logger.warning(
+            "the KV cache holds %d tokens, so the context is %d tokens and not the model's %d: give it more memory"
+            " (kv_cache_memory), or say that this is meant (max_model_len)",
+            fits,
+            fits,
+            wanted_len,
         )
     return CacheSize(groups, limits.block_size, bytes_of(groups, costs), min(wanted_len, fits))
 

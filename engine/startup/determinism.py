@@ -23,6 +23,7 @@ from orcinus.engine.cpu.decoder_layers import num_native_layers
 from orcinus.engine.cpu.row_by_row import RowByRow
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
+from orcinus.engine.models.context import varying_rope
 from orcinus.engine.startup.probe import PROBE_TOKENS, ServedModel, allocate_states, paged_probe_logits
 
 _CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def _obstacle(served: ServedModel, chunked_logits: Tensor, block_size: int) -> s
     count = num_native_layers(served.model.causal_lm)
     if count < len(served.specs):
         return f"{len(served.specs) - count} of {len(served.specs)} layers do not run natively"
-    if kinds := _varying_positions(served.model.causal_lm):
+    if kinds := varying_rope(served.model.causal_lm):
         return f"its rotary positions ({kinds[0]}) depend on the longest sequence of a step"
     operations = _Operations()
     with operations:
@@ -154,21 +155,11 @@ def _keeps_rows_apart(func: Any, args: tuple[Any, ...]) -> bool:
 
 def check_positions(causal_lm: nn.Module) -> None:
     """Raise `ModelLoadError` for rotary positions whose angles depend on the longest sequence of a step."""
-    if kinds := _varying_positions(causal_lm):
+    if kinds := varying_rope(causal_lm):
         raise ModelLoadError(
             f"{type(causal_lm).__name__} cannot be served deterministically: its rotary positions ({kinds[0]})"
             " depend on the longest sequence of a step"
         )
-
-
-def _varying_positions(causal_lm: nn.Module) -> list[str]:
-    found = []
-    for module in causal_lm.modules():
-        types = getattr(module, "rope_type", None)
-        for kind in types.values() if isinstance(types, dict) else (types,):
-            if kind == "longrope" or "dynamic" in str(kind):
-                found.append(str(kind))
-    return found
 
 
 # ---- the check of what was demanded

@@ -14,9 +14,8 @@ from torch import nn
 
 from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.interface import KVCacheSpec, PagedLayer
-from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.errors import ModelLoadError, reason_of
 from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
-from orcinus.engine.models.loader import one_line
 from orcinus.engine.platform.device import device_memory, is_out_of_memory
 from orcinus.engine.runner.cuda_graphs import Recorder, recorded_sizes
 from orcinus.engine.runner.model_runner import ModelRunner
@@ -64,7 +63,7 @@ def measured_cuda_memory(
             raise
         raise ModelLoadError(
             f"a step of {limits.max_num_batched_tokens} tokens and {limits.max_num_seqs} requests does not fit beside "
-            f"the weights (max_num_batched_tokens, max_num_seqs): {one_line(error)}"
+            f"the weights (max_num_batched_tokens, max_num_seqs): {reason_of(error)}"
         ) from error
     total = device_memory(device)
     left = default_cuda_memory(total, used.at_peak + used.recordings)

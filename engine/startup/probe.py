@@ -17,9 +17,9 @@ from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, 
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
 from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
 from orcinus.engine.cpu.decoder_layers import RecordedCalls, record_layer_calls
-from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.errors import ModelLoadError, reason_of
+from orcinus.engine.models.context import has_fixed_rope, model_context
 from orcinus.engine.models.language_model import LanguageModel
-from orcinus.engine.models.loader import model_context, one_line
 from orcinus.engine.scheduler.cache_groups import GroupCost
 
 PROBE_TOKENS = 12
@@ -58,9 +58,10 @@ def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None 
     except UnsupportedAttentionError as error:
         raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
     except Exception as error:  # a configuration that its own code cannot run, or code that asks for more
-        raise ModelLoadError(f"the first run of {model.name} failed: {one_line(error)}") from error
+        raise ModelLoadError(f"the first run of {model.name} failed: {reason_of(error)}") from error
     if probe.dtype is None:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
+    windows = {spec.window for spec in probe.specs.values()}
     layers = [LayerKind(probe.num_heads[module], kv.shape, probe.specs[module]) for module, kv in probe.kv.items()]
     return ServedModel(
         model=model,
@@ -71,7 +72,7 @@ def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None 
         specs=probe.specs,
         recorded_calls=calls,
         cache_dtype=probe.dtype,
-        max_context=model_context(model.config, {spec.window for spec in probe.specs.values()}),
+        max_context=model_context(model.config, windows, is_fixed=has_fixed_rope(causal_lm)),
         states=[module for module in causal_lm.modules() if isinstance(module, SlotState)],
         expected_logits=expected,
     )
@@ -109,7 +110,7 @@ def check_paged(served: ServedModel, block_size: int, device: torch.device, *, i
     try:
         logits = paged_probe_logits(served, _CHUNKS, block_size, device)
     except Exception as error:
-        raise ModelLoadError(f"{model.name} cannot run from a paged cache: {one_line(error)}") from error
+        raise ModelLoadError(f"{model.name} cannot run from a paged cache: {reason_of(error)}") from error
     if model.num_replays != len(_CHUNKS):
         raise ModelLoadError(f"{model.name} computes its logits in a way that cannot be served")
     difference = float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))

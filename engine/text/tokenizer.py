@@ -16,10 +16,12 @@ from typing import Any, Protocol
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.config.text_files import TextFileError, read_text
+from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
 from orcinus.engine.platform.lean_imports import wait_for_transformers
-from orcinus.engine.platform.model_source import ModelSource, model_source
+from orcinus.engine.platform.model_source import ModelSource, gguf_path, model_source
 from orcinus.engine.text.chat_template import ChatTemplate, Message
+from orcinus.engine.text.gguf_tokens import add_marked_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class Tokenizer:
         except ModelLoadError:
             raise
         except Exception as error:  # other people's code reads other people's files
-            raise ModelLoadError(f"cannot load the tokenizer of {model}: {error}") from error
+            raise ModelLoadError(f"cannot load the tokenizer of {model}: {reason_of(error)}") from error
         if chat_template is not None:
             return cls(backend, _given_template(chat_template, special_tokens))
         return cls(backend, _own_template(own_template, special_tokens))
@@ -278,7 +280,7 @@ def _plain_parts(directory: Path) -> _Parts | None:
     tokenizer_file, settings_file = directory / "tokenizer.json", directory / "tokenizer_config.json"
     if not (tokenizer_file.is_file() and settings_file.is_file()):
         return None
-    settings = json.loads(settings_file.read_text("utf-8"))
+    settings = json.loads(read_text(settings_file))
     if not _is_plain(settings):
         return None
     tokenizer = FastTokenizer.from_file(str(tokenizer_file))
@@ -286,7 +288,7 @@ def _plain_parts(directory: Path) -> _Parts | None:
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special_tokens.values()])
     template_file = directory / "chat_template.jinja"
     if template_file.is_file():
-        return _FastBackend(tokenizer), template_file.read_text("utf-8"), special_tokens
+        return _FastBackend(tokenizer), read_text(template_file), special_tokens
     return _FastBackend(tokenizer), settings.get("chat_template"), special_tokens
 
 
@@ -309,6 +311,8 @@ def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
     if source.gguf_file is not None:
         options["gguf_file"] = source.gguf_file
     tokenizer: Any = AutoTokenizer.from_pretrained(source.path_or_id, **options)
+    if source.gguf_file is not None:
+        add_marked_tokens(tokenizer.backend_tokenizer, gguf_path(source))
     backend = _FastBackend(tokenizer.backend_tokenizer) if tokenizer.is_fast else _SlowBackend(tokenizer)
     return backend, tokenizer.chat_template, dict(tokenizer.special_tokens_map)
 
@@ -317,11 +321,11 @@ def _given_template(given: str, special_tokens: Mapping[str, str]) -> ChatTempla
     from jinja2 import TemplateSyntaxError
 
     try:
-        source = given if "{" in given else Path(given).read_text("utf-8")
+        source = given if "{" in given else read_text(Path(given))
         return ChatTemplate(source, special_tokens)
-    except OSError as error:
-        raise ModelLoadError(f"the chat template {given} cannot be read: {error.strerror}") from error
-    except (TemplateSyntaxError, UnicodeDecodeError) as error:
+    except TextFileError as error:
+        raise ModelLoadError(f"the chat template {given} cannot be read: {error.reason}") from error
+    except TemplateSyntaxError as error:
         raise ModelLoadError(f"the chat template is no valid template: {error}") from error
 
 

@@ -42,6 +42,7 @@ async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, cal
     """
     ctx.check_model(body.model)
     ctx.check_admitting()
+    ctx.engine.info.check_generates()
     form = ctx.message_format
     tool_use = _usable_tools(ctx, body)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens

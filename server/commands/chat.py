@@ -5,18 +5,15 @@ A client of the HTTP API like any other: it knows no engine, and works with any 
 
 import argparse
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
-
-import httpx
+from collections.abc import Sequence
+from typing import Any, TextIO
 
 from orcinus.config.arguments import Parser
 from orcinus.config.sources import env_name
 from orcinus.config.values import parse_strings
-from orcinus.engine.errors import OrcinusError
+from orcinus.server.commands.chat_client import ChatClient, ChatError
 
 _DESCRIPTION = "Talk to a running server. With a question, or one on standard input, answer it and exit."
 _EPILOG = """\
@@ -24,6 +21,8 @@ examples:
   orcinus chat
   orcinus chat "What is the capital of France?"
   echo "Count to five" | orcinus chat --temperature 0
+
+HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY hold for servers on other machines; this one is reached directly.
 """
 _COMMANDS = """\
   /system [TEXT]  show the system message, or set it
@@ -33,68 +32,12 @@ _COMMANDS = """\
 """
 
 
-class ChatError(OrcinusError):
-    """The server cannot be reached, or refuses; the message is for the user."""
-
-
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse(argv)
     with ChatClient(args.base_url, args.api_key or _key_from_environment(), _parameters(args)) as client:
         if args.question is not None or not sys.stdin.isatty():
             return _answer_once(client, args)
         return _Terminal(client, args.system).run()
-
-
-class ChatClient:
-    """Streams answers of the chat endpoint of the server at `base_url`, all with the same `parameters`.
-
-    Its methods raise `ChatError`.
-    """
-
-    def __init__(self, base_url: str, api_key: str | None, parameters: dict[str, Any]) -> None:
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._parameters = parameters
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # An answer may take as long as it likes to begin; only connecting is bounded.
-        timeout = httpx.Timeout(None, connect=5.0)
-        self._http = httpx.Client(base_url=self.base_url, headers=headers, timeout=timeout)
-
-    def __enter__(self) -> "ChatClient":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._http.close()
-
-    def model(self) -> str:
-        """Return the name of the model that will answer."""
-        if "model" in self._parameters:
-            return str(self._parameters["model"])
-        with self._explained():
-            response = self._http.get("/v1/models")
-            _check(response)
-            return str(response.json()["data"][0]["id"])
-
-    def stream(self, messages: Sequence[dict[str, str]]) -> Generator[str, None, None]:
-        """Return the answer to `messages`, piece by piece. Closing the iterator early stops the server's work."""
-        body = {"messages": list(messages), "stream": True, **self._parameters}
-        with self._explained(), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
-            if response.is_error:
-                response.read()
-            _check(response)
-            for line in response.iter_lines():
-                yield from _pieces(line)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.ConnectError:
-            hint = "start one with: orcinus serve"
-            raise ChatError(f"no server answers at {self.base_url}; {hint}") from None
-        except httpx.HTTPError as error:
-            raise ChatError(f"the connection to {self.base_url} failed: {error}") from None
-        except (httpx.InvalidURL, json.JSONDecodeError, KeyError, IndexError) as error:
-            raise ChatError(f"{self.base_url} does not answer like an OpenAI server ({error})") from None
 
 
 class _Terminal:
@@ -166,17 +109,51 @@ def _answer_once(client: ChatClient, args: argparse.Namespace) -> int:
     question = args.question if args.question is not None else sys.stdin.read().strip()
     if not question:
         raise ChatError("there is no question")
-    _print_answer(client, [*_system_message(args.system), {"role": "user", "content": question}], [])
+    thoughts = sys.stdout if sys.stdout.isatty() else sys.stderr  # what is piped on is the answer alone
+    _print_answer(client, [*_system_message(args.system), {"role": "user", "content": question}], [], thoughts)
     return 0
 
 
-def _print_answer(client: ChatClient, messages: Sequence[dict[str, str]], pieces: list[str]) -> None:
-    """Print the answer piece by piece, and add the pieces to `pieces` so that they survive an interruption."""
+def _print_answer(
+    client: ChatClient, messages: Sequence[dict[str, str]], pieces: list[str], thoughts: TextIO | None = None
+) -> None:
+    """Print the answer piece by piece, and add the pieces to `pieces` so that they survive an interruption.
+
+    What the model thinks before goes to `thoughts`, or to the answer's place, and is no part of the answer.
+    """
+    printed = _Thoughts(thoughts or sys.stdout)
     with contextlib.closing(client.stream(messages)) as stream:
-        for piece in stream:
-            pieces.append(piece)
-            print(_printable(piece), end="", flush=True)
+        try:
+            for piece in stream:
+                if piece.is_reasoning:
+                    printed.write(_printable(piece.text))
+                    continue
+                printed.end()
+                pieces.append(piece.text)
+                print(_printable(piece.text), end="", flush=True)
+        finally:
+            printed.end()
     print()
+
+
+class _Thoughts:
+    """Writes what a model thinks: dimmed on a terminal, with an empty line before what comes next."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._target = target
+        self._is_open = False
+        self._dim, self._plain = ("\x1b[2m", "\x1b[0m") if target.isatty() else ("", "")
+
+    def write(self, text: str) -> None:
+        self._target.write(text if self._is_open else self._dim + text)
+        self._target.flush()
+        self._is_open = True
+
+    def end(self) -> None:
+        if self._is_open:
+            self._target.write(f"{self._plain}\n\n")
+            self._target.flush()
+        self._is_open = False
 
 
 def _printable(text: str) -> str:
@@ -186,31 +163,6 @@ def _printable(text: str) -> str:
 
 def _system_message(text: str | None) -> list[dict[str, str]]:
     return [{"role": "system", "content": text}] if text else []
-
-
-def _pieces(line: str) -> Iterator[str]:
-    """Return the text in one line of a stream of server-sent events."""
-    if not line.startswith("data:"):
-        return
-    data = line.removeprefix("data:").strip()
-    if data == "[DONE]":
-        return
-    event = json.loads(data)
-    if "error" in event:
-        raise ChatError(event["error"]["message"])
-    for choice in event["choices"]:
-        if content := choice["delta"].get("content"):
-            yield content
-
-
-def _check(response: httpx.Response) -> None:
-    if not response.is_error:
-        return
-    try:
-        message = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = response.reason_phrase
-    raise ChatError(f"{message} (HTTP {response.status_code})")
 
 
 def _key_from_environment() -> str | None:

@@ -5,6 +5,7 @@ answer HTTP. Lines are read as the engine gets to them and written in their orde
 fit into memory. A line that cannot be answered becomes an error line.
 """
 
+import argparse
 import asyncio
 import contextlib
 import sys
@@ -22,6 +23,7 @@ import msgspec
 from orcinus.config.arguments import Parser, add_settings, settings_from
 from orcinus.config.engine_config import EngineConfig
 from orcinus.config.settings import Settings, SettingsError
+from orcinus.config.text_files import BOM, TextFileError, check_encoding
 from orcinus.engine.core import Executor
 from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError, OrcinusError
 from orcinus.engine.messages import EngineInfo
@@ -40,7 +42,7 @@ of the OpenAI API:
    "body": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}}
 
 url is /v1/chat/completions, /v1/completions, /v1/embeddings or /v1/responses. The answers come in the order of the
-requests; a line that cannot be answered gives a line with an error.
+requests; a line that cannot be answered gives a line with an error, and the exit code is 1 then.
 """
 _EPILOG = """\
 examples:
@@ -49,6 +51,7 @@ examples:
 """
 _MIN_LOOK_AHEAD = 256
 _LOOK_AHEAD_PER_SLOT = 8
+_LONGEST_BOM = 4  # bytes
 # Lines are bounded by the look-ahead, so the engine's own bounds must only not be in the way.
 _OFFLINE: dict[str, Any] = {
     "max_queue_len": 1_000_000,
@@ -119,7 +122,8 @@ class BatchRunner:
 
     async def run(self, lines: Iterator[bytes], look_ahead: int) -> AsyncGenerator[dict[str, Any], None]:
         """Return the answers to `lines`, in order, with at most `look_ahead` of them begun and not yet yielded."""
-        numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        whole = (line.removeprefix(BOM) if number == 1 else line for number, line in enumerate(lines, start=1))
+        numbered = ((number, line) for number, line in enumerate(whole, start=1) if line.strip())
         begun: deque[asyncio.Task[dict[str, Any]]] = deque()
         try:
             for number, line in numbered:
@@ -168,6 +172,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "-o", "--output", default="-", metavar="FILE", help="file for the answers, or - [default: standard output]"
     )
+    parser.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="exit with code 1 where lines had errors; --no-strict: with 0, once all lines have an answer or an error",
+    )
     add_settings(parser, groups=("Model", "Engine", "General"))
     args = parser.parse(argv)
     settings = settings_from(args)
@@ -175,11 +185,11 @@ def main(argv: Sequence[str]) -> int:
     _check_files(args.file, args.output)
     total = None if args.file == "-" else _count_lines(Path(args.file))
     with _open_input(args.file) as lines:
-        asyncio.run(_generate(settings, lines, args.output, total))
-    return 0
+        totals = asyncio.run(_generate(settings, lines, args.output, total))
+    return 1 if args.strict and totals.num_errors else 0
 
 
-async def _generate(settings: Settings, lines: BinaryIO, target: str, total: int | None) -> None:
+async def _generate(settings: Settings, lines: BinaryIO, target: str, total: int | None) -> Totals:
     """Answer all lines. The target is opened once the model is there, so that a failed start leaves it alone."""
     from tqdm import tqdm
 
@@ -194,6 +204,7 @@ async def _generate(settings: Settings, lines: BinaryIO, target: str, total: int
         finally:
             progress.close()
             print(totals, file=sys.stderr)
+        return totals
 
 
 async def write_answers(
@@ -313,6 +324,13 @@ def _check_files(source: str, target: str) -> None:
         raise SettingsError(f"there is no file {source}")
     if target != "-" and Path(target).exists() and Path(target).samefile(source):
         raise SettingsError(f"{source} would be overwritten by its own answers; choose another --output")
+    try:
+        with Path(source).open("rb") as lines:
+            check_encoding(lines.read(_LONGEST_BOM), source)
+    except OSError as error:
+        raise SettingsError(f"cannot read {source}: {error.strerror}") from None
+    except TextFileError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _open_input(source: str) -> contextlib.AbstractContextManager[BinaryIO]:

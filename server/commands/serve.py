@@ -5,6 +5,7 @@ loads the model while this process imports what HTTP needs.
 """
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -13,10 +14,14 @@ from collections.abc import Sequence
 
 from orcinus.config.arguments import Parser, add_settings, settings_from
 from orcinus.config.settings import Settings
+from orcinus.config.version import VERSION
 from orcinus.engine.messages import EngineInfo
 from orcinus.server import STARTED_AT
 from orcinus.server.process.heap import give_freed_memory_back
 from orcinus.server.process.logs import configure_logging
+from orcinus.server.process.start_warnings import start_up_warnings
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
 Serve a model over the OpenAI HTTP API. Without MODEL, the demo model that comes with Orcinus.
@@ -46,6 +51,7 @@ def serve(settings: Settings) -> int:
     give_freed_memory_back()
     gc.disable()  # imports make hundreds of thousands of objects that stay: collecting among them is wasted time
     configure_logging(settings)
+    _announce_loading(settings)
     from orcinus.engine.frontend.async_engine import AsyncEngine
     from orcinus.engine.platform.lean_imports import hide_torch
 
@@ -74,6 +80,14 @@ def end_at_once_on_signals() -> None:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there are no keys yet to be read again
+
+
+def _announce_loading(settings: Settings) -> None:
+    """Say at once what is happening, as a model may take minutes to come, and what is probably not meant."""
+    sys.stdout.write(f"Orcinus {VERSION}: loading {settings.model or settings.model_names[0]} ...\n")
+    sys.stdout.flush()
+    for warning in start_up_warnings(settings):
+        logger.warning("%s", warning)
 
 
 def _print_summary(info: EngineInfo, settings: Settings, port: int, has_chat_template: bool) -> None:

@@ -32,8 +32,8 @@ Stamp = tuple[int, int, int]
 class KeyRing:
     """The valid keys. Those of `api_key_file` are read again when it changes, in a thread: it may be on a slow volume.
 
-    While the file cannot be read, the keys known before stay valid. Raises `OSError` if it cannot be read at start, and
-    `SettingsError` if it has a key that no client could send.
+    While the file cannot be read, the keys known before stay valid. Raises `SettingsError` if it cannot be read at start, or
+    has a key that no client could send.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -93,7 +93,7 @@ class KeyRing:
             return
         try:
             read = await asyncio.to_thread(self._read_anew, is_forced)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError) as error:  # ValueError: it is no text, or has a key that cannot be sent
             if (problem := str(error)) != self._problem:  # once, however many requests come
                 logger.warning("cannot read the API key file, its last keys stay valid: %s", problem)
             self._problem = problem

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from orcinus.config.settings import SettingsError
+from orcinus.config.text_files import BOM, TextFileError, check_encoding
 from orcinus.server.load.answers import NOT_JSON
 from orcinus.server.load.lengths import Lengths
 
@@ -114,10 +115,13 @@ def _random_item(
 
 def _lines(file: Path) -> Iterator[_Line]:
     try:
-        lines = file.read_bytes().splitlines()
+        content = file.read_bytes()
+        check_encoding(content, file)
     except OSError as error:
         raise SettingsError(f"cannot read {file}: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
+    except TextFileError as error:
+        raise SettingsError(str(error)) from None
+    for number, line in enumerate(content.removeprefix(BOM).splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -5,6 +5,7 @@ It formats and prints nothing else; no key is ever part of it.
 
 import json
 import shlex
+from typing import Any
 
 from orcinus.config.addresses import url_of
 from orcinus.config.settings import Settings
@@ -29,6 +30,7 @@ def start_up_summary(
     url = server_url(settings.host, port)
     rows = {
         "Model": _model(info, settings),
+        **({} if info.has_head else {"Serves": "embeddings alone: the checkpoint has no language-model head"}),
         "Device": f"{_device(info)}, {_numbers(info)}, attention: {info.attention_backend}",
         **({"Kernels": _NO_KERNELS} if info.lacks_kernels else {}),
         "Slots": f"{info.max_num_seqs}, {info.max_num_batched_tokens:,} tokens a step, {info.batching} batching",
@@ -39,7 +41,8 @@ def start_up_summary(
         "URL": f"{url}  (API reference: {url}/docs)",
     }
     table = "\n".join(f"  {name:<10} {value}" for name, value in rows.items())
-    curl = example_request(url, settings.model_names[0], settings.is_key_needed, has_chat_template)
+    name = settings.model_names[0]
+    curl = example_request(url, name, settings.is_key_needed, has_chat_template, has_head=info.has_head)
     return f"Orcinus {VERSION} is ready.\n\n{table}\n\nTry it:\n\n{curl}\n"
 
 
@@ -48,11 +51,18 @@ def server_url(host: str, port: int) -> str:
     return url_of(host, port)
 
 
-def example_request(url: str, model: str, is_key_needed: bool, has_chat_template: bool) -> str:
+def example_request(
+    url: str, model: str, is_key_needed: bool, has_chat_template: bool, *, has_head: bool = True
+) -> str:
     """Return a curl command that works as printed, once the key is filled in where one is needed."""
-    path = "/v1/chat/completions" if has_chat_template else "/v1/completions"
-    prompt = {"messages": [{"role": "user", "content": _QUESTION}]} if has_chat_template else {"prompt": _QUESTION}
-    body = json.dumps({"model": model, **prompt})
+    asked: dict[str, Any]
+    if not has_head:
+        path, asked = "/v1/embeddings", {"input": _QUESTION}
+    elif has_chat_template:
+        path, asked = "/v1/chat/completions", {"messages": [{"role": "user", "content": _QUESTION}]}
+    else:
+        path, asked = "/v1/completions", {"prompt": _QUESTION}
+    body = json.dumps({"model": model, **asked})
     lines = [f"  curl {shlex.quote(url + path)}", "    -H 'Content-Type: application/json'"]
     if is_key_needed:
         lines.append("    -H 'Authorization: Bearer YOUR_API_KEY'")

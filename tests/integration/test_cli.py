@@ -75,6 +75,12 @@ def test_the_command_that_the_summary_prints_works_as_printed(server: ServerProc
     assert "Paris" in json.loads(done.stdout)["choices"][0]["message"]["content"]
 
 
+def test_the_server_says_at_once_what_it_is_doing(server: ServerProcess) -> None:
+    loading, ready = server.log.index(": loading orcinus-demo ..."), server.log.index("is ready.")
+    assert loading < ready
+    assert "WARNING" not in server.log[:ready]
+
+
 def test_chat_answers_a_question_from_a_running_server(server: ServerProcess) -> None:
     done = _run("chat", "What is the capital of France?", "--temperature", "0", "--base-url", server.url)
     assert done.returncode == 0, done.stderr
@@ -119,7 +125,7 @@ def test_generate_answers_a_file_in_its_order_bad_lines_included(tmp_path: Path)
         + json.dumps({"custom_id": "c", "url": "/v1/completions", "body": {"prompt": ["a", "b"], "n": 2}})
     )
     done = _run("generate", str(prompts), "-o", str(out))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     answers = _answers(out.read_text())
     assert [answer["custom_id"] for answer in answers] == ["r0", "r1", "r2", None, "c"]
     first, refused, third, broken, last = answers
@@ -130,6 +136,16 @@ def test_generate_answers_a_file_in_its_order_bad_lines_included(tmp_path: Path)
     assert len(last["response"]["body"]["choices"]) == 4
     assert "5 requests, 2 errors" in done.stderr
     assert "100%" in done.stderr
+    assert "nanobind" not in done.stderr
+
+
+@pytest.mark.slow
+def test_generate_reads_a_byte_order_mark_and_ends_with_0_where_errors_do_not_matter(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(_lines(_question("Hello"), _question("x", temperature=9)), encoding="utf-8-sig")
+    done = _run("generate", str(prompts), "--no-strict")
+    assert done.returncode == 0, done.stderr
+    assert [answer["response"]["status_code"] for answer in _answers(done.stdout)] == [200, 400]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Embeddings, checked against transformers' own hidden states, in the engine and through a real server."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from openai.types import CreateEmbeddingResponse
 from orcinus.config.settings import demo_model_path
 from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import AddRequest, EngineInfo, RequestDelta
+from orcinus.engine.models import loader
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.pooling import POOLING_FILE
 from orcinus.engine.sampling_params import Pooling, SamplingParams
@@ -158,6 +160,26 @@ def test_shared_prefixes_change_nothing_and_spare_the_last_token_alone(
     others = embed(core, "last", tokens)  # which finds the blocks that the mean has computed
     assert others.num_cached_tokens > 0
     assert_close(others.vectors, reference(model_of("llama"), "last", tokens))
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "gpt2", "gemma3"])
+def test_a_checkpoint_without_a_head_embeds(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_of: Callable[[str], Path]
+) -> None:
+    from transformers import AutoModel
+
+    base: Any = AutoModel.from_pretrained(model_of(family), dtype=torch.float32)
+    base.save_pretrained(tmp_path)
+    [architecture] = json.loads((tmp_path / "config.json").read_text())["architectures"]
+    assert architecture == type(base).__name__
+    tokens = ragged_prompts(8, 3)
+    expected = reference(model_of(family), "mean", tokens)
+    for _ in ("read by ourselves", "read by transformers"):
+        info, runner = build_executor(engine_config(tmp_path, max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE))
+        assert (info.architecture, info.has_head) == (architecture, False)
+        assert info.num_parameters == base.num_parameters()
+        assert_close(embed(core_with_few_blocks((info, runner)), "mean", tokens).vectors, expected)
+        monkeypatch.setattr(loader, "read_checkpoint", lambda *_: None)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])

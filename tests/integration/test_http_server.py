@@ -103,10 +103,12 @@ def test_100_clients_that_leave_at_once_leave_nothing_behind(server: ServerProce
     until(lambda: server.metric("orcinus_http_requests_in_progress") == 1, "no request is left over")  # /metrics itself
 
 
-def test_health_answers_within_a_second_while_a_huge_body_is_worked_on(server: ServerProcess) -> None:
+def test_health_is_not_held_up_by_a_huge_body(server: ServerProcess) -> None:
+    """However long the machine takes for the body, no answer of /health takes as long as half of that."""
     text = "All work and no play makes a dull boy. " * 200_000
     answers: list[httpx.Response] = []
     worker = threading.Thread(target=lambda: answers.append(post(server, prompt=text)))
+    began = time.monotonic()
     worker.start()
     slowest = 0.0
     while worker.is_alive():
@@ -115,19 +117,17 @@ def test_health_answers_within_a_second_while_a_huge_body_is_worked_on(server: S
         slowest = max(slowest, time.monotonic() - started)
     assert answers[0].status_code == 400
     assert answers[0].json()["error"]["code"] == "context_length_exceeded"
-    assert slowest < 1
+    assert slowest < (time.monotonic() - began) / 2
 
 
 @pytest.mark.parametrize("stop", slow_but_for([signal.SIGTERM, signal.SIGINT], signal.SIGTERM))
-def test_idle_server_exits_within_5_seconds_of_sigterm_or_ctrl_c(
+def test_idle_server_exits_on_sigterm_or_ctrl_c_without_using_up_the_time_to_drain(
     start_light_server: StartServer, stop: signal.Signals
 ) -> None:
-    server = start_light_server()
+    server = start_light_server("--drain-timeout-s", "3600")
     assert server.get("/ready").status_code == 200
-    started = time.monotonic()
     os.kill(server.pid, stop)
-    assert server.wait() == 0
-    assert time.monotonic() - started < 5
+    assert server.wait(60) == 0
 
 
 def test_a_killed_engine_that_may_not_be_replaced_ends_the_server_with_a_code(start_light_server: StartServer) -> None:

@@ -18,7 +18,7 @@ from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import CacheGroup, EngineInfo, NewRequest, ScheduledRequest, StepPlan
 from orcinus.engine.models import loader as model_loader
-from orcinus.engine.models.loader import load_causal_lm, model_context
+from orcinus.engine.models.loader import load_causal_lm
 from orcinus.engine.platform.device import CpuMonitor, cpu_has_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
@@ -232,7 +232,8 @@ def write_config(directory: Path, class_name: str, architecture: str, **settings
         ("Zamba2Config", "Zamba2ForCausalLM", "recurrent state|layers of type"),
         ("Llama4TextConfig", "Llama4ForCausalLM", "layers of type chunked_attention"),
         ("BloomConfig", "BloomForCausalLM", "attention interface"),
-        ("LlamaConfig", "LlamaModel", "not a causal language model"),
+        ("LlamaConfig", "LlamaForSequenceClassification", "not a causal language model"),
+        ("T5Config", "T5Model", "not a causal language model"),
         ("BertConfig", "BertForMaskedLM", "not a causal language model"),
         ("LlavaConfig", "LlavaForConditionalGeneration", "not a causal language model"),
         ("Gemma3Config", "Gemma3ForConditionalGeneration", "multi-modal"),
@@ -245,6 +246,26 @@ def test_architecture_that_a_paged_cache_cannot_serve_is_refused_by_name(
     with pytest.raises(ModelLoadError, match=reason) as caught:
         load_causal_lm(engine_config(directory), CPU)
     assert architecture in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaModel", "LlamaForCausalLM"])
+def test_attention_in_both_directions_is_refused(architecture: str, tmp_path: Path) -> None:
+    directory = write_config(tmp_path, "LlamaConfig", architecture, is_causal=False)
+    with pytest.raises(ModelLoadError, match=f"{architecture} attends in both directions"):
+        load_causal_lm(engine_config(directory), CPU)
+
+
+def test_an_encoder_without_its_head_is_no_causal_language_model(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    BertModel(BertConfig(vocab_size=VOCAB_SIZE, **sizes)).save_pretrained(tmp_path)
+    assert "BertModel is not a causal language model" in refusal(tmp_path)
 
 
 def test_convolution_layers_are_refused(tmp_path: Path) -> None:
@@ -346,27 +367,6 @@ def test_context_and_memory_are_checked_at_start_up(llama: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_device_is_refused(llama: Path) -> None:
     assert "no CUDA device" in refusal(llama, device="cuda")
-
-
-def test_context_stops_where_rotary_scaling_would_depend_on_the_batch(tmp_path: Path) -> None:
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10_000.0,
-        "short_factor": [1.0] * 8,
-        "long_factor": [4.0] * 8,
-    }
-    directory = build_model("phi3", tmp_path, rope_parameters=rope, original_max_position_embeddings=64)
-    config = load_causal_lm(engine_config(directory), CPU).config
-    assert config.max_position_embeddings == CONTEXT
-    assert model_context(config, {config.sliding_window}) == 64
-
-
-def test_context_stops_at_a_window_that_the_layers_do_not_attend_with(tmp_path: Path) -> None:
-    config = load_causal_lm(engine_config(build_model("mistral", tmp_path)), CPU).config
-    assert model_context(config, {config.sliding_window}) == CONTEXT
-    assert model_context(config, {None}) == config.sliding_window
-    config.layer_types = ["full_attention"]
-    assert model_context(config, {None}) == CONTEXT
 
 
 def test_collector_runs_again_after_loading(llama: Path) -> None:

@@ -9,7 +9,6 @@ import json
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,13 +225,11 @@ def test_a_second_signal_ends_what_runs_and_what_waits(start_light_server: Start
 
 @pytest.mark.slow
 def test_open_connections_that_ask_nothing_do_not_hold_the_end_up(start_light_server: StartServer) -> None:
-    server = start_light_server()
+    server = start_light_server(constants={"orcinus.server.process.server._CLOSE_TIMEOUT_S": 600})
     with httpx.Client() as client:
         assert client.get(f"{server.url}/live").status_code == 200
-        started = time.monotonic()
         server.terminate()
         assert server.wait(60) == 0
-        assert time.monotonic() - started < 5
 
 
 def test_a_client_that_does_not_read_its_stream_does_not_hold_the_end_up(start_light_server: StartServer) -> None:
@@ -254,12 +251,11 @@ def test_a_signal_while_the_model_loads_ends_at_once(start_server: StartServer) 
     children = server.children()
     for child in children:
         child.send_signal(signal.SIGINT)
-    started = time.monotonic()
     server.terminate()
     assert server.wait(60) == 0
-    assert time.monotonic() - started < 10
     assert_all_end(children)
     assert "Traceback" not in server.log
+    assert "is ready" not in server.log
 
 
 @pytest.mark.slow
@@ -268,10 +264,8 @@ def test_an_engine_that_is_frozen_does_not_hold_the_end_up(start_light_server: S
     assert server.get("/ready").status_code == 200
     children = server.children()
     until(server.engine, "there is no engine").send_signal(signal.SIGSTOP)
-    started = time.monotonic()
     server.terminate()
     assert server.wait(60) == 0
-    assert time.monotonic() - started < 10
     assert_all_end(children)
 
 

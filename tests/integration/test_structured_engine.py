@@ -307,6 +307,7 @@ async def test_bombs_fail_alone_and_the_others_go_on() -> None:
     """One is refused by the gate; another, which got past it, fails in the engine. Their neighbour streams on."""
     async with running_engine() as engine:
         await read(engine.submit(request(engine, 5, JSON)))
+        began = time.monotonic()
         neighbour = asyncio.create_task(longest_gap_s(engine.submit(request(engine, 400))))
         with pytest.raises(InvalidRequestError, match="too complex"):
             await engine.check_grammar(Grammar("regex", "(a{1000}){1000}"), "structured_outputs")
@@ -316,7 +317,8 @@ async def test_bombs_fail_alone_and_the_others_go_on() -> None:
             await read(engine.submit(request(engine, 5, Grammar("regex", "[a"))))
         with pytest.raises(InvalidRequestError, match="uniqueItems"):
             await engine.check_grammar(Grammar("json_schema", '{"uniqueItems": true}'), "response_format")
-        assert await neighbour < 3
+        took_s = time.monotonic() - began
+        assert await neighbour < took_s / 2
         await engine.check_grammar(JSON, "response_format")
         jsonschema.validate(json.loads(await read(engine.submit(request(engine, 250, JSON)))), SCHEMA)
 

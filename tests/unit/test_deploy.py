@@ -27,6 +27,7 @@ import pytest
 import yaml
 
 from orcinus.config.settings import Settings
+from orcinus.server.process.health_check import addresses
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -169,7 +170,6 @@ def test_gpu_overlay_asks_for_a_gpu_and_the_cuda_image() -> None:
     assert container["image"] == "orcinus:cuda"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert {"name": "ORCINUS_DEVICE", "value": "cuda"} in container["env"]
-    assert "PodMonitor" in resources
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed: overlays not rendered")
@@ -184,6 +184,25 @@ def test_api_keys_component_mounts_the_file_that_the_setting_names(tmp_path: Pat
     (mount,) = [m for m in container["volumeMounts"] if key_file.startswith(m["mountPath"])]
     volumes = {v["name"]: v for v in deployment["spec"]["template"]["spec"]["volumes"]}
     assert volumes[mount["name"]]["secret"]["secretName"] == "orcinus-api-keys"
+
+
+@pytest.mark.parametrize("overlay", ["kustomization.yaml", "gpu/kustomization.yaml"])
+def test_no_variant_needs_the_operator_and_all_have_the_image_of_one_place(overlay: str) -> None:
+    components = read(KUBERNETES / overlay)["components"]
+    assert not [name for name in components if name.endswith("pod-monitor")]
+    assert components[-1].endswith("components/image")  # after what brings the tag, under the name of the base
+    [image] = read(KUBERNETES / "components/image/kustomization.yaml")["images"]
+    assert set(image) == {"name", "newName"}
+    assert container_of(read(BASE / "deployment.yaml"))["image"] == f"{image['name']}:cpu"
+    [cuda] = read(KUBERNETES / "components/gpu/kustomization.yaml")["images"]
+    assert cuda == {"name": image["name"], "newTag": "cuda"}
+
+
+def test_a_token_of_the_hub_is_passed_on_where_there_is_one(deployment: dict[str, Any]) -> None:
+    [token] = [entry for entry in container_of(deployment)["env"] if entry["name"] == "HF_TOKEN"]
+    assert token["valueFrom"]["secretKeyRef"]["optional"] is True
+    compose = read(COMPOSE_FILES[0])["services"]["orcinus"]["environment"]
+    assert compose["HF_TOKEN"] == "${HF_TOKEN:-}"
 
 
 def render(folder: Path) -> list[dict[str, Any]]:
@@ -324,6 +343,15 @@ def test_server_is_the_first_process_of_the_image_and_not_root() -> None:
     assert all(part.isdigit() and int(part) > 0 for part in image_user())
 
 
+def test_any_user_of_group_0_may_write_where_the_server_writes() -> None:
+    [made] = [argument for name, argument in instructions() if name == "RUN" and "install --directory" in argument]
+    [command] = [part for part in made.split("&&") if "install --directory" in part]
+    words = command.split()
+    assert {"--group=0", "--mode=0775"} <= set(words)
+    environment = environment_of_image()
+    assert {environment["HF_HOME"], environment["HOME"], last("WORKDIR")} <= set(words)
+
+
 def test_image_listens_where_its_port_is_exposed() -> None:
     environment = environment_of_image()
     assert environment["ORCINUS_HOST"] == "0.0.0.0"
@@ -387,6 +415,34 @@ def test_health_check_of_the_image_follows_readiness(status: int, exit_code: int
         environment = {**os.environ, "ORCINUS_PORT": str(port)}
         done = subprocess.run([sys.executable, *command[1:]], env=environment, timeout=60, check=False)
     assert (done.returncode, asked) == (exit_code, ["/ready"])
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "expected"),
+    [
+        (None, None, [("127.0.0.1", 8000)]),
+        ("0.0.0.0", "9000", [("127.0.0.1", 9000)]),
+        ("0.0.0.0", "tcp://10.0.0.1:8000", [("127.0.0.1", Settings().port)]),
+        ("0.0.0.0", "", [("127.0.0.1", 8000)]),
+        ("::", "8000", [("::1", 8000), ("127.0.0.1", 8000)]),
+        ("[::1]", "8000", [("::1", 8000)]),
+        ("10.1.2.3", "8000", [("10.1.2.3", 8000)]),
+    ],
+)
+def test_health_check_asks_where_the_server_listens(
+    host: str | None, port: str | None, expected: list[tuple[str, int]]
+) -> None:
+    given = {"ORCINUS_HOST": host, "ORCINUS_PORT": port}
+    assert addresses({name: value for name, value in given.items() if value is not None}) == expected
+
+
+def test_health_check_of_a_server_on_both_families_needs_one_of_them() -> None:
+    command = json.loads(last("HEALTHCHECK").split(" CMD ")[1])
+    asked: list[str] = []
+    with answering(200, asked) as port:  # on IPv4 alone
+        environment = {**os.environ, "ORCINUS_PORT": str(port), "ORCINUS_HOST": "::"}
+        done = subprocess.run([sys.executable, *command[1:]], env=environment, timeout=60, check=False)
+    assert (done.returncode, asked) == (0, ["/ready"])
 
 
 def test_health_check_fails_where_nothing_listens() -> None:

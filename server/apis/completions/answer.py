@@ -29,6 +29,7 @@ async def start_completion(
     request = parse_completion(body)
     ctx.check_model(request.model)
     ctx.check_admitting()
+    ctx.engine.info.check_generates()
     prompts = await encode_prompts(
         ctx.engine,
         request.prompt,

@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from orcinus.config.arguments import Parser, add_settings, settings_from
+from orcinus.config.foreign_flags import FOREIGN_FLAGS, explain_foreign
 from orcinus.config.settings import GROUPS, Settings, SettingsError
 from orcinus.config.sources import env_name, flag_name
 from orcinus.config.values import group_of
@@ -80,3 +81,50 @@ def test_only_the_groups_asked_for_become_flags() -> None:
     assert "--quantization" in text
     assert "--port" not in text
     assert "--dtype" not in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        (["--ctx-size", "4096"], ["--ctx-size is --max-model-len here"]),
+        (["--ctx_size=4096"], ["--ctx_size is --max-model-len here"]),
+        (["-hf", "owner/name"], ["-hf is --model (a hub id, or owner/name/file.gguf) here"]),
+        (["-c", "4096", "-ngl", "99"], None),
+        (["--threads", "8"], ["--threads is the environment variable OMP_NUM_THREADS here"]),
+        (["--tensor-parallel-size", "2"], ["--tensor-parallel-size has no twin here: a model runs on one device"]),
+        (
+            ["m", "-np", "4", "--prot", "80"],
+            ["-np is --max-num-seqs here", "unknown flag: --prot; did you mean --port or --host?"],
+        ),
+        (["--gpu-memory-utilization", "0.9"], None),
+        (
+            ["--model-id", "m", "--context-length", "1"],
+            ["--model-id is --model here", "--context-length is --max-model-len here"],
+        ),
+    ],
+)
+def test_flags_of_other_servers_are_answered_with_ours(argv: list[str], lines: list[str] | None) -> None:
+    with pytest.raises(SettingsError) as raised:
+        _settings(*argv)
+    answered = str(raised.value).splitlines()
+    assert lines is None or answered == lines
+    assert all(" here" in line or line.startswith("unknown flag") for line in answered)
+
+
+def test_every_flag_of_other_servers_has_a_twin_that_there_is_or_a_reason() -> None:
+    own = frozenset(_parser()._option_string_actions)
+    assert not FOREIGN_FLAGS & own
+    known_later = {"--root-path", "--cors-allow-origin"}  # of layers that a server may be without
+    for flag in FOREIGN_FLAGS:
+        answer = explain_foreign(flag, own | known_later)
+        assert answer is not None
+        assert "this command has no" not in answer
+
+
+def test_a_command_without_settings_has_none_of_their_twins() -> None:
+    parser = Parser("orcinus chat", "[OPTIONS]", "Chat.")
+    with pytest.raises(SettingsError, match="unknown flag: --ctx-size"):
+        parser.parse(["--ctx-size", "1"])
+    add_settings(parser, groups=("Model",))
+    with pytest.raises(SettingsError, match="--parallel has no twin here: this command has no --max-num-seqs"):
+        parser.parse(["--parallel", "1"])

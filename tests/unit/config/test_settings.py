@@ -121,3 +121,32 @@ def test_the_engine_gets_its_part() -> None:
     assert (config.target_itl_ms, config.target_ttft_ms) == (50.0, 800.0)
     assert (config.max_num_seqs, config.kv_cache_memory, config.enable_prefix_caching) == (4, 64 * 2**20, False)
     assert config.model == str(demo_model_path())
+
+
+def test_a_byte_order_mark_is_no_part_of_keys_and_templates(tmp_path: Path) -> None:
+    keys, template = tmp_path / "keys", tmp_path / "template.jinja"
+    keys.write_text("first\nschlüssel\n", encoding="utf-8-sig")
+    template.write_text("{{ messages }}", encoding="utf-8-sig")
+    settings = load_settings(api_key_file=keys, chat_template=str(template))
+    assert settings.read_api_keys() == ("first", "schlüssel")
+    assert settings.read_chat_template() == "{{ messages }}"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+@pytest.mark.parametrize("name", ["api_key_file", "chat_template"])
+def test_a_file_in_another_encoding_is_one_line(encoding: str, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("schlüssel\n", encoding=encoding)
+    with pytest.raises(SettingsError) as raised:
+        load_settings(**{name: str(file)})
+    flag = name.replace("_", "-")
+    assert str(raised.value).startswith(f"--{flag}: cannot read {file}: it is not UTF-8 text")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_key_that_nobody_can_type_is_refused_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("good\nsec\x07ret\n")
+    with pytest.raises(SettingsError, match="the key in line 2 has a control character") as raised:
+        load_settings(api_key_file=file)
+    assert "sec" not in str(raised.value)

@@ -45,6 +45,16 @@ def test_open_context_shrinks_to_what_fits() -> None:
     assert size(5_000).max_model_len == 40
 
 
+def test_a_context_that_shrinks_is_one_warning_with_both_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    size(5_000)
+    [warning] = caplog.messages
+    assert "the context is 40 tokens and not the model's 100" in warning
+    caplog.clear()
+    size(20_500)
+    size(5_000, max_model_len=40)
+    assert caplog.messages == []
+
+
 def test_explicit_context_that_does_not_fit_is_refused_with_the_number_that_would() -> None:
     with pytest.raises(ModelLoadError, match=r"context of 64 tokens .* at most 40 tokens fit"):
         size(5_000, max_model_len=64)

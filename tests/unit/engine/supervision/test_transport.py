@@ -270,7 +270,7 @@ def test_waiting_batch_starts_when_its_time_has_come() -> None:
         started = time.monotonic()
         server.send([added("a", max_tokens=1)])
         assert server.next_step().deltas[0].request_id == "a"
-        assert 0.04 < time.monotonic() - started < 1
+        assert time.monotonic() - started > 0.04
 
 
 def test_engine_ends_when_the_server_is_gone() -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -420,15 +421,43 @@ def test_tokenizer_and_template_come_out_of_a_gguf_file(tmp_path: Path, trained:
     assert tokenizer.render_chat(USER) == "user: hi<|end|>"
 
 
-def write_gguf(file: Path, tokenizer_file: Path) -> Path:
+@pytest.mark.parametrize("has_added_them", [True, False], ids=["transformers-has-added-them", "it-has-not"])
+def test_the_users_own_tokens_of_a_gguf_file_stay_whole(
+    has_added_them: bool, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gguf").mkdir()
+    file = write_gguf(tmp_path / "gguf" / "model.gguf", trained / "tokenizer.json", own=["<think>", "</think>"])
+    if not has_added_them:
+        from transformers import PreTrainedTokenizerFast
+
+        for name in ("add_tokens", "add_special_tokens"):
+            monkeypatch.setattr(PreTrainedTokenizerFast, name, lambda *_, **__: 0)
+    tokenizer = Tokenizer.load(str(file))
+    for name in ("<think>", "</think>"):
+        token_id = tokenizer.added_token_id(name)
+        assert token_id is not None
+        assert token_id not in tokenizer.special_ids
+        assert token_id in tokenizer.encode(f"the {name}cat", add_special_tokens=False)
+        assert tokenizer.decode([token_id]) == name
+    assert tokenizer.added_token_id("<|end|>") in tokenizer.special_ids
+    assert tokenizer.vocab_size == tokenizer._backend.vocab_size == len(read_vocab(trained)) + 2
+
+
+def read_vocab(directory: Path) -> dict[str, int]:
+    vocab: dict[str, int] = json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
+    return vocab
+
+
+def write_gguf(file: Path, tokenizer_file: Path, own: Sequence[str] = ()) -> Path:
     from gguf import GGUFWriter, TokenType
 
     model = json.loads(tokenizer_file.read_text())["model"]
-    tokens = sorted(model["vocab"], key=lambda token: int(model["vocab"][token]))
+    tokens = [*sorted(model["vocab"], key=lambda token: int(model["vocab"][token])), *own]
     writer = GGUFWriter(file, "llama")
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.CONTROL if token.startswith("<|") else TokenType.NORMAL for token in tokens])
+    types = [TokenType.CONTROL if token.startswith("<|") else TokenType.NORMAL for token in tokens]
+    writer.add_token_types(types[: len(types) - len(own)] + [TokenType.USER_DEFINED] * len(own))
     writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)

@@ -332,3 +332,19 @@ async def test_many_vectors_are_written_in_a_thread(served: Serving, monkeypatch
     await embed(served, ["a", "b"])
     await embed(served, ["a", "b", "c"])
     assert threads[0] == threading.current_thread().name != threads[1]
+
+
+async def test_a_model_without_a_head_embeds_and_refuses_to_write_by_every_api(tmp_path: Path) -> None:
+    async with serving(tmp_path, info={"has_head": False, "architecture": "MistralModel"}) as served:
+        assert vectors_of(await embed(served, "hello")) == [expected("hello")]
+        messages = [{"role": "user", "content": "hi"}]
+        for path, body in (
+            ("/v1/completions", {"prompt": "hi"}),
+            ("/v1/completions", {"prompt": "hi", "max_tokens": 0, "echo": True, "logprobs": 1}),
+            ("/v1/chat/completions", {"messages": messages}),
+            ("/v1/responses", {"input": "hi"}),
+            ("/v1/messages", {"messages": messages, "max_tokens": 1}),
+        ):
+            response = await served.post(path, **body)
+            assert response.status_code == 400, path
+            assert "(MistralModel) has no language-model head" in response.text

@@ -12,6 +12,8 @@ import pytest
 
 from orcinus.server.cli import main
 
+Captured = pytest.CaptureFixture[str]
+
 
 class Stub(ThreadingHTTPServer):
     """Records the bodies it gets and answers with `lines`, as server-sent events."""
@@ -22,6 +24,8 @@ class Stub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.paths: list[str] = []
+        self.models: Any = {"object": "list", "data": [{"id": "stub-model"}]}
         self.status = 200
         self.lines = [_chunk("Par"), _chunk("is"), "[DONE]"]
 
@@ -34,9 +38,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: Stub
 
     def do_GET(self) -> None:
-        self._send(json.dumps({"object": "list", "data": [{"id": "stub-model"}]}))
+        self._send(json.dumps(self.server.models))
 
     def do_POST(self) -> None:
+        self.server.paths.append(self.path)
         self.server.keys.append(self.headers.get("Authorization"))
         self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         if self.server.status != 200:
@@ -190,3 +195,140 @@ def test_a_model_cannot_steer_the_terminal(stub: Stub, capsys: pytest.CaptureFix
     stub.lines = [_chunk("a\x1b[2Jb\u009bc\n\td é"), "[DONE]"]
     assert main(["chat", "hello", "--base-url", stub.url]) == 0
     assert capsys.readouterr().out == "a[2Jbc\n\td é\n"
+
+
+PROXIES = [
+    {"ALL_PROXY": "socks5://127.0.0.1:1"},
+    {"all_proxy": "socks://127.0.0.1:1/"},
+    {"HTTP_PROXY": "http://127.0.0.1:1"},
+    {"http_proxy": "127.0.0.1:1", "no_proxy": "example.org"},
+    {"HTTPS_PROXY": "nonsense"},
+]
+
+
+@pytest.mark.parametrize("variables", PROXIES)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_proxies_do_not_matter_on_this_machine(
+    variables: dict[str, str], host: str, stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["chat", "hello", "--base-url", stub.url.replace("127.0.0.1", host)]) == 0
+    assert capsys.readouterr() == ("Paris\n", "")
+
+
+def test_a_proxy_holds_for_other_machines(stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("http_proxy", stub.url)
+    assert main(["chat", "hello", "--base-url", "http://llm.example:9"]) == 0
+    assert stub.paths == ["http://llm.example:9/v1/chat/completions"]
+    monkeypatch.setenv("no_proxy", "llm.example")
+    assert main(["chat", "hello", "--base-url", "http://llm.example:9"]) == 1
+    assert "no server answers at http://llm.example:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("proxy", "message"),
+    [
+        ("socks5://user:secret@proxy.example:1", "proxy socks5://proxy.example:1 speaks SOCKS"),
+        ("socks://proxy.example:1", "proxy socks://proxy.example:1 cannot be used"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_one_line(
+    proxy: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    assert main(["chat", "hello", "--base-url", "http://llm.example:9"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "secret" not in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:8000", "http://", "ftp://a", "http://[::1", "http://h:99999", "http://h:x"]
+)
+def test_a_wrong_url_is_one_line_and_exit_code_2(url: str, capsys: Captured) -> None:
+    assert main(["chat", "hello", "--base-url", url]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[0].startswith(f"orcinus chat: --base-url {url!r} is no URL")
+    assert error[1:] == ["See 'orcinus chat --help'."]
+
+
+def test_a_key_may_have_any_letters_and_no_control_characters(stub: Stub, capsys: Captured) -> None:
+    assert main(["chat", "hello", "--base-url", stub.url, "--api-key", " schlüssel\n"]) == 0
+    assert stub.keys == ["Bearer schlüssel".encode().decode("latin-1")]
+    capsys.readouterr()
+    assert main(["chat", "hello", "--base-url", stub.url, "--api-key", "secret\nX-Other: 1"]) == 2
+    error = capsys.readouterr().err
+    assert "a key cannot have control characters" in error
+    assert "secret" not in error
+
+
+NOTHING: list[Any] = [
+    {},
+    {"choices": None},
+    {"choices": []},
+    {"choices": [None]},
+    {"choices": [{}]},
+    {"choices": [{"delta": None}]},
+    {"choices": [{"delta": {"content": None}}]},
+    {"choices": [{"delta": {"content": [1]}}]},
+    {"error": None, "choices": []},
+    [],
+    None,
+]
+
+
+@pytest.mark.parametrize("event", NOTHING)
+def test_events_without_text_are_passed_over(event: Any, stub: Stub, capsys: Captured) -> None:
+    stub.lines = [_chunk("Par"), json.dumps(event), "", _chunk("is"), "[DONE]"]
+    assert main(["chat", "hello", "--base-url", stub.url]) == 0
+    assert capsys.readouterr() == ("Paris\n", "")
+
+
+@pytest.mark.parametrize("error", ["it broke", {"message": "it broke"}])
+def test_an_error_in_the_stream_is_one_line(error: Any, stub: Stub, capsys: Captured) -> None:
+    stub.lines = [json.dumps({"error": error})]
+    assert main(["chat", "hello", "--base-url", stub.url]) == 1
+    assert capsys.readouterr().err == "orcinus chat: it broke\n"
+
+
+@pytest.mark.parametrize("models", [None, [], {}, {"data": None}, {"data": []}, {"data": [{}]}])
+def test_what_is_no_list_of_models_is_one_line(
+    models: Any, stub: Stub, say: Callable[..., None], capsys: Captured
+) -> None:
+    stub.models = models
+    say()
+    assert main(["chat", "--base-url", stub.url]) == 1
+    error = capsys.readouterr().err
+    assert f"{stub.url} does not answer like an OpenAI server" in error
+    assert error.count("\n") == 1
+
+
+def _thought(**delta: str) -> str:
+    return json.dumps({"choices": [{"index": 0, "delta": delta}]})
+
+
+THINKS = [
+    _thought(reasoning_content="Hm, ", reasoning="Hm, "),
+    _thought(reasoning="France."),
+    _chunk("Paris"),
+    "[DONE]",
+]
+
+
+def test_a_question_shows_what_the_model_thinks_beside_the_answer(stub: Stub, capsys: Captured) -> None:
+    stub.lines = THINKS
+    assert main(["chat", "hello", "--base-url", stub.url]) == 0
+    assert capsys.readouterr() == ("Paris\n", "Hm, France.\n\n")
+
+
+def test_a_conversation_shows_what_the_model_thinks_and_does_not_send_it_back(
+    stub: Stub, say: Callable[..., None], capsys: Captured
+) -> None:
+    stub.lines = THINKS
+    say("one", "two")
+    assert main(["chat", "--base-url", stub.url]) == 0
+    assert capsys.readouterr().out.count("Hm, France.\n\nParis\n") == 2
+    assert [message["content"] for message in stub.bodies[1]["messages"]] == ["one", "Paris", "two"]

@@ -1,15 +1,19 @@
 """`orcinus generate`: lines in, lines out, whatever the lines are."""
 
 import asyncio
+import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
+from orcinus.server import cli
+from orcinus.server.commands import generate
 from orcinus.server.commands.generate import BatchRunner, Totals, write_answers
 
 CHAT = "/v1/chat/completions"
@@ -196,3 +200,46 @@ async def test_totals_count_requests_errors_and_tokens() -> None:
     assert (totals.num_requests, totals.num_errors) == (4, 2)
     assert (totals.num_prompt_tokens, totals.num_output_tokens) == (4, 6)
     assert "4 requests, 2 errors" in str(totals)
+
+
+async def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it() -> None:
+    first, second = await _run(b"\xef\xbb\xbf" + _line("a"), b"\xef\xbb\xbf" + _line("b"))
+    assert first["custom_id"] == "a"
+    assert first["response"]["status_code"] == 200
+    assert second["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_in_another_encoding_is_one_line(
+    encoding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(_line("a").decode(), encoding=encoding)
+    assert cli.main(["generate", str(file)]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[0].startswith(f"orcinus generate: cannot read {file}: it is not UTF-8 text but UTF-")
+    assert error[1:] == ["See 'orcinus generate --help'."]
+
+
+def _answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have lines answered without an engine, a model or settings of the environment."""
+
+    @contextlib.asynccontextmanager
+    async def answers(settings: Any) -> AsyncIterator[Any]:
+        yield {CHAT: Engine().answer}, 4
+
+    monkeypatch.setattr(generate, "_engine_answers", answers)
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines", "code"),
+    [([], [_line("a")], 0), ([], [_line("a"), b"{\n"], 1), (["--strict"], [b"{\n"], 1), (["--no-strict"], [b"{\n"], 0)],
+)
+def test_the_exit_code_says_whether_lines_had_errors(
+    flags: list[str], lines: list[bytes], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answering(monkeypatch)
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    file.write_bytes(b"".join(lines))
+    assert cli.main(["generate", str(file), "-o", str(out), *flags]) == code
+    assert len(out.read_text().splitlines()) == len(lines)

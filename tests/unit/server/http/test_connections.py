@@ -793,8 +793,8 @@ async def test_a_hangup_has_the_keys_read_again_and_ends_nothing(
 
 
 async def test_idle_server_stops_at_once(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served, listening(served) as (server, _):
-        async with asyncio.timeout(5):
+    async with serving(tmp_path) as served, listening(served, drain_timeout_s=3600) as (server, _):
+        async with asyncio.timeout(60):
             server.handle_exit(signal.SIGTERM, None)
             await until(lambda: server.should_exit)
         assert server.failure is None

@@ -115,3 +115,12 @@ def test_a_file_that_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
         read_dataset(tmp_path / "none", None, parse_lengths("7"), "0")
     with pytest.raises(SettingsError, match="has no request"):
         read_dataset(written(tmp_path, ""), None, parse_lengths("7"), "0")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"prompt": "hi", "max_tokens": 1}\n', encoding="utf-8-sig")
+    assert [item.prompt for item in read_dataset(file, None, parse_lengths("4"), "0")] == ["hi"]
+    file.write_text('{"prompt": "hi", "max_tokens": 1}\n', encoding="utf-16")
+    with pytest.raises(SettingsError, match="it is not UTF-8 text but UTF-16"):
+        read_dataset(file, None, parse_lengths("4"), "0")

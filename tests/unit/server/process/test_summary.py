@@ -67,6 +67,13 @@ def test_summary_says_what_it_costs_to_have_no_kernels_and_what_to_do() -> None:
     assert "Kernels" not in start_up_summary(INFO, load_settings(), port=80, ready_s=1.0)
 
 
+def test_summary_of_a_model_without_a_head_says_so_and_asks_for_an_embedding() -> None:
+    text = start_up_summary(msgspec.structs.replace(INFO, has_head=False), load_settings(), port=80, ready_s=1.0)
+    assert "embeddings alone: the checkpoint has no language-model head" in text
+    assert "curl http://127.0.0.1:80/v1/embeddings" in text
+    assert "Serves" not in start_up_summary(INFO, load_settings(), port=80, ready_s=1.0)
+
+
 def test_summary_says_that_the_engine_is_deterministic() -> None:
     info = msgspec.structs.replace(INFO, is_deterministic=True)
     text = start_up_summary(info, load_settings(), port=8000, ready_s=1.0)
