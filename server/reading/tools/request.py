@@ -1,7 +1,7 @@
 """`tools` and `tool_choice` of a chat completion, checked and made one value. Knows no model and no format of calls.
 
-Null equals absent, at every level. What a tool has beyond its name, description, parameters and `strict` is kept for
-the chat template, which may show it to the model.
+Null equals absent, at every level. The chat template gets the tools as the client wrote them, key for key: it may show
+the model whatever they have.
 """
 
 import re
@@ -75,7 +75,7 @@ def read_tool_use(tools: Any, tool_choice: Any, parallel_tool_calls: Any = None)
         choice=choice,
         forced_name=forced_name,
         parallel=_read_parallel(parallel_tool_calls),
-        raw=[_to_raw(function) for function in functions if choice != "none" and function["name"] in allowed],
+        raw=[tool for tool, of in zip(raw, known, strict=True) if choice != "none" and of.name in allowed],
     )
 
 
@@ -208,7 +208,3 @@ def _read_parallel(value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidRequestError(f"parallel_tool_calls must be a boolean, got {shown(value)}", "parallel_tool_calls")
     return value
-
-
-def _to_raw(function: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": {"parameters": _NO_PARAMETERS, **function}}

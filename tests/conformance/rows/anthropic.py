@@ -120,6 +120,15 @@ def count_tokens(api: Api) -> None:
     }
 
 
+@row("anthropic.turns", "Messages of one role that follow one another are one turn of all their blocks")
+def turns(api: Api) -> None:
+    def count(*messages: Any) -> Any:
+        body = {"model": "orcinus-demo", "messages": [{"role": "user", "content": content} for content in messages]}
+        return api.ask("POST", "/v1/messages/count_tokens", body)
+
+    assert count("a", "b") == count([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
+
+
 @row("anthropic.errors", "Errors have Anthropic's shape and types")
 def errors(api: Api) -> None:
     assert refuse(api, 404, model="gpt-5")["type"] == "not_found_error"

@@ -377,7 +377,13 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"
             [user([text_block("a"), text_block("b", cache_control={"type": "ephemeral"}, citations=None)])],
             [user("a\nb")],
         ),
-        ([user("a"), user("b")], [user("a"), user("b")]),
+        ([user("a"), user("b")], [user("a\nb")]),
+        ([user([result(), text_block("a")]), user("b")], [tool_message("21"), user("a\nb")]),
+        ([user([result()]), user([result("22")])], [tool_message("21"), tool_message("22")]),
+        (
+            [assistant("a"), assistant([text_block("b"), use(x=1)]), user([result()])],
+            [{**assistant("a\nb"), "tool_calls": [CALL]}, tool_message("21")],
+        ),
         (
             [user("a"), {"role": "system", "content": [text_block("s")]}],
             [user("a"), {"role": "system", "content": "s"}],
@@ -387,7 +393,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"
             [assistant([text_block("a"), use(x=1)]), user([result(), text_block("b")])],
             [{**assistant("a"), "tool_calls": [CALL]}, tool_message("21"), user("b")],
         ),
-        ([assistant([use(x=1)]), user([result()])], [{**assistant(""), "tool_calls": [CALL]}, tool_message("21")]),
+        ([assistant([use(x=1)]), user([result()])], [{"role": "assistant", "tool_calls": [CALL]}, tool_message("21")]),
         (
             [user([text_block("a"), result(), result([text_block("b"), text_block("c")]), text_block("d")])],
             [user("a"), tool_message("21"), tool_message("b\nc"), user("d")],
@@ -445,6 +451,31 @@ async def test_what_a_message_answered_can_be_sent_back(thinker: Serving) -> Non
     turns = [user("hi"), {"role": "assistant", "content": answer["content"]}, user(results)]
     assert await count(thinker, messages=turns, tools=tools) > await count(thinker, tools=tools)
     assert (await message(thinker, messages=turns, tools=tools))["stop_reason"] == "tool_use"
+
+
+async def test_messages_of_one_role_are_one_turn(thinker: Serving) -> None:
+    blocks = user([text_block("a"), text_block("b")])
+    assert await count(thinker, messages=[user("a"), user("b")]) == await count(thinker, messages=[blocks])
+    wrong = anthropic_error_of(await thinker.post(COUNT, messages=[user("a"), user(["b"])]), 400)
+    assert "messages[1].content[0]" in wrong["message"]
+
+
+async def test_a_call_alone_is_kept_where_the_template_asks_whether_there_is_content(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}"
+        "{% for c in m.tool_calls %}<call>{{ c.function.name + c.function.arguments }}</call>{% endfor %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}{{ tools }}"
+    )
+    async with serving(tmp_path, FakeExecutor(says("x")), info=LONG, template=template) as served:
+        turns = [user("a"), assistant([use(x=1)]), user([result()])]
+        with_call, without = await count(served, messages=turns), await count(served, messages=[user("a21")])
+        assert with_call - without == len('<call>f{"x": 1}</call>')
+
+
+def test_a_tool_keeps_its_fields_in_the_order_of_the_client() -> None:
+    tool = {"input_schema": {"type": "object"}, "strict": True, "name": "f", "description": "d"}
+    [read] = chat_of(user("x"), tools=[tool]).tools
+    assert list(read["function"]) == ["parameters", "strict", "name", "description"]
 
 
 def test_a_tool_becomes_a_function() -> None:
@@ -535,6 +566,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [5]}, "messages[0]"),
     ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role must be one of user, assistant, system"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content must be"),
     ({"messages": [user([])]}, "messages[0].content must be"),
     ({"messages": [user("x"), user([5])]}, "messages[1].content[0]"),
