@@ -63,10 +63,16 @@ class Tokenizer:
     """A model's tokenizer; make one with `Tokenizer.load`."""
 
     def __init__(
-        self, backend: _Backend, chat_template: ChatTemplate | None, tool_template: ChatTemplate | None = None
+        self,
+        backend: _Backend,
+        chat_template: ChatTemplate | None,
+        tool_template: ChatTemplate | None = None,
+        *,
+        eos_token: str | None = None,
     ) -> None:
         """`tool_template`, where there is one, takes the place of `chat_template` in chats with tools."""
         self._backend = backend
+        self._eos_token = eos_token
         self._chat_template = chat_template
         self._tool_template = tool_template
         self.vocab_size = backend.vocab_size
@@ -86,8 +92,10 @@ class Tokenizer:
         except Exception as error:  # other people's code reads other people's files
             raise ModelLoadError(f"cannot load the tokenizer of {model}: {error}") from error
         if chat_template is not None:
-            return cls(backend, _given_template(chat_template, special_tokens))
-        return cls(backend, *_own_templates(own_template, special_tokens))
+            templates: list[ChatTemplate | None] = [_given_template(chat_template, special_tokens)]
+        else:
+            templates = _own_templates(own_template, special_tokens)
+        return cls(backend, *templates, eos_token=special_tokens.get("eos_token"))
 
     @property
     def has_chat_template(self) -> bool:
@@ -102,6 +110,11 @@ class Tokenizer:
     def special_tokens(self) -> frozenset[str]:
         """Return how the special tokens are written; `decode` leaves them out unless told otherwise."""
         return frozenset(token.content for token in self._backend.added_tokens.values() if token.special)
+
+    @cached_property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text as the tokenizer has it, which may be another than the model's settings name."""
+        return None if self._eos_token is None else self.added_token_id(self._eos_token)
 
     def added_token_id(self, text: str) -> int | None:
         """Return the id of the added token (special or not) that is written as `text`, if there is one."""

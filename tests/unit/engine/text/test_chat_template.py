@@ -95,7 +95,7 @@ def test_printed_or_added_arguments_are_the_clients_text(write: str, extra: str)
         "{% for name, value in a | items %}{{ name }}={{ value }};{% endfor %}",
         "{% for name, value in a | dictsort %}{{ name }}={{ value }};{% endfor %}",
         "{{ a.city }}{{ a['city'] }}{{ a.get('days') }}{{ a.keys() | list }}{{ a | length }}",
-        "{{ a is mapping }}{{ a is string }}{{ 'city' in a }}{{ a.title is defined }}",
+        "{{ a is mapping }}{{ a is string }}{{ 'city' in a }}{{ a.title }}",
     ],
 )
 def test_arguments_are_otherwise_the_object_that_transformers_documents(tmp_path: Path, write: str) -> None:
@@ -230,6 +230,10 @@ def test_a_template_of_several_system_messages_gets_them_in_their_places(tmp_pat
 def test_a_template_of_no_system_messages_says_so_itself() -> None:
     with pytest.raises(InvalidRequestError, match="no system"):
         render(NO_SYSTEM, [SYSTEM, SYSTEM, USER])
+
+
+def test_where_no_system_message_is_shown_all_stay() -> None:
+    assert render("{{ messages | length }}", [SYSTEM, SYSTEM, USER]) == "3"
 
 
 def test_a_system_message_that_had_to_go_first_is_not_continued() -> None:
