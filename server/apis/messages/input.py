@@ -4,6 +4,7 @@ Reads blocks: text, thinking, and tools' uses and results. What else a block may
 `signature`, `caller`) is for other models or for other servers, and is passed over. Knows nothing of answers.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -11,11 +12,25 @@ from typing import Any
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.chat.body import ChatBody, parse_chat
 from orcinus.server.apis.messages.body import TURN_ROLES, MessagesBody, ThinkingOptions
+from orcinus.server.apis.offered_tools import OfferedTools, is_hosted, leave_out_hosted
+from orcinus.server.apis.parameter_names import Renaming
 from orcinus.server.errors import shown
 from orcinus.server.json_values import read_string
+from orcinus.server.reading.tools.request import MAX_LONG_NAME_CHARS
 from orcinus.server.requests.bodies import SamplingBody
+from orcinus.server.requests.left_out import may_leave_out
 
 CALL_ID_PREFIX = "toolu_"
+
+# Names of a chat's parameters in errors, and what they are called in this API.
+_PARAMETER_NAMES: tuple[Renaming, ...] = (
+    (re.compile(r"^(tools\[\d+\])\.parameters"), r"\1.input_schema"),
+    (re.compile(r"^tool_choice\.function\.name$"), "tool_choice.name"),
+    (re.compile(r"^parallel_tool_calls$"), "tool_choice.disable_parallel_tool_use"),
+    (re.compile(r"^reasoning_effort$"), "output_config.effort"),
+    (re.compile(r"^continue_final_message$"), "messages"),
+    (re.compile(r"^max_completion_tokens$"), "max_tokens"),
+)
 
 _TEXT = ("text",)
 _USER = ("text", "tool_result")
@@ -40,8 +55,29 @@ PlacedBlock = tuple[Block, str]  # and its place in the body, for errors
 ChatMessage = dict[str, Any]
 
 
-def to_chat_body(body: MessagesBody) -> ChatBody:
-    """Return the same request as a chat completion. Raises `InvalidRequestError`."""
+def parameter_names(body: MessagesBody) -> tuple[Renaming, ...]:
+    """Return what the parameters of a chat are called in this body."""
+    form = "output_format" if body.output_format else "output_config.format"
+    return (*_PARAMETER_NAMES, (re.compile(r"^response_format(\.json_schema)?"), form))
+
+
+def read_offered_tools(body: MessagesBody) -> OfferedTools:
+    """Return the tools of the body. Raises `InvalidRequestError`."""
+    offered = OfferedTools(max_name_chars=MAX_LONG_NAME_CHARS)
+    for index, tool in enumerate(body.tools):
+        place = f"tools[{index}]"
+        if is_hosted(kind := tool.get("type")):
+            leave_out_hosted(kind, place)
+        else:
+            offered.add(_read_tool(tool, place), place)
+    return offered
+
+
+def to_chat_body(body: MessagesBody, offered: OfferedTools | None = None) -> ChatBody:
+    """Return the same request as a chat completion. `offered` are its tools, where they were read already.
+
+    Raises `InvalidRequestError`, which may blame parameters of a chat: see `parameter_names`.
+    """
     messages = _read_system(body.system) + _read_turns(body.messages)
     names = (SamplingBody.model_fields.keys() & body.model_fields_set) - {"stream", "stop"}
     return parse_chat(
@@ -51,7 +87,7 @@ def to_chat_body(body: MessagesBody) -> ChatBody:
             "stop": body.stop_sequences or body.stop,
             "messages": messages,
             "continue_final_message": _is_prefilled(messages),
-            "tools": [_read_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools)],
+            "tools": (offered or read_offered_tools(body)).tools,
             "response_format": _read_format(body),
             "reasoning_effort": None if body.output_config is None else body.output_config.effort,
             "chat_template_kwargs": {**_read_thinking(body.thinking), **body.chat_template_kwargs},
@@ -78,7 +114,7 @@ def _read_turns(given: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
 def _read_message(message: Mapping[str, Any], where: str) -> tuple[str, list[PlacedBlock]]:
     """Return the role and the blocks of a message, each with its place in the body."""
     for name in message:
-        if name not in ("role", "content"):
+        if name not in ("role", "content") and not may_leave_out(f"{where}.{name}"):
             raise InvalidRequestError(f"{where} has role and content, got {shown(name)}", where)
     role = message.get("role")
     if not isinstance(role, str) or role not in _KINDS:
@@ -138,7 +174,7 @@ def _read_result(block: Block, where: str) -> ChatMessage:
 def _read_assistant(blocks: list[PlacedBlock]) -> list[ChatMessage]:
     """Return what the assistant thought, said and called as one message: without content where it only called."""
     texts = [block for block, _ in blocks if block["type"] == "text"]
-    thoughts = [block["thinking"] for block, _ in blocks if block["type"] == "thinking"]
+    thoughts = [block["thinking"] for block, _ in blocks if block["type"] == "thinking" and block["thinking"]]
     calls = [_read_use(block, where) for block, where in blocks if block["type"] == "tool_use"]
     message: ChatMessage = {"role": "assistant"}
     if texts or not calls:
@@ -196,6 +232,8 @@ def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check_tool_field(name: str, value: Any, where: str) -> None:
     field = f"{where}.{name[:100]}"
     if name not in _REFUSED_TOOL_FIELDS:
+        if may_leave_out(field):
+            return
         raise InvalidRequestError(f"unknown parameter {field!r}", field)
     harmless, why = _REFUSED_TOOL_FIELDS[name]
     if value is not None and value != harmless:

@@ -80,6 +80,15 @@ def check_counting_tokens(url: str) -> None:
     assert counted.input_tokens == ask(url).usage.input_tokens
 
 
+def check_a_thread_goes_on_without_being_kept(url: str) -> None:
+    thread = client_of(url).beta.messages.thread(
+        model=MODEL, max_tokens=64, unsupported_request_behavior="continue_unthreaded", extra_body={"temperature": 0}
+    )
+    assert "Paris" in thread.send(QUESTION[0]).content[0].text
+    assert thread.send({"role": "user", "content": "And of Italy?"}).content
+    assert len(thread.messages) == 4
+
+
 def check_errors(url: str) -> None:
     assert error_of(anthropic.NotFoundError, url, model="gpt-5")["error"]["type"] == "not_found_error"
     assert error_of(anthropic.BadRequestError, url, temperature=9)["error"]["type"] == "invalid_request_error"
