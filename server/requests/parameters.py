@@ -94,6 +94,8 @@ def _keeps_all(context_management: Any) -> bool:
 
 _OLD_NAME = "send it as {} of structured_outputs"
 _OLD_TOOLS = "the older form of tools and tool_choice"
+_NO_PLACE = "answers of this API have no place for it"
+_NO_TOOLS = "tools are sent as this API has them, and there are none in completions"
 _NOT_STORED = "nothing is stored here: send the whole conversation as input"
 
 REFUSED: Mapping[str, Refused] = {
@@ -101,6 +103,15 @@ REFUSED: Mapping[str, Refused] = {
     "echo": Refused("completions alone give the prompt back", ALL_BUT_COMPLETIONS),
     "best_of": Refused("choose among n choices yourself", ALL_BUT_COMPLETIONS, asks_nothing(1)),
     "n": Refused("there is one answer to a request here", (*RESPONSES, *MESSAGES), asks_nothing(1)),
+    "logprobs": Refused(_NO_PLACE, (*RESPONSES, *MESSAGES), lambda value: value is False),
+    "return_token_ids": Refused(_NO_PLACE, (*RESPONSES, *MESSAGES)),
+    "response_format": Refused(
+        "send it as text.format or output_config.format", (*RESPONSES, *MESSAGES), asks_nothing({"type": "text"})
+    ),
+    "parallel_tool_calls": Refused(_NO_TOOLS, (*COMPLETIONS, *MESSAGES), asks_nothing(True)),
+    "tools": Refused(_NO_TOOLS, COMPLETIONS),
+    "tool_choice": Refused(_NO_TOOLS, COMPLETIONS, asks_nothing("none", "auto")),
+    "continue_final_message": Refused("the last message is continued if it is the assistant's", MESSAGES),
     "use_beam_search": Refused("beam search is not supported", SAMPLING),
     "functions": Refused(_OLD_TOOLS, CHAT),
     "function_call": Refused(_OLD_TOOLS, CHAT, lambda value: value in ("none", "auto")),

@@ -60,7 +60,9 @@ async def test_neutral_values_of_what_others_have_are_taken(served: Serving, pat
     assert response.status_code == 200, response.text
     assert HEADER not in response.headers
     others: dict[str, Any] = {"echo": False} if path != "/v1/completions" else {}
-    others |= {"best_of": 1, "n": 1}
+    others |= {"best_of": 1, "n": 1, "parallel_tool_calls": True, "tools": [], "suffix": ""}
+    if path in ("/v1/responses", "/v1/messages"):
+        others |= {"logprobs": False, "response_format": {"type": "text"}, "return_token_ids": False}
     assert (await served.post(path, **BODIES[path], **others)).status_code == 200
 
 
