@@ -286,6 +286,12 @@ class Settings(BaseSettings):
         " tokens, and goes by priority and arrival among the requests of each; fcfs goes by those alone. With one key,"
         " or none, both are the same.",
     )
+    lenient: bool = _setting(
+        False,
+        "Server",
+        "Leave request parameters out that are not known here, and name them in the header x-orcinus-left-out, instead"
+        " of a 400.",
+    )
     max_body_bytes: Bytes = _setting(
         16 * 2**20, "Server", "Largest request body; a larger one is refused with 413.", "SIZE", ge=1024
     )

@@ -24,6 +24,7 @@ MAX_ALLOWED_TOKEN_IDS = 65_536
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_TOKENS = 64
 MAX_GRAMMAR_CHARS = 256 * 1024
+MIN_SEED = -9_223_372_036_854_776_000  # of OpenAI's document: -(2**63) as a number of its JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +56,13 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "max_tokens": Range(ge=0),
         "min_tokens": Range(ge=0),
         "temperature": Range(ge=0, le=2),
-        "top_p": Range(gt=0, le=1),
+        "top_p": Range(ge=0, le=1),
         "top_k": Range(ge=-1),
         "min_p": Range(ge=0, le=1),
         "presence_penalty": Range(ge=-2, le=2),
         "frequency_penalty": Range(ge=-2, le=2),
         "repetition_penalty": Range(gt=0, le=100),
-        "seed": Range(ge=-(2**63), le=2**64 - 1),
+        "seed": Range(ge=MIN_SEED, le=2**64 - 1),
         "logprobs": Range(ge=0, le=MAX_LOGPROBS),
         "prompt_logprobs": Range(ge=0, le=MAX_LOGPROBS),
     }
@@ -106,11 +107,13 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of one request, with the names and meaning of the OpenAI API and its common extensions.
 
-    `temperature` 0 is greedy. `top_k` 0 or -1 is off. Penalties follow OpenAI (presence, frequency: over the
-    generated tokens) and CTRL (repetition: over prompt and generated tokens, https://arxiv.org/abs/1909.05858).
+    `temperature` 0 is greedy, and so is `top_p` 0. `top_k` 0 or -1 is off. Seeds count modulo 2**64.
+    Penalties follow OpenAI (presence, frequency: over the generated tokens) and CTRL (repetition: over prompt and
+    generated tokens, https://arxiv.org/abs/1909.05858).
     `min_p` follows https://arxiv.org/abs/2407.01082. `max_tokens` None is the rest of the context.
     `allowed_token_ids` leaves only these to choose from; of each sequence of `bad_words_token_ids` the last token is
     ruled out wherever the others have just been generated. `grammar` rules out whatever it cannot continue with.
+    `more_eos_token_ids` end the output as the model's own do, `ignore_eos` included.
     With `pooling` the request is embedded instead of continued: `max_tokens` is 0, and the answer one vector.
     `stop` strings are a matter of the text side (`engine.text.stop_scanner`); the engine core looks at token ids only.
 
@@ -131,6 +134,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    more_eos_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
@@ -145,6 +149,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name, bounds in RANGES.items():
             if (value := getattr(self, name)) is not None:
                 bounds.check(name, value)
+        if self.seed is not None and self.seed < -(2**63):
+            msgspec.structs.force_setattr(self, "seed", self.seed % 2**64)  # or no message could hold it
         if self.pooling is not None and self.max_tokens != 0:
             raise InvalidRequestError(f"with pooling, max_tokens must be 0, got {self.max_tokens}", "max_tokens")
         Range(ge=0, le=self.max_tokens).check("min_tokens", self.min_tokens)
@@ -168,7 +174,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0
+        return self.temperature == 0 or self.top_p == 0
 
     @property
     def has_penalties(self) -> bool:
@@ -186,6 +192,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Raise `InvalidRequestError` where a token id lies outside the vocabulary."""
         _check_ids("logit_bias", self.logit_bias, vocab_size)
         _check_ids("stop_token_ids", self.stop_token_ids, vocab_size)
+        _check_ids("more_eos_token_ids", self.more_eos_token_ids, vocab_size)
         _check_ids("allowed_token_ids", self.allowed_token_ids, vocab_size)
         for word in self.bad_words_token_ids:
             _check_ids("bad_words", word, vocab_size)

@@ -39,6 +39,12 @@ class ResponseNotFoundError(InvalidRequestError):
     """The request is about a response that was given before: none is stored."""
 
 
+class UnsupportedThreadError(InvalidRequestError):
+    """The request wants the server to keep its conversation. Anthropic's SDK sends it whole where `details` say so."""
+
+    details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}  # noqa: RUF012
+
+
 class AuthenticationError(InvalidRequestError):
     """No API key, or a wrong one."""
 
@@ -143,7 +149,10 @@ def anthropic_error_body(error: BaseException, request_id: str | None = None) ->
     """Return `{"type": "error", "error": {"type", "message"}, "request_id"}`, the last where it is known."""
     status = kind_of(error).status
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    body = {"type": "error", "error": {"type": kind, "message": _message(error)[:MAX_MESSAGE_CHARS]}}
+    told: dict[str, Any] = {"type": kind, "message": _message(error)[:MAX_MESSAGE_CHARS]}
+    if isinstance(error, UnsupportedThreadError):
+        told["details"] = error.details
+    body: dict[str, Any] = {"type": "error", "error": told}
     return body if request_id is None else {**body, "request_id": request_id}
 
 

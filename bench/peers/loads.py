@@ -2,7 +2,7 @@
 
 import argparse
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orcinus.server.load.arrivals import arrival_times
@@ -71,7 +71,7 @@ def poisson_load(rate: float, num_requests: int, seed: int) -> Load:
     )
 
 
-def sampled(loads: list[Load], samplings: list[dict[str, float]]) -> list[Load]:
+def sampled(loads: Sequence[Load], samplings: Sequence[Mapping[str, float]]) -> list[Load]:
     """Return each load with each sampling, and its name with it where there are several."""
     if len(samplings) == 1:
         return [replace(load, sampling=samplings[0]) for load in loads]

@@ -23,14 +23,14 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from bench.peers.__main__ import MODELS, model_directory, weight_bytes
 from bench.peers.arms import Arm, Setting, parse_arms
-from bench.peers.loads import Load, fixed_load, random_writer, wake_up_load, warm_up_of
+from bench.peers.loads import Load, fixed_load, random_writer, sampled, wake_up_load, warm_up_of
 from bench.peers.machine import MemoryReader, Watch, describe_machine
 from bench.peers.roofline import ModelBytes, ceiling_tokens_per_s, kv_bytes_per_token
 from bench.peers.serving import RunningArm, free_port
@@ -73,30 +73,38 @@ class Place:
     def vocab_size(self) -> int:
         return int(self.setting.config["vocab_size"])
 
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        return sampling_fields(self.options)
+
+    def load(self, num_requests: int, prompt_tokens: int, output_tokens: int) -> Load:
+        [load] = sampled([fixed_load(num_requests, prompt_tokens, output_tokens)], [self.sampling])
+        return load
+
     @contextlib.contextmanager
     def running(self, arm: Arm, setting: Setting | None = None) -> Iterator[tuple[RunningArm, str]]:
         """A fresh one, and its address."""
         port = free_port()
         launch = arm.launch(setting or self.setting, port)
-        with RunningArm(launch, port, MODELS / f"targets-{arm.file_name}.log", self.setting.sampling) as running:
+        with RunningArm(launch, port, MODELS / f"targets-{arm.file_name}.log") as running:
             yield running, f"http://127.0.0.1:{port}"
 
     def warm_up(self, running: RunningArm, load: Load) -> None:
         warm_up = warm_up_of(load, output_tokens=8)
-        running.run(warm_up.items(self.vocab_size, ""), warm_up.max_concurrency)
+        running.run(warm_up.items(self.vocab_size, ""), warm_up)
 
     def wake(self, running: RunningArm, content: str) -> None:
-        running.run(wake_up_load().items(self.vocab_size, content), 1)
+        running.run(wake_up_load().items(self.vocab_size, content), wake_up_load())
 
 
 def measure_latency(place: Place) -> list[Row]:
     options = place.options
-    streams = fixed_load(options.streams, _STREAM_PROMPT, place.setting.max_model_len - _STREAM_PROMPT)
-    prompts = fixed_load(options.prompts, options.prompt_tokens, 16)
+    streams = place.load(options.streams, _STREAM_PROMPT, place.setting.max_model_len - _STREAM_PROMPT)
+    prompts = place.load(options.prompts, options.prompt_tokens, 16)
     memory = MemoryReader()
     with place.running(place.server) as (running, url):
         place.warm_up(running, streams)
-        place.warm_up(running, fixed_load(1, options.prompt_tokens, 16))
+        place.warm_up(running, place.load(1, options.prompt_tokens, 16))
         running.hold()
         bandwidth = memory.bandwidth_gb_per_s()
         running.resume()
@@ -109,7 +117,7 @@ def measure_latency(place: Place) -> list[Row]:
                     prompts.items(place.vocab_size, "prompts"),
                     alone_s=options.alone_s,
                     every_s=options.every_s,
-                    sampling=place.setting.sampling,
+                    sampling=place.sampling,
                 )
             )
     model = ModelBytes(weight_bytes(place.setting.model), kv_bytes_per_token(place.setting.config))
@@ -157,9 +165,9 @@ def roofline_rows(
 def measure_prefix(place: Place) -> list[Row]:
     tokens = place.options.prompt_tokens
     with place.running(place.server) as (running, _):
-        place.warm_up(running, fixed_load(1, tokens, 2))
+        place.warm_up(running, place.load(1, tokens, 2))
         place.wake(running, "prefix")
-        run, watch = running.run(prefix_pairs(place.vocab_size, tokens, place.options.pairs), 1)
+        run, watch = running.run(prefix_pairs(place.vocab_size, tokens, place.options.pairs), place.load(1, tokens, 2))
     cold, shared = _checked(run)[0::2], run.records[1::2]
     cold_ms, shared_ms = (1000 * statistics.median(r.ttft_s or 0.0 for r in half) for half in (cold, shared))
     row = partial(Row, foreign_cores=watch.foreign_cores)
@@ -189,7 +197,7 @@ def _cached(records: list[RequestRecord]) -> float:
 
 
 def measure_http(place: Place) -> list[Row]:
-    load = fixed_load(place.options.http_streams, 128, place.options.output_tokens)
+    load = place.load(place.options.http_streams, 128, place.options.output_tokens)
     speeds: dict[str, list[float]] = {"server": [], "loop": []}
     foreign_cores = 0.0
     with place.running(place.server) as (server, _), place.running(place.loop) as (loop, _):
@@ -221,7 +229,7 @@ def measure_http(place: Place) -> list[Row]:
 def _speed(place: Place, running: RunningArm, load: Load, content: str) -> tuple[float, float]:
     running.resume()
     place.wake(running, content)
-    run, watch = running.run(load.items(place.vocab_size, content), load.max_concurrency)
+    run, watch = running.run(load.items(place.vocab_size, content), load)
     running.hold()
     _checked(run)
     return summarize(run, {}).output_tokens_per_s, watch.foreign_cores
@@ -230,14 +238,14 @@ def _speed(place: Place, running: RunningArm, load: Load, content: str) -> tuple
 def measure_memory(place: Place) -> list[Row]:
     """With a small cache, so that a short load uses all of it: what is allocated and not used is not resident."""
     setting = replace(place.setting, kv_gib=_MEMORY_KV_GIB)
-    load = fixed_load(-(-setting.kv_tokens // place.options.prompt_tokens), place.options.prompt_tokens, 16)
+    load = place.load(-(-setting.kv_tokens // place.options.prompt_tokens), place.options.prompt_tokens, 16)
     with place.running(place.loop, setting) as (loop, _):
         weights, cache = int(loop.facts["weight bytes"]), int(loop.facts["cache bytes"])
     with place.running(place.server, setting) as (running, _):
         running.hold()
         peak_until_ready = running.peak_bytes
         running.resume()
-        run, watch = running.run(load.items(place.vocab_size, "memory"), load.max_concurrency)
+        run, watch = running.run(load.items(place.vocab_size, "memory"), load)
         running.hold()
     _checked(run)
     row = partial(Row, unit="MB", foreign_cores=watch.foreign_cores)
@@ -336,7 +344,6 @@ def place_of(options: argparse.Namespace) -> Place:
         slots=max(options.http_streams, options.streams + options.prompts),
         max_model_len=_CONTEXT,
         kv_gib=options.kv_gib,
-        sampling=sampling_fields(options),
     )
     arguments = f":{options.arguments}" if options.arguments else ""
     [server] = parse_arms(f"orcinus{arguments}")
@@ -353,7 +360,7 @@ def _facts(place: Place) -> list[str]:
     return [
         f"{time.strftime('%Y-%m-%d %H:%M')}, {describe_machine()}, Python {platform.python_version()}",
         f"`python -m bench.targets {shlex.join(sys.argv[1:])}`; {place.server.kind.version}",
-        describe_sampling(place.setting.sampling),
+        describe_sampling(place.sampling),
         f"{place.setting.slots} slots, a context of {_CONTEXT} tokens, {place.setting.kv_gib} GiB of cache "
         f"({_MEMORY_KV_GIB} GiB where memory is measured), random prompts that do not come again",
     ]

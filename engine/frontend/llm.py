@@ -14,6 +14,7 @@ from orcinus.engine.admission.request_checks import check_request
 from orcinus.engine.admission.request_splitter import RequestSplitter
 from orcinus.engine.core import EngineCore, Executor
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.frontend.chat_ends import ending_chats
 from orcinus.engine.frontend.output_buffer import OutputBuffer
 from orcinus.engine.frontend.output_processor import OutputProcessor
 from orcinus.engine.messages import EngineInfo, RequestDelta, TokenLogprobs
@@ -206,7 +207,9 @@ class LLM:
         jobs = []
         for index, (conversation, sampling) in enumerate(_pair(_as_conversations(messages), sampling_params)):
             text = self.tokenizer.render_chat(conversation, **template_options)
-            jobs.append(_Job(index, text, self.tokenizer.encode(text, add_special_tokens=False), sampling))
+            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+            ending = ending_chats(sampling, self.tokenizer.eos_token_id, self.info)
+            jobs.append(_Job(index, text, token_ids, ending))
         return self._checked(jobs)
 
     def _checked(self, jobs: list[_Job]) -> list[_Job]:

@@ -44,6 +44,7 @@ class OutputProcessor:
         self._scanner = (
             StopScanner(sampling.stop, include_stop=sampling.include_stop_str_in_output) if sampling.stop else None
         )
+        self._hidden = _hidden_tokens(tokenizer, sampling)
 
     @property
     def is_finished(self) -> bool:
@@ -107,7 +108,10 @@ class OutputProcessor:
         text = ""
         for position, token_id in enumerate(readable):
             is_armed = self.num_output_tokens + position + 1 >= self._sampling.min_tokens
-            scanned = scanner.feed(self._detokenizer.feed([token_id]), is_armed=is_armed)
+            if token_id in self._hidden:
+                scanned = scanner.feed(self._hidden[token_id], is_armed=is_armed, is_hidden=True)
+            else:
+                scanned = scanner.feed(self._detokenizer.feed([token_id]), is_armed=is_armed)
             text += scanned.text
             if scanned.stop is not None:
                 return text, position + 1, scanned.stop
@@ -115,3 +119,12 @@ class OutputProcessor:
             return text, len(delta.token_ids), None
         scanned = scanner.feed(self._detokenizer.flush())
         return text + scanned.text + ("" if scanned.stop else scanner.flush()), len(delta.token_ids), scanned.stop
+
+
+def _hidden_tokens(tokenizer: "Tokenizer", sampling: SamplingParams) -> dict[int, str]:
+    """Return the special tokens that the text leaves out, as they are written, where a stop string has one of them."""
+    if not sampling.skip_special_tokens or not any(
+        token in stop for stop in sampling.stop for token in tokenizer.special_tokens
+    ):
+        return {}
+    return {token_id: tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in tokenizer.special_ids}

@@ -75,7 +75,8 @@ class SamplingRow:
 
     def ends(self, eos_token_ids: Sequence[int]) -> list[int]:
         """Return the tokens that would end the request, of which the model's own are given."""
-        return [*self.sampling.stop_token_ids, *([] if self.sampling.ignore_eos else eos_token_ids)]
+        own = [] if self.sampling.ignore_eos else [*eos_token_ids, *self.sampling.more_eos_token_ids]
+        return [*self.sampling.stop_token_ids, *own]
 
     def rules_out(self, token_id: int) -> bool:
         """Return whether a mask or a bad word forbids a token of the vocabulary now."""

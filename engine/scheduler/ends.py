@@ -61,17 +61,20 @@ class EndRules:
         """Return the end that the token just appended brings, if it brings one."""
         sampling = request.sampling
         if len(request.token_ids) - request.num_prompt_tokens >= sampling.min_tokens:
-            if token_id in self.eos_token_ids and not sampling.ignore_eos:
+            if self._is_eos(request, token_id) and not sampling.ignore_eos:
                 return End("stop")
             if token_id in sampling.stop_token_ids:
                 return End("stop", stop_reason=token_id)
         return End("length") if self.is_at_limit(request, len(request.token_ids)) else None
 
+    def _is_eos(self, request: Request, token_id: int) -> bool:
+        return token_id in self.eos_token_ids or token_id in request.sampling.more_eos_token_ids
+
     def _end_of_grammar(
         self, request: Request, sampled: list[int], end: End | None, *, is_complete: bool
     ) -> tuple[list[int], End | None]:
         """Return what to report, and the end, of a request whose grammar is complete, or that is led to its end."""
-        is_text = request.token_ids[-1] not in self.eos_token_ids
+        is_text = not self._is_eos(request, request.token_ids[-1])
         if (end is None or end.reason != "stop") and is_complete:
             end = End("stop", is_text=is_text)
         if end is None or end.reason != "stop" or end.stop_reason is not None or not request.is_steered:

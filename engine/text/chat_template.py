@@ -4,7 +4,6 @@ Gives templates what transformers gives them, so that a model's own template ren
 (https://huggingface.co/docs/transformers/chat_templating). Knows nothing of token ids.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,15 +12,14 @@ from jinja2 import Template, TemplateError
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.text.bounded_template import bounded_template, unbounded_template
+from orcinus.engine.text.conversation import Message, prepare_messages
 from orcinus.engine.text.template_process import Job, render_in_child
 from orcinus.engine.text.template_sandbox import RenderLimitError, UnboundedCostError, allowance, has_time_limit
-
-Message = Mapping[str, Any]
+from orcinus.engine.text.template_traits import TemplateTraits
 
 RESERVED_NAMES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 # Private-use characters, which no message has by accident. The space shows whether the template trims the content.
 _CONTINUE_MARK = "\ue000continue here\ue001 "
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
@@ -83,11 +81,11 @@ class ChatTemplate:
     ) -> str:
         self._check_variables(variables)
         _check_messages(messages, add_generation_prompt, continue_final_message)
-        prepared = [_prepare(message) for message in messages]
-        if not self._reads_parts:
-            prepared = [_flatten_content(message) for message in prepared]
+        if tools:
+            self._check_tools()
+        prepared = prepare_messages(messages, self._traits)
         if continue_final_message:
-            _mark_final_message(prepared)
+            _mark_final_message(prepared, messages[-1])
         text = self._render(
             {
                 "documents": None,
@@ -98,6 +96,14 @@ class ChatTemplate:
             }
         )
         return _cut_at_mark(text) if continue_final_message else text
+
+    def _check_tools(self) -> None:
+        if not self._traits.shows_tools:
+            raise InvalidRequestError(
+                "the chat template does not show the model any tools: start the server with one that does "
+                "(--chat-template)",
+                "tools",
+            )
 
     def _check_variables(self, variables: Mapping[str, Any]) -> None:
         given = RESERVED_NAMES | self._special_tokens.keys() | self._template.globals.keys()
@@ -124,16 +130,11 @@ class ChatTemplate:
             ) from error
 
     @cached_property
-    def _reads_parts(self) -> bool:
-        """Whether the template understands content given as a list of parts, found out by trying."""
-        probe = [{"role": "user", "content": [{"type": "text", "text": "\ue000"}]}]
-        try:
-            text = self._render({"messages": probe, "tools": None, "add_generation_prompt": False})
-        except RenderLimitError:
-            raise  # another try may have more time
-        except InvalidRequestError:
-            return False
-        return "\ue000" in text and "'text'" not in text and '"text"' not in text
+    def _traits(self) -> TemplateTraits:
+        return TemplateTraits(self._render_trial)
+
+    def _render_trial(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        return self._render({"documents": None, "messages": messages, "tools": tools, "add_generation_prompt": False})
 
 
 class _UnboundedTemplate(ChatTemplate):
@@ -163,50 +164,14 @@ def _check_messages(messages: Sequence[Message], add_generation_prompt: bool, co
         raise InvalidRequestError("continue_final_message needs a last message with content", "continue_final_message")
 
 
-def _prepare(message: Message) -> dict[str, Any]:
-    """Return a message as templates expect it: no nulls, reasoning under its common names, arguments as objects."""
-    prepared = {key: value for key, value in message.items() if value is not None}
-    reasoning = next((prepared[key] for key in _REASONING_KEYS if key in prepared), None)
-    if reasoning is not None:
-        prepared = {"thinking": reasoning, **prepared, "reasoning_content": reasoning}
-    if isinstance(content := prepared.get("content"), list):
-        prepared["content"] = [_text_part(part) for part in content]
-    if isinstance(calls := prepared.get("tool_calls"), list):
-        prepared["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
-    return prepared
-
-
-def _text_part(part: Any) -> dict[str, str]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    kind = part.get("type")
-    text = part.get("refusal" if kind == "refusal" else "text")
-    if kind not in ("text", "refusal") or not isinstance(text, str):
-        raise InvalidRequestError(f"content parts must be of type text, got {kind}", "messages")
-    return {"type": "text", "text": text}
-
-
-def _with_parsed_arguments(call: Any) -> Any:
-    """Return a call whose arguments are an object: OpenAI sends JSON text, but templates write the JSON themselves."""
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        return call
-    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
-
-
-def _flatten_content(message: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(content := message.get("content"), list):
-        return message
-    return {**message, "content": "\n".join(part["text"] for part in content)}
-
-
-def _mark_final_message(messages: list[dict[str, Any]]) -> None:
-    """Mark where the last content ends: templates add closing tokens after it, and may strip it."""
+def _mark_final_message(messages: list[dict[str, Any]], given: Message) -> None:
+    """Mark where the content of the last message `given` ends: closing tokens come after it, and it may be stripped."""
     final = messages[-1]
+    if final.get("role") != given.get("role"):
+        raise InvalidRequestError(
+            f"continue_final_message: the chat template takes a {given.get('role')} message only at the beginning",
+            "continue_final_message",
+        )
     if isinstance(final["content"], str):
         final["content"] += _CONTINUE_MARK
     elif final["content"]:

@@ -17,6 +17,7 @@ class StopScanner:
 
     Reads character by character (Knuth, Morris, Pratt), so that the result does not depend on how the text is cut.
     Of two stop strings completed by the same character the longer one, which begins earlier, counts.
+    Text may be hidden: it counts for stop strings, and does not go out.
     """
 
     def __init__(self, stops: Sequence[str], *, include_stop: bool) -> None:
@@ -24,10 +25,13 @@ class StopScanner:
         self._fallbacks = [_fallbacks(stop) for stop in self._stops]
         self._num_matched = [0] * len(self._stops)  # characters of each that the text so far ends in
         self._held = ""
+        self._hidden: set[int] = set()  # places in what is held
         self._include_stop = include_stop
 
-    def feed(self, text: str, *, is_armed: bool = True) -> Scanned:
+    def feed(self, text: str, *, is_armed: bool = True, is_hidden: bool = False) -> Scanned:
         """Return what may go out with `text`. While not `is_armed`, a stop string is text like any other."""
+        if is_hidden:
+            self._hidden.update(range(len(self._held), len(self._held) + len(text)))
         for position, character in enumerate(text):
             stop = self._advance(character)
             if stop is not None and is_armed:
@@ -36,8 +40,7 @@ class StopScanner:
 
     def flush(self) -> str:
         """Return what is held back, at the end of the text."""
-        held, self._held = self._held, ""
-        return held
+        return self._let_out(self._held, len(self._held))
 
     def _advance(self, character: str) -> str | None:
         completed = None
@@ -52,7 +55,8 @@ class StopScanner:
         return completed
 
     def _cut(self, text: str, stop: str) -> str:
-        return text if self._include_stop else text[: len(text) - len(stop)]
+        before = self._let_out(text, len(text) - len(stop))
+        return before + stop if self._include_stop else before
 
     def _release(self, text: str) -> str:
         """Return what cannot become a stop string. Of a completed one that did not count, only its end may still."""
@@ -64,9 +68,16 @@ class StopScanner:
             default=0,
         )
         text = self._held + text
-        cut = len(text) - num_held
+        return self._let_out(text, len(text) - num_held)
+
+    def _let_out(self, text: str, cut: int) -> str:
+        """Return what is not hidden of the text before the cut, and hold what comes after it."""
         self._held = text[cut:]
-        return text[:cut]
+        if not self._hidden:
+            return text[:cut]
+        shown = "".join(character for place, character in enumerate(text[:cut]) if place not in self._hidden)
+        self._hidden = {place - cut for place in self._hidden if place >= cut}
+        return shown
 
 
 def _fallbacks(pattern: str) -> list[int]:

@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.text.json_object import JsonObject
 
 MAX_RENDER_S = 5.0
 _MAX_UNITS = 2**26  # characters made, and
@@ -224,6 +225,7 @@ def _charge_for_all_of(value: Any) -> None:
 _SEQUENCES: tuple[type[Any], ...] = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 _SIMPLE = (int, float, range, Undefined, Namespace, Macro)
 _LISTS = (list, tuple)
+_TEXTS = (str, JsonObject)
 _SCOPES = ("_loop_vars", "_block_vars")  # given to every call, for functions that ask for the context
 
 
@@ -239,6 +241,8 @@ def _size_of_result(operator: str, left: Any, right: Any) -> int:
 
 
 def _size_of_sum(left: Any, right: Any) -> int:
+    if isinstance(left, JsonObject) or isinstance(right, JsonObject):
+        return len(str(left)) + len(str(right)) if isinstance(left, _TEXTS) and isinstance(right, _TEXTS) else 0
     if isinstance(left, str) and isinstance(right, str):
         return len(left) + len(right)
     if isinstance(left, _LISTS) and isinstance(right, _LISTS):
@@ -248,7 +252,7 @@ def _size_of_sum(left: Any, right: Any) -> int:
 
 def _call_method(method: Any, args: Any, kwargs: Any) -> Any:
     owner = method.__self__
-    cost = _METHODS.get((type(owner), method.__name__))
+    cost = _METHODS.get((dict if type(owner) is JsonObject else type(owner), method.__name__))
     if cost is None:
         _refuse()
     if method.__name__ == "join" and len(args) == 1:
@@ -349,7 +353,8 @@ def _joining(own: Callable[..., Any]) -> Callable[..., Any]:
 
 def _replacing(own: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(own)
-    def replacing(passed: Any, text: Any, old: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
+    def replacing(passed: Any, value: Any, old: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
+        text = str(value) if isinstance(value, JsonObject) else value
         if not (isinstance(text, str) and isinstance(old, str) and isinstance(new, str)):
             _refuse()
         _charge(_replaced(text, old, new))

@@ -20,7 +20,8 @@ from orcinus.config.text_files import TextFileError, read_text
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
 from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, gguf_path, model_source
-from orcinus.engine.text.chat_template import ChatTemplate, Message
+from orcinus.engine.text.chat_template import ChatTemplate
+from orcinus.engine.text.conversation import Message
 from orcinus.engine.text.gguf_tokens import add_marked_tokens
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ _CONFIG_OVERRIDES = (
     "fix_mistral_regex",
     "split_special_tokens",
 )
+_DEFAULT_TEMPLATE = "default"
+_TOOL_TEMPLATE = "tool_use"
+_MORE_TEMPLATES = "additional_chat_templates"
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -60,9 +64,19 @@ class _Backend(Protocol):
 class Tokenizer:
     """A model's tokenizer; make one with `Tokenizer.load`."""
 
-    def __init__(self, backend: _Backend, chat_template: ChatTemplate | None) -> None:
+    def __init__(
+        self,
+        backend: _Backend,
+        chat_template: ChatTemplate | None,
+        tool_template: ChatTemplate | None = None,
+        *,
+        eos_token: str | None = None,
+    ) -> None:
+        """`tool_template`, where there is one, takes the place of `chat_template` in chats with tools."""
         self._backend = backend
+        self._eos_token = eos_token
         self._chat_template = chat_template
+        self._tool_template = tool_template
         self.vocab_size = backend.vocab_size
         self.special_ids = frozenset(i for i, token in backend.added_tokens.items() if token.special)
 
@@ -80,8 +94,10 @@ class Tokenizer:
         except Exception as error:  # other people's code reads other people's files
             raise ModelLoadError(f"cannot load the tokenizer of {model}: {reason_of(error)}") from error
         if chat_template is not None:
-            return cls(backend, _given_template(chat_template, special_tokens))
-        return cls(backend, _own_template(own_template, special_tokens))
+            templates: list[ChatTemplate | None] = [_given_template(chat_template, special_tokens)]
+        else:
+            templates = _own_templates(own_template, special_tokens)
+        return cls(backend, *templates, eos_token=special_tokens.get("eos_token"))
 
     @property
     def has_chat_template(self) -> bool:
@@ -89,13 +105,18 @@ class Tokenizer:
 
     @property
     def chat_template_source(self) -> str:
-        """The text of the chat template; empty if there is none."""
-        return "" if self._chat_template is None else self._chat_template.source
+        """The text of the chat template, and of the one for chats with tools; empty if there is none."""
+        return "\n".join(template.source for template in (self._chat_template, self._tool_template) if template)
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
         """Return how the special tokens are written; `decode` leaves them out unless told otherwise."""
         return frozenset(token.content for token in self._backend.added_tokens.values() if token.special)
+
+    @cached_property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text as the tokenizer has it, which may be another than the model's settings name."""
+        return None if self._eos_token is None else self.added_token_id(self._eos_token)
 
     def added_token_id(self, text: str) -> int | None:
         """Return the id of the added token (special or not) that is written as `text`, if there is one."""
@@ -136,11 +157,12 @@ class Tokenizer:
 
         Raises `InvalidRequestError` if the model has no template, and what `ChatTemplate.render` raises.
         """
-        if self._chat_template is None:
+        template = (tools and self._tool_template) or self._chat_template
+        if template is None:
             raise InvalidRequestError(
                 "this model has no chat template: use completions, or start the server with --chat-template", "messages"
             )
-        return self._chat_template.render(
+        return template.render(
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
@@ -286,10 +308,15 @@ def _plain_parts(directory: Path) -> _Parts | None:
     tokenizer = FastTokenizer.from_file(str(tokenizer_file))
     special_tokens = {name: _token_text(settings[name]) for name in _NAMED_TOKENS if settings.get(name)}
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special_tokens.values()])
-    template_file = directory / "chat_template.jinja"
-    if template_file.is_file():
-        return _FastBackend(tokenizer), read_text(template_file), special_tokens
-    return _FastBackend(tokenizer), settings.get("chat_template"), special_tokens
+    return _FastBackend(tokenizer), _template_files(directory) or settings.get("chat_template"), special_tokens
+
+
+def _template_files(directory: Path) -> dict[str, str]:
+    """Return the templates that are files, by their names, as transformers finds them."""
+    files = {file.stem: file for file in sorted((directory / _MORE_TEMPLATES).glob("*.jinja"))}
+    if (default := directory / "chat_template.jinja").is_file():
+        files[_DEFAULT_TEMPLATE] = default
+    return {name: read_text(file) for name, file in files.items()}
 
 
 def _is_plain(settings: Mapping[str, Any]) -> bool:
@@ -329,16 +356,20 @@ def _given_template(given: str, special_tokens: Mapping[str, str]) -> ChatTempla
         raise ModelLoadError(f"the chat template is no valid template: {error}") from error
 
 
-def _own_template(own: Any, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
-    """Return the model's template: its only one, or the default one of several.
+def _own_templates(own: Any, special_tokens: Mapping[str, str]) -> list[ChatTemplate | None]:
+    """Return the model's template, its only one or the default one of several, and the one for chats with tools.
 
-    None for one that is broken: the model can still complete text.
+    None for one that is missing or broken: the model can still complete text.
     """
-    from jinja2 import TemplateSyntaxError
-
     if isinstance(own, list):
         own = {entry["name"]: entry["template"] for entry in own}
-    source = own.get("default") if isinstance(own, dict) else own
+    named = own if isinstance(own, dict) else {_DEFAULT_TEMPLATE: own}
+    return [_compiled(named.get(name), special_tokens) for name in (_DEFAULT_TEMPLATE, _TOOL_TEMPLATE)]
+
+
+def _compiled(source: str | None, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    from jinja2 import TemplateSyntaxError
+
     try:
         return ChatTemplate(source, special_tokens) if source else None
     except TemplateSyntaxError as error:

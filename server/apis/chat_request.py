@@ -11,11 +11,15 @@ from typing import Any
 import msgspec
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.frontend.chat_ends import ending_chats
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
-from orcinus.server.apis.chat.body import ChatBody
+from orcinus.server.apis.chat.body import ChatBody, template_variables
+from orcinus.server.apis.offered_tools import OfferedTools, function_choice, read_chat_tools, with_function_calls
 from orcinus.server.context import ServingContext
+from orcinus.server.reading.client_calls import ClientCallReader
 from orcinus.server.reading.message_reader import MessageReader
+from orcinus.server.reading.pieces import PieceReader
 from orcinus.server.reading.tools.request import ToolUse, read_tool_use
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.prompts import encode_chat
@@ -32,11 +36,17 @@ class ChatRequest:
     body: ChatBody
     generation: GenerationRequest
     tool_use: ToolUse | None
-    new_reader: Callable[[], MessageReader | None]
+    new_reader: Callable[[], PieceReader | None]
 
 
-async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, caller: Caller = ANONYMOUS) -> ChatRequest:
-    """Check, render and tokenize a chat.
+async def prepare_chat(
+    ctx: ServingContext,
+    body: ChatBody,
+    request_id: str,
+    caller: Caller = ANONYMOUS,
+    offered: OfferedTools | None = None,
+) -> ChatRequest:
+    """Check, render and tokenize a chat. `offered` are its tools, of an API that has them in another form.
 
     Raises `InvalidRequestError`, `ModelNotFoundError`, `EngineUnavailableError`.
     """
@@ -44,15 +54,16 @@ async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, cal
     ctx.check_admitting()
     ctx.engine.info.check_generates()
     form = ctx.message_format
-    tool_use = _usable_tools(ctx, body)
+    offered = offered or read_chat_tools(body.tools)
+    tool_use = _usable_tools(ctx, body, offered)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     prompt = await encode_chat(
         ctx.engine,
-        body.messages,
+        with_function_calls(body.messages),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         add_special_tokens=body.add_special_tokens,
-        variables=_template_variables(body),
+        variables=template_variables(body),
         tools=None if tool_use is None else tool_use.raw,
     )
     tail = ctx.engine.tokenizer.decode(prompt.token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
@@ -67,14 +78,30 @@ async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, cal
     )
     if form.needs_special_tokens and form.reader(tail, tool_use) is not None:
         sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
+    sampling = ending_chats(sampling, ctx.engine.tokenizer.eos_token_id, ctx.engine.info)
     prompt = prompt.keep_last(tokens_to_keep(ctx, body, max_tokens))
     generation = to_request(request_id, body, sampling, [prompt], caller)
-    return ChatRequest(body, generation, tool_use, lambda: form.reader(tail, tool_use))
+    return ChatRequest(body, generation, tool_use, lambda: _reader(form.reader(tail, tool_use), body, offered))
 
 
-def _usable_tools(ctx: ServingContext, body: ChatBody) -> ToolUse | None:
+def _reader(reader: MessageReader | None, body: ChatBody, offered: OfferedTools) -> PieceReader | None:
+    """Return the reader of a choice as the client asks for it: without reasoning, with calls of its own tools."""
+    if reader is None:
+        return None
+    if not body.include_reasoning or (body.reasoning is not None and body.reasoning.exclude):
+        reader.leave_out_reasoning()
+    return ClientCallReader(reader, offered.calls) if offered.calls else reader
+
+
+def _usable_tools(ctx: ServingContext, body: ChatBody, offered: OfferedTools) -> ToolUse | None:
     """Return the tools that the model is told of: none where it must not call any."""
-    tool_use = read_tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    tool_use = read_tool_use(
+        offered.tools,
+        function_choice(body.tool_choice),
+        body.parallel_tool_calls,
+        places=offered.places,
+        max_name_chars=offered.max_name_chars,
+    )
     if tool_use is None or tool_use.choice == "none":
         return None
     ctx.message_format.check(tool_use)
@@ -110,13 +137,3 @@ def _answer_schema(asked: Grammar) -> dict[str, Any]:
                 'set tool_choice to "none" or "required"',
                 "structured_outputs",
             )
-
-
-def _template_variables(body: ChatBody) -> dict[str, Any]:
-    """Add `reasoning_effort` as templates know it; "none" also by the name that others have for it."""
-    if body.reasoning_effort is None:
-        return body.chat_template_kwargs
-    effort: dict[str, Any] = {"reasoning_effort": body.reasoning_effort}
-    if body.reasoning_effort == "none":
-        effort["enable_thinking"] = False
-    return {**effort, **body.chat_template_kwargs}

@@ -32,8 +32,8 @@ Stamp = tuple[int, int, int]
 class KeyRing:
     """The valid keys. Those of `api_key_file` are read again when it changes, in a thread: it may be on a slow volume.
 
-    While the file cannot be read, the keys known before stay valid. Raises `SettingsError` if it cannot be read at start, or
-    has a key that no client could send.
+    While the file cannot be read, the keys known before stay valid. Raises `SettingsError` if it cannot be read at
+    start, or has a key that no client could send.
     """
 
     def __init__(self, settings: Settings) -> None:

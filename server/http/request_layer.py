@@ -16,6 +16,7 @@ from orcinus.server.http.body import BodyReader
 from orcinus.server.http.throttled_log import ThrottledLog
 from orcinus.server.metrics import Metrics
 from orcinus.server.operations import OTHER, OperationTable
+from orcinus.server.requests.left_out import HEADER as LEFT_OUT_HEADER
 
 logger = logging.getLogger("orcinus.server.access")
 
@@ -66,7 +67,10 @@ class RequestMiddleware:
 
 
 class _Exchange:
-    """One request and what was answered. A route may leave `answer_id` in the state: what the engine's log calls it."""
+    """One request and what was answered.
+
+    A route may leave `answer_id` in the state, what the engine's log calls it, and `left_out`, what was passed over.
+    """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
@@ -79,7 +83,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", []), *self._id_headers()]
+            message["headers"] = [*message.get("headers", []), *self._id_headers(), *self._left_out_header()]
         await self._send(message)
 
     def _id_headers(self) -> list[tuple[bytes, bytes]]:
@@ -87,6 +91,11 @@ class _Exchange:
         is_anthropic = speaks_anthropic(self._scope["path"], self._scope["headers"])
         names = (b"x-request-id", b"request-id") if is_anthropic else (b"x-request-id",)
         return [(name, self.request_id.encode()) for name in names]
+
+    def _left_out_header(self) -> list[tuple[bytes, bytes]]:
+        """Return what tells the client which parts of its request were passed over, if any were."""
+        places = self._scope["state"].get("left_out")
+        return [(LEFT_OUT_HEADER.encode(), places.encode())] if places else []
 
     def log(self, *, is_quiet: bool) -> None:
         level = logging.DEBUG if is_quiet else logging.INFO

@@ -15,6 +15,7 @@ from orcinus.server.http.answers import EventStream, WholeAnswer, json_response
 from orcinus.server.http.body import BodyReader
 from orcinus.server.operations import BodyOperation, GenerationOperation, LookupOperation, Operation, PageOperation
 from orcinus.server.requests.caller import read_caller
+from orcinus.server.requests.left_out import collecting_left_out
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -46,8 +47,10 @@ class OperationHandlers:
             caller = read_caller(request.scope)
             async with self._context.intake.enter():
                 body = await self._bodies.read_json_object(request)
-                generation = await operation.start(self._context, body, caller)
+                with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
+                    generation = await operation.start(self._context, body, caller)
             request.state.answer_id = generation.request.request_id
+            request.state.left_out = left_out.header()
             if isinstance(generation, StreamableGeneration) and generation.is_streamed:
                 return EventStream(generation, self._keep_alive_s)
             return WholeAnswer(generation)
@@ -55,12 +58,15 @@ class OperationHandlers:
         return generate
 
     def _body_handler(self, operation: BodyOperation) -> Handler:
-        async def answer(request: Request) -> Response:
+        async def respond(request: Request) -> Response:
             async with self._context.intake.enter():
                 body = await self._bodies.read_json_object(request)
-                return json_response(await operation.work(self._context, body))
+                with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
+                    answer = json_response(await operation.work(self._context, body))
+            request.state.left_out = left_out.header()
+            return answer
 
-        return answer
+        return respond
 
     def _lookup_handler(self, operation: LookupOperation) -> Handler:
         async def look_up(request: Request) -> Response:

@@ -29,6 +29,7 @@ class MessageReader:
         tool_use: ToolUse | None,
         meaningless_tokens: frozenset[str],
     ) -> None:
+        self._gives_reasoning = True
         self._pieces: list[Piece] = []
         self._calls: CallWriter | None = None
         self._readers: list[TextReader] = []  # each feeds the next
@@ -40,6 +41,10 @@ class MessageReader:
             self._put_first(split_reasoning(start, self._give_reasoning, self._feed))
         if meaningless_tokens:
             self._put_first(_without(meaningless_tokens, self._feed))
+
+    def leave_out_reasoning(self) -> None:
+        """Give out no reasoning from here on."""
+        self._gives_reasoning = False
 
     @property
     def num_tool_calls(self) -> int:
@@ -65,7 +70,8 @@ class MessageReader:
         self._pieces.append(Content(text))
 
     def _give_reasoning(self, text: str) -> None:
-        self._pieces.append(Reasoning(text))
+        if self._gives_reasoning:
+            self._pieces.append(Reasoning(text))
 
     def _take(self) -> list[Piece]:
         """Return the pieces so far; reasoning comes before everything that the calls' reader has read."""

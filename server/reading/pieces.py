@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +23,37 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStart:
-    """A call begins, of which the name is known. `index` counts the calls of the message from 0."""
+    """A call begins, of which the name is known. `index` counts the calls of the message from 0.
+
+    `is_custom`: of a custom tool, whose input is a text. `namespace` is that of the tool, if it has one.
+    """
 
     index: int
     call_id: str
     name: str
+    is_custom: bool = False
+    namespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallArguments:
-    """More of the JSON text of a call's arguments. Never empty; together they are one JSON object."""
+    """More of the JSON text of a call's arguments. Never empty; together they are one JSON object.
+
+    With `is_input` it is the input of a custom tool, all of it, and no JSON.
+    """
 
     index: int
     text: str
+    is_input: bool = False
 
 
 Piece = Content | Reasoning | ToolCallStart | ToolCallArguments
+
+
+class PieceReader(Protocol):
+    """Splits the text of one choice into pieces. It may be cut anywhere; `finish` gives out what was held back."""
+
+    @property
+    def num_tool_calls(self) -> int: ...
+    def feed(self, text: str) -> list[Piece]: ...
+    def finish(self) -> list[Piece]: ...

@@ -4,16 +4,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from orcinus.engine.outputs import RequestOutput
-from orcinus.server.reading.message_reader import MessageReader
-from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from orcinus.server.reading.pieces import Content, Piece, PieceReader, Reasoning, ToolCallArguments, ToolCallStart
 
 
 @dataclass(slots=True)
 class ToolCall:
-    """`arguments` is JSON text, as the model wrote it."""
+    """`arguments` is JSON text, as the model wrote it; of a custom tool its input, any text."""
 
     call_id: str
     name: str
+    is_custom: bool = False
     arguments: str = ""
 
 
@@ -40,13 +40,13 @@ class WholeMessage:
                     self._content.append(text)
                 case Reasoning(text):
                     self._reasoning.append(text)
-                case ToolCallStart(_, call_id, name):
-                    self.tool_calls.append(ToolCall(call_id, name))
+                case ToolCallStart(_, call_id, name, is_custom):
+                    self.tool_calls.append(ToolCall(call_id, name, is_custom))
                 case ToolCallArguments(index, text):
                     self.tool_calls[index].arguments += text
 
 
-def read_pieces(reader: MessageReader | None, output: RequestOutput) -> list[Piece]:
+def read_pieces(reader: PieceReader | None, output: RequestOutput) -> list[Piece]:
     """Return what an output adds to its message. Without a reader all text is content."""
     if reader is None:
         return [Content(output.text)] if output.text else []

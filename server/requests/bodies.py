@@ -84,7 +84,7 @@ class SamplingBody(PromptBody):
     temperature: Annotated[float, bounds_of("temperature")] = Field(
         1.0, description="0 is greedy. Default: the model's, else 1."
     )
-    top_p: Annotated[float, bounds_of("top_p")] = Field(1.0, description="Nucleus sampling.")
+    top_p: Annotated[float, bounds_of("top_p")] = Field(1.0, description="Nucleus sampling; 0 is greedy.")
     top_k: Annotated[int, bounds_of("top_k")] = Field(
         0, le=MAX_TOKENS, description="Keep the k likeliest tokens; 0 or -1 is off."
     )

@@ -13,7 +13,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.errors import UnsupportedThreadError
 from orcinus.server.json_values import without_nulls
+from orcinus.server.requests.foreign import FOREIGN, WITHOUT_MEANING, asks_nothing
+from orcinus.server.requests.left_out import may_leave_out
 
 Endpoint = Literal["completions", "chat", "responses", "messages", "embeddings"]
 BOTH: tuple[Endpoint, ...] = ("completions", "chat")
@@ -22,6 +25,8 @@ COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
 RESPONSES: tuple[Endpoint, ...] = ("responses",)
 MESSAGES: tuple[Endpoint, ...] = ("messages",)
 GENERATING: tuple[Endpoint, ...] = (*BOTH, *RESPONSES)
+SAMPLING: tuple[Endpoint, ...] = (*GENERATING, *MESSAGES)
+ALL_BUT_COMPLETIONS: tuple[Endpoint, ...] = (*CHAT, *RESPONSES, *MESSAGES)
 ALL: tuple[Endpoint, ...] = (*GENERATING, "embeddings")
 
 
@@ -40,6 +45,7 @@ class Refused:
     why: str
     endpoints: tuple[Endpoint, ...] = BOTH
     asks_nothing: Callable[[Any], bool] = operator.not_
+    error: type[InvalidRequestError] = InvalidRequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ IGNORED: Mapping[str, Ignored] = {
     "verbosity": Ignored("the models served here have no such control", CHAT),
     "prediction": Ignored("only ever a matter of speed", CHAT),
     "max_tool_calls": Ignored("no tool is run here, so there is nothing to limit", RESPONSES),
+    "client_metadata": Ignored("nothing is stored", GENERATING),
     "access_programs": Ignored("no accounts here", RESPONSES),
     "background_options": Ignored("nothing runs in the background", RESPONSES),
     "image": Ignored("only text is served", RESPONSES),
@@ -73,6 +80,7 @@ IGNORED: Mapping[str, Ignored] = {
     "user_profile_id": Ignored("no accounts here", MESSAGES),
     "billing_policy": Ignored("nothing is billed", MESSAGES),
     "fallback_credit_token": Ignored("nothing is billed", MESSAGES),
+    **{name: Ignored(why, SAMPLING) for name, why in WITHOUT_MEANING.items()},
 }
 
 
@@ -86,23 +94,37 @@ def _keeps_all(context_management: Any) -> bool:
 
 _OLD_NAME = "send it as {} of structured_outputs"
 _OLD_TOOLS = "the older form of tools and tool_choice"
+_NO_PLACE = "answers of this API have no place for it"
+_NO_TOOLS = "tools are sent as this API has them, and there are none in completions"
 _NOT_STORED = "nothing is stored here: send the whole conversation as input"
 
 REFUSED: Mapping[str, Refused] = {
-    "suffix": Refused("the models served here do not fill in the middle", COMPLETIONS),
-    "use_beam_search": Refused("beam search is not supported", BOTH),
+    "suffix": Refused("the models served here do not fill in the middle", SAMPLING),
+    "echo": Refused("completions alone give the prompt back", ALL_BUT_COMPLETIONS),
+    "best_of": Refused("choose among n choices yourself", ALL_BUT_COMPLETIONS, asks_nothing(1)),
+    "n": Refused("there is one answer to a request here", (*RESPONSES, *MESSAGES), asks_nothing(1)),
+    "logprobs": Refused(_NO_PLACE, (*RESPONSES, *MESSAGES), lambda value: value is False),
+    "return_token_ids": Refused(_NO_PLACE, (*RESPONSES, *MESSAGES)),
+    "response_format": Refused(
+        "send it as text.format or output_config.format", (*RESPONSES, *MESSAGES), asks_nothing({"type": "text"})
+    ),
+    "parallel_tool_calls": Refused(_NO_TOOLS, (*COMPLETIONS, *MESSAGES), asks_nothing(True)),
+    "tools": Refused(_NO_TOOLS, COMPLETIONS),
+    "tool_choice": Refused(_NO_TOOLS, COMPLETIONS, asks_nothing("none", "auto")),
+    "continue_final_message": Refused("the last message is continued if it is the assistant's", MESSAGES),
+    "use_beam_search": Refused("beam search is not supported", SAMPLING),
     "functions": Refused(_OLD_TOOLS, CHAT),
     "function_call": Refused(_OLD_TOOLS, CHAT, lambda value: value in ("none", "auto")),
-    "guided_json": Refused(_OLD_NAME.format("json")),
-    "guided_regex": Refused(_OLD_NAME.format("regex")),
-    "guided_choice": Refused(_OLD_NAME.format("choice")),
-    "guided_grammar": Refused(_OLD_NAME.format("grammar")),
+    "guided_json": Refused(_OLD_NAME.format("json"), SAMPLING),
+    "guided_regex": Refused(_OLD_NAME.format("regex"), SAMPLING),
+    "guided_choice": Refused(_OLD_NAME.format("choice"), SAMPLING),
+    "guided_grammar": Refused(_OLD_NAME.format("grammar"), SAMPLING),
     "modalities": Refused("only text is served", CHAT, lambda value: value == ["text"]),
     "audio": Refused("only text is served", CHAT),
     "web_search_options": Refused("no request ever leaves this server", CHAT, lambda value: False),
     "moderation": Refused("there is no moderation model here", (*CHAT, *RESPONSES), lambda value: False),
     "chat_template": Refused("templates come from the operator (--chat-template)", CHAT),
-    "length_penalty": Refused("beam search is not supported", BOTH, lambda value: value == 1 and value is not True),
+    "length_penalty": Refused("beam search is not supported", SAMPLING, asks_nothing(1)),
     "previous_response_id": Refused(_NOT_STORED, RESPONSES),
     "conversation": Refused(_NOT_STORED, RESPONSES),
     "prompt": Refused("no prompts are stored here: send it as input and instructions", RESPONSES),
@@ -111,10 +133,11 @@ REFUSED: Mapping[str, Refused] = {
     "compaction": Refused("the conversation is never compacted", MESSAGES),
     "container": Refused("no code is run here", MESSAGES),
     "mcp_servers": Refused("no request ever leaves this server", MESSAGES),
-    "thread": Refused("nothing is stored", MESSAGES),
+    "thread": Refused("nothing is stored: send the whole conversation", MESSAGES, error=UnsupportedThreadError),
     "fallbacks": Refused("one model is served", MESSAGES),
     "inference_geo": Refused("this server does not know where it stands", MESSAGES),
     "prompt_embeds": Refused("prompts are text or token ids", COMPLETIONS),
+    **{name: Refused(why, SAMPLING, is_off) for name, (why, is_off) in FOREIGN.items()},
 }
 
 
@@ -150,6 +173,8 @@ def parameter_table(models: Mapping[Endpoint, type[BaseModel]]) -> list[Paramete
 def _check_asks_nothing(name: str, value: Any, endpoint: Endpoint) -> None:
     refused = REFUSED.get(name)
     if refused is None or endpoint not in refused.endpoints:
+        if may_leave_out(name):
+            return
         raise InvalidRequestError(f"unknown parameter {name[:100]!r}", name[:100])
     if not refused.asks_nothing(value):
-        raise InvalidRequestError(f"{name} is not supported: {refused.why}", name)
+        raise refused.error(f"{name} is not supported: {refused.why}", name)

@@ -89,17 +89,15 @@ _PARTS = {
         ]
     },
 }
-_CALL = {
-    "type": "object",
-    "required": ["function"],
-    "properties": {
-        "function": {
-            "type": "object",
-            "required": ["name", "arguments"],
-            "properties": {"name": {"type": "string"}, "arguments": {"type": ["string", "object"]}},
-        }
-    },
-}
+
+
+def _call(kind: str, argument: str, *types: str) -> dict[str, Any]:
+    properties = {"name": {"type": "string"}, argument: {"type": [*types]}}
+    called = {"type": "object", "required": ["name", argument], "properties": properties}
+    return {"type": "object", "required": [kind], "properties": {kind: called}}
+
+
+_CALL = {"anyOf": [_call("function", "arguments", "string", "object"), _call("custom", "input", "string")]}
 
 
 def _message(roles: Sequence[str], required: Sequence[str], *content: dict[str, Any]) -> dict[str, Any]:

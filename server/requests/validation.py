@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.errors import shown
 from orcinus.server.json_values import without_nulls
+from orcinus.server.requests.left_out import may_leave_out
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -21,13 +22,12 @@ _PYTHON_OBJECT = re.compile("a valid dictionary( or instance of .*)?")
 
 
 def validate(model: type[Model], values: dict[str, Any]) -> Model:
-    _check_names(model, values)
+    values = _check_names(model, values)
     _check_sizes(model, values)
     for name, value in values.items():
         part = _part_model(model, name)
         if part is not None and isinstance(value, dict):
-            values[name] = without_nulls(value)
-            _check_names(part, values[name], f"{name}.")
+            values[name] = _check_names(part, without_nulls(value), f"{name}.")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -40,11 +40,15 @@ def _part_model(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
-def _check_names(model: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise for the first name that is no field: pydantic would collect an error for each of a million."""
+def _check_names(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of fields. Raise for the first name that is none, unless it may be left out.
+
+    pydantic would collect an error for each of a million.
+    """
     for name in values:
-        if name not in model.model_fields:
+        if name not in model.model_fields and not may_leave_out(prefix + name):
             raise InvalidRequestError(f"unknown parameter {prefix + name[:100]!r}", prefix + name[:100])
+    return {name: value for name, value in values.items() if name in model.model_fields}
 
 
 def _check_sizes(model: type[BaseModel], values: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions: from a body to an answer. Independent of HTTP; `server.operations`
 gives it a path."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,13 @@ from orcinus.server.apis.chat.body import ChatBody, parse_chat
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import OpenAIGeneration, PendingChoice
 from orcinus.server.apis.logprobs import chat_logprobs
+from orcinus.server.apis.parameter_names import naming_parameters
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from orcinus.server.reading.whole_message import WholeMessage, read_pieces
+from orcinus.server.reading.whole_message import ToolCall, WholeMessage, read_pieces
 from orcinus.server.requests.caller import ANONYMOUS, Caller
+
+_NEWER_NAMES = ((re.compile(r"^max_tokens$"), "max_completion_tokens"),)
 
 
 async def start_chat_completion(
@@ -32,8 +36,10 @@ async def start_chat_completion(
     Raises what `server.errors.to_response` maps: `InvalidRequestError` and its kin, `QueueFullError`,
     `EngineUnavailableError`.
     """
-    request = await prepare_chat(ctx, parse_chat(body), ChatGeneration.new_id(), caller)
-    return ChatGeneration(ctx, request, ctx.engine.submit(request.generation))
+    parsed = parse_chat(body)
+    with naming_parameters(() if parsed.max_completion_tokens is None else _NEWER_NAMES):
+        request = await prepare_chat(ctx, parsed, ChatGeneration.new_id(), caller)
+        return ChatGeneration(ctx, request, ctx.engine.submit(request.generation))
 
 
 _REPLY = object_with(role=constant("assistant"), content=STRING_OR_NULL, refusal=STRING_OR_NULL)
@@ -142,10 +148,7 @@ class ChatGeneration(OpenAIGeneration):
 
 def _whole_message(message: WholeMessage) -> dict[str, Any]:
     """Return the message of a whole choice, without the fields that few messages have and this one has not."""
-    calls = [
-        {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in message.tool_calls
-    ]
+    calls = [_whole_call(call) for call in message.tool_calls]
     return {
         "role": "assistant",
         "content": None if calls and not message.content else message.content,
@@ -155,14 +158,25 @@ def _whole_message(message: WholeMessage) -> dict[str, Any]:
     }
 
 
+def _whole_call(call: ToolCall) -> dict[str, Any]:
+    if call.is_custom:
+        return {"id": call.call_id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
+    return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
 def _delta(piece: Piece) -> dict[str, Any]:
     match piece:
         case Content(text):
             return {"content": text}
         case Reasoning(text):
             return {"reasoning_content": text}
+        case ToolCallStart(index, call_id, name, True):
+            custom = {"name": name, "input": ""}
+            return {"tool_calls": [{"index": index, "id": call_id, "type": "custom", "custom": custom}]}
         case ToolCallStart(index, call_id, name):
             function = {"name": name, "arguments": ""}
             return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+        case ToolCallArguments(index, text, True):
+            return {"tool_calls": [{"index": index, "custom": {"input": text}}]}
         case ToolCallArguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}

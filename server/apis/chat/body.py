@@ -1,16 +1,35 @@
 """The body of POST /v1/chat/completions, which every API that speaks in messages makes of its own."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_LOGPROBS
+from orcinus.server.errors import shown
 from orcinus.server.reading.tools.request import MAX_TOOLS
-from orcinus.server.requests.bodies import GenerationBody, check_stream_options, read_body
+from orcinus.server.requests.bodies import Body, GenerationBody, check_stream_options, read_body
 from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import MAX_MESSAGES, MAX_TEMPLATE_VARIABLES, Messages, TokenCount
+
+
+class ThinkingChoice(Body):
+    """`thinking` of a chat. A budget is an aim, which the models served here know nothing of."""
+
+    type: Literal["enabled", "adaptive", "auto", "disabled"]
+    budget_tokens: TokenCount | None = Field(None, description="Accepted, not held to.")
+    clear_thinking: bool | None = Field(None, description="Handed to the chat template, which may use it.")
+
+
+class ReasoningChoice(Body):
+    """`reasoning` of a chat."""
+
+    effort: str | None = Field(None, max_length=32, description="As `reasoning_effort`.")
+    enabled: bool | None = Field(None, description="As `enable_thinking`.")
+    exclude: bool = Field(False, description="Leave the reasoning out of the answer.")
+    max_tokens: TokenCount | None = Field(None, description="Accepted, not held to.")
+    summary: str | None = Field(None, max_length=32, description="Accepted; reasoning is given whole.")
 
 
 class ChatBody(GenerationBody):
@@ -36,6 +55,16 @@ class ChatBody(GenerationBody):
     reasoning_effort: str | None = Field(
         None, max_length=32, description="Handed to the chat template, which may use it."
     )
+    reasoning: ReasoningChoice | None = Field(
+        None, description="OpenRouter's form: `effort`; `enabled`; `exclude` leaves the reasoning out of the answer."
+    )
+    include_reasoning: bool = Field(True, description="False: leave the reasoning out of the answer.")
+    enable_thinking: bool | None = Field(
+        None, description="Turns thinking on or off where the chat template can, as in `chat_template_kwargs`."
+    )
+    thinking: ThinkingChoice | None = Field(
+        None, description="DeepSeek's and GLM's form of `enable_thinking`: `type` is `enabled` or `disabled`."
+    )
     add_generation_prompt: bool | None = Field(
         None, description="End the prompt with the opening of an assistant message; on by default."
     )
@@ -56,6 +85,43 @@ def parse_chat(body: Mapping[str, Any]) -> ChatBody:
         raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
     _check_one_limit(request)
     return request
+
+
+def template_variables(body: ChatBody) -> dict[str, Any]:
+    """Return the variables of the chat template: whether to think, by the names that templates have for it, and how
+    hard, and what `chat_template_kwargs` says.
+
+    Raises `InvalidRequestError` where two parameters say different things.
+    """
+    variables: dict[str, Any] = {}
+    efforts = {"reasoning_effort": body.reasoning_effort, "reasoning.effort": body.reasoning and body.reasoning.effort}
+    if (effort := _one_of(efforts)) is not None:
+        variables["reasoning_effort"] = effort
+    switches = {
+        "enable_thinking": body.enable_thinking,
+        "thinking": body.thinking and body.thinking.type != "disabled",
+        "reasoning.enabled": body.reasoning and body.reasoning.enabled,
+    }
+    thinks = _one_of(switches)
+    if thinks is None and effort == "none":
+        thinks = False
+    if thinks is not None:
+        variables |= {"enable_thinking": thinks, "thinking": thinks}
+    if body.thinking is not None and body.thinking.clear_thinking is not None:
+        variables["clear_thinking"] = body.thinking.clear_thinking
+    return {**variables, **body.chat_template_kwargs}
+
+
+def _one_of(given: Mapping[str, Any]) -> Any:
+    """Return what all parameters say that say anything. Raises `InvalidRequestError` if two differ."""
+    stated = {name: value for name, value in given.items() if value is not None}
+    for name, value in stated.items():
+        first = next(iter(stated))
+        if value != stated[first]:
+            raise InvalidRequestError(
+                f"{first} ({shown(stated[first])}) and {name} ({shown(value)}) say different things: give one", name
+            )
+    return next(iter(stated.values()), None)
 
 
 def _check_one_limit(request: ChatBody) -> None:

@@ -15,8 +15,9 @@ from pydantic_core import from_json
 from orcinus.engine.outputs import RequestOutput
 from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, constant, list_of, object_with
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
-from orcinus.server.apis.messages.body import parse_message_count, parse_messages
-from orcinus.server.apis.messages.input import CALL_ID_PREFIX, to_chat_body
+from orcinus.server.apis.messages.body import MessagesBody, parse_message_count, parse_messages
+from orcinus.server.apis.messages.input import CALL_ID_PREFIX, parameter_names, read_offered_tools, to_chat_body
+from orcinus.server.apis.parameter_names import naming_parameters
 from orcinus.server.apis.single_choice import SingleChoiceGeneration, encode_event
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import anthropic_error_body
@@ -50,15 +51,24 @@ async def start_message(
     Raises what `server.errors.to_response` maps.
     """
     parsed = parse_messages(body)
-    request = await prepare_chat(ctx, to_chat_body(parsed), _new_id(), caller)
-    return MessageGeneration(ctx, request, ctx.engine.submit(request.generation), is_streamed=parsed.stream)
+    request = await _prepare(ctx, parsed, caller)
+    with naming_parameters(parameter_names(parsed)):
+        stream = ctx.engine.submit(request.generation)
+    hides_thinking = parsed.thinking is not None and parsed.thinking.display == "omitted"
+    return MessageGeneration(ctx, request, stream, is_streamed=parsed.stream, hides_thinking=hides_thinking)
 
 
 async def count_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return how long the prompt of a message would be. Checks what the message itself would be checked for."""
-    request = await prepare_chat(ctx, to_chat_body(parse_message_count(body)), _new_id())
+    request = await _prepare(ctx, parse_message_count(body))
     [prompt] = request.generation.prompts
     return {"input_tokens": len(prompt)}
+
+
+async def _prepare(ctx: ServingContext, body: MessagesBody, caller: Caller = ANONYMOUS) -> ChatRequest:
+    with naming_parameters(parameter_names(body)):
+        offered = read_offered_tools(body)
+        return await prepare_chat(ctx, to_chat_body(body, offered), _new_id(), caller, offered)
 
 
 @dataclass(slots=True)
@@ -80,9 +90,20 @@ class _Block:
 
 
 class MessageGeneration(SingleChoiceGeneration):
-    """A message. A stream writes its blocks one after another, and ends each when something of another kind comes."""
+    """A message. A stream writes its blocks one after another, and ends each when something of another kind comes.
 
-    def __init__(self, ctx: ServingContext, request: ChatRequest, stream: OutputStream, *, is_streamed: bool) -> None:
+    With `hides_thinking` the blocks of thinking have no text.
+    """
+
+    def __init__(
+        self,
+        ctx: ServingContext,
+        request: ChatRequest,
+        stream: OutputStream,
+        *,
+        is_streamed: bool,
+        hides_thinking: bool = False,
+    ) -> None:
         super().__init__(ctx, request, stream, is_streamed=is_streamed)
         self._identity = {
             "id": request.generation.request_id,
@@ -90,6 +111,7 @@ class MessageGeneration(SingleChoiceGeneration):
             "role": "assistant",
             "model": ctx.model_name,
         }
+        self._hides_thinking = hides_thinking
         self._blocks: list[_Block] = []
         self._delta_head = b""  # of the block that was begun last
 
@@ -97,7 +119,7 @@ class MessageGeneration(SingleChoiceGeneration):
         for piece in self._take(output):
             if self._begins_block(piece):
                 self._begin_block(piece)
-            if not isinstance(piece, ToolCallStart):
+            if not (isinstance(piece, ToolCallStart) or self._hides(piece)):
                 self._blocks[-1].text.append(piece.text)
 
     def _whole(self) -> dict[str, Any]:
@@ -117,9 +139,12 @@ class MessageGeneration(SingleChoiceGeneration):
         if self._begins_block(piece):
             events = self._end_of_block()
             events += self._start_of_block(self._begin_block(piece))
-        if isinstance(piece, ToolCallStart):
+        if isinstance(piece, ToolCallStart) or self._hides(piece):
             return events
         return b"%b%b%b}}\n\n" % (events, self._delta_head, _encode(piece.text))
+
+    def _hides(self, piece: Piece) -> bool:
+        return self._hides_thinking and isinstance(piece, Reasoning)
 
     def _begin_block(self, piece: Piece) -> _Block:
         block = _Block(_opening(piece))

@@ -41,7 +41,9 @@ class ThinkingOptions(Body):
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: TokenCount | None = Field(None, description="Accepted, not held to: `max_tokens` is the limit.")
-    display: Literal["summarized"] | None = Field(None, description="Accepted; thinking is shown as it is.")
+    display: Literal["summarized", "omitted"] | None = Field(
+        None, description="`omitted`: blocks of thinking come without their text. `summarized`: it comes as it is."
+    )
 
 
 class MessagesToolChoice(Body):
@@ -68,7 +70,10 @@ class MessagesBody(SamplingBody):
     messages: Turns = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
     system: Texts = Field(None, description="What comes before the conversation: a string, or blocks of text.")
     max_tokens: int | None = Field(
-        None, ge=1, le=MAX_TOKENS, description="Tokens to generate at most; /v1/messages needs it."
+        None,
+        ge=0,
+        le=MAX_TOKENS,
+        description="Tokens to generate at most; /v1/messages needs it. 0: none, the prompt is computed and cached.",
     )
     stop_sequences: StopSequences = Field([], max_length=MAX_STOP_STRINGS, description="Anthropic's name of `stop`.")
     tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Tools that the model may call.")

@@ -4,18 +4,33 @@ Reads blocks: text, thinking, and tools' uses and results. What else a block may
 `signature`, `caller`) is for other models or for other servers, and is passed over. Knows nothing of answers.
 """
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.chat.body import ChatBody, parse_chat
 from orcinus.server.apis.messages.body import TURN_ROLES, MessagesBody, ThinkingOptions
+from orcinus.server.apis.offered_tools import OfferedTools, is_hosted, leave_out_hosted
+from orcinus.server.apis.parameter_names import Renaming
 from orcinus.server.errors import shown
 from orcinus.server.json_values import read_string
+from orcinus.server.reading.tools.request import MAX_LONG_NAME_CHARS
 from orcinus.server.requests.bodies import SamplingBody
+from orcinus.server.requests.left_out import may_leave_out
 
 CALL_ID_PREFIX = "toolu_"
+
+# Names of a chat's parameters in errors, and what they are called in this API.
+_PARAMETER_NAMES: tuple[Renaming, ...] = (
+    (re.compile(r"^(tools\[\d+\])\.parameters"), r"\1.input_schema"),
+    (re.compile(r"^tool_choice\.function\.name$"), "tool_choice.name"),
+    (re.compile(r"^parallel_tool_calls$"), "tool_choice.disable_parallel_tool_use"),
+    (re.compile(r"^reasoning_effort$"), "output_config.effort"),
+    (re.compile(r"^continue_final_message$"), "messages"),
+    (re.compile(r"^max_completion_tokens$"), "max_tokens"),
+)
 
 _TEXT = ("text",)
 _USER = ("text", "tool_result")
@@ -36,14 +51,34 @@ _REFUSED_TOOL_FIELDS = {  # unless they say what is so anyway
 }
 
 Block = dict[str, Any]
+PlacedBlock = tuple[Block, str]  # and its place in the body, for errors
 ChatMessage = dict[str, Any]
 
 
-def to_chat_body(body: MessagesBody) -> ChatBody:
-    """Return the same request as a chat completion. Raises `InvalidRequestError`."""
-    messages = _read_system(body.system)
-    for index, message in enumerate(body.messages):
-        messages += _read_message(message, f"messages[{index}]")
+def parameter_names(body: MessagesBody) -> tuple[Renaming, ...]:
+    """Return what the parameters of a chat are called in this body."""
+    form = "output_format" if body.output_format else "output_config.format"
+    return (*_PARAMETER_NAMES, (re.compile(r"^response_format(\.json_schema)?"), form))
+
+
+def read_offered_tools(body: MessagesBody) -> OfferedTools:
+    """Return the tools of the body. Raises `InvalidRequestError`."""
+    offered = OfferedTools(max_name_chars=MAX_LONG_NAME_CHARS)
+    for index, tool in enumerate(body.tools):
+        place = f"tools[{index}]"
+        if is_hosted(kind := tool.get("type")):
+            leave_out_hosted(kind, place)
+        else:
+            offered.add(_read_tool(tool, place), place)
+    return offered
+
+
+def to_chat_body(body: MessagesBody, offered: OfferedTools | None = None) -> ChatBody:
+    """Return the same request as a chat completion. `offered` are its tools, where they were read already.
+
+    Raises `InvalidRequestError`, which may blame parameters of a chat: see `parameter_names`.
+    """
+    messages = _read_system(body.system) + _read_turns(body.messages)
     names = (SamplingBody.model_fields.keys() & body.model_fields_set) - {"stream", "stop"}
     return parse_chat(
         {
@@ -52,7 +87,7 @@ def to_chat_body(body: MessagesBody) -> ChatBody:
             "stop": body.stop_sequences or body.stop,
             "messages": messages,
             "continue_final_message": _is_prefilled(messages),
-            "tools": [_read_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools)],
+            "tools": (offered or read_offered_tools(body)).tools,
             "response_format": _read_format(body),
             "reasoning_effort": None if body.output_config is None else body.output_config.effort,
             "chat_template_kwargs": {**_read_thinking(body.thinking), **body.chat_template_kwargs},
@@ -67,23 +102,28 @@ def _read_system(system: Any) -> list[ChatMessage]:
     return [{"role": "system", "content": _join(_read_blocks(system, "system", _TEXT))}]
 
 
-def _read_message(message: Mapping[str, Any], where: str) -> list[ChatMessage]:
-    """Return the messages of a chat that a message becomes: several where a user's has the results of tools."""
+def _read_turns(given: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
+    """Return the messages of a chat. Messages of one role that follow one another are one turn, of all their blocks."""
+    read = [_read_message(message, f"messages[{index}]") for index, message in enumerate(given)]
+    messages: list[ChatMessage] = []
+    for role, turn in groupby(read, key=lambda message: message[0]):
+        messages += _READERS[role]([block for _, blocks in turn for block in blocks])
+    return messages
+
+
+def _read_message(message: Mapping[str, Any], where: str) -> tuple[str, list[PlacedBlock]]:
+    """Return the role and the blocks of a message, each with its place in the body."""
     for name in message:
-        if name not in ("role", "content"):
+        if name not in ("role", "content") and not may_leave_out(f"{where}.{name}"):
             raise InvalidRequestError(f"{where} has role and content, got {shown(name)}", where)
-    content, inside = message.get("content"), f"{where}.content"
-    match message.get("role"):
-        case "user":
-            return _read_user(_read_blocks(content, inside, _USER), inside)
-        case "assistant":
-            return [_read_assistant(_read_blocks(content, inside, _ASSISTANT), inside)]
-        case "system":
-            return [{"role": "system", "content": _join(_read_blocks(content, inside, _TEXT))}]
-        case role:
-            raise InvalidRequestError(
-                f"{where}.role must be one of {', '.join(TURN_ROLES)}, got {shown(role)}", f"{where}.role"
-            )
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _KINDS:
+        raise InvalidRequestError(
+            f"{where}.role must be one of {', '.join(TURN_ROLES)}, got {shown(role)}", f"{where}.role"
+        )
+    inside = f"{where}.content"
+    blocks = _read_blocks(message.get("content"), inside, _KINDS[role])
+    return role, [(block, f"{inside}[{index}]") for index, block in enumerate(blocks)]
 
 
 def _read_blocks(content: Any, where: str, kinds: Collection[str]) -> list[Block]:
@@ -108,16 +148,19 @@ def _check_block(block: Any, where: str, kinds: Collection[str]) -> None:
             raise InvalidRequestError(f"{where}.{name} must be a string", f"{where}.{name}")
 
 
-def _read_user(blocks: list[Block], where: str) -> list[ChatMessage]:
+def _read_user(blocks: list[PlacedBlock]) -> list[ChatMessage]:
     """Make each result of a tool a message of its own; the text between them is the user's."""
     messages: list[ChatMessage] = []
-    numbered = enumerate(blocks)
-    for kind, group in groupby(numbered, key=lambda entry: entry[1]["type"]):
+    for kind, group in groupby(blocks, key=lambda placed: placed[0]["type"]):
         if kind == "tool_result":
-            messages += [_read_result(block, f"{where}[{index}]") for index, block in group]
+            messages += [_read_result(block, where) for block, where in group]
         else:
-            messages.append({"role": "user", "content": _join([block for _, block in group])})
+            messages.append({"role": "user", "content": _join(block for block, _ in group)})
     return messages
+
+
+def _read_instructions(blocks: list[PlacedBlock]) -> list[ChatMessage]:
+    return [{"role": "system", "content": _join(block for block, _ in blocks)}]
 
 
 def _read_result(block: Block, where: str) -> ChatMessage:
@@ -128,12 +171,21 @@ def _read_result(block: Block, where: str) -> ChatMessage:
     return {"role": "tool", "tool_call_id": _read_call_id(block, "tool_use_id", where), "content": text}
 
 
-def _read_assistant(blocks: list[Block], where: str) -> ChatMessage:
-    message: ChatMessage = {"role": "assistant", "content": _join(block for block in blocks if block["type"] == "text")}
-    if thoughts := [block["thinking"] for block in blocks if block["type"] == "thinking"]:
+def _read_assistant(blocks: list[PlacedBlock]) -> list[ChatMessage]:
+    """Return what the assistant thought, said and called as one message: without content where it only called."""
+    texts = [block for block, _ in blocks if block["type"] == "text"]
+    thoughts = [block["thinking"] for block, _ in blocks if block["type"] == "thinking" and block["thinking"]]
+    calls = [_read_use(block, where) for block, where in blocks if block["type"] == "tool_use"]
+    message: ChatMessage = {"role": "assistant"}
+    if texts or not calls:
+        message["content"] = _join(texts)
+    if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
-    calls = [_read_use(block, f"{where}[{i}]") for i, block in enumerate(blocks) if block["type"] == "tool_use"]
-    return {**message, "tool_calls": calls} if calls else message
+    return [{**message, "tool_calls": calls} if calls else message]
+
+
+_KINDS: Mapping[str, Collection[str]] = {"user": _USER, "assistant": _ASSISTANT, "system": _TEXT}
+_READERS = {"user": _read_user, "assistant": _read_assistant, "system": _read_instructions}
 
 
 def _read_use(block: Block, where: str) -> dict[str, Any]:
@@ -174,12 +226,14 @@ def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name, value in tool.items():
         if name not in _TOOL_FIELDS and name not in _IGNORED_TOOL_FIELDS:
             _check_tool_field(name, value, where)
-    return {"type": "function", "function": {new: tool[old] for old, new in _TOOL_FIELDS.items() if old in tool}}
+    return {"type": "function", "function": {_TOOL_FIELDS[name]: tool[name] for name in tool if name in _TOOL_FIELDS}}
 
 
 def _check_tool_field(name: str, value: Any, where: str) -> None:
     field = f"{where}.{name[:100]}"
     if name not in _REFUSED_TOOL_FIELDS:
+        if may_leave_out(field):
+            return
         raise InvalidRequestError(f"unknown parameter {field!r}", field)
     harmless, why = _REFUSED_TOOL_FIELDS[name]
     if value is not None and value != harmless:

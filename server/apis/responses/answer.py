@@ -24,8 +24,10 @@ from orcinus.server.apis.answer_schemas import (
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import Usage
 from orcinus.server.apis.logprobs import chat_logprobs
+from orcinus.server.apis.offered_tools import is_hosted
+from orcinus.server.apis.parameter_names import naming_parameters
 from orcinus.server.apis.responses.body import ResponseBody, TextOptions, parse_response
-from orcinus.server.apis.responses.input import naming_parameters_of_responses, to_chat_body
+from orcinus.server.apis.responses.input import PARAMETER_NAMES, read_offered_tools, to_chat_body
 from orcinus.server.apis.responses.output import Event, OutputItems
 from orcinus.server.apis.single_choice import SingleChoiceGeneration, encode_event
 from orcinus.server.context import OutputStream, ServingContext
@@ -43,9 +45,10 @@ async def start_response(
     `EngineUnavailableError`.
     """
     asked = parse_response(body)
-    chat = to_chat_body(asked)
-    with naming_parameters_of_responses():
-        request = await prepare_chat(ctx, chat, _new_id(), caller)
+    offered = read_offered_tools(asked)
+    chat = to_chat_body(asked, offered)
+    with naming_parameters(PARAMETER_NAMES):
+        request = await prepare_chat(ctx, chat, _new_id(), caller, offered)
         return ResponseGeneration(ctx, asked, request, ctx.engine.submit(request.generation))
 
 
@@ -69,9 +72,11 @@ RESPONSE_TOKENS = AnswerSchema(
 
 async def count_input_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return how long the prompt of a response would be. Checks what the response itself would be checked for."""
-    chat = to_chat_body(parse_response(body))
-    with naming_parameters_of_responses():
-        request = await prepare_chat(ctx, chat, _new_id())
+    asked = parse_response(body)
+    offered = read_offered_tools(asked)
+    chat = to_chat_body(asked, offered)
+    with naming_parameters(PARAMETER_NAMES):
+        request = await prepare_chat(ctx, chat, _new_id(), offered=offered)
     [prompt] = request.generation.prompts
     return {"object": "response.input_tokens", "input_tokens": len(prompt)}
 
@@ -195,7 +200,7 @@ class ResponseGeneration(SingleChoiceGeneration):
             "temperature": sampling.temperature,
             "text": _text(asked.text),
             "tool_choice": asked.tool_choice or "auto",
-            "tools": [_tool(tool) for tool in asked.tools],
+            "tools": [_tool(tool) for tool in asked.tools if not is_hosted(tool.get("type"))],
             "top_logprobs": asked.top_logprobs or 0,
             "top_p": sampling.top_p,
             "truncation": asked.truncation or "disabled",
@@ -262,6 +267,8 @@ def _text(asked: TextOptions | None) -> dict[str, Any]:
 
 
 def _tool(given: Mapping[str, Any]) -> dict[str, Any]:
+    if given["type"] != "function":
+        return dict(given)
     return {
         "type": "function",
         "name": given["name"],

@@ -61,6 +61,12 @@ class ReasoningOptions(Body):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="Handed to the chat template, which may use it."
     )
+    context: Literal["auto", "current_turn", "all_turns"] | None = Field(
+        None, description="Accepted; which of the earlier reasoning the model sees is up to the chat template."
+    )
+    mode: str | None = Field(
+        None, max_length=64, description="Accepted; the models served here have one mode of reasoning."
+    )
     summary: Literal["auto", "concise", "detailed"] | None = Field(
         None, description="Accepted; reasoning is given whole."
     )

@@ -4,16 +4,26 @@ Knows the forms of both APIs, and nothing of templates or tokens. Nothing is sto
 is the whole conversation, with the items that earlier responses had as output.
 """
 
-import contextlib
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.chat.body import ChatBody
+from orcinus.server.apis.offered_tools import (
+    OfferedTools,
+    add_namespace,
+    in_namespace,
+    is_hosted,
+    leave_out_hosted,
+    without_type,
+)
 from orcinus.server.apis.responses.body import ResponseBody, TextFormat
 from orcinus.server.errors import shown
 from orcinus.server.json_values import read_object, read_string
+from orcinus.server.reading.client_calls import INPUT
+from orcinus.server.reading.tools.request import MAX_LONG_NAME_CHARS, MAX_NAME_CHARS
 from orcinus.server.requests.bodies import SamplingBody
 from orcinus.server.requests.schemas import MAX_MESSAGES
 
@@ -23,18 +33,32 @@ _TEXT_PARTS = ("input_text", "output_text", "text")
 _REASONING_PARTS = ("reasoning_text", "summary_text")
 
 # Names of a chat's parameters in errors, and what they are called in this API.
-_OTHER_NAMES = (
-    (re.compile(r"^(tools\[\d+\])\.function"), r"\1"),
+PARAMETER_NAMES = (
     (re.compile(r"^tool_choice\.allowed_tools"), "tool_choice"),
-    (re.compile(r"^(tool_choice.*)\.function"), r"\1"),
+    (re.compile(r"^(tool_choice.*)\.(function|custom)"), r"\1"),
     (re.compile(r"^response_format(\.json_schema)?"), "text.format"),
     (re.compile(r"^(messages|prompt)$"), "input"),
-    (re.compile(r"^max_tokens$"), "max_output_tokens"),
+    (re.compile(r"^(max_tokens|max_completion_tokens)$"), "max_output_tokens"),
+    (re.compile(r"^reasoning_effort$"), "reasoning.effort"),
 )
 
 
-def to_chat_body(body: ResponseBody) -> ChatBody:
+def read_offered_tools(body: ResponseBody) -> OfferedTools:
+    """Return the tools of the body. Raises `InvalidRequestError`."""
+    offered = OfferedTools(max_name_chars=MAX_LONG_NAME_CHARS if _has_namespaces(body) else MAX_NAME_CHARS)
+    for index, tool in enumerate(body.tools):
+        _add_tool(offered, tool, f"tools[{index}]")
+    return offered
+
+
+def _has_namespaces(body: ResponseBody) -> bool:
+    return any(tool.get("type") == "namespace" for tool in body.tools)
+
+
+def to_chat_body(body: ResponseBody, offered: OfferedTools | None = None) -> ChatBody:
     """Return the same request as a chat completion; what it leaves to the model's defaults stays so.
+
+    `offered` are its tools, where they were read already.
 
     Raises `InvalidRequestError`.
     """
@@ -45,7 +69,7 @@ def to_chat_body(body: ResponseBody) -> ChatBody:
         **stated,
         messages=read_input(body.input, body.instructions),
         max_completion_tokens=body.max_output_tokens,
-        tools=[_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools)],
+        tools=(offered or read_offered_tools(body)).tools,
         tool_choice=_read_tool_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls,
         response_format=_read_format(body.text.format if body.text else None),
@@ -54,15 +78,6 @@ def to_chat_body(body: ResponseBody) -> ChatBody:
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
         chat_template_kwargs=body.chat_template_kwargs,
     )
-
-
-@contextlib.contextmanager
-def naming_parameters_of_responses() -> Iterator[None]:
-    """Rename what an error blames: the parameters of a chat to those that the client knows."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        raise _renamed(error) from error
 
 
 def read_input(given: Any, instructions: str | None = None) -> list[dict[str, Any]]:
@@ -129,8 +144,10 @@ def _read_item(conversation: _Conversation, given: Any, where: str) -> None:
             if text := _read_reasoning(item, where):
                 conversation.think(text)
         case "function_call":
-            conversation.call(*(read_string(item, name, where) for name in ("call_id", "name", "arguments")))
-        case "function_call_output":
+            conversation.call(*_read_call(item, where), read_string(item, "arguments", where))
+        case "custom_tool_call":
+            conversation.call(*_read_call(item, where), json.dumps({INPUT: read_string(item, "input", where)}))
+        case "function_call_output" | "custom_tool_call_output":
             call_id = read_string(item, "call_id", where)
             content = _read_content(item.get("output"), f"{where}.output")
             conversation.add({"role": "tool", "tool_call_id": call_id, "content": content})
@@ -138,9 +155,16 @@ def _read_item(conversation: _Conversation, given: Any, where: str) -> None:
             raise InvalidRequestError(f"{where} refers to an item, and none is stored here: send the item", where)
         case other:
             raise InvalidRequestError(
-                f"{where}.type must be message, reasoning, function_call or function_call_output, got {shown(other)}",
+                f"{where}.type must be message, reasoning, function_call, function_call_output, custom_tool_call or "
+                f"custom_tool_call_output, got {shown(other)}",
                 f"{where}.type",
             )
+
+
+def _read_call(item: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """Return a call's id and the name by which the model knows the tool."""
+    namespace = read_string(item, "namespace", where) if "namespace" in item else None
+    return read_string(item, "call_id", where), in_namespace(read_string(item, "name", where), namespace)
 
 
 def _read_message(conversation: _Conversation, item: Mapping[str, Any], where: str) -> None:
@@ -193,29 +217,36 @@ def _read_thought(given: Any, where: str) -> str:
     return read_string(part, "text", where)
 
 
-def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the form of a chat, where a function's fields lie one level deeper."""
-    if tool.get("type") != "function":
+def _add_tool(offered: OfferedTools, tool: Mapping[str, Any], place: str) -> None:
+    """Add a tool in the form of a chat, where a function's fields lie one level deeper."""
+    kind = tool.get("type")
+    if kind == "function":
+        offered.add({"type": "function", "function": without_type(tool)}, place)
+    elif kind == "custom":
+        offered.add_custom(tool, place)
+    elif kind == "namespace":
+        add_namespace(offered, tool, place)
+    elif is_hosted(kind):
+        leave_out_hosted(kind, place)
+    else:
         raise InvalidRequestError(
-            f'{where}.type must be "function": no other tools are run here, got {shown(tool.get("type"))}',
-            f"{where}.type",
+            f'{place}.type must be "function", "custom" or "namespace", got {shown(kind)}', f"{place}.type"
         )
-    return {"type": "function", "function": _without_type(tool)}
 
 
 def _read_tool_choice(choice: Any) -> Any:
     match choice:
-        case {"type": "function"}:
-            return {"type": "function", "function": _without_type(choice)}
+        case {"type": "function" | "custom" as kind}:
+            named = without_type(choice)
+            namespace = named.pop("namespace", None)
+            if isinstance(named.get("name"), str) and isinstance(namespace, str):
+                named["name"] = in_namespace(named["name"], namespace)
+            return {"type": kind, kind: named}
         case {"type": "allowed_tools"}:
             tools = choice.get("tools")
             nested = [_read_tool_choice(tool) for tool in tools] if isinstance(tools, list) else tools
             return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": nested}}
     return choice
-
-
-def _without_type(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name != "type"}
 
 
 def _read_format(form: TextFormat | None) -> dict[str, Any] | None:
@@ -224,16 +255,6 @@ def _read_format(form: TextFormat | None) -> dict[str, Any] | None:
     if form.type != "json_schema":
         return {"type": form.type}
     return {"type": "json_schema", "json_schema": {"name": form.name, "schema": form.json_schema}}
-
-
-def _renamed(error: InvalidRequestError) -> InvalidRequestError:
-    """Return the same error with the other name, in its text too."""
-    if error.param is None:
-        return error
-    name = error.param
-    for pattern, other in _OTHER_NAMES:
-        name = pattern.sub(other, name)
-    return type(error)(str(error).replace(error.param, name), name)
 
 
 def _read_list(value: Any, where: str) -> list[Any]:

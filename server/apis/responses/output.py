@@ -31,8 +31,9 @@ class OutputItems:
                 return self._switch_to(_MessageItem) + self._extend(text, logprobs)
             case Reasoning(text):
                 return self._switch_to(_ReasoningItem) + self._extend(text)
-            case ToolCallStart(_, call_id, name):
-                return self.close() + self._begin(_FunctionCallItem(len(self._items), call_id, name))
+            case ToolCallStart(_, call_id, name, is_custom, namespace):
+                kind = _CustomCallItem if is_custom else _FunctionCallItem
+                return self.close() + self._begin(kind(len(self._items), call_id, name, namespace))
             case ToolCallArguments(_, text):
                 return self._extend(text)
 
@@ -182,18 +183,16 @@ class _MessageItem(_TextItem):
 class _FunctionCallItem(_Item):
     id_prefix = "fc"
 
-    def __init__(self, output_index: int, call_id: str, name: str) -> None:
+    def __init__(self, output_index: int, call_id: str, name: str, namespace: str | None) -> None:
         super().__init__(output_index)
-        self._call_id = call_id
-        self._name = name
+        self._called = {"call_id": call_id, "name": name, **({"namespace": namespace} if namespace else {})}
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "type": "function_call",
             "status": self.status,
-            "call_id": self._call_id,
-            "name": self._name,
+            **self._called,
             "arguments": self.text,
         }
 
@@ -203,3 +202,17 @@ class _FunctionCallItem(_Item):
 
     def _last_events(self) -> list[Event]:
         return [{"type": "response.function_call_arguments.done", **self._place, "arguments": self.text}]
+
+
+class _CustomCallItem(_FunctionCallItem):
+    id_prefix = "ctc"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"id": self.id, "type": "custom_tool_call", "status": self.status, **self._called, "input": self.text}
+
+    def extend(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
+        self._parts.append(text)
+        return {"type": "response.custom_tool_call_input.delta", **self._place, "delta": text}
+
+    def _last_events(self) -> list[Event]:
+        return [{"type": "response.custom_tool_call_input.done", **self._place, "input": self.text}]

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, list_of, object_with
+from orcinus.server.apis.offered_tools import read_chat_tools, with_function_calls
 from orcinus.server.apis.tokens.body import TokenizeBody, parse_detokenize, parse_tokenize
 from orcinus.server.context import ServingContext, ServingTokenizer
 from orcinus.server.reading.tools.request import read_tool_use
@@ -59,11 +60,12 @@ async def _token_ids(ctx: ServingContext, request: TokenizeBody) -> list[int]:
     if request.prompt is not None:
         add_special_tokens = request.add_special_tokens is not False
         return await ctx.engine.encode(request.prompt, add_special_tokens=add_special_tokens)
-    tool_use = read_tool_use(request.tools, None)
+    offered = read_chat_tools(request.tools)
+    tool_use = read_tool_use(offered.tools, None, places=offered.places)
     ctx.message_format.check(tool_use)
     chat = await encode_chat(
         ctx.engine,
-        request.messages or [],
+        with_function_calls(request.messages or []),
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         add_special_tokens=request.add_special_tokens is True,

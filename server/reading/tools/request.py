@@ -1,11 +1,11 @@
 """`tools` and `tool_choice` of a chat completion, checked and made one value. Knows no model and no format of calls.
 
-Null equals absent, at every level. What a tool has beyond its name, description, parameters and `strict` is kept for
-the chat template, which may show it to the model.
+Null equals absent, at every level. The chat template gets the tools as the client wrote them, key for key: it may show
+the model whatever they have.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,10 @@ MAX_TOOLS = 128
 MAX_TOOLS_CHARS = 128 * 1024  # of all of them together, as JSON
 MAX_PARAMETERS_DEPTH = 32
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MAX_NAME_CHARS = 64
+MAX_LONG_NAME_CHARS = 128  # in Anthropic's API
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 ToolChoice = Literal["none", "auto", "required"]
@@ -56,8 +59,15 @@ class ToolUse:
         return tuple(tool for tool in self.tools if self.forced_name in (None, tool.name))
 
 
-def read_tool_use(tools: Any, tool_choice: Any, parallel_tool_calls: Any = None) -> ToolUse | None:
-    """Return the tools and their use, None where there are none.
+def read_tool_use(
+    tools: Any,
+    tool_choice: Any,
+    parallel_tool_calls: Any = None,
+    *,
+    places: Sequence[str] | None = None,
+    max_name_chars: int = MAX_NAME_CHARS,
+) -> ToolUse | None:
+    """Return the tools and their use, None where there are none. `places` are those of their functions in the body.
 
     Raises `InvalidRequestError` naming the part that is wrong.
     """
@@ -65,9 +75,12 @@ def read_tool_use(tools: Any, tool_choice: Any, parallel_tool_calls: Any = None)
     if not raw:
         _check_choice_without_tools(tool_choice)
         return None
-    functions = [_read_function(tool, f"tools[{i}]") for i, tool in enumerate(raw)]
-    known = tuple(_read_tool(function, f"tools[{i}].function") for i, function in enumerate(functions))
-    _check_unique(known)
+    inside = places or [f"tools[{i}].function" for i in range(len(raw))]
+    functions = [_read_function(tool, place.removesuffix(".function")) for tool, place in zip(raw, inside, strict=True)]
+    known = tuple(
+        _read_tool(function, place, max_name_chars) for function, place in zip(functions, inside, strict=True)
+    )
+    _check_unique(known, inside)
     _check_size(functions)
     choice, forced_name, allowed = _read_choice(tool_choice, {tool.name for tool in known})
     return ToolUse(
@@ -75,7 +88,7 @@ def read_tool_use(tools: Any, tool_choice: Any, parallel_tool_calls: Any = None)
         choice=choice,
         forced_name=forced_name,
         parallel=_read_parallel(parallel_tool_calls),
-        raw=[_to_raw(function) for function in functions if choice != "none" and function["name"] in allowed],
+        raw=[tool for tool, of in zip(raw, known, strict=True) if choice != "none" and of.name in allowed],
     )
 
 
@@ -97,21 +110,21 @@ def _read_function(tool: Any, path: str) -> dict[str, Any]:
     return read_object(tool.get("function"), f"{path}.function")
 
 
-def _read_tool(function: Mapping[str, Any], path: str) -> Tool:
+def _read_tool(function: Mapping[str, Any], path: str, max_name_chars: int) -> Tool:
     strict = function.get("strict", False)
     if not isinstance(strict, bool):
         raise InvalidRequestError(f"{path}.strict must be a boolean, got {shown(strict)}", f"{path}.strict")
     description = function.get("description")
     if not isinstance(description, str | None):
         raise InvalidRequestError(f"{path}.description must be a string", f"{path}.description")
-    name = _read_name(function.get("name"), f"{path}.name")
+    name = _read_name(function.get("name"), f"{path}.name", max_name_chars)
     return Tool(name, description, _read_parameters(function.get("parameters"), f"{path}.parameters"), strict)
 
 
-def _read_name(name: Any, path: str) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+def _read_name(name: Any, path: str, max_chars: int) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > max_chars:
         raise InvalidRequestError(
-            f"{path} must be 1 to 64 letters, digits, underscores and dashes, got {shown(name)}", path
+            f"{path} must be 1 to {max_chars} letters, digits, underscores and dashes, got {shown(name)}", path
         )
     return name
 
@@ -144,11 +157,11 @@ def _parts(value: dict[str, Any] | list[Any]) -> list[Any]:
     return [part for part in inner if isinstance(part, dict | list)]
 
 
-def _check_unique(tools: tuple[Tool, ...]) -> None:
+def _check_unique(tools: tuple[Tool, ...], places: Sequence[str]) -> None:
     seen: set[str] = set()
-    for i, tool in enumerate(tools):
+    for tool, place in zip(tools, places, strict=True):
         if tool.name in seen:
-            raise InvalidRequestError(f"tools has two functions named {tool.name!r}", f"tools[{i}].function.name")
+            raise InvalidRequestError(f"{place}.name: tools has two functions named {tool.name!r}", f"{place}.name")
         seen.add(tool.name)
 
 
@@ -208,7 +221,3 @@ def _read_parallel(value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidRequestError(f"parallel_tool_calls must be a boolean, got {shown(value)}", "parallel_tool_calls")
     return value
-
-
-def _to_raw(function: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": {"parameters": _NO_PARAMETERS, **function}}

@@ -31,7 +31,7 @@ def asked(**body: Any) -> dict[str, Any]:
 
 def check_models(url: str) -> None:
     client = client_of(url)
-    [listed] = [*client.models.list()]
+    [listed] = list(client.models.list())
     assert (listed.id, listed.type, listed.display_name) == (MODEL, "model", MODEL)
     assert client.models.retrieve(MODEL) == listed
 
@@ -85,6 +85,15 @@ def check_a_streamed_use_of_a_tool(url: str) -> None:
 def check_counting_tokens(url: str) -> None:
     counted = client_of(url).messages.count_tokens(model=MODEL, messages=QUESTION)
     assert counted.input_tokens == ask(url).usage.input_tokens
+
+
+def check_a_thread_goes_on_without_being_kept(url: str) -> None:
+    thread = client_of(url).beta.messages.thread(
+        model=MODEL, max_tokens=64, unsupported_request_behavior="continue_unthreaded", extra_body={"temperature": 0}
+    )
+    assert "Paris" in thread.send(QUESTION[0]).content[0].text
+    assert thread.send({"role": "user", "content": "And of Italy?"}).content
+    assert len(thread.messages) == 4
 
 
 def check_errors(url: str) -> None:

@@ -120,10 +120,36 @@ def count_tokens(api: Api) -> None:
     }
 
 
+@row("anthropic.turns", "Messages of one role that follow one another are one turn of all their blocks")
+def turns(api: Api) -> None:
+    def count(*messages: Any) -> Any:
+        body = {"model": "orcinus-demo", "messages": [{"role": "user", "content": content} for content in messages]}
+        return api.ask("POST", "/v1/messages/count_tokens", body)
+
+    assert count("a", "b") == count([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
+
+
+@row("anthropic.warm", "`max_tokens` of 0 generates nothing, and the prompt is cached")
+def warm(api: Api) -> None:
+    question = "Tell me about the sea. " * 20
+    assert (warmed := send(api, question, max_tokens=0))["content"] == []
+    assert (warmed["stop_reason"], warmed["usage"]["output_tokens"]) == ("max_tokens", 0)
+    assert send(api, question, max_tokens=1)["usage"]["cache_read_input_tokens"] > 0
+
+
+@row("anthropic.hosted_tools", "Tools that Anthropic runs are left out, and named in a header; long names are taken")
+def hosted_tools(api: Api) -> None:
+    tools = [{**TOOL, "name": "a" * 128}, {"type": "web_search_20250305", "name": "web_search"}]
+    response = api.http.post("/v1/messages", json=body_of(FRANCE, tools=tools, max_tokens=1))
+    assert response.status_code == 200
+    assert response.headers["x-orcinus-left-out"] == "tools[1]=web_search_20250305"
+    assert "1 to 128" in refuse(api, tools=[{**TOOL, "name": "a" * 129}])["message"]
+
+
 @row("anthropic.errors", "Errors have Anthropic's shape and types")
 def errors(api: Api) -> None:
     assert refuse(api, 404, model="gpt-5")["type"] == "not_found_error"
-    wrong: list[dict[str, Any]] = [{"temperature": 9}, {"max_tokens": 0}, {"temprature": 1}, {"messages": []}]
+    wrong: list[dict[str, Any]] = [{"temperature": 9}, {"max_tokens": -1}, {"temprature": 1}, {"messages": []}]
     for body in wrong:
         assert refuse(api, **body)["type"] == "invalid_request_error", body
 

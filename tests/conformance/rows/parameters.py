@@ -291,7 +291,7 @@ def logit_bias(api: Api) -> None:
 @effect("seed", "the same one repeats an answer, another changes it; up to 64 bits, signed or not")
 def seed(api: Api) -> None:
     assert draw(api, 7) == draw(api, 7) != draw(api, 8)
-    for extreme in (-(2**63), 2**64 - 1):
+    for extreme in (-9_223_372_036_854_776_000, 2**64 - 1):
         assert draw(api, extreme) == draw(api, extreme)
 
 
@@ -474,6 +474,29 @@ def max_completion_tokens(api: Api) -> None:
 def reasoning_effort(api: Api) -> None:
     for given in ("minimal", "low", "medium", "high"):
         api.chat(reasoning_effort=given, max_tokens=1)
+
+
+@effect("reasoning", "`effort` and `enabled` are accepted, for templates that use them; two efforts are refused")
+def chat_reasoning(api: Api) -> None:
+    api.chat(reasoning={"effort": "low", "enabled": True, "exclude": True}, max_tokens=1)
+    assert api.refuse_chat(reasoning={"effort": "low"}, reasoning_effort="high")["param"] == "reasoning.effort"
+
+
+@effect("include_reasoning", "is accepted, for models that think")
+def include_reasoning(api: Api) -> None:
+    assert text_of(api.chat(FRANCE, include_reasoning=False)) == text_of(api.chat(FRANCE))
+
+
+@effect("enable_thinking", "is a variable of the template")
+def enable_thinking(api: Api) -> None:
+    api.chat(enable_thinking=True, max_tokens=1)
+    assert api.refuse_chat(enable_thinking=True, thinking={"type": "disabled"})["param"] == "thinking"
+
+
+@effect("thinking", "`enabled` and `disabled` are accepted, for templates that use them")
+def chat_thinking(api: Api) -> None:
+    for given in ("enabled", "disabled"):
+        api.chat(thinking={"type": given}, max_tokens=1)
 
 
 @effect("add_generation_prompt", "false leaves out the opening of the answer")

@@ -41,6 +41,44 @@ def unknown(api: Api) -> None:
     assert api.refuse_chat(max_token=1)["param"] == "max_token"
 
 
+GENERATING: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "Once upon a time", "max_tokens": 5},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5},
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 5},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5},
+}
+
+
+@row("requests.neutral", "What other servers know is taken at the values that leave it off, on every endpoint")
+def neutral(api: Api) -> None:
+    off = {"typical_p": 1.0, "mirostat": 0, "num_beams": 1, "early_stopping": False, "guided_json": {}, "n": 1}
+    for path, body in GENERATING.items():
+        api.ask("POST", path, {**body, **off})
+
+
+@row("requests.top_p_zero", "`top_p` of 0 is greedy on every endpoint")
+def top_p_zero(api: Api) -> None:
+    for path, body in GENERATING.items():
+        api.ask("POST", path, {**body, "top_p": 0, "temperature": 1})
+    wild = api.complete(top_p=0, temperature=2, max_tokens=20)["choices"][0]["text"]
+    assert wild == api.complete(max_tokens=20)["choices"][0]["text"]
+
+
+@row("requests.seeds", "Seeds are taken from one end of OpenAI's document to the other, negative ones too")
+def seeds(api: Api) -> None:
+    for path, body in GENERATING.items():
+        for value in (-9_223_372_036_854_776_000, -1, 9_223_372_036_854_776_000):
+            api.ask("POST", path, {**body, "seed": value})
+
+
+@row("requests.hosted_tools", "Tools that a server would run itself are left out, and named in a header")
+def hosted_tools(api: Api) -> None:
+    for path in ("/v1/responses", "/v1/chat/completions"):
+        response = api.http.post(path, json={**GENERATING[path], "tools": [{"type": "web_search"}]})
+        assert response.status_code == 200
+        assert response.headers["x-orcinus-left-out"] == "tools[0]=web_search"
+
+
 @row("requests.extensions", "Every extension that users of other servers send is supported under its usual name")
 def extensions(_: Api) -> None:
     supported = {row.name for row in parameter_table(GENERATION_BODIES) if row.support == "supported"}
@@ -146,7 +184,8 @@ def bounds(api: Api) -> None:
     assert {option.get("maxItems") for option in completion["prompt"]["anyOf"]} >= {256}
     assert bound_of(chat["top_logprobs"], "maximum") == bound_of(completion["logprobs"], "maximum") == 20
     assert bound_of(chat["stop"], "maxItems") == 4
-    assert (bound_of(chat["seed"], "minimum"), bound_of(chat["seed"], "maximum")) == (-(2**63), 2**64 - 1)
+    assert bound_of(chat["seed"], "minimum") == -9_223_372_036_854_776_000
+    assert bound_of(chat["seed"], "maximum") == 2**64 - 1
 
 
 def bound_of(schema: dict[str, Any], name: str) -> Any:

@@ -63,6 +63,14 @@ def tokenized(api: Api) -> None:
     assert rendered["count"] == api.chat(QUESTION, tools=[WEATHER])["usage"]["prompt_tokens"]
 
 
+@row("tools.as_sent", "The template is shown tools as they were sent: every key, in the client's order")
+def as_sent(api: Api) -> None:
+    function = {"x-note": None, "parameters": WEATHER["function"]["parameters"], "name": "get_weather"}
+    body = {"messages": talk(QUESTION), "tools": [{"function": function, "type": "function"}]}
+    token_ids = api.ask("POST", "/tokenize", body)["tokens"]
+    assert json.dumps(body["tools"][0]) in api.ask("POST", "/detokenize", {"tokens": token_ids})["prompt"]
+
+
 @row("tools.stream", "A streamed call begins with id and name, its arguments come in parts, and join to the whole call")
 def streamed(api: Api) -> None:
     chunks = api.chat_stream(QUESTION, tools=[WEATHER])

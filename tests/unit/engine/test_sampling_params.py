@@ -20,6 +20,7 @@ INDEPENDENT_OF_TOKENS: dict[str, object] = {
     "seed": 1,
     "stop": ("x",),
     "stop_token_ids": (3,),
+    "more_eos_token_ids": (3,),
     "ignore_eos": True,
     "include_stop_str_in_output": True,
     "skip_special_tokens": False,
@@ -48,7 +49,8 @@ FOLLOWING_TOKENS: dict[str, object] = {
         ("temperature", -0.1),
         ("temperature", 2.1),
         ("temperature", math.nan),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
+        ("seed", -9_223_372_036_854_776_001),
         ("top_p", 1.1),
         ("top_k", -2),
         ("min_p", 1.5),
@@ -74,8 +76,22 @@ def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: object) -> N
 def test_the_message_gives_the_bounds_and_the_value() -> None:
     with pytest.raises(InvalidRequestError, match="temperature must be at least 0 and at most 2, got 3"):
         SamplingParams(temperature=3)
-    with pytest.raises(InvalidRequestError, match="top_p must be above 0 and at most 1, got 0"):
-        SamplingParams(top_p=0)
+    with pytest.raises(InvalidRequestError, match="top_p must be at least 0 and at most 1, got -1"):
+        SamplingParams(top_p=-1)
+    with pytest.raises(InvalidRequestError, match="repetition_penalty must be above 0 and at most 100, got 0"):
+        SamplingParams(repetition_penalty=0)
+
+
+@pytest.mark.parametrize("seed", [-9_223_372_036_854_776_000, -(2**63), -1, 0, 2**64 - 1])
+def test_every_seed_can_be_sent_and_counts_modulo_its_64_bits(seed: int) -> None:
+    sampling = SamplingParams(seed=seed)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(sampling), type=SamplingParams) == sampling
+    assert (sampling.seed or 0) % 2**64 == seed % 2**64
+
+
+def test_a_nucleus_of_nothing_is_greedy() -> None:
+    assert SamplingParams(top_p=0).is_greedy
+    assert not SamplingParams(top_p=0.1).is_greedy
 
 
 def test_a_banned_word_of_too_many_tokens_is_refused_by_the_name_that_clients_know() -> None:

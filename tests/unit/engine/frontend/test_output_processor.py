@@ -13,7 +13,7 @@ from orcinus.engine.messages import RequestDelta, TokenLogprobs
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.text.tokenizer import Tokenizer
-from tests.unit.engine.fakes import END_OF_TEXT, token_logprobs, write_byte_tokenizer
+from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, MESSAGE_START, token_logprobs, write_byte_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,31 @@ def test_the_last_token_of_a_finished_grammar_is_text(tokenizer: Tokenizer) -> N
     output = processor(tokenizer).process(delta("yes", "stop", ends_in_text=True))
     assert (output.text, output.finish_reason, output.stop_reason) == ("yes", "stop", None)
     assert processor(tokenizer, stop=("zz",)).process(delta("yes", "stop", ends_in_text=True)).text == "yes"
+
+
+@pytest.mark.parametrize("is_shown", [False, True])
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [("<|start|>", "ab"), ("<|start|>c", "ab"), ("b<|start|>", "a"), ("<|start|><|end|>", "abc")],
+)
+def test_a_special_token_may_be_in_a_stop_string(tokenizer: Tokenizer, stop: str, text: str, is_shown: bool) -> None:
+    writer = processor(tokenizer, stop=(stop,), skip_special_tokens=not is_shown)
+    tokens = [*b"ab", MESSAGE_START, *b"c", MESSAGE_START, MESSAGE_END, *b"d"]
+    output = writer.process(delta(tokens))
+    wanted = text if not is_shown or "c" not in text else "ab<|start|>c"
+    assert (output.text, output.finish_reason, output.stop_reason) == (wanted, "stop", stop)
+    assert writer.needs_abort
+
+
+def test_other_special_tokens_stay_out_of_the_text(tokenizer: Tokenizer) -> None:
+    writer = processor(tokenizer, stop=("<|start|>x", "zz"))
+    output = writer.process(delta([*b"a", MESSAGE_START, *b"b", MESSAGE_END, *b"z", END_OF_TEXT], "stop"))
+    assert (output.text, output.stop_reason) == ("abz", None)
+    ordinary = processor(tokenizer, stop=("zz",))
+    assert ordinary.process(delta([*b"z", MESSAGE_START, *b"z"])).stop_reason == "zz"
+
+
+def test_a_special_token_that_stops_can_stay_in_the_text(tokenizer: Tokenizer) -> None:
+    writer = processor(tokenizer, stop=("<|start|>",), include_stop_str_in_output=True, min_tokens=3)
+    output = writer.process(delta([*b"a", MESSAGE_START, *b"b", MESSAGE_START, *b"c"]))
+    assert (output.text, output.token_ids) == ("ab<|start|>", [*b"a", MESSAGE_START, *b"b", MESSAGE_START])

@@ -70,6 +70,10 @@ def test_min_tokens_holds_off_what_would_end_the_request() -> None:
     assert sample(logits, made, position=4) == 1
     ignoring = row(temperature=0, min_tokens=3, stop_token_ids=(2,), ignore_eos=True)
     assert sample(logits, ignoring, position=3) == 1
+    more = row(temperature=0, min_tokens=3, more_eos_token_ids=(2,))
+    assert sample(logits, more, position=3) == 3
+    ignoring_more = row(temperature=0, min_tokens=3, more_eos_token_ids=(1, 2), ignore_eos=True)
+    assert sample(logits, ignoring_more, position=3) == 1
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])

@@ -76,3 +76,8 @@ def test_an_end_token_that_the_limit_called_for_is_not_given_out(sampling: Any) 
 def test_a_stop_token_ends_a_request_that_was_led_to_its_end() -> None:
     delta = last_delta(66, 1, stop_token_ids=(66,))
     assert (delta.finish_reason, delta.stop_reason, delta.token_ids) == ("stop", 66, [66])
+
+
+def test_another_end_token_ends_a_request_as_the_models_own_does() -> None:
+    delta = last_delta(66, more_eos_token_ids=(66,))
+    assert (delta.finish_reason, delta.stop_reason, delta.ends_in_text) == ("stop", None, False)

@@ -99,3 +99,25 @@ def test_time_does_not_grow_with_the_length_of_a_stop_string_nearly_met_all_alon
             scanner.feed("aaaa")
 
     assert_linear(scan_near_misses, 16_000)
+
+
+@quick
+@given(
+    stop_strings, st.lists(st.tuples(st.text(alphabet="ab\n", max_size=4), st.booleans()), max_size=8), st.booleans()
+)
+def test_hidden_text_counts_and_does_not_go_out(
+    stops: list[str], pieces: list[tuple[str, bool]], include: bool
+) -> None:
+    scanner, given_out, stop = StopScanner(stops, include_stop=include), "", None
+    for piece, is_hidden in pieces:
+        scanned = scanner.feed(piece, is_hidden=is_hidden)
+        given_out, stop = given_out + scanned.text, scanned.stop
+        if stop is not None:
+            break
+    else:
+        given_out += scanner.flush()
+    text = "".join(piece for piece, _ in pieces)
+    is_shown = [not is_hidden for piece, is_hidden in pieces for _ in piece]
+    whole, wanted_stop = expected(stops, text)
+    shown = "".join(character for character, shows in zip(whole, is_shown, strict=False) if shows)
+    assert (given_out, stop) == (shown + (wanted_stop or "" if include else ""), wanted_stop)

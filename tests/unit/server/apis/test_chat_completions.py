@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from tests.unit.engine.fakes import END_OF_TEXT, FakeExecutor, echoes, says
+from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, MESSAGE_START, FakeExecutor, NextToken, echoes, says
 from tests.unit.server.serving import Serving, answer_of, error_of, events_of, serving, user
 
 
@@ -182,3 +182,39 @@ async def test_a_model_without_a_chat_template_says_so(tmp_path: Path) -> None:
     async with serving(tmp_path, template=None) as served:
         error = error_of(await served.post("/v1/chat/completions", messages=[user("x")]), 400)
         assert "chat template" in error["message"]
+
+
+def writes(*tokens: int) -> NextToken:
+    return lambda prompt, output: [*tokens, END_OF_TEXT][min(len(output), len(tokens))]
+
+
+async def test_a_chat_ends_at_the_tokenizers_end_token_too(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeExecutor(writes(*b"Hi", MESSAGE_END, *b"more"))) as served:
+        [choice] = (await served.chat("x"))["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("Hi", "stop")
+        assert "stop_reason" not in choice
+        [choice] = (await served.chat("x", ignore_eos=True, max_tokens=7))["choices"]
+        assert choice["message"]["content"] == "Himore"
+        [choice] = (await served.complete("x"))["choices"]
+        assert choice["text"] == "Himore"  # as transformers' `generate`
+        answer = answer_of(await served.post("/v1/messages", messages=[user("x")], max_tokens=9))
+        assert (answer["content"][0]["text"], answer["stop_reason"]) == ("Hi", "end_turn")
+        answer = answer_of(await served.post("/v1/responses", input="x"))
+        assert answer["output"][0]["content"][0]["text"] == "Hi"
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_stop_string_may_be_a_special_token(tmp_path: Path, is_streamed: bool) -> None:
+    async with serving(tmp_path, FakeExecutor(writes(*b"Hi", MESSAGE_START, *b"more"))) as served:
+        body = {"messages": [user("x")], "stop": "<|start|>", "stream": is_streamed}
+        response = await served.post("/v1/chat/completions", **body)
+        choices = (
+            [event["choices"][0] for event in events_of(response.text)]
+            if is_streamed
+            else answer_of(response)["choices"]
+        )
+        assert "more" not in response.text
+        assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", "<|start|>")
+        assert (await served.complete("x", stop=["<|start|>"]))["choices"][0]["text"] == "Hi"
+        body = {"messages": [user("x")], "max_tokens": 9, "stop_sequences": ["<|start|>"]}
+        assert answer_of(await served.post("/v1/messages", **body))["stop_sequence"] == "<|start|>"

@@ -21,7 +21,8 @@ from orcinus.server.apis.chat.body import parse_chat
 from orcinus.server.apis.chat_request import ChatRequest
 from orcinus.server.apis.messages.answer import MessageGeneration, read_input, start_message
 from orcinus.server.apis.messages.body import MessagesBody, parse_message_count, parse_messages
-from orcinus.server.apis.messages.input import to_chat_body
+from orcinus.server.apis.messages.input import parameter_names, to_chat_body
+from orcinus.server.apis.parameter_names import naming_parameters
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from orcinus.server.requests.parameters import IGNORED, REFUSED
 from tests.growth import at_most_as_long_as_parsing
@@ -192,6 +193,43 @@ async def test_where_no_tool_may_be_used_all_is_text(thinker: Serving, body: dic
     assert answer["stop_reason"] == "end_turn"
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_omitted_thinking_is_a_block_without_its_text(thinker: Serving, is_streamed: bool) -> None:
+    body = {"tools": [WEATHER, TIME], "thinking": {"type": "enabled", "display": "omitted"}, "stream": is_streamed}
+    response = await send(thinker, **body)
+    answer = put_together(named_events(response.text)) if is_streamed else answer_of(response)
+    assert answer["content"][0] == {"type": "thinking", "thinking": "", "signature": ""}
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text", "tool_use", "tool_use"]
+    assert "Paris, then" not in response.text
+    sent_back = chat_of(user("a"), {"role": "assistant", "content": answer["content"][:2]}, user("b"))
+    assert "reasoning_content" not in sent_back.messages[1]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_no_tokens_warm_the_cache(served: Serving, is_streamed: bool) -> None:
+    text = "0123456789" * 8
+    response = await send(served, text, max_tokens=0, stream=is_streamed)
+    answer = put_together(named_events(response.text)) if is_streamed else answer_of(response)
+    assert (answer["content"], answer["stop_reason"]) == ([], "max_tokens")
+    assert answer["usage"]["output_tokens"] == 0
+    assert (await message(served, text, max_tokens=1))["usage"]["cache_read_input_tokens"] >= 64
+
+
+async def test_names_of_tools_may_be_long(thinker: Serving) -> None:
+    tools = [{"name": "mcp__" + "a" * 123, **SCHEMA}]
+    assert (await message(thinker, tools=tools))["stop_reason"]
+    assert await count(thinker, tools=tools) > 128
+
+
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_the_error_over_a_thread_tells_the_sdk_to_do_without(served: Serving, thread: Any) -> None:
+    response = await send(served, thread=thread)
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert "thread is not supported" in error["message"]
+
+
 async def test_a_message_of_nothing_has_no_blocks(tmp_path: Path) -> None:
     async with serving(tmp_path, FakeExecutor(says(""))) as served:
         assert (await message(served))["content"] == []
@@ -259,7 +297,7 @@ class OneModel:
 
 def generation_of(pieces: list[list[Piece]], *, is_streamed: bool) -> MessageGeneration:
     request = GenerationRequest(request_id="msg_1", prompts=[[1, 2]], sampling=SamplingParams())
-    chat = ChatRequest(parse_chat({}), request, None, lambda: Script(pieces))  # type: ignore[arg-type, return-value]
+    chat = ChatRequest(parse_chat({}), request, None, lambda: Script(pieces))
     return MessageGeneration(OneModel(), chat, Outputs(len(pieces)), is_streamed=is_streamed)  # type: ignore[arg-type]
 
 
@@ -377,7 +415,13 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"
             [user([text_block("a"), text_block("b", cache_control={"type": "ephemeral"}, citations=None)])],
             [user("a\nb")],
         ),
-        ([user("a"), user("b")], [user("a"), user("b")]),
+        ([user("a"), user("b")], [user("a\nb")]),
+        ([user([result(), text_block("a")]), user("b")], [tool_message("21"), user("a\nb")]),
+        ([user([result()]), user([result("22")])], [tool_message("21"), tool_message("22")]),
+        (
+            [assistant("a"), assistant([text_block("b"), use(x=1)]), user([result()])],
+            [{**assistant("a\nb"), "tool_calls": [CALL]}, tool_message("21")],
+        ),
         (
             [user("a"), {"role": "system", "content": [text_block("s")]}],
             [user("a"), {"role": "system", "content": "s"}],
@@ -387,7 +431,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"
             [assistant([text_block("a"), use(x=1)]), user([result(), text_block("b")])],
             [{**assistant("a"), "tool_calls": [CALL]}, tool_message("21"), user("b")],
         ),
-        ([assistant([use(x=1)]), user([result()])], [{**assistant(""), "tool_calls": [CALL]}, tool_message("21")]),
+        ([assistant([use(x=1)]), user([result()])], [{"role": "assistant", "tool_calls": [CALL]}, tool_message("21")]),
         (
             [user([text_block("a"), result(), result([text_block("b"), text_block("c")]), text_block("d")])],
             [user("a"), tool_message("21"), tool_message("b\nc"), user("d")],
@@ -445,6 +489,31 @@ async def test_what_a_message_answered_can_be_sent_back(thinker: Serving) -> Non
     turns = [user("hi"), {"role": "assistant", "content": answer["content"]}, user(results)]
     assert await count(thinker, messages=turns, tools=tools) > await count(thinker, tools=tools)
     assert (await message(thinker, messages=turns, tools=tools))["stop_reason"] == "tool_use"
+
+
+async def test_messages_of_one_role_are_one_turn(thinker: Serving) -> None:
+    blocks = user([text_block("a"), text_block("b")])
+    assert await count(thinker, messages=[user("a"), user("b")]) == await count(thinker, messages=[blocks])
+    wrong = anthropic_error_of(await thinker.post(COUNT, messages=[user("a"), user(["b"])]), 400)
+    assert "messages[1].content[0]" in wrong["message"]
+
+
+async def test_a_call_alone_is_kept_where_the_template_asks_whether_there_is_content(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}"
+        "{% for c in m.tool_calls %}<call>{{ c.function.name + c.function.arguments }}</call>{% endfor %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}{{ tools }}"
+    )
+    async with serving(tmp_path, FakeExecutor(says("x")), info=LONG, template=template) as served:
+        turns = [user("a"), assistant([use(x=1)]), user([result()])]
+        with_call, without = await count(served, messages=turns), await count(served, messages=[user("a21")])
+        assert with_call - without == len('<call>f{"x": 1}</call>')
+
+
+def test_a_tool_keeps_its_fields_in_the_order_of_the_client() -> None:
+    tool = {"input_schema": {"type": "object"}, "strict": True, "name": "f", "description": "d"}
+    [read] = chat_of(user("x"), tools=[tool]).tools
+    assert list(read["function"]) == ["parameters", "strict", "name", "description"]
 
 
 def test_a_tool_becomes_a_function() -> None:
@@ -535,6 +604,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [5]}, "messages[0]"),
     ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role must be one of user, assistant, system"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content must be"),
     ({"messages": [user([])]}, "messages[0].content must be"),
     ({"messages": [user("x"), user([5])]}, "messages[1].content[0]"),
@@ -557,7 +627,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"system": 5}, "system must be"),
     ({"system": [{"type": "image"}]}, "system[0]"),
     ({"max_tokens": None}, "max_tokens is required"),
-    ({"max_tokens": 0}, "max_tokens: must be greater than or equal to 1"),
+    ({"max_tokens": -1}, "max_tokens: must be greater than or equal to 0"),
     ({"max_tokens": "5"}, "max_tokens:"),
     ({"temperature": 2.5}, "temperature: must be less than or equal to 2"),
     ({"top_p": 2}, "top_p:"),
@@ -566,7 +636,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"stop_sequences": ["a"], "stop": "b"}, "stop_sequences"),
     ({"tools": [5]}, "tools[0]"),
     ({"tools": [{"name": "f"}]}, "tools[0].input_schema must be"),
-    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, 'tools[0].type "web_search_20250305"'),
+    ({"tools": [{"type": "telepathy_20250305", "name": "read"}]}, 'tools[0].type "telepathy_20250305"'),
     ({"tools": [{"name": "f", "defer_loading": True, **SCHEMA}]}, "tools[0].defer_loading is not supported"),
     ({"tools": [{"name": "f", "allowed_callers": ["code"], **SCHEMA}]}, "tools[0].allowed_callers is not supported"),
     ({"tools": [{"name": "f", "colour": 1, **SCHEMA}]}, "unknown parameter 'tools[0].colour'"),
@@ -577,14 +647,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TIME], "tool_choice": {"type": "tool"}}, "tool_choice.name must name one of the tools"),
     ({"thinking": {"type": "between_tools"}}, "thinking.type:"),
     ({"thinking": {"budget_tokens": 5}}, "thinking.type is required"),
-    ({"thinking": {"type": "enabled", "display": "omitted"}}, "thinking.display:"),
+    ({"thinking": {"type": "enabled", "display": "sung"}}, "thinking.display:"),
     ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens:"),
     ({"output_config": {"task_budget": {}}}, "unknown parameter 'output_config.task_budget'"),
     ({"output_config": {"format": {"type": "xml"}}}, "output_config.format must be"),
     ({"output_format": {"type": "json_schema"}}, "output_format must be"),
     ({"output_format": {"type": "a"}, "output_config": {"format": {"type": "a"}}}, "output_format and output_config"),
     ({"temprature": 1}, "unknown parameter 'temprature'"),
-    ({"n": 2}, "unknown parameter 'n'"),
+    ({"n": 2}, "n is not supported: there is one answer to a request here"),
 ]
 
 
@@ -600,7 +670,10 @@ def test_what_is_wrong_is_named(body: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        ({"tools": [{"name": "a b", **SCHEMA}]}, "tools[0]"),
+        ({"tools": [{"name": "a b", **SCHEMA}]}, "tools[0].name must be 1 to 128 letters"),
+        ({"tools": [{"name": "a" * 129, **SCHEMA}]}, "tools[0].name must be 1 to 128 letters"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, 'tools[0].input_schema.type must be "object"'),
+        ({"tools": [{"name": "f", "description": 5, **SCHEMA}]}, "tools[0].description must be a string"),
         ({"tools": [TIME, TIME]}, "get_time"),
         ({"tool_choice": {"type": "any"}}, "tool_choice needs tools"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
@@ -618,6 +691,29 @@ async def test_what_is_wrong_is_a_400_also_for_counting(
         error = anthropic_error_of(await thinker.post(path, **sent), 400)
         assert error["type"] == "invalid_request_error"
         assert text in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("blamed", "named"),
+    [
+        ("response_format.json_schema.schema", "output_config.format.schema"),
+        ("reasoning_effort", "output_config.effort"),
+        ("tools[3].parameters.properties", "tools[3].input_schema.properties"),
+        ("continue_final_message", "messages"),
+        ("temperature", "temperature"),
+    ],
+)
+def test_errors_name_the_parameters_of_this_api(blamed: str, named: str) -> None:
+    body = parse_message_count({"messages": [user("x")]})
+    with pytest.raises(InvalidRequestError) as caught, naming_parameters(parameter_names(body)):
+        raise InvalidRequestError(f"{blamed} is wrong: {blamed}, said the template", blamed)
+    assert (caught.value.param, str(caught.value)) == (named, f"{named} is wrong: {blamed}, said the template")
+    old = parse_message_count({"messages": [user("x")], "output_format": {"type": "json_schema", "schema": {}}})
+    with (
+        pytest.raises(InvalidRequestError, match=r"^output_format\.schema is"),
+        naming_parameters(parameter_names(old)),
+    ):
+        raise InvalidRequestError("response_format.json_schema.schema is", "response_format.json_schema.schema")
 
 
 async def test_tools_need_a_model_that_knows_them(served: Serving) -> None:

@@ -617,7 +617,7 @@ def test_what_was_answered_can_be_sent_back(thoughts: str, content: str, calls: 
 async def test_instructions_and_messages_reach_the_template(tmp_path: Path) -> None:
     given = [message("developer", "b"), message("user", [{"type": "input_text", "text": "c"}])]
     async with serving(tmp_path, FakeExecutor(echoes)) as served:
-        answer = await respond(served, given, instructions="a")
+        answer = await respond(served, given, instructions="a", ignore_eos=True, max_output_tokens=60)
     assert text_of(answer) == "system\na\nsystem\nb\nuser\nc\nassistant\n"
 
 
@@ -666,7 +666,7 @@ async def test_what_is_not_text_is_refused_as_such(served: Serving, kind: str) -
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "telepathy"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": "no spaces"}]}, "tools[0].name"),
         ({"tools": [{"type": "function", "name": "f", "parameters": []}]}, "tools[0].parameters"),
         ({"tools": [ADD, ADD]}, "tools[1].name"),

@@ -16,7 +16,7 @@ from orcinus.server.apis.chat.body import ChatBody, parse_chat
 from orcinus.server.apis.completions.body import CompletionBody, parse_completion
 from orcinus.server.requests.bodies import GenerationBody
 from orcinus.server.requests.parameters import IGNORED, REFUSED, Endpoint, parameter_table
-from tests.unit.engine.fakes import FakeExecutor, says
+from tests.unit.engine.fakes import MESSAGE_END, FakeExecutor, says
 from tests.unit.server.serving import Serving, error_of, serving, user
 
 GENERATION_BODIES: dict[Endpoint, type[GenerationBody]] = {"completions": CompletionBody, "chat": ChatBody}
@@ -98,9 +98,11 @@ async def test_every_sampling_parameter_reaches_the_engine(served: Serving, reco
         max_tokens=5,
         allowed_token_ids=(97, 98),
         bad_words_token_ids=((97, 98), (32, 97, 98)),
+        more_eos_token_ids=(MESSAGE_END,) if endpoint == "chat" else (),
         grammar=Grammar("choice", '["a", "b"]'),
     )
     others = {"logprobs", "max_tokens", "allowed_token_ids", "bad_words_token_ids", "grammar", "pooling"}
+    others |= {"more_eos_token_ids"}
     assert set(EVERY_SAMPLING_FIELD) | others == set(SamplingParams.__struct_fields__)
     assert (request.priority, request.cache_salt, request.timeout_s) == (-3, "salt", 2.5)
 
@@ -162,7 +164,7 @@ async def test_an_unknown_parameter_is_refused_by_name(served: Serving, endpoint
 
 
 async def test_parameters_of_the_other_endpoint_are_unknown(served: Serving) -> None:
-    assert error_of(await served.post(PATHS["chat"], **BODIES["chat"], suffix="x"), 400)["param"] == "suffix"
+    assert error_of(await served.post(PATHS["chat"], **BODIES["chat"], prompt="x"), 400)["param"] == "prompt"
     assert error_of(await served.post(PATHS["completions"], **BODIES["completions"], messages=[]), 400)
 
 
@@ -174,7 +176,7 @@ async def test_parameters_of_the_other_endpoint_are_unknown(served: Serving) -> 
         ("n", 10**8, "128"),
         ("temperature", 2.5, "2"),
         ("temperature", -0.1, "0"),
-        ("top_p", 0, "0"),
+        ("top_p", -0.5, "0"),
         ("top_p", 1.5, "1"),
         ("top_k", -2, "-1"),
         ("min_p", 2, "1"),
@@ -186,7 +188,7 @@ async def test_parameters_of_the_other_endpoint_are_unknown(served: Serving) -> 
         ("logprobs", 21, "20"),
         ("prompt_logprobs", 21, "20"),
         ("seed", 2**64, "18446744073709551615"),
-        ("seed", -(2**63) - 1, "-9223372036854775808"),
+        ("seed", -9_223_372_036_854_776_001, "-9223372036854776000"),
         ("stop", ["a", "b", "c", "d", "e"], "4"),
         ("stop", ["a"] * 10_000, "4"),
         ("stop", "x" * 1025, "1024"),

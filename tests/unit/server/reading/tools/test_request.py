@@ -1,5 +1,6 @@
 """`tools` and `tool_choice` of a request: what they mean, and every way to get them wrong."""
 
+import json
 from typing import Any
 
 import pytest
@@ -31,11 +32,13 @@ def test_tools_are_read() -> None:
     assert (use.choice, use.forced_name, use.parallel) == ("auto", None, True)
 
 
-def test_the_template_gets_tools_with_parameters_and_without_nulls() -> None:
-    tools = [{"type": "function", "function": {"name": "f", "description": None, "strict": None, "returns": "x"}}]
-    assert tool_use(tools).raw == [
-        {"type": "function", "function": {"name": "f", "returns": "x", "parameters": NO_PARAMETERS}}
+def test_the_template_gets_tools_as_the_client_wrote_them() -> None:
+    function_ = {"description": None, "strict": None, "returns": "x", "name": "f", "parameters": {"title": "T"}}
+    tools: list[dict[str, Any]] = [
+        {"x-extra": [1], "function": function_, "type": "function"},
+        {"type": "function", "function": {"name": "g"}},
     ]
+    assert json.dumps(tool_use(tools).raw) == json.dumps(tools)
 
 
 @pytest.mark.parametrize("choice", [None, "none", "auto"])

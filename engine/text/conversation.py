@@ -1,0 +1,106 @@
+"""The messages of a chat as one template reads them: where transformers' own form would not do, in another.
+
+Knows what a `TemplateTraits` says of the template, and nothing of how it is rendered.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.text.json_object import JsonObject
+from orcinus.engine.text.template_traits import TemplateTraits
+
+Message = Mapping[str, Any]
+
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_INSTRUCTING = ("system", "developer")
+
+
+def prepare_messages(messages: Sequence[Message], traits: TemplateTraits) -> list[dict[str, Any]]:
+    """Return the messages as the template reads them. Raises `InvalidRequestError` for parts that are no text."""
+    prepared = [_without_surprises(message) for message in messages]
+    return [_with_content(message, traits) for message in _gather_instructions(prepared, traits)]
+
+
+def _without_surprises(message: Message) -> dict[str, Any]:
+    """Return a message as transformers gives it: no nulls, reasoning under its common names; arguments are objects."""
+    prepared = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((prepared[key] for key in _REASONING_KEYS if key in prepared), None)
+    if reasoning is not None:
+        prepared = {"thinking": reasoning, **prepared, "reasoning_content": reasoning}
+    if isinstance(content := prepared.get("content"), list):
+        prepared["content"] = [_text_part(part) for part in content]
+    if isinstance(calls := prepared.get("tool_calls"), list):
+        prepared["tool_calls"] = [_with_object_arguments(call) for call in calls]
+        if not calls:
+            del prepared["tool_calls"]
+    return prepared
+
+
+def _text_part(part: Any) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = part.get("type")
+    text = part.get("refusal" if kind == "refusal" else "text")
+    if kind not in ("text", "refusal") or not isinstance(text, str):
+        raise InvalidRequestError(f"content parts must be of type text, got {kind}", "messages")
+    return {"type": "text", "text": text}
+
+
+def _with_object_arguments(call: Any) -> Any:
+    """Return a call whose arguments are an object that is written as the client wrote it."""
+    function = call.get("function")
+    if not isinstance(function, dict) or "arguments" not in function:
+        return call
+    return {**call, "function": {**function, "arguments": _read_arguments(function["arguments"])}}
+
+
+def _read_arguments(arguments: Any) -> Any:
+    """Return arguments as an object; what is no object of JSON stays as it is."""
+    if isinstance(arguments, dict):
+        return JsonObject(arguments)
+    if not isinstance(arguments, str):
+        return arguments
+    text = arguments if arguments.strip() else "{}"
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return arguments
+    return JsonObject(values, text) if isinstance(values, dict) else arguments
+
+
+def _gather_instructions(messages: list[dict[str, Any]], traits: TemplateTraits) -> list[dict[str, Any]]:
+    """Make one leading system message of several, or of later ones, where the template takes no others."""
+    places = [index for index, message in enumerate(messages) if message.get("role") in _INSTRUCTING]
+    num_leading = next((n for n, index in enumerate(places) if n != index), len(places))
+    takes_row = num_leading <= 1 or traits.takes_system_messages_in_a_row
+    takes_later = num_leading == len(places) or traits.takes_later_system_message
+    if (takes_row and takes_later) or not (traits.reads_text("system") or traits.reads_parts("system")):
+        return messages
+    text = "\n\n".join(_as_text(messages[index].get("content", "")) for index in places)
+    others = [message for message in messages if message.get("role") not in _INSTRUCTING]
+    return [{"role": "system", "content": text}, *others]
+
+
+def _with_content(message: dict[str, Any], traits: TemplateTraits) -> dict[str, Any]:
+    """Give the message its content in a form that the template reads."""
+    role, content = str(message.get("role")), message.get("content")
+    has_calls = "tool_calls" in message
+    if content is None or (content == "" and has_calls and traits.absent_content == "null"):
+        return _without_content(message, traits, has_calls=has_calls)
+    if isinstance(content, list):
+        return message if traits.reads_parts(role) else {**message, "content": _as_text(content)}
+    if isinstance(content, str) and not traits.reads_text(role) and traits.reads_parts(role):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    return message
+
+
+def _without_content(message: dict[str, Any], traits: TemplateTraits, *, has_calls: bool) -> dict[str, Any]:
+    if message.get("role") != "assistant" or traits.absent_content == "left out":
+        return message
+    return {**message, "content": None if has_calls and traits.absent_content == "null" else ""}
+
+
+def _as_text(content: Any) -> str:
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else str(content)

@@ -1,0 +1,142 @@
+"""What a chat template can take, found out by trying it with short conversations.
+
+Templates differ in what they read: texts or lists of parts, a message without content, several system messages, tools.
+A trial is made when its answer is first needed, and the answer is kept. What is tried is what an author of a template
+would try by hand: a text that is nowhere else goes in, and the output has it or not. Knows jinja's output alone.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.text.json_object import JsonObject
+from orcinus.engine.text.template_sandbox import RenderLimitError
+
+Messages = list[dict[str, Any]]
+RenderTrial = Callable[[Messages, list[dict[str, Any]] | None], str]
+AbsentContent = Literal["left out", "null", "empty"]
+
+_MARK = "marked_on_trial"
+_MARK_2 = "marked_twice_on_trial"
+_CALLED = "called_on_trial"
+_CALL_ID = "trial0001"  # nine letters and digits, which Mistral's templates ask for
+_CALL = {
+    "id": _CALL_ID,
+    "type": "function",
+    "function": {"name": _CALLED, "arguments": JsonObject({_CALLED: _CALLED})},
+}
+_PARAMETERS = {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}, "required": ["x"]}
+_TOOL = {"type": "function", "function": {"name": "f", "description": "x", "parameters": _PARAMETERS}}
+_CALLING = {"role": "assistant", "tool_calls": [_CALL]}
+_RESULT = {"role": "tool", "tool_call_id": _CALL_ID, "name": _CALLED}
+_WITHOUT_CONTENT: Mapping[AbsentContent, dict[str, Any]] = {
+    "left out": {},
+    "null": {"content": None},
+    "empty": {"content": ""},
+}
+_FORMS: tuple[AbsentContent, ...] = ("left out", "null", "empty")
+
+
+class TemplateTraits:
+    """Answers questions about one template. `render` raises `InvalidRequestError` where the template does not render.
+
+    Every answer may raise `RenderLimitError`, and is not known then: another try may have more time.
+    """
+
+    def __init__(self, render: RenderTrial) -> None:
+        self._render = render
+        self._reads_text: dict[str, bool] = {}
+        self._reads_parts: dict[str, bool] = {}
+
+    def reads_text(self, role: str) -> bool:
+        """Return whether a message of this role may have a text as content, which is shown."""
+        if role not in self._reads_text:
+            self._reads_text[role] = self._shows(self._conversation(role, _MARK), _MARK)
+        return self._reads_text[role]
+
+    def reads_parts(self, role: str) -> bool:
+        """Return whether a message of this role may have a list of parts as content, of which the text is shown."""
+        if role not in self._reads_parts:
+            text = self._try(self._conversation(role, [{"type": "text", "text": _MARK}])) or ""
+            self._reads_parts[role] = _MARK in text and "'text'" not in text and '"text"' not in text
+        return self._reads_parts[role]
+
+    @cached_property
+    def absent_content(self) -> AbsentContent:
+        """The form that a message without content needs, so that its calls are shown.
+
+        Without the key, if that does: it is what transformers gives. Some templates ask whether the content is none,
+        and others add it to a text.
+        """
+        for before, after in self._surroundings():
+            for form, content in _WITHOUT_CONTENT.items():
+                if self._shows([*before, {**_CALLING, **content}, *after], _CALLED, tools=[_TOOL]):
+                    return form
+        return self._absent_content_by_difference()
+
+    def _surroundings(self) -> list[tuple[Messages, Messages]]:
+        """Return what may come before and after a call, the usual first."""
+        user = self._message("user", "x")
+        return [([user], [{**_RESULT, "content": "x"}]), ([user], []), ([], [])]
+
+    def _absent_content_by_difference(self) -> AbsentContent:
+        """Return the form for a template that shows nothing of a call: null if it minds, else the first it takes."""
+        texts: dict[AbsentContent, str | None] = {}
+        for before, after in self._surroundings():
+            texts = {form: self._try([*before, {**_CALLING, **_WITHOUT_CONTENT[form]}, *after]) for form in _FORMS}
+            null = texts["null"]
+            if null is not None and null != texts["left out"] and "None" not in null:
+                return "null"
+        return next((form for form, text in texts.items() if text is not None), "left out")
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the prompt depends on the tools. A template that renders in no trial is not said to ignore them."""
+        user, system = self._message("user", "x"), self._message("system", "x")
+        conversations = [user], [system, user]
+        texts = [(self._try(messages, [_TOOL]), self._try(messages)) for messages in conversations]
+        return any(with_tools != without for with_tools, without in texts) or texts[0] == (None, None)
+
+    @cached_property
+    def takes_system_messages_in_a_row(self) -> bool:
+        """Whether the conversation may begin with several system messages."""
+        first, second = self._message("system", _MARK), self._message("system", _MARK_2)
+        return self._shows([first, second, self._message("user", "x")], _MARK, _MARK_2)
+
+    @cached_property
+    def takes_later_system_message(self) -> bool:
+        """Whether a system message may stand between the turns."""
+        user, assistant = self._message("user", "x"), self._message("assistant", "x")
+        return self._shows([user, assistant, self._message("system", _MARK), user], _MARK)
+
+    def _conversation(self, role: str, content: Any) -> Messages:
+        """Return one in which a message of this role has its usual place."""
+        message = {"role": role, "content": content}
+        if role == "user":
+            return [message]
+        user = self._message("user", "x")
+        if role == "assistant":
+            return [user, message, user]
+        if role in ("tool", "function"):
+            call = {**_CALLING, **_WITHOUT_CONTENT[self.absent_content]}
+            return [user, call, {**_RESULT, **message}]
+        return [message, user]
+
+    def _message(self, role: str, text: str) -> dict[str, Any]:
+        """Return a message as the template reads those of users, which is how it reads most."""
+        is_text = self.reads_text("user") or not self.reads_parts("user")
+        return {"role": role, "content": text if is_text else [{"type": "text", "text": text}]}
+
+    def _shows(self, messages: Messages, *marks: str, tools: list[dict[str, Any]] | None = None) -> bool:
+        text = self._try(messages, tools)
+        return text is not None and all(mark in text for mark in marks)
+
+    def _try(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> str | None:
+        """Return the text, None where there is none."""
+        try:
+            return self._render(messages, tools)
+        except RenderLimitError:
+            raise
+        except InvalidRequestError:
+            return None

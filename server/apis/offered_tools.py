@@ -1,0 +1,167 @@
+"""The tools of a request, whatever their type, as the functions that a model is told of.
+
+A custom tool is a function of one text. A namespace is a prefix of names. Hosted tools, which a server would run
+itself, are left out, and the answer says so. How calls come back to the client is told by `OfferedTools.calls`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.errors import shown
+from orcinus.server.json_values import read_object, read_string
+from orcinus.server.reading.client_calls import INPUT, ClientTool
+from orcinus.server.reading.tools.request import MAX_NAME_CHARS
+from orcinus.server.requests.left_out import leave_out
+
+_HOSTED = re.compile(
+    "(web_search|web_fetch|file_search|code_interpreter|code_execution|computer|computer_use|image_generation|mcp"
+    "|mcp_toolset|local_shell|shell|apply_patch|tool_search|tool_search_tool|programmatic_tool_calling|bash|text_editor"
+    "|memory|browser|advisor|x_search)(_.*)?"
+)
+_NAMESPACE_MARK = "__"
+
+
+@dataclass(slots=True)
+class OfferedTools:
+    """`tools` are all functions, in the form of a chat; `places` say where the fields of each stand in the body.
+
+    `calls` holds, by the name of the function, which of the client's tools is meant where that is another.
+    """
+
+    max_name_chars: int = MAX_NAME_CHARS
+    tools: list[Any] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    calls: dict[str, ClientTool] = field(default_factory=dict)
+
+    def add(self, tool: Any, place: str) -> None:
+        self.tools.append(tool)
+        self.places.append(place)
+
+    def add_custom(self, given: Mapping[str, Any], place: str, namespace: str | None = None) -> None:
+        """Add a custom tool of which these are the fields."""
+        own_name = read_string(given, "name", place)
+        name = in_namespace(own_name, namespace)
+        self.calls[name] = ClientTool(own_name, is_custom=True, namespace=namespace)
+        description = "\n".join(filter(None, [given.get("description"), _describe_format(given.get("format"), place)]))
+        function = {"name": name, "description": description, "parameters": _TEXT_PARAMETERS}
+        self.add({"type": "function", "function": function}, place)
+
+
+_TEXT_PARAMETERS = {
+    "type": "object",
+    "properties": {INPUT: {"type": "string", "description": "The whole input of the tool, as plain text."}},
+    "required": [INPUT],
+    "additionalProperties": False,
+}
+
+
+def read_chat_tools(given: Any) -> OfferedTools:
+    """Return the tools of a chat. What is no tool at all is left for those who read functions to refuse."""
+    offered = OfferedTools()
+    for index, tool in enumerate(given or []):
+        place = f"tools[{index}]"
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if is_hosted(kind):
+            leave_out_hosted(kind, place)
+        elif kind == "custom":
+            offered.add_custom(read_object(tool.get("custom"), f"{place}.custom"), f"{place}.custom")
+        else:
+            offered.add(tool, place if kind != "function" else f"{place}.function")
+    return offered
+
+
+def add_namespace(offered: OfferedTools, namespace: Mapping[str, Any], place: str) -> None:
+    """Add the tools of a namespace of the responses API, which prefixes their names."""
+    space = read_string(namespace, "name", place)
+    members = namespace.get("tools")
+    if not isinstance(members, list):
+        raise InvalidRequestError(f"{place}.tools must be a list, got {shown(members)}", f"{place}.tools")
+    for index, given in enumerate(members):
+        inside = f"{place}.tools[{index}]"
+        member = read_object(given, inside)
+        if member.get("type") == "custom":
+            offered.add_custom(member, inside, space)
+        elif member.get("type") == "function":
+            own_name = read_string(member, "name", inside)
+            name = in_namespace(own_name, space)
+            offered.calls[name] = ClientTool(own_name, is_custom=False, namespace=space)
+            offered.add({"type": "function", "function": {**without_type(member), "name": name}}, inside)
+        else:
+            raise InvalidRequestError(
+                f'{inside}.type must be "function" or "custom", got {shown(member.get("type"))}', f"{inside}.type"
+            )
+
+
+def function_choice(choice: Any) -> Any:
+    """Return a choice of tools in which custom tools are functions, and hosted ones are left out of those allowed."""
+    match choice:
+        case {"type": "custom"}:
+            return {"type": "function", "function": choice.get("custom")}
+        case {"type": "allowed_tools", "allowed_tools": {"tools": [*tools], **rest}}:
+            kinds = [tool.get("type") if isinstance(tool, dict) else None for tool in tools]
+            for index, kind in enumerate(kinds):
+                if is_hosted(kind):
+                    leave_out_hosted(kind, f"tool_choice.allowed_tools.tools[{index}]")
+            kept = [function_choice(tool) for tool, kind in zip(tools, kinds, strict=True) if not is_hosted(kind)]
+            return {"type": "allowed_tools", "allowed_tools": {**rest, "tools": kept}}
+    return choice
+
+
+def with_function_calls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages whose calls of custom tools are those of the functions that stand for them."""
+    return [
+        {**message, "tool_calls": [*map(_of_function, calls)]}
+        if isinstance(calls := message.get("tool_calls"), list)
+        else message
+        for message in messages
+    ]
+
+
+def _of_function(call: Any) -> Any:
+    if not isinstance(call, dict) or call.get("type") != "custom":
+        return call
+    custom = call.get("custom")
+    if not isinstance(custom, dict) or not isinstance(custom.get("input"), str):
+        return call
+    function = {"name": custom.get("name"), "arguments": json.dumps({INPUT: custom["input"]}, ensure_ascii=False)}
+    return {"id": call.get("id"), "type": "function", "function": function}
+
+
+def in_namespace(name: str, namespace: str | None) -> str:
+    """Return the name by which the model knows a tool of this namespace."""
+    return name if namespace is None else namespace.removesuffix(_NAMESPACE_MARK) + _NAMESPACE_MARK + name
+
+
+def is_hosted(kind: Any) -> TypeGuard[str]:
+    """Return whether tools of this type are run by the servers that have them."""
+    return isinstance(kind, str) and _HOSTED.fullmatch(kind) is not None
+
+
+def leave_out_hosted(kind: str, place: str) -> None:
+    leave_out(f"{place}={kind}")
+
+
+def without_type(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name != "type"}
+
+
+def _describe_format(given: Any, place: str) -> str | None:
+    """Return what the model is told of the grammar of an input, which is not enforced."""
+    if given is None:
+        return None
+    form = read_object(given, f"{place}.format")
+    if form.get("type") == "text":
+        return None
+    grammar = read_object(form["grammar"], f"{place}.format.grammar") if "grammar" in form else form
+    if form.get("type") != "grammar" or grammar.get("syntax") not in ("lark", "regex"):
+        raise InvalidRequestError(
+            f'{place}.format must be of type "text", or "grammar" with syntax "lark" or "regex", got {shown(given)}',
+            f"{place}.format",
+        )
+    definition = read_string(grammar, "definition", f"{place}.format")
+    kind = "Lark grammar" if grammar["syntax"] == "lark" else "regular expression"
+    return f"The input matches this {kind}:\n{definition}"
