@@ -620,7 +620,10 @@ async def test_bodies_may_not_take_more_together_than_there_is_room_for(
 async def draining(tmp_path: Path, gate: Gate, **settings: Any) -> AsyncIterator[tuple[Serving, DrainingServer, int]]:
     executor = FakeExecutor(says("Hello"), before_step=gate)
     async with serving(tmp_path, executor) as served, listening(served, **settings) as (server, port):
-        yield served, server, port
+        try:
+            yield served, server, port
+        finally:
+            gate.open()  # a test that fails ends, too
 
 
 async def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) -> None:
