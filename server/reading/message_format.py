@@ -17,12 +17,17 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import Grammar, Thinking
 from orcinus.server.reading.message_reader import MessageReader
 from orcinus.server.reading.reasoning import CLOSING, OPENING, Start, start_of_output, thinks
+from orcinus.server.reading.tools.families import find_family, has_tools
 from orcinus.server.reading.tools.formats import FORMAT_NAMES, ToolFormat, find_format, named_format
 from orcinus.server.reading.tools.lark import inline_json, quote
 from orcinus.server.reading.tools.request import ToolUse
 
 TOOL_CALL_PARSERS = ("auto", "none", *FORMAT_NAMES)
 REASONING_PARSERS = ("auto", "none", "think")
+
+_TURNED_OFF = "--tool-call-parser is none"
+_NO_TOOLS = "the model's chat template has no tools"
+_UNKNOWN_FORMAT = "the model's chat template has tools, and no sign of a format of calls that is known here"
 
 AddedTokenId = Callable[[str], int | None]
 
@@ -36,6 +41,7 @@ class MessageFormat:
 
     tool_format: ToolFormat | None
     has_reasoning: bool
+    why_no_tools: str  # for messages; empty where there is a tool format
     special_tokens: frozenset[str]
     added_token_id: AddedTokenId
 
@@ -55,12 +61,25 @@ class MessageFormat:
         """
         _check_name("tool_call_parser", tool_call_parser, TOOL_CALL_PARSERS)
         _check_name("reasoning_parser", reasoning_parser, REASONING_PARSERS)
+        tool_format = _choose_tool_format(tool_call_parser, template_source)
         return cls(
-            tool_format=_choose_tool_format(tool_call_parser, template_source),
+            tool_format=tool_format,
+            why_no_tools="" if tool_format else _why_no_tools(tool_call_parser, template_source),
             has_reasoning=reasoning_parser == "think" or (reasoning_parser == "auto" and thinks(template_source)),
             special_tokens=frozenset(special_tokens),
             added_token_id=added_token_id,
         )
+
+    @property
+    def summary(self) -> str:
+        """Say in a few words what was recognized."""
+        tools = self.tool_format.name if self.tool_format else f"none ({self.why_no_tools})"
+        return f"tools: {tools}; reasoning: {'think' if self.has_reasoning else 'none'}"
+
+    @property
+    def has_unread_tools(self) -> bool:
+        """Whether the model was made for tools, and nothing here reads the calls that it writes."""
+        return self.why_no_tools not in ("", _TURNED_OFF, _NO_TOOLS)
 
     @property
     def needs_special_tokens(self) -> bool:
@@ -76,8 +95,8 @@ class MessageFormat:
         """Raise `InvalidRequestError` if the request wants tools of a model that has none."""
         if self.tool_format is None and _can_call(tool_use):
             raise InvalidRequestError(
-                "the model's chat template has no tools, or has calls in a format that is not known here; "
-                f"--tool-call-parser names one that is ({', '.join(FORMAT_NAMES)})",
+                f"tools cannot be used: {self.why_no_tools}; the setting --tool-call-parser names the format of the "
+                f"model's calls ({', '.join(FORMAT_NAMES)})",
                 "tools",
             )
 
@@ -150,6 +169,14 @@ def _choose_tool_format(parser: str, template: str) -> ToolFormat | None:
     if parser == "none":
         return None
     return find_format(template) if parser == "auto" else named_format(parser, template)
+
+
+def _why_no_tools(parser: str, template: str) -> str:
+    if parser == "none":
+        return _TURNED_OFF
+    if (family := find_family(template)) is not None:
+        return f"the model's chat template writes calls in a format that is not read here, {family}"
+    return _UNKNOWN_FORMAT if has_tools(template) else _NO_TOOLS
 
 
 def _check_name(setting: str, name: str, known: Sequence[str]) -> None:

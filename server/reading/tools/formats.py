@@ -1,11 +1,11 @@
 """The ways in which models write calls, by name, and which of them a chat template speaks of."""
 
-import re
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 from orcinus.server.reading.incoming_text import IncomingText, Reading
 from orcinus.server.reading.tools.call_writer import CallWriter
+from orcinus.server.reading.tools.families import find_family
 from orcinus.server.reading.tools.hermes import Hermes
 from orcinus.server.reading.tools.lark import Terminal
 from orcinus.server.reading.tools.llama3_json import Llama3Json
@@ -29,30 +29,21 @@ class ToolFormat(Protocol):
         """Return Lark rules of which `calls` is what the model has to write. Raises `InvalidRequestError`."""
 
 
-# In this order: some templates have the signs of two of them.
 _FORMATS: Mapping[str, type[Hermes] | type[Mistral] | type[Pythonic] | type[Llama3Json]] = {
-    "mistral": Mistral,
     "hermes": Hermes,
-    "pythonic": Pythonic,
     "llama3_json": Llama3Json,
+    "mistral": Mistral,
+    "pythonic": Pythonic,
 }
 FORMAT_NAMES = tuple(_FORMATS)
 
-_OTHER_FORMATS = ("<function=", "<|channel|>")  # Qwen 3 Coder's XML, in tags like Hermes', and Harmony
-_TOOLS = re.compile(r"\btools\b")
-
 
 def find_format(template: str) -> ToolFormat | None:
-    """Return the format that a chat template asks for; Hermes' if it has tools and says nothing that is known here."""
-    if any(sign in template for sign in _OTHER_FORMATS):
-        return None
-    for kind in _FORMATS.values():
-        if found := kind.find(template):
-            return found
-    return Hermes() if _TOOLS.search(template) else None
+    """Return the format that a chat template asks for; None where it has no sign of one that is read here."""
+    family = find_family(template)
+    return named_format(family, template) if family is not None and family in _FORMATS else None
 
 
 def named_format(name: str, template: str) -> ToolFormat:
-    """Return the format that the operator named, in the variant that suits the template."""
-    kind = _FORMATS[name]
-    return kind.find(template) or kind()
+    """Return a format by its name, in the variant that suits the template."""
+    return _FORMATS[name].suited_to(template)

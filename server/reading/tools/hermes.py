@@ -30,8 +30,8 @@ class Hermes:
     markers: ClassVar[tuple[str, ...]] = (OPENING, CLOSING)
 
     @classmethod
-    def find(cls, template: str) -> "Hermes | None":
-        return cls() if OPENING in template else None
+    def suited_to(cls, template: str) -> "Hermes":
+        return cls()
 
     def new_call_id(self) -> str:
         return openai_call_id()

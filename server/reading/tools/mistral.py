@@ -45,9 +45,7 @@ class Mistral:
     markers: ClassVar[tuple[str, ...]] = (CALLS, ARGUMENTS, CALL_ID)
 
     @classmethod
-    def find(cls, template: str) -> "Mistral | None":
-        if CALLS not in template:
-            return None
+    def suited_to(cls, template: str) -> "Mistral":
         return cls(names_first=ARGUMENTS in template, has_call_ids=CALL_ID in template)
 
     def new_call_id(self) -> str:

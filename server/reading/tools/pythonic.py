@@ -32,8 +32,8 @@ class Pythonic:
     markers: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def find(cls, template: str) -> "Pythonic | None":
-        return cls() if "[func_name1(" in template else None
+    def suited_to(cls, template: str) -> "Pythonic":
+        return cls()
 
     def new_call_id(self) -> str:
         return openai_call_id()
