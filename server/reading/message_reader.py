@@ -49,10 +49,15 @@ class MessageReader:
         self._feed(text)
         return self._take()
 
-    def finish(self) -> list[Piece]:
-        """Return what was held back: the text has ended."""
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
+        """Return what was held back: the text has ended, or with `is_cut` was cut off at a limit.
+
+        Where it was cut, the beginning of a marker, or of a call whose name is not known yet, is left out.
+        """
+        if self._calls:
+            self._calls.is_cut = is_cut
         for reader in self._readers:
-            reader.end()
+            reader.end(is_cut=is_cut)
         if self._calls:
             self._calls.finish()
         return self._take()

@@ -12,6 +12,7 @@ from orcinus.server.reading.pieces import Content, Piece, ToolCallArguments, Too
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _SPACE = " \t\r\n"
+_JUNK = _SPACE + "}])>,;"  # what models write too much of after a call
 
 
 def openai_call_id() -> str:
@@ -27,11 +28,13 @@ class CallWriter:
     """Takes down what a reader finds; `take` hands it over.
 
     What is held turns into content with `release`, or is forgotten as the frame of a call with `drop`. Without
-    `parallel`, every call after the first is left out.
+    `parallel`, every call after the first is left out. With `is_cut` the text was cut off at a limit, and what is still
+    held was about to become a call.
     """
 
     def __init__(self, *, parallel: bool, new_call_id: Callable[[], str] = openai_call_id) -> None:
         self.num_calls = 0
+        self.is_cut = False
         self._max_calls = None if parallel else 1
         self._new_call_id = new_call_id
         self._pieces: list[Piece] = []
@@ -62,9 +65,18 @@ class CallWriter:
             self._held.append(text)
 
     def release(self) -> None:
+        held = self._take_held()
+        if not self.is_cut:
+            self.content(held)
+
+    def release_after_call(self) -> None:
+        """Make content of what is held and follows a call, less the brackets that close nothing."""
+        self.content(self._take_held().lstrip(_JUNK))
+
+    def _take_held(self) -> str:
         held = "".join(self._held)
         self._held.clear()
-        self.content(held)
+        return held
 
     def drop(self) -> None:
         self._held.clear()

@@ -1,7 +1,7 @@
 """The ways in which models write calls, by name, and which of them a chat template speaks of."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from orcinus.server.reading.incoming_text import IncomingText, Reading
 from orcinus.server.reading.tools.call_writer import CallWriter
@@ -15,10 +15,19 @@ from orcinus.server.reading.tools.request import ToolUse
 
 
 class ToolFormat(Protocol):
-    """One way of writing calls. `markers` are what has to stay in the text for `read` to find them."""
+    """One way of writing calls.
 
-    name: ClassVar[str]
-    markers: ClassVar[tuple[str, ...]]
+    `markers` are what has to stay in the text for `read` to find them; of these, `openings` begin calls.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def markers(self) -> tuple[str, ...]: ...
+
+    @property
+    def openings(self) -> tuple[str, ...]: ...
 
     def new_call_id(self) -> str: ...
 

@@ -19,7 +19,7 @@ from orcinus.server.reading.tools.request import ToolUse
 OPENING = "<tool_call>"
 CLOSING = "</tool_call>"
 
-_RULES = CallRules(closing=CLOSING)
+_RULES = CallRules(ends=(CLOSING, OPENING))
 _OUTSIDE = Markers([OPENING])
 _INSIDE = Markers([OPENING, CLOSING])
 
@@ -28,6 +28,7 @@ _INSIDE = Markers([OPENING, CLOSING])
 class Hermes:
     name: ClassVar[str] = "hermes"
     markers: ClassVar[tuple[str, ...]] = (OPENING, CLOSING)
+    openings: ClassVar[tuple[str, ...]] = (OPENING,)
 
     @classmethod
     def suited_to(cls, template: str) -> "Hermes":
@@ -37,14 +38,28 @@ class Hermes:
         return openai_call_id()
 
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
-        is_inside = False
-        while marker := (yield from text.read_until(_INSIDE if is_inside else _OUTSIDE, writer.content)):
-            is_inside = False
-            if marker == OPENING:
-                writer.hold(marker)
-                is_inside = yield from read_calls(text, writer, _RULES)
+        marker = yield from text.read_until(_OUTSIDE, writer.content)
+        while marker:
+            writer.hold(marker)
+            if (yield from read_calls(text, writer, _RULES)):
+                marker = yield from _read_to_closing(text, writer)
+            else:
+                writer.release()
+                marker = ""
+            if marker != OPENING:
+                marker = yield from text.read_until(_OUTSIDE, writer.content)
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
         calls = repeated("call", quote("\n"), tool_use)
         call = f'{terminal(OPENING)} "\\n" object "\\n" {terminal(CLOSING)}'
         return f"calls: {calls}\ncall: {call}\n{json_call_rules(tool_use, 'arguments')}"
+
+
+def _read_to_closing(text: IncomingText, writer: CallWriter) -> Reading[str]:
+    """Leave out what stands between a call and its closing tag. Without that tag it is content. Returns the tag."""
+    tag = yield from text.read_until(_INSIDE, writer.hold)
+    if tag == CLOSING:
+        writer.drop()
+    else:
+        writer.release_after_call()
+    return tag

@@ -22,6 +22,7 @@ TAG = "<|python_tag|>"
 class Llama3Json:
     name: ClassVar[str] = "llama3_json"
     markers: ClassVar[tuple[str, ...]] = ()
+    openings: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def suited_to(cls, template: str) -> "Llama3Json":
