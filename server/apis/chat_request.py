@@ -6,6 +6,7 @@ Shared by every API that speaks in messages: each makes a `ChatBody` of its own 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -35,8 +36,15 @@ class ChatRequest:
     new_reader: Callable[[], MessageReader | None]
 
 
-async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, caller: Caller = ANONYMOUS) -> ChatRequest:
-    """Check, render and tokenize a chat.
+async def prepare_chat(
+    ctx: ServingContext,
+    body: ChatBody,
+    request_id: str,
+    caller: Caller = ANONYMOUS,
+    *,
+    is_streamed: bool | None = None,
+) -> ChatRequest:
+    """Check, render and tokenize a chat. `is_streamed` tells what the body does not: how the answer is given.
 
     Raises `InvalidRequestError`, `ModelNotFoundError`, `EngineUnavailableError`.
     """
@@ -69,7 +77,9 @@ async def prepare_chat(ctx: ServingContext, body: ChatBody, request_id: str, cal
         sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
     prompt = prompt.keep_last(tokens_to_keep(ctx, body, max_tokens))
     generation = to_request(request_id, body, sampling, [prompt], caller)
-    return ChatRequest(body, generation, tool_use, lambda: form.reader(tail, tool_use))
+    streamed = body.stream if is_streamed is None else is_streamed
+    new_reader = partial(form.reader, tail, tool_use, is_streamed=streamed)
+    return ChatRequest(body, generation, tool_use, new_reader)
 
 
 def _usable_tools(ctx: ServingContext, body: ChatBody) -> ToolUse | None:

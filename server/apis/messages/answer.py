@@ -50,7 +50,7 @@ async def start_message(
     Raises what `server.errors.to_response` maps.
     """
     parsed = parse_messages(body)
-    request = await prepare_chat(ctx, to_chat_body(parsed), _new_id(), caller)
+    request = await prepare_chat(ctx, to_chat_body(parsed), _new_id(), caller, is_streamed=parsed.stream)
     return MessageGeneration(ctx, request, ctx.engine.submit(request.generation), is_streamed=parsed.stream)
 
 

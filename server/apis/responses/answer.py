@@ -45,7 +45,7 @@ async def start_response(
     asked = parse_response(body)
     chat = to_chat_body(asked)
     with naming_parameters_of_responses():
-        request = await prepare_chat(ctx, chat, _new_id(), caller)
+        request = await prepare_chat(ctx, chat, _new_id(), caller, is_streamed=asked.stream)
         return ResponseGeneration(ctx, asked, request, ctx.engine.submit(request.generation))
 
 

@@ -8,11 +8,11 @@ import secrets
 import string
 from collections.abc import Callable
 
-from orcinus.server.reading.pieces import Content, Piece, ToolCallArguments, ToolCallStart
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _SPACE = " \t\r\n"
-_JUNK = _SPACE + "}])>,;"  # what models write too much of after a call
+_JUNK = _SPACE + "}])>,;`"  # what models write too much of after a call
 
 
 def openai_call_id() -> str:
@@ -37,6 +37,7 @@ class CallWriter:
         self.is_cut = False
         self._max_calls = None if parallel else 1
         self._new_call_id = new_call_id
+        self._ids: set[str] = set()
         self._pieces: list[Piece] = []
         self._held: list[str] = []
         self._space: list[str] = []  # at the end of the content so far: a call may follow
@@ -60,6 +61,10 @@ class CallWriter:
         if space:
             self._space.append(space)
 
+    def reasoning(self, text: str) -> None:
+        """Add a thought, where the format of calls is one of thoughts too."""
+        self._pieces.append(Reasoning(text))
+
     def hold(self, text: str) -> None:
         if text:
             self._held.append(text)
@@ -81,13 +86,16 @@ class CallWriter:
     def drop(self) -> None:
         self._held.clear()
 
-    def start_call(self, name: str) -> None:
-        """Begin a call, to which what was held belongs."""
+    def start_call(self, name: str, call_id: str | None = None) -> None:
+        """Begin a call, to which what was held belongs. An id of the model's own is taken once."""
         self._held.clear()
         self._follows_call = True
         self._is_left_out = self.num_calls == self._max_calls
         if not self._is_left_out:
-            self._pieces.append(ToolCallStart(self.num_calls, self._new_call_id(), name))
+            if call_id is None or call_id in self._ids:
+                call_id = self._new_call_id()
+            self._ids.add(call_id)
+            self._pieces.append(ToolCallStart(self.num_calls, call_id, name))
             self.num_calls += 1
 
     def arguments(self, text: str) -> None:

@@ -10,18 +10,14 @@ Text may stand before, between and after them. Objects of the same shape in one 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
+from orcinus.server.reading.incoming_text import IncomingText, Reading
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
-from orcinus.server.reading.tools.json_calls import CallRules, read_calls
+from orcinus.server.reading.tools.json_calls import read_tagged_calls
 from orcinus.server.reading.tools.lark import Terminal, json_call_rules, quote, repeated
 from orcinus.server.reading.tools.request import ToolUse
 
 OPENING = "<tool_call>"
 CLOSING = "</tool_call>"
-
-_RULES = CallRules(ends=(CLOSING, OPENING))
-_OUTSIDE = Markers([OPENING])
-_INSIDE = Markers([OPENING, CLOSING])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +34,9 @@ class Hermes:
         return openai_call_id()
 
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
-        marker = yield from text.read_until(_OUTSIDE, writer.content)
-        while marker:
-            writer.hold(marker)
-            if (yield from read_calls(text, writer, _RULES)):
-                marker = yield from _read_to_closing(text, writer)
-            else:
-                writer.release()
-                marker = ""
-            if marker != OPENING:
-                marker = yield from text.read_until(_OUTSIDE, writer.content)
+        yield from read_tagged_calls(text, writer, OPENING, CLOSING)
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
         calls = repeated("call", quote("\n"), tool_use)
         call = f'{terminal(OPENING)} "\\n" object "\\n" {terminal(CLOSING)}'
         return f"calls: {calls}\ncall: {call}\n{json_call_rules(tool_use, 'arguments')}"
-
-
-def _read_to_closing(text: IncomingText, writer: CallWriter) -> Reading[str]:
-    """Leave out what stands between a call and its closing tag. Without that tag it is content. Returns the tag."""
-    tag = yield from text.read_until(_INSIDE, writer.hold)
-    if tag == CLOSING:
-        writer.drop()
-    else:
-        writer.release_after_call()
-    return tag

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
 from orcinus.server.reading.tools.call_writer import CallWriter
 from orcinus.server.reading.tools.json_values import comes_any, loads_string, mended_object, read_brackets, read_string
 
@@ -32,6 +32,7 @@ class CallRules:
 
     known_names: Collection[str] | None = None
     ends: tuple[str, ...] = ()
+    name_key: str = "name"
 
 
 def read_calls(text: IncomingText, writer: CallWriter, rules: CallRules) -> Reading[bool]:
@@ -40,12 +41,37 @@ def read_calls(text: IncomingText, writer: CallWriter, rules: CallRules) -> Read
     What was held before is part of the first call, or stays held. So does what came after the last one and is no call,
     but for brackets.
     """
+    writer.hold((yield from text.take_space()))
     if (yield from text.peek()) == "[":
         writer.hold(text.take())
     has_call = False
     while (yield from _read_next(text, writer, rules, has_call)):
         has_call = True
     return has_call
+
+
+def read_tagged_calls(
+    text: IncomingText, writer: CallWriter, opening: str, closing: str, name_key: str = "name"
+) -> Reading[None]:
+    """Read an answer in which calls stand between two tags; what stands there after them is left out.
+
+    Where `closing` is empty or missing, what follows the calls is content.
+    """
+    tags = (opening, closing) if closing else (opening,)
+    rules, outside, inside = CallRules(ends=tags, name_key=name_key), Markers([opening]), Markers(tags)
+    marker = yield from text.read_until(outside, writer.content)
+    while marker:
+        writer.hold(marker)
+        marker = ""
+        if not (yield from read_calls(text, writer, rules)):
+            writer.release()
+        elif not closing:
+            writer.release_after_call()
+        else:
+            marker = yield from text.read_until(inside, writer.hold)
+            writer.drop() if marker == closing else writer.release_after_call()
+        if marker != opening:
+            marker = yield from text.read_until(outside, writer.content)
 
 
 def drop_brackets(text: IncomingText, writer: CallWriter) -> Reading[None]:
@@ -101,7 +127,7 @@ class _Call:
             return False
         self._hold_next()
         yield from self._next_character()
-        if key == "name" and self._name is None:
+        if key == self._rules.name_key and self._name is None:
             return (yield from self._read_name())
         if key in _ARGUMENT_KEYS and not self._is_recognized:
             return (yield from self._read_arguments())

@@ -48,7 +48,7 @@ def read_parts(
     reader = message_format.reader(tail, use)
     assert reader is not None
     given = [reader.feed(part) for part in parts]
-    return [[_without_id(piece) for piece in pieces] for pieces in (*given, reader.finish(is_cut=is_cut))]
+    return [[without_id(piece) for piece in pieces] for pieces in (*given, reader.finish(is_cut=is_cut))]
 
 
 def read_all(
@@ -90,5 +90,5 @@ def reasoning(text: str) -> list[Piece]:
     return [Reasoning(text)]
 
 
-def _without_id(piece: Piece) -> Piece:
+def without_id(piece: Piece) -> Piece:
     return replace(piece, call_id="") if isinstance(piece, ToolCallStart) else piece

@@ -25,11 +25,11 @@ from tests.unit.server.reading.tools.calling import detect, tool_use
         (templates.MISTRAL_V11, "mistral"),
         (templates.MISTRAL_V13, "mistral"),
         (templates.PLAIN_WITH_TOOLS, None),
-        (templates.QWEN_3_CODER, None),
+        (templates.QWEN_3_CODER, "qwen3_coder"),
         (templates.DEEPSEEK_R1, None),
         (templates.PHI_3, None),
         (templates.GEMMA, None),
-        (templates.HARMONY, None),
+        (templates.HARMONY, "openai"),
         ("", None),
     ],
 )
@@ -84,12 +84,38 @@ def test_the_variant_of_mistrals_format_is_found_in_the_template() -> None:
         (templates.DEEPSEEK_R1, True),
         (templates.QWEN_2_5, False),
         (templates.LLAMA_3_1, False),
-        (templates.HARMONY, False),
+        (templates.HARMONY, True),
         (templates.GEMMA, False),
     ],
 )
 def test_reasoning_is_found_in_the_template(template: str, has_reasoning: bool) -> None:
     assert detect(template).has_reasoning == has_reasoning
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        (templates.QWEN_3, "think"),
+        (templates.DEEPSEEK_R1, "think"),
+        (family_templates.GLM_4_5, "think"),
+        (family_templates.DEEPSEEK_V3_1, "think"),
+        (family_templates.MINIMAX_M2, "think"),
+        (family_templates.LFM2_5, "think"),
+        (family_templates.MAGISTRAL, "mistral"),
+        (family_templates.SEED_OSS, "seed_oss"),
+        (family_templates.GEMMA_4, "gemma4"),
+        (family_templates.COMMAND_R7B, "cohere_command"),
+        (family_templates.GRANITE_3, "granite"),
+        (family_templates.GRANITE_4, None),
+        (family_templates.HUNYUAN_A13B, "hunyuan"),
+        (family_templates.GPT_OSS, "openai"),
+        (templates.MISTRAL_V13, None),
+        (family_templates.KIMI_K2, None),
+        (family_templates.OLMO_3, None),
+    ],
+)
+def test_each_publishers_way_of_marking_thoughts_is_taken_for_its_own(template: str, name: str | None) -> None:
+    assert detect(template).reasoning == name
 
 
 def test_the_operator_may_name_the_parsers() -> None:
@@ -113,7 +139,7 @@ def test_parsers_can_be_turned_off() -> None:
 def test_an_unknown_parser_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"tool_call_parser must be one of auto, none, hermes, .* got 'xml'"):
         detect("", tool_call_parser="xml")
-    with pytest.raises(ValueError, match="reasoning_parser must be one of auto, none, think, got 'r1'"):
+    with pytest.raises(ValueError, match=r"reasoning_parser must be one of auto, none, think, mistral, .* got 'r1'"):
         detect("", reasoning_parser="r1")
 
 
