@@ -89,10 +89,40 @@ class Settings(BaseSettings):
     chat_template: str | None = _setting(
         None, "Model", "Chat template to use instead of the model's: a file, or Jinja text.", "FILE"
     )
-    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic"] = _setting(
-        "auto", "Model", "How the model writes calls of tools; auto tells by its chat template."
-    )
-    reasoning_parser: Literal["auto", "none", "think"] = _setting(
+    tool_call_parser: Literal[
+        "auto",
+        "none",
+        "hermes",
+        "llama3_json",
+        "mistral",
+        "openai",
+        "pythonic",
+        "cohere_command",
+        "deepseek_v3",
+        "deepseek_v31",
+        "glm45",
+        "granite",
+        "hunyuan",
+        "kimi_k2",
+        "minimax_m2",
+        "nemotron",
+        "phi4_mini",
+        "qwen3_coder",
+        "seed_oss",
+    ] = _setting("auto", "Model", "How the model writes calls of tools; auto tells by its chat template.")
+    reasoning_parser: Literal[
+        "auto",
+        "none",
+        "think",
+        "mistral",
+        "seed_oss",
+        "gemma4",
+        "cohere_command",
+        "granite",
+        "hunyuan",
+        "apertus",
+        "openai",
+    ] = _setting(
         "auto", "Model", "How the model marks what it thinks before it answers; auto tells by its chat template."
     )
     trust_remote_code: bool = _setting(

@@ -45,8 +45,12 @@ async def prepare_chat(
     request_id: str,
     caller: Caller = ANONYMOUS,
     offered: OfferedTools | None = None,
+    *,
+    is_streamed: bool | None = None,
 ) -> ChatRequest:
     """Check, render and tokenize a chat. `offered` are its tools, of an API that has them in another form.
+
+    `is_streamed` tells how the answer is given, where the body does not.
 
     Raises `InvalidRequestError`, `ModelNotFoundError`, `EngineUnavailableError`.
     """
@@ -81,7 +85,12 @@ async def prepare_chat(
     sampling = ending_chats(sampling, ctx.engine.tokenizer.eos_token_id, ctx.engine.info)
     prompt = prompt.keep_last(tokens_to_keep(ctx, body, max_tokens))
     generation = to_request(request_id, body, sampling, [prompt], caller)
-    return ChatRequest(body, generation, tool_use, lambda: _reader(form.reader(tail, tool_use), body, offered))
+    streamed = body.stream if is_streamed is None else is_streamed
+
+    def new_reader() -> PieceReader | None:
+        return _reader(form.reader(tail, tool_use, is_streamed=streamed), body, offered)
+
+    return ChatRequest(body, generation, tool_use, new_reader)
 
 
 def _reader(reader: MessageReader | None, body: ChatBody, offered: OfferedTools) -> PieceReader | None:

@@ -23,6 +23,8 @@ from orcinus.server.process.start_warnings import start_up_warnings
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 _DESCRIPTION = """\
 Serve a model over the OpenAI HTTP API. Without MODEL, the demo model that comes with Orcinus.
 
@@ -61,10 +63,14 @@ def serve(settings: Settings) -> int:
     from orcinus.server.app import create_app
     from orcinus.server.process.server import run_server
 
-    def announce(info: EngineInfo, port: int) -> None:
-        _print_summary(info, settings, port, engine.tokenizer.has_chat_template)
-
     app = create_app(engine, settings)
+
+    def announce(info: EngineInfo, port: int) -> None:
+        form = app.state.context.message_format
+        if form.has_unread_tools:
+            logger.warning("requests with tools are refused: %s; see --tool-call-parser", form.why_no_tools)
+        _print_summary(info, settings, port, engine.tokenizer.has_chat_template, form.summary)
+
     gc.freeze()
     gc.enable()
     return run_server(app, engine, settings, announce)
@@ -90,10 +96,19 @@ def _announce_loading(settings: Settings) -> None:
         logger.warning("%s", warning)
 
 
-def _print_summary(info: EngineInfo, settings: Settings, port: int, has_chat_template: bool) -> None:
+def _print_summary(
+    info: EngineInfo, settings: Settings, port: int, has_chat_template: bool, message_format: str
+) -> None:
     from orcinus.server.process.summary import start_up_summary
 
     ready_s = time.monotonic() - STARTED_AT
-    summary = start_up_summary(info, settings, port=port, ready_s=ready_s, has_chat_template=has_chat_template)
+    summary = start_up_summary(
+        info,
+        settings,
+        port=port,
+        ready_s=ready_s,
+        has_chat_template=has_chat_template,
+        message_format=message_format,
+    )
     sys.stdout.write(summary)
     sys.stdout.flush()

@@ -21,11 +21,17 @@ _NO_KERNELS = (
 
 
 def start_up_summary(
-    info: EngineInfo, settings: Settings, *, port: int, ready_s: float, has_chat_template: bool = True
+    info: EngineInfo,
+    settings: Settings,
+    *,
+    port: int,
+    ready_s: float,
+    has_chat_template: bool = True,
+    message_format: str = "",
 ) -> str:
     """Return the start-up summary. `port` is the one that is listened on, which `settings.port` 0 does not tell.
 
-    `ready_s` is the time since the command was started.
+    `ready_s` is the time since the command was started. `message_format` says what was recognized in the chat template.
     """
     url = server_url(settings.host, port)
     rows = {
@@ -36,6 +42,7 @@ def start_up_summary(
         "Slots": f"{info.max_num_seqs}, {info.max_num_batched_tokens:,} tokens a step, {info.batching} batching",
         "KV cache": _kv_cache(info),
         "Context": f"{info.max_model_len:,} tokens",
+        **({"Messages": message_format} if has_chat_template and message_format else {}),
         "Keys": "needed" if settings.is_key_needed else "none needed",
         "Ready in": f"{ready_s:.1f} s, of which the model took {info.load_time_s:.1f} s to load",
         "URL": f"{url}  (API reference: {url}/docs)",

@@ -39,8 +39,8 @@ class ClientCallReader:
     def feed(self, text: str) -> list[Piece]:
         return self._translate(self._reader.feed(text))
 
-    def finish(self) -> list[Piece]:
-        return [*self._translate(self._reader.finish()), *self._end_input()]
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
+        return [*self._translate(self._reader.finish(is_cut=is_cut)), *self._end_input()]
 
     def _translate(self, pieces: Sequence[Piece]) -> list[Piece]:
         translated: list[Piece] = []

@@ -42,14 +42,24 @@ class IncomingText:
         self._text = ""
         self._position = 0
         self._is_at_end = False
+        self._is_cut = False
 
     def add(self, text: str) -> None:
         self._text = self._text[self._position :] + text
         self._position = 0
 
-    def end(self) -> None:
-        """Let whoever waits for more have what there is: no more will come."""
+    def end(self, *, is_cut: bool = False) -> None:
+        """Let readers that wait for more have what there is: no more will come.
+
+        With `is_cut` there would have been more: the beginning of a marker at the end is none of the text.
+        """
         self._is_at_end = True
+        self._is_cut = is_cut
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text has ended, at a limit."""
+        return self._is_cut
 
     def peek(self) -> Reading[str]:
         """Return the next character; at the end of the text, nothing."""
@@ -85,7 +95,11 @@ class IncomingText:
     def comes(self, marker: str) -> Reading[bool]:
         """Return whether `marker` comes next."""
         while len(self._text) - self._position < len(marker):
-            if self._is_at_end or not marker.startswith(self._text[self._position :]):
+            rest = self._text[self._position :]
+            if not marker.startswith(rest):
+                return False
+            if self._is_at_end:
+                self._drop_if_cut(len(rest))
                 return False
             yield
         return self._text.startswith(marker, self._position)
@@ -100,7 +114,9 @@ class IncomingText:
     def read_until(self, markers: Markers, give: Callable[[str], None]) -> Reading[str]:
         """Give away what comes before the first marker, as it comes. Returns the marker, or nothing at the end."""
         while True:
-            held_back = 0 if self._is_at_end else markers.num_held_back(self._text, self._position)
+            held_back = markers.num_held_back(self._text, self._position)
+            if self._is_at_end:
+                held_back = self._drop_if_cut(held_back)
             sure = len(self._text) - held_back
             match = markers.find(self._text, self._position)
             if match and match.start() < sure:
@@ -118,6 +134,12 @@ class IncomingText:
             self._give(len(self._text), give)
             yield
         self._give(len(self._text), give)
+
+    def _drop_if_cut(self, length: int) -> int:
+        """Drop so much at the end, the beginning of a marker, where the text was cut. Returns how much is held back."""
+        if self._is_cut:
+            self._text = self._text[: len(self._text) - length]
+        return 0
 
     def _give(self, end: int, give: Callable[[str], None]) -> None:
         if end > self._position:
@@ -137,6 +159,6 @@ class TextReader:
         self._text.add(text)
         next(self._reading, None)
 
-    def end(self) -> None:
-        self._text.end()
+    def end(self, *, is_cut: bool = False) -> None:
+        self._text.end(is_cut=is_cut)
         next(self._reading, None)

@@ -15,14 +15,21 @@ from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import Grammar, Thinking
-from orcinus.server.reading.message_reader import MessageReader
-from orcinus.server.reading.reasoning import CLOSING, OPENING, Start, start_of_output, thinks
+from orcinus.server.reading.harmony import CHANNEL, END, MARKERS, MESSAGE, START
+from orcinus.server.reading.message_reader import MessageReader, channel_reader, tagged_reader
+from orcinus.server.reading.reasoning import Start, start_of_output
+from orcinus.server.reading.thought_tags import HARMONY, REASONING_NAMES, TAGS, ThoughtTags, find_reasoning
+from orcinus.server.reading.tools.families import find_family, has_tools
 from orcinus.server.reading.tools.formats import FORMAT_NAMES, ToolFormat, find_format, named_format
 from orcinus.server.reading.tools.lark import inline_json, quote
 from orcinus.server.reading.tools.request import ToolUse
 
 TOOL_CALL_PARSERS = ("auto", "none", *FORMAT_NAMES)
-REASONING_PARSERS = ("auto", "none", "think")
+REASONING_PARSERS = ("auto", "none", *REASONING_NAMES)
+
+_TURNED_OFF = "--tool-call-parser is none"
+_NO_TOOLS = "the model's chat template has no tools"
+_UNKNOWN_FORMAT = "the model's chat template has tools, and no sign of a format of calls that is known here"
 
 AddedTokenId = Callable[[str], int | None]
 
@@ -35,7 +42,9 @@ class MessageFormat:
     """
 
     tool_format: ToolFormat | None
-    has_reasoning: bool
+    reasoning: str | None  # one of `REASONING_NAMES`
+    why_no_tools: str  # for messages; empty where there is a tool format
+    template_opens_thoughts: bool
     special_tokens: frozenset[str]
     added_token_id: AddedTokenId
 
@@ -55,42 +64,86 @@ class MessageFormat:
         """
         _check_name("tool_call_parser", tool_call_parser, TOOL_CALL_PARSERS)
         _check_name("reasoning_parser", reasoning_parser, REASONING_PARSERS)
+        tool_format = _choose_tool_format(tool_call_parser, template_source)
+        reasoning = _choose_reasoning(reasoning_parser, template_source)
         return cls(
-            tool_format=_choose_tool_format(tool_call_parser, template_source),
-            has_reasoning=reasoning_parser == "think" or (reasoning_parser == "auto" and thinks(template_source)),
+            tool_format=tool_format,
+            why_no_tools="" if tool_format else _why_no_tools(tool_call_parser, template_source),
+            reasoning=reasoning,
+            template_opens_thoughts=_opens_thoughts(TAGS.get(reasoning or ""), template_source),
             special_tokens=frozenset(special_tokens),
             added_token_id=added_token_id,
         )
 
     @property
-    def needs_special_tokens(self) -> bool:
-        """Whether text for a reader has to be decoded with its special tokens, for some of them are markers."""
-        markers = self.tool_format.markers if self.tool_format else ()
-        return not self.special_tokens.isdisjoint({*markers, *self._tags})
+    def summary(self) -> str:
+        """Say in a few words what was recognized."""
+        tools = self.tool_format.name if self.tool_format else f"none ({self.why_no_tools})"
+        return f"tools: {tools}; reasoning: {self.reasoning or 'none'}"
 
     @property
-    def _tags(self) -> tuple[str, ...]:
-        return (OPENING, CLOSING) if self.has_reasoning else ()
+    def has_unread_tools(self) -> bool:
+        """Whether the model was made for tools, and nothing here reads the calls that it writes."""
+        return self.why_no_tools not in ("", _TURNED_OFF, _NO_TOOLS)
+
+    @property
+    def has_reasoning(self) -> bool:
+        return self.reasoning is not None
+
+    @property
+    def needs_special_tokens(self) -> bool:
+        """Whether text for a reader has to be decoded with its special tokens, for some of them are markers."""
+        return not self.special_tokens.isdisjoint(self._markers(self.tool_format))
+
+    @property
+    def _tags(self) -> ThoughtTags | None:
+        return TAGS.get(self.reasoning or "")
+
+    @property
+    def _has_channels(self) -> bool:
+        """Whether what the model writes is in Harmony's channels."""
+        return HARMONY in (self.reasoning, self.tool_format and self.tool_format.name)
+
+    def _markers(self, tool_format: ToolFormat | None) -> frozenset[str]:
+        channels = MARKERS if self._has_channels else ()
+        return frozenset({*channels, *(self._tags.markers if self._tags else ()), *_markers_of(tool_format)})
 
     def check(self, tool_use: ToolUse | None) -> None:
         """Raise `InvalidRequestError` if the request wants tools of a model that has none."""
         if self.tool_format is None and _can_call(tool_use):
             raise InvalidRequestError(
-                "the model's chat template has no tools, or has calls in a format that is not known here; "
-                f"--tool-call-parser names one that is ({', '.join(FORMAT_NAMES)})",
+                f"tools cannot be used: {self.why_no_tools}; the setting --tool-call-parser names the format of the "
+                f"model's calls ({', '.join(FORMAT_NAMES)})",
                 "tools",
             )
 
-    def reader(self, prompt_tail: str, tool_use: ToolUse | None) -> "MessageReader | None":
+    def reader(self, prompt_tail: str, tool_use: ToolUse | None, *, is_streamed: bool = True) -> "MessageReader | None":
         """Return a reader for one choice; None where all of the text is content.
 
-        `prompt_tail` is the end of the rendered prompt, some 200 characters of it.
+        `prompt_tail` is the end of the rendered prompt, some 200 characters of it. A stream gets content as soon as
+        possible; a whole answer, or one of a model that always thinks, can wait until it is known to be no thought.
         """
-        tool_format = self.tool_format if _can_call(tool_use) else None
+        usable = tool_use if _can_call(tool_use) else None
+        tool_format = self.tool_format if usable else None
+        meaningless = self._meaningless_tokens(tool_format)
+        if self._has_channels:
+            return channel_reader(
+                prompt_tail,
+                None if tool_format is None else usable,
+                has_reasoning=self.has_reasoning,
+                meaningless_tokens=meaningless,
+            )
         start = self._start(prompt_tail)
-        if tool_format is None and start == "over":
+        if tool_format is None and (self._tags is None or (start == "over" and not self._tags.answer)):
             return None
-        return MessageReader(start, tool_format, tool_use, self._meaningless_tokens(tool_format))
+        return tagged_reader(
+            start,
+            self._tags,
+            tool_format,
+            usable,
+            meaningless_tokens=meaningless,
+            waits=not (is_streamed and self.template_opens_thoughts),
+        )
 
     def grammar(
         self, prompt_tail: str, tool_use: ToolUse, answer_schema: Mapping[str, Any] | None = None
@@ -107,34 +160,48 @@ class MessageFormat:
         output = "calls"
         if tool_use.choice != "required" and answer_schema is not None:
             output = "(calls | answer)"
-            rules += f"\nanswer: {inline_json(answer_schema, strict=True)}"
+            rules += f"\nanswer: {self._answer_head()}{inline_json(answer_schema, strict=True)}"
         thinking = self.thinking(prompt_tail)
-        start = f"start: {quote(chr(10))}{{0,2}} {output}" if thinking else f"start: {output}"
-        return Grammar(kind="grammar", source=f"{start}\n{rules}\n", thinking=thinking)
+        before = f"{quote(chr(10))}{{0,2}} " if thinking else self._analysis()
+        return Grammar(kind="grammar", source=f"start: {before}{output}\n{rules}\n", thinking=thinking)
+
+    def _analysis(self) -> str:
+        """Return what Harmony's models may think before, in a grammar: where its markers are tokens of their own."""
+        if not self._has_channels or any(self.added_token_id(marker) is None for marker in MARKERS):
+            return ""
+        channel, message, end, start = map(self._terminal, (CHANNEL, MESSAGE, END, START))
+        return f'({channel} "analysis" {message} /(.|\\n)*/ {end} {start} "assistant")? '
+
+    def _answer_head(self) -> str:
+        return f'{self._terminal(CHANNEL)} "final" {self._terminal(MESSAGE)} ' if self._has_channels else ""
 
     def thinking(self, prompt_tail: str) -> Thinking | None:
         """Return the tokens that come before what a grammar is about.
 
         Raises `InvalidRequestError` if there are such tokens, but none that ends them.
         """
-        start = self._start(prompt_tail)
-        opening, closing = self.added_token_id(OPENING), self.added_token_id(CLOSING)
+        start, tags = self._start(prompt_tail), self._tags
+        if tags is None:
+            return None
+        opening, closing = self.added_token_id(tags.opening_token or tags.opening), self.added_token_id(tags.closing)
         if start == "open":
             if closing is None:
-                raise InvalidRequestError(f"the model's output cannot be constrained: {CLOSING} is no token of its own")
+                raise InvalidRequestError(
+                    f"the model's output cannot be constrained: {tags.closing} is no token of its own"
+                )
             return Thinking(end=(closing,))
         if start == "over" or opening is None or closing is None:
             return None
         return Thinking(end=(closing,), start=opening)
 
     def _start(self, prompt_tail: str) -> Start:
-        return start_of_output(prompt_tail) if self.has_reasoning else "over"
+        return start_of_output(prompt_tail, self._tags) if self._tags else "over"
 
     def _meaningless_tokens(self, tool_format: ToolFormat | None) -> frozenset[str]:
         """Return the special tokens that would be in the text, and mean nothing for this request."""
         if not self.needs_special_tokens:
             return frozenset()
-        return self.special_tokens.difference(tool_format.markers if tool_format else (), self._tags)
+        return self.special_tokens - self._markers(tool_format)
 
     def _terminal(self, marker: str) -> str:
         """Return a marker in a grammar: the token of its own, if it has one."""
@@ -146,10 +213,32 @@ def _can_call(tool_use: ToolUse | None) -> bool:
     return tool_use is not None and tool_use.choice != "none"
 
 
+def _markers_of(tool_format: ToolFormat | None) -> tuple[str, ...]:
+    return tool_format.markers if tool_format else ()
+
+
+def _choose_reasoning(parser: str, template: str) -> str | None:
+    if parser == "none":
+        return None
+    return find_reasoning(template) if parser == "auto" else parser
+
+
+def _opens_thoughts(tags: ThoughtTags | None, template: str) -> bool:
+    return tags is not None and tags.opening in template
+
+
 def _choose_tool_format(parser: str, template: str) -> ToolFormat | None:
     if parser == "none":
         return None
     return find_format(template) if parser == "auto" else named_format(parser, template)
+
+
+def _why_no_tools(parser: str, template: str) -> str:
+    if parser == "none":
+        return _TURNED_OFF
+    if (family := find_family(template)) is not None:
+        return f"the model's chat template writes calls in a format that is not read here, {family}"
+    return _UNKNOWN_FORMAT if has_tools(template) else _NO_TOOLS
 
 
 def _check_name(setting: str, name: str, known: Sequence[str]) -> None:

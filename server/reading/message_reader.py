@@ -5,12 +5,14 @@ Knows neither how a format is found (`server.reading.message_format`) nor how an
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 
+from orcinus.server.reading.harmony import read_harmony
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading, TextReader
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallStart
-from orcinus.server.reading.reasoning import Start, split_reasoning
+from orcinus.server.reading.reasoning import Give, IsCall, Start, no_call, split_reasoning
+from orcinus.server.reading.thought_tags import ThoughtTags
 from orcinus.server.reading.tools.call_writer import CallWriter
 from orcinus.server.reading.tools.formats import ToolFormat
 from orcinus.server.reading.tools.request import ToolUse
@@ -19,28 +21,28 @@ from orcinus.server.reading.tools.request import ToolUse
 class MessageReader:
     """Splits the text of one choice. It may be cut anywhere: the pieces, joined, are the same.
 
-    What could be part of a marker is held back until that is known; `finish` gives out the rest.
+    What could be part of a marker is held back until that is known; `finish` gives out the rest. `tagged_reader` and
+    `channel_reader` make one.
     """
 
-    def __init__(
-        self,
-        start: Start,
-        tool_format: ToolFormat | None,
-        tool_use: ToolUse | None,
-        meaningless_tokens: frozenset[str],
-    ) -> None:
+    def __init__(self, calls: CallWriter | None = None) -> None:
         self._gives_reasoning = True
         self._pieces: list[Piece] = []
-        self._calls: CallWriter | None = None
+        self._calls = calls
         self._readers: list[TextReader] = []  # each feeds the next
         self._feed: Callable[[str], None] = self._give_content
-        if tool_format is not None and tool_use is not None:
-            self._calls = CallWriter(parallel=tool_use.parallel, new_call_id=tool_format.new_call_id)
-            self._put_first(_read_calls(tool_format, tool_use, self._calls))
-        if start != "over":
-            self._put_first(split_reasoning(start, self._give_reasoning, self._feed))
-        if meaningless_tokens:
-            self._put_first(_without(meaningless_tokens, self._feed))
+
+    def read_calls(self, reader: TextReader) -> None:
+        """Have `reader` read what is an answer so far, for the writer of calls."""
+        self._put_first(reader)
+
+    def split_off_reasoning(self, split: Callable[[Give, Give], TextReader]) -> None:
+        """Have a reader split the text in thoughts and what the readers so far get."""
+        self._put_first(split(self._give_reasoning, self._feed))
+
+    def leave_out(self, tokens: frozenset[str]) -> None:
+        if tokens:
+            self._put_first(_without(tokens, self._feed))
 
     def leave_out_reasoning(self) -> None:
         """Give out no reasoning from here on."""
@@ -54,10 +56,15 @@ class MessageReader:
         self._feed(text)
         return self._take()
 
-    def finish(self) -> list[Piece]:
-        """Return what was held back: the text has ended."""
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
+        """Return what was held back: the text has ended, or with `is_cut` was cut off at a limit.
+
+        Where it was cut, the beginning of a marker, or of a call whose name is not known yet, is left out.
+        """
+        if self._calls:
+            self._calls.is_cut = is_cut
         for reader in self._readers:
-            reader.end()
+            reader.end(is_cut=is_cut)
         if self._calls:
             self._calls.finish()
         return self._take()
@@ -95,9 +102,73 @@ def _join(pieces: Sequence[Piece]) -> Piece:
     return replace(first, text="".join(piece.text for piece in pieces if not isinstance(piece, ToolCallStart)))
 
 
-def _read_calls(tool_format: ToolFormat, tool_use: ToolUse, writer: CallWriter) -> TextReader:
+def tagged_reader(
+    start: Start,
+    tags: ThoughtTags | None,
+    tool_format: ToolFormat | None,
+    tool_use: ToolUse | None,
+    *,
+    meaningless_tokens: frozenset[str] = frozenset(),
+    waits: bool = False,
+) -> MessageReader:
+    """Return a reader of thoughts between tags and, where there are tools to use, of calls.
+
+    `waits` is explained in `server.reading.reasoning`.
+    """
+    calls: CallWriter | None = None
+    if tool_format is not None and tool_use is not None:
+        calls = CallWriter(parallel=tool_use.parallel, new_call_id=tool_format.new_call_id)
+    reader = MessageReader(calls)
+    openings: tuple[str, ...] = ()
+    is_call: IsCall = no_call
+    if calls is not None:
+        assert tool_format is not None
+        assert tool_use is not None
+        openings = tool_format.openings
+        is_call = partial(_is_call, tool_format, tool_use)
+        reader.read_calls(_call_reader(tool_format, tool_use, calls))
+    if tags is not None and (start != "over" or tags.answer):
+        reader.split_off_reasoning(
+            lambda give_reasoning, give_answer: split_reasoning(
+                start, give_reasoning, give_answer, tags, waits=waits, call_markers=openings, is_call=is_call
+            )
+        )
+    reader.leave_out(meaningless_tokens)
+    return reader
+
+
+def channel_reader(
+    prompt_tail: str,
+    tool_use: ToolUse | None,
+    *,
+    has_reasoning: bool,
+    meaningless_tokens: frozenset[str] = frozenset(),
+) -> MessageReader:
+    """Return a reader of Harmony's channels, in which there are calls where there are tools to use."""
+    writer = CallWriter(parallel=tool_use is None or tool_use.parallel)
+    text = IncomingText()
+    reading = read_harmony(text, writer, prompt_tail, may_call=tool_use is not None, has_reasoning=has_reasoning)
+    reader = MessageReader(writer)
+    reader.read_calls(TextReader(text, reading))
+    reader.leave_out(meaningless_tokens)
+    return reader
+
+
+def _call_reader(tool_format: ToolFormat, tool_use: ToolUse, writer: CallWriter) -> TextReader:
     text = IncomingText()
     return TextReader(text, tool_format.read(text, writer, tool_use))
+
+
+def _is_call(tool_format: ToolFormat, tool_use: ToolUse, text: str, is_cut: bool) -> bool:
+    """Return whether a text that begins with a marker is a call, or where it was cut the beginning of one."""
+    writer = CallWriter(parallel=True)
+    writer.is_cut = is_cut
+    reader = _call_reader(tool_format, tool_use, writer)
+    reader.feed(text)
+    reader.end(is_cut=is_cut)
+    writer.finish()
+    pieces = writer.take()
+    return not (pieces and isinstance(pieces[0], Content))
 
 
 def _without(tokens: frozenset[str], give: Callable[[str], None]) -> TextReader:

@@ -51,9 +51,12 @@ Piece = Content | Reasoning | ToolCallStart | ToolCallArguments
 
 
 class PieceReader(Protocol):
-    """Splits the text of one choice into pieces. It may be cut anywhere; `finish` gives out what was held back."""
+    """Splits the text of one choice into pieces. It may be cut anywhere; `finish` gives out what was held back.
+
+    With `is_cut`, only what a text that was cut off at a limit allows.
+    """
 
     @property
     def num_tool_calls(self) -> int: ...
     def feed(self, text: str) -> list[Piece]: ...
-    def finish(self) -> list[Piece]: ...
+    def finish(self, *, is_cut: bool = False) -> list[Piece]: ...

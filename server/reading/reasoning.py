@@ -1,84 +1,190 @@
-"""Where a model's thinking ends and its answer begins: `<think>` ... `</think>`.
+"""Where a model's thinking ends and its answer begins: between tags such as `<think>` and `</think>`.
 
 The prompt may have opened the thinking, the output may, or there is none. The newlines inside the tags and after them
-belong to neither part. Only the beginning of the output can be thinking: tags further on are text like any other.
+belong to neither part. Only the beginning of the output can be thinking: tags further on are text like any other. Two
+things models do wrong are put right:
+
+- A thought that is ended and was never opened. Its beginning is known to be none of the answer only once its end is
+  there: what waits for that is right, what does not has passed it on as an answer and leaves the tag out.
+- A call inside a thought that is never ended. Until the end is known, what could be that call is held back.
+
 A prompt that ends in the midst of a thought (a continued message) is not seen as one.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading, TextReader
-
-OPENING = "<think>"
-CLOSING = "</think>"
-
-_OTHER_CHANNELS = "<|channel|>"  # Harmony's, which has thinking in a channel of its own
+from orcinus.server.reading.thought_tags import THINK, ThoughtTags
 
 _NEWLINES = re.compile(r"\n+")
-_END = Markers([CLOSING])
 
+Give = Callable[[str], None]
+IsCall = Callable[[str, bool], bool]
 Start = Literal["open", "undecided", "over"]
 
 
-def thinks(template: str) -> bool:
-    """Return whether models with this chat template write their thinking between the tags."""
-    return (OPENING in template or CLOSING in template) and _OTHER_CHANNELS not in template
-
-
-def start_of_output(prompt_tail: str) -> Start:
+def start_of_output(prompt_tail: str, tags: ThoughtTags = THINK) -> Start:
     """Return whether the prompt has opened the thinking, left it to the model, or ended it already."""
     end = prompt_tail.rstrip()
-    if end.endswith(OPENING):
+    if end.endswith(tags.opening):
         return "open"
-    return "over" if end.endswith(CLOSING) else "undecided"
+    past = (tags.closing, tags.answer[0]) if tags.answer else (tags.closing,)
+    return "over" if end.endswith(past) else "undecided"
+
+
+def no_call(text: str, is_cut: bool) -> bool:
+    return False
 
 
 def split_reasoning(
-    start: Start, give_reasoning: Callable[[str], None], give_answer: Callable[[str], None]
+    start: Start,
+    give_reasoning: Give,
+    give_answer: Give,
+    tags: ThoughtTags = THINK,
+    *,
+    waits: bool = False,
+    call_markers: Collection[str] = (),
+    is_call: IsCall = no_call,
 ) -> TextReader:
-    """Return a reader that hands on the two parts of what it is fed."""
+    """Return a reader that hands on the two parts of what it is fed.
+
+    With `waits` an answer is given only once it is known that it is no thought. `call_markers` begin calls, and
+    `is_call` says whether a text that begins with one is a call, or, with its second argument, the beginning of one.
+    """
     text = IncomingText()
-    return TextReader(text, _Splitting(text, give_reasoning, give_answer).read(start))
+    splitting = _Splitting(
+        text, give_reasoning, give_answer, tags, waits=waits, call_markers=call_markers, is_call=is_call
+    )
+    return TextReader(text, splitting.read(start))
 
 
 class _Splitting:
     def __init__(
-        self, text: IncomingText, give_reasoning: Callable[[str], None], give_answer: Callable[[str], None]
+        self,
+        text: IncomingText,
+        give_reasoning: Give,
+        give_answer: Give,
+        tags: ThoughtTags,
+        *,
+        waits: bool,
+        call_markers: Collection[str],
+        is_call: IsCall,
     ) -> None:
         self._text = text
-        self._give_reasoning = give_reasoning
+        self._reasoning = _Trimmed(give_reasoning)
         self._give_answer = give_answer
-        self._newlines: list[str] = []  # held back: the closing tag may follow
+        self._tags = tags
+        self._waits = waits
+        self._call_markers = call_markers
+        self._is_call = is_call
+        self._space = ""  # at the beginning of the output
 
     def read(self, start: Start) -> Reading[None]:
-        if start != "over" and (yield from self._is_opened(start)):
+        if start == "over":
+            yield from self._read_answer()
+        elif (yield from self._is_opened(start)):
             yield from self._read_reasoning()
-        yield from self._text.read_rest(self._give_answer)
+        else:
+            yield from self._read_unopened()
 
     def _is_opened(self, start: Start) -> Reading[bool]:
-        space = yield from self._text.take_space()
-        if (yield from self._text.take_if(OPENING)):
+        self._space = yield from self._text.take_space()
+        if (yield from self._text.take_if(self._tags.opening)):
             yield from self._text.take_all(_NEWLINES)
             return True
         if start == "open":
-            self._reason(space.lstrip("\n"))
-            return True
-        if space:
-            self._give_answer(space)
-        return False
+            self._reasoning.give(self._space.lstrip("\n"))
+        return start == "open"
 
     def _read_reasoning(self) -> Reading[None]:
-        if (yield from self._text.read_until(_END, self._reason)):
+        inside = Markers([self._tags.closing, *self._call_markers])
+        marker = yield from self._text.read_until(inside, self._reasoning.give)
+        if marker in self._call_markers:
+            marker = yield from self._read_from_call(marker, inside)
+        if marker:
+            self._reasoning.trim()
             yield from self._text.take_all(_NEWLINES)
-        elif self._newlines:
-            self._give_reasoning("".join(self._newlines))
+            yield from self._read_answer()
+        else:
+            self._reasoning.flush()
 
-    def _reason(self, text: str) -> None:
+    def _read_from_call(self, marker: str, inside: Markers) -> Reading[str]:
+        """Read what may be a call, or part of the thought. Returns the tag that ends the thought, if there is one."""
+        parts = [[marker]]  # each begins as calls do
+        while marker := (yield from self._text.read_until(inside, parts[-1].append)):
+            if marker == self._tags.closing:
+                break
+            parts.append([marker])
+        texts = ["".join(part) for part in parts]
+        num_thought = len(texts)
+        if not marker:
+            first_call = (i for i, text in enumerate(texts) if self._is_call(text, self._text.is_cut))
+            num_thought = next(first_call, num_thought)
+        self._reasoning.give("".join(texts[:num_thought]))
+        if num_thought < len(texts):
+            self._reasoning.trim()
+            self._give_answer("".join(texts[num_thought:]))
+        return marker
+
+    def _read_unopened(self) -> Reading[None]:
+        """Read an answer, unless it turns out to have been a thought."""
+        if self._tags.answer and (yield from self._text.comes(self._tags.answer[0])):
+            yield from self._read_answer()
+            return
+        parts: list[str] = []
+        give = parts.append if self._waits else self._give_answer
+        if self._space:
+            give(self._space)
+        marker = yield from self._text.read_until(
+            Markers([self._tags.opening, self._tags.closing, *self._call_markers]), give
+        )
+        if marker == self._tags.closing:
+            self._reasoning.give("".join(parts).lstrip("\n"))
+            self._reasoning.trim()
+            yield from self._text.take_all(_NEWLINES)
+            yield from self._read_answer()
+        else:
+            if parts or marker:
+                self._give_answer("".join(parts) + marker)
+            yield from self._text.read_rest(self._give_answer)
+
+    def _read_answer(self) -> Reading[None]:
+        if self._tags.answer:
+            opening, closing = self._tags.answer
+            space = yield from self._text.take_space()
+            answer = _Trimmed(self._give_answer)
+            if (yield from self._text.take_if(opening)):
+                yield from self._text.take_all(_NEWLINES)
+            else:
+                answer.give(space)
+            if (yield from self._text.read_until(Markers([closing]), answer.give)):
+                answer.trim()
+                yield from self._text.take_space()
+            answer.flush()
+        yield from self._text.read_rest(self._give_answer)
+
+
+class _Trimmed:
+    """Gives text on but for newlines at its end, which are held back: a tag may follow."""
+
+    def __init__(self, give: Give) -> None:
+        self._give = give
+        self._newlines: list[str] = []
+
+    def give(self, text: str) -> None:
         body = text.rstrip("\n")
         if body:
-            self._give_reasoning("".join(self._newlines) + body)
+            self._give("".join(self._newlines) + body)
             self._newlines.clear()
         if len(body) < len(text):
             self._newlines.append(text[len(body) :])
+
+    def trim(self) -> None:
+        self._newlines.clear()
+
+    def flush(self) -> None:
+        if self._newlines:
+            self._give("".join(self._newlines))
+            self._newlines.clear()

@@ -51,4 +51,6 @@ def read_pieces(reader: PieceReader | None, output: RequestOutput) -> list[Piece
     if reader is None:
         return [Content(output.text)] if output.text else []
     pieces = reader.feed(output.text)
-    return pieces + reader.finish() if output.finish_reason else pieces
+    if output.finish_reason is None:
+        return pieces
+    return pieces + reader.finish(is_cut=output.finish_reason == "length")

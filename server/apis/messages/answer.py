@@ -51,7 +51,7 @@ async def start_message(
     Raises what `server.errors.to_response` maps.
     """
     parsed = parse_messages(body)
-    request = await _prepare(ctx, parsed, caller)
+    request = await _prepare(ctx, parsed, caller, is_streamed=parsed.stream)
     with naming_parameters(parameter_names(parsed)):
         stream = ctx.engine.submit(request.generation)
     hides_thinking = parsed.thinking is not None and parsed.thinking.display == "omitted"
@@ -65,10 +65,13 @@ async def count_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str
     return {"input_tokens": len(prompt)}
 
 
-async def _prepare(ctx: ServingContext, body: MessagesBody, caller: Caller = ANONYMOUS) -> ChatRequest:
+async def _prepare(
+    ctx: ServingContext, body: MessagesBody, caller: Caller = ANONYMOUS, *, is_streamed: bool = False
+) -> ChatRequest:
     with naming_parameters(parameter_names(body)):
         offered = read_offered_tools(body)
-        return await prepare_chat(ctx, to_chat_body(body, offered), _new_id(), caller, offered)
+        chat = to_chat_body(body, offered)
+        return await prepare_chat(ctx, chat, _new_id(), caller, offered, is_streamed=is_streamed)
 
 
 @dataclass(slots=True)

@@ -10,39 +10,31 @@ Text may stand before, between and after them. Objects of the same shape in one 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
+from orcinus.server.reading.incoming_text import IncomingText, Reading
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
-from orcinus.server.reading.tools.json_calls import CallRules, read_calls
+from orcinus.server.reading.tools.json_calls import read_tagged_calls
 from orcinus.server.reading.tools.lark import Terminal, json_call_rules, quote, repeated
 from orcinus.server.reading.tools.request import ToolUse
 
 OPENING = "<tool_call>"
 CLOSING = "</tool_call>"
 
-_RULES = CallRules(closing=CLOSING)
-_OUTSIDE = Markers([OPENING])
-_INSIDE = Markers([OPENING, CLOSING])
-
 
 @dataclass(frozen=True, slots=True)
 class Hermes:
     name: ClassVar[str] = "hermes"
     markers: ClassVar[tuple[str, ...]] = (OPENING, CLOSING)
+    openings: ClassVar[tuple[str, ...]] = (OPENING,)
 
     @classmethod
-    def find(cls, template: str) -> "Hermes | None":
-        return cls() if OPENING in template else None
+    def suited_to(cls, template: str) -> "Hermes":
+        return cls()
 
     def new_call_id(self) -> str:
         return openai_call_id()
 
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
-        is_inside = False
-        while marker := (yield from text.read_until(_INSIDE if is_inside else _OUTSIDE, writer.content)):
-            is_inside = False
-            if marker == OPENING:
-                writer.hold(marker)
-                is_inside = yield from read_calls(text, writer, _RULES)
+        yield from read_tagged_calls(text, writer, OPENING, CLOSING)
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
         calls = repeated("call", quote("\n"), tool_use)

@@ -1,24 +1,22 @@
 """Calls written as JSON objects, which three of the formats share: `{"name": ..., "arguments": {...}}`.
 
-The arguments are handed on as the model writes them, character by character the same, whether they are good JSON or
-not: the client is told what the model said. The keys may come in any order; arguments that come before the name are
-held back until it is known. Until a call is recognized, whatever does not fit makes all of it content again.
+The arguments are handed on while the model writes them, as `json_values` reads them. The keys may come in any order;
+arguments that come before the name are held back until it is known. Until a call is recognized, whatever does not fit
+makes all of it content again. After one, brackets that close nothing are left out.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
 from orcinus.server.reading.tools.call_writer import CallWriter
+from orcinus.server.reading.tools.json_values import comes_any, loads_string, mended_object, read_brackets, read_string
 
 MAX_KEY_CHARS = 256
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
 _CALL_KEYS = ("name", *_ARGUMENT_KEYS, "type", "id")
-_PLAIN = re.compile(r'[^"{}\[\]<]+')
-_IN_STRING = re.compile(r'[^"\\]+')
 _SCALAR = re.compile(r"[A-Za-z0-9.+-]+")
 _SEPARATORS = re.compile(r"[,; \t\r\n]+")
 
@@ -28,69 +26,73 @@ class CallRules:
     """Says what makes an object a call.
 
     With `known_names` it needs one of these names, arguments, and no keys but a call's: nothing else tells it from an
-    answer in JSON. With None it comes after a marker, and a name is enough. `closing` ends arguments that the model
-    forgot to close.
+    answer in JSON. With None it comes after a marker, and a name is enough. The markers `ends` end arguments that the
+    model forgot to close.
     """
 
     known_names: Collection[str] | None = None
-    closing: str = ""
+    ends: tuple[str, ...] = ()
+    name_key: str = "name"
 
 
 def read_calls(text: IncomingText, writer: CallWriter, rules: CallRules) -> Reading[bool]:
     """Read objects one after another, or a list of them, up to what is neither. Returns whether there was a call.
 
-    What was held before is part of the first call, or else of the content.
+    What was held before is part of the first call, or stays held. So does what came after the last one and is no call,
+    but for brackets.
     """
-    is_list = (yield from text.peek()) == "["
-    if is_list:
+    writer.hold((yield from text.take_space()))
+    if (yield from text.peek()) == "[":
         writer.hold(text.take())
     has_call = False
-    while (yield from _read_next(text, writer, rules)):
+    while (yield from _read_next(text, writer, rules, has_call)):
         has_call = True
-    if has_call and is_list and (yield from text.peek()) == "]":
-        text.take()
-        writer.drop()
-    writer.release()
     return has_call
 
 
-def read_arguments(text: IncomingText, give: Callable[[str], None], closing: str = "") -> Reading[bool]:
-    """Give away the object (or list) that comes next, brackets balanced. Returns whether it is complete."""
-    depth = 0
-    while char := (yield from text.peek()):
-        if run := text.take_run(_PLAIN):
-            give(run)
-        elif char == '"':
-            yield from _read_string(text, give)
-        elif char == "<" and closing and (yield from text.comes(closing)):
-            return False
+def read_tagged_calls(
+    text: IncomingText, writer: CallWriter, opening: str, closing: str, name_key: str = "name"
+) -> Reading[None]:
+    """Read an answer in which calls stand between two tags; what stands there after them is left out.
+
+    Where `closing` is empty or missing, what follows the calls is content.
+    """
+    tags = (opening, closing) if closing else (opening,)
+    rules, outside, inside = CallRules(ends=tags, name_key=name_key), Markers([opening]), Markers(tags)
+    marker = yield from text.read_until(outside, writer.content)
+    while marker:
+        writer.hold(marker)
+        marker = ""
+        if not (yield from read_calls(text, writer, rules)):
+            writer.release()
+        elif not closing:
+            writer.release_after_call()
         else:
-            give(text.take())
-            depth += (char in "{[") - (char in "}]")
-            if depth == 0 and char in "}]":
-                return True
-    return False
+            marker = yield from text.read_until(inside, writer.hold)
+            writer.drop() if marker == closing else writer.release_after_call()
+        if marker != opening:
+            marker = yield from text.read_until(outside, writer.content)
 
 
-def _read_next(text: IncomingText, writer: CallWriter, rules: CallRules) -> Reading[bool]:
+def drop_brackets(text: IncomingText, writer: CallWriter) -> Reading[None]:
+    """Leave out brackets that close nothing, and what was held before them. What comes after them is held."""
+    while (yield from text.peek()) in ("}", "]"):
+        text.take()
+        writer.drop()
+        writer.hold((yield from text.take_all(_SEPARATORS)))
+
+
+def _read_next(text: IncomingText, writer: CallWriter, rules: CallRules, has_call: bool) -> Reading[bool]:
     writer.hold((yield from text.take_all(_SEPARATORS)))
+    if has_call:
+        yield from drop_brackets(text, writer)
     if (yield from text.peek()) != "{":
         return False
     return (yield from _Call(text, writer, rules).read())
 
 
-def _read_string(text: IncomingText, give: Callable[[str], None]) -> Reading[bool]:
-    give(text.take())
-    while char := (yield from text.peek()):
-        if run := text.take_run(_IN_STRING):
-            give(run)
-            continue
-        give(text.take())
-        if char == '"':
-            return True
-        if (yield from text.peek()):
-            give(text.take())
-    return False
+def _ignore(text: str) -> None:
+    """Take what is held alone."""
 
 
 class _Call:
@@ -125,7 +127,7 @@ class _Call:
             return False
         self._hold_next()
         yield from self._next_character()
-        if key == "name" and self._name is None:
+        if key == self._rules.name_key and self._name is None:
             return (yield from self._read_name())
         if key in _ARGUMENT_KEYS and not self._is_recognized:
             return (yield from self._read_arguments())
@@ -155,19 +157,20 @@ class _Call:
         if self._name is None:
             return (yield from self._read_early_arguments())
         self._start("")
-        return (yield from read_arguments(self._text, self._writer.arguments, self._rules.closing))
+        return (yield from read_brackets(self._text, self._writer.arguments, ends=self._rules.ends))
 
     def _read_early_arguments(self) -> Reading[bool]:
         parts: list[str] = []
-        is_complete = yield from read_arguments(self._text, self._hold_in(parts), self._rules.closing)
+        is_complete = yield from read_brackets(self._text, parts.append, self._writer.hold, self._rules.ends)
         self._early_arguments = "".join(parts)
         return is_complete
 
     def _read_quoted_arguments(self) -> Reading[bool]:
         """Read an object that was written as JSON once more, into a string."""
         parts: list[str] = []
-        yield from _read_string(self._text, self._hold_in(parts))
-        arguments = _unquote_object("".join(parts))
+        yield from read_string(self._text, parts.append, self._writer.hold)
+        quoted = loads_string("".join(parts))
+        arguments = None if quoted is None else mended_object(quoted)
         if arguments is None:
             return False
         if self._name is None:
@@ -179,9 +182,9 @@ class _Call:
     def _skip_value(self) -> Reading[bool]:
         char = yield from self._text.peek()
         if char == '"':
-            return (yield from _read_string(self._text, self._writer.hold))
+            return (yield from read_string(self._text, _ignore, self._writer.hold))
         if char in ("{", "["):
-            return (yield from read_arguments(self._text, self._writer.hold, self._rules.closing))
+            return (yield from read_brackets(self._text, _ignore, self._writer.hold, self._rules.ends))
         scalar = yield from self._text.take_all(_SCALAR)
         self._writer.hold(scalar)
         return bool(scalar)
@@ -194,9 +197,11 @@ class _Call:
         hold = self._hold_in(parts)
         hold(self._text.take())
         while (char := (yield from self._text.peek())) >= " " and len(parts) < MAX_KEY_CHARS:
+            if char == "<" and (yield from comes_any(self._text, self._rules.ends)):
+                return None
             hold(self._text.take())
             if char == '"':
-                return _loads_string("".join(parts))
+                return loads_string("".join(parts))
             if char == "\\" and (yield from self._text.peek()):
                 hold(self._text.take())
         return None
@@ -223,20 +228,3 @@ class _Call:
             parts.append(text)
 
         return hold
-
-
-def _loads_string(quoted: str) -> str | None:
-    try:
-        return str(json.loads(quoted))
-    except ValueError:
-        return None
-
-
-def _unquote_object(quoted: str) -> str | None:
-    """Return the text of the object that is written in the string `quoted`."""
-    try:
-        text = json.loads(quoted, strict=False)
-        text.encode()  # raises on half a surrogate pair
-        return text if isinstance(json.loads(text), dict) else None
-    except (ValueError, RecursionError):
-        return None

@@ -42,6 +42,14 @@ def required_arguments(tool: Tool) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
+def properties_of(tool: Tool) -> dict[str, Any]:
+    """Return a schema for each argument, with the definitions that it may refer to."""
+    shared = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
+    schemas: dict[str, Any] = {name: {} for name in required_arguments(tool)}
+    schemas.update(tool.parameters.get("properties", {}))
+    return {name: {**schema, **shared} if isinstance(schema, dict) else shared for name, schema in schemas.items()}
+
+
 def one_of(names: Iterable[str]) -> str:
     return "(" + " | ".join(names) + ")"
 
@@ -54,12 +62,12 @@ def repeated(rule: str, separator: str, tool_use: ToolUse) -> str:
     return f"{rule} ({more}){{0,{MAX_CALLS - 1}}}"
 
 
-def json_call_rules(tool_use: ToolUse, arguments_key: str) -> str:
+def json_call_rules(tool_use: ToolUse, arguments_key: str, name_key: str = "name") -> str:
     """Return the rule `object`: `{"name": ..., "arguments": {...}}` for each of the tools."""
     tools = tool_use.callable_tools
     rules = ["object: " + " | ".join(f"object_{i}" for i in range(len(tools)))]
     for i, tool in enumerate(tools):
-        head = quote(f'{{"name": "{tool.name}", "{arguments_key}": ')
+        head = quote(f'{{"{name_key}": "{tool.name}", "{arguments_key}": ')
         rules.append(f'object_{i}: {head} arguments_{i} "}}"')
         rules.append(f"arguments_{i}: {inline_json(arguments_schema(tool), strict=tool.strict)}")
     return "\n".join(rules)

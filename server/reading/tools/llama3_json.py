@@ -22,11 +22,11 @@ TAG = "<|python_tag|>"
 class Llama3Json:
     name: ClassVar[str] = "llama3_json"
     markers: ClassVar[tuple[str, ...]] = ()
+    openings: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def find(cls, template: str) -> "Llama3Json | None":
-        signs = ('{"name": ', '"parameters": ', "ipython")
-        return cls() if all(sign in template for sign in signs) else None
+    def suited_to(cls, template: str) -> "Llama3Json":
+        return cls()
 
     def new_call_id(self) -> str:
         return openai_call_id()

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
 from orcinus.server.reading.tools.call_writer import CallWriter, mistral_call_id
-from orcinus.server.reading.tools.json_calls import CallRules, read_arguments, read_calls
+from orcinus.server.reading.tools.json_calls import CallRules, drop_brackets, read_calls
+from orcinus.server.reading.tools.json_values import read_brackets
 from orcinus.server.reading.tools.lark import (
     Terminal,
     arguments_schema,
@@ -43,11 +44,10 @@ class Mistral:
 
     name: ClassVar[str] = "mistral"
     markers: ClassVar[tuple[str, ...]] = (CALLS, ARGUMENTS, CALL_ID)
+    openings: ClassVar[tuple[str, ...]] = (CALLS,)
 
     @classmethod
-    def find(cls, template: str) -> "Mistral | None":
-        if CALLS not in template:
-            return None
+    def suited_to(cls, template: str) -> "Mistral":
         return cls(names_first=ARGUMENTS in template, has_call_ids=CALL_ID in template)
 
     def new_call_id(self) -> str:
@@ -59,6 +59,7 @@ class Mistral:
             writer.hold((yield from text.take_space()))
             if (yield from text.peek()) in ("{", "["):
                 yield from read_calls(text, writer, _RULES)
+                writer.release()
             else:
                 yield from _read_named_call(text, writer)
 
@@ -94,4 +95,7 @@ def _read_named_call(text: IncomingText, writer: CallWriter) -> Reading[None]:
         writer.release()
         return
     writer.start_call(name)
-    yield from read_arguments(text, writer.arguments)
+    yield from read_brackets(text, writer.arguments)
+    writer.hold((yield from text.take_space()))
+    yield from drop_brackets(text, writer)
+    writer.release()

@@ -23,17 +23,20 @@ CLOSING = "<|python_end|>"
 
 _NAME = re.compile(r"[\w-]+")
 _PLAIN = re.compile(r"""[^"'()\[\]{},]+""")
-_IN_STRING = {mark: re.compile(rf"[^{mark}\\]+") for mark in "\"'"}
+_IN_STRING = {mark: re.compile(rf"[^{mark}\\\x00\r\n]+") for mark in "\"'"}
+_ESCAPED = {"\n": "\\n", "\r": "\\r", "\x00": "\\u0000"}  # inside strings, where Python does not take them
+_BRACKETS = re.compile(r"[)\]}]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Pythonic:
     name: ClassVar[str] = "pythonic"
     markers: ClassVar[tuple[str, ...]] = ()
+    openings: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def find(cls, template: str) -> "Pythonic | None":
-        return cls() if "[func_name1(" in template else None
+    def suited_to(cls, template: str) -> "Pythonic":
+        return cls()
 
     def new_call_id(self) -> str:
         return openai_call_id()
@@ -69,8 +72,9 @@ class _Calls:
         while has_call := (yield from self._read_call()):
             if not (yield from self._take(",")):
                 break
-        if has_call and (yield from self._take("]")):
-            yield from self._next_character()
+        if has_call and (yield from self._next_character()) in (")", "]", "}"):
+            yield from self._text.take_all(_BRACKETS)
+            yield from self._text.take_space()
             yield from self._text.take_if(CLOSING)
             self._writer.drop()
 
@@ -125,12 +129,15 @@ class _Calls:
     def _read_string(self, mark: str, parts: list[str]) -> Reading[None]:
         end = mark * 3 if (yield from self._text.comes(mark * 3)) else mark
         self._keep((yield from self._text.take_if(end)), parts)
-        while (yield from self._text.peek()):
+        while char := (yield from self._text.peek()):
             if run := self._text.take_run(_IN_STRING[mark]):
                 self._keep(run, parts)
             elif (yield from self._text.comes(end)):
                 self._keep((yield from self._text.take_if(end)), parts)
                 return
+            elif char in _ESCAPED:
+                self._writer.hold(self._text.take())
+                parts.append(_ESCAPED[char])
             elif self._keep(self._text.take(), parts) == "\\" and (yield from self._text.peek()):
                 self._keep(self._text.take(), parts)
 

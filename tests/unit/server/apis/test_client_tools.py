@@ -210,7 +210,7 @@ class Scripted:
         self.num_tool_calls += sum(isinstance(piece, ToolCallStart) for piece in group)
         return group
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
         return []
 
 

@@ -262,7 +262,7 @@ class Script:
     def feed(self, text: str) -> list[Piece]:
         return [piece for _ in text for piece in next(self._pieces)]
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
         return []
 
 

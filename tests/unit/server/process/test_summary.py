@@ -74,6 +74,14 @@ def test_summary_of_a_model_without_a_head_says_so_and_asks_for_an_embedding() -
     assert "Serves" not in start_up_summary(INFO, load_settings(), port=80, ready_s=1.0)
 
 
+def test_summary_says_what_was_recognized_in_the_chat_template() -> None:
+    form = "tools: hermes; reasoning: think"
+    text = start_up_summary(INFO, load_settings(), port=80, ready_s=1.0, message_format=form)
+    assert "  Messages   tools: hermes; reasoning: think\n" in text
+    plain = start_up_summary(INFO, load_settings(), port=80, ready_s=1.0, has_chat_template=False, message_format=form)
+    assert "Messages" not in plain
+
+
 def test_summary_says_that_the_engine_is_deterministic() -> None:
     info = msgspec.structs.replace(INFO, is_deterministic=True)
     text = start_up_summary(info, load_settings(), port=8000, ready_s=1.0)

@@ -17,6 +17,7 @@ from tests.unit.server.reading.tools.calling import (
     read_parts,
     reasoning,
     tool_use,
+    without_id,
 )
 
 THINKING_TOKENS = {"<think>": 7, "</think>": 8}
@@ -35,6 +36,39 @@ def test_a_call_inside_the_reasoning_is_no_call() -> None:
     thought = 'I could <tool_call>\n{"name": "f", "arguments": {}}\n</tool_call> here.'
     text = f'<think>{thought}</think><tool_call>{{"name": "g"}}</tool_call>'
     assert read(templates.QWEN_3, text) == [*reasoning(thought), *call(0, "g", "{}")]
+
+
+def test_a_call_inside_reasoning_that_is_never_ended_is_a_call() -> None:
+    text = '<think>\nI should use <tool_call> here.\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    pieces = [*reasoning("I should use <tool_call> here."), *call(0, "f", "{}")]
+    assert read(templates.QWEN_3, text) == pieces
+    assert read(templates.QWEN_3, text.removeprefix("<think>\n"), tail="<think>\n") == pieces
+    both = text + '\n<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
+    assert read(templates.QWEN_3, both) == [*pieces, *call(1, "g", "{}")]
+    assert read(templates.QWEN_3, text.partition("\n</tool")[0], is_cut=True) == pieces
+
+
+@pytest.mark.parametrize("rest", ["<tool_call>", "<tool_call>\n{", "<tool_call> is how", "<tool_ca"])
+def test_what_is_no_call_inside_reasoning_that_is_never_ended_is_reasoning(rest: str) -> None:
+    assert read(templates.QWEN_3, "<think>\nI use " + rest) == reasoning("I use " + rest)
+
+
+@pytest.mark.parametrize("rest", ["", "<tool_call>", '<tool_call>\n{"name": "g', "<tool_ca"])
+def test_a_call_inside_reasoning_that_a_limit_cuts_before_its_name_is_left_out(rest: str) -> None:
+    assert read(templates.QWEN_3, "<think>\nI use\n" + rest, is_cut=True) in (reasoning("I use"), reasoning("I use\n"))
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_thought_that_was_never_opened_is_one_where_the_answer_can_wait(is_streamed: bool) -> None:
+    text = 'I see.\n</think>\n\nYes.\n<tool_call>{"name": "f"}</tool_call>'
+    thought = [*reasoning("I see."), *content("Yes."), *call(0, "f", "{}")]
+    passed_on = [*content("I see.\nYes."), *call(0, "f", "{}")]
+    always_thinks = templates.QWEN_2_5 + "{% set content = message.content.split('</think>')[-1] %}"
+    for template, pieces in ((templates.QWEN_3, passed_on if is_streamed else thought), (always_thinks, thought)):
+        reader = detect(template).reader("", tool_use(), is_streamed=is_streamed)
+        assert reader is not None
+        given = [piece for part in text for piece in reader.feed(part)] + reader.finish()
+        assert join_pieces([without_id(piece) for piece in given]) == pieces
 
 
 def test_a_prompt_that_opens_the_thinking_makes_the_output_begin_with_it() -> None:

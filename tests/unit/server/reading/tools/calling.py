@@ -37,26 +37,39 @@ def detect(template: str, *, special_tokens: Collection[str] = (), **options: st
 
 
 def read_parts(
-    message_format: MessageFormat, parts: Iterable[str], *, tail: str = "", use: ToolUse | None = None
+    message_format: MessageFormat,
+    parts: Iterable[str],
+    *,
+    tail: str = "",
+    use: ToolUse | None = None,
+    is_cut: bool = False,
 ) -> list[list[Piece]]:
     """Return what each part gave, and at last what the end did, with ids left out."""
     reader = message_format.reader(tail, use)
     assert reader is not None
     given = [reader.feed(part) for part in parts]
-    return [[_without_id(piece) for piece in pieces] for pieces in (*given, reader.finish())]
+    return [[without_id(piece) for piece in pieces] for pieces in (*given, reader.finish(is_cut=is_cut))]
 
 
 def read_all(
-    message_format: MessageFormat, parts: Iterable[str], *, tail: str = "", use: ToolUse | None = None
+    message_format: MessageFormat,
+    parts: Iterable[str],
+    *,
+    tail: str = "",
+    use: ToolUse | None = None,
+    is_cut: bool = False,
 ) -> list[Piece]:
-    return join_pieces([piece for pieces in read_parts(message_format, parts, tail=tail, use=use) for piece in pieces])
+    given = read_parts(message_format, parts, tail=tail, use=use, is_cut=is_cut)
+    return join_pieces([piece for pieces in given for piece in pieces])
 
 
-def read(template: str, text: str, *, tail: str = "", use: ToolUse | None = None) -> list[Piece]:
-    """The pieces of a text, which are the same whether it comes at once or character by character."""
+def read(template: str, text: str, *, tail: str = "", use: ToolUse | None = None, is_cut: bool = False) -> list[Piece]:
+    """Return the pieces of a text, which are the same whether it comes at once or character by character, or in two."""
     use = use or tool_use()
-    pieces = read_all(detect(template), [text], tail=tail, use=use)
-    assert read_all(detect(template), text, tail=tail, use=use) == pieces
+    form = detect(template)
+    pieces = read_all(form, [text], tail=tail, use=use, is_cut=is_cut)
+    for parts in (text, *([text[:place], text[place:]] for place in range(1, len(text), 1 + len(text) // 200))):
+        assert read_all(form, parts, tail=tail, use=use, is_cut=is_cut) == pieces
     return pieces
 
 
@@ -77,5 +90,5 @@ def reasoning(text: str) -> list[Piece]:
     return [Reasoning(text)]
 
 
-def _without_id(piece: Piece) -> Piece:
+def without_id(piece: Piece) -> Piece:
     return replace(piece, call_id="") if isinstance(piece, ToolCallStart) else piece

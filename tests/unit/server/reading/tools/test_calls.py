@@ -99,25 +99,6 @@ def test_a_call_after_a_malformed_one_is_a_call() -> None:
     assert read(HERMES, text) == [*content('<tool_call>{"name": "f\n</tool_call>'), *call(0, "g", "{}")]
 
 
-def test_arguments_end_where_the_model_was_cut_off() -> None:
-    assert read(HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": "b') == call(0, "f", '{"a": "b')
-
-
-def test_arguments_end_before_a_closing_tag_that_comes_too_early() -> None:
-    text = '<tool_call>{"name": "f", "arguments": {"a": 1</tool_call>\n<tool_call>{"name": "g"}</tool_call>'
-    assert read(HERMES, text) == [*call(0, "f", '{"a": 1'), *call(1, "g", "{}")]
-
-
-def test_arguments_that_are_no_good_json_are_handed_on_as_they_are() -> None:
-    text = '<tool_call>{"name": "f", "arguments": {"a": True, "b" < 1,}}</tool_call>'
-    assert read(HERMES, text) == call(0, "f", '{"a": True, "b" < 1,}')
-
-
-def test_a_bracket_too_many_is_content_and_its_closing_tag_is_not() -> None:
-    text = '<tool_call>{"name": "f", "arguments": {}}}\n</tool_call> Done.'
-    assert read(HERMES, text) == [*call(0, "f", "{}"), *content("}\n Done.")]
-
-
 def test_a_call_is_streamed_as_its_arguments_come() -> None:
     parts = ['<tool_call>\n{"name": "f", "argu', 'ments": {"city', '": "Pa', 'ris"}', "}\n</tool", "_call>"]
     assert read_parts(detect(HERMES), parts, use=tool_use()) == [

@@ -115,7 +115,7 @@ def normalized(pieces: list[Piece]) -> list[Any]:
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@given(before=content_without("<tool_call>", "[TOOL_CALLS]"), calls=calls_with(_TEXT), places=_PLACES)
+@given(before=content_without("<tool_call>", "[TOOL_CALLS]", "</think>"), calls=calls_with(_TEXT), places=_PLACES)
 def test_a_message_is_read_as_it_was_written(way: Way, before: str, calls: list[Call], places: list[int]) -> None:
     if way.starts_with_calls and calls:
         before = ""

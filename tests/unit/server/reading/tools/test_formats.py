@@ -4,8 +4,9 @@ import pytest
 
 from orcinus.config.settings import demo_model_path
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.reading.tools.families import find_family
 from orcinus.server.reading.tools.mistral import Mistral
-from tests.unit.server.reading.tools import templates
+from tests.unit.server.reading.tools import family_templates, templates
 from tests.unit.server.reading.tools.calling import detect, tool_use
 
 
@@ -23,18 +24,42 @@ from tests.unit.server.reading.tools.calling import detect, tool_use
         (templates.MISTRAL_V3, "mistral"),
         (templates.MISTRAL_V11, "mistral"),
         (templates.MISTRAL_V13, "mistral"),
-        (templates.PLAIN_WITH_TOOLS, "hermes"),
-        (templates.QWEN_3_CODER, None),
+        (templates.PLAIN_WITH_TOOLS, None),
+        (templates.QWEN_3_CODER, "qwen3_coder"),
         (templates.DEEPSEEK_R1, None),
         (templates.PHI_3, None),
         (templates.GEMMA, None),
-        (templates.HARMONY, None),
+        (templates.HARMONY, "openai"),
         ("", None),
     ],
 )
 def test_the_format_of_calls_is_found_in_the_template(template: str, name: str | None) -> None:
     found = detect(template).tool_format
     assert (found.name if found else None) == name
+
+
+OWN_FORMATS = {
+    "hermes": (templates.HERMES_2_PRO, templates.QWEN_2_5, templates.QWEN_3, templates.QWQ, family_templates.GRANITE_4),
+    "llama3_json": (templates.LLAMA_3_1, templates.LLAMA_3_2),
+    "mistral": (templates.MISTRAL_V3, templates.MISTRAL_V11, templates.MISTRAL_V13, family_templates.MAGISTRAL),
+    "pythonic": (templates.LLAMA_4_PYTHONIC, templates.TOOLACE),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [(name, template) for name, known in (family_templates.FAMILIES | OWN_FORMATS).items() for template in known],
+)
+def test_each_publishers_way_of_writing_calls_is_taken_for_its_own(name: str, template: str) -> None:
+    assert find_family(template) == name
+
+
+@pytest.mark.parametrize(
+    "template", [templates.PLAIN_WITH_TOOLS, family_templates.UNKNOWN_TAGS, templates.GEMMA, templates.PHI_3, ""]
+)
+def test_a_way_of_writing_calls_that_is_not_known_is_not_taken_for_another(template: str) -> None:
+    assert find_family(template) is None
+    assert detect(template).tool_format is None
 
 
 def test_the_demo_model_writes_calls_as_hermes_does() -> None:
@@ -59,12 +84,38 @@ def test_the_variant_of_mistrals_format_is_found_in_the_template() -> None:
         (templates.DEEPSEEK_R1, True),
         (templates.QWEN_2_5, False),
         (templates.LLAMA_3_1, False),
-        (templates.HARMONY, False),
+        (templates.HARMONY, True),
         (templates.GEMMA, False),
     ],
 )
 def test_reasoning_is_found_in_the_template(template: str, has_reasoning: bool) -> None:
     assert detect(template).has_reasoning == has_reasoning
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        (templates.QWEN_3, "think"),
+        (templates.DEEPSEEK_R1, "think"),
+        (family_templates.GLM_4_5, "think"),
+        (family_templates.DEEPSEEK_V3_1, "think"),
+        (family_templates.MINIMAX_M2, "think"),
+        (family_templates.LFM2_5, "think"),
+        (family_templates.MAGISTRAL, "mistral"),
+        (family_templates.SEED_OSS, "seed_oss"),
+        (family_templates.GEMMA_4, "gemma4"),
+        (family_templates.COMMAND_R7B, "cohere_command"),
+        (family_templates.GRANITE_3, "granite"),
+        (family_templates.GRANITE_4, None),
+        (family_templates.HUNYUAN_A13B, "hunyuan"),
+        (family_templates.GPT_OSS, "openai"),
+        (templates.MISTRAL_V13, None),
+        (family_templates.KIMI_K2, None),
+        (family_templates.OLMO_3, None),
+    ],
+)
+def test_each_publishers_way_of_marking_thoughts_is_taken_for_its_own(template: str, name: str | None) -> None:
+    assert detect(template).reasoning == name
 
 
 def test_the_operator_may_name_the_parsers() -> None:
@@ -86,9 +137,9 @@ def test_parsers_can_be_turned_off() -> None:
 
 
 def test_an_unknown_parser_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"tool_call_parser must be one of auto, none, mistral, hermes, .* got 'xml'"):
+    with pytest.raises(ValueError, match=r"tool_call_parser must be one of auto, none, hermes, .* got 'xml'"):
         detect("", tool_call_parser="xml")
-    with pytest.raises(ValueError, match="reasoning_parser must be one of auto, none, think, got 'r1'"):
+    with pytest.raises(ValueError, match=r"reasoning_parser must be one of auto, none, think, mistral, .* got 'r1'"):
         detect("", reasoning_parser="r1")
 
 
@@ -101,6 +152,35 @@ def test_a_model_without_tools_refuses_a_request_with_tools() -> None:
 def test_a_model_without_tools_takes_a_request_that_forbids_their_use() -> None:
     detect(templates.GEMMA).check(tool_use(choice="none"))
     detect(templates.GEMMA).check(None)
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "reason", "is_unread"),
+    [
+        (templates.GEMMA, {}, "the model's chat template has no tools", False),
+        (templates.PLAIN_WITH_TOOLS, {}, "no sign of a format of calls that is known", True),
+        (family_templates.UNKNOWN_TAGS, {}, "no sign of a format of calls that is known", True),
+        (family_templates.DEEPSEEK_V3_2, {}, "a format that is not read here, deepseek_v32", True),
+        (templates.QWEN_3, {"tool_call_parser": "none"}, "--tool-call-parser is none", False),
+    ],
+)
+def test_tools_are_refused_with_the_reason_and_the_setting(
+    template: str, options: dict[str, str], reason: str, is_unread: bool
+) -> None:
+    found = detect(template, **options)
+    assert found.has_unread_tools == is_unread
+    assert reason in found.summary
+    with pytest.raises(InvalidRequestError, match=rf"{reason}.*--tool-call-parser names .*hermes") as caught:
+        found.check(tool_use())
+    assert caught.value.param == "tools"
+
+
+def test_what_was_recognized_is_told_in_a_few_words() -> None:
+    assert detect(templates.QWEN_3).summary == "tools: hermes; reasoning: think"
+    assert not detect(templates.QWEN_3).has_unread_tools
+    named = detect(templates.PLAIN_WITH_TOOLS, tool_call_parser="pythonic")
+    assert named.summary == "tools: pythonic; reasoning: none"
+    assert not named.has_unread_tools
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer
 from orcinus.config.settings import demo_model_path
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS
+from orcinus.server.reading.harmony import MARKERS
 from orcinus.server.reading.message_format import MessageFormat
 from orcinus.server.reading.message_reader import join_pieces
 from orcinus.server.reading.pieces import Piece
 from orcinus.server.reading.tools.request import MAX_TOOLS_CHARS, ToolUse
-from tests.unit.server.reading.tools import templates
+from tests.unit.server.reading.tools import family_templates, templates
 from tests.unit.server.reading.tools.calling import call, function, read_all, tool_use
 
 PLACE = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"], "x-guidance": {"lenient": True}}
@@ -84,6 +85,12 @@ def pythonic(*calls: tuple[str, str]) -> str:
     return f"[{', '.join(written)}]"
 
 
+def harmony(*calls: tuple[str, str]) -> str:
+    return "".join(
+        f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{text}" for name, text in calls
+    )
+
+
 FORMATS = [
     (templates.QWEN_2_5, hermes),
     (templates.LLAMA_3_1, llama),
@@ -108,6 +115,31 @@ def test_good_calls_are_allowed_and_read(template: str, write: Any, calls: tuple
     assert accepts(template, text, use)
     written: list[Piece] = [piece for i, (name, arguments) in enumerate(calls) for piece in call(i, name, arguments)]
     assert join_pieces(read_all(detect(template), [text], use=use)) == written
+
+
+def test_harmonys_models_make_one_call_after_their_analysis() -> None:
+    use = tool_use(TOOLS, "required")
+    for name, arguments in (CITY, PLACED, TIME, SET):
+        text = harmony((name, arguments))
+        assert accepts(family_templates.GPT_OSS, text, use)
+        assert read_all(detect(family_templates.GPT_OSS), [text], use=use) == call(0, name, arguments)
+    assert not accepts(family_templates.GPT_OSS, harmony(("get_weather", '{"days": 3}')), use)
+    assert not accepts(family_templates.GPT_OSS, harmony(TIME, TIME), use)
+    assert not accepts(family_templates.GPT_OSS, "<|channel|>final<|message|>Hello.", use)
+
+
+def test_harmonys_analysis_may_come_first_where_its_markers_are_tokens() -> None:
+    use = tool_use(TOOLS, "required")
+    tokens = {marker: number for number, marker in enumerate(MARKERS, 2040)}
+    with_tokens = MessageFormat.detect(family_templates.GPT_OSS, tokens.get).grammar("<|start|>assistant", use)
+    assert with_tokens is not None
+    assert with_tokens.source.startswith(
+        'start: (<[2041]> "analysis" <[2043]> /(.|\\n)*/ <[2044]> <[2040]> "assistant")?'
+    )
+    assert not LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(with_tokens.source), matching_tokenizer())
+    answered = detect(family_templates.GPT_OSS).grammar("", tool_use(TOOLS), {"type": "object"})
+    assert answered is not None
+    assert 'answer: "<|channel|>" "final" "<|message|>" %json' in answered.source
 
 
 @every_format

@@ -1,0 +1,88 @@
+"""Values that models write as bare text, made JSON by the schema of the argument that they are for."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from orcinus.server.reading.tools.json_values import mended_object
+from orcinus.server.reading.tools.lark import Terminal, inline_json, one_of, quote
+from orcinus.server.reading.tools.python_literals import to_json
+
+_MAX_DEPTH = 8  # of alternatives in alternatives
+
+
+def is_plain_string(schema: Any) -> bool:
+    """Return whether the value can be nothing but a string, which needs not be known as a whole."""
+    return set(_types(schema)) == {"string"}
+
+
+def value_as_json(written: str, schema: Any) -> str:
+    """Return the JSON text of a value that may be something else than a string."""
+    types = set(_types(schema))
+    bare = written.strip()
+    if "string" in types:
+        return "null" if bare in ("null", "None") and "null" in types else json.dumps(written, ensure_ascii=False)
+    value = to_json(bare) if bare else None
+    if value is None and bare.startswith("{"):
+        value = mended_object(bare)
+    return json.dumps(written, ensure_ascii=False) if value is None else value
+
+
+def value_rule(schema: Any, *, strict: bool) -> str | None:
+    """Return the rule of a grammar for a value written as bare text; None where it may be any string."""
+    if not is_plain_string(schema):
+        return inline_json(schema if isinstance(schema, dict) else {}, strict=strict)
+    if isinstance(allowed := schema.get("enum"), list) and allowed:
+        return one_of(quote(value) for value in allowed)
+    return quote(schema["const"]) if "const" in schema else None
+
+
+def any_string_rule(closing: str, terminal: Terminal) -> str:
+    """Return the rule for any string and the tag that ends it. Unless that is a token, there is no `</` in the string.
+
+    They are one expression, for one that ends before a tag cannot take back the tag's first character.
+    """
+    if (end := terminal(closing)) != quote(closing):
+        return rf"/(.|\n)*/ {end}"
+    return r"/([^<]|<+[^<\/])*" + closing.replace("/", r"\/") + "/"
+
+
+class StringWriter:
+    """Writes a JSON string while its text comes. A `newline` before the text and one after it are none of it."""
+
+    def __init__(self, give: Callable[[str], None], newline: str) -> None:
+        self._give = give
+        self._newline = newline
+        self._has_begun = False
+        self._held = ""
+
+    def give(self, text: str) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self._give('"')
+            text = text.removeprefix(self._newline)
+        text = self._held + text
+        self._held = self._newline if self._newline and text.endswith(self._newline) else ""
+        if body := text.removesuffix(self._held):
+            self._give(json.dumps(body, ensure_ascii=False)[1:-1])
+
+    def end(self, *, is_complete: bool) -> None:
+        if not self._has_begun:
+            self.give("")
+        if is_complete:
+            self._give('"')
+
+
+def _types(schema: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the types that a schema speaks of; nothing where it says nothing of them."""
+    if not isinstance(schema, dict) or depth == _MAX_DEPTH:
+        return
+    kind = schema.get("type")
+    yield from (name for name in (kind if isinstance(kind, list) else [kind]) if isinstance(name, str))
+    values = schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else []
+    if kind is None:
+        yield from ("string" if isinstance(value, str) else "null" if value is None else "other" for value in values)
+    for key in ("anyOf", "oneOf"):
+        if isinstance(schema.get(key), list):
+            for part in schema[key]:
+                yield from _types(part, depth + 1)
