@@ -84,4 +84,3 @@ def test_the_index_of_the_cpu_build_is_for_linux_without_a_gpu(
 
 def test_an_index_that_does_not_answer_is_not_reachable(script: ModuleType) -> None:
     assert not script.is_reachable("http://127.0.0.1:1/torch/")
-    assert not script.is_reachable("no url")
