@@ -6,8 +6,7 @@ would try by hand: a text that is nowhere else goes in, and the output has it or
 """
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.text.json_object import JsonObject
@@ -16,6 +15,8 @@ from orcinus.engine.text.template_sandbox import RenderLimitError
 Messages = list[dict[str, Any]]
 RenderTrial = Callable[[Messages, list[dict[str, Any]] | None], str]
 AbsentContent = Literal["left out", "null", "empty"]
+
+T = TypeVar("T")
 
 _MARK = "marked_on_trial"
 _MARK_2 = "marked_twice_on_trial"
@@ -46,29 +47,55 @@ class TemplateTraits:
 
     def __init__(self, render: RenderTrial) -> None:
         self._render = render
-        self._reads_text: dict[str, bool] = {}
-        self._reads_parts: dict[str, bool] = {}
+        self._answers: dict[tuple[str, ...], Any] = {}
 
     def reads_text(self, role: str) -> bool:
         """Return whether a message of this role may have a text as content, which is shown."""
-        if role not in self._reads_text:
-            self._reads_text[role] = self._shows(self._conversation(role, _MARK), _MARK)
-        return self._reads_text[role]
+        return self._once(lambda: self._shows(self._conversation(role, _MARK), _MARK), "text", role)
 
     def reads_parts(self, role: str) -> bool:
         """Return whether a message of this role may have a list of parts as content, of which the text is shown."""
-        if role not in self._reads_parts:
-            text = self._try(self._conversation(role, [{"type": "text", "text": _MARK}])) or ""
-            self._reads_parts[role] = _MARK in text and "'text'" not in text and '"text"' not in text
-        return self._reads_parts[role]
+        return self._once(lambda: self._finds_parts(role), "parts", role)
 
-    @cached_property
+    @property
     def absent_content(self) -> AbsentContent:
         """The form that a message without content needs, so that its calls are shown.
 
         Without the key, if that does: it is what transformers gives. Some templates ask whether the content is none,
         and others add it to a text.
         """
+        return self._once(self._find_absent_content, "absent")
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the prompt depends on the tools. A template that renders in no trial is not said to ignore them."""
+        return self._once(self._depends_on_tools, "tools")
+
+    @property
+    def takes_system_messages_in_a_row(self) -> bool:
+        """Whether the conversation may begin with several system messages."""
+        return self._once(self._shows_two_system_messages, "row")
+
+    @property
+    def takes_later_system_message(self) -> bool:
+        """Whether a system message may stand between the turns."""
+        return self._once(self._shows_later_system_message, "later")
+
+    def _once(self, find: Callable[[], T], *question: str) -> T:
+        """Return the answer to a question, found at most once by each thread.
+
+        Without a lock: the event loop must not wait for a trial in another thread, which may take as long as any.
+        """
+        if question not in self._answers:
+            self._answers[question] = find()
+        answer: T = self._answers[question]
+        return answer
+
+    def _finds_parts(self, role: str) -> bool:
+        text = self._try(self._conversation(role, [{"type": "text", "text": _MARK}])) or ""
+        return _MARK in text and "'text'" not in text and '"text"' not in text
+
+    def _find_absent_content(self) -> AbsentContent:
         for before, after in self._surroundings():
             for form, content in _WITHOUT_CONTENT.items():
                 if self._shows([*before, {**_CALLING, **content}, *after], _CALLED, tools=[_TOOL]):
@@ -90,23 +117,17 @@ class TemplateTraits:
                 return "null"
         return next((form for form, text in texts.items() if text is not None), "left out")
 
-    @cached_property
-    def shows_tools(self) -> bool:
-        """Whether the prompt depends on the tools. A template that renders in no trial is not said to ignore them."""
+    def _depends_on_tools(self) -> bool:
         user, system = self._message("user", "x"), self._message("system", "x")
         conversations = [user], [system, user]
         texts = [(self._try(messages, [_TOOL]), self._try(messages)) for messages in conversations]
         return any(with_tools != without for with_tools, without in texts) or texts[0] == (None, None)
 
-    @cached_property
-    def takes_system_messages_in_a_row(self) -> bool:
-        """Whether the conversation may begin with several system messages."""
+    def _shows_two_system_messages(self) -> bool:
         first, second = self._message("system", _MARK), self._message("system", _MARK_2)
         return self._shows([first, second, self._message("user", "x")], _MARK, _MARK_2)
 
-    @cached_property
-    def takes_later_system_message(self) -> bool:
-        """Whether a system message may stand between the turns."""
+    def _shows_later_system_message(self) -> bool:
         user, assistant = self._message("user", "x"), self._message("assistant", "x")
         return self._shows([user, assistant, self._message("system", _MARK), user], _MARK)
 

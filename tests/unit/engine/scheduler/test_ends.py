@@ -78,6 +78,7 @@ def test_a_stop_token_ends_a_request_that_was_led_to_its_end() -> None:
     assert (delta.finish_reason, delta.stop_reason, delta.token_ids) == ("stop", 66, [66])
 
 
-def test_another_end_token_ends_a_request_as_the_models_own_does() -> None:
-    delta = last_delta(66, more_eos_token_ids=(66,))
+@pytest.mark.parametrize("sampling", [{}, {"ignore_eos": True}])
+def test_another_end_token_ends_a_request_as_the_models_own_does(sampling: Any) -> None:
+    delta = last_delta(66, more_eos_token_ids=(66,), **sampling)
     assert (delta.finish_reason, delta.stop_reason, delta.ends_in_text) == ("stop", None, False)

@@ -67,11 +67,11 @@ async def test_neutral_values_of_what_others_have_are_taken(served: Serving, pat
 
 
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("name", FOREIGN)
-async def test_other_values_are_refused_by_name(served: Serving, path: str, name: str) -> None:
-    response = await served.post(path, **BODIES[path], **{name: 7.5})
-    assert response.status_code == 400
-    assert f"{name} is not supported: " in response.json()["error"]["message"]
+async def test_other_values_are_refused_by_name(served: Serving, path: str) -> None:
+    for name in FOREIGN:
+        response = await served.post(path, **BODIES[path], **{name: 7.5})
+        assert response.status_code == 400, name
+        assert f"{name} is not supported: " in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("do_sample", False), ("typical_p", True), ("detokenize", False)])
