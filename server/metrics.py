@@ -105,6 +105,13 @@ METRICS: tuple[MetricSpec, ...] = (
         ("route", "method", "status"),
     ),
     MetricSpec("orcinus_http_requests_in_progress", "gauge", "HTTP requests being answered."),
+    MetricSpec(
+        "orcinus_event_loop_lag_seconds",
+        "histogram",
+        "How late the server's event loop came round, asked ten times a second. All that it does meanwhile for one"
+        " request, all others wait for; some milliseconds are normal.",
+        bounds=SECONDS,
+    ),
 )  # fmt: skip
 
 _SPECS = {spec.name: spec for spec in METRICS}
@@ -150,6 +157,7 @@ class Metrics(EngineObserver):
         self._inter_token = self._histograms["orcinus_inter_token_latency_seconds"]
         self._queue_time = self._histograms["orcinus_queue_time_seconds"]
         self._e2e = self._histograms["orcinus_e2e_latency_seconds"]
+        self._loop_lag = self._histograms["orcinus_event_loop_lag_seconds"]
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
@@ -216,6 +224,9 @@ class Metrics(EngineObserver):
     def on_connection_refused(self, status: int) -> None:
         """Count an answer that a connection got before there was a request, or in place of one."""
         self._http[("connection", "other", str(status))] += 1
+
+    def on_loop_lag(self, lag_s: float) -> None:
+        self._loop_lag.observe(lag_s)
 
     def exposition(self, accept: str | None = None) -> tuple[bytes, str]:
         """Return the text of /metrics and its content type, in the format that the scraper accepts."""

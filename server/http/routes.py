@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from fastapi import Request, Response
 
 from orcinus.server.apis.generation import StreamableGeneration
+from orcinus.server.apis.json_pieces import write_blocks
 from orcinus.server.context import ServingContext
 from orcinus.server.errors import speaks_anthropic
-from orcinus.server.http.answers import EventStream, WholeAnswer, json_response
+from orcinus.server.http.answers import EventStream, JsonAnswer, WholeAnswer, json_response
 from orcinus.server.http.body import BodyReader
 from orcinus.server.operations import BodyOperation, GenerationOperation, LookupOperation, Operation, PageOperation
 from orcinus.server.requests.caller import read_caller
@@ -62,9 +63,9 @@ class OperationHandlers:
             async with self._context.intake.enter():
                 body = await self._bodies.read_json_object(request)
                 with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
-                    answer = json_response(await operation.work(self._context, body))
+                    answer = await operation.work(self._context, body)
             request.state.left_out = left_out.header()
-            return answer
+            return JsonAnswer(await write_blocks(answer))
 
         return respond
 

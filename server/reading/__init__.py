@@ -1,6 +1,6 @@
 """What a model wrote, read while it is written.
 
 `message_format` finds out from the chat template how the model writes, and makes a `message_reader` for each choice,
-which splits the text into `pieces`: content, reasoning (`reasoning`) and calls (`tools`). `whole_message` puts them
-together for answers that are given whole. `incoming_text` is what all readers read from. Knows no API.
+which splits the text into `pieces`: content, reasoning (`reasoning`) and calls (`tools`). `output_pieces` reads
+the outputs of the engine. `incoming_text` is what all readers read from. Knows no API.
 """
