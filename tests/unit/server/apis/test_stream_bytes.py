@@ -1,5 +1,6 @@
 """The exact bytes of events, for outputs made by hand: one chunk each, whatever the timing of an engine."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ def chosen(text: str) -> list[TokenLogprobs]:
 
 def encoded(generation: OpenAIGeneration, output: RequestOutput) -> bytes:
     return b"".join(generation.encode(output))
+
+
+def events_in(events: bytes) -> list[dict[str, Any]]:
+    return [json.loads(event.removeprefix("data: ")) for event in events.decode().split("\n\n") if event]
 
 
 def written(generation: OpenAIGeneration, events: bytes) -> str:
@@ -124,6 +129,56 @@ async def test_timing_is_an_extension_of_the_last_usage(silent: Serving) -> None
     assert generation.headers()["server-timing"] == (
         "queue;dur=1500.000, prefill;dur=1500.000, decode;dur=2000.000, cached_tokens;desc=0, preemptions;desc=2"
     )
+
+
+@pytest.mark.parametrize("body", [{}, {"logprobs": True}, {"return_token_ids": True}])
+@pytest.mark.parametrize("start", [complete, chat])
+async def test_text_comes_before_the_chunk_that_tells_why_it_ended(silent: Serving, start: Any, body: Any) -> None:
+    body = {**body, "logprobs": 0} if start is complete and "logprobs" in body else body
+    generation = await start(silent, **body)
+    outputs = [said("a", logprobs=chosen("a")), said("b", "stop", logprobs=chosen("b"), stop_reason="x")]
+    events = [event for output in outputs for event in events_in(encoded(generation, output))]
+    *others, last = [event["choices"][0] for event in events]
+    assert [choice["finish_reason"] for choice in others] == [None] * len(others)
+    assert not any("stop_reason" in choice for choice in others)
+    assert (last["finish_reason"], last["stop_reason"]) == ("stop", "x")
+    assert last["delta" if start is chat else "text"] == ({} if start is chat else "")
+    text = [choice["text"] if start is complete else choice["delta"].get("content", "") for choice in others]
+    assert "".join(text) == "ab"
+    if "return_token_ids" in body:
+        assert [token_id for choice in others for token_id in choice.get("token_ids", [])] == [97, 98]
+        assert last["token_ids"] == []
+    if "logprobs" in body:
+        assert others[-1]["logprobs"] is not None
+        assert not last["logprobs"] or not any(last["logprobs"].values())
+
+
+async def test_an_end_without_text_has_no_chunk_of_text(silent: Serving) -> None:
+    for generation, empty in ((await complete(silent), {"text": ""}), (await chat(silent), {"delta": {}})):
+        encoded(generation, said("a"))
+        [event] = events_in(encoded(generation, RequestOutput(index=0, token_ids=[256], finish_reason="stop")))
+        assert event["choices"] == [{"index": 0, **empty, "logprobs": None, "finish_reason": "stop"}]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_the_chunk_with_the_role_counts_nothing_of_its_choice(silent: Serving, n: int) -> None:
+    generation = await chat(silent, n=n, stream_options={"continuous_usage_stats": True})
+    num_before = 0
+    for index in range(n):
+        assert encoded(generation, RequestOutput(index=index, token_ids=[0xC3])) == b""
+        role, text = events_in(encoded(generation, said("ab", index=index)))
+        assert role["choices"][0]["delta"]["role"] == "assistant"
+        assert role["usage"]["completion_tokens"] == num_before
+        assert role["usage"]["total_tokens"] == role["usage"]["prompt_tokens"] + num_before
+        num_before += 3
+        assert text["usage"]["completion_tokens"] == num_before
+
+
+async def test_usage_comes_only_where_it_was_asked_for(silent: Serving) -> None:
+    for start in (complete, chat):
+        generation = await start(silent)
+        events = encoded(generation, said("a")) + encoded(generation, said("b", "stop"))
+        assert b"usage" not in events + b"".join(generation.encode_end())
 
 
 async def test_running_usage_is_that_of_the_moment(silent: Serving) -> None:
