@@ -11,8 +11,8 @@ import msgspec
 from orcinus.engine.messages import FinishReason, PackedLogprobs, TokenLogprobs
 from orcinus.engine.sampling_params import SamplingParams
 
-Outcome = Literal["stop", "length", "abort", "timeout", "error", "rejected"]
-"""What became of a choice; one that was "rejected" never had a place in the engine."""
+Outcome = Literal["stop", "length", "abort", "timeout", "error"]
+"""What became of a choice that was admitted."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,6 +75,7 @@ class LiveChoice:
 
     __slots__ = (
         "added",
+        "asked_at",
         "engine_id",
         "first_token_time",
         "is_unproven",
@@ -87,9 +88,16 @@ class LiveChoice:
     )
 
     def __init__(
-        self, added: AddRequest, live: LiveRequest, processor: OutputProcessor, num_prompt_tokens: int
+        self,
+        added: AddRequest,
+        live: LiveRequest,
+        processor: OutputProcessor,
+        num_prompt_tokens: int,
+        asked_at: float | None = None,
     ) -> None:
+        """Take a choice whose client has waited since `asked_at`, or since now where nobody knows."""
         self.added = added
+        self.asked_at = added.arrival_time if asked_at is None else asked_at
         self.engine_id = added.request_id
         self.live = live
         self.processor = processor
