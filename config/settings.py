@@ -309,6 +309,15 @@ class Settings(BaseSettings):
         "N",
         ge=1,
     )
+    max_logprobs_per_request: int | None = _setting(
+        None,
+        "Server",
+        "Log-probabilities that one request may ask for, of all tokens of its prompts and choices and of their"
+        " alternatives: prompts times n times tokens times 1 + top_logprobs. More is a 400. Default: 2**20, which is"
+        " about 80 MB of JSON, or what one choice over the whole context may have, where that is more.",
+        "N",
+        ge=1,
+    )
     scheduling_policy: Literal["fair", "fcfs"] = _setting(
         "fair",
         "Server",

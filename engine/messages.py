@@ -1,4 +1,4 @@
-"""The plain data that crosses a boundary inside the engine. No behaviour, no tensors, no torch.
+"""The plain data that crosses a boundary inside the engine. No behaviour but packing, no tensors, no torch.
 
 Two boundaries meet here and share nothing else:
 
@@ -8,6 +8,8 @@ Two boundaries meet here and share nothing else:
 Times are seconds of `time.monotonic()`, which on one machine is the same clock in every process.
 """
 
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import msgspec
@@ -19,6 +21,8 @@ from orcinus.engine.sampling_params import Pooling, SamplingParams
 FinishReason = Literal["stop", "length", "abort", "error"]
 Fault = Literal["request", "memory", "engine"]
 """What a failed step may be blamed on: one of its requests, want of memory, or an executor that cannot go on."""
+
+_ENTRIES_IN_PART = 32
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -128,6 +132,45 @@ class TokenLogprobs(Message, frozen=True):
     top: list[tuple[int, float]] = []
 
 
+class PackedLogprobs(Message, frozen=True, eq=False):
+    """The entries of a prompt's tokens, as bytes that are read a part at a time; made by `pack_logprobs`.
+
+    A prompt may have millions of numbers. They cost next to nothing until somebody goes through them, or compares or
+    indexes them as the list that they are.
+    """
+
+    parts: list[bytes] = []
+
+    def __iter__(self) -> Iterator[TokenLogprobs | None]:
+        return chain.from_iterable(map(_read_entries, self.parts))
+
+    def __len__(self) -> int:
+        return sum(map(len, map(_read_entries, self.parts)))
+
+    def __getitem__(self, position: Any) -> Any:
+        return [*self][position]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (PackedLogprobs, list)) and [*self] == [*other]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_read_entries = msgspec.msgpack.Decoder(list[TokenLogprobs | None]).decode
+_read_present_entries = msgspec.msgpack.Decoder(list[TokenLogprobs]).decode
+
+
+def pack_logprobs(entries: Sequence[TokenLogprobs | None]) -> list[bytes]:
+    """Return `parts` of `PackedLogprobs`: each holds so few entries that they are read in no time."""
+    starts = range(0, len(entries), _ENTRIES_IN_PART)
+    return [msgspec.msgpack.encode(entries[start : start + _ENTRIES_IN_PART]) for start in starts]
+
+
+def unpack_logprobs(parts: Sequence[bytes]) -> list[TokenLogprobs]:
+    """Return the entries of generated tokens that were packed, none of which is None."""
+    return [*chain.from_iterable(map(_read_present_entries, parts))]
+
+
 class RequestDelta(Message, frozen=True):
     """Tells what one step brought one request. `finish_reason` is None until the last delta.
 
@@ -142,7 +185,7 @@ class RequestDelta(Message, frozen=True):
     request_id: str
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] | None = None
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: PackedLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     num_cached_tokens: int | None = None

@@ -8,11 +8,11 @@ from typing import Literal
 
 import msgspec
 
-from orcinus.engine.messages import FinishReason, TokenLogprobs
+from orcinus.engine.messages import FinishReason, PackedLogprobs, TokenLogprobs
 from orcinus.engine.sampling_params import SamplingParams
 
-Outcome = Literal["stop", "length", "abort", "timeout", "error", "rejected"]
-"""What became of a choice; one that was "rejected" never had a place in the engine."""
+Outcome = Literal["stop", "length", "abort", "timeout", "error"]
+"""What became of a choice that was admitted."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +62,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] | None = None
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: PackedLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int | None = None

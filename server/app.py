@@ -44,7 +44,7 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     Sets `engine.observer`. `app.state` has `context`, `metrics` and, once it runs, `reading`: the task of `engine.run`.
     Raises `OSError` if the key file cannot be read, and `SettingsError` if it has a key that cannot be sent.
     """
-    metrics = Metrics()
+    metrics = Metrics(settings.model_names, operations.labels())
     engine.observer = metrics
     context = ServingContext(engine, settings)
     app = FastAPI(
@@ -74,11 +74,11 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
         Middleware(FaultMiddleware),
         Middleware(AuthMiddleware, keys=app.state.keys, operations=operations),
         Middleware(MethodMiddleware, operations=operations),
-        Middleware(RoomMiddleware, context=context, operations=operations),
+        Middleware(RoomMiddleware, context=context, operations=operations, metrics=metrics),
     ]
     for kind in (OrcinusError, HTTPException):
         app.add_exception_handler(kind, _respond)
-    handlers = OperationHandlers(context, bodies, settings.keep_alive_s)
+    handlers = OperationHandlers(context, bodies, metrics, settings.keep_alive_s)
     for operation in operations:
         _add_operation(app, operation, handlers.handler(operation))
     install_document(app, operations, is_key_needed=settings.is_key_needed, root_path=settings.root_path)

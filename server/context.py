@@ -4,7 +4,7 @@ Independent of HTTP, so that a file of requests can be answered in process:
 
     ctx = ServingContext(engine, settings)
     generation = await chat.start_chat_completion(ctx, body)
-    response = await generation.whole()  # dict, as the API returns it
+    response = b"".join(await generation.whole())  # JSON, as the API returns it
 
 Both calls raise the errors that `server.errors.to_response` turns into a status and a body.
 """

@@ -7,9 +7,9 @@ comes from user input.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -21,7 +21,12 @@ from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.messages import EngineInfo, StepStats
 from orcinus.engine.outputs import Outcome
 
-OUTCOMES: tuple[Outcome, ...] = ("stop", "length", "abort", "timeout", "error", "rejected")
+ENDS: tuple[Outcome, ...] = ("stop", "length", "abort", "timeout", "error")
+REJECTED = "rejected"
+OUTCOMES = (*ENDS, REJECTED)
+
+RejectionReason = Literal["invalid", "too_long", "queue_full", "rate_limited", "draining", "unavailable", "error"]
+REJECTION_REASONS: tuple[RejectionReason, ...] = get_args(RejectionReason)
 
 # One millisecond to five minutes, and half a step beyond on both sides.
 SECONDS = (
@@ -44,12 +49,19 @@ class MetricSpec:
 
 METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("orcinus_info", "gauge", "Always 1; its labels say what runs.", ("version", "model", "dtype", "device")),
+    MetricSpec(
+        "orcinus_model_info",
+        "gauge",
+        "Always 1, once for each name that the model is served by; to be joined to other metrics by instance.",
+        ("model_name",),
+    ),
     MetricSpec("orcinus_slots", "gauge", "Sequences that can run at once (max_num_seqs)."),
     MetricSpec("orcinus_slots_in_use", "gauge", "Sequences that run now."),
     MetricSpec("orcinus_slot_utilization_ratio", "gauge", "Slots in use over slots, 0 to 1."),
     MetricSpec("orcinus_queue_depth", "gauge", "Sequences that wait for a slot."),
     MetricSpec("orcinus_kv_blocks", "gauge", "Blocks of the KV cache; layers with a window have others."),
     MetricSpec("orcinus_kv_blocks_in_use", "gauge", "Those that running sequences hold (cached ones are free)."),
+    MetricSpec("orcinus_kv_cache_utilization_ratio", "gauge", "Blocks in use over blocks, 0 to 1."),
     MetricSpec(
         "orcinus_device_utilization_ratio",
         "gauge",
@@ -64,10 +76,18 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "orcinus_requests_total",
         "counter",
-        "Sequences by how they ended (a request counts prompts times n): stop, length, abort (the client left),"
-        " timeout, error, rejected (refused at admission, queue full included; what is refused before all of it is read"
-        " counts once).",
+        "Sequences, not HTTP requests, by how they ended: a request counts prompts times n. stop, length, abort (the"
+        " client left), timeout, error, rejected (never admitted).",
         ("outcome",),
+    ),
+    MetricSpec(
+        "orcinus_requests_rejected_total",
+        "counter",
+        "Sequences that were never admitted, by reason: invalid (the client's mistake, a 4xx), too_long (for the"
+        " context), queue_full, rate_limited (limits of one key), draining, unavailable (loading, or no engine), error."
+        " A refused request counts prompts times n, as if it had been admitted; once where its body was not read or"
+        " says neither. Their sum is outcome rejected of orcinus_requests_total.",
+        ("reason",),
     ),
     MetricSpec(
         "orcinus_prompt_tokens_total", "counter", "Prompt tokens of ended requests, cached ones included."
@@ -91,11 +111,20 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("orcinus_step_time_seconds", "histogram", "Time of one iteration of the batch.", bounds=SECONDS),
     MetricSpec("orcinus_tokens_per_step", "histogram", "Tokens computed in one iteration.", bounds=TOKENS),
-    MetricSpec("orcinus_time_to_first_token_seconds", "histogram", "From admission to first token.", bounds=SECONDS),
+    MetricSpec(
+        "orcinus_time_to_first_token_seconds",
+        "histogram",
+        "From the head of a request to the first token: its body, its template and its grammar included.",
+        bounds=SECONDS,
+    ),
     MetricSpec("orcinus_inter_token_latency_seconds", "histogram", "Between two tokens of a sequence.", bounds=SECONDS),
     MetricSpec("orcinus_queue_time_seconds", "histogram", "From admission to a slot.", bounds=SECONDS),
     MetricSpec(
-        "orcinus_e2e_latency_seconds", "histogram", "From admission to the end of a sequence.", bounds=SECONDS
+        "orcinus_e2e_latency_seconds",
+        "histogram",
+        "From the head of a request to the end of a sequence, by how it ended.",
+        ("outcome",),
+        SECONDS,
     ),
     MetricSpec(
         "orcinus_http_requests_total",
@@ -104,7 +133,21 @@ METRICS: tuple[MetricSpec, ...] = (
         " what was answered before there was a request (no HTTP, a bound, one connection too many).",
         ("route", "method", "status"),
     ),
+    MetricSpec(
+        "orcinus_http_request_duration_seconds",
+        "histogram",
+        "From the head of an HTTP request to the end of its answer, of a stream to its last event.",
+        ("route",),
+        SECONDS,
+    ),
     MetricSpec("orcinus_http_requests_in_progress", "gauge", "HTTP requests being answered."),
+    MetricSpec(
+        "orcinus_event_loop_lag_seconds",
+        "histogram",
+        "How late the server's event loop came round, asked ten times a second. All that it does meanwhile for one"
+        " request, all others wait for; some milliseconds are normal.",
+        bounds=SECONDS,
+    ),
 )  # fmt: skip
 
 _SPECS = {spec.name: spec for spec in METRICS}
@@ -124,32 +167,40 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += weight
         self._sum += value * weight
 
-    def to_metric(self, spec: MetricSpec) -> Metric:
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
+        """Add what was observed to a metric, under these labels."""
         buckets, total = [], 0
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             total += count
             buckets.append((bound, float(total)))
-        return HistogramMetricFamily(spec.name, spec.help, buckets=buckets, sum_value=self._sum)
+        family.add_metric(labels, buckets, self._sum)
 
 
 class Metrics(EngineObserver):
     """The numbers of one server, as it observes its engine; a collector in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, model_names: Sequence[str] = (), routes: Iterable[tuple[str, str]] = ()) -> None:
+        """Have series from the start for the names that are served, and for each route and method that there is."""
         self.registry = CollectorRegistry()
+        self._model_names = tuple(model_names)
         self._stats = StepStats()
         self._info: tuple[str, ...] | None = None
         self._counters = Counter[str]()
         self._outcomes = Counter[tuple[str, ...]]({(outcome,): 0 for outcome in OUTCOMES})
-        self._http = Counter[tuple[str, ...]]()
+        self._rejected = Counter[tuple[str, ...]]({(reason,): 0 for reason in REJECTION_REASONS})
+        self._http = Counter[tuple[str, ...]]({(route, method, "200"): 0 for route, method in routes})
         self._http_in_progress = 0
-        self._histograms = {spec.name: Histogram(spec.bounds) for spec in METRICS if spec.kind == "histogram"}
+        self._histograms = {
+            spec.name: Histogram(spec.bounds) for spec in METRICS if spec.kind == "histogram" and not spec.labels
+        }
         self._step_time = self._histograms["orcinus_step_time_seconds"]
         self._tokens_per_step = self._histograms["orcinus_tokens_per_step"]
         self._ttft = self._histograms["orcinus_time_to_first_token_seconds"]
         self._inter_token = self._histograms["orcinus_inter_token_latency_seconds"]
         self._queue_time = self._histograms["orcinus_queue_time_seconds"]
-        self._e2e = self._histograms["orcinus_e2e_latency_seconds"]
+        self._e2e = {(outcome,): Histogram(SECONDS) for outcome in ENDS}
+        self._durations = {(route,): Histogram(SECONDS) for route, _, _ in self._http}
+        self._loop_lag = self._histograms["orcinus_event_loop_lag_seconds"]
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
@@ -183,9 +234,7 @@ class Metrics(EngineObserver):
 
     def on_choice_done(self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int) -> None:
         self._outcomes[(outcome,)] += 1
-        if outcome == "rejected":
-            return
-        self._e2e.observe(e2e_s)
+        self._e2e[(outcome,)].observe(e2e_s)
         self._counters["orcinus_prompt_tokens_total"] += num_prompt_tokens
 
     def on_restart(self) -> None:
@@ -205,17 +254,26 @@ class Metrics(EngineObserver):
         if not self._stats.num_slots:
             self._stats = StepStats(num_slots=info.max_num_seqs, num_kv_blocks=info.num_kv_blocks)
 
+    def on_rejected(self, reason: RejectionReason, num_choices: int) -> None:
+        """Count a request that was refused before the engine had it."""
+        self._rejected[(reason,)] += num_choices
+        self._outcomes[(REJECTED,)] += num_choices
+
     def on_http_start(self) -> None:
         self._http_in_progress += 1
 
-    def on_http_end(self, route: str, method: str, status: int) -> None:
+    def on_http_end(self, route: str, method: str, status: int, duration_s: float) -> None:
         """Count a request that was answered. `route` and `method` must come from a fixed set."""
         self._http_in_progress -= 1
+        self._durations.setdefault((route,), Histogram(SECONDS)).observe(duration_s)
         self._http[(route, method, str(status))] += 1
 
     def on_connection_refused(self, status: int) -> None:
         """Count an answer that a connection got before there was a request, or in place of one."""
         self._http[("connection", "other", str(status))] += 1
+
+    def on_loop_lag(self, lag_s: float) -> None:
+        self._loop_lag.observe(lag_s)
 
     def exposition(self, accept: str | None = None) -> tuple[bytes, str]:
         """Return the text of /metrics and its content type, in the format that the scraper accepts."""
@@ -225,16 +283,28 @@ class Metrics(EngineObserver):
     def collect(self) -> Iterator[Metric]:
         """Give all metrics to prometheus-client."""
         gauges = self._gauges()
-        labelled = {"orcinus_requests_total": self._outcomes, "orcinus_http_requests_total": self._http}
+        infos = {"orcinus_info": [self._info] if self._info else [], "orcinus_model_info": self._served_names()}
+        counters = {
+            "orcinus_requests_total": self._outcomes,
+            "orcinus_requests_rejected_total": self._rejected,
+            "orcinus_http_requests_total": self._http,
+        }
+        histograms: dict[str, Mapping[Any, Histogram]] = {
+            "orcinus_e2e_latency_seconds": self._e2e,
+            "orcinus_http_request_duration_seconds": self._durations,
+        }
         for name, spec in _SPECS.items():
             if spec.kind == "histogram":
-                yield self._histograms[name].to_metric(spec)
+                yield _histogram(spec, histograms[name] if spec.labels else {(): self._histograms[name]})
             elif spec.kind == "counter":
-                yield _counter(spec, labelled.get(name) or {(): self._counters[name]})
-            elif name == "orcinus_info":
-                yield _gauge(spec, 1.0 if self._info else None, self._info or ())
+                yield _counter(spec, counters[name] if spec.labels else {(): self._counters[name]})
+            elif name in infos:
+                yield _gauge(spec, dict.fromkeys(infos[name], 1.0))
             else:
-                yield _gauge(spec, gauges[name])
+                yield _gauge(spec, {(): gauges[name]})
+
+    def _served_names(self) -> list[tuple[str, ...]]:
+        return [(name,) for name in self._model_names]
 
     def _gauges(self) -> dict[str, float | None]:
         stats = self._stats
@@ -245,6 +315,9 @@ class Metrics(EngineObserver):
             "orcinus_queue_depth": stats.num_waiting,
             "orcinus_kv_blocks": stats.num_kv_blocks,
             "orcinus_kv_blocks_in_use": stats.num_kv_blocks_used,
+            "orcinus_kv_cache_utilization_ratio": stats.num_kv_blocks_used / stats.num_kv_blocks
+            if stats.num_kv_blocks
+            else 0.0,
             "orcinus_device_utilization_ratio": stats.device_utilization,
             "orcinus_device_memory_used_bytes": stats.device_memory_used_bytes,
             "orcinus_device_memory_total_bytes": stats.device_memory_total_bytes,
@@ -252,11 +325,19 @@ class Metrics(EngineObserver):
         }
 
 
-def _gauge(spec: MetricSpec, value: float | None, labels: Sequence[str] = ()) -> Metric:
-    """Return a gauge, which without a value (not known yet) has no sample."""
+def _gauge(spec: MetricSpec, values: Mapping[tuple[str, ...], float | None]) -> Metric:
+    """Return a gauge, of which a value that is not known yet has no sample."""
     family = GaugeMetricFamily(spec.name, spec.help, labels=spec.labels)
-    if value is not None:
-        family.add_metric(labels, value)
+    for labels, value in values.items():
+        if value is not None:
+            family.add_metric(labels, value)
+    return family
+
+
+def _histogram(spec: MetricSpec, values: Mapping[tuple[str, ...], Histogram]) -> Metric:
+    family = HistogramMetricFamily(spec.name, spec.help, labels=spec.labels)
+    for labels, histogram in values.items():
+        histogram.add_to(family, labels)
     return family
 
 

@@ -185,6 +185,12 @@ class OperationTable:
                     return likely
         return None
 
+    def labels(self) -> Iterator[tuple[str, str]]:
+        """Give what the metrics call each operation, with each of its methods."""
+        for operation in self._operations:
+            if (label := self.label(operation.path)) != OTHER:
+                yield from ((label, method) for method in operation.methods)
+
     @property
     def bodies(self) -> tuple[type[Body], ...]:
         """The bodies of all operations, each once."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orcinus.engine.admission.answer_size import check_logprobs
 from orcinus.engine.admission.quotas import ClientAccount, ClientAccounts
 from orcinus.engine.admission.service_rate import ServiceRate
 from orcinus.engine.errors import InvalidRequestError, QueueFullError, QuotaError
@@ -88,10 +89,12 @@ class AdmissionControl:
     def check(self, request: GenerationRequest, num_slots: int, max_model_len: int) -> None:
         """Raise unless there is room for the request now.
 
-        Raises `QueueFullError`, `QuotaError`, or `InvalidRequestError` for more choices than there can ever be.
+        Raises `QueueFullError`, `QuotaError`, or `InvalidRequestError` for more choices than there can ever be, or more
+        log-probabilities than one request may ask for.
         """
         self._num_slots = num_slots
         self._check_possible(request.num_choices)
+        check_logprobs(request, self._settings.max_logprobs_per_request, max_model_len)
         self._check_queue(request.num_choices)
         self._check_queued_tokens(sum(map(len, request.prompts)) * request.sampling.n)
         account = self._clients.of(request.client)

@@ -6,9 +6,8 @@ but `start` runs on the event loop, and nothing here blocks it.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -234,10 +233,9 @@ class AsyncEngine:
         Raises `InvalidRequestError`, `ContextLengthError`, `QueueFullError`, `QuotaError`, `DrainingError` or
         `EngineUnavailableError`.
         """
-        with self._counting_refusals(request.num_choices):
-            self.check_admitting()
-            check_request(request, self.info)
-            self._admission.check(request, self._num_slots, self.info.max_model_len)
+        self.check_admitting()
+        check_request(request, self.info)
+        self._admission.check(request, self._num_slots, self.info.max_model_len)
         return self._admit(request)
 
     def check_room(self, client: str) -> None:
@@ -246,22 +244,11 @@ class AsyncEngine:
         To be asked before a request is read. Where nothing is admitted for another reason, `submit` says so.
         """
         if self.is_admitting:
-            with self._counting_refusals(1):  # how many choices there would have been is not known yet
-                self._admission.check_room(client, self._num_slots)
+            self._admission.check_room(client, self._num_slots)
 
     def check_context(self, num_prompt_tokens: int, max_tokens: int | None) -> None:
         """Raise `ContextLengthError` where `submit` would, before the prompts after this one are read."""
-        with self._counting_refusals(1):
-            check_context(num_prompt_tokens, max_tokens, self.info.max_model_len)
-
-    @contextlib.contextmanager
-    def _counting_refusals(self, num_choices: int) -> Iterator[None]:
-        try:
-            yield
-        except OrcinusError:
-            for _ in range(num_choices):
-                self.observer.on_choice_done("rejected", 0.0, 0, 0)
-            raise
+        check_context(num_prompt_tokens, max_tokens, self.info.max_model_len)
 
     def _admit(self, request: GenerationRequest) -> RequestStream:
         max_model_len = self.info.max_model_len

@@ -4,6 +4,7 @@ Owns what a choice needs to go on in another engine. Knows nothing of admission,
 """
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,18 +27,20 @@ class LiveRequest:
         self.replica = replica
         self.choices: dict[str, LiveChoice] = {}
         self.timer: asyncio.TimerHandle | None = None
-        self._pending: dict[int, OutputBuffer] = {}
+        self._pending: dict[int, deque[OutputBuffer]] = {}
         self._is_closed = False
         self._error: OrcinusError | None = None
         self._news = asyncio.Event()
 
     def put(self, output: RequestOutput) -> None:
-        """Hand an output to the reader. What it has not read of the same choice becomes one with it."""
-        earlier = self._pending.get(output.index)
-        if earlier is None:
-            self._pending[output.index] = OutputBuffer(output)
+        """Hand an output to the reader. What it has not read of the same choice becomes one with it, up to a bound."""
+        buffers = self._pending.get(output.index)
+        if buffers is None:
+            self._pending[output.index] = deque([OutputBuffer(output)])
+        elif buffers[-1].is_full:
+            buffers.append(OutputBuffer(output))
         else:
-            earlier.add(output)
+            buffers[-1].add(output)
         self._news.set()
 
     def close(self, error: OrcinusError | None = None) -> None:
@@ -57,7 +60,11 @@ class LiveRequest:
             self._news.clear()
             await self._news.wait()
         if self._pending:
-            return self._pending.pop(next(iter(self._pending))).merged()
+            index, buffers = next(iter(self._pending.items()))
+            output = buffers.popleft().merged()
+            if not buffers:
+                del self._pending[index]
+            return output
         if self._error is not None:
             raise self._error
         raise StopAsyncIteration
@@ -68,6 +75,7 @@ class LiveChoice:
 
     __slots__ = (
         "added",
+        "asked_at",
         "engine_id",
         "first_token_time",
         "is_unproven",
@@ -80,9 +88,16 @@ class LiveChoice:
     )
 
     def __init__(
-        self, added: AddRequest, live: LiveRequest, processor: OutputProcessor, num_prompt_tokens: int
+        self,
+        added: AddRequest,
+        live: LiveRequest,
+        processor: OutputProcessor,
+        num_prompt_tokens: int,
+        asked_at: float | None = None,
     ) -> None:
+        """Take a choice whose client has waited since `asked_at`, or since now where nobody knows."""
         self.added = added
+        self.asked_at = added.arrival_time if asked_at is None else asked_at
         self.engine_id = added.request_id
         self.live = live
         self.processor = processor

@@ -52,7 +52,8 @@ class GenerationResult:
 
     @property
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
-        return self.outputs[0].prompt_logprobs
+        packed = self.outputs[0].prompt_logprobs
+        return None if packed is None else [*packed]
 
 
 @dataclass(frozen=True, slots=True)

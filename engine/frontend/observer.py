@@ -20,13 +20,13 @@ class EngineObserver:
         """
 
     def on_first_token(self, ttft_s: float) -> None:
-        """Called for the first token of a choice, `ttft_s` after it was admitted."""
+        """Called for the first token of a choice, `ttft_s` after its request was asked (`asked_at`)."""
 
     def on_next_tokens(self, interval_s: float, num_tokens: int) -> None:
         """Called for `num_tokens` more tokens of a choice, which came `interval_s` after the ones before."""
 
     def on_choice_done(self, outcome: Outcome, e2e_s: float, num_prompt_tokens: int, num_output_tokens: int) -> None:
-        """Called once for each admitted choice, and once for each choice of a refused request ("rejected").
+        """Called once for each admitted choice, `e2e_s` after its request was asked.
 
         `num_prompt_tokens` is given for the first sample of a prompt, and 0 for its others.
         """

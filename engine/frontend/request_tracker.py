@@ -53,7 +53,7 @@ class RequestTracker:
             )
             # A prompt is counted once, as in usage, however many samples are drawn from it.
             num_counted = 0 if sample else len(added.prompt_token_ids)
-            live.choices[added.request_id] = LiveChoice(added, live, processor, num_counted)
+            live.choices[added.request_id] = LiveChoice(added, live, processor, num_counted, request.asked_at)
         self._admission.enter(request, [*live.choices], max_model_len)
         self._idle.clear()
         if request.timeout_s is not None:
@@ -143,7 +143,7 @@ class RequestTracker:
     def _observe_tokens(self, choice: LiveChoice, num_tokens: int, now: float) -> None:
         if choice.last_token_time is None:
             choice.first_token_time = now
-            self.observer.on_first_token(now - choice.arrival_time)
+            self.observer.on_first_token(now - choice.asked_at)
             num_tokens -= 1
         if num_tokens:
             self.observer.on_next_tokens(now - (choice.last_token_time or now), num_tokens)
@@ -171,5 +171,5 @@ class RequestTracker:
         if self._admission.num_in_flight == 0:
             self._idle.set()
         self.observer.on_choice_done(
-            outcome, time.monotonic() - choice.arrival_time, choice.num_prompt_tokens, num_output_tokens
+            outcome, time.monotonic() - choice.asked_at, choice.num_prompt_tokens, num_output_tokens
         )

@@ -6,7 +6,7 @@ blocks or plans.
 
 from dataclasses import dataclass, replace
 
-from orcinus.engine.messages import FinishReason, RequestDelta, StepResult, TokenLogprobs
+from orcinus.engine.messages import FinishReason, PackedLogprobs, RequestDelta, StepResult, TokenLogprobs
 from orcinus.engine.scheduler.request import Request
 
 
@@ -108,12 +108,12 @@ def report(
         )
     is_first, request.has_reported = not request.has_reported, True
     started = request.first_scheduled_time
-    prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
+    parts, request.prompt_logprobs = request.prompt_logprobs, None
     return RequestDelta(
         request_id=request.request_id,
         token_ids=token_ids,
         logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
+        prompt_logprobs=None if parts is None else PackedLogprobs(parts),
         finish_reason=None if end is None else end.reason,
         stop_reason=None if end is None else end.stop_reason,
         num_cached_tokens=request.num_cached_tokens if is_first else None,

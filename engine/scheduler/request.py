@@ -7,7 +7,7 @@ import hashlib
 from array import array
 from typing import Any
 
-from orcinus.engine.messages import AddRequest, TokenLogprobs
+from orcinus.engine.messages import AddRequest, pack_logprobs
 from orcinus.engine.sampling_params import SamplingParams
 
 
@@ -80,8 +80,8 @@ class Request:
         self.is_known: bool = False  # to the executor
         self.has_reported: bool = False
         self.is_steered: bool = added.is_steered  # to its grammar's end, because its tokens run out
-        self.prompt_logprobs: list[TokenLogprobs | None] | None = (
-            None if added.sampling.prompt_logprobs is None or added.output_token_ids else [None]
+        self.prompt_logprobs: list[bytes] | None = (  # parts of `PackedLogprobs`
+            None if added.sampling.prompt_logprobs is None or added.output_token_ids else pack_logprobs([None])
         )
         self._block_hashes: list[bytes] = []
 
@@ -131,7 +131,7 @@ class Request:
         self.num_preemptions += 1
         self.is_known = False
         if self.prompt_logprobs is not None:
-            self.prompt_logprobs = [None]
+            self.prompt_logprobs = pack_logprobs([None])
 
 
 def _root_hash(cache_salt: str | None, adapter: str | None) -> bytes:

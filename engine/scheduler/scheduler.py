@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orcinus.config.engine_config import BatchingStrategy
-from orcinus.engine.messages import AddRequest, RequestDelta, ScheduledRequest, StepPlan, StepResult
+from orcinus.engine.messages import AddRequest, RequestDelta, ScheduledRequest, StepPlan, StepResult, pack_logprobs
 from orcinus.engine.scheduler.batching import batching_rule
 from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.ends import End, EndRules, end_without_tokens, report, report_error
@@ -161,7 +161,7 @@ class Scheduler:
                 deltas.append(self._fail(request, result.errors[request.request_id]))
                 continue
             if request.prompt_logprobs is not None:
-                request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, [])
+                request.prompt_logprobs += pack_logprobs(result.prompt_logprobs.get(request.request_id, ()))
             take_in = self._take_in_samples if item.num_samples else self._take_in_chunk
             if (delta := take_in(request, item, result)) is not None:
                 deltas.append(delta)

@@ -1,23 +1,24 @@
 """An admitted request and its answer, streamed or whole: what all APIs that generate share.
 
 `Generation` counts and collects; `OpenAIGeneration` is what completions and chat completions have in common. `whole`
-gives one JSON object; `encode` turns one output of the engine into the bytes of its events, which is the hot path
-of streaming: what does not change within a choice is encoded once. Knows no HTTP.
+gives one JSON object, in blocks; `encode` turns one output of the engine into the bytes of its events, which is the hot
+path of streaming: what does not change within a choice is encoded once. Whatever grows with an answer is written as it
+comes and kept as bytes, and both let the event loop go round in between. Knows no HTTP.
 """
 
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from orcinus.engine.errors import RequestFailedError
-from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
-from orcinus.server.apis.logprobs import prompt_logprobs
+from orcinus.server.apis.json_pieces import JsonList, JsonText, LazyList, Pacer, pieces_of, write_blocks
+from orcinus.server.apis.logprobs import Entries, write_prompt_logprobs
 from orcinus.server.apis.timings import Timings
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import error_body
@@ -29,25 +30,17 @@ _DONE = b"data: [DONE]\n\n"
 
 @dataclass(slots=True)
 class PendingChoice:
-    """Holds what has come of one choice, in pieces that were not written yet."""
+    """Holds what has come of one choice and was not given out yet, written as JSON already."""
 
     index: int
     has_begun: bool = False
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_tokens: int = 0
+    text: JsonText = field(default_factory=JsonText)
+    token_ids: JsonList = field(default_factory=JsonList)
+    logprobs: JsonList = field(default_factory=JsonList)
+    prompt_logprobs: Entries | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-
-    def add(self, output: RequestOutput) -> None:
-        self.text.append(output.text)
-        self.token_ids += output.token_ids
-        self.logprobs += output.logprobs or []
-        if output.prompt_logprobs is not None:
-            self.prompt_logprobs = output.prompt_logprobs
-        self.finish_reason = output.finish_reason
-        self.stop_reason = output.stop_reason
 
 
 class Usage:
@@ -64,11 +57,13 @@ class Usage:
         if output.num_cached_tokens and output.index % self._n == 0:
             self.cached_tokens += output.num_cached_tokens
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, num_unsaid_tokens: int = 0) -> dict[str, Any]:
+        """Return the usage less so many tokens, of which the client does not know yet."""
+        completion_tokens = self.completion_tokens - num_unsaid_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": self.prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
@@ -84,28 +79,33 @@ class Generation(ABC):
         self.timings = Timings()
         self._num_open = request.num_choices
 
-    async def whole(self) -> dict[str, Any]:
-        """Return the complete answer. Raises what the stream raises, and never returns a part of an answer."""
+    async def whole(self) -> list[bytes]:
+        """Return the complete answer, as the blocks of one JSON object.
+
+        Raises what the stream raises, and never returns a part of an answer.
+        """
+        pacer = Pacer()
         try:
             async for output in self.stream:
                 self._account(output)
-                self._collect(output)
+                for num_bytes in self._collect(output):
+                    await pacer.spend(num_bytes)
         finally:
             self.stream.abort()
         self._check_complete()
-        return self._whole()
+        return await write_blocks(self._whole(), pacer)
 
     def headers(self) -> dict[str, str]:
         """Return the headers of the whole answer, once it is complete."""
         return {"server-timing": self.timings.to_header(self.usage.cached_tokens)}
 
     @abstractmethod
-    def _collect(self, output: RequestOutput) -> None:
-        """Keep an output for the whole answer."""
+    def _collect(self, output: RequestOutput) -> Iterator[int]:
+        """Keep an output for the whole answer, in steps; gives how many bytes each has written."""
 
     @abstractmethod
     def _whole(self) -> dict[str, Any]:
-        """Return the whole answer, now that every choice is complete."""
+        """Return the whole answer, now that every choice is complete, for `json_pieces.pieces_of`."""
 
     def _account(self, output: RequestOutput) -> None:
         if output.finish_reason in {"error", "abort"}:
@@ -123,7 +123,9 @@ class Generation(ABC):
 class StreamableGeneration(Generation):
     """A request whose answer may also be a stream: `stream` is iterated and each output encoded.
 
-    Whoever iterates `stream` aborts it when leaving, for whatever reason; at its end that does nothing.
+    The code that iterates `stream` aborts it when it leaves, for whatever reason; at its end that does nothing. Events
+    are given as pieces, which are to be sent one after another without others in between; an empty piece is a step of
+    work, after which the event loop may go round.
     """
 
     def __init__(
@@ -133,15 +135,15 @@ class StreamableGeneration(Generation):
         self.is_streamed = is_streamed
 
     @abstractmethod
-    def encode(self, output: RequestOutput) -> bytes:
-        """Return the events of one output; empty while there is nothing to say. Raises `RequestFailedError`."""
+    def encode(self, output: RequestOutput) -> Iterable[bytes]:
+        """Return the events of one output; none while there is nothing to say. Raises `RequestFailedError`."""
 
     @abstractmethod
-    def encode_end(self) -> bytes:
+    def encode_end(self) -> Iterable[bytes]:
         """Return the last events. Raises `RequestFailedError` if the stream ended before every choice did."""
 
     @abstractmethod
-    def encode_error(self, error: Exception) -> bytes:
+    def encode_error(self, error: Exception) -> Iterable[bytes]:
         """Return the last events of a stream that an error ends."""
 
 
@@ -171,7 +173,8 @@ class OpenAIGeneration(StreamableGeneration):
         self._has_timing = options.include_timing
         self._has_running_usage = options.continuous_usage_stats
         self._has_details = sampling_has_details(request) or body.return_token_ids
-        self._head = _encode({**self._identity, "object": self.chunk_object})[:-1]
+        self._chunk_identity = {**self._identity, "object": self.chunk_object}
+        self._head = _encode(self._chunk_identity)[:-1]
         before, after = self.text_fields
         self._text_heads = [
             b'data: %b,"choices":[{"index":%d,%b' % (self._head, index, before) for index in range(request.num_choices)
@@ -182,56 +185,79 @@ class OpenAIGeneration(StreamableGeneration):
     def new_id(cls) -> str:
         return f"{cls.id_prefix}-{uuid.uuid4().hex}"
 
-    def _collect(self, output: RequestOutput) -> None:
-        self._choices[output.index].add(output)
+    def _collect(self, output: RequestOutput) -> Iterator[int]:
+        return self._add(self._choices[output.index], output)
 
     def _whole(self) -> dict[str, Any]:
         return {
             **self._identity,
             **self._response_extras(),
             "choices": [self._whole_choice(choice) for choice in self._choices],
-            "usage": self.usage.to_dict(),
+            "usage": self._usage(),
         }
 
-    def encode(self, output: RequestOutput) -> bytes:
+    def encode(self, output: RequestOutput) -> Iterable[bytes]:
         self._account(output)
         has_begun = self._choices[output.index].has_begun
         if has_begun and not self._has_details and output.finish_reason is None:
-            return self._text_event(output.index, output.text) if output.text else b""
-        due = self._gather(output, has_text=bool(output.text))
-        return self._events(due) if due else b""
+            return (self._text_event(output.index, output.text),) if output.text else ()
+        return self._gather(output, output.text)
 
-    def _gather(self, output: RequestOutput, *, has_text: bool) -> PendingChoice | None:
-        """Add an output to its choice. Return the choice if it is to be written now; a new one gathers what follows."""
+    def _gather(self, output: RequestOutput, news: Any) -> Iterator[bytes]:
+        """Add an output to its choice, and give its events if there are any due; a new one gathers what follows.
+
+        `news` is what the output has for the reader of a message, which is empty where it has nothing.
+        """
         choice = self._choices[output.index]
-        choice.add(output)
+        for _ in self._add(choice, output):
+            yield b""
         has_tokens = self._has_details and output.token_ids
-        if not (has_text or has_tokens or output.finish_reason or output.prompt_logprobs is not None):
-            return None
-        self._choices[output.index] = PendingChoice(output.index, has_begun=True)
-        return choice
+        if news or has_tokens or output.finish_reason or output.prompt_logprobs is not None:
+            self._choices[output.index] = PendingChoice(output.index, has_begun=True)
+            yield from self._events(choice, news)
 
-    def encode_end(self) -> bytes:
+    def _add(self, choice: PendingChoice, output: RequestOutput) -> Iterator[int]:
+        """Write what an output adds to its choice, in steps; gives how many bytes each has written."""
+        choice.num_tokens += len(output.token_ids)
+        choice.finish_reason = output.finish_reason
+        choice.stop_reason = output.stop_reason
+        if output.prompt_logprobs is not None:
+            choice.prompt_logprobs = output.prompt_logprobs
+        if self.body.return_token_ids:
+            choice.token_ids.extend(output.token_ids)
+        yield self._add_text(choice, output)
+        yield from self._add_logprobs(choice, output)
+
+    def _add_text(self, choice: PendingChoice, output: RequestOutput) -> int:
+        """Write what an output has of text, and return how much that is."""
+        choice.text.add(output.text)
+        return len(output.text)
+
+    def encode_end(self) -> Iterable[bytes]:
         """Return the event with the usage, if it was asked for."""
         self._check_complete()
         if not self._ends_with_usage:
-            return _DONE
-        usage = self.usage.to_dict()
+            return (_DONE,)
+        usage = self._usage()
         if self._has_timing:
             usage["timing"] = self.timings.to_dict(self.usage.cached_tokens)
-        return b'data: %b,"choices":[],"usage":%b}\n\n%b' % (self._head, _encode(usage), _DONE)
+        return (b'data: %b,"choices":[],"usage":%b}\n\n%b' % (self._head, _encode(usage), _DONE),)
 
-    def encode_error(self, error: Exception) -> bytes:
+    def encode_error(self, error: Exception) -> Iterable[bytes]:
         """Return the event on which the SDK raises."""
-        return b"data: %b\n\n%b" % (_encode(error_body(error)), _DONE)
+        return (b"data: %b\n\n%b" % (_encode(error_body(error)), _DONE),)
+
+    @abstractmethod
+    def _add_logprobs(self, choice: PendingChoice, output: RequestOutput) -> Iterator[int]:
+        """Write the log-probabilities that were asked for, in steps; gives how many bytes each has written."""
 
     @abstractmethod
     def _whole_choice(self, choice: PendingChoice) -> dict[str, Any]:
         """Return an entry of `choices` in a whole answer."""
 
     @abstractmethod
-    def _events(self, choice: PendingChoice) -> bytes:
-        """Return the events for what a choice has gathered: its first, its last, or one with details."""
+    def _events(self, choice: PendingChoice, news: Any) -> Iterator[bytes]:
+        """Return the events for what a choice has gathered: its first, one with details, its last."""
 
     def _text_event(self, index: int, text: str) -> bytes:
         """Return the event that holds nothing but text: nearly all of them."""
@@ -240,34 +266,42 @@ class OpenAIGeneration(StreamableGeneration):
     def _response_extras(self) -> dict[str, Any]:
         return {}
 
-    def _event(self, choice: dict[str, Any], **extras: Any) -> bytes:
-        """Return one chunk with one choice."""
-        fields = _encode({**extras, "choices": [choice]})[1:-1]
-        return b"data: %b,%b%b" % (self._head, fields, self._tail())
+    def _event(self, choice: dict[str, Any], *, num_unsaid_tokens: int = 0, **extras: Any) -> Iterator[bytes]:
+        """Return one chunk with one choice. Its running usage leaves `num_unsaid_tokens` out."""
+        yield b"data: "
+        tail: dict[str, Any] = {"usage": None} if self._ends_with_usage else {}
+        if self._has_running_usage:
+            tail = {"usage": self._usage(num_unsaid_tokens)}
+        yield from pieces_of({**self._chunk_identity, **extras, "choices": [choice], **tail})
+        yield b"\n\n"
 
     def _tail(self) -> bytes:
         """Return the end of a chunk, after its choices."""
         if self._has_running_usage:
-            return b',"usage":%b}\n\n' % _encode(self.usage.to_dict())
+            return b',"usage":%b}\n\n' % _encode(self._usage())
         return b',"usage":null}\n\n' if self._ends_with_usage else b"}\n\n"
 
-    def _choice_extras(self, choice: PendingChoice) -> dict[str, Any]:
-        """Return the fields beyond the specification that were asked for, or that say why the choice ended."""
-        extras: dict[str, Any] = {}
-        if choice.stop_reason is not None:
-            extras["stop_reason"] = choice.stop_reason
-        if self.body.return_token_ids:
-            extras["token_ids"] = choice.token_ids
-        return extras
+    def _usage(self, num_unsaid_tokens: int = 0) -> dict[str, Any]:
+        return self.usage.to_dict(num_unsaid_tokens)
+
+    def _stop_extras(self, choice: PendingChoice) -> dict[str, Any]:
+        """Return what ended the choice, which the specification has no field for, if it was not the model's end."""
+        return {} if choice.stop_reason is None else {"stop_reason": choice.stop_reason}
+
+    def _token_extras(self, choice: PendingChoice) -> dict[str, Any]:
+        """Return the token ids, where they were asked for."""
+        return {"token_ids": choice.token_ids} if self.body.return_token_ids else {}
 
     def _prompt_of(self, index: int) -> list[int]:
         return self.request.prompts[index // self.request.sampling.n]
 
-    def _ranked_prompt_logprobs(self, choice: PendingChoice) -> Sequence[dict[str, Any] | None] | None:
+    def _ranked_prompt_logprobs(self, choice: PendingChoice) -> LazyList | None:
         """Return the extension `prompt_logprobs`, where it was asked for and is new."""
-        if self.body.prompt_logprobs is None or choice.prompt_logprobs is None:
+        num_top = self.body.prompt_logprobs
+        entries = choice.prompt_logprobs
+        if num_top is None or entries is None:
             return None
-        return prompt_logprobs(self.tokenizer, choice.prompt_logprobs, self.body.prompt_logprobs)
+        return LazyList(lambda: write_prompt_logprobs(self.tokenizer, entries, num_top))
 
 
 def sampling_has_details(request: GenerationRequest) -> bool:

@@ -57,17 +57,24 @@ _OFFLINE: dict[str, Any] = {
     "max_queue_len": 1_000_000,
     "max_queue_tokens": sys.maxsize,
     "max_requests_per_key": None,
+    "max_logprobs_per_request": sys.maxsize,
     "max_tokens_per_minute_per_key": None,
     "step_timeout_s": 0.0,
     "max_engine_restarts": 0,  # a thread cannot be replaced
 }
 
-Answer = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
+Answer = Callable[[dict[str, Any]], Awaitable[msgspec.Raw]]  # a JSON object, written
 
 
 class Progress(Protocol):
     def update(self, n: float = 1) -> object: ...
     def set_postfix_str(self, s: str, refresh: bool) -> object: ...
+
+
+class _Counted(msgspec.Struct):
+    """Holds what is read of an answer, of which the rest is passed over."""
+
+    usage: dict[str, Any] = {}
 
 
 class BadLineError(OrcinusError):
@@ -94,7 +101,7 @@ class Totals:
         if response is None or response["status_code"] != 200:
             self.num_errors += 1
             return
-        usage = response["body"].get("usage") or {}
+        usage = msgspec.json.decode(response["body"], type=_Counted).usage
         self.num_prompt_tokens += usage.get("prompt_tokens", 0)
         self.num_output_tokens += usage.get("completion_tokens", 0)
 
@@ -265,10 +272,11 @@ def batch_operations() -> "list[GenerationOperation]":
     return sorted(rows, key=lambda row: row.path)
 
 
-async def _answer(operation: "GenerationOperation", context: "ServingContext", body: dict[str, Any]) -> dict[str, Any]:
+async def _answer(operation: "GenerationOperation", context: "ServingContext", body: dict[str, Any]) -> msgspec.Raw:
     from orcinus.server.requests.caller import ANONYMOUS
 
-    return await (await operation.start(context, body, ANONYMOUS)).whole()
+    generation = await operation.start(context, body, ANONYMOUS)
+    return msgspec.Raw(b"".join(await generation.whole()))
 
 
 async def _respond(answer: Answer, body: dict[str, Any]) -> dict[str, Any]:

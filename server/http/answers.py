@@ -8,7 +8,7 @@ bytes comes from `server.apis.generation`.
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from orcinus.server.apis.generation import Generation, StreamableGeneration
+from orcinus.server.apis.json_pieces import BLOCK_BYTES, STEP_BYTES, Pacer
 from orcinus.server.errors import is_expected, to_response
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,24 @@ def error_response(error: Exception, scope: Scope) -> Response:
     return Response(answer.body, answer.status, answer.headers)
 
 
+class JsonAnswer(Response):
+    """An answer that is complete, in blocks of one JSON document, which are sent one by one."""
+
+    def __init__(self, blocks: list[bytes], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        length = str(sum(map(len, blocks)))
+        self.init_headers({**(headers or {}), "content-type": "application/json", "content-length": length})
+        self._blocks = blocks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pacer = Pacer()
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        for block in self._blocks:
+            await send({"type": "http.response.body", "body": block, "more_body": True})
+            await pacer.spend(len(block))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 class WholeAnswer(Response):
     """The complete answer as one JSON object."""
 
@@ -49,9 +68,9 @@ class WholeAnswer(Response):
         self._generation = generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        content = await run_until_disconnect(receive, self._generation.whole())
-        if content is not None:
-            await json_response(content, headers=self._generation.headers())(scope, receive, send)
+        blocks = await run_until_disconnect(receive, self._generation.whole())
+        if blocks is not None:
+            await JsonAnswer(blocks, self._generation.headers())(scope, receive, send)
 
 
 class EventStream(Response):
@@ -65,6 +84,7 @@ class EventStream(Response):
         self._generation = generation
         self._keep_alive_s = keep_alive_s
         self._lock = asyncio.Lock()  # one event at a time, whole
+        self._pacer = Pacer()
         self._is_started = False
         self._last_write = time.monotonic()
 
@@ -79,8 +99,7 @@ class EventStream(Response):
         generation = self._generation
         try:
             async for output in generation.stream:
-                if events := generation.encode(output):
-                    await self._write(events)
+                await self._write(generation.encode(output))
             last = generation.encode_end()
         except Exception as error:
             if not self._is_started:
@@ -99,15 +118,29 @@ class EventStream(Response):
             elif self._lock.locked():
                 await asyncio.sleep(min(self._keep_alive_s, 1.0))
             else:
-                await self._write(KEEP_ALIVE)
+                await self._write((KEEP_ALIVE,))
 
-    async def _write(self, body: bytes, *, is_last: bool = False) -> None:
+    async def _write(self, events: Iterable[bytes], *, is_last: bool = False) -> None:
+        """Send events, which may be long: in blocks, between which the event loop may go round."""
         async with self._lock:
-            if not self._is_started:
-                self._is_started = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-            await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
-            self._last_write = time.monotonic()
+            block = b""
+            for piece in events:
+                block = block + piece if block else piece
+                if len(block) >= BLOCK_BYTES:
+                    await self._send_block(block, more_body=True)
+                    block = b""
+                elif not piece:
+                    await self._pacer.spend(STEP_BYTES)
+            if block or is_last:
+                await self._send_block(block, more_body=not is_last)
+
+    async def _send_block(self, block: bytes, *, more_body: bool) -> None:
+        if not self._is_started:
+            self._is_started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await self._send({"type": "http.response.body", "body": block, "more_body": more_body})
+        self._last_write = time.monotonic()
+        await self._pacer.spend(len(block))
 
 
 async def run_until_disconnect(

@@ -57,7 +57,7 @@ class RequestMiddleware:
         finally:
             self._bodies.release(scope)
             route, method = self._labels(scope)
-            self._metrics.on_http_end(route, method, exchange.status)
+            self._metrics.on_http_end(route, method, exchange.status, exchange.duration_s)
             exchange.log(is_quiet=exchange.status == TOO_MANY or self._operations.is_polled(scope["path"]))
             if exchange.status == TOO_MANY:
                 self._throttled_log.count(f"requests refused with {TOO_MANY}")
@@ -79,6 +79,10 @@ class _Exchange:
         self.status = CLIENT_LEFT
         self.request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = self.request_id
+
+    @property
+    def duration_s(self) -> float:
+        return time.perf_counter() - self._started
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -107,7 +111,7 @@ class _Exchange:
             ascii(self._scope["method"])[1:-1],
             ascii(self._scope["path"])[1:-1][:200],  # escapes what would break the line
             self.status,
-            (time.perf_counter() - self._started) * 1000,
+            self.duration_s * 1000,
             self.request_id,
             f" answer={self._scope['state']['answer_id']}" if "answer_id" in self._scope["state"] else "",
         )

@@ -5,14 +5,19 @@ the request. Knows HTTP and the kinds of operations, and none of them by name.
 """
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from fastapi import Request, Response
 
+from orcinus.engine.errors import OrcinusError
 from orcinus.server.apis.generation import StreamableGeneration
+from orcinus.server.apis.json_pieces import write_blocks
 from orcinus.server.context import ServingContext
 from orcinus.server.errors import speaks_anthropic
-from orcinus.server.http.answers import EventStream, WholeAnswer, json_response
+from orcinus.server.http.answers import EventStream, JsonAnswer, WholeAnswer, json_response
 from orcinus.server.http.body import BodyReader
+from orcinus.server.http.rejections import count_rejection
+from orcinus.server.metrics import Metrics
 from orcinus.server.operations import BodyOperation, GenerationOperation, LookupOperation, Operation, PageOperation
 from orcinus.server.requests.caller import read_caller
 from orcinus.server.requests.left_out import collecting_left_out
@@ -23,8 +28,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 class OperationHandlers:
     """Makes the handler of each operation. `keep_alive_s` is how long a stream may be silent."""
 
-    def __init__(self, context: ServingContext, bodies: BodyReader, keep_alive_s: float) -> None:
+    def __init__(self, context: ServingContext, bodies: BodyReader, metrics: Metrics, keep_alive_s: float) -> None:
         self._context = context
+        self._metrics = metrics
         self._bodies = bodies
         self._keep_alive_s = keep_alive_s
 
@@ -44,11 +50,16 @@ class OperationHandlers:
 
     def _generation_handler(self, operation: GenerationOperation) -> Handler:
         async def generate(request: Request) -> Response:
-            caller = read_caller(request.scope)
-            async with self._context.intake.enter():
-                body = await self._bodies.read_json_object(request)
-                with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
-                    generation = await operation.start(self._context, body, caller)
+            body: dict[str, Any] = {}
+            try:
+                caller = read_caller(request.scope)
+                async with self._context.intake.enter():
+                    body = await self._bodies.read_json_object(request)
+                    with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
+                        generation = await operation.start(self._context, body, caller)
+            except OrcinusError as error:
+                count_rejection(self._metrics, error, body)
+                raise
             request.state.answer_id = generation.request.request_id
             request.state.left_out = left_out.header()
             if isinstance(generation, StreamableGeneration) and generation.is_streamed:
@@ -62,9 +73,9 @@ class OperationHandlers:
             async with self._context.intake.enter():
                 body = await self._bodies.read_json_object(request)
                 with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
-                    answer = json_response(await operation.work(self._context, body))
+                    answer = await operation.work(self._context, body)
             request.state.left_out = left_out.header()
-            return answer
+            return JsonAnswer(await write_blocks(answer))
 
         return respond
 

@@ -15,20 +15,20 @@ _JSON = {"content-type": "application/json"}
 
 @dataclass(frozen=True, slots=True)
 class BadInput:
-    """`num_refused` is how many choices the engine's door counts as rejected: most are refused before it."""
+    """`num_refused` is how many sequences count as rejected: none where no endpoint was asked, or no key was right."""
 
     name: str
     content: bytes
     statuses: frozenset[int] = frozenset({400})
     path: str = COMPLETIONS
     headers: dict[str, str] = field(default_factory=lambda: dict(_JSON))
-    num_refused: int = 0
+    num_refused: int = 1
     has_key: bool = True
 
 
-def _body(name: str, path: str = COMPLETIONS, num_refused: int = 0, **body: Any) -> BadInput:
+def _body(name: str, path: str = COMPLETIONS, **body: Any) -> BadInput:
     given = {"prompt": "x", **body} if path == COMPLETIONS else body
-    return BadInput(name, json.dumps(given).encode(), path=path, num_refused=num_refused)
+    return BadInput(name, json.dumps(given).encode(), path=path)
 
 
 _USER = [{"role": "user", "content": "x"}]
@@ -49,20 +49,26 @@ BAD_INPUTS: tuple[BadInput, ...] = (
     BadInput("not UTF-8", b'{"prompt": "\xff\xfe"}'),
     BadInput("other type", b"prompt=x", frozenset({400, 415}), headers={"content-type": "text/plain"}),
     BadInput("compressed", gzip.compress(b"{}"), frozenset({400, 415}), headers={**_JSON, "content-encoding": "gzip"}),
-    BadInput("no key", b'{"prompt": "x"}', frozenset({401}), has_key=False),
-    BadInput("wrong key", b'{"prompt": "x"}', frozenset({401}), headers={**_JSON, "authorization": "Bearer no"}),
+    BadInput("no key", b'{"prompt": "x"}', frozenset({401}), num_refused=0, has_key=False),
+    BadInput(
+        "wrong key",
+        b'{"prompt": "x"}',
+        frozenset({401}),
+        headers={**_JSON, "authorization": "Bearer no"},
+        num_refused=0,
+    ),
     BadInput("unknown model", b'{"prompt": "x", "model": "gpt-9"}', frozenset({404})),
-    BadInput("unknown path", b"{}", frozenset({404}), path="/v1/nothing"),
+    BadInput("unknown path", b"{}", frozenset({404}), path="/v1/nothing", num_refused=0),
     _body("many choices", n=100_000_000),
     _body("many prompts", prompt=["x"] * 10_000),
     _body("many stops", stop=["x"] * 10_000),
     _body("bias out of range", logit_bias={"5": 1000}),
-    _body("bias unknown", num_refused=1, logit_bias={"999999": 1}),
-    _body("token unknown", num_refused=1, prompt=[1, 999_999]),
-    _body("empty prompt", num_refused=1, prompt=""),
+    _body("bias unknown", logit_bias={"999999": 1}),
+    _body("token unknown", prompt=[1, 999_999]),
+    _body("empty prompt", prompt=""),
     _body("wrong type", max_tokens="many"),
     _body("unknown parameter", wisdom=11),
-    _body("too long", num_refused=1, prompt="word " * (2 * MAX_MODEL_LEN), max_tokens=4),
+    _body("too long", prompt="word " * (2 * MAX_MODEL_LEN), max_tokens=4),
     _body("regex bomb", structured_outputs={"regex": "x(a{1000}){1000}"}),
     _body("schema bomb", path=CHAT, messages=_USER, response_format={"type": "json_schema", "json_schema": {}}),
     _body("outside reference", path=CHAT, messages=_USER, response_format=_OUTSIDE),

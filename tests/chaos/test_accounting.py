@@ -270,7 +270,7 @@ def verdicts(*outcomes: Outcome) -> list[Verdict]:
     return [JUDGE.judge(outcome) for outcome in outcomes]
 
 
-CERTAIN = verdicts(complete(), complete(1), refused(), bad("cut off", 400))
+CERTAIN = verdicts(complete(), complete(1), refused(), bad("unknown path", 404))
 
 
 def count_problems(more: list[Verdict], **grown: int) -> str:
@@ -328,10 +328,12 @@ def test_a_client_that_left_an_answer_without_token_ids_had_been_let_in(target: 
     assert GENERATION_TOKENS in count_problems(seen, abort=1, prompt=prompt, tokens=11)
 
 
-def test_bad_input_counts_where_it_came_to_the_engines_door() -> None:
+def test_bad_input_counts_where_an_endpoint_was_asked() -> None:
     assert not count_problems(verdicts(bad("token unknown", 400)), rejected=2)
     assert not count_problems(verdicts(bad("token unknown", 429)), rejected=2), "the queue was full"
+    assert not count_problems(verdicts(bad("cut off", 400)), rejected=2)
     assert 'outcome="rejected"' in count_problems(verdicts(bad("token unknown", 400)))
+    assert not count_problems(verdicts(bad("no key", 401)))
 
 
 def test_a_wrong_answer_that_is_complete_was_counted() -> None:

@@ -2,7 +2,7 @@
 gives it a path."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from orcinus.engine.outputs import RequestOutput
@@ -16,13 +16,16 @@ from orcinus.server.apis.answer_schemas import (
     object_with,
 )
 from orcinus.server.apis.chat.body import ChatBody, parse_chat
+from orcinus.server.apis.chat.message import WrittenMessage
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import OpenAIGeneration, PendingChoice
-from orcinus.server.apis.logprobs import chat_logprobs
+from orcinus.server.apis.json_pieces import JsonList
+from orcinus.server.apis.logprobs import ChatLogprobs
 from orcinus.server.apis.parameter_names import naming_parameters
+from orcinus.server.apis.thinking import ThinkingCount
 from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.reading.output_pieces import read_pieces
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from orcinus.server.reading.whole_message import ToolCall, WholeMessage, read_pieces
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 _NEWER_NAMES = ((re.compile(r"^max_tokens$"), "max_completion_tokens"),)
@@ -62,80 +65,94 @@ class ChatGeneration(OpenAIGeneration):
         super().__init__(ctx, request.body, request.generation, stream)
         num_choices = request.generation.num_choices
         self._readers = [request.new_reader() for _ in range(num_choices)]
-        self._messages = [WholeMessage() for _ in range(num_choices)]
+        self._messages = [WrittenMessage() for _ in range(num_choices)]
+        self._thinking = [ThinkingCount() for _ in range(num_choices)]
+        self._logprobs = ChatLogprobs(self.tokenizer)
 
-    def _collect(self, output: RequestOutput) -> None:
-        super()._collect(output)
-        self._messages[output.index].add(read_pieces(self._readers[output.index], output))
+    def _collect(self, output: RequestOutput) -> Iterator[int]:
+        yield self._messages[output.index].add(self._read(output))
+        yield from super()._collect(output)
 
     def _whole_choice(self, choice: PendingChoice) -> dict[str, Any]:
         message = self._messages[choice.index]
         return {
             "index": choice.index,
-            "message": _whole_message(message),
+            "message": message.to_dict(),
             "logprobs": self._choice_logprobs(choice),
-            "finish_reason": self._finish_reason(choice.finish_reason, bool(message.tool_calls)),
-            **self._choice_extras(choice),
+            "finish_reason": self._finish_reason(choice.finish_reason, message.has_calls),
+            **self._stop_extras(choice),
+            **self._token_extras(choice),
         }
 
     def _response_extras(self) -> dict[str, Any]:
         """Return what is said about the prompt, which is one for all choices: it stands beside them."""
         return self._prompt_extras(self._choices[0])
 
-    def encode(self, output: RequestOutput) -> bytes:
-        reader = self._readers[output.index]
-        if reader is None:
+    def encode(self, output: RequestOutput) -> Iterable[bytes]:
+        if self._readers[output.index] is None:
             return super().encode(output)
         self._account(output)
-        pieces = read_pieces(reader, output)
-        due = self._gather(output, has_text=bool(pieces))
-        return self._piece_events(due, pieces) if due else b""
+        return self._gather(output, self._read(output))
 
-    def _piece_events(self, choice: PendingChoice, pieces: Sequence[Piece]) -> bytes:
-        """Return an event for each piece; what is told of tokens goes with the last of them."""
-        opening = b"" if choice.has_begun else self._opening_event(choice)
-        if not (pieces or choice.finish_reason or choice.token_ids):
-            return opening
-        deltas = [_delta(piece) for piece in pieces] or [{}]
-        early = [
-            self._event({"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None})
-            for delta in deltas[:-1]
-        ]
+    def _read(self, output: RequestOutput) -> list[Piece]:
+        reader = self._readers[output.index]
+        pieces = read_pieces(reader, output)
+        if reader is not None:
+            self._thinking[output.index].add(len(output.token_ids), pieces)
+        return pieces
+
+    def _add_text(self, choice: PendingChoice, output: RequestOutput) -> int:
+        return 0  # it is read as a message
+
+    def _add_logprobs(self, choice: PendingChoice, output: RequestOutput) -> Iterator[int]:
+        if self.body.logprobs and output.logprobs:
+            written = self._logprobs.write(output.logprobs)
+            choice.logprobs.add(written)
+            yield len(written)
+
+    def _events(self, choice: PendingChoice, news: str | list[Piece]) -> Iterator[bytes]:
+        """Return the events of a choice: its role, each new piece of its message, why it ended.
+
+        What is told of tokens goes with the last piece, so that text comes before the event that ends the choice.
+        """
+        pieces: list[Piece] = ([Content(news)] if news else []) if isinstance(news, str) else news
+        if not choice.has_begun:
+            yield from self._opening_event(choice)
+        deltas = [*map(_delta, pieces)]
+        if not deltas and choice.num_tokens and self._has_details:
+            deltas = [{}]
+        for number, delta in enumerate(deltas, start=1):
+            yield from self._delta_event(choice, delta, is_last=number == len(deltas))
+        if choice.finish_reason:
+            yield from self._closing_event(choice)
+
+    def _opening_event(self, choice: PendingChoice) -> Iterator[bytes]:
+        entry = _chunk_choice(choice.index, {"role": "assistant", "content": ""})
+        return self._event(entry, num_unsaid_tokens=choice.num_tokens, **self._prompt_extras(choice))
+
+    def _delta_event(self, choice: PendingChoice, delta: dict[str, Any], *, is_last: bool) -> Iterator[bytes]:
+        if not is_last:
+            return self._event(_chunk_choice(choice.index, delta))
+        entry = _chunk_choice(choice.index, delta, self._choice_logprobs(choice))
+        event = self._event({**entry, **self._token_extras(choice)})
+        choice.token_ids = JsonList()
+        return event
+
+    def _closing_event(self, choice: PendingChoice) -> Iterator[bytes]:
         reader = self._readers[choice.index]
         has_calls = reader is not None and reader.num_tool_calls > 0
-        return opening + b"".join(early) + self._last_event(choice, deltas[-1], has_calls)
-
-    def _events(self, choice: PendingChoice) -> bytes:
-        """Return the events of a choice that has no reader."""
-        text = "".join(choice.text)
-        return self._piece_events(choice, [Content(text)] if text else [])
-
-    def _last_event(self, choice: PendingChoice, delta: dict[str, Any], has_calls: bool) -> bytes:
-        return self._event(
-            {
-                "index": choice.index,
-                "delta": delta,
-                "logprobs": self._choice_logprobs(choice),
-                "finish_reason": self._finish_reason(choice.finish_reason, has_calls),
-                **self._choice_extras(choice),
-            }
-        )
+        entry = {
+            **_chunk_choice(choice.index, {}),
+            "finish_reason": self._finish_reason(choice.finish_reason, has_calls),
+        }
+        return self._event({**entry, **self._stop_extras(choice), **self._token_extras(choice)})
 
     @staticmethod
     def _finish_reason(reason: str | None, has_calls: bool) -> str | None:
         return "tool_calls" if reason == "stop" and has_calls else reason
 
-    def _opening_event(self, choice: PendingChoice) -> bytes:
-        entry = {
-            "index": choice.index,
-            "delta": {"role": "assistant", "content": ""},
-            "logprobs": None,
-            "finish_reason": None,
-        }
-        return self._event(entry, **self._prompt_extras(choice))
-
     def _choice_logprobs(self, choice: PendingChoice) -> dict[str, Any] | None:
-        return chat_logprobs(self.tokenizer, choice.logprobs) if self.body.logprobs else None
+        return {"content": choice.logprobs, "refusal": None} if self.body.logprobs else None
 
     def _prompt_extras(self, choice: PendingChoice) -> dict[str, Any]:
         extras: dict[str, Any] = {}
@@ -145,23 +162,15 @@ class ChatGeneration(OpenAIGeneration):
             extras["prompt_logprobs"] = ranked
         return extras
 
-
-def _whole_message(message: WholeMessage) -> dict[str, Any]:
-    """Return the message of a whole choice, without the fields that few messages have and this one has not."""
-    calls = [_whole_call(call) for call in message.tool_calls]
-    return {
-        "role": "assistant",
-        "content": None if calls and not message.content else message.content,
-        "refusal": None,
-        **({"reasoning_content": message.reasoning} if message.reasoning else {}),
-        **({"tool_calls": calls} if calls else {}),
-    }
+    def _usage(self, num_unsaid_tokens: int = 0) -> dict[str, Any]:
+        """Return the usage, which tells what part of the tokens were thoughts."""
+        num_tokens = min(sum(count.num_tokens for count in self._thinking), self.usage.completion_tokens)
+        details = {"reasoning_tokens": max(num_tokens - num_unsaid_tokens, 0)}
+        return {**super()._usage(num_unsaid_tokens), "completion_tokens_details": details}
 
 
-def _whole_call(call: ToolCall) -> dict[str, Any]:
-    if call.is_custom:
-        return {"id": call.call_id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
-    return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+def _chunk_choice(index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
 
 def _delta(piece: Piece) -> dict[str, Any]:

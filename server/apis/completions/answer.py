@@ -1,21 +1,25 @@
 """POST /v1/completions: from a body to an answer. Independent of HTTP; `server.operations` gives it a path."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from orcinus.engine.messages import TokenLogprobs
-from orcinus.engine.outputs import GenerationRequest
+from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.server.apis.answer_schemas import CHOICE, IDENTITY, STRING, AnswerSchema, constant, list_of, object_with
 from orcinus.server.apis.completions.body import CompletionBody, parse_completion
 from orcinus.server.apis.generation import OpenAIGeneration, PendingChoice
-from orcinus.server.apis.logprobs import TextLogprobs
-from orcinus.server.context import OutputStream, ServingContext
+from orcinus.server.apis.json_pieces import JsonList, JsonText, JsonValue, written_text
+from orcinus.server.apis.logprobs import Entries, TextLogprobs
+from orcinus.server.context import OutputStream, ServingContext, ServingTokenizer
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
 from orcinus.server.requests.structured import grammar_param, read_grammar
+
+_OFF_LOOP_TOKENS = 4096
 
 
 async def start_completion(
@@ -51,7 +55,17 @@ async def start_completion(
     )
     sampling = msgspec.structs.replace(sampling, n=request.best_of or request.n)
     generation = to_request(CompletionGeneration.new_id(), request, sampling, prompts, caller)
-    return CompletionGeneration(ctx, request, generation, ctx.engine.submit(generation), prompts)
+    needs_text = request.echo or request.logprobs is not None
+    texts = await _texts_of(prompts, ctx.engine.tokenizer) if needs_text else []
+    return CompletionGeneration(ctx, request, generation, ctx.engine.submit(generation), texts)
+
+
+async def _texts_of(prompts: Sequence[EncodedPrompt], tokenizer: ServingTokenizer) -> list[str]:
+    """Return the texts of prompts, off the event loop where many tokens have to be decoded."""
+    num_decoded = sum(len(prompt.token_ids) for prompt in prompts if prompt.text is None)
+    if num_decoded <= _OFF_LOOP_TOKENS:
+        return [prompt.read_text(tokenizer) for prompt in prompts]
+    return await asyncio.to_thread(lambda: [prompt.read_text(tokenizer) for prompt in prompts])
 
 
 def _num_logprobs(body: CompletionBody) -> int | None:
@@ -86,12 +100,17 @@ class CompletionGeneration(OpenAIGeneration):
         body: CompletionBody,
         request: GenerationRequest,
         stream: OutputStream,
-        prompts: Sequence[EncodedPrompt],
+        prompt_texts: Sequence[str],
     ) -> None:
         super().__init__(ctx, body, request, stream)
-        needs_text = body.echo or body.logprobs is not None
-        self._prompt_texts = [prompt.read_text(self.tokenizer) for prompt in prompts] if needs_text else []
+        self._prompt_texts = prompt_texts
         self._logprobs: dict[int, TextLogprobs] = {}
+        self._written_prompts: dict[int, JsonValue] = {}
+        self._scores = [_Score() for _ in range(request.num_choices)] if body.has_candidates else []
+        if body.echo:
+            written = [written_text(text) for text in prompt_texts]
+            for choice in self._choices:
+                choice.text = JsonText(written[choice.index // request.sampling.n])
 
     def _whole(self) -> dict[str, Any]:
         if not self.body.has_candidates:
@@ -107,61 +126,93 @@ class CompletionGeneration(OpenAIGeneration):
         num_candidates = self.request.sampling.n
         best: list[PendingChoice] = []
         for first in range(0, len(self._choices), num_candidates):
-            candidates = sorted(self._choices[first : first + num_candidates], key=_mean_logprob, reverse=True)
+            candidates = self._choices[first : first + num_candidates]
+            candidates.sort(key=lambda choice: self._scores[choice.index].mean, reverse=True)
             best += candidates[: self.body.n]
         return best
 
     def _whole_choice(self, choice: PendingChoice) -> dict[str, Any]:
-        first = {"prompt_token_ids": self._prompt_of(choice.index)} if self.body.return_token_ids else {}
         return {
             "index": choice.index,
-            "text": self._echoed(choice) + "".join(choice.text),
-            "logprobs": self._choice_logprobs(choice),
+            "text": choice.text,
+            "logprobs": self._take_logprobs(choice.index),
             "finish_reason": choice.finish_reason,
-            **self._choice_extras(choice),
-            **first,
+            **self._stop_extras(choice),
+            **self._token_extras(choice),
+            **self._prompt_extras(choice),
         }
 
-    def _events(self, choice: PendingChoice) -> bytes:
-        entry = self._whole_choice(choice)
-        if choice.has_begun:
-            entry.pop("prompt_token_ids", None)
-        return self._event(entry)
+    def _events(self, choice: PendingChoice, news: str) -> Iterator[bytes]:
+        """Return a chunk with what was gathered, if there is anything, and one that says why the choice ended."""
+        extras = {} if choice.has_begun else self._prompt_extras(choice)
+        if choice.text or (choice.num_tokens and self._has_details) or not choice.finish_reason:
+            entry = {"index": choice.index, "text": choice.text, "logprobs": self._take_logprobs(choice.index)}
+            yield from self._event({**entry, "finish_reason": None, **self._token_extras(choice), **extras})
+            choice.token_ids, extras = JsonList(), {}
+        if choice.finish_reason:
+            entry = {"index": choice.index, "text": "", "logprobs": self._take_logprobs(choice.index)}
+            why = {"finish_reason": choice.finish_reason, **self._stop_extras(choice)}
+            yield from self._event({**entry, **why, **self._token_extras(choice), **extras})
 
-    def _echoed(self, choice: PendingChoice) -> str:
-        return self._prompt_text(choice.index) if self.body.echo and not choice.has_begun else ""
+    def _prompt_extras(self, choice: PendingChoice) -> dict[str, Any]:
+        extras: dict[str, Any] = {}
+        if (ranked := self._ranked_prompt_logprobs(choice)) is not None:
+            extras["prompt_logprobs"] = ranked
+        if self.body.return_token_ids:
+            extras["prompt_token_ids"] = self._written_prompt(choice.index)
+        return extras
 
-    def _prompt_text(self, index: int) -> str:
-        return self._prompt_texts[index // self.request.sampling.n]
+    def _written_prompt(self, index: int) -> JsonValue:
+        """Return the ids of a choice's prompt, which are written once for all choices of the prompt."""
+        number = index // self.request.sampling.n
+        if number not in self._written_prompts:
+            self._written_prompts[number] = JsonValue(msgspec.json.encode(self._prompt_of(index)))
+        return self._written_prompts[number]
 
-    def _choice_logprobs(self, choice: PendingChoice) -> dict[str, list[Any]] | None:
-        """Return the arrays of the gathered tokens, the first time after those of the prompt if it is echoed."""
+    def _add(self, choice: PendingChoice, output: RequestOutput) -> Iterator[int]:
+        if self._scores:
+            self._scores[choice.index].add(output.logprobs or ())
+        yield from super()._add(choice, output)
+
+    def _add_logprobs(self, choice: PendingChoice, output: RequestOutput) -> Iterator[int]:
+        """Write the arrays of an output's tokens, the first time after those of the prompt if it is echoed."""
         if self.body.logprobs is None:
-            return None
+            return
         if choice.index not in self._logprobs:
-            self._logprobs[choice.index] = self._new_builder(choice.index)
-        token_ids: list[int] = choice.token_ids
-        entries: list[TokenLogprobs | None] = [*choice.logprobs]
-        if self.body.echo and not choice.has_begun:
-            prompt = self._prompt_of(choice.index)
-            token_ids = prompt + token_ids
-            entries = (choice.prompt_logprobs or [None] * len(prompt)) + entries
-        return self._logprobs[choice.index].add(token_ids, entries)
+            self._logprobs[choice.index] = self._new_logprobs(choice.index)
+            if self.body.echo:
+                prompt = self._prompt_of(choice.index)
+                given = output.prompt_logprobs
+                entries: Entries = [None] * len(prompt) if given is None else given
+                yield from self._logprobs[choice.index].add(prompt, entries)
+        yield from self._logprobs[choice.index].add(output.token_ids, output.logprobs or ())
 
-    def _new_builder(self, index: int) -> TextLogprobs:
+    def _take_logprobs(self, index: int) -> dict[str, JsonList] | None:
+        return self._logprobs[index].take() if index in self._logprobs else None
+
+    def _new_logprobs(self, index: int) -> TextLogprobs:
         return TextLogprobs(
             self.tokenizer,
             num_top=self.body.logprobs or 0,
-            offset=0 if self.body.echo else len(self._prompt_text(index)),
+            offset=0 if self.body.echo else len(self._prompt_texts[index // self.request.sampling.n]),
             skip_special_tokens=self.body.skip_special_tokens,
         )
 
-    def _choice_extras(self, choice: PendingChoice) -> dict[str, Any]:
-        extras = super()._choice_extras(choice)
-        if (ranked := self._ranked_prompt_logprobs(choice)) is not None:
-            extras["prompt_logprobs"] = ranked
-        return extras
 
+class _Score:
+    """Holds how likely the tokens of a candidate are."""
 
-def _mean_logprob(choice: PendingChoice) -> float:
-    return sum(entry.logprob for entry in choice.logprobs) / max(len(choice.logprobs), 1)
+    __slots__ = ("_num_tokens", "_sum")
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._num_tokens = 0
+
+    @property
+    def mean(self) -> float:
+        return self._sum / max(self._num_tokens, 1)
+
+    def add(self, entries: Iterable[TokenLogprobs]) -> None:
+        for entry in entries:
+            self._sum += entry.logprob
+            self._num_tokens += 1

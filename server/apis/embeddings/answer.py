@@ -4,7 +4,6 @@ Every input is a prompt of which nothing is generated, and goes the way of all p
 comes about.
 """
 
-import asyncio
 import math
 import sys
 import uuid
@@ -12,7 +11,6 @@ from array import array
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,13 +21,13 @@ from orcinus.engine.sampling_params import SamplingParams
 from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, constant, list_of, object_with
 from orcinus.server.apis.embeddings.body import MAX_INPUTS, EmbeddingBody, parse_embedding
 from orcinus.server.apis.generation import Generation
+from orcinus.server.apis.json_pieces import LazyList
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import tokens_to_keep
 
 _encode = msgspec.json.encode
-_OFF_LOOP_BYTES = 128 * 1024  # more than these are written in a thread: about a millisecond's work
 _BYTES_PER_NUMBER = 4
 
 
@@ -78,7 +76,7 @@ async def start_embeddings(
 
 
 class EmbeddingGeneration(Generation):
-    """An admitted request for embeddings. In its answer the vectors are JSON already: they are most of it."""
+    """An admitted request for embeddings. Its vectors, which are most of its answer, are written one by one."""
 
     def __init__(
         self, ctx: ServingContext, body: EmbeddingBody, request: GenerationRequest, stream: OutputStream
@@ -88,22 +86,16 @@ class EmbeddingGeneration(Generation):
         self._model_name = ctx.model_name
         self._vectors = [b""] * request.num_choices
 
-    async def whole(self) -> dict[str, Any]:
-        answer = await super().whole()
-        write = partial(_write_vectors, self._vectors, self._body)
-        is_long = sum(map(len, self._vectors)) > _OFF_LOOP_BYTES
-        written = await asyncio.to_thread(write) if is_long else write()
-        data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(written)]
-        return {**answer, "data": data}
-
-    def _collect(self, output: RequestOutput) -> None:
+    def _collect(self, output: RequestOutput) -> Iterator[int]:
         assert output.embedding is not None, "an input's only output has its vector"
         self._vectors[output.index] = output.embedding
+        yield len(output.embedding)
 
     def _whole(self) -> dict[str, Any]:
         tokens = self.usage.prompt_tokens
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return {"object": "list", "data": [], "model": self._model_name, "usage": usage}
+        data = LazyList(lambda: _write_entries(self._vectors, self._body))
+        return {"object": "list", "data": data, "model": self._model_name, "usage": usage}
 
 
 async def _encode_inputs(ctx: ServingContext, body: EmbeddingBody) -> list[EncodedPrompt]:
@@ -145,10 +137,12 @@ def _naming_input() -> Iterator[None]:
         raise
 
 
-def _write_vectors(vectors: Sequence[bytes], body: EmbeddingBody) -> list[msgspec.Raw]:
-    """Write the vectors one by one, so that a thread that does this lets others run in between."""
+def _write_entries(vectors: Sequence[bytes], body: EmbeddingBody) -> Iterator[bytes]:
+    """Write the entries of `data` one by one, so that others get their turn in between."""
     write = _write_base64 if body.encoding_format == "base64" else _write_floats
-    return [msgspec.Raw(write(_shorten(vector, body.dimensions))) for vector in vectors]
+    for index, vector in enumerate(vectors):
+        written = write(_shorten(vector, body.dimensions))
+        yield b'{"object":"embedding","index":%d,"embedding":%b}' % (index, written)
 
 
 def _shorten(vector: bytes, dimensions: int | None) -> bytes:

@@ -5,7 +5,7 @@ of the same ones.
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.messages.body import MessagesBody, parse_message_count, parse_messages
 from orcinus.server.apis.messages.input import CALL_ID_PREFIX, parameter_names, read_offered_tools, to_chat_body
 from orcinus.server.apis.parameter_names import naming_parameters
-from orcinus.server.apis.single_choice import SingleChoiceGeneration, encode_event
+from orcinus.server.apis.single_choice import SingleChoiceGeneration
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import anthropic_error_body
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
@@ -118,7 +118,8 @@ class MessageGeneration(SingleChoiceGeneration):
         self._blocks: list[_Block] = []
         self._delta_head = b""  # of the block that was begun last
 
-    def _collect(self, output: RequestOutput) -> None:
+    def _collect(self, output: RequestOutput) -> Iterator[int]:
+        yield len(output.text)
         for piece in self._take(output):
             if self._begins_block(piece):
                 self._begin_block(piece)
@@ -129,22 +130,21 @@ class MessageGeneration(SingleChoiceGeneration):
         content = [block.whole() for block in self._blocks]
         return {**self._identity, "content": content, **self._stop(), "usage": self._usage()}
 
-    def encode_error(self, error: Exception) -> bytes:
+    def encode_error(self, error: Exception) -> Iterable[bytes]:
         """Return the event on which the SDK raises."""
-        return encode_event("error", anthropic_error_body(error))
+        return (_event(anthropic_error_body(error)),)
 
-    def _opening_events(self) -> bytes:
+    def _opening_events(self) -> Iterable[bytes]:
         nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
-        return _event("message_start", message={**self._identity, **nothing, "usage": self._usage()})
+        message = {**self._identity, **nothing, "usage": self._usage()}
+        return (_event({"type": "message_start", "message": message}),)
 
-    def _piece_events(self, piece: Piece) -> bytes:
-        events = b""
+    def _piece_events(self, piece: Piece) -> Iterator[bytes]:
         if self._begins_block(piece):
-            events = self._end_of_block()
-            events += self._start_of_block(self._begin_block(piece))
-        if isinstance(piece, ToolCallStart) or self._hides(piece):
-            return events
-        return b"%b%b%b}}\n\n" % (events, self._delta_head, _encode(piece.text))
+            yield self._end_of_block()
+            yield self._start_of_block(self._begin_block(piece))
+        if not (isinstance(piece, ToolCallStart) or self._hides(piece)):
+            yield b"%b%b}}\n\n" % (self._delta_head, _encode(piece.text))
 
     def _hides(self, piece: Piece) -> bool:
         return self._hides_thinking and isinstance(piece, Reasoning)
@@ -161,9 +161,9 @@ class MessageGeneration(SingleChoiceGeneration):
         self._delta_head = delta.removesuffix(b'""}}\n\n')
         return self._block_event("content_block_start", content_block=block.opening)
 
-    def _closing_events(self) -> bytes:
-        ending = _event("message_delta", delta=self._stop(), usage=self._usage())
-        return self._end_of_block() + ending + _event("message_stop")
+    def _closing_events(self) -> Iterable[bytes]:
+        ending = _event({"type": "message_delta", "delta": self._stop(), "usage": self._usage()})
+        return (self._end_of_block(), ending, _event({"type": "message_stop"}))
 
     def _begins_block(self, piece: Piece) -> bool:
         if isinstance(piece, ToolCallStart) or not self._blocks:
@@ -180,14 +180,15 @@ class MessageGeneration(SingleChoiceGeneration):
 
     def _block_event(self, kind: str, **fields: Any) -> bytes:
         """Return an event of the block that was begun last."""
-        return _event(kind, index=len(self._blocks) - 1, **fields)
+        return _event({"type": kind, "index": len(self._blocks) - 1, **fields})
 
     def _stop(self) -> dict[str, Any]:
         if isinstance(self.stop_reason, str):
             return {"stop_reason": "stop_sequence", "stop_sequence": self.stop_reason}
         if self.finish_reason == "length":
             return {"stop_reason": "max_tokens", "stop_sequence": None}
-        return {"stop_reason": "tool_use" if self.message.tool_calls else "end_turn", "stop_sequence": None}
+        has_calls = any(block.kind == "tool_use" for block in self._blocks)
+        return {"stop_reason": "tool_use" if has_calls else "end_turn", "stop_sequence": None}
 
     def _usage(self) -> dict[str, int]:
         """Return the usage as this API counts it: tokens that were cached are not among the input's."""
@@ -240,8 +241,9 @@ def _tool_use_id(call_id: str) -> str:
     return CALL_ID_PREFIX + call_id.removeprefix("call_")
 
 
-def _event(kind: str, **fields: Any) -> bytes:
-    return encode_event(kind, {"type": kind, **fields})
+def _event(data: Mapping[str, Any]) -> bytes:
+    """Return a server-sent event, which has the name of its type."""
+    return b"event: %b\ndata: %b\n\n" % (str(data["type"]).encode(), _encode(data))
 
 
 def _new_id() -> str:

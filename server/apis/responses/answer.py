@@ -7,7 +7,7 @@ A response is a chat completion in another form: `server.apis.responses.input` m
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from orcinus.engine.outputs import RequestOutput
@@ -23,16 +23,17 @@ from orcinus.server.apis.answer_schemas import (
 )
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import Usage
-from orcinus.server.apis.logprobs import chat_logprobs
+from orcinus.server.apis.logprobs import ChatLogprobs
 from orcinus.server.apis.offered_tools import is_hosted
 from orcinus.server.apis.parameter_names import naming_parameters
 from orcinus.server.apis.responses.body import ResponseBody, TextOptions, parse_response
 from orcinus.server.apis.responses.input import PARAMETER_NAMES, read_offered_tools, to_chat_body
 from orcinus.server.apis.responses.output import Event, OutputItems
-from orcinus.server.apis.single_choice import SingleChoiceGeneration, encode_event
+from orcinus.server.apis.single_choice import SingleChoiceGeneration, event_pieces
+from orcinus.server.apis.thinking import ThinkingCount
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import ResponseNotFoundError, error_body
-from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallStart
+from orcinus.server.reading.pieces import Content, Piece
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 
@@ -104,73 +105,74 @@ class ResponseGeneration(SingleChoiceGeneration):
         self._created_at = int(time.time())
         self._model = ctx.model_name
         self._cached_block_size = ctx.engine.info.block_size if ctx.engine.info.enable_prefix_caching else None
-        self._has_logprobs = asked.has_logprobs
+        self._logprobs = ChatLogprobs(self.tokenizer) if asked.has_logprobs else None
         self._items = OutputItems()
-        self._new_logprobs: list[dict[str, Any]] = []
+        self._new_logprobs: list[bytes] = []
         self._thinking = ThinkingCount()
         self._num_events = 0
 
-    def _collect(self, output: RequestOutput) -> None:
-        for piece in self._take(output):
+    def _collect(self, output: RequestOutput) -> Iterator[int]:
+        pieces = self._take(output)
+        yield len(output.text) + sum(map(len, self._new_logprobs))
+        for piece in pieces:
             self._add(piece)
 
     def _whole(self) -> dict[str, Any]:
         self._end_items()
         return self._response(self._final_status, usage=self._usage())
 
-    def _opening_events(self) -> bytes:
+    def _opening_events(self) -> Iterator[bytes]:
         response = self._response("in_progress")
         return self._encode({"type": f"response.{name}", "response": response} for name in ("created", "in_progress"))
 
-    def _piece_events(self, piece: Piece) -> bytes:
+    def _piece_events(self, piece: Piece) -> Iterator[bytes]:
         return self._encode(self._add(piece))
 
-    def _closing_events(self) -> bytes:
-        events = self._end_items()
+    def _closing_events(self) -> Iterator[bytes]:
+        yield from self._encode(self._end_items())
         response = self._response(self._final_status, usage=self._usage())
-        return self._encode([*events, {"type": f"response.{self._final_status}", "response": response}])
+        yield from self._encode([{"type": f"response.{self._final_status}", "response": response}])
 
-    def encode_error(self, error: Exception) -> bytes:
+    def encode_error(self, error: Exception) -> Iterator[bytes]:
         """Return the response as failed, its last state, and an event on which the SDK raises, as it has an `error`."""
         problem = error_body(error)["error"]
-        opening = b"" if self._has_begun else self._opening_events()
+        if not self._has_begun:
+            yield from self._opening_events()
         self._items.close("incomplete")
         failure = {**problem, "code": "server_error"}  # of the few codes that the specification has, the one that fits
         response = self._response("failed", usage=self._usage(), error=failure)
         last = {**problem, "code": problem["code"] or problem["type"], "error": problem, "type": "error"}
-        return opening + self._encode([{"type": "response.failed", "response": response}, last])
+        yield from self._encode([{"type": "response.failed", "response": response}, last])
 
     def _take(self, output: RequestOutput) -> list[Piece]:
         pieces = super()._take(output)
         self._thinking.add(len(output.token_ids), pieces)
-        if self._has_logprobs:
-            self._new_logprobs += chat_logprobs(self.tokenizer, output.logprobs or [])["content"]
-            if pieces and not any(isinstance(piece, Content) for piece in pieces):
-                self._new_logprobs = []  # of tokens that are no text of a message
+        if self._logprobs is not None and output.logprobs:
+            self._new_logprobs.append(self._logprobs.write(output.logprobs))
+        if pieces and not any(isinstance(piece, Content) for piece in pieces):
+            self._new_logprobs.clear()  # of tokens that are no text of a message
         return pieces
 
     def _add(self, piece: Piece) -> list[Event]:
-        return self._items.add(piece, self._logprobs_so_far() if isinstance(piece, Content) else ())
+        return self._items.add(piece, self._logprobs_so_far() if isinstance(piece, Content) else b"")
 
     def _end_items(self) -> list[Event]:
         return self._items.end(self._final_status, self._logprobs_so_far())
 
-    def _logprobs_so_far(self) -> list[dict[str, Any]]:
-        """Return the log-probabilities that no event has had yet."""
-        taken, self._new_logprobs = self._new_logprobs, []
-        return taken
+    def _logprobs_so_far(self) -> bytes:
+        """Return the log-probabilities that no event has had yet, with commas between them."""
+        written = b",".join(self._new_logprobs)
+        self._new_logprobs.clear()
+        return written
 
     @property
     def _final_status(self) -> Any:
         return "incomplete" if self.finish_reason == "length" else "completed"
 
-    def _encode(self, events: Iterable[Event]) -> bytes:
-        return b"".join(map(self._encode_numbered, events))
-
-    def _encode_numbered(self, event: Event) -> bytes:
-        number = self._num_events
-        self._num_events += 1
-        return encode_event(event["type"], {**event, "sequence_number": number})
+    def _encode(self, events: Iterable[Event]) -> Iterator[bytes]:
+        for event in events:
+            yield from event_pieces(event["type"], {**event, "sequence_number": self._num_events})
+            self._num_events += 1
 
     def _response(
         self, status: str, *, usage: dict[str, Any] | None = None, error: dict[str, Any] | None = None
@@ -226,34 +228,6 @@ class ResponseGeneration(SingleChoiceGeneration):
             return 0
         in_blocks = usage.prompt_tokens - usage.prompt_tokens % self._cached_block_size
         return max(in_blocks - usage.cached_tokens, 0)
-
-
-class ThinkingCount:
-    """Counts the tokens that the model spent on thinking, which comes first: those until something else is said.
-
-    Markers count with what they end. An output that has both is divided by the lengths of their texts; otherwise the
-    count is exact but for tokens that begin a call, whose name is not known yet.
-    """
-
-    def __init__(self) -> None:
-        self._num_before_answer = 0
-        self._has_thought = False
-        self._has_answered = False
-
-    @property
-    def num_tokens(self) -> int:
-        return self._num_before_answer if self._has_thought else 0
-
-    def add(self, num_tokens: int, pieces: Sequence[Piece]) -> None:
-        if self._has_answered:
-            return
-        num_thought_chars = sum(len(piece.text) for piece in pieces if isinstance(piece, Reasoning))
-        self._has_thought |= num_thought_chars > 0
-        self._has_answered = any(not isinstance(piece, Reasoning) for piece in pieces)
-        if self._has_answered:
-            num_chars = sum(len(piece.text) for piece in pieces if not isinstance(piece, ToolCallStart))
-            num_tokens = round(num_tokens * num_thought_chars / max(num_chars, 1))
-        self._num_before_answer += num_tokens
 
 
 def _reasoning(asked: ResponseBody) -> dict[str, Any]:

@@ -5,9 +5,9 @@ An item is a message, the reasoning, or one call of a function. Knows nothing of
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, Literal
 
+from orcinus.server.apis.json_pieces import JsonList, JsonValue
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 
 Event = dict[str, Any]
@@ -24,8 +24,8 @@ class OutputItems:
         self._items: list[_Item] = []
         self._open: _Item | None = None
 
-    def add(self, piece: Piece, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
-        """Return the events of a piece. `logprobs` are those of the tokens behind a piece of content."""
+    def add(self, piece: Piece, logprobs: bytes = b"") -> list[Event]:
+        """Return the events of a piece. `logprobs` are those of the tokens behind a piece of content, written."""
         match piece:
             case Content(text):
                 return self._switch_to(_MessageItem) + self._extend(text, logprobs)
@@ -37,7 +37,7 @@ class OutputItems:
             case ToolCallArguments(_, text):
                 return self._extend(text)
 
-    def end(self, status: Status, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
+    def end(self, status: Status, logprobs: bytes = b"") -> list[Event]:
         """Close the open item with this status, and return the last events; at least there is an empty message."""
         events = [] if self._items else self._switch_to(_MessageItem)
         if logprobs and isinstance(self._open, _MessageItem):
@@ -60,7 +60,7 @@ class OutputItems:
         self._open = item
         return item.begin()
 
-    def _extend(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
+    def _extend(self, text: str, logprobs: bytes = b"") -> list[Event]:
         assert self._open is not None
         return [self._open.extend(text, logprobs)]
 
@@ -85,7 +85,7 @@ class _Item(ABC):
         """Return the item as it is now. What is in progress has no content yet."""
 
     @abstractmethod
-    def extend(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event: ...
+    def extend(self, text: str, logprobs: bytes) -> Event: ...
 
     def begin(self) -> list[Event]:
         return [self._item_event("response.output_item.added")]
@@ -122,7 +122,7 @@ class _TextItem(_Item):
     def begin(self) -> list[Event]:
         return [*super().begin(), {"type": "response.content_part.added", **self._place, "part": self._part()}]
 
-    def extend(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
+    def extend(self, text: str, logprobs: bytes) -> Event:
         self._parts.append(text)
         return {"type": f"{self.text_event}.delta", **self._place, "delta": text}
 
@@ -157,7 +157,7 @@ class _MessageItem(_TextItem):
 
     def __init__(self, output_index: int) -> None:
         super().__init__(output_index)
-        self._logprobs: list[dict[str, Any]] = []
+        self._logprobs = JsonList()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -169,11 +169,12 @@ class _MessageItem(_TextItem):
         }
 
     def _part(self) -> dict[str, Any]:
-        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": [*self._logprobs]}
+        logprobs: Any = [] if self.status == "in_progress" else self._logprobs  # they grow before an event is written
+        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": logprobs}
 
-    def extend(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
-        self._logprobs += logprobs
-        return {**super().extend(text, logprobs), "logprobs": logprobs}
+    def extend(self, text: str, logprobs: bytes) -> Event:
+        self._logprobs.add(logprobs)
+        return {**super().extend(text, logprobs), "logprobs": JsonValue(b"[%b]" % logprobs)}
 
     def _last_events(self) -> list[Event]:
         done, part_done = super()._last_events()
@@ -196,7 +197,7 @@ class _FunctionCallItem(_Item):
             "arguments": self.text,
         }
 
-    def extend(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
+    def extend(self, text: str, logprobs: bytes) -> Event:
         self._parts.append(text)
         return {"type": "response.function_call_arguments.delta", **self._place, "delta": text}
 
@@ -210,7 +211,7 @@ class _CustomCallItem(_FunctionCallItem):
     def to_dict(self) -> dict[str, Any]:
         return {"id": self.id, "type": "custom_tool_call", "status": self.status, **self._called, "input": self.text}
 
-    def extend(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
+    def extend(self, text: str, logprobs: bytes) -> Event:
         self._parts.append(text)
         return {"type": "response.custom_tool_call_input.delta", **self._place, "delta": text}
 

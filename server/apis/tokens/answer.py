@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
+
+import msgspec
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, list_of, object_with
+from orcinus.server.apis.json_pieces import LazyList
 from orcinus.server.apis.offered_tools import read_chat_tools, with_function_calls
 from orcinus.server.apis.tokens.body import TokenizeBody, parse_detokenize, parse_tokenize
 from orcinus.server.context import ServingContext, ServingTokenizer
@@ -14,11 +17,10 @@ from orcinus.server.reading.tools.request import read_tool_use
 from orcinus.server.requests.prompts import encode_chat
 
 _OFF_LOOP_TOKENS = 4096
+_STEP_TOKENS = 2048  # written at once
 
 TOKENS = AnswerSchema("Tokens", object_with(count=INTEGER, max_model_len=INTEGER, tokens=list_of(INTEGER)))
 TEXT = AnswerSchema("Text", object_with(prompt=STRING))
-
-T = TypeVar("T")
 
 
 async def tokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,9 +29,9 @@ async def tokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, An
     ctx.check_model(request.model)
     info = ctx.engine.info
     token_ids = await _token_ids(ctx, request)
-    answer = {"count": len(token_ids), "max_model_len": info.max_model_len, "tokens": token_ids}
+    answer = {"count": len(token_ids), "max_model_len": info.max_model_len, "tokens": _written(token_ids, list)}
     if request.return_token_strs:
-        answer["token_strs"] = await _work(token_ids, partial(_token_strs, ctx.engine.tokenizer))
+        answer["token_strs"] = _written(token_ids, partial(_token_strs, ctx.engine.tokenizer))
     return answer
 
 
@@ -42,14 +44,16 @@ async def detokenize(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, 
         if not 0 <= token_id <= last_id:
             raise InvalidRequestError(f"tokens has id {token_id}, outside the vocabulary (0 to {last_id})", "tokens")
     decode = partial(ctx.engine.tokenizer.decode, skip_special_tokens=request.skip_special_tokens)
-    return {"prompt": await _work(request.tokens, decode)}
+    is_long = len(request.tokens) > _OFF_LOOP_TOKENS
+    return {"prompt": await asyncio.to_thread(decode, request.tokens) if is_long else decode(request.tokens)}
 
 
-async def _work(token_ids: Sequence[int], work: Callable[[Sequence[int]], T]) -> T:
-    """Do the work, off the event loop where it takes long."""
-    if len(token_ids) <= _OFF_LOOP_TOKENS:
-        return work(token_ids)
-    return await asyncio.to_thread(work, token_ids)
+def _written(token_ids: Sequence[int], describe: Callable[[Sequence[int]], list[Any]]) -> LazyList:
+    """Return a list of what `describe` gives of the tokens, to be written some at a time."""
+    starts = range(0, len(token_ids), _STEP_TOKENS)
+    return LazyList(
+        lambda: (msgspec.json.encode(describe(token_ids[start : start + _STEP_TOKENS]))[1:-1] for start in starts)
+    )
 
 
 def _token_strs(tokenizer: ServingTokenizer, token_ids: Sequence[int]) -> list[str]:

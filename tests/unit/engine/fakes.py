@@ -19,7 +19,15 @@ from tokenizers.models import BPE
 from orcinus.config.engine_config import EngineConfig
 from orcinus.config.settings import Settings, load_settings
 from orcinus.engine.core import Executor
-from orcinus.engine.messages import EngineInfo, Fault, StepPlan, StepResult, TokenLogprobs
+from orcinus.engine.messages import (
+    EngineInfo,
+    Fault,
+    PackedLogprobs,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+    pack_logprobs,
+)
 from orcinus.engine.sampling_params import Pooling, SamplingParams
 
 if TYPE_CHECKING:
@@ -123,6 +131,10 @@ def embedding(token_ids: Sequence[int], pooling: Pooling) -> list[float]:
     pooled = token_ids if pooling == "mean" else token_ids[-1:]
     counts = [sum(token_id % EMBEDDING_SIZE == residue for token_id in pooled) for residue in range(EMBEDDING_SIZE)]
     return [count / math.hypot(*counts) for count in counts]
+
+
+def packed(entries: Sequence[TokenLogprobs | None]) -> PackedLogprobs:
+    return PackedLogprobs(pack_logprobs(entries))
 
 
 def token_logprobs(token_id: int, num_top: int) -> TokenLogprobs:

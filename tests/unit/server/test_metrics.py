@@ -1,12 +1,17 @@
 """/metrics: what is counted, and that it equals what clients saw."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from orcinus.engine.messages import StepStats
-from orcinus.server.metrics import METRICS, OUTCOMES, SECONDS, Histogram, Metrics
+from orcinus.engine.outputs import GenerationRequest
+from orcinus.engine.sampling_params import SamplingParams
+from orcinus.server.metrics import METRICS, OUTCOMES, REJECTION_REASONS, SECONDS, Histogram, Metrics
 from tests.unit.engine.fakes import FakeExecutor, fake_info, says
 from tests.unit.server.serving import Gate, Serving, answer_of, error_of, generation_request, serving, until
 
@@ -63,6 +68,7 @@ def test_gauges_are_those_of_the_last_step_and_counters_of_all() -> None:
     assert values["orcinus_slot_utilization_ratio"] == 0.75
     assert values["orcinus_queue_depth"] == 2
     assert values["orcinus_kv_blocks_in_use"] == 7
+    assert values["orcinus_kv_cache_utilization_ratio"] == 0.7
     assert values["orcinus_device_utilization_ratio"] == 0.5
     assert values["orcinus_device_memory_used_bytes"] == 100
     assert values["orcinus_preemptions_total"] == 2
@@ -104,8 +110,9 @@ def test_latency_buckets_fit_a_millisecond_and_five_minutes() -> None:
 def test_histogram_counts_a_value_in_the_first_bucket_that_holds_it(value: float, bucket: int) -> None:
     histogram = Histogram((1.0, 2.0))
     histogram.observe(value, weight=3)
-    spec = next(spec for spec in METRICS if spec.kind == "histogram")
-    counts = [sample.value for sample in histogram.to_metric(spec).samples if sample.name.endswith("_bucket")]
+    family = HistogramMetricFamily("x", "Help.")
+    histogram.add_to(family)
+    counts = [sample.value for sample in family.samples if sample.name.endswith("_bucket")]
     assert counts == [0.0] * bucket + [3.0] * (3 - bucket)
 
 
@@ -119,7 +126,8 @@ async def test_counters_equal_the_usage_that_clients_saw(tmp_path: Path) -> None
         assert await served.metric("orcinus_prompt_tokens_total") == sum(usage["prompt_tokens"] for usage in usages)
         assert await served.metric("orcinus_requests_total", outcome="length") == 7
         assert await served.metric("orcinus_requests_total", outcome="stop") == 6
-        assert await served.metric("orcinus_e2e_latency_seconds_count") == 13
+        assert await served.metric("orcinus_e2e_latency_seconds_count", outcome="length") == 7
+        assert await served.metric("orcinus_e2e_latency_seconds_count", outcome="stop") == 6
         assert await served.metric("orcinus_time_to_first_token_seconds_count") == 13
         assert await served.metric("orcinus_queue_time_seconds_count") == 13
         assert await served.metric("orcinus_inter_token_latency_seconds_count") == total - 13
@@ -138,7 +146,138 @@ async def test_a_prompt_that_is_too_long_is_rejected_whatever_it_comes_in(served
     fields = {"messages": [{"role": "user", "content": text}], "prompt": [text, text], "input": text}
     wanted = {"/v1/completions": "prompt", "/v1/chat/completions": "messages", "/v1/embeddings": "input"}[path]
     error_of(await served.post(path, **{wanted: fields[wanted]}), 400)
-    assert await served.metric("orcinus_requests_total", outcome="rejected") == 1
+    num_prompts = 2 if wanted == "prompt" else 1
+    assert await served.metric("orcinus_requests_total", outcome="rejected") == num_prompts
+    assert await served.metric("orcinus_requests_rejected_total", reason="too_long") == num_prompts
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason", "number"),
+    [
+        ("/v1/completions", {"prompt": "a" * 300, "n": 3}, "too_long", 3),
+        ("/v1/completions", {"prompt": ["a" * 300, "b"], "n": 3}, "too_long", 6),
+        ("/v1/completions", {"prompt": [[97] * 300, [98]], "best_of": 4}, "too_long", 8),
+        ("/v1/completions", {"prompt": "a" * 1_000_000, "n": 2}, "too_long", 2),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 300}], "n": 5}, "too_long", 5),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 1_000_000}], "n": 5}, "too_long", 5),
+        ("/v1/responses", {"input": "a" * 300}, "too_long", 1),
+        ("/v1/responses", {"input": [{"role": "user", "content": "a" * 300}] * 3}, "too_long", 1),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a" * 300}], "max_tokens": 1}, "too_long", 1),
+        ("/v1/embeddings", {"input": ["a", "a" * 300]}, "too_long", 2),
+        ("/v1/completions", {"prompt": "a", "n": 2, "temperature": 9}, "invalid", 2),
+        ("/v1/completions", {"prompt": "a", "n": 2, "model": "other"}, "invalid", 2),
+        ("/v1/completions", {"prompt": "a", "n": 2, "logit_bias": {"999999": 1}}, "invalid", 2),
+        ("/v1/completions", {"prompt": "a", "n": 10**9}, "invalid", 1),
+        ("/v1/completions", {"prompt": ["a"] * 1000, "n": 2}, "invalid", 2),
+        ("/v1/completions", {"prompt": "a", "n": "3"}, "invalid", 1),
+        ("/v1/completions", {"n": True}, "invalid", 1),
+        ("/v1/chat/completions", {"messages": [], "n": 4}, "invalid", 4),
+        ("/v1/completions", {"prompt": "a", "n": 100}, "invalid", 100),
+    ],
+)
+async def test_a_refused_request_counts_prompts_times_n_once_by_its_reason(
+    tmp_path: Path, path: str, body: dict[str, Any], reason: str, number: int
+) -> None:
+    async with serving(tmp_path, max_queue_len=8) as served:
+        assert (await served.post(path, **body)).status_code in (400, 404)
+        found = {
+            each: await served.metric("orcinus_requests_rejected_total", reason=each) for each in REJECTION_REASONS
+        }
+        assert {each: count for each, count in found.items() if count} == {reason: number}
+        assert await served.metric("orcinus_requests_total", outcome="rejected") == number
+
+
+async def test_requests_that_find_no_room_no_engine_or_an_end_are_told_apart(tmp_path: Path) -> None:
+    async with serving(tmp_path, is_ready=False) as served:
+        error_of(await served.post("/v1/completions", prompt="a", n=2), 503)
+        assert await served.metric("orcinus_requests_rejected_total", reason="unavailable") == 2
+    gate = Gate()
+    async with serving(
+        tmp_path, FakeExecutor(before_step=gate), info={"max_num_seqs": 1}, max_queue_len=3, max_requests_per_key=4
+    ) as served:
+        stream = served.engine.submit(generation_request("r", 2))
+        error_of(await served.post("/v1/completions", prompt="a", n=3), 429)
+        assert await served.metric("orcinus_requests_rejected_total", reason="queue_full") == 3
+        more = served.engine.submit(generation_request("s", 2))
+        error_of(await served.post("/v1/completions", prompt="a", n=2), 429)
+        assert await served.metric("orcinus_requests_rejected_total", reason="queue_full") == 4, "its body was not read"
+        served.app.state.context.intake.close()
+        error_of(await served.post("/v1/completions", prompt=["a", "b"], n=2), 503)
+        assert await served.metric("orcinus_requests_rejected_total", reason="draining") == 1, "its body was not read"
+        stream.abort()
+        more.abort()
+        gate.open()
+
+
+async def test_a_keys_limit_is_told_from_the_queues(tmp_path: Path) -> None:
+    gate = Gate()
+    async with serving(tmp_path, FakeExecutor(before_step=gate), max_requests_per_key=2) as served:
+        stream = served.engine.submit(generation_request("r", 1))
+        error_of(await served.post("/v1/completions", prompt="a", n=2), 429)
+        assert await served.metric("orcinus_requests_rejected_total", reason="rate_limited") == 2
+        stream.abort()
+        gate.open()
+
+
+async def test_latencies_count_from_when_a_request_was_asked(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeExecutor(says("Hello"))) as served:
+        asked_at = time.monotonic() - 50.0
+        sampling = SamplingParams(max_tokens=2)
+        asked = GenerationRequest(request_id="r", prompts=[[97]], sampling=sampling, asked_at=asked_at)
+        async for _ in served.engine.submit(asked):
+            pass
+        assert await served.metric("orcinus_time_to_first_token_seconds_sum") > 49
+        assert await served.metric("orcinus_e2e_latency_seconds_sum", outcome="length") > 49
+        assert await served.metric("orcinus_queue_time_seconds_sum") < 49
+        await served.complete()
+        assert await served.metric("orcinus_e2e_latency_seconds_sum", outcome="stop") < 49, "of HTTP, from its head on"
+
+
+@pytest.mark.parametrize("outcome", ["abort", "timeout"])
+async def test_what_did_not_end_by_itself_has_a_latency_of_its_own(tmp_path: Path, outcome: str) -> None:
+    gate = Gate()
+    async with serving(tmp_path, FakeExecutor(before_step=gate)) as served:
+        if outcome == "abort":
+            served.engine.submit(generation_request("r", 3)).abort()
+        else:
+            error_of(await served.post("/v1/completions", prompt="a", n=3, timeout=0.01), 408)
+        assert await served.metric("orcinus_e2e_latency_seconds_count", outcome=outcome) == 3
+        assert await served.metric("orcinus_e2e_latency_seconds_count", outcome="stop") == 0
+        gate.open()
+
+
+async def test_http_durations_are_told_by_route(served: Serving) -> None:
+    before = await served.metric("orcinus_http_request_duration_seconds_count", route="/v1/completions")
+    await served.complete()
+    await served.post("/v1/completions", prompt="a", stream=True)
+    await served.post("/v1/completions", wrong=1)
+    await served.client.get("/nowhere")
+    name = "orcinus_http_request_duration_seconds_count"
+    assert before == 0
+    assert await served.metric(name, route="/v1/completions") == 3
+    assert await served.metric(name, route="other") == 1
+    assert await served.metric(name, route="/v1/chat/completions") == 0
+
+
+async def test_series_are_there_before_the_first_request(served: Serving) -> None:
+    text = (await served.client.get("/metrics")).text
+    wanted = [
+        'orcinus_http_requests_total{method="POST",route="/v1/chat/completions",status="200"} 0.0',
+        'orcinus_http_requests_total{method="GET",route="/v1/models",status="200"} 0.0',
+        'orcinus_http_request_duration_seconds_count{route="/v1/embeddings"} 0.0',
+        'orcinus_e2e_latency_seconds_count{outcome="stop"} 0.0',
+        'orcinus_requests_rejected_total{reason="queue_full"} 0.0',
+        "orcinus_event_loop_lag_seconds_count 0.0",
+        "orcinus_preemptions_total 0.0",
+    ]
+    assert [line for line in wanted if line not in text.splitlines()] == []
+
+
+async def test_every_name_that_is_served_has_a_series(tmp_path: Path) -> None:
+    async with serving(tmp_path, served_model_name=("first", "second")) as served:
+        for name in ("first", "second"):
+            assert await served.metric("orcinus_model_info", model_name=name) == 1
+        assert await served.metric("orcinus_model_info", model_name="third") == 0
 
 
 async def test_every_outcome_is_there_from_the_start(served: Serving) -> None:

@@ -6,12 +6,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from orcinus.engine.frontend.output_buffer import OutputBuffer
+from orcinus.engine.frontend.output_buffer import FULL_LOGPROBS, FULL_TOKENS, OutputBuffer
 from orcinus.engine.outputs import RequestOutput
-from tests.unit.engine.fakes import token_logprobs
+from tests.unit.engine.fakes import packed, token_logprobs
 
 FIRST = RequestOutput(
-    index=1, prompt_index=2, text="a", token_ids=[97], num_cached_tokens=16, queue_time_s=0.5, prompt_logprobs=[None]
+    index=1,
+    prompt_index=2,
+    text="a",
+    token_ids=[97],
+    num_cached_tokens=16,
+    queue_time_s=0.5,
+    prompt_logprobs=packed([None]),
 )
 
 
@@ -40,6 +46,23 @@ def test_what_comes_once_is_kept_and_how_it_ended_is_that_of_the_last() -> None:
         stop_reason=100,
         num_preemptions=3,
     )
+
+
+@pytest.mark.parametrize(
+    ("output", "number"),
+    [
+        (RequestOutput(index=0, text="a", token_ids=[97], logprobs=[token_logprobs(97, 20)]), FULL_LOGPROBS // 21 + 1),
+        (RequestOutput(index=0, text="a", token_ids=[97], logprobs=[token_logprobs(97, 0)]), FULL_LOGPROBS),
+        (RequestOutput(index=0, text="a" * 64, token_ids=[97] * 64), FULL_TOKENS // 64),
+    ],
+)
+def test_it_is_full_when_there_is_much_of_text_or_of_log_probabilities(output: RequestOutput, number: int) -> None:
+    assert not buffer_of(*[output] * (number - 1)).is_full
+    full = buffer_of(*[output] * number)
+    assert full.is_full
+    merged = full.merged()
+    assert merged.text == output.text * number
+    assert merged.logprobs == (output.logprobs and output.logprobs * number)
 
 
 def test_outputs_themselves_are_not_changed() -> None:

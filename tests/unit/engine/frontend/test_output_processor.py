@@ -13,7 +13,14 @@ from orcinus.engine.messages import RequestDelta, TokenLogprobs
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.text.tokenizer import Tokenizer
-from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, MESSAGE_START, token_logprobs, write_byte_tokenizer
+from tests.unit.engine.fakes import (
+    END_OF_TEXT,
+    MESSAGE_END,
+    MESSAGE_START,
+    packed,
+    token_logprobs,
+    write_byte_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +42,11 @@ def logprobs(text: str) -> list[TokenLogprobs]:
 
 
 def test_text_tokens_and_the_first_outputs_facts_pass_through(tokenizer: Tokenizer) -> None:
-    output = processor(tokenizer).process(delta("hi", num_cached_tokens=16, queue_time_s=0.5, prompt_logprobs=[None]))
+    output = processor(tokenizer).process(
+        delta("hi", num_cached_tokens=16, queue_time_s=0.5, prompt_logprobs=packed([None]))
+    )
     assert output == RequestOutput(
-        index=3, text="hi", token_ids=[104, 105], num_cached_tokens=16, queue_time_s=0.5, prompt_logprobs=[None]
+        index=3, text="hi", token_ids=[104, 105], num_cached_tokens=16, queue_time_s=0.5, prompt_logprobs=packed([None])
     )
 
 

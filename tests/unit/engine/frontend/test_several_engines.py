@@ -218,7 +218,7 @@ async def test_an_engine_that_is_lost_takes_what_it_had_with_it_and_the_other_go
         with pytest.raises(EngineUnavailableError, match="not running"):
             engine.submit(request())
         assert await engine.drained(1)
-    assert sorted(outcome for outcome, *_ in recorder.done) == ["error", "error", "length", "length", "rejected"]
+    assert sorted(outcome for outcome, *_ in recorder.done) == ["error", "error", "length", "length"]
 
 
 async def test_an_engine_that_is_not_like_the_other_is_not_used(model: Path) -> None:

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,9 +27,11 @@ from orcinus.engine.messages import (
     EngineFailed,
     EngineInfo,
     FromEngine,
+    RequestDelta,
     StepOutputs,
     StepPlan,
     StepStarted,
+    StepStats,
     ToEngine,
 )
 from orcinus.engine.sampling_params import SamplingParams
@@ -43,7 +44,7 @@ from orcinus.engine.supervision.wire import (
     from_engine_decoder,
     to_engine_decoder,
 )
-from tests.unit.engine.fakes import FakeExecutor, builds, fake_config, fake_info, says, token_logprobs
+from tests.unit.engine.fakes import FakeExecutor, builds, fake_config, fake_info, packed, says, token_logprobs
 
 
 def added(request_id: str, **sampling: Any) -> AddRequest:
@@ -87,16 +88,15 @@ def test_messages_survive_the_wire() -> None:
 
 
 def step_with_everything() -> StepOutputs:
-    entries = [None, token_logprobs(3, 2)]
-    delta = {
-        "request_id": "a",
-        "token_ids": [1, 2],
-        "logprobs": [msgspec.to_builtins(token_logprobs(1, 2))],
-        "prompt_logprobs": [msgspec.to_builtins(entry) for entry in entries],
-        "finish_reason": "stop",
-        "stop_reason": 7,
-    }
-    return msgspec.convert({"type": "step", "deltas": [delta], "stats": {"num_running": 3}}, StepOutputs)
+    delta = RequestDelta(
+        request_id="a",
+        token_ids=[1, 2],
+        logprobs=[token_logprobs(1, 2)],
+        prompt_logprobs=packed([None, token_logprobs(3, 2)]),
+        finish_reason="stop",
+        stop_reason=7,
+    )
+    return StepOutputs(deltas=[delta], stats=StepStats(num_running=3))
 
 
 # --- the engine's loop ----------------------------------------------------------------------------------

@@ -61,7 +61,9 @@ async def test_stream_has_exactly_these_bytes(tmp_path: Path) -> None:
             head + ',"choices":[{"index":0,"delta":{"role":"assistant","content":""},'
             '"logprobs":null,"finish_reason":null}]}\n\n'
             + head
-            + ',"choices":[{"index":0,"delta":{"content":"H"},"logprobs":null,"finish_reason":"length"}]}\n\n'
+            + ',"choices":[{"index":0,"delta":{"content":"H"},"logprobs":null,"finish_reason":null}]}\n\n'
+            + head
+            + ',"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}]}\n\n'
             "data: [DONE]\n\n"
         )
         assert head.startswith('data: {"id":"chatcmpl-')

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.sampling_params import Grammar
+from orcinus.server.apis.chat.answer import start_chat_completion
 from orcinus.server.apis.chat.body import parse_chat
 from orcinus.server.apis.chat_request import prepare_chat
 from tests.unit.engine.fakes import FakeExecutor, says
@@ -184,3 +186,56 @@ async def test_tokenize_counts_the_tools_too(calling: Serving) -> None:
     request = await prepare_chat(calling.app.state.context, parse_chat(asked), "id")
     assert answer["tokens"] == request.generation.prompts[0]
     assert answer["count"] > answer_of(await calling.post("/tokenize", messages=[user("x")]))["count"]
+
+
+class OneTokenEach:
+    """A stream of outputs of one character and one token each, the same for every choice."""
+
+    def __init__(self, text: str, num_choices: int) -> None:
+        self._outputs = iter(
+            RequestOutput(
+                index=index,
+                text=character,
+                token_ids=[ord(character)],
+                finish_reason="stop" if number == len(text) - 1 else None,
+            )
+            for number, character in enumerate(text)
+            for index in range(num_choices)
+        )
+
+    def __aiter__(self) -> "OneTokenEach":
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        for output in self._outputs:
+            return output
+        raise StopAsyncIteration
+
+    def abort(self) -> None: ...
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_usage_tells_how_many_tokens_were_thoughts_streamed_and_not(tmp_path: Path, n: int) -> None:
+    thought = "Hm.</think>"
+    expected = {"reasoning_tokens": n * len(thought)}
+    async with serving(tmp_path, template=THINKING_TEMPLATE) as served:
+        body = {"messages": [user("hi")], "n": n, "stream_options": None}
+        generation = await start_chat_completion(served.app.state.context, body)
+        generation.stream.abort()
+        generation.stream = OneTokenEach(f"{thought}Hi", n)
+        assert json.loads(b"".join(await generation.whole()))["usage"]["completion_tokens_details"] == expected
+
+        body = {**body, "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        generation = await start_chat_completion(served.app.state.context, body)
+        generation.stream.abort()
+        outputs = OneTokenEach(f"{thought}Hi", n)
+        parts = [part async for output in outputs for part in generation.encode(output)]
+        chunks = [*events_of(b"".join([*parts, *generation.encode_end()]).decode())]
+        numbers = [chunk["usage"]["completion_tokens_details"]["reasoning_tokens"] for chunk in chunks]
+        assert numbers[0] == 0
+        assert numbers == sorted(numbers)
+        assert chunks[-1]["usage"]["completion_tokens_details"] == expected
+
+
+async def test_an_answer_without_thoughts_counts_none(served: Serving) -> None:
+    assert (await served.chat())["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}

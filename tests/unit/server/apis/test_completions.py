@@ -1,5 +1,6 @@
 """POST /v1/completions: the shapes and rules of whole answers, and the exact bytes of streams."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,10 @@ async def test_stream_has_exactly_these_bytes(tmp_path: Path) -> None:
         response = await served.post("/v1/completions", prompt="ab", stream=True, stop="Hi!", logprobs=None)
         head, first = response.text.split('"choices":', 1)
         assert response.text == (
-            head + '"choices":[{"index":0,"text":"Hi","logprobs":null,"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+            head
+            + '"choices":[{"index":0,"text":"Hi","logprobs":null,"finish_reason":null}]}\n\n'
+            + head
+            + '"choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
         )
         assert first
         assert head.startswith('data: {"id":"cmpl-')
@@ -309,7 +313,7 @@ async def test_best_of_answers_with_the_likeliest_per_token(served: Serving) -> 
         candidate(4, "e", -0.2),
         candidate(3, "d", -0.3),
     )
-    answer = await generation.whole()
+    answer = json.loads(b"".join(await generation.whole()))
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
         (0, "pb"),
         (1, "pc"),

@@ -6,7 +6,6 @@ import inspect
 import json
 import math
 import struct
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -93,8 +92,8 @@ async def test_bytes_are_swapped_where_the_machine_is_big_endian(monkeypatch: py
     swapped = struct.pack("=2f", 1.0, 2.0)[3::-1] + struct.pack("=f", 2.0)[::-1]
     monkeypatch.setattr("sys.byteorder", "big")
     body = parse_embedding({"input": "x", "encoding_format": "base64"})
-    [written] = embeddings._write_vectors([native], body)
-    assert base64.b64decode(json.loads(bytes(written))) == swapped
+    [written] = embeddings._write_entries([native], body)
+    assert base64.b64decode(json.loads(written)["embedding"]) == swapped
 
 
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
@@ -117,8 +116,8 @@ def test_any_vector_shortened_has_length_one_or_is_zero(numbers: list[float], da
     dimensions = data.draw(st.integers(1, len(numbers)))
     vector = struct.pack(f"{len(numbers)}f", *numbers)
     body = parse_embedding({"input": "x", "dimensions": dimensions})
-    [written] = embeddings._write_vectors([vector], body)
-    short = json.loads(bytes(written))
+    [written] = embeddings._write_entries([vector], body)
+    short = json.loads(written)["embedding"]
     assert len(short) == dimensions
     if dimensions < len(numbers):
         length = 1.0 if any(numbers[:dimensions]) else 0.0
@@ -317,21 +316,6 @@ async def test_metrics_count_prompts_and_no_generated_token(served: Serving) -> 
     assert await served.metric("orcinus_generation_tokens_total") == 0
     assert await served.metric("orcinus_requests_total", outcome="stop") == 2
     assert await served.metric("orcinus_time_to_first_token_seconds_count") == 0
-
-
-async def test_many_vectors_are_written_in_a_thread(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[str] = []
-    write = embeddings._write_vectors
-
-    def watched(*args: Any) -> Any:
-        threads.append(threading.current_thread().name)
-        return write(*args)
-
-    monkeypatch.setattr(embeddings, "_write_vectors", watched)
-    monkeypatch.setattr(embeddings, "_OFF_LOOP_BYTES", 2 * EMBEDDING_SIZE * 4)
-    await embed(served, ["a", "b"])
-    await embed(served, ["a", "b", "c"])
-    assert threads[0] == threading.current_thread().name != threads[1]
 
 
 async def test_a_model_without_a_head_embeds_and_refuses_to_write_by_every_api(tmp_path: Path) -> None:

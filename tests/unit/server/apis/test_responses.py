@@ -20,10 +20,11 @@ from orcinus.engine.errors import InvalidRequestError, RequestFailedError, Reque
 from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import Grammar
-from orcinus.server.apis.responses.answer import ResponseGeneration, ThinkingCount, start_response
+from orcinus.server.apis.responses.answer import ResponseGeneration, start_response
 from orcinus.server.apis.responses.body import ResponseBody
 from orcinus.server.apis.responses.input import read_input
 from orcinus.server.apis.responses.output import OutputItems
+from orcinus.server.apis.thinking import ThinkingCount
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from orcinus.server.requests.parameters import parameter_table
 from tests.unit.engine.fakes import CHAT_TEMPLATE, FakeExecutor, alphabet, echoes, says
@@ -97,8 +98,12 @@ def said(text: str, finish_reason: Any = None, **details: Any) -> RequestOutput:
     return RequestOutput(index=0, text=text, token_ids=[*text.encode()], finish_reason=finish_reason, **details)
 
 
+def encoded(generation: ResponseGeneration, *outputs: RequestOutput) -> bytes:
+    return b"".join(event for output in outputs for event in generation.encode(output))
+
+
 def streamed(generation: ResponseGeneration, *outputs: RequestOutput) -> list[dict[str, Any]]:
-    events = b"".join(map(generation.encode, outputs)) + generation.encode_end()
+    events = encoded(generation, *outputs) + b"".join(generation.encode_end())
     return events_of(events.decode())
 
 
@@ -192,9 +197,9 @@ async def test_events_of_a_text(silent: Serving) -> None:
 
 async def test_the_exact_bytes_of_a_delta(silent: Serving) -> None:
     asked = await generation(silent)
-    first = asked.encode(said("Hi"))
+    first = encoded(asked, said("Hi"))
     item_id = json.loads(first.split(b"data: ")[-1])["item_id"]
-    assert asked.encode(said(' "é\n\n')).decode() == (
+    assert encoded(asked, said(' "é\n\n')).decode() == (
         "event: response.output_text.delta\n"
         f'data: {{"type":"response.output_text.delta","item_id":"{item_id}","output_index":0,"content_index":0,'
         '"delta":" \\"é\\n\\n","logprobs":[],"sequence_number":5}\n\n'
@@ -425,7 +430,7 @@ async def test_a_part_begins_without_logprobs(silent: Serving) -> None:
 @pytest.mark.parametrize("before", ["", "Hi"])
 async def test_a_stream_that_fails_says_so_twice(silent: Serving, error: Exception, kind: str, before: str) -> None:
     asked = await generation(silent)
-    text = b"".join(asked.encode(said(part)) for part in before) + asked.encode_error(error)
+    text = encoded(asked, *map(said, before)) + b"".join(asked.encode_error(error))
     events = events_of(text.decode())
     assert types_of(events)[:2] == ["created", "in_progress"]
     failed, last = events[-2:]
@@ -440,7 +445,7 @@ async def test_a_stream_that_fails_says_so_twice(silent: Serving, error: Excepti
 @pytest.mark.parametrize("before", ["", "Hi"])
 async def test_the_sdk_raises_in_a_stream_that_fails(silent: Serving, before: str) -> None:
     asked = await generation(silent)
-    text = b"".join(asked.encode(said(part)) for part in before) + asked.encode_error(RequestFailedError("boom"))
+    text = encoded(asked, *map(said, before)) + b"".join(asked.encode_error(RequestFailedError("boom")))
     answer = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=text)
     types: list[str] = []
     async with sdk(httpx.MockTransport(lambda request: answer)) as client:
