@@ -35,7 +35,15 @@ from orcinus.server.operations import OPERATIONS, Operation, OperationTable
 logger = logging.getLogger(__name__)
 
 # Headers of answers that pages of other origins may read.
-EXPOSED_HEADERS = ("x-request-id", "request-id", "retry-after", "x-should-retry", "www-authenticate", "allow")
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "request-id",
+    "retry-after",
+    "x-should-retry",
+    "www-authenticate",
+    "allow",
+    "x-orcinus-left-out",
+)
 
 
 def create_app(engine: ServingEngine, settings: Settings, operations: OperationTable = OPERATIONS) -> FastAPI:
