@@ -1,11 +1,9 @@
-"""Tokens that a GGUF file marks as control (`<|im_end|>`) or as the user's own (`<think>`): they stay whole in a text.
+"""What earlier releases of transformers leave out of the tokenizer in a GGUF file; later ones need none of it."""
 
-transformers adds them itself in its later releases; in earlier ones it cuts some of them into pieces.
-"""
-
+import json
 from pathlib import Path
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as FastTokenizer
 
 # llama.cpp's types of tokens
@@ -13,10 +11,19 @@ _CONTROL = 3
 _USER_DEFINED = 4
 _TOKENS = "tokenizer.ggml.tokens"
 _TYPES = "tokenizer.ggml.token_type"
+_NAMES = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
 
 
 def add_marked_tokens(tokenizer: FastTokenizer, file: Path) -> None:
-    """Add the file's tokens of these types to its tokenizer, where they are in the vocabulary and not added yet."""
+    """Add the tokens that the file marks as control (`<|im_end|>`) or as the user's own (`<think>`).
+
+    They stay whole in a text then. Those that are not in the vocabulary, or added already, are passed over.
+    """
     from transformers.integrations.gguf.reader import read_gguf_metadata  # several times as fast as gguf
 
     metadata, _ = read_gguf_metadata(str(file), (_TOKENS,))
@@ -30,3 +37,19 @@ def add_marked_tokens(tokenizer: FastTokenizer, file: Path) -> None:
         tokenizer.add_special_tokens(control)
     if own:
         tokenizer.add_tokens(own)
+
+
+def simplify_decoder(tokenizer: FastTokenizer) -> None:
+    """Let a byte-level vocabulary be decoded as such, where steps for SentencePiece's vocabularies stand around it."""
+    steps = [] if tokenizer.decoder is None else json.loads(tokenizer.decoder.__getstate__()).get("decoders", [])
+    if len(steps) > 1 and any(step["type"] == "ByteLevel" for step in steps):
+        tokenizer.decoder = decoders.ByteLevel()
+
+
+def named_tokens(file: Path) -> dict[str, str]:
+    """Return the tokens that the file has names for, such as `eos_token`, which may be mixed up."""
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    metadata, _ = read_gguf_metadata(str(file), (_TOKENS,))
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}") for name, key in _NAMES.items()}
+    return {name: metadata[_TOKENS][token_id] for name, token_id in ids.items() if token_id is not None}
