@@ -91,6 +91,65 @@ async def test_a_call_cut_off_by_the_limit_is_no_finished_call(calling: Serving)
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == ARGUMENTS[:9]
 
 
+@pytest.mark.parametrize("written", [len("<tool"), len("<tool_call>"), len(CALL.partition("_weather")[0])])
+async def test_a_call_cut_off_before_its_name_is_known_is_no_text(calling: Serving, written: int) -> None:
+    asked = {"tools": [WEATHER], "max_tokens": len("Well.\n") + written}
+    [choice] = (await calling.chat(**asked))["choices"]
+    assert (choice["finish_reason"], choice["message"]["content"].strip()) == ("length", "Well.")
+    assert "tool_calls" not in choice["message"]
+    deltas = [chunk.choices[0].delta for chunk in await chunks_of(calling, **asked)]
+    assert "".join(delta.content or "" for delta in deltas).strip() == "Well."
+
+
+async def test_arguments_with_line_breaks_are_json_streamed_or_not(tmp_path: Path) -> None:
+    call = CALL.replace("Zürich", "Zü\nrich").replace("}}", "}}}")
+    room = {"max_model_len": 1024, "num_kv_blocks": 256}
+    async with serving(tmp_path, FakeExecutor(says(call)), template=TEMPLATE, info=room) as served:
+        [choice] = (await served.chat(tools=[WEATHER]))["choices"]
+        assert choice["message"]["content"] is None
+        whole = choice["message"]["tool_calls"][0]["function"]["arguments"]
+        assert json.loads(whole) == {"city": "Zü\nrich"}
+        deltas = [chunk.choices[0].delta for chunk in await chunks_of(served, tools=[WEATHER])]
+        assert not any(delta.content for delta in deltas)
+        parts = [part.function for delta in deltas for part in delta.tool_calls or []]
+        assert "".join((part and part.arguments) or "" for part in parts) == whole
+
+
+async def test_tools_of_a_model_that_writes_calls_in_an_unknown_way_are_refused(tmp_path: Path) -> None:
+    template = TEMPLATE.replace("<tool_call>", "")
+    async with serving(tmp_path, FakeExecutor(says(CALL)), template=template) as served:
+        error = error_of(await served.post("/v1/chat/completions", messages=[user("x")], tools=[WEATHER]), 400)
+        assert error["param"] == "tools"
+        assert "no sign of a format of calls that is known" in error["message"]
+        assert "--tool-call-parser" in error["message"]
+
+
+async def test_channels_are_read_streamed_or_not(tmp_path: Path) -> None:
+    said = (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather "
+        f"<|constrain|>json<|message|>{ARGUMENTS}<|call|>"
+    )
+    template = "{# <|channel|> #}" + TEMPLATE
+    room = {"max_model_len": 1024, "num_kv_blocks": 256}
+    async with serving(tmp_path, FakeExecutor(says(said)), template=template, info=room) as served:
+        [choice] = (await served.chat(tools=[WEATHER]))["choices"]
+        assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("Hm.", None)
+        assert choice["message"]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": ARGUMENTS}
+        events = events_of((await served.post("/v1/chat/completions", messages=[user("hi")], stream=True)).text)
+        deltas = [event["choices"][0]["delta"] for event in events]
+        assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == "Hm."
+        assert "".join(delta.get("content") or "" for delta in deltas) == ARGUMENTS  # there were no tools to call
+
+
+async def test_a_whole_answer_waits_for_the_end_of_a_thought_that_was_not_opened(tmp_path: Path) -> None:
+    template = "{# <think> </think> #}" + TEMPLATE
+    async with serving(tmp_path, FakeExecutor(says("Hm.</think>Yes.")), template=template) as served:
+        [choice] = (await served.chat())["choices"]
+        assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("Hm.", "Yes.")
+        deltas = [chunk.choices[0].delta for chunk in await chunks_of(served)]
+        assert "".join(delta.content or "" for delta in deltas) == "Hm.Yes."
+
+
 async def test_without_parallel_calls_only_the_first_is_given(calling: Serving) -> None:
     [choice] = (await calling.chat(tools=[WEATHER], parallel_tool_calls=False))["choices"]
     assert len(choice["message"]["tool_calls"]) == 1

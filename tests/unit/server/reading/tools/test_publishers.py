@@ -76,6 +76,8 @@ def test_a_call_that_is_cut_before_its_name_is_known_is_no_text(name: str) -> No
         assert all(not isinstance(piece, Content) for piece in pieces), text[:length]
         started = [piece.name for piece in pieces if isinstance(piece, ToolCallStart)]
         assert started in ([], ["get_weather"])
+        given = "".join(piece.text for piece in pieces if isinstance(piece, ToolCallArguments))
+        assert CITY[1].startswith(given), "what was cut off looks complete"
 
 
 @every_publisher
