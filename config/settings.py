@@ -290,6 +290,15 @@ class Settings(BaseSettings):
         "N",
         ge=1,
     )
+    max_preparing: int = _setting(
+        2048,
+        "Server",
+        "Requests that may be on their way to the queue at once: read, parsed, rendered, tokenized, their grammars"
+        " tried out. One API key may have half of them; one more is refused with 429.",
+        "N",
+        ge=1,
+        le=1_000_000,
+    )
     max_requests_per_key: int | None = _setting(
         None,
         "Server",

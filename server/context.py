@@ -88,7 +88,7 @@ class ServingContext:
     ) -> None:
         self.engine = engine
         self.model_names = tuple(settings.model_names)
-        self.intake = Intake()
+        self.intake = Intake(settings.max_preparing, settings.max_requests_per_key)
         self._parsers = {
             "tool_call_parser": settings.tool_call_parser,
             "reasoning_parser": settings.reasoning_parser,
@@ -134,6 +134,7 @@ class ServingContext:
     def check_room(self, client: str) -> None:
         """Raise `QueueFullError` or `QuotaError` where a request of this client has no room, whatever it asks for."""
         if not self.intake.is_closed:  # else nobody has
+            self.intake.check_room(client)
             self.engine.check_room(client)
 
     def check_model(self, name: str | None) -> None:

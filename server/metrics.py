@@ -5,9 +5,11 @@ nothing: histograms are lists and a bisection, and prometheus-client only sees t
 comes from user input.
 """
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,6 +106,17 @@ METRICS: tuple[MetricSpec, ...] = (
         " what was answered before there was a request (no HTTP, a bound, one connection too many).",
         ("route", "method", "status"),
     ),
+    MetricSpec(
+        "orcinus_requests_preparing",
+        "gauge",
+        "Requests on their way to the queue: read, parsed, rendered, tokenized, their grammars tried out.",
+    ),
+    MetricSpec(
+        "orcinus_preparation_time_seconds",
+        "histogram",
+        "From the head of a request to its admission, its refusal or its end before.",
+        bounds=SECONDS,
+    ),
     MetricSpec("orcinus_http_requests_in_progress", "gauge", "HTTP requests being answered."),
 )  # fmt: skip
 
@@ -143,6 +156,7 @@ class Metrics(EngineObserver):
         self._outcomes = Counter[tuple[str, ...]]({(outcome,): 0 for outcome in OUTCOMES})
         self._http = Counter[tuple[str, ...]]()
         self._http_in_progress = 0
+        self._num_preparing = 0
         self._histograms = {spec.name: Histogram(spec.bounds) for spec in METRICS if spec.kind == "histogram"}
         self._step_time = self._histograms["orcinus_step_time_seconds"]
         self._tokens_per_step = self._histograms["orcinus_tokens_per_step"]
@@ -205,6 +219,17 @@ class Metrics(EngineObserver):
         if not self._stats.num_slots:
             self._stats = StepStats(num_slots=info.max_num_seqs, num_kv_blocks=info.num_kv_blocks)
 
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Count a request as being prepared in the block."""
+        started = time.monotonic()
+        self._num_preparing += 1
+        try:
+            yield
+        finally:
+            self._num_preparing -= 1
+            self._histograms["orcinus_preparation_time_seconds"].observe(time.monotonic() - started)
+
     def on_http_start(self) -> None:
         self._http_in_progress += 1
 
@@ -248,6 +273,7 @@ class Metrics(EngineObserver):
             "orcinus_device_utilization_ratio": stats.device_utilization,
             "orcinus_device_memory_used_bytes": stats.device_memory_used_bytes,
             "orcinus_device_memory_total_bytes": stats.device_memory_total_bytes,
+            "orcinus_requests_preparing": self._num_preparing,
             "orcinus_http_requests_in_progress": self._http_in_progress,
         }
 
