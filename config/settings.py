@@ -331,6 +331,13 @@ class Settings(BaseSettings):
         "Leave request parameters out that are not known here, and name them in the header x-orcinus-left-out, instead"
         " of a 400.",
     )
+    prefix_cache_scope: Literal["key", "all"] = _setting(
+        "key",
+        "Server",
+        "Whose prompts may share computed prefixes: those of one API key, so that no client can tell by the time or by"
+        " cached_tokens what others have asked, or all. With one key, or none, both are the same. What a request's"
+        " cache_salt sets apart stays apart.",
+    )
     max_body_bytes: Bytes = _setting(
         16 * 2**20, "Server", "Largest request body; a larger one is refused with 413.", "SIZE", ge=1024
     )

@@ -31,7 +31,7 @@ async def test_a_template_without_end_fails_its_request_beside_the_event_loop(
 
 
 async def test_a_short_chat_is_rendered_without_a_thread(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_frontend, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(text_frontend.FairThreads, "run", None)
     assert (await served.chat("hi"))["choices"][0]["message"]["content"] == "Hello"
 
 

@@ -158,7 +158,7 @@ async def test_a_form_needs_to_know_where_the_thinking_ends(tmp_path: Path) -> N
     settings: dict[str, Any] = {"template": THINKING_TEMPLATE, "reasoning_parser": "none"}
     async with serving(tmp_path / "other", FakeExecutor(says("x")), **settings) as served:
         request = await prepare_chat(served.app.state.context, parse_chat(asked), "id")
-        assert request.generation.sampling.grammar == Grammar("json_object")
+        assert request.generation.sampling.grammar == Grammar("json_object", param="response_format")
 
 
 async def test_the_model_may_call_or_answer_in_the_form_that_is_asked_for(calling: Serving) -> None:
