@@ -22,6 +22,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": [user("x")], "max_tokens": 4, "model": "fake-model"},
     "/v1/messages/count_tokens": {"messages": [user("x")], "model": "fake-model"},
     "/v1/embeddings": {"input": "x"},
+    "/v1/responses/input_tokens": {"input": "x"},
     "/tokenize": {"prompt": "x"},
 }
 GENERATING = [row.path for row in OPERATIONS if isinstance(row, GenerationOperation)]
