@@ -135,7 +135,9 @@ async def _grammar(
         if grammar is None:
             return None
         grammar = msgspec.structs.replace(grammar, param="tools" if schema is None else param)
-        schemas = [schema] if schema is None or not is_loose(body) else [schema, _ANY_OBJECT]
+        schemas: list[dict[str, Any] | None] = [schema]
+        if schema is not None and is_loose(body):
+            schemas.append(_ANY_OBJECT)
         return await settle_form(ctx, grammar, partial(_looser_calls, ctx, tail, tool_use, schemas))
     if asked is None:
         return None

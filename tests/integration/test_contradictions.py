@@ -40,6 +40,7 @@ def told(server: ServerProcess, path: str, **parameters: Any) -> str:
         assert response.status_code == 400, response.text
         messages.add(response.json()["error"]["message"])
     [message] = messages
+    assert isinstance(message, str)
     return message
 
 

@@ -1,5 +1,7 @@
 """Requests that ended engines: which are refused, for how long, and how many are remembered."""
 
+from typing import Any
+
 import pytest
 
 from orcinus.engine.admission import convictions
@@ -9,7 +11,7 @@ from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import SamplingParams
 
 
-def asked(prompt: int = 1, request_id: str = "a", client: str = "", **sampling: int) -> GenerationRequest:
+def asked(prompt: int = 1, request_id: str = "a", client: str = "", **sampling: Any) -> GenerationRequest:
     return GenerationRequest(
         request_id=request_id, prompts=[[prompt]], sampling=SamplingParams(**sampling), client=client
     )
