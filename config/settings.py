@@ -290,6 +290,15 @@ class Settings(BaseSettings):
         "N",
         ge=1,
     )
+    max_preparing: int = _setting(
+        2048,
+        "Server",
+        "Requests that may be on their way to the queue at once: read, parsed, rendered, tokenized, their grammars"
+        " tried out. One API key may have half of them; one more is refused with 429.",
+        "N",
+        ge=1,
+        le=1_000_000,
+    )
     max_requests_per_key: int | None = _setting(
         None,
         "Server",
@@ -330,6 +339,13 @@ class Settings(BaseSettings):
         "Server",
         "Leave request parameters out that are not known here, and name them in the header x-orcinus-left-out, instead"
         " of a 400.",
+    )
+    prefix_cache_scope: Literal["key", "all"] = _setting(
+        "key",
+        "Server",
+        "Whose prompts may share computed prefixes: those of one API key, so that no client can tell by the time or by"
+        " cached_tokens what others have asked, or all. With one key, or none, both are the same. What a request's"
+        " cache_salt sets apart stays apart.",
     )
     max_body_bytes: Bytes = _setting(
         16 * 2**20, "Server", "Largest request body; a larger one is refused with 413.", "SIZE", ge=1024

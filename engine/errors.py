@@ -11,6 +11,7 @@ OrcinusError
 │   └── EngineKilledError      ended from outside
 ├── RequestTimeoutError        the request's own deadline passed
 └── RequestFailedError         a fault while running this request
+    └── RequestQuarantinedError  engines ended while they ran it
 """
 
 _MAX_REASON_CHARS = 400
@@ -74,6 +75,10 @@ class RequestTimeoutError(OrcinusError):
 
 class RequestFailedError(OrcinusError):
     """The engine failed while it ran this request."""
+
+
+class RequestQuarantinedError(RequestFailedError):
+    """Engines ended again and again while they ran this request, now or a short time ago."""
 
 
 def reason_of(error: Exception) -> str:

@@ -25,6 +25,10 @@ Fault = Literal["request", "memory", "engine"]
 _ENTRIES_IN_PART = 32
 
 
+# The error of a request whose own parameters rule every token out: the client's fault, and not the engine's.
+NOTHING_LEFT = "every token is ruled out by the request's own parameters"
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of all messages: immutable, and small on the wire."""
 

@@ -89,12 +89,14 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     """Says what the generated text has to match, from its first character (after any thinking) to its last.
 
     `source` is, by kind: nothing; a JSON schema as JSON; a regular expression; a JSON list of strings; a grammar in
-    Lark's notation or in GBNF. Compiled by `engine.grammar.compiler`, whose limits it has to keep.
+    Lark's notation or in GBNF. Compiled by `engine.grammar.compiler`, whose limits it has to keep. `param` is the
+    parameter that asked for it, for errors.
     """
 
     kind: GrammarKind
     source: str = ""
     thinking: Thinking | None = None
+    param: str = "structured_outputs"
 
     def __post_init__(self) -> None:
         if len(self.source) > MAX_GRAMMAR_CHARS:
@@ -102,6 +104,13 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
                 f"a grammar or schema has at most {MAX_GRAMMAR_CHARS} characters, got {len(self.source)}",
                 "structured_outputs",
             )
+
+    @property
+    def name(self) -> str:
+        """Return what the client knows it by."""
+        if self.param != "structured_outputs":
+            return self.param
+        return f"structured_outputs.{'json' if self.kind == 'json_schema' else self.kind}"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -187,6 +196,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Of such a request no step is planned before the one before it is known, and no tokens are tried as drafts.
         """
         return self.grammar is not None or bool(self.bad_words_token_ids) or self.has_penalties
+
+    def contradiction(self, num_tokens: int) -> InvalidRequestError:
+        """Return the error of a text of `num_tokens` tokens after which these parameters rule every token out."""
+        form = [] if self.grammar is None else [self.grammar.name]
+        lists = {"allowed_token_ids": self.allowed_token_ids, "bad_words": self.bad_words_token_ids}
+        names = [name for name, value in lists.items() if value] + form or ["the request"]
+        words = f"{', '.join(names[:-1])} and {names[-1]} together leave" if len(names) > 1 else f"{names[0]} leaves"
+        return InvalidRequestError(f"{words} no token to go on with after {num_tokens} tokens", names[0])
 
     def check_token_ids(self, vocab_size: int) -> None:
         """Raise `InvalidRequestError` where a token id lies outside the vocabulary."""

@@ -23,6 +23,7 @@ from orcinus.server.http.auth import AuthMiddleware, KeyRing
 from orcinus.server.http.body import BodyReader
 from orcinus.server.http.fault_layer import FaultMiddleware
 from orcinus.server.http.method_layer import MethodMiddleware
+from orcinus.server.http.preparation import Preparation
 from orcinus.server.http.request_layer import RequestMiddleware
 from orcinus.server.http.room_layer import RoomMiddleware
 from orcinus.server.http.root_path import RootPathMiddleware
@@ -86,7 +87,7 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     ]
     for kind in (OrcinusError, HTTPException):
         app.add_exception_handler(kind, _respond)
-    handlers = OperationHandlers(context, bodies, metrics, settings.keep_alive_s)
+    handlers = OperationHandlers(context, Preparation(context, bodies, metrics), settings.keep_alive_s)
     for operation in operations:
         _add_operation(app, operation, handlers.handler(operation))
     install_document(app, operations, is_key_needed=settings.is_key_needed, root_path=settings.root_path)

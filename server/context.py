@@ -88,11 +88,12 @@ class ServingContext:
     ) -> None:
         self.engine = engine
         self.model_names = tuple(settings.model_names)
-        self.intake = Intake()
+        self.intake = Intake(settings.max_preparing, settings.max_requests_per_key)
         self._parsers = {
             "tool_call_parser": settings.tool_call_parser,
             "reasoning_parser": settings.reasoning_parser,
         }
+        self._shares_prefixes = settings.prefix_cache_scope == "all"
         self.created = int(time.time())
         self.is_lenient = settings.lenient
         self._fingerprint: str | None = None
@@ -134,7 +135,14 @@ class ServingContext:
     def check_room(self, client: str) -> None:
         """Raise `QueueFullError` or `QuotaError` where a request of this client has no room, whatever it asks for."""
         if not self.intake.is_closed:  # else nobody has
+            self.intake.check_room(client)
             self.engine.check_room(client)
+
+    def cache_salt(self, client: str, salt: str | None) -> str | None:
+        """Return what prompts must share to share a prefix: the client's own salt, and the client unless all share."""
+        if self._shares_prefixes or not client:
+            return salt
+        return client if salt is None else f"{client}:{salt}"
 
     def check_model(self, name: str | None) -> None:
         """Raise `ModelNotFoundError` for a name that is not served; None means the served model."""

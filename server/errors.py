@@ -21,6 +21,7 @@ from orcinus.engine.errors import (
     QueueFullError,
     QuotaError,
     RequestFailedError,
+    RequestQuarantinedError,
     RequestTimeoutError,
 )
 
@@ -92,6 +93,7 @@ ERROR_TABLE: Mapping[type[BaseException], ErrorKind] = {
     QueueFullError: ErrorKind(429, "rate_limit_error", "queue_full"),
     QuotaError: ErrorKind(429, "rate_limit_error", "quota"),
     RequestFailedError: ErrorKind(500, "server_error"),
+    RequestQuarantinedError: ErrorKind(500, "server_error", "request_quarantined"),
     EngineUnavailableError: ErrorKind(503, "server_error", "engine_unavailable"),
     DrainingError: ErrorKind(503, "server_error", "draining"),
     BaseException: ErrorKind(500, "server_error"),
@@ -176,7 +178,14 @@ def _message(error: BaseException) -> str:
     return str(error) if is_expected(error) else _UNEXPECTED_MESSAGE
 
 
+# The SDKs of OpenAI and Anthropic retry 408 and 5xx by themselves unless they are told not to. A request that is too
+# late comes back where there is no time for it, and one that failed in the engine fails there again, or ends it again.
+_NOT_TO_BE_RETRIED = (RequestTimeoutError, RequestFailedError)
+
+
 def _extra_headers(error: BaseException) -> dict[str, str]:
+    if isinstance(error, _NOT_TO_BE_RETRIED) and not isinstance(error, BodyTimeoutError):
+        return {"x-should-retry": "false"}
     if isinstance(error, (QueueFullError, QuotaError, EngineUnavailableError)):
         return {"retry-after": str(min(max(math.ceil(error.retry_after_s), 1), MAX_RETRY_AFTER_S))}
     if isinstance(error, AuthenticationError):

@@ -5,9 +5,11 @@ nothing: histograms are lists and a bisection, and prometheus-client only sees t
 comes from user input.
 """
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -140,6 +142,17 @@ METRICS: tuple[MetricSpec, ...] = (
         ("route",),
         SECONDS,
     ),
+    MetricSpec(
+        "orcinus_requests_preparing",
+        "gauge",
+        "Requests on their way to the queue: read, parsed, rendered, tokenized, their grammars tried out.",
+    ),
+    MetricSpec(
+        "orcinus_preparation_time_seconds",
+        "histogram",
+        "From the head of a request to its admission, its refusal or its end before.",
+        bounds=SECONDS,
+    ),
     MetricSpec("orcinus_http_requests_in_progress", "gauge", "HTTP requests being answered."),
     MetricSpec(
         "orcinus_event_loop_lag_seconds",
@@ -190,6 +203,7 @@ class Metrics(EngineObserver):
         self._rejected = Counter[tuple[str, ...]]({(reason,): 0 for reason in REJECTION_REASONS})
         self._http = Counter[tuple[str, ...]]({(route, method, "200"): 0 for route, method in routes})
         self._http_in_progress = 0
+        self._num_preparing = 0
         self._histograms = {
             spec.name: Histogram(spec.bounds) for spec in METRICS if spec.kind == "histogram" and not spec.labels
         }
@@ -259,6 +273,17 @@ class Metrics(EngineObserver):
         self._rejected[(reason,)] += num_choices
         self._outcomes[(REJECTED,)] += num_choices
 
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Count a request as being prepared in the block."""
+        started = time.monotonic()
+        self._num_preparing += 1
+        try:
+            yield
+        finally:
+            self._num_preparing -= 1
+            self._histograms["orcinus_preparation_time_seconds"].observe(time.monotonic() - started)
+
     def on_http_start(self) -> None:
         self._http_in_progress += 1
 
@@ -321,6 +346,7 @@ class Metrics(EngineObserver):
             "orcinus_device_utilization_ratio": stats.device_utilization,
             "orcinus_device_memory_used_bytes": stats.device_memory_used_bytes,
             "orcinus_device_memory_total_bytes": stats.device_memory_total_bytes,
+            "orcinus_requests_preparing": self._num_preparing,
             "orcinus_http_requests_in_progress": self._http_in_progress,
         }
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from orcinus.engine.admission.control import AdmissionControl
+from orcinus.engine.admission.convictions import Convictions
 from orcinus.engine.admission.request_checks import check_context, check_request
 from orcinus.engine.admission.request_splitter import RequestSplitter
 from orcinus.engine.errors import DrainingError, EngineUnavailableError, ModelLoadError, OrcinusError
@@ -63,7 +64,8 @@ class AsyncEngine:
         specs = engines or [EngineSpec(settings.engine_config())]
         self.stats = StepStats()  # gauges of all engines; counts of the step that was last
         self._admission = AdmissionControl(settings)
-        self._requests = RequestTracker(self._admission, observer or EngineObserver())
+        self._convictions = Convictions()
+        self._requests = RequestTracker(self._admission, self._convictions, observer or EngineObserver())
         self._text = TextFrontend(specs[0].config, settings.read_chat_template())
         self._splitter = RequestSplitter(specs[0].config.seed)
         self._router = Router()
@@ -230,11 +232,12 @@ class AsyncEngine:
     def submit(self, request: GenerationRequest) -> RequestStream:
         """Admit the request as a whole, or refuse it at once.
 
-        Raises `InvalidRequestError`, `ContextLengthError`, `QueueFullError`, `QuotaError`, `DrainingError` or
-        `EngineUnavailableError`.
+        Raises `InvalidRequestError`, `ContextLengthError`, `QueueFullError`, `QuotaError`, `DrainingError`,
+        `EngineUnavailableError`, or `RequestQuarantinedError` for one that ended engines a short time ago.
         """
         self.check_admitting()
         check_request(request, self.info)
+        self._convictions.check(request)
         self._admission.check(request, self._num_slots, self.info.max_model_len)
         return self._admit(request)
 

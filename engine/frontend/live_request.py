@@ -13,7 +13,7 @@ from orcinus.engine.errors import OrcinusError
 from orcinus.engine.frontend.output_buffer import OutputBuffer
 from orcinus.engine.frontend.output_processor import OutputProcessor
 from orcinus.engine.messages import AddRequest
-from orcinus.engine.outputs import RequestOutput, RequestTiming
+from orcinus.engine.outputs import GenerationRequest, RequestOutput, RequestTiming
 
 if TYPE_CHECKING:
     from orcinus.engine.frontend.replica import EngineReplica
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class LiveRequest:
     """A request at the replica that was chosen for it. `put` outputs and `close` it; `next_output` reads them."""
 
-    def __init__(self, request_id: str, replica: "EngineReplica") -> None:
-        self.request_id = request_id
+    def __init__(self, request: GenerationRequest, replica: "EngineReplica") -> None:
+        self.request = request
+        self.request_id = request.request_id
         self.replica = replica
         self.choices: dict[str, LiveChoice] = {}
         self.timer: asyncio.TimerHandle | None = None

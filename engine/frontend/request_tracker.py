@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orcinus.engine.admission.control import AdmissionControl
-from orcinus.engine.errors import EngineUnavailableError, OrcinusError, RequestFailedError, RequestTimeoutError
+from orcinus.engine.admission.convictions import Convictions
+from orcinus.engine.errors import (
+    EngineUnavailableError,
+    OrcinusError,
+    RequestFailedError,
+    RequestQuarantinedError,
+    RequestTimeoutError,
+)
 from orcinus.engine.frontend.live_request import LiveChoice, LiveRequest
 from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.frontend.output_processor import OutputProcessor
-from orcinus.engine.messages import AddRequest, RequestDelta
+from orcinus.engine.messages import NOTHING_LEFT, AddRequest, RequestDelta
 from orcinus.engine.outputs import GenerationRequest, Outcome, RequestOutput
 
 if TYPE_CHECKING:
@@ -30,9 +37,10 @@ logger = logging.getLogger(__name__)
 class RequestTracker:
     """`open` a request and `abort` it; replicas report what their engines bring and how they end."""
 
-    def __init__(self, admission: AdmissionControl, observer: EngineObserver) -> None:
+    def __init__(self, admission: AdmissionControl, convictions: Convictions, observer: EngineObserver) -> None:
         self.observer = observer
         self._admission = admission
+        self._convictions = convictions
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -45,7 +53,7 @@ class RequestTracker:
         max_model_len: int,
     ) -> LiveRequest:
         """Enter an admitted request, whose choices are `sequences`, and start its deadline's timer."""
-        live = LiveRequest(request.request_id, replica)
+        live = LiveRequest(request, replica)
         for index, added in enumerate(sequences):
             prompt_index, sample = divmod(index, request.sampling.n)
             processor = OutputProcessor(
@@ -100,7 +108,8 @@ class RequestTracker:
         """End the request of a choice because engines end while they run it."""
         logger.error("request %s is given up: an engine ended again while it ran (%s)", choice.live.request_id, reason)
         self.observer.on_quarantined()
-        self._end(choice.live, "error", RequestFailedError("the engine ended again while it ran this request"))
+        self._convictions.add(choice.live.request)
+        self._end(choice.live, "error", RequestQuarantinedError("the engine ended again while it ran this request"))
 
     def on_delta(self, choice: LiveChoice, delta: RequestDelta, now: float) -> None:
         """Take in what one step brought one choice. A fault here ends its request alone."""
@@ -117,7 +126,7 @@ class RequestTracker:
         elif output.finish_reason in ("error", "abort"):
             live.replica.remove(choice)
             self._finish(choice, output.finish_reason)
-            self._end(live, "error", RequestFailedError(output.error or "the engine gave the request up"))
+            self._end(live, "error", _failure(choice, output))
         else:
             timing = choice.timing(now, output.num_preemptions)
             self._complete(choice, msgspec.structs.replace(output, timing=timing), output.finish_reason)
@@ -173,3 +182,10 @@ class RequestTracker:
         self.observer.on_choice_done(
             outcome, time.monotonic() - choice.asked_at, choice.num_prompt_tokens, num_output_tokens
         )
+
+
+def _failure(choice: LiveChoice, output: RequestOutput) -> OrcinusError:
+    """Return the error of a choice that the engine gave up, whose own parameters may be why."""
+    if output.error == NOTHING_LEFT:
+        return choice.added.sampling.contradiction(choice.processor.num_output_tokens)
+    return RequestFailedError(output.error or "the engine gave the request up")

@@ -1,19 +1,20 @@
 """The text side of requests on an event loop: tokenizer, chat templates and grammars, off the loop where it takes long.
 
-Owns the tokenizer's loading, the threads that render templates and the process that tries grammars out. Knows nothing
-of engines and of requests in flight.
+Owns the tokenizer's loading, the threads that tokenize and render templates, and the processes that try grammars out:
+clients take turns in all of them. Knows nothing of engines and of requests in flight.
 """
 
 import asyncio
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import ContextLengthError
+from orcinus.engine.frontend.turns import FairSemaphore, FairThreads, current_client
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.sampling_params import Grammar
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 _OFF_LOOP_CHARS = 4096  # longer texts are tokenized in a thread: about a millisecond's work
 _ON_LOOP_S = 0.02
-_NUM_RENDERERS = 4  # threads of their own: what holds them up holds up nothing else
+# Threads of their own for either: what holds them up holds up nothing else.
+_NUM_ENCODERS = 4
+_NUM_RENDERERS = 4
+_NUM_TRIALS = 2  # at once: the second for other clients than the first
 _TEXT_CHARS = 2**19  # that are read whatever the context, and
 _CHARS_PER_TOKEN = 32  # of the context: many times what any language needs
 
@@ -36,7 +40,8 @@ class TextFrontend:
         self._chat_template = chat_template
         self._loading: Future[Tokenizer] = Future()
         self._grammar_gate: GrammarGate | None = None
-        self._renderers: ThreadPoolExecutor | None = None
+        self._encoders = FairThreads(_NUM_ENCODERS, "encode")
+        self._renderers = FairThreads(_NUM_RENDERERS, "template")
 
     def start(self) -> None:
         """Begin to load the tokenizer, in a thread. Needs no event loop."""
@@ -58,7 +63,7 @@ class TextFrontend:
         """
         _check_text(text, max_model_len)
         encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return encode() if len(text) <= _OFF_LOOP_CHARS else await asyncio.to_thread(encode)
+        return encode() if len(text) <= _OFF_LOOP_CHARS else await self._encoders.run(encode)
 
     async def render(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
         """Return the text that the chat template makes of `messages`, as `Tokenizer.render_chat` does.
@@ -71,8 +76,7 @@ class TextFrontend:
         if _num_chars(messages) + _num_chars(options.get("tools")) <= _OFF_LOOP_CHARS:
             with contextlib.suppress(RenderLimitError), time_limit(_ON_LOOP_S):
                 return render()
-        self._renderers = self._renderers or ThreadPoolExecutor(_NUM_RENDERERS, "template")
-        return await asyncio.get_running_loop().run_in_executor(self._renderers, render)
+        return await self._renderers.run(render)
 
     async def check_grammar(self, grammar: Grammar, param: str, info: EngineInfo) -> None:
         """Raise `InvalidRequestError`, which blames `param`, for a grammar that the engine cannot follow."""
@@ -80,14 +84,16 @@ class TextFrontend:
             from orcinus.engine.grammar.gate import GrammarGate, ServedVocabulary
 
             model, trusts_code = self._config.model, self._config.trust_remote_code
-            self._grammar_gate = GrammarGate(ServedVocabulary(model, trusts_code, info.vocab_size, info.eos_token_ids))
-        await self._grammar_gate.check(grammar, param)
+            vocabulary = ServedVocabulary(model, trusts_code, info.vocab_size, info.eos_token_ids)
+            turns = FairSemaphore(_NUM_TRIALS, num_reserved=1)
+            self._grammar_gate = GrammarGate(vocabulary, turns.turn)
+        await self._grammar_gate.check(grammar, param, current_client())
 
     async def aclose(self) -> None:
         if self._grammar_gate is not None:
             await self._grammar_gate.aclose()
-        if self._renderers is not None:
-            self._renderers.shutdown(wait=False, cancel_futures=True)
+        self._encoders.shutdown()
+        self._renderers.shutdown()
 
     def _load_tokenizer(self) -> None:
         try:

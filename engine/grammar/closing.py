@@ -4,9 +4,11 @@ A path is a list of tokens. To find one, a copy of the grammar's automaton is fe
 quotes, short values. Knows nothing of logits, and of a request only how many tokens are left to it.
 """
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from orcinus.engine.grammar.masks import empty_mask, tokens_in
 
 # A path has at most so many tokens, so many of them chosen among others. The bounds count tokens and not seconds, so
 # that the same text always gets the same path.
-_MAX_TOKENS = 1024
+MAX_PATH_TOKENS = 1024
 _MAX_CHOICES = 512
 _TIMEOUT_S = 0.5  # of processor time, many times what these take: any client may send a grammar
 # While so many more tokens are left than the longest path so far had, what each token does to the path is not computed.
@@ -64,6 +66,7 @@ class PathFinder:
         self.ids = [*single.values(), *markers]
         self.letters = [single[byte] for byte in _SOME_LETTERS if byte in single]
         self.structure = frozenset(position for position, byte in enumerate(single) if byte in _STRUCTURE)
+        self.sizes = [0 if i in no_text else len(token) for i, token in enumerate(tokens)]  # in bytes
         self.tokenizer = tokenizer
         self.vocab_size = len(tokens) - 1
 
@@ -81,12 +84,54 @@ class PathFinder:
         They need not be the fewest. `matcher` itself stays in its state. Raises `TimeoutError` for an automaton that is
         far too slow.
         """
-        limit, deadline = min(max_tokens, _MAX_TOKENS), time.thread_time() + _TIMEOUT_S
+        limit, deadline = min(max_tokens, MAX_PATH_TOKENS), time.thread_time() + _TIMEOUT_S
         for orders in self._orders:
             path = _PathSearch(self, orders, matcher.deep_copy()).to_end(limit, deadline)
             if path is not None:
                 return path
         return None
+
+    def paths(self, matcher: LLMatcher) -> Iterator[list[int]]:
+        """Yield the paths among which `find_path` takes the first that has no more than `max_tokens`."""
+        for orders in self._orders:
+            deadline = time.thread_time() + _TIMEOUT_S
+            path = _PathSearch(self, orders, matcher.deep_copy()).to_end(MAX_PATH_TOKENS, deadline)
+            if path is not None:
+                yield path
+
+    def rest_after(self, path: list[int], num_bytes: int) -> list[int] | None:
+        """Return the path less its first tokens that have so many bytes together; None where none have."""
+        for num_done, token_id in enumerate(path):
+            if num_bytes <= 0 or not self.sizes[token_id]:
+                return path[num_done:] if num_bytes == 0 else None
+            num_bytes -= self.sizes[token_id]
+        return [] if num_bytes >= 0 else None
+
+
+class StartPaths:
+    """The paths from the start of one grammar, searched for once for all its texts. For any thread."""
+
+    def __init__(self, path_finder: PathFinder, automaton: LLMatcher) -> None:
+        self._search = path_finder.paths(automaton.deep_copy())
+        self._found: list[list[int]] = []
+        self._is_too_slow = False
+        self._lock = threading.Lock()
+
+    def within(self, max_tokens: int) -> list[int] | None:
+        """Return what `PathFinder.find_path` returns. Raises `TimeoutError` as it does."""
+        with self._lock:
+            if self._is_too_slow:
+                raise TimeoutError
+            return next((path for path in chain(self._found, self._remaining()) if len(path) <= max_tokens), None)
+
+    def _remaining(self) -> Iterator[list[int]]:
+        try:
+            for path in self._search:
+                self._found.append(path)
+                yield path
+        except TimeoutError:
+            self._is_too_slow = True
+            raise
 
 
 class _PathSearch:
@@ -179,14 +224,19 @@ class Closing:
     again. They and `replacement_for` raise `TimeoutError` for an automaton that is far too slow.
     """
 
-    def __init__(self, path_finder: PathFinder, end_ids: Sequence[int], max_tokens: int) -> None:
+    def __init__(
+        self, path_finder: PathFinder, end_ids: Sequence[int], max_tokens: int, start_paths: StartPaths
+    ) -> None:
         self.is_steered = False
         self._path_finder = path_finder
+        self._start_paths: StartPaths | None = start_paths  # until the first token of the grammar
         self._end_ids = end_ids
         self._num_left = max_tokens
-        self._search_at = 2 * _MAX_TOKENS  # with so few tokens left
+        self._search_at = 2 * MAX_PATH_TOKENS  # with so few tokens left
         self._near = _NEAR
         self._path: list[int] | None = None  # while the end is near
+        self._known: list[int] | None = None  # the path that was found last, `_num_bytes` ago
+        self._num_bytes = 0
         self._step: _Step | None = None  # what was found out about one token that may come next
         self._steered_to: int | None = None  # instead of a token that was drawn
 
@@ -194,7 +244,7 @@ class Closing:
         """Search for the path, unless that can wait; to be called before each token is chosen."""
         if self._path is not None or self._num_left > self._search_at:
             return
-        path = self._path_finder.find_path(matcher, self._num_left)
+        path = self._search(matcher)
         if path is None:
             self._search_at = -1
             return
@@ -202,6 +252,16 @@ class Closing:
         far = self._num_left - len(path) - self._near
         self._search_at = self._num_left - 1 - far // 4
         self._path = path if far <= 0 else None
+        self._known, self._num_bytes = path, 0
+
+    def _search(self, matcher: LLMatcher) -> list[int] | None:
+        """Return a path: that of all texts at their start, what is left of the one found last, or a new one."""
+        if self._start_paths is not None:
+            return self._start_paths.within(self._num_left)
+        rest = None if self._known is None else self._path_finder.rest_after(self._known, self._num_bytes)
+        if rest is not None and len(rest) <= self._num_left and self._is_path(matcher, rest):
+            return rest
+        return self._path_finder.find_path(matcher, self._num_left)
 
     def replacement_for(self, matcher: LLMatcher, token_id: int) -> int:
         """Return the token to take where `token_id` was drawn: this one, or the next one of the path."""
@@ -213,6 +273,8 @@ class Closing:
     def accept(self, matcher: LLMatcher, token_id: int) -> None:
         """Take in the token that was chosen, which may be neither of them; `matcher` is in the state before it."""
         self._path, self._step = self._path_after(matcher, token_id), None
+        self._start_paths = None
+        self._num_bytes += self._path_finder.sizes[token_id]
         self.is_steered |= token_id == self._steered_to
         self._steered_to = None
         self._num_left -= 1
@@ -231,15 +293,22 @@ class Closing:
         return self._step.path
 
     def _search_after(self, matcher: LLMatcher, path: list[int], token_id: int) -> list[int] | None:
-        """Search for the path after `token_id`: often it is the old one, or the rest of it."""
+        """Search for the path after `token_id`: often it is the old one, or the rest of it.
+
+        What repeats for a bounded number of times has had as many bytes more as the token has.
+        """
         num_left = self._num_left - 1
-        for num_done in range(min(3, len(path) + 1)):
-            rest = path[num_done:]
-            ahead = [token_id, *rest, self._end_ids[0]]
-            if len(rest) <= num_left and matcher.validate_tokens(ahead) == len(ahead):
+        same_bytes = self._path_finder.rest_after(path, self._path_finder.sizes[token_id])
+        shorter = [path[num_done:] for num_done in range(min(3, len(path) + 1))]
+        for rest in shorter if same_bytes is None else [same_bytes, *shorter]:
+            if len(rest) <= num_left and self._is_path(matcher, rest, token_id):
                 return rest
         after = matcher.deep_copy()
         return self._path_finder.find_path(after, num_left) if after.consume_token(token_id) else None
+
+    def _is_path(self, matcher: LLMatcher, path: list[int], *before: int) -> bool:
+        ahead = [*before, *path, self._end_ids[0]]
+        return bool(matcher.validate_tokens(ahead) == len(ahead))
 
 
 def _rank(byte: int, first: bytes, *, backwards: bool) -> int:

@@ -4,6 +4,7 @@ Whoever needs a compiled grammar keeps it: only those used last are kept here. W
 `engine.grammar.source`. Knows nothing of steps and of requests.
 """
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from llguidance import LLMatcher, LLParserLimits
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.grammar.closing import MAX_PATH_TOKENS, StartPaths
 from orcinus.engine.grammar.matcher import GrammarMatcher, one_line
 from orcinus.engine.grammar.source import llguidance_grammar
 from orcinus.engine.grammar.vocabulary import Vocabulary
@@ -32,10 +34,16 @@ class CompiledGrammar:
     def __init__(self, automaton: LLMatcher, vocabulary: Vocabulary) -> None:
         self._automaton = automaton
         self._vocabulary = vocabulary
+        self._start_paths = StartPaths(vocabulary.path_finder, automaton)
 
     def automaton(self) -> LLMatcher:
         """Return the automaton at its start, a copy of its own for every caller."""
         return self._automaton.deep_copy()
+
+    def search_end(self) -> None:
+        """Search for the shortest known text, where that is not known yet. What takes too long is left to requests."""
+        with contextlib.suppress(TimeoutError):
+            self._start_paths.within(MAX_PATH_TOKENS)
 
     def matcher(
         self,
@@ -47,7 +55,12 @@ class CompiledGrammar:
     ) -> GrammarMatcher:
         """Return a matcher for a request that has generated `tokens`. What fails over them is told by its `error`."""
         matcher = GrammarMatcher(
-            self.automaton(), self._vocabulary, thinking, ignore_eos=ignore_eos, max_tokens=max_tokens
+            self.automaton(),
+            self._vocabulary,
+            self._start_paths,
+            thinking,
+            ignore_eos=ignore_eos,
+            max_tokens=max_tokens,
         )
         matcher.replay(tokens)
         return matcher
@@ -76,7 +89,7 @@ class GrammarCompiler:
         key = grammar.kind, grammar.source
         future = self._kept.get(key)
         if future is None or (future.done() and future.exception() is not None):
-            future = self._kept[key] = self._threads.submit(self.compile, *key)
+            future = self._kept[key] = self._threads.submit(self._compile_and_close, *key)
         self._kept.move_to_end(key)
         if len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
@@ -90,6 +103,12 @@ class GrammarCompiler:
         if automaton.is_error():
             raise InvalidRequestError(_refusal(kind, automaton.get_error()))
         return CompiledGrammar(automaton, self.vocabulary)
+
+    def _compile_and_close(self, kind: GrammarKind, source: str) -> CompiledGrammar:
+        """Compile a grammar, and search here for the way to its end: no step is to wait for that."""
+        compiled = self.compile(kind, source)
+        compiled.search_end()
+        return compiled
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -1,4 +1,4 @@
-"""Tries grammars out before they reach the engine: in a process of its own, with bounds on its time and memory.
+"""Tries grammars out before they reach the engine: in processes of their own, with bounds on their time and memory.
 
 Any client may send a grammar that makes the code which compiles it use more time or memory than there is, or end its
 process. The server process uses the gate on its event loop, and never waits for it there; what the other process does
@@ -10,6 +10,9 @@ import contextlib
 import logging
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 import msgspec
 
@@ -47,63 +50,145 @@ class Verdict(msgspec.Struct, frozen=True):
     fault: str | None = None
 
 
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A trial that one client has asked for, once or several times, and that has no verdict yet."""
+
+    task: asyncio.Task[Verdict]
+    num_waiting: int = 0
+    has_begun: bool = False
+
+
 class GrammarGate:
-    """Checks grammars, one at a time, and remembers the verdicts. Its process starts with the first grammar."""
+    """Checks grammars and remembers the verdicts. A process starts with the first grammar.
 
-    def __init__(self, vocabulary: ServedVocabulary, *, timeout_s: float = _TIMEOUT_S) -> None:
+    `turn` says whose turn it is: there are as many processes as were ever let in at once. A trial takes whichever is
+    free first, a new one or one that was busy.
+    """
+
+    def __init__(
+        self,
+        vocabulary: ServedVocabulary,
+        turn: Callable[[str], AbstractAsyncContextManager[None]],
+        *,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._turn = turn
         self._timeout_s = timeout_s
-        self._process = TrialProcess(vocabulary)
-        self._one_at_a_time = asyncio.Lock()
-        self._verdicts: OrderedDict[tuple[GrammarKind, str], asyncio.Task[Verdict]] = OrderedDict()
+        self._processes: list[TrialProcess] = []
+        self._idle = asyncio.Queue[TrialProcess]()
+        self._starts: set[asyncio.Task[None]] = set()
+        self._num_inside = 0
+        self._verdicts: OrderedDict[tuple[GrammarKind, str], Verdict] = OrderedDict()
+        self._pending: dict[tuple[str, Trial], _Pending] = {}
 
-    async def check(self, grammar: Grammar, param: str) -> None:
+    async def check(self, grammar: Grammar, param: str, client: str = "") -> None:
         """Raise `InvalidRequestError`, which blames `param`, for a grammar that cannot be served.
 
-        Raises `EngineUnavailableError` if `aclose` comes first. A trial goes on when the client that asked for it
-        leaves: others may ask for the same.
+        Raises `EngineUnavailableError` if `aclose` comes first. A trial that has begun goes on when all leave that
+        asked for it, for others may ask for the same; one that has not is dropped.
         """
         if grammar.kind == "json_object":
             return  # nothing in it is the client's
-        key = grammar.kind, grammar.source
-        task = self._verdicts.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._verdicts[key] = asyncio.create_task(self._judge(*key))
-        self._verdicts.move_to_end(key)
-        if len(self._verdicts) > _MAX_VERDICTS:
-            self._verdicts.popitem(last=False)
-        await asyncio.wait([task])
-        if task.cancelled():
-            raise EngineUnavailableError("the server is shutting down")
-        verdict = task.result()
+        trial = Trial(grammar.kind, grammar.source)
+        verdict = self._recall(trial) or await self._verdict(client, trial)
         if verdict.fault is not None:
             raise InvalidRequestError(verdict.fault, param)
 
     async def aclose(self) -> None:
-        """End the trials that are under way, and the process."""
-        unfinished = [task for task in self._verdicts.values() if not task.done()]
+        """End the trials that are under way, and the processes."""
+        unfinished = [*(pending.task for pending in self._pending.values()), *self._starts]
         for task in unfinished:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
-        await self._process.end()
+        await asyncio.gather(*(process.end() for process in self._processes))
 
-    async def _judge(self, kind: GrammarKind, source: str) -> Verdict:
-        async with self._one_at_a_time:
+    async def _verdict(self, client: str, trial: Trial) -> Verdict:
+        key = client, trial
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = _Pending(asyncio.create_task(self._judge(client, trial)))
+        pending.num_waiting += 1
+        try:
+            await asyncio.wait([pending.task])
+        finally:
+            pending.num_waiting -= 1
+            if pending.task.done() or not (pending.num_waiting or pending.has_begun):
+                pending.task.cancel()
+                self._forget(key, pending)
+        if pending.task.cancelled():
+            raise EngineUnavailableError("the server is shutting down")
+        return pending.task.result()
+
+    def _forget(self, key: tuple[str, Trial], pending: _Pending) -> None:
+        if self._pending.get(key) is pending:
+            del self._pending[key]
+
+    def _recall(self, trial: Trial) -> Verdict | None:
+        verdict = self._verdicts.get((trial.kind, trial.source))
+        if verdict is not None:
+            self._verdicts.move_to_end((trial.kind, trial.source))
+        return verdict
+
+    def _remember(self, trial: Trial, verdict: Verdict) -> None:
+        self._verdicts[trial.kind, trial.source] = verdict
+        if len(self._verdicts) > _MAX_VERDICTS:
+            self._verdicts.popitem(last=False)
+
+    async def _judge(self, client: str, trial: Trial) -> Verdict:
+        async with self._turn(client):
+            if (verdict := self._recall(trial)) is not None:  # another client has asked for the same
+                return verdict
+            self._pending[client, trial].has_begun = True
+            async with self._process() as process:
+                verdict = await self._try_out(process, trial)
+            self._remember(trial, verdict)
+            return verdict
+
+    @contextlib.asynccontextmanager
+    async def _process(self) -> AsyncIterator["TrialProcess"]:
+        self._num_inside += 1
+        try:
+            if len(self._processes) < self._num_inside:
+                self._add_process()
+            process = await self._idle.get()
             try:
-                await self._process.start()
-                async with asyncio.timeout(self._timeout_s):
-                    return await self._process.ask(Trial(kind, source))
-            except TimeoutError:
-                fault = f"it took longer than {self._timeout_s:g} s to compile"
-            except EOFError:
-                fault = "compiling it took too much memory"
-            await self._process.end()
-            asyncio.get_running_loop().call_later(_DOUBTFUL_S, self._verdicts.pop, (kind, source), None)
-            logger.warning("a grammar of %d characters was refused: %s", len(source), fault)
-            return Verdict(f"the grammar is too complex: {fault}")
+                yield process
+            finally:
+                self._idle.put_nowait(process)
+        finally:
+            self._num_inside -= 1
+
+    def _add_process(self) -> None:
+        process = TrialProcess(self._vocabulary)
+        self._processes.append(process)
+        start = asyncio.create_task(self._start(process))
+        self._starts.add(start)
+        start.add_done_callback(self._starts.discard)
+
+    async def _start(self, process: "TrialProcess") -> None:
+        with contextlib.suppress(TimeoutError, EOFError, OSError):  # the trial that takes it tries again, and tells
+            await process.start()
+        self._idle.put_nowait(process)
+
+    async def _try_out(self, process: "TrialProcess", trial: Trial) -> Verdict:
+        try:
+            await process.start()
+            async with asyncio.timeout(self._timeout_s):
+                return await process.ask(trial)
+        except TimeoutError:
+            fault = f"it took longer than {self._timeout_s:g} s to compile"
+        except EOFError:
+            fault = "compiling it took too much memory"
+        await process.end()
+        asyncio.get_running_loop().call_later(_DOUBTFUL_S, self._verdicts.pop, (trial.kind, trial.source), None)
+        logger.warning("a grammar of %d characters was refused: %s", len(trial.source), fault)
+        return Verdict(f"the grammar is too complex: {fault}")
 
 
 class TrialProcess:
-    """The process in which grammars are tried out. It ends with the server, and when its standard input does."""
+    """A process in which grammars are tried out. It ends with the server, and when its standard input does."""
 
     def __init__(self, vocabulary: ServedVocabulary) -> None:
         self._vocabulary = vocabulary

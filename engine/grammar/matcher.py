@@ -12,7 +12,7 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from orcinus.engine.grammar.closing import Closing
+from orcinus.engine.grammar.closing import Closing, StartPaths
 from orcinus.engine.grammar.masks import empty_mask, pack_tokens
 from orcinus.engine.grammar.vocabulary import Vocabulary
 from orcinus.engine.sampling_params import Thinking
@@ -33,6 +33,7 @@ class GrammarMatcher:
         self,
         matcher: LLMatcher,
         vocabulary: Vocabulary,
+        start_paths: StartPaths,
         thinking: Thinking | None = None,
         *,
         ignore_eos: bool = False,
@@ -42,7 +43,9 @@ class GrammarMatcher:
         self.error: str | None = None
         self.is_finished = False  # nothing can follow
         self._matcher = matcher
-        self._closing = None if max_tokens is None else Closing(vocabulary.path_finder, vocabulary.end_ids, max_tokens)
+        self._closing = (
+            None if max_tokens is None else Closing(vocabulary.path_finder, vocabulary.end_ids, max_tokens, start_paths)
+        )
         self._vocab_size = vocabulary.size
         self._ends = pack_tokens(vocabulary.end_ids, vocabulary.size)
         self._ignores_eos = ignore_eos

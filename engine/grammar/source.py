@@ -14,6 +14,7 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.grammar.neutral_keywords import drop_neutral_keywords
 from orcinus.engine.sampling_params import GrammarKind
 
 MAX_DEPTH = 100
@@ -34,6 +35,8 @@ _OWN_OPTIONS = "x-guidance"
 _SUBSCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 _LARK_IMPORT = re.compile(r"^\s*%import\s+(?!common\.)(\S+)", re.MULTILINE)
+_LARK_SCHEMA = re.compile(r"%json\s*(?=\{)")
+_decoder = json.JSONDecoder()
 _LARK_OPTIONS = re.compile(r"^\s*%llguidance\b", re.MULTILINE)
 
 
@@ -75,6 +78,7 @@ def _checked_schema(source: str) -> dict[str, Any]:
     _check_at_most("a schema has at most {} properties and definitions", sum(map(len, maps)), MAX_PROPERTIES)
     for part in parts:
         _check_reference(part.get("$ref"))
+    drop_neutral_keywords(schema)
     return schema
 
 
@@ -99,7 +103,7 @@ def _checked_lark(source: str) -> str:
     if _LARK_OPTIONS.search(source) is not None:
         raise InvalidRequestError("a grammar cannot set options: it has %llguidance")
     if _GBNF_RULE.search(source) is None:
-        return source
+        return _with_plain_schemas(source)
     _check_at_most("a GBNF grammar has at most {} characters", len(source), MAX_GBNF_CHARS)
     try:
         return str(any_to_lark(source))
@@ -107,6 +111,23 @@ def _checked_lark(source: str) -> str:
         raise InvalidRequestError(f"the GBNF grammar has an error: {error}") from error
     except Exception as error:  # the converter's words for a rule that is missing, and for much else
         raise InvalidRequestError(f"the GBNF grammar cannot be read: {str(error)[:200]}") from error
+
+
+def _with_plain_schemas(source: str) -> str:
+    """Return a grammar in Lark's notation whose schemas have no neutral keywords."""
+    parts, done = [], 0
+    for found in _LARK_SCHEMA.finditer(source):
+        if found.start() < done:
+            continue  # within a schema
+        try:
+            schema, end = _decoder.raw_decode(source, found.end())
+        except (ValueError, RecursionError):
+            continue  # the compiler says what is wrong
+        if isinstance(schema, dict):
+            drop_neutral_keywords(schema)
+            parts += [source[done : found.end()], json.dumps(schema, ensure_ascii=False)]
+            done = end
+    return "".join([*parts, source[done:]])
 
 
 def _parsed(source: str, what: str) -> Any:

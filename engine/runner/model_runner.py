@@ -21,7 +21,15 @@ from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.attention.step_layout import lay_out
 from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
-from orcinus.engine.messages import Fault, NewRequest, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
+from orcinus.engine.messages import (
+    NOTHING_LEFT,
+    Fault,
+    NewRequest,
+    ScheduledRequest,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.platform.device import DeviceMonitor, is_broken, is_out_of_memory
 from orcinus.engine.platform.device_copy import to_device
@@ -40,7 +48,6 @@ if TYPE_CHECKING:
     from orcinus.engine.grammar.compiler import GrammarCompiler
 
 _NOT_FINITE = "the model's logits are not finite"
-_NO_CHOICE = "every token is ruled out by the request's own parameters"
 
 
 class ModelRunner:
@@ -408,7 +415,7 @@ def _failures(requests: list[RunningRequest], sampled: SampledRows) -> dict[int,
     if not all(sampled.has_choice):
         for i, has_choice in enumerate(sampled.has_choice):
             if not has_choice:
-                failed.setdefault(i, _NO_CHOICE)
+                failed.setdefault(i, NOTHING_LEFT)
     return failed
 
 

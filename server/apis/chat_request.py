@@ -4,8 +4,9 @@ Shared by every API that speaks in messages: each makes a `ChatBody` of its own 
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from orcinus.engine.frontend.chat_ends import ending_chats
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
 from orcinus.server.apis.chat.body import ChatBody, template_variables
+from orcinus.server.apis.forms import looser_schemas, settle_form
 from orcinus.server.apis.offered_tools import OfferedTools, function_choice, read_chat_tools, with_function_calls
 from orcinus.server.context import ServingContext
 from orcinus.server.reading.client_calls import ClientCallReader
@@ -22,10 +24,12 @@ from orcinus.server.reading.message_reader import MessageReader
 from orcinus.server.reading.pieces import PieceReader
 from orcinus.server.reading.tools.request import ToolUse, read_tool_use
 from orcinus.server.requests.caller import ANONYMOUS, Caller
+from orcinus.server.requests.contradictions import check_choices
 from orcinus.server.requests.prompts import encode_chat
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
-from orcinus.server.requests.structured import grammar_param, read_grammar
+from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar
 
+_ANY_OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": True}
 _TAIL_TOKENS = 64  # of the prompt: enough to see whether the template has opened the model's thinking
 
 
@@ -47,10 +51,12 @@ async def prepare_chat(
     offered: OfferedTools | None = None,
     *,
     is_streamed: bool | None = None,
+    format_name: str = "response_format",
 ) -> ChatRequest:
     """Check, render and tokenize a chat. `offered` are its tools, of an API that has them in another form.
 
-    `is_streamed` tells how the answer is given, where the body does not.
+    `is_streamed` tells how the answer is given, where the body does not; `format_name` is what the client calls its
+    `response_format`.
 
     Raises `InvalidRequestError`, `ModelNotFoundError`, `EngineUnavailableError`.
     """
@@ -78,13 +84,13 @@ async def prepare_chat(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
         bad_words=await encode_bad_words(ctx.engine, body.bad_words),
-        grammar=await _grammar(ctx, body, tool_use, tail),
+        grammar=await _grammar(ctx, body, tool_use, tail, format_name),
     )
     if form.needs_special_tokens and form.reader(tail, tool_use) is not None:
         sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
     sampling = ending_chats(sampling, ctx.engine.tokenizer.eos_token_id, ctx.engine.info)
     prompt = prompt.keep_last(tokens_to_keep(ctx, body, max_tokens))
-    generation = to_request(request_id, body, sampling, [prompt], caller)
+    generation = to_request(ctx, request_id, body, sampling=sampling, prompts=[prompt], caller=caller)
     streamed = body.stream if is_streamed is None else is_streamed
 
     def new_reader() -> PieceReader | None:
@@ -117,26 +123,46 @@ def _usable_tools(ctx: ServingContext, body: ChatBody, offered: OfferedTools) ->
     return tool_use
 
 
-async def _grammar(ctx: ServingContext, body: ChatBody, tool_use: ToolUse | None, tail: str) -> Grammar | None:
+async def _grammar(
+    ctx: ServingContext, body: ChatBody, tool_use: ToolUse | None, tail: str, format_name: str
+) -> Grammar | None:
     """Return the grammar that the output has to match. One of a call that must be made leaves no room for an answer."""
     asked = read_grammar(body)
-    param = grammar_param(body)
+    param = format_name if body.response_format else grammar_param(body)
     if tool_use is not None:
         schema = None if asked is None or tool_use.choice == "required" else _answer_schema(asked)
         grammar = ctx.message_format.grammar(tail, tool_use, schema)
-        param = "tools" if schema is None else param
-    else:
-        grammar = asked and msgspec.structs.replace(asked, thinking=ctx.message_format.thinking(tail))
-    if grammar is not None:
-        await ctx.engine.check_grammar(grammar, param)
-    return grammar
+        if grammar is None:
+            return None
+        grammar = msgspec.structs.replace(grammar, param="tools" if schema is None else param)
+        schemas: list[dict[str, Any] | None] = [schema]
+        if schema is not None and is_loose(body):
+            schemas.append(_ANY_OBJECT)
+        return await settle_form(ctx, grammar, partial(_looser_calls, ctx, tail, tool_use, schemas))
+    if asked is None:
+        return None
+    grammar = msgspec.structs.replace(asked, thinking=ctx.message_format.thinking(tail), param=param)
+    check_choices(grammar, body.min_tokens, body.bad_words)
+    return await settle_form(ctx, grammar, partial(looser_schemas, grammar) if is_loose(body) else None)
+
+
+def _looser_calls(
+    ctx: ServingContext, tail: str, tool_use: ToolUse, schemas: list[dict[str, Any] | None]
+) -> Iterator[Grammar]:
+    """Yield grammars of calls in which tools that are not strict have any object as arguments."""
+    tools = tuple(tool if tool.strict else replace(tool, parameters=_ANY_OBJECT) for tool in tool_use.tools)
+    for use in (tool_use, replace(tool_use, tools=tools)):
+        for schema in schemas:
+            grammar = ctx.message_format.grammar(tail, use, schema)
+            if grammar is not None:
+                yield grammar
 
 
 def _answer_schema(asked: Grammar) -> dict[str, Any]:
     """Return the schema of an answer that the model may give instead of calling a tool."""
     match asked.kind:
         case "json_object":
-            return {"type": "object"}
+            return _ANY_OBJECT
         case "json_schema":
             schema = json.loads(asked.source)
             return schema if isinstance(schema, dict) else {}

@@ -1,18 +1,21 @@
 """Reading a request's body: its type, its size and the time it takes are checked before and while it comes in, and so
-is what the bodies of all requests take together."""
+is what the bodies of all requests, and those of one client, take together."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import Scope
 
-from orcinus.engine.errors import QueueFullError
+from orcinus.engine.errors import QueueFullError, QuotaError
 from orcinus.server.errors import BodyTimeoutError, BodyTooLargeError, UnsupportedMediaTypeError
-from orcinus.server.http.json_body import parse_json_object_async
+from orcinus.server.http.json_body import JsonReader
+from orcinus.server.requests.caller import client_of
 
 READ_TIMEOUT_S = 60.0
 MAX_FULL_BODIES = 32  # of the largest size at once; of smaller ones so many more
+_CLIENT_SHARE = 2  # one of several clients may have half of them
 
 
 class BodyReader:
@@ -22,13 +25,15 @@ class BodyReader:
         self._max_bytes = max_bytes
         self._max_total = MAX_FULL_BODIES * max_bytes
         self._total = 0
+        self._totals = Counter[str]()  # by client
+        self._json = JsonReader()
 
     async def read_json_object(self, request: Request) -> dict[str, Any]:
         """Return the JSON object in the body.
 
         Raises `UnsupportedMediaTypeError`, `BodyTooLargeError` (as soon as it is known, whether or not the client
-        announced the length), `BodyTimeoutError`, `QueueFullError`, `InvalidRequestError`, and starlette's
-        `ClientDisconnect`.
+        announced the length), `BodyTimeoutError`, `QueueFullError`, `QuotaError`, `InvalidRequestError`, and
+        starlette's `ClientDisconnect`.
         """
         _check_type(request)
         self._check_length(int(request.headers.get("content-length") or 0))
@@ -37,11 +42,12 @@ class BodyReader:
                 body = await self._read(request)
         except TimeoutError:
             raise BodyTimeoutError(f"the body was not complete after {READ_TIMEOUT_S:g} s") from None
-        return await parse_json_object_async(body)
+        return await self._json.parse_object(body)
 
     def release(self, scope: Scope) -> None:
         """Count the bytes of a request's body no more: it is over."""
-        self._total -= scope["state"].pop("num_body_bytes", 0)
+        if num_bytes := scope["state"].pop("num_body_bytes", 0):
+            self._count(client_of(scope), -num_bytes)
 
     async def _read(self, request: Request) -> bytes:
         body = bytearray()
@@ -52,10 +58,20 @@ class BodyReader:
         return bytes(body)
 
     def _take(self, scope: Scope, num_bytes: int) -> None:
-        self._total += num_bytes
+        client = client_of(scope)
+        self._count(client, num_bytes)
         scope["state"]["num_body_bytes"] = scope["state"].get("num_body_bytes", 0) + num_bytes
         if self._total > self._max_total:
             raise QueueFullError(f"the requests in progress may have at most {self._max_total} bytes together", 1.0)
+        most = self._max_total // _CLIENT_SHARE
+        if client and self._totals[client] > most:
+            raise QuotaError(f"the requests of one client in progress may have at most {most} bytes together", 1.0)
+
+    def _count(self, client: str, num_bytes: int) -> None:
+        self._total += num_bytes
+        self._totals[client] += num_bytes
+        if not self._totals[client]:
+            del self._totals[client]
 
     def _check_length(self, num_bytes: int) -> None:
         if num_bytes > self._max_bytes:

@@ -7,21 +7,20 @@ the parameters are, at the top: which of the two was meant cannot be known.
 Long bodies are worked on in a thread, and in steps: a regular expression lets no other thread run until it is done.
 """
 
-import asyncio
 import re
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.frontend.turns import FairThreads
 
 MAX_DEPTH = 64
 MAX_PARTS = 200_000  # strings, lists and objects
 MAX_ENTRIES = 1_200_000  # of all lists and objects together: most of them numbers, which are cheap
 OFF_LOOP_BYTES = 64 * 1024  # from here on, parsing takes long enough to be felt by other requests
 
-_THREAD = ThreadPoolExecutor(1, "json")  # one alone: each more is one more that the event loop waits for
 _STEP_BYTES = 64 * 1024
 _MARK = re.compile(rb'["\[\]{}]')
 _INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)  # possessive, so that no input makes it backtrack
@@ -44,11 +43,17 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-async def parse_json_object_async(body: bytes) -> dict[str, Any]:
-    """Call `parse_json_object`, off the event loop when the body is long."""
-    if len(body) < OFF_LOOP_BYTES:
-        return parse_json_object(body)
-    return await asyncio.get_running_loop().run_in_executor(_THREAD, parse_json_object, body)
+class JsonReader:
+    """Parses bodies, long ones off the event loop. Clients take turns there."""
+
+    def __init__(self) -> None:
+        self._threads = FairThreads(1, "json")  # one alone: each more is one more that the event loop waits for
+
+    async def parse_object(self, body: bytes) -> dict[str, Any]:
+        """Call `parse_json_object`."""
+        if len(body) < OFF_LOOP_BYTES:
+            return parse_json_object(body)
+        return await self._threads.run(partial(parse_json_object, body))
 
 
 def _scan(body: bytes) -> int:

@@ -1,23 +1,19 @@
 """From an operation of the table to the function that answers its requests, and to its place in the app.
 
-A body is read and the work begun inside the intake, which the end of the server waits for; from then on the engine has
-the request. Knows HTTP and the kinds of operations, and none of them by name.
+A body is read and the work begun within the bounds of `server.http.preparation`; from then on the engine has the
+request. Knows HTTP and the kinds of operations, and none of them by name.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from fastapi import Request, Response
 
-from orcinus.engine.errors import OrcinusError
 from orcinus.server.apis.generation import StreamableGeneration
 from orcinus.server.apis.json_pieces import write_blocks
 from orcinus.server.context import ServingContext
 from orcinus.server.errors import speaks_anthropic
 from orcinus.server.http.answers import EventStream, JsonAnswer, WholeAnswer, json_response
-from orcinus.server.http.body import BodyReader
-from orcinus.server.http.rejections import count_rejection
-from orcinus.server.metrics import Metrics
+from orcinus.server.http.preparation import Preparation
 from orcinus.server.operations import BodyOperation, GenerationOperation, LookupOperation, Operation, PageOperation
 from orcinus.server.requests.caller import read_caller
 from orcinus.server.requests.left_out import collecting_left_out
@@ -28,10 +24,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 class OperationHandlers:
     """Makes the handler of each operation. `keep_alive_s` is how long a stream may be silent."""
 
-    def __init__(self, context: ServingContext, bodies: BodyReader, metrics: Metrics, keep_alive_s: float) -> None:
+    def __init__(self, context: ServingContext, preparation: Preparation, keep_alive_s: float) -> None:
         self._context = context
-        self._metrics = metrics
-        self._bodies = bodies
+        self._preparation = preparation
         self._keep_alive_s = keep_alive_s
 
     def handler(self, operation: Operation) -> Handler:
@@ -50,16 +45,9 @@ class OperationHandlers:
 
     def _generation_handler(self, operation: GenerationOperation) -> Handler:
         async def generate(request: Request) -> Response:
-            body: dict[str, Any] = {}
-            try:
-                caller = read_caller(request.scope)
-                async with self._context.intake.enter():
-                    body = await self._bodies.read_json_object(request)
-                    with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
-                        generation = await operation.start(self._context, body, caller)
-            except OrcinusError as error:
-                count_rejection(self._metrics, error, body)
-                raise
+            async with self._preparation.prepare_generation(request) as (body, caller):
+                with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
+                    generation = await operation.start(self._context, body, caller)
             request.state.answer_id = generation.request.request_id
             request.state.left_out = left_out.header()
             if isinstance(generation, StreamableGeneration) and generation.is_streamed:
@@ -70,8 +58,7 @@ class OperationHandlers:
 
     def _body_handler(self, operation: BodyOperation) -> Handler:
         async def respond(request: Request) -> Response:
-            async with self._context.intake.enter():
-                body = await self._bodies.read_json_object(request)
+            async with self._preparation.prepare(request, read_caller(request.scope)) as body:
                 with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
                     answer = await operation.work(self._context, body)
             request.state.left_out = left_out.header()

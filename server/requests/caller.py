@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.types import Scope
 
@@ -25,6 +27,14 @@ class Caller:
     def deadline_s(self, timeout_s: float | None) -> float | None:
         """Return the earlier of the two."""
         return min((limit for limit in (self.timeout_s, timeout_s) if limit is not None), default=None)
+
+    @staticmethod
+    def timeout_in(body: Mapping[str, Any]) -> float | None:
+        """Return the `timeout` of a body that nobody has checked yet; None for one that is none."""
+        timeout_s = body.get("timeout")
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
+            return None
+        return timeout_s if 0 < timeout_s <= MAX_TIMEOUT_S else None
 
 
 ANONYMOUS = Caller()

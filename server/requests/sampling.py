@@ -77,7 +77,13 @@ def _value(body: GenerationBody, defaults: Mapping[str, float], name: str) -> An
 
 
 def to_request(
-    response_id: str, body: GenerationBody, sampling: SamplingParams, prompts: Sequence[EncodedPrompt], caller: Caller
+    ctx: ServingContext,
+    response_id: str,
+    body: GenerationBody,
+    *,
+    sampling: SamplingParams,
+    prompts: Sequence[EncodedPrompt],
+    caller: Caller,
 ) -> GenerationRequest:
     """Return what the engine is asked for. Raises `InvalidRequestError` for too many choices."""
     if (num_choices := len(prompts) * sampling.n) > MAX_CHOICES:
@@ -89,7 +95,7 @@ def to_request(
         prompts=[prompt.token_ids for prompt in prompts],
         sampling=sampling,
         priority=body.priority,
-        cache_salt=body.cache_salt,
+        cache_salt=ctx.cache_salt(caller.client, body.cache_salt),
         timeout_s=caller.deadline_s(body.timeout),
         asked_at=caller.asked_at,
         client=caller.client,

@@ -36,15 +36,30 @@ def grammar_param(body: GenerationBody) -> str:
     return "response_format" if body.response_format else "structured_outputs"
 
 
+def is_loose(body: GenerationBody) -> bool:
+    """Return whether the schema of a body need not be enforced: its `strict` is false, and not just absent."""
+    described = (body.response_format or {}).get("json_schema")
+    return isinstance(described, dict) and described.get("strict") is False
+
+
 def read_response_format(response_format: Mapping[str, Any] | None) -> Grammar | None:
     """Return the grammar of OpenAI's form, which has the schema under `json_schema`."""
     if response_format is None:
         return None
-    match response_format.get("type"):
+    kind = response_format.get("type")
+    if kind in ("text", "json_object") and response_format.get("json_schema") is not None:
+        raise InvalidRequestError(
+            f'response_format.json_schema needs the type "json_schema", got {shown(kind)}',
+            "response_format.json_schema",
+        )
+    if kind == "text" and response_format.get("schema") is not None:
+        raise InvalidRequestError('response_format.schema needs the type "json_object"', "response_format.schema")
+    match kind:
         case "text":
             return None
         case "json_object":
-            return Grammar("json_object")
+            schema = response_format.get("schema")  # as servers before this one take it
+            return Grammar("json_object") if schema is None else schema_grammar(schema, "response_format.schema")
         case "json_schema":
             return _read_json_schema(response_format.get("json_schema"))
         case other:

@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"server.errors"},
     "server.operations": {"server.apis", "server.requests", "server.context"},
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
-    | {"server.metrics"},
+    | {"server.metrics", "server.intake"},
     "server.openapi": {"server.operations", "server.apis", "server.requests", "server.errors"},
     "server.reference": {"server.operations", "server.requests", "server.metrics"},
     "server.process": {"server.http", "server.context", "server.intake"},

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -10,14 +11,16 @@ from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.server.apis.answer_schemas import CHOICE, IDENTITY, STRING, AnswerSchema, constant, list_of, object_with
 from orcinus.server.apis.completions.body import CompletionBody, parse_completion
+from orcinus.server.apis.forms import looser_schemas, settle_form
 from orcinus.server.apis.generation import OpenAIGeneration, PendingChoice
 from orcinus.server.apis.json_pieces import JsonList, JsonText, JsonValue, written_text
 from orcinus.server.apis.logprobs import Entries, TextLogprobs
 from orcinus.server.context import OutputStream, ServingContext, ServingTokenizer
 from orcinus.server.requests.caller import ANONYMOUS, Caller
+from orcinus.server.requests.contradictions import check_choices
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
-from orcinus.server.requests.structured import grammar_param, read_grammar
+from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar
 
 _OFF_LOOP_TOKENS = 4096
 
@@ -43,7 +46,9 @@ async def start_completion(
     )
     grammar = read_grammar(request)
     if grammar is not None:
-        await ctx.engine.check_grammar(grammar, grammar_param(request))
+        grammar = msgspec.structs.replace(grammar, param=grammar_param(request))
+        check_choices(grammar, request.min_tokens, request.bad_words)
+        grammar = await settle_form(ctx, grammar, partial(looser_schemas, grammar) if is_loose(request) else None)
     sampling = to_sampling_params(
         request,
         ctx.engine.info.sampling_defaults,
@@ -54,7 +59,9 @@ async def start_completion(
         grammar=grammar,
     )
     sampling = msgspec.structs.replace(sampling, n=request.best_of or request.n)
-    generation = to_request(CompletionGeneration.new_id(), request, sampling, prompts, caller)
+    generation = to_request(
+        ctx, CompletionGeneration.new_id(), request, sampling=sampling, prompts=prompts, caller=caller
+    )
     needs_text = request.echo or request.logprobs is not None
     texts = await _texts_of(prompts, ctx.engine.tokenizer) if needs_text else []
     return CompletionGeneration(ctx, request, generation, ctx.engine.submit(generation), texts)

@@ -67,7 +67,7 @@ async def start_embeddings(
             prompts=[prompt.token_ids for prompt in prompts],
             sampling=SamplingParams(max_tokens=0, pooling=ctx.engine.info.pooling),
             priority=request.priority,
-            cache_salt=request.cache_salt,
+            cache_salt=ctx.cache_salt(caller.client, request.cache_salt),
             timeout_s=caller.deadline_s(request.timeout),
             asked_at=caller.asked_at,
             client=caller.client,

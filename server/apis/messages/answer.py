@@ -71,7 +71,8 @@ async def _prepare(
     with naming_parameters(parameter_names(body)):
         offered = read_offered_tools(body)
         chat = to_chat_body(body, offered)
-        return await prepare_chat(ctx, chat, _new_id(), caller, offered, is_streamed=is_streamed)
+        form = "output_format" if body.output_format else "output_config.format"
+        return await prepare_chat(ctx, chat, _new_id(), caller, offered, is_streamed=is_streamed, format_name=form)
 
 
 @dataclass(slots=True)

@@ -49,7 +49,9 @@ async def start_response(
     offered = read_offered_tools(asked)
     chat = to_chat_body(asked, offered)
     with naming_parameters(PARAMETER_NAMES):
-        request = await prepare_chat(ctx, chat, _new_id(), caller, offered, is_streamed=asked.stream)
+        request = await prepare_chat(
+            ctx, chat, _new_id(), caller, offered, is_streamed=asked.stream, format_name="text.format"
+        )
         return ResponseGeneration(ctx, asked, request, ctx.engine.submit(request.generation))
 
 

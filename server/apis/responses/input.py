@@ -254,7 +254,10 @@ def _read_format(form: TextFormat | None) -> dict[str, Any] | None:
         return None
     if form.type != "json_schema":
         return {"type": form.type}
-    return {"type": "json_schema", "json_schema": {"name": form.name, "schema": form.json_schema}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": form.name, "schema": form.json_schema, "strict": form.strict},
+    }
 
 
 def _read_list(value: Any, where: str) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orcinus.engine.frontend import text_frontend
+from orcinus.engine.frontend import text_frontend, turns
 from orcinus.engine.text import template_sandbox
 from orcinus.engine.text.tokenizer import Tokenizer
 from orcinus.server.http.json_body import MAX_ENTRIES, parse_json_object
@@ -31,7 +31,7 @@ async def test_a_template_without_end_fails_its_request_beside_the_event_loop(
 
 
 async def test_a_short_chat_is_rendered_without_a_thread(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_frontend, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(turns.FairThreads, "run", None)
     assert (await served.chat("hi"))["choices"][0]["message"]["content"] == "Hello"
 
 

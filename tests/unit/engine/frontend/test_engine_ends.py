@@ -25,6 +25,7 @@ from orcinus.engine.errors import (
     ModelLoadError,
     QueueFullError,
     RequestFailedError,
+    RequestQuarantinedError,
     RequestTimeoutError,
 )
 from orcinus.engine.frontend.async_engine import AsyncEngine
@@ -480,6 +481,8 @@ async def test_a_request_that_ends_engines_is_given_up_and_no_other_is(model: Pa
         for stream in streams.values():
             assert await texts(stream) == {0: "abcdefghijklmnopqrst"}
         assert await texts(engine.submit(request(max_tokens=3))) == {0: "abc"}
+        with pytest.raises(RequestQuarantinedError, match=r"ended again and again .* refused for \d+ s more"):
+            engine.submit(request("poison", max_tokens=20))
     assert (recorder.quarantined, recorder.restarts) == (1, 3)
     assert [outcome for outcome, *_ in recorder.done].count("error") == 1
 
@@ -503,8 +506,8 @@ async def test_several_that_end_engines_are_all_found(model: Path) -> None:
         streams = [engine.submit(request(prompt, max_tokens=4)) for prompt in ("p1", "p2", "x", "y", "p3", "z")]
         results = await asyncio.gather(*(texts(stream) for stream in streams), return_exceptions=True)
     assert [type(result) for result in results] == [
-        *(RequestFailedError, RequestFailedError, dict),
-        *(dict, RequestFailedError, dict),
+        *(RequestQuarantinedError, RequestQuarantinedError, dict),
+        *(dict, RequestQuarantinedError, dict),
     ]
     assert recorder.quarantined == 3
 

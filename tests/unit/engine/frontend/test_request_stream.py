@@ -7,6 +7,8 @@ from typing import Any
 
 from orcinus.engine.frontend.live_request import LiveRequest
 from orcinus.engine.frontend.request_stream import RequestStream
+from orcinus.engine.outputs import GenerationRequest
+from orcinus.engine.sampling_params import SamplingParams
 
 
 class Aborts:
@@ -21,7 +23,7 @@ class Aborts:
 
 def stream_of(aborts: Aborts, *choices: str) -> RequestStream:
     nothing: Any = None
-    live = LiveRequest("r", nothing)
+    live = LiveRequest(GenerationRequest(request_id="r", prompts=[[1]], sampling=SamplingParams()), nothing)
     live.choices.update(dict.fromkeys(choices, nothing))
     return RequestStream(live, aborts, [1])
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcinus.engine.grammar import closing
-from orcinus.engine.grammar.closing import PathFinder
+from orcinus.engine.grammar.closing import PathFinder, StartPaths
 from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.masks import tokens_in
 from orcinus.engine.grammar.matcher import GrammarMatcher
@@ -19,7 +19,7 @@ from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
 from tests.effort import scaled, slow_but_for
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
-from tests.unit.engine.grammar.grammars import demo_compiler, matcher_of, thinking
+from tests.unit.engine.grammar.grammars import DEMO_ENDS, demo_compiler, matcher_of, thinking
 from tests.unit.engine.grammar.test_matcher import SCHEMAS
 
 MANY = 10_000
@@ -297,7 +297,7 @@ def test_no_way_is_looked_for_while_there_is_a_lot_of_room(
     matcher = matcher_of(compiler, Grammar("regex", "a*"), max_tokens=MANY)
     for _ in range(MANY - 400):
         take(matcher, ord("a"))
-    assert max(looks) <= 2 * closing._MAX_TOKENS
+    assert max(looks) <= 2 * closing.MAX_PATH_TOKENS
     assert len(looks) < 20
 
 
@@ -305,7 +305,8 @@ def test_a_grammar_without_a_way_is_left_alone_and_asked_once(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
-    monkeypatch.setattr(PathFinder, "find_path", lambda self, matcher, max_tokens: looks.append(max_tokens))
+    monkeypatch.setattr(StartPaths, "within", lambda self, max_tokens: looks.append(max_tokens))
+    monkeypatch.setattr(PathFinder, "find_path", None)
     matcher = matcher_of(compiler, Grammar("regex", "a*"), max_tokens=5)
     assert [take(matcher, ord("a")) for _ in range(5)] == [ord("a")] * 5
     assert looks == [5]
@@ -329,6 +330,54 @@ def test_an_automaton_that_is_far_too_slow_fails_its_request(
     matcher.fill_mask()
     assert matcher.error == "the grammar is too complex: it takes too long to find an end of the text"
     assert matcher.replacement_for(ord('"')) == ord('"')
+
+
+@pytest.mark.parametrize("max_tokens", [220, 900])
+@pytest.mark.parametrize("pattern", ["[a-z ]{200}", '[{]"a": "[a-z ]{80,90}", "b": 1[}]'])
+def test_what_repeats_a_bounded_number_of_times_is_searched_through_once_for_all_its_texts(
+    demo: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, pattern: str, max_tokens: int
+) -> None:
+    grammar = Grammar("regex", pattern)
+    compiled = demo.compile(grammar.kind, grammar.source)
+    compiled.search_end()
+    monkeypatch.setattr(closing, "_PathSearch", None)
+    rng = random.Random(max_tokens)
+    for _ in range(3):
+        taken = generate(compiled.matcher(max_tokens=max_tokens), rng, max_tokens)
+        assert is_whole(demo, grammar, taken)
+
+
+@pytest.mark.parametrize(
+    ("path", "num_bytes", "rest"),
+    [("abc", 0, "abc"), ("abc", 2, "c"), ("abc", 3, ""), ("abc", 7, ""), ("", 4, "")],
+)
+def test_the_rest_of_a_way_begins_after_so_many_bytes(
+    compiler: GrammarCompiler, path: str, num_bytes: int, rest: str
+) -> None:
+    assert compiler.vocabulary.path_finder.rest_after([*path.encode()], num_bytes) == [*rest.encode()]
+
+
+def test_there_is_no_rest_where_the_bytes_end_within_a_token_or_a_marker_stands_before(demo: GrammarCompiler) -> None:
+    path_finder = demo.vocabulary.path_finder
+    [word] = demo.vocabulary("the")
+    assert path_finder.rest_after([word], 2) is None
+    assert path_finder.rest_after([word, word], 3) == [word]
+    assert path_finder.rest_after([DEMO_ENDS[0], word], 3) is None
+    assert path_finder.rest_after([DEMO_ENDS[0], word], 0) == [DEMO_ENDS[0], word]
+
+
+def test_a_grammar_that_is_too_slow_once_is_too_slow_for_all_its_texts(
+    demo: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = demo.compile("regex", "[a-z]{20}")
+    monkeypatch.setattr(closing, "_TIMEOUT_S", -1.0)
+    compiled.search_end()
+    monkeypatch.undo()
+    for _ in range(2):
+        matcher = compiled.matcher(max_tokens=30)
+        matcher.fill_mask()
+        assert matcher.error is not None
+        assert "too long to find an end" in matcher.error
 
 
 def test_a_matcher_that_was_given_up_is_not_touched(demo: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
+from orcinus.engine.frontend.turns import FairSemaphore
 from orcinus.engine.grammar.gate import GrammarGate, ServedVocabulary, Trial
 from orcinus.engine.grammar.trial_process import find_fault, load_compiler
 from orcinus.engine.sampling_params import Grammar, GrammarKind
@@ -23,7 +25,7 @@ BOMB = Grammar("regex", "(a{1000}){1000}")
 
 @asynccontextmanager
 async def gate_with(timeout_s: float = 30.0) -> AsyncIterator[GrammarGate]:
-    gate = GrammarGate(DEMO, timeout_s=timeout_s)
+    gate = GrammarGate(DEMO, FairSemaphore(2, num_reserved=1).turn, timeout_s=timeout_s)
     try:
         yield gate
     finally:
@@ -31,9 +33,16 @@ async def gate_with(timeout_s: float = 30.0) -> AsyncIterator[GrammarGate]:
 
 
 def pid_of(gate: GrammarGate) -> int:
-    process = gate._process._process
+    process = process_of(gate)
     assert process is not None
     return process.pid
+
+
+def process_of(gate: GrammarGate) -> Process | None:
+    """The only process that the gate has, if it has one."""
+    processes = [trials._process for trials in gate._processes]
+    assert len(processes) <= 1
+    return processes[0] if processes else None
 
 
 async def refusal(gate: GrammarGate, grammar: Grammar) -> str:
@@ -56,7 +65,7 @@ async def test_what_is_wrong_is_said_by_name_and_the_process_stays() -> None:
 async def test_a_json_object_is_fine_without_a_trial() -> None:
     async with gate_with() as gate:
         await gate.check(Grammar("json_object"), "response_format")
-        assert gate._process._process is None
+        assert process_of(gate) is None
 
 
 async def test_a_verdict_is_remembered_and_shared_by_all_who_ask_at_once() -> None:
@@ -97,7 +106,7 @@ async def test_a_trial_that_ends_its_process_is_refused_and_the_next_has_a_new_o
 async def test_a_process_that_ended_between_trials_is_replaced() -> None:
     async with gate_with() as gate:
         await gate.check(FINE, "a")
-        process = gate._process._process
+        process = process_of(gate)
         assert process is not None
         process.kill()
         await process.wait()
@@ -113,6 +122,53 @@ async def test_who_leaves_does_not_end_the_trial_for_the_others() -> None:
         first.cancel()
         await second
         assert first.cancelled()
+
+
+async def test_a_trial_that_takes_long_holds_up_its_own_client_alone() -> None:
+    async with gate_with() as gate:
+        await gate.check(FINE, "a", "one")
+        pid = pid_of(gate)
+        os.kill(pid, signal.SIGSTOP)
+        held = [asyncio.create_task(gate.check(Grammar("regex", f"b{{{i}}}"), "a", "one")) for i in range(3)]
+        await asyncio.sleep(0)
+        await gate.check(Grammar("regex", "c"), "a", "another")
+        assert not any(task.done() for task in held)
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.gather(*held)
+        assert len(gate._processes) == 2
+
+
+async def test_a_trial_that_has_not_begun_is_dropped_when_its_client_leaves() -> None:
+    async with gate_with() as gate:
+        await gate.check(FINE, "a")
+        pid = pid_of(gate)
+        os.kill(pid, signal.SIGSTOP)
+        first = asyncio.create_task(gate.check(Grammar("regex", "b"), "a"))
+        second = asyncio.create_task(gate.check(Grammar("regex", "c"), "a"))
+        await asyncio.sleep(0.01)
+        for task in (first, second):
+            task.cancel()
+        await asyncio.wait([first, second])
+        again = asyncio.create_task(gate.check(Grammar("regex", "c"), "a"))
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGCONT)
+        await again
+        assert [source for _, source in gate._verdicts] == [FINE.source, "b", "c"]
+
+
+async def test_a_trial_that_all_have_left_is_not_begun() -> None:
+    async with gate_with() as gate:
+        await gate.check(FINE, "a")
+        os.kill(pid_of(gate), signal.SIGSTOP)
+        first = asyncio.create_task(gate.check(Grammar("regex", "b"), "a"))
+        gone = asyncio.create_task(gate.check(Grammar("regex", "c"), "a"))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.wait([gone])
+        assert [trial.source for _, trial in gate._pending] == ["b"]
+        os.kill(pid_of(gate), signal.SIGCONT)
+        await first
+        assert [source for _, source in gate._verdicts] == [FINE.source, "b"]
 
 
 async def test_closing_ends_what_is_under_way_and_says_so() -> None:

@@ -93,7 +93,7 @@ async def test_a_call_cut_off_by_the_limit_is_no_finished_call(calling: Serving)
 
 @pytest.mark.parametrize("written", [len("<tool"), len("<tool_call>"), len(CALL.partition("_weather")[0])])
 async def test_a_call_cut_off_before_its_name_is_known_is_no_text(calling: Serving, written: int) -> None:
-    asked = {"tools": [WEATHER], "max_tokens": len("Well.\n") + written}
+    asked: dict[str, Any] = {"tools": [WEATHER], "max_tokens": len("Well.\n") + written}
     [choice] = (await calling.chat(**asked))["choices"]
     assert (choice["finish_reason"], choice["message"]["content"].strip()) == ("length", "Well.")
     assert "tool_calls" not in choice["message"]
@@ -219,7 +219,7 @@ async def test_a_form_needs_to_know_where_the_thinking_ends(tmp_path: Path) -> N
     settings: dict[str, Any] = {"template": THINKING_TEMPLATE, "reasoning_parser": "none"}
     async with serving(tmp_path / "other", FakeExecutor(says("x")), **settings) as served:
         request = await prepare_chat(served.app.state.context, parse_chat(asked), "id")
-        assert request.generation.sampling.grammar == Grammar("json_object")
+        assert request.generation.sampling.grammar == Grammar("json_object", param="response_format")
 
 
 async def test_the_model_may_call_or_answer_in_the_form_that_is_asked_for(calling: Serving) -> None:

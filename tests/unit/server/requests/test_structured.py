@@ -33,6 +33,13 @@ def test_response_format_becomes_a_grammar() -> None:
     assert (grammar.kind, json.loads(grammar.source)) == ("json_schema", SCHEMA)
 
 
+def test_an_object_may_have_a_schema() -> None:
+    grammar = grammar_of(response_format={"type": "json_object", "schema": SCHEMA})
+    assert grammar is not None
+    assert (grammar.kind, json.loads(grammar.source)) == ("json_schema", SCHEMA)
+    assert grammar_of(response_format={"type": "json_object", "schema": None}) == Grammar("json_object")
+
+
 @pytest.mark.parametrize(
     ("asked", "wanted"),
     [
@@ -53,6 +60,16 @@ def test_structured_outputs_become_grammars(asked: dict[str, Any], wanted: Gramm
     [
         ({"response_format": {"type": "xml"}}, "response_format.type", '"xml"'),
         ({"response_format": {}}, "response_format.type", "null"),
+        ({"response_format": {"type": "json_object", "schema": 1}}, "response_format.schema", "must be a JSON schema"),
+        ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema", "json_object"),
+        *(
+            (
+                {"response_format": {"type": kind, "json_schema": {"schema": {}}}},
+                "response_format.json_schema",
+                f'needs the type "json_schema", got "{kind}"',
+            )
+            for kind in ("text", "json_object")
+        ),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "must be an object"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
