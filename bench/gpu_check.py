@@ -2,10 +2,11 @@
 
     python -m bench.gpu_check [--output FILE] [--model DIR] [--batch-sizes 1,8,32,64,128,256]
 
-First the truth tests, whose failures and skips are on the page. Then, section by section: what start-up decided, each
-attention backend on every kind of layer, memory with every slot in use, throughput with steps replayed as CUDA graphs
-and with every operation launched, what sampling costs, and streams among prompts with and without an objective. A
-section that fails says how and leaves the others to run; the exit status is then 1.
+First the truth tests, whose failures and skips are on the page. Then, section by section: each attention backend on
+every kind of layer, sampling by Triton and by torch, what start-up decided, memory with every slot in use, throughput
+with steps replayed as CUDA graphs and with every operation launched, what sampling costs in a step, how long the host
+takes to launch steps with a chunk of a prompt, and streams among prompts with and without an objective. A section that
+fails says how and leaves the others to run; the exit status is then 1.
 
 Weights are random, in the shape of Qwen3-0.6B unless a model is given: speed does not depend on what they hold. A
 decode step cannot take less than reading the weights and the KV cache once: the roofline, at the bandwidth of a copy.
@@ -28,14 +29,21 @@ from pathlib import Path
 
 from bench import gpu_serving
 from bench.gpu_attention import attention_table, copy_bandwidth
+from bench.gpu_sampling import sampling_table
 from bench.gpu_serving import Engine
 from bench.random_model import write_model
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.startup.build import build_executor
 
 ROOT = Path(__file__).parents[1]
-TRUTH_TESTS = ["tests/gpu", "tests/unit/engine/attention/triton_cases.py"]
+TRUTH_TESTS = [
+    "tests/gpu",
+    "tests/unit/engine/attention/triton_cases.py",
+    "tests/unit/engine/sampling/triton_cases.py",
+]
 _PACED_STREAMS = 64
+_MIXED_STREAMS = 32
+_CHUNKS = (16, 64, 256, 1024)
 _TARGETS_MS = (None, 10.0, 20.0, 40.0)
 
 
@@ -64,6 +72,7 @@ def main() -> int:
     page.add("Truth tests", lambda: truth_tests(page, options))
     bandwidths: list[float] = []
     page.add("Attention alone, one layer", lambda: attention(options.device, bandwidths))
+    page.add("Sampling alone", lambda: sampling_alone(options))
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or str(write_model("qwen3-0.6b", Path(scratch)))
         serving(page, model, bandwidths, options)
@@ -131,6 +140,13 @@ def attention(device_name: str, bandwidths: list[float]) -> str:
     return f"A copy reads and writes {bandwidths[0] / 1e9:.0f} GB/s.\n\n{table}"
 
 
+def sampling_alone(options: argparse.Namespace) -> str:
+    import torch
+
+    is_tried_only = options.device == "cpu"
+    return sampling_table(torch.device(options.device), [1, 2] if is_tried_only else [1, 32, 256], 151_936)
+
+
 def serving(page: Page, model: str, bandwidths: list[float], options: argparse.Namespace) -> None:
     engines: list[Engine] = []
     page.add("Start", lambda: start(model, bandwidths, options, engines))
@@ -142,6 +158,11 @@ def serving(page: Page, model: str, bandwidths: list[float], options: argparse.N
     page.add("Memory", lambda: gpu_serving.memory(engine))
     page.add("Throughput", lambda: context + gpu_serving.throughput(engine, sizes, prompt, output))
     page.add("Sampling: the median decode step", lambda: gpu_serving.sampling(engine, sizes[-2:], prompt, output // 2))
+    few = min(_MIXED_STREAMS, engine.info.max_num_seqs - 1)
+    page.add(
+        f"Mixed steps: {few} streams beside prompts of one chunk",
+        lambda: gpu_serving.mixed_steps(engine, few, _CHUNKS),
+    )
     num_streams = min(_PACED_STREAMS, engine.info.max_num_seqs - 1)
     page.add(
         f"Pacing: {num_streams} streams while prompts come, one after the other",

@@ -7,14 +7,15 @@ run on a GPU; on a CPU it only tries itself out.
 import random
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from orcinus.engine.core import EngineCore
-from orcinus.engine.messages import AddRequest, CacheGroup, EngineInfo, StepPlan
+from orcinus.engine.messages import AddRequest, CacheGroup, EngineInfo, Fault, StepPlan, StepResult
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 
@@ -29,6 +30,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
 }
 _WARM_UP_TOKENS = 4
 _PACED_STEPS = 300
+_MIXED_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,63 @@ def memory(engine: Engine) -> str:
     }
     lines = ["| | GiB |", "|---|---:|", *(f"| {name} | {size / 2**30:.2f} |" for name, size in sizes.items())]
     return "\n".join(lines) + "\n"
+
+
+class LaunchTimer:
+    """Stands in for the runner, and notes how long the host takes to launch each step, by its number of tokens."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self.device_monitor = runner.device_monitor
+        self.runs_ahead = runner.runs_ahead
+        self.launches: list[tuple[int, float]] = []
+
+    def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
+        return self._runner.prepare(sampling)
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        started = time.perf_counter()
+        wait = self._runner.launch(plan)
+        self.launches.append((plan.num_tokens, time.perf_counter() - started))
+        return wait
+
+    def diagnose(self, error: Exception) -> Fault:
+        return self._runner.diagnose(error)
+
+
+def mixed_steps(engine: Engine, num_streams: int, chunks: Iterable[int]) -> str:
+    """Return how long steps of streams alone and beside a prompt of so many tokens take, and the host to launch them.
+
+    Where launching takes as long as the step, the device waits for the host.
+    """
+    lines = ["| tokens of a prompt | step p50, ms | its launch p50, ms |", "|---:|---:|---:|"]
+    for chunk in [0, *chunks]:
+        steps_s, launches_s = _beside_chunks(engine, num_streams, chunk)
+        figures = [f"{1000 * statistics.median(times):.2f}" if times else "–" for times in (steps_s, launches_s)]
+        lines.append(f"| {chunk} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _beside_chunks(engine: Engine, num_streams: int, chunk: int) -> tuple[list[float], list[float]]:
+    """Return times of steps and of launches in which a prompt of so many tokens is computed at once."""
+    timer = LaunchTimer(engine.runner)
+    core = EngineCore(engine.info, timer)
+    length = min(engine.info.max_model_len - 8, 4 * _MIXED_STEPS)
+    names = add(core, requests(engine, f"mixed {chunk}", num_streams, 8, length, **GREEDY))
+    prompts = requests(engine, f"mixed {chunk} prompt", _MIXED_STEPS, max(1, chunk), 1, **GREEDY)
+    steps_s: list[float] = []
+    last = time.perf_counter()
+    for number in range(2 * _MIXED_STEPS):
+        if chunk and number % 2 and core.scheduler.num_running <= num_streams:
+            names += add(core, [next(prompts)])
+        step = core.step()
+        now = time.perf_counter()
+        if number > num_streams and (step.stats.num_prefill_tokens >= chunk if chunk else True):
+            steps_s.append(now - last)
+        last = now
+    release(engine, names)
+    launches_s = [elapsed for num_tokens, elapsed in timer.launches if num_tokens >= num_streams + chunk]
+    return steps_s, launches_s
 
 
 def pacing(engine: Engine, num_streams: int, targets_ms: Sequence[float | None]) -> str:

@@ -191,9 +191,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def follows_tokens(self) -> bool:
+        """Whether the host has to know each token before the next one can be chosen.
+
+        Of such a request no step is planned before the one before it is known.
+        """
+        return self.grammar is not None
+
+    @property
+    def looks_back(self) -> bool:
         """Whether what may come next depends on the tokens before it, other than through the model and by their number.
 
-        Of such a request no step is planned before the one before it is known, and no tokens are tried as drafts.
+        Of such a request no tokens are tried as drafts.
         """
         return self.grammar is not None or bool(self.bad_words_token_ids) or self.has_penalties
 

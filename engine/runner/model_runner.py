@@ -40,6 +40,7 @@ from orcinus.engine.runner.prompt_outputs import PromptOutputs
 from orcinus.engine.runner.request_rows import RequestRows
 from orcinus.engine.runner.step_batch import RunningRequest, StepBatch
 from orcinus.engine.runner.suspect_blocks import SuspectBlocks
+from orcinus.engine.sampling.history import TokenHistory
 from orcinus.engine.sampling.row import BadWords, SamplingRow, penalty_counts
 from orcinus.engine.sampling.sampler import PendingSample, SampledRows, Sampler
 from orcinus.engine.sampling_params import SamplingParams
@@ -84,7 +85,7 @@ class ModelRunner:
         self._attention = attention
         self._sampler = sampler
         self._rows = RequestRows(block_size, max_num_seqs, num_cache_groups)
-        self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self._history = TokenHistory(max_num_seqs, model.vocab_size, device)
         self._prompt_outputs = PromptOutputs(model, self._rows, device)
         self._device = device
         self._make_compiler = make_compiler
@@ -183,14 +184,19 @@ class ModelRunner:
     def _request(self, new: NewRequest) -> RunningRequest:
         pooled = None if new.sampling.pooling is None else PooledPrompt(new.sampling.pooling)
         adapter_row = 0 if new.adapter is None else self.adapters[new.adapter]
-        follows_tokens = new.sampling.follows_tokens
-        return RunningRequest(self._rows.add(new.token_ids), self._row(new), follows_tokens, adapter_row, pooled)
+        index, row = self._rows.add(new.token_ids), self._row(new)
+        if self.runs_ahead:
+            row.slot = index
+            if new.sampling.has_penalties:
+                self._history.begin(index, new.sampling, new.token_ids, new.num_prompt_tokens)
+        return RunningRequest(index, row, adapter_row, pooled)
 
     def _row(self, new: NewRequest) -> SamplingRow:
         sampling, vocab_size = new.sampling, self._model.vocab_size
         output = new.token_ids[new.num_prompt_tokens :]
         row = SamplingRow(sampling, self._seed_of(new), new.num_prompt_tokens)
-        row.counts = penalty_counts(sampling, new.token_ids, new.num_prompt_tokens)
+        if not self.runs_ahead:
+            row.counts = penalty_counts(sampling, new.token_ids, new.num_prompt_tokens)
         if sampling.bad_words_token_ids:
             row.bad_words = BadWords(sampling.bad_words_token_ids, output)
         if sampling.allowed_token_ids:
@@ -278,7 +284,7 @@ class ModelRunner:
         """Fill in the tokens that only the device knows."""
         if not self.runs_ahead:
             return ids
-        return torch.where(ids < 0, self._last_tokens[(-1 - ids).clamp(min=0)], ids)
+        return torch.where(ids < 0, self._history.last_tokens[(-1 - ids).clamp(min=0)], ids)
 
     def _hidden_states(self, batch: StepBatch) -> Tensor:
         """Run the model; returns (num_tokens, hidden_size)."""
@@ -318,12 +324,20 @@ class ModelRunner:
         rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
         self._masks.wait()
         positions = batch.layout.seq_lens[sampling].astype(np.int64)
-        chosen = self._sampler.launch(logits, [request.row for request in requests], positions)
-        if self.runs_ahead:
-            (index,) = to_device([rows], self._device)
-            self._last_tokens[index] = chosen.tokens
+        chosen = self._launch_sampler(logits, rows, [request.row for request in requests], positions)
         names = [batch.scheduled[i].request_id for i in sampling]
         return partial(self._take_in, rows, requests, names, chosen)
+
+    def _launch_sampler(
+        self, logits: Tensor, slots: NDArray[np.int64], rows: list[SamplingRow], positions: NDArray[np.int64]
+    ) -> PendingSample:
+        """Begin to choose a token for each row, and leave it where the next step finds it."""
+        if not self.runs_ahead:
+            return self._sampler.launch(logits, rows, positions)
+        chosen = self._sampler.launch(logits, rows, positions, self._history)
+        is_counted = np.array([row.sampling.has_penalties for row in rows], dtype=np.bool_)
+        self._history.add(slots, chosen.tokens, is_counted)
+        return chosen
 
     def _take_in(
         self, rows: NDArray[np.int64], requests: list[RunningRequest], names: list[str], chosen: PendingSample
@@ -348,15 +362,13 @@ class ModelRunner:
         (index,) = to_device([ends - 1 - positions.behind], self._device)
         logits = self._model.logits(hidden[index])
         self._masks.wait()
-        chosen = self._sampler.launch(
+        # Of a request with drafts whichever is kept: its next step is planned when its tokens are known.
+        chosen = self._launch_sampler(
             logits,
+            rows[positions.requests],
             [requests[i].row for i in positions.requests.tolist()],
             batch.layout.seq_lens[sampling].astype(np.int64)[positions.requests] - positions.behind,
         )
-        if self.runs_ahead:
-            # Of a request with drafts whichever: its next step is planned when its tokens are known.
-            (index,) = to_device([rows[positions.requests]], self._device)
-            self._last_tokens[index] = chosen.tokens
         return partial(self._take_in_drafts, rows, scheduled, requests, positions, chosen)
 
     def _take_in_drafts(
@@ -394,7 +406,7 @@ class ModelRunner:
         known = {
             name: self._rows.known_tokens(request.index)
             for name, request in zip(names, requests, strict=True)
-            if result.sampled_token_ids.get(name) and not request.follows_tokens and not request.is_released
+            if result.sampled_token_ids.get(name) and not request.row.sampling.looks_back and not request.is_released
         }
         return msgspec.structs.replace(result, drafts=self.drafter.propose(known)) if known else result
 
@@ -420,11 +432,11 @@ def _failures(requests: list[RunningRequest], sampled: SampledRows) -> dict[int,
 
 
 def _advance(requests: list[RunningRequest], taken: list[int], sampled: SampledRows) -> dict[int, str]:
-    """Let rows that follow their tokens take them in; returns why, of those that could not."""
+    """Let rows that keep their tokens take them in; returns why, of those that could not."""
     failed = {}
     for i in taken:
-        if requests[i].follows_tokens:
-            row = requests[i].row
+        row = requests[i].row
+        if row.keeps_tokens:
             row.add(sampled.token_ids[i])
             if row.matcher is not None and row.matcher.error is not None:
                 failed[i] = row.matcher.error

@@ -17,7 +17,6 @@ class RunningRequest:
 
     index: int
     row: SamplingRow
-    follows_tokens: bool
     adapter_row: int = 0  # in the table of adapters; 0 is none
     pooled: PooledPrompt | None = None
     is_released: bool = False

@@ -4,6 +4,7 @@ They are taken before temperature, penalties and masks. Knows nothing of how a t
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,19 +17,31 @@ from orcinus.engine.platform.device_copy import to_device, to_host
 from orcinus.engine.sampling import native
 from orcinus.engine.sampling.row import SamplingRow
 
+if TYPE_CHECKING:
+    from orcinus.engine.sampling.triton_sampler import TritonSampler
+
 
 class RowLogprobs:
     """The log-probabilities of the rows of a batch that ask for them; to be made before any processor runs."""
 
-    def __init__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> None:
-        """Keep what is needed of `logits` (num_rows, vocab_size): only the kernel leaves them as they are."""
+    def __init__(
+        self,
+        logits: Tensor,
+        rows: Sequence[SamplingRow],
+        *,
+        is_overwritten: bool = False,
+        triton_sampler: "TritonSampler | None" = None,
+    ) -> None:
+        """Keep what is needed of `logits` (num_rows, vocab_size): a copy if they are about to be overwritten."""
+        self._is_copy = is_overwritten
+        self._triton_sampler = triton_sampler
         self._num_rows = len(rows)
         self._counts = {i: row.sampling.logprobs for i, row in enumerate(rows) if row.sampling.logprobs is not None}
         self._logits = logits
         self._index = logits.new_empty(0)
         if self._counts:
             (self._index,) = to_device([np.array([*self._counts], dtype=np.int64)], logits.device)
-            if native.sampling_library(logits) is None:
+            if is_overwritten:
                 self._logits = logits[self._index]
 
     def of(self, tokens: Tensor) -> Callable[[], list[TokenLogprobs | None]]:
@@ -46,8 +59,12 @@ class RowLogprobs:
         return wait
 
     def _entries(self, tokens: Tensor, num_top: Sequence[int]) -> Callable[[], list[TokenLogprobs]]:
-        if (library := native.sampling_library(self._logits)) is None:
-            return _by_torch(self._logits, tokens, num_top)
+        if self._is_copy:
+            return token_logprobs(self._logits, tokens, num_top)
+        if self._triton_sampler is not None:
+            return _by_triton(self._triton_sampler, self._logits, self._index, tokens, num_top)
+        library = native.sampling_library(self._logits)
+        assert library is not None, "only kernels leave logits as they are"
         return _natively(library, self._logits, self._index, tokens, num_top)
 
 
@@ -69,6 +86,20 @@ def _natively(
     own, ids, best = native.logprobs_of(library, logits, rows.numpy(), token_ids, width)
     entries = _joined(token_ids.tolist(), own.tolist(), ids.tolist(), best.tolist(), num_top)
     return lambda: entries
+
+
+def _by_triton(
+    triton_sampler: "TritonSampler", logits: Tensor, rows: Tensor, tokens: Tensor, num_top: Sequence[int]
+) -> Callable[[], list[TokenLogprobs]]:
+    width = min(max(num_top), logits.shape[-1])
+    own, ids, best = triton_sampler.logprobs_of(logits, rows, tokens, width)
+    copied = to_host(tokens, own, ids, best)
+
+    def wait() -> list[TokenLogprobs]:
+        token_ids, own_values, top_ids, top_values = copied()
+        return _joined(token_ids, own_values, top_ids, top_values, num_top)
+
+    return wait
 
 
 def _by_torch(logits: Tensor, tokens: Tensor, num_top: Sequence[int]) -> Callable[[], list[TokenLogprobs]]:

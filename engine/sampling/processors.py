@@ -13,10 +13,14 @@ from torch import Tensor
 
 from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.sampling.draw import MIN_DIVISOR
-from orcinus.engine.sampling.row import SamplingRow
+from orcinus.engine.sampling.history import PROMPT_FLAG, TokenHistory
+from orcinus.engine.sampling.row import PenaltyCounts, SamplingRow
+from orcinus.engine.sampling_params import SamplingParams
 
-Processor = Callable[[Tensor, Sequence[SamplingRow], NDArray[np.int64]], None]
-"""(logits (num_rows, vocab_size) in float32, the rows, the positions of their new tokens) -> None, in place."""
+Processor = Callable[[Tensor, Sequence[SamplingRow], NDArray[np.int64], TokenHistory | None], None]
+"""(logits (num_rows, vocab_size) in float32, the rows, the positions of their new tokens, what the device keeps of rows
+that have a slot) -> None, in place.
+"""
 
 
 def processors(eos_token_ids: Sequence[int]) -> list[Processor]:
@@ -29,21 +33,28 @@ def are_processed(rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> 
     return any(row.is_processed for row in rows) or bool(_are_below_min(rows, positions).any())
 
 
-def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
+def apply_penalties(
+    logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64], history: TokenHistory | None = None
+) -> None:
     """Apply the repetition penalty (CTRL: over prompt and output), then frequency and presence (OpenAI: the output).
 
     CTRL is https://arxiv.org/abs/1909.05858.
     """
     counted = [(i, row.counts, row.sampling) for i, row in enumerate(rows) if row.counts is not None]
-    if not counted:
-        return
+    if counted:
+        _penalize_listed(logits, counted)
+    by_device = [i for i, row in enumerate(rows) if row.slot is not None and row.sampling.has_penalties]
+    if by_device:
+        assert history is not None
+        _penalize_seen(logits, by_device, [rows[i] for i in by_device], history)
+
+
+def _penalize_listed(logits: Tensor, counted: Sequence[tuple[int, PenaltyCounts, SamplingParams]]) -> None:
+    """Change the logits of tokens that the host has counted."""
     sizes = [len(counts.token_ids) for _, counts, _ in counted]
     at = np.repeat([i for i, _, _ in counted], sizes)
     tokens = np.concatenate([counts.token_ids for _, counts, _ in counted])
-    penalties = [
-        (max(s.repetition_penalty, MIN_DIVISOR), s.frequency_penalty, s.presence_penalty) for _, _, s in counted
-    ]
-    columns = np.repeat(np.array(penalties, dtype=np.float32), sizes, axis=0).T
+    columns = np.repeat(_penalties([sampling for _, _, sampling in counted]), sizes, axis=0).T
     in_output = np.concatenate([counts.counts for _, counts, _ in counted])
     index, numbers, output = to_device(
         [np.stack([at, tokens]), np.ascontiguousarray(columns), in_output], logits.device
@@ -54,7 +65,27 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow], positions: NDAr
     logits[index[0], index[1]] = repeated - frequency * output - presence * (output > 0)
 
 
-def apply_logit_bias(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
+def _penalize_seen(logits: Tensor, at: Sequence[int], rows: Sequence[SamplingRow], history: TokenHistory) -> None:
+    """Change whole rows of logits, those at these places, by what the device has counted."""
+    slots = np.array([row.slot for row in rows], dtype=np.int64)
+    penalties = _penalties([row.sampling for row in rows])
+    index, own_slots, numbers = to_device([np.array(at, dtype=np.int64), slots, penalties], logits.device)
+    repetition, frequency, presence = numbers.unsqueeze(-1).unbind(1)
+    seen, old = history.seen[own_slots], logits[index]
+    output = (seen & (PROMPT_FLAG - 1)).float()
+    repeated = torch.where(old > 0, old / repetition, old * repetition)
+    logits[index] = torch.where(seen != 0, repeated, old) - frequency * output - presence * (output > 0)
+
+
+def _penalties(sampling: Sequence[SamplingParams]) -> NDArray[np.float32]:
+    """(num_rows, 3): repetition, frequency and presence penalty."""
+    columns = [(max(s.repetition_penalty, MIN_DIVISOR), s.frequency_penalty, s.presence_penalty) for s in sampling]
+    return np.array(columns, dtype=np.float32)
+
+
+def apply_logit_bias(
+    logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64], history: TokenHistory | None = None
+) -> None:
     """Add each row's biases."""
     triples = [(i, token, bias) for i, row in enumerate(rows) for token, bias in row.sampling.logit_bias.items()]
     if not triples:
@@ -70,20 +101,41 @@ class MinTokens:
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = list(eos_token_ids)
 
-    def __call__(self, logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
+    def __call__(
+        self,
+        logits: Tensor,
+        rows: Sequence[SamplingRow],
+        positions: NDArray[np.int64],
+        history: TokenHistory | None = None,
+    ) -> None:
         below = np.flatnonzero(_are_below_min(rows, positions)).tolist()
         pairs = [(i, token) for i in below for token in rows[i].ends(self._eos_token_ids)]
         # Finite: were every other token impossible, the row would still have one to draw.
         _fill(logits, pairs, torch.finfo(logits.dtype).min)
 
 
-def apply_bad_words(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
+def apply_bad_words(
+    logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64], history: TokenHistory | None = None
+) -> None:
     """Make the tokens impossible that would complete a bad word."""
-    watched = [(i, row.bad_words) for i, row in enumerate(rows) if row.bad_words is not None]
-    _fill(logits, [(i, token) for i, bad_words in watched for token in bad_words.last_tokens()], -torch.inf)
+    both = enumerate(zip(rows, positions.tolist(), strict=True))
+    watched = [(i, row, position) for i, (row, position) in both if row.bad_words is not None]
+    entries = [(i, row, *entry) for i, row, position in watched for entry in row.impossible(position)]
+    _fill(logits, [(i, token) for i, _, after, token in entries if after < 0], -torch.inf)
+    depending = [(i, row.slot, after, token) for i, row, after, token in entries if after >= 0]
+    if not depending:
+        return
+    assert history is not None
+    (index,) = to_device([np.array(depending, dtype=np.int64).T], logits.device)
+    row, slot, after, token = index
+    most = torch.where(history.last_tokens[slot] == after, -torch.inf, torch.inf)
+    # The smallest, as several words may end in one token.
+    logits.view(-1).scatter_reduce_(0, row * logits.shape[1] + token, most, "amin")
 
 
-def apply_masks(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> None:
+def apply_masks(
+    logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64], history: TokenHistory | None = None
+) -> None:
     """Make the tokens impossible that a row's mask leaves out."""
     masks = [(i, mask) for i, row in enumerate(rows) if (mask := row.mask()) is not None]
     if not masks:

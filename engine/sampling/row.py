@@ -17,7 +17,11 @@ from orcinus.engine.sampling_params import SamplingParams
 
 @dataclass(slots=True)
 class SamplingRow:
-    """One request's row. State that follows its tokens is kept only if the request asks for it."""
+    """One request's row. State that follows its tokens is kept only if the request asks for it.
+
+    With a `slot` of a `TokenHistory` its penalties are counted there, and of its tokens the last one may be known only
+    there. Otherwise `counts` are kept here, and all tokens are known.
+    """
 
     sampling: SamplingParams
     seed: int
@@ -26,6 +30,7 @@ class SamplingRow:
     bad_words: "BadWords | None" = None
     allowed: NDArray[np.int32] | None = None  # packed, as the mask of `matcher`
     matcher: Matcher | None = None
+    slot: int | None = None
     # What a step asks of every row, computed once.
     is_random: bool = field(init=False)
     draw_parameters: tuple[float, float, float, float] = field(init=False)  # temperature, min_p, top_p, top_k
@@ -45,8 +50,18 @@ class SamplingRow:
     @property
     def is_processed(self) -> bool:
         """Whether a processor other than that of `min_tokens` changes its logits."""
-        has_state = self.counts is not None or self.bad_words is not None or self.matcher is not None
+        has_state = self.sampling.has_penalties or self.bad_words is not None or self.matcher is not None
         return has_state or self.allowed is not None or bool(self.sampling.logit_bias)
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether what it does to its logits may take tokens that only the device knows."""
+        return self.slot is not None and (self.sampling.has_penalties or self.bad_words is not None)
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether `add` is to be told its tokens."""
+        return self.counts is not None or self.bad_words is not None or self.matcher is not None
 
     def add(self, token_id: int) -> None:
         """Take in the token that was chosen."""
@@ -77,6 +92,19 @@ class SamplingRow:
         """Return the tokens that would end the request, of which the model's own are given."""
         own = [] if self.sampling.ignore_eos else [*eos_token_ids, *self.sampling.more_eos_token_ids]
         return [*self.sampling.stop_token_ids, *own]
+
+    def impossible(self, position: int) -> list[tuple[int, int]]:
+        """Return (-1, token) for each that would complete a bad word, as the token at this position.
+
+        If the one before is not known here, (that one, token) says what depends on it.
+        """
+        if self.bad_words is None:
+            return []
+        num_unknown = 0 if self.slot is None else position - self.num_prompt_tokens - self.bad_words.num_tokens
+        if num_unknown == 0:
+            return [(-1, token_id) for token_id in self.bad_words.last_tokens()]
+        assert num_unknown == 1, "at most one step is under way"
+        return self.bad_words.last_tokens_after_any()
 
     def rules_out(self, token_id: int) -> bool:
         """Return whether a mask or a bad word forbids a token of the vocabulary now."""
@@ -125,14 +153,25 @@ class BadWords:
     def __init__(self, words: Sequence[tuple[int, ...]], output_token_ids: Sequence[int]) -> None:
         self._words = words
         self._recent = deque(output_token_ids, maxlen=max(map(len, words)))
+        self.num_tokens = len(output_token_ids)
 
     def add(self, token_id: int) -> None:
         self._recent.append(token_id)
+        self.num_tokens += 1
 
     def last_tokens(self) -> list[int]:
         """Return the tokens that would complete a word now."""
         recent = tuple(self._recent)
         return [word[-1] for word in self._words if len(word) == 1 or recent[1 - len(word) :] == word[:-1]]
+
+    def last_tokens_after_any(self) -> list[tuple[int, int]]:
+        """Return (next token, the one after it that would complete a word then); -1 for whichever is next."""
+        recent = tuple(self._recent)
+        singles = [(-1, word[0]) for word in self._words if len(word) == 1]
+        longer = [word for word in self._words if len(word) > 1]
+        return singles + [
+            (word[-2], word[-1]) for word in longer if len(word) == 2 or recent[2 - len(word) :] == word[:-2]
+        ]
 
 
 def penalty_counts(sampling: SamplingParams, token_ids: Sequence[int], num_prompt_tokens: int) -> PenaltyCounts | None:

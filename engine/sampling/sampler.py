@@ -1,12 +1,13 @@
 """From logits to tokens: the logits processors, then the likeliest token or a draw for each row of the batch.
 
-On a CPU one native call does all of it (`native`), row by row; by torch all rows are worked on together, and a
-processor that no row asks for costs nothing. Knows nothing of the model, the cache or how requests are scheduled; of a
-grammar it sees the tokens that may come next.
+On a CPU one native call does all of it (`native`), row by row, and on a GPU a launch or two (`triton_sampler`). By
+torch, for want of these, all rows are worked on together, and a processor that no row asks for costs nothing. Knows
+nothing of the model, the cache or how requests are scheduled; of a grammar it sees the tokens that may come next.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +19,13 @@ from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.platform.device_copy import to_device, to_host
 from orcinus.engine.sampling import native
 from orcinus.engine.sampling.draw import draw, uniforms
+from orcinus.engine.sampling.history import TokenHistory
 from orcinus.engine.sampling.logprobs import RowLogprobs
 from orcinus.engine.sampling.processors import apply_closing, are_processed, processors
 from orcinus.engine.sampling.row import SamplingRow
+
+if TYPE_CHECKING:
+    from orcinus.engine.sampling.triton_sampler import TritonSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +49,14 @@ class PendingSample:
 
 
 class Sampler:
-    """Chooses tokens for a batch. Rows of `logits` match `rows` and `positions` throughout. Used by one thread."""
+    """Chooses tokens for a batch. Rows of `logits` match `rows` and `positions` throughout. Used by one thread.
 
-    def __init__(self, eos_token_ids: Sequence[int]) -> None:
+    A `triton_sampler` chooses those of rows whose penalties the device counts, and of rows that have none.
+    """
+
+    def __init__(self, eos_token_ids: Sequence[int], triton_sampler: "TritonSampler | None" = None) -> None:
         self._eos_token_ids = eos_token_ids
+        self._triton_sampler = triton_sampler
         self._processors = processors(eos_token_ids)
 
     def sample(
@@ -60,12 +69,21 @@ class Sampler:
         return self.launch(logits, rows, positions).wait()
 
     def launch(
-        self, logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int] | NDArray[np.int64]
+        self,
+        logits: Tensor,
+        rows: Sequence[SamplingRow],
+        positions: Sequence[int] | NDArray[np.int64],
+        history: TokenHistory | None = None,
     ) -> PendingSample:
-        """Begin to `sample`, without waiting for the device unless a row has a grammar."""
+        """Begin to `sample`, without waiting for the device unless a row has a grammar.
+
+        `history` is that of rows with a slot.
+        """
         positions = np.asarray(positions, dtype=np.int64)
+        if self._triton_sampler is not None and all(row.counts is None for row in rows):
+            return self._launch_triton(self._triton_sampler, logits, rows, positions, history)
         library = native.sampling_library(logits)
-        if library is not None:
+        if library is not None and not any(row.reads_history for row in rows):
             return self._launch_native(library, native.readable(logits), rows, positions)
         is_processed = are_processed(rows, positions)
         if not is_processed and all(row.is_argmax_only for row in rows):
@@ -75,10 +93,10 @@ class Sampler:
         logits = logits.float()
         finite = torch.isfinite(logits.amax(dim=-1))
         has_choice = torch.ones_like(finite)
-        logprobs = RowLogprobs(logits, rows)
+        logprobs = RowLogprobs(logits, rows, is_overwritten=True)
         if is_processed:
             for process in self._processors:
-                process(logits, rows, positions)
+                process(logits, rows, positions, history)
             has_choice = logits.amax(dim=-1) != -torch.inf
         tokens = _argmax_or_draw(logits, rows, positions)
         apply_closing(tokens, logits, rows, finite & has_choice)
@@ -91,6 +109,22 @@ class Sampler:
         tokens, finite, has_choice = chosen
         apply_closing(tokens, logits, rows, (finite & has_choice).bool())
         return _pending(chosen, RowLogprobs(logits, rows).of(tokens))
+
+    def _launch_triton(
+        self,
+        triton_sampler: "TritonSampler",
+        logits: Tensor,
+        rows: Sequence[SamplingRow],
+        positions: NDArray[np.int64],
+        history: TokenHistory | None,
+    ) -> PendingSample:
+        logits = logits if logits.stride(1) == 1 else logits.contiguous()
+        chosen, changed = triton_sampler.choose(
+            logits, rows, positions, eos_token_ids=self._eos_token_ids, history=history
+        )
+        tokens, finite, has_choice = chosen
+        apply_closing(tokens, changed, rows, (finite & has_choice).bool())
+        return _pending(chosen, RowLogprobs(logits, rows, triton_sampler=triton_sampler).of(tokens))
 
 
 def _argmax_or_draw(logits: Tensor, rows: Sequence[SamplingRow], positions: NDArray[np.int64]) -> Tensor:

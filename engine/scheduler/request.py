@@ -35,6 +35,7 @@ class Request:
         "is_running",
         "is_steered",
         "last_scheduled_step",
+        "looks_back",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_in_flight",
@@ -58,6 +59,7 @@ class Request:
         self.prepared: Any = prepared  # by the executor, whenever it meets the request
         self.wants_tokens: bool = added.sampling.max_tokens != 0
         self.follows_tokens: bool = added.sampling.follows_tokens
+        self.looks_back: bool = added.sampling.looks_back
         self.arrival_time: float = added.arrival_time
         self.priority: int = added.priority
         self.cache_salt: str | None = added.cache_salt

@@ -119,8 +119,8 @@ class Scheduler:
     def may_run_ahead(self) -> bool:
         """Whether another step can be planned although the last one is in flight.
 
-        It cannot where what may come next depends on a token in flight, drafts are tried or about to be, a request has
-        to be preempted, or a culprit is sought.
+        It cannot where the host has to know a token in flight to say what may come next, drafts are tried or about to
+        be, a request has to be preempted, or a culprit is sought.
         """
         if self._is_short_of_blocks or self._culprit_search:
             return False
@@ -434,7 +434,7 @@ class Scheduler:
         """Keep what the executor proposes, but not for requests whose next tokens depend on those before them."""
         for request_id, draft_token_ids in result.drafts.items():
             request = self._requests.get(request_id)
-            if request is not None and not request.follows_tokens:
+            if request is not None and not request.looks_back:
                 request.draft_token_ids = draft_token_ids
 
     def _fail(self, request: Request, message: str) -> RequestDelta:

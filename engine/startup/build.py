@@ -35,6 +35,7 @@ from orcinus.engine.platform.memory import large_blocks_given_back, populate
 from orcinus.engine.runner.cuda_graphs import CudaRecorder
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.pooling import resolve_pooling
+from orcinus.engine.sampling.choice import triton_sampler
 from orcinus.engine.sampling.sampler import Sampler
 from orcinus.engine.startup.cache_size import (
     BatchLimits,
@@ -58,6 +59,7 @@ from orcinus.engine.startup.probe import (
 
 if TYPE_CHECKING:
     from orcinus.engine.grammar.compiler import GrammarCompiler
+    from orcinus.engine.sampling.triton_sampler import TritonSampler
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,10 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
             served, obstacle = settle_determinism(served, config.deterministic, logits, limits.block_size)
         wanted_len = wanted_context(config, served.max_context)
         specs, costs = cache_groups(served, limits.block_size, wanted_len)
-        make_runner = partial(_model_runner, config, served, limits, device=device, num_groups=len(costs))
+        sampler = triton_sampler(device, served.model.causal_lm.dtype)
+        make_runner = partial(
+            _model_runner, config, served, limits, device=device, num_groups=len(costs), sampler=sampler
+        )
         memory = config.kv_cache_memory or _default_cache_memory(
             served, specs, limits, wanted_len, make_runner=make_runner, device=device
         )
@@ -140,12 +145,13 @@ def _model_runner(
     *,
     device: torch.device,
     num_groups: int,
+    sampler: "TritonSampler | None",
 ) -> ModelRunner:
     eos = eos_token_ids(served.model.causal_lm)
     return ModelRunner(
         served.model,
         PagedAttention(served.backend, layers),
-        Sampler(eos),
+        Sampler(eos, sampler),
         block_size=limits.block_size,
         device=device,
         device_monitor=device_monitor(device),

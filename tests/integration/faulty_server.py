@@ -18,6 +18,7 @@ from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.core import Executor
 from orcinus.engine.messages import EngineInfo, StepPlan, StepResult
 from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.sampling.history import TokenHistory
 from orcinus.engine.sampling.row import SamplingRow
 from orcinus.engine.sampling.sampler import PendingSample
 from orcinus.engine.supervision import engine_process
@@ -54,11 +55,14 @@ def build_faulty_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
         return result
 
     def sample_or_break(
-        logits: Tensor, rows: Sequence[SamplingRow], positions: Sequence[int] | NDArray[np.int64]
+        logits: Tensor,
+        rows: Sequence[SamplingRow],
+        positions: Sequence[int] | NDArray[np.int64],
+        history: TokenHistory | None = None,
     ) -> PendingSample:
         broken = [i for i, row in enumerate(rows) if row.seed == NAN_SEED and positions[i] > NUM_TOKENS]
         logits[broken] = torch.nan
-        return sample(logits, rows, positions)
+        return sample(logits, rows, positions, history)
 
     runner.launch = launch_or_fail  # type: ignore[method-assign]
     runner._sampler.launch = sample_or_break  # type: ignore[method-assign]

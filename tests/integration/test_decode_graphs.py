@@ -67,7 +67,18 @@ def test_padded_and_replayed_steps_give_the_tokens_of_generate(family: str, runs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 1}, {"min_p": 0.1}, {"logprobs": 2}], ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0},
+        {"seed": 1},
+        {"min_p": 0.1},
+        {"logprobs": 2},
+        {"repetition_penalty": 1.1, "frequency_penalty": 0.5, "seed": 1},
+        {"bad_words_token_ids": ((3,), (4, 5), (5, 6, 7)), "temperature": 0},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3_moe", "gpt_oss"])
 def test_a_step_launched_ahead_never_waits_for_the_device_in_between(
     family: str, sampling: dict[str, Any], tmp_path: Path

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -74,6 +75,10 @@ def test_steps_launched_ahead_of_the_last_ones_tokens_give_what_steps_in_turn_gi
 ) -> None:
     rng = random.Random(family)
     cases = greedy_cases(model_of(family), rng, 14) + sampled_cases(rng, 7)
+    words = *((token, 7) for token in range(3, 100)), (8,), (9,)
+    for case in sampled_cases(rng, 2):
+        sampling = msgspec.structs.replace(case.sampling, bad_words_token_ids=words, presence_penalty=0.5)
+        cases.append(replace(case, sampling=sampling))
     in_turn = serve(core_with_few_blocks(executor_of(family)), cases, random.Random(1), "in turn")
     runner = executor_of(family)[1]
     runner.runs_ahead = True

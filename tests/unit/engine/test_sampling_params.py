@@ -116,16 +116,18 @@ def test_token_ids_are_held_against_the_vocabulary(fields: dict[str, object]) ->
 
 def test_every_parameter_is_known_to_follow_tokens_or_not_to() -> None:
     assert set(INDEPENDENT_OF_TOKENS) | set(FOLLOWING_TOKENS) == set(SamplingParams.__struct_fields__)
+    assert not SamplingParams().looks_back
     assert not SamplingParams().follows_tokens
 
 
 @pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])
-def test_a_request_follows_its_tokens_where_one_of_its_parameters_does(name: str) -> None:
+def test_a_request_looks_back_where_a_parameter_does_and_the_host_has_to_know_what_a_grammar_follows(name: str) -> None:
     values = INDEPENDENT_OF_TOKENS | FOLLOWING_TOKENS
     fields = {name: values[name]} | ({"max_tokens": 0} if name == "pooling" else {})
     sampling = SamplingParams(**fields)  # type: ignore[arg-type]
     assert sampling != SamplingParams(), "the value switches nothing on"
-    assert sampling.follows_tokens == (name in FOLLOWING_TOKENS)
+    assert sampling.looks_back == (name in FOLLOWING_TOKENS)
+    assert sampling.follows_tokens == (name == "grammar")
 
 
 def test_every_number_has_its_bounds_in_the_table() -> None:

@@ -22,7 +22,14 @@ from orcinus.engine.attention.triton_backend import TritonBackend
 from orcinus.engine.kernels import triton_attention as triton_kernels
 
 CPU = torch.device("cpu")
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+OPTIONS = {"num_stages": 3, "num_warps": 4, "enable_fp_fusion": True}
 SINKS = torch.zeros(16)
 LAYERS = [
     (LayerShape(8, 128, 128), 16, torch.bfloat16, AttentionSpec(0.1)),
@@ -44,14 +51,16 @@ class Compiler:
         assert all(grid)
         return self
 
-    def __call__(self, *args: Any, num_stages: int = 3, **constants: Any) -> None:
+    def __call__(self, *args: Any, **named: Any) -> None:
         names = self.kernel.arg_names
+        options = {name: named.get(name, default) for name, default in OPTIONS.items()}
+        constants = {name: value for name, value in named.items() if name not in OPTIONS}
         types = {name: kind_of(value) for name, value in zip(names, args, strict=False)}
         signature = types | dict.fromkeys(constants, "constexpr")
         aligned = {(i,): [["tt.divisibility", 16]] for i, value in enumerate(args) if is_aligned(value)}
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants, attrs=aligned)
         target = GPUTarget("cuda", self.capability, 32)
-        compiled = triton.compile(source, target=target, options={"num_stages": num_stages})
+        compiled = triton.compile(source, target=target, options=options)
         print(self.kernel.__name__, constants, compiled.metadata.shared)
 
 

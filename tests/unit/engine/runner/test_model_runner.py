@@ -441,7 +441,7 @@ def test_the_drafter_is_asked_about_the_texts_that_have_just_grown_and_follow_no
 
 
 @pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])
-def test_a_row_remembers_tokens_exactly_where_its_request_follows_them(name: str) -> None:
+def test_a_row_remembers_tokens_exactly_where_its_request_looks_back_at_them(name: str) -> None:
     values: dict[str, object] = {"max_tokens": 0} if name == "pooling" else {}
     values[name] = (INDEPENDENT_OF_TOKENS | FOLLOWING_TOKENS)[name]
     runner = Bench(make_compiler=Mock).runner
@@ -454,7 +454,7 @@ def test_a_row_remembers_tokens_exactly_where_its_request_follows_them(name: str
     )
     row = runner._row(request)
     remembers = [state is not None for state in (row.counts, row.bad_words, row.matcher)]
-    assert any(remembers) == request.sampling.follows_tokens
+    assert any(remembers) == row.keeps_tokens == request.sampling.looks_back
 
 
 def test_penalties_see_the_tokens_that_were_chosen() -> None:
@@ -463,6 +463,65 @@ def test_penalties_see_the_tokens_that_were_chosen() -> None:
     counts = bench.runner._requests["a"].row.counts
     assert counts is not None
     assert (counts.token_ids.tolist(), counts.counts.tolist()) == ([6], [1])
+
+
+def serve(bench: Bench, count: int, *, runs_ahead: bool, **params: Any) -> list[int]:
+    """Generate tokens of a request that comes back after a preemption, beside two others, in turn or a step ahead.
+
+    One of the others ends in between, and its row is reused for a request with the same parameters.
+    """
+    bench.runner.runs_ahead = runs_ahead
+    others = [new("b", [20, 21], **params), new("c", [30])]
+    first = StepPlan(
+        scheduled=[share("a", 0, 2, [0, 1, 2]), share("b", 0, 2, [3, 4, 5]), share("c", 0, 1, [6, 7, 8])],
+        new_requests=[new("a", [5, 6], **params), *others],
+    )
+    tokens, launched = [], bench.runner.launch(first)
+    for step in range(1, count):
+        plan = StepPlan(scheduled=[share("a", 1 + step, 1), share("c", step, 1)])
+        if step == 3:
+            plan.released.append("b")
+            plan.new_requests.append(new("d", [6, 7], **params))
+            plan.scheduled.append(share("d", 0, 2, [9, 10, 11]))
+        if step > 3:
+            plan.scheduled.append(share("d", step - 2, 1))
+        if runs_ahead:
+            following = bench.runner.launch(plan)
+            tokens.append(launched().sampled_token_ids)
+        else:
+            tokens.append(launched().sampled_token_ids)
+            following = bench.runner.launch(plan)
+        launched = following
+    tokens.append(launched().sampled_token_ids)
+    own = [step["a"][0] for step in tokens]
+    again = NewRequest(
+        request_id="a", token_ids=[5, 6, *own], num_prompt_tokens=2, sampling=new("a", [1], **params).sampling
+    )
+    plan = StepPlan(scheduled=[share("a", 0, 2 + count, [12, 13, 14])], new_requests=[again], released=["a", "c", "d"])
+    own += bench.runner.execute(plan).sampled_token_ids["a"]
+    return own + [step["d"][0] for step in tokens if "d" in step]
+
+
+# The model gives 1 to the number after the last token and 0 to the others. Biases make penalties decide.
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, [7, 8, 9, 10, 11, 12, 13]),
+        ({"presence_penalty": 1.0, "logit_bias": {6: 1.8, 7: 1.6}}, [7, 6, 7, 8, 9, 10, 11]),
+        ({"frequency_penalty": 0.5, "logit_bias": {6: 1.8, 7: 1.6}}, [7, 6, 7, 6, 7, 8, 9]),
+        ({"repetition_penalty": 3.0, "presence_penalty": 0.8}, [7, 8, 9, 10, 11, 12, 13]),
+        ({"bad_words_token_ids": ((9,),)}, [7, 8, 0, 1, 2, 3, 4]),
+        ({"bad_words_token_ids": ((7, 8), (1, 2, 3))}, [7, 0, 1, 2, 0, 1, 2]),
+        ({"bad_words_token_ids": ((7, 8), (6, 8), (8, 9, 10)), "logit_bias": {6: 0.5}}, [7, 6, 7, 6, 7, 6, 7]),
+    ],
+    ids=str,
+)
+def test_ahead_penalties_and_bad_words_see_the_tokens_that_only_the_device_knows(
+    params: dict[str, Any], expected: list[int]
+) -> None:
+    in_turn = serve(Bench(), 6, runs_ahead=False, **params)
+    assert in_turn[:7] == expected
+    assert serve(Bench(), 6, runs_ahead=True, **params) == in_turn
 
 
 CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`")

@@ -172,7 +172,7 @@ class Simulator(Synchronous):
         assert scheduled.num_samples in (0, 1 + len(drafts))
         assert not drafts or scheduled.num_tokens == 1 + len(drafts), "drafts behind a prompt"
         assert drafts == state.drafts[: len(drafts)], "drafts that nobody proposed, or of another moment"
-        assert not (drafts and state.sampling.follows_tokens)
+        assert not (drafts and state.sampling.looks_back)
         token_ids = state.token_ids + drafts
         self._attend(state, start - 1, seen_by=start)
         prefix_hash = self._kv[0][self._slot(state, start - 1)] if start else 0

@@ -191,7 +191,7 @@ def test_drafts_leave_every_request_its_token_and_prompts_half_of_the_rest() -> 
 @pytest.mark.parametrize(
     "fields", [{"presence_penalty": 0.5}, {"bad_words_token_ids": ((3,),)}, {"grammar": Grammar("regex", "a+")}]
 )
-def test_who_follows_its_tokens_tries_no_drafts(fields: dict[str, object]) -> None:
+def test_a_request_that_looks_back_at_its_tokens_tries_no_drafts(fields: dict[str, object]) -> None:
     engine = SimulatedEngine(drafts=Right(3))
     engine.add("a", prompt(3), max_tokens=6, ignore_eos=True, **fields)
     engine.run()

@@ -497,13 +497,18 @@ def test_ahead_a_token_after_the_end_of_sequence_is_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"presence_penalty": 0.5}, {"bad_words_token_ids": ((3,),)}, {"grammar": Grammar("regex", "a+")}]
+    ("fields", "num_launched"),
+    [
+        ({"presence_penalty": 0.5}, 2),
+        ({"bad_words_token_ids": ((3,), (4, 5, 6))}, 2),
+        ({"grammar": Grammar("regex", "a+")}, 1),
+    ],
 )
-def test_who_follows_its_tokens_is_not_run_ahead(fields: dict[str, object]) -> None:
+def test_only_a_grammar_waits_for_the_tokens_that_it_follows(fields: dict[str, object], num_launched: int) -> None:
     engine = SimulatedEngine(runs_ahead=True)
     engine.add("a", prompt(3), max_tokens=3, ignore_eos=True, **fields)
     engine.step()
-    assert len(engine.executor.plans) == 1
+    assert len(engine.executor.plans) == num_launched
 
 
 def test_a_failed_row_fails_its_request_alone() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orcinus.engine.messages import StepPlan
-from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.sampling_params import Grammar, SamplingParams
 from tests.effort import slow_but_for
 from tests.unit.engine.scheduler.simulator import Drafts, SimulatedEngine, reference
 
@@ -77,8 +77,10 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
             ]
             max_tokens = rng.randrange(1, 64 - len(tokens) + 1)
             fields: dict[str, Any] = {"max_tokens": max_tokens, "ignore_eos": rng.random() < 0.5}
+            if rng.random() < 0.1:
+                fields |= rng.choice([{"presence_penalty": 0.5}, {"bad_words_token_ids": ((3,), (4, 5))}])
             if rng.random() < 0.05:
-                fields["presence_penalty"] = 0.5
+                fields["grammar"] = Grammar("regex", ".*")
             prompts[name] = (tokens, SamplingParams(**fields))
             engine.add(name, tokens, **fields, priority=rng.choice([0, 0, 0, 1, -1]), client=rng.choice(clients))
         elif action < 0.25 and (alive := [name for name in prompts if name not in engine.finish_reasons]):
