@@ -374,7 +374,7 @@ def answered(**statuses: int) -> dict[str, float]:
 
 
 def test_answers_that_never_came_and_answers_that_were_not_counted_are_found() -> None:
-    assert not [*http_problems(answered(s200=5), answered(s200=7, s429=1, s400=1), CERTAIN)]
+    assert not [*http_problems(answered(s200=5), answered(s200=7, s429=1, s404=1), CERTAIN)]
     assert "3 answers with status 200" in "".join(http_problems({}, answered(s200=3, s429=1), CERTAIN))
     assert "0 answers with status 429" in "".join(http_problems({}, answered(s200=2), CERTAIN))
     assert "1 answers with status 500" in "".join(http_problems({}, answered(s200=2, s429=1, s500=1), CERTAIN))

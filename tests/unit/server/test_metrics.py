@@ -1,6 +1,8 @@
 """/metrics: what is counted, and that it equals what clients saw."""
 
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,17 @@ from orcinus.engine.sampling_params import SamplingParams
 from orcinus.server.metrics import METRICS, OUTCOMES, REJECTION_REASONS, SECONDS, Histogram, Metrics
 from tests.unit.engine.fakes import FakeExecutor, fake_info, says
 from tests.unit.server.serving import Gate, Serving, answer_of, error_of, generation_request, serving, until
+
+
+@contextlib.asynccontextmanager
+async def held(directory: Path, **options: Any) -> AsyncIterator[Serving]:
+    """An app whose model does nothing until the end, however the test ends."""
+    gate = Gate()
+    async with serving(directory, FakeExecutor(before_step=gate), **options) as running:
+        try:
+            yield running
+        finally:
+            gate.open()
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -191,10 +204,7 @@ async def test_requests_that_find_no_room_no_engine_or_an_end_are_told_apart(tmp
     async with serving(tmp_path, is_ready=False) as served:
         error_of(await served.post("/v1/completions", prompt="a", n=2), 503)
         assert await served.metric("orcinus_requests_rejected_total", reason="unavailable") == 2
-    gate = Gate()
-    async with serving(
-        tmp_path, FakeExecutor(before_step=gate), info={"max_num_seqs": 1}, max_queue_len=3, max_requests_per_key=4
-    ) as served:
+    async with held(tmp_path, info={"max_num_seqs": 1}, max_queue_len=3, max_requests_per_key=4) as served:
         stream = served.engine.submit(generation_request("r", 2))
         error_of(await served.post("/v1/completions", prompt="a", n=3), 429)
         assert await served.metric("orcinus_requests_rejected_total", reason="queue_full") == 3
@@ -206,17 +216,14 @@ async def test_requests_that_find_no_room_no_engine_or_an_end_are_told_apart(tmp
         assert await served.metric("orcinus_requests_rejected_total", reason="draining") == 1, "its body was not read"
         stream.abort()
         more.abort()
-        gate.open()
 
 
 async def test_a_keys_limit_is_told_from_the_queues(tmp_path: Path) -> None:
-    gate = Gate()
-    async with serving(tmp_path, FakeExecutor(before_step=gate), max_requests_per_key=2) as served:
+    async with held(tmp_path, max_requests_per_key=2) as served:
         stream = served.engine.submit(generation_request("r", 1))
         error_of(await served.post("/v1/completions", prompt="a", n=2), 429)
         assert await served.metric("orcinus_requests_rejected_total", reason="rate_limited") == 2
         stream.abort()
-        gate.open()
 
 
 async def test_latencies_count_from_when_a_request_was_asked(tmp_path: Path) -> None:
@@ -235,15 +242,13 @@ async def test_latencies_count_from_when_a_request_was_asked(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("outcome", ["abort", "timeout"])
 async def test_what_did_not_end_by_itself_has_a_latency_of_its_own(tmp_path: Path, outcome: str) -> None:
-    gate = Gate()
-    async with serving(tmp_path, FakeExecutor(before_step=gate)) as served:
+    async with held(tmp_path) as served:
         if outcome == "abort":
             served.engine.submit(generation_request("r", 3)).abort()
         else:
             error_of(await served.post("/v1/completions", prompt="a", n=3, timeout=0.01), 408)
         assert await served.metric("orcinus_e2e_latency_seconds_count", outcome=outcome) == 3
         assert await served.metric("orcinus_e2e_latency_seconds_count", outcome="stop") == 0
-        gate.open()
 
 
 async def test_http_durations_are_told_by_route(served: Serving) -> None:

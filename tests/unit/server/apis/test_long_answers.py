@@ -35,7 +35,7 @@ from tests.unit.server.serving import Serving, answer_of, error_of, serving, use
 
 NUM_OUTPUTS = 60
 TOKENS_AT_ONCE = 4
-PROMPT_TOKENS = 200
+PROMPT_TOKENS = 1000
 LEAST_BYTES_OF_A_TOKEN = 300  # with its 20 alternatives
 MOST_TOKENS_IN_A_TURN = TURN_BYTES // LEAST_BYTES_OF_A_TOKEN
 MOST_BYTES_IN_A_TURN = TURN_BYTES + 2 * BLOCK_BYTES
@@ -117,6 +117,13 @@ class Outputs:
     def abort(self) -> None: ...
 
 
+@pytest.fixture
+async def roomy(tmp_path: Path) -> AsyncIterator[Serving]:
+    """An app whose model takes long prompts."""
+    async with serving(tmp_path, info={"max_model_len": 2048, "num_kv_blocks": 2048}) as running:
+        yield running
+
+
 async def never() -> Message:
     await asyncio.Event().wait()
     raise AssertionError
@@ -159,9 +166,9 @@ ASKED: dict[str, tuple[str, dict[str, Any], int]] = {
 
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("name", ASKED)
-async def test_no_turn_of_the_event_loop_has_much_of_an_answer(served: Serving, name: str, is_streamed: bool) -> None:
+async def test_no_turn_of_the_event_loop_has_much_of_an_answer(roomy: Serving, name: str, is_streamed: bool) -> None:
     path, body, num_choices = ASKED[name]
-    generation = await started(served, path, {**body, "stream": is_streamed})
+    generation = await started(roomy, path, {**body, "stream": is_streamed})
     reading, sending = Turns(), Turns()
     has_prompt = "echo" in body or "prompt_logprobs" in body
     generation.stream = Outputs(num_choices, reading, num_prompt_tokens=PROMPT_TOKENS if has_prompt else 0)
