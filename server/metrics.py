@@ -7,7 +7,7 @@ comes from user input.
 
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,7 +213,9 @@ class Metrics(EngineObserver):
         self._inter_token = self._histograms["orcinus_inter_token_latency_seconds"]
         self._queue_time = self._histograms["orcinus_queue_time_seconds"]
         self._e2e = {(outcome,): Histogram(SECONDS) for outcome in ENDS}
-        self._durations = {(route,): Histogram(SECONDS) for route, _, _ in self._http}
+        self._durations = defaultdict[tuple[str, ...], Histogram](lambda: Histogram(SECONDS))
+        for route, _, _ in self._http:
+            self._durations[(route,)]  # there from the start
         self._loop_lag = self._histograms["orcinus_event_loop_lag_seconds"]
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -290,7 +292,7 @@ class Metrics(EngineObserver):
     def on_http_end(self, route: str, method: str, status: int, duration_s: float) -> None:
         """Count a request that was answered. `route` and `method` must come from a fixed set."""
         self._http_in_progress -= 1
-        self._durations.setdefault((route,), Histogram(SECONDS)).observe(duration_s)
+        self._durations[(route,)].observe(duration_s)
         self._http[(route, method, str(status))] += 1
 
     def on_connection_refused(self, status: int) -> None:
