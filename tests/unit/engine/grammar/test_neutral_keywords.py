@@ -77,7 +77,7 @@ MEANT: list[tuple[dict[str, Any], str]] = [
     ({"dependentSchemas": {"a": {"required": ["b"]}}}, "dependentSchemas"),
     ({"dependencies": {"a": ["b"]}}, "dependencies"),
     ({"unevaluatedProperties": False, "allOf": [{"properties": {"a": {}}}]}, "unevaluatedProperties"),
-    ({"$dynamicAnchor": "x", "items": {"$dynamicRef": "#x"}}, "$dynamicRef"),
+    ({"$dynamicAnchor": "x", "items": {"$dynamicRef": "#x"}}, "$dynamic"),
 ]
 
 
