@@ -13,7 +13,6 @@ MEANT: dict[str, Any] = {
     "propertyNames": {"pattern": "^a"},
     "not": {"required": ["z"]},
     "dependentRequired": {"a": ["b"]},
-    "unevaluatedProperties": {"type": "string"},
 }
 NESTED: dict[str, Any] = {
     "uniqueItems": {"type": "array", "uniqueItems": True},
@@ -27,6 +26,7 @@ SCHEMAS: list[dict[str, Any]] = [
     *({"type": "object", "properties": {"a": {"type": "string"}}, name: value} for name, value in MEANT.items()),
     *({"type": "object", "properties": {name: value}} for name, value in NESTED.items()),
     {"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}},
+    {"type": "object", "allOf": [{"properties": {"a": {}}}], "unevaluatedProperties": {"type": "string"}},
 ]
 
 
