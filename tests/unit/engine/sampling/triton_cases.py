@@ -94,8 +94,8 @@ def both(logits: Tensor, rows: list[SamplingRow], positions: Any, history: Token
     """Sample by Triton and by torch, which have to agree, and return what came of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "load_library", lambda: None)
-        expected = Sampler([EOS]).launch(logits.to(DEVICE), rows, positions, history).wait()
-        got = Sampler([EOS], TritonSampler(TILE)).launch(logits.to(DEVICE), rows, positions, history).wait()
+        expected = Sampler([EOS]).launch(logits.to(DEVICE, copy=True), rows, positions, history).wait()
+        got = Sampler([EOS], TritonSampler(TILE)).launch(logits.to(DEVICE, copy=True), rows, positions, history).wait()
     assert got.is_finite == expected.is_finite
     chosen = zip(got.token_ids, expected.token_ids, got.is_finite, got.has_choice, strict=True)
     assert all(token == other for token, other, is_finite, can_draw in chosen if is_finite and can_draw)
