@@ -90,6 +90,27 @@ def test_what_is_kept_is_drawn_by_its_random_number_and_nothing_else_is(
     assert all(expected.probs[token] > 0 for token in drawn(logits, sampling, numbers))
 
 
+@pytest.mark.parametrize("params", [{"top_k": 5}, {"top_k": 20, "top_p": 0.5}, {"top_p": 0.1}], ids=str)
+def test_among_nearly_equal_tokens_exactly_those_are_kept_that_should_be(params: dict[str, Any]) -> None:
+    logits = torch.from_numpy(np.random.default_rng(4).permutation(130) / 1000).float()
+    sampling = SamplingParams(**params)
+    expected = expected_of(logits.double().numpy(), sampling).tokens.tolist()
+    num_draws = 3 * len(expected)  # about three for each token, so that one more or less shows
+    numbers = (np.arange(0.5, num_draws) / num_draws).astype(np.float32)
+    assert sorted(set(drawn(logits, sampling, numbers))) == expected
+
+
+def test_top_p_counts_as_many_tokens_as_top_k_left_where_more_are_equal() -> None:
+    """The best token weighs 7.4, and four of ten equals 1 each: 0.7 of that is more than the best one has."""
+    logits = torch.full((100,), -3.0)
+    logits[50], logits[60:70] = 2.0, 0.0
+    for top_p, count in ((0.7, 11), (0.6, 1)):
+        sampling = SamplingParams(top_k=5, top_p=top_p)
+        expected = expected_of(logits.double().numpy(), sampling)
+        assert len(expected.tokens) == count
+        assert drawn(logits, sampling, expected.uniforms[-1:]) == expected.tokens[-1:].tolist()
+
+
 def both(logits: Tensor, rows: list[SamplingRow], positions: Any, history: TokenHistory | None = None) -> SampledRows:
     """Sample by Triton and by torch, which have to agree, and return what came of it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -165,6 +186,26 @@ def test_changed_logits_are_those_of_the_processors(seed: int, vocab_size: int, 
     rows, positions = [each for each, _ in made], [position for _, position in made]
     logits = torch.from_numpy(4 * rng.normal(size=(4, vocab_size))).to(dtype)
     both(logits, rows, positions, history)
+
+
+def test_a_bad_word_is_completed_by_a_token_that_only_the_device_knows() -> None:
+    history = TokenHistory(2, 70, DEVICE)
+    history.add(np.array([1, 0]), torch.tensor([6, 5], device=DEVICE), np.array([False, False]))
+    rows = [row(output=[4], temperature=0, bad_words_token_ids=((4, 6, 69), (7,))) for _ in range(2)]
+    for slot, made in enumerate(rows):
+        made.slot = slot
+    logits = torch.zeros(2, 70)
+    logits[:, 7], logits[:, 69], logits[:, 68] = 9.0, 8.0, 7.0
+    assert both(logits, rows, [3, 3], history).token_ids == [69, 68]
+
+
+def test_an_end_that_has_to_wait_does_not_come_where_a_mask_leaves_it_out() -> None:
+    params: dict[str, Any] = {"temperature": 0, "min_tokens": 5, "stop_token_ids": (5,)}
+    rows = [row(bad_words_token_ids=((3,),), **params), row(**params)]
+    for made in rows:
+        made.matcher = FakeMatcher([3], 70)
+    sampled = both(torch.zeros(2, 70), rows, [1, 1])
+    assert (sampled.has_choice, sampled.token_ids[1]) == ([False, True], 3)
 
 
 def test_a_row_depends_on_itself_alone() -> None:
