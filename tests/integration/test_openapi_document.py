@@ -20,6 +20,7 @@ POSTS = [
     "/v1/completions",
     "/v1/chat/completions",
     "/v1/responses",
+    "/v1/responses/input_tokens",
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/embeddings",
@@ -83,6 +84,8 @@ def check(document: BaseSchema, path: str, method: str, mode: GenerationMode) ->
     @given(case=document[path][method].as_strategy(generation_mode=mode))
     def send(case: Case[Any]) -> None:
         response = case.call(timeout=60)
+        if response.status_code == 408:  # by a header that gives it less time than reading takes
+            return
         case.validate_response(response, excluded_checks=[positive_data_acceptance])
         if mode == GenerationMode.POSITIVE and response.status_code not in (200, 404, 408):
             assert BEYOND_SCHEMAS.search(response.text), f"{case.body!r}: {response.text}"

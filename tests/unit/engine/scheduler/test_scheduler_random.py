@@ -106,8 +106,8 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
             assert engine.tokens[name] == expected[: len(engine.tokens[name])], name
     assert refills > 20
     assert preemptions > 0 or "few blocks" not in profile
-    assert (faults.num_faults > 2) == has_faults
+    assert (faults.num_faults > 0) == has_faults
     assert engine.core.stats().num_kv_blocks_used == 0
     counts = (drafts.num_accepted, drafts.num_rejected, drafts.num_spoiled_steps)
-    assert min(counts) > (2 if has_drafts else -1)
+    assert min(counts) > (0 if has_drafts else -1)
     assert max(counts) == 0 or has_drafts
