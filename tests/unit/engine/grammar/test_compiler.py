@@ -101,7 +101,7 @@ def test_a_matcher_whose_library_raises_in_the_middle_of_a_step_fails_alone(comp
     by_replacement = compiled.matcher(max_tokens=9)
     by_replacement.fill_mask()
     assert by_replacement.replacement_for(2**70) == 2**70
-    assert by_replacement.error == "the grammar cannot be followed: OverflowError"
+    assert (by_replacement.error or "").startswith("the grammar cannot be followed: ")
     assert compiled.matcher(max_tokens=9, tokens=b"ab").error is None
 
 
