@@ -5,6 +5,7 @@ It knows no terminal. Proxies of the environment hold for other machines; this o
 
 import contextlib
 import json
+import re
 import urllib.request
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from orcinus.engine.errors import OrcinusError
 
 _CONNECT_TIMEOUT_S = 5.0
 _LAST_PORT = 65_535
+# In an event after which an answer is complete; some servers send one of the two alone.
+_END = re.compile(r'^data:\s*\[DONE\]|"finish_reason":\s*"')
 
 
 class ChatError(OrcinusError):
@@ -70,8 +73,12 @@ class ChatClient:
             if response.is_error:
                 response.read()
             _check(response)
+            is_complete = False
             for line in response.iter_lines():
+                is_complete = is_complete or _END.search(line) is not None
                 yield from _pieces(line)
+            if not is_complete:
+                raise ChatError(f"{self.base_url} ended the answer before it was complete")
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -100,6 +107,8 @@ def _checked_url(base_url: str) -> httpx.URL:
 def _authorization(api_key: str) -> bytes:
     """Return the header's value, in UTF-8 as servers read it. The message of an error does not show the key."""
     key = api_key.strip()
+    if not key:
+        raise SettingsError("--api-key: the key is empty")
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in key):
         raise SettingsError("--api-key: a key cannot have control characters or more than one line")
     return b"Bearer " + key.encode("utf-8", "surrogateescape")

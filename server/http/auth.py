@@ -101,7 +101,11 @@ class KeyRing:
         self._problem = ""
         if read is not None:
             self._stamp, self._digests = read
-            logger.info("API keys read again: %d are valid", len({known.name for known in self._digests}))
+            count = len({known.name for known in self._digests})
+            level = logging.INFO if count else logging.WARNING
+            logger.log(
+                level, "API keys read again: %d are valid%s", count, "" if count else ", and every request is a 401"
+            )
 
     def _on_looked(self, _: asyncio.Task[None]) -> None:
         self._looking = None

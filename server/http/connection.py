@@ -266,7 +266,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _write_refusal(self, error: HTTPException) -> None:
         known = (self.url, self.headers) if self.headers is not None else ()
-        self.transport.write(self._shared.refusals.encode(error, self.server_state.default_headers, *known))
+        response = self._shared.refusals.encode(error, self.server_state.default_headers, *known)
+        if self.headers is not None and self.parser.get_method() == b"HEAD":
+            response = response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        self.transport.write(response)
 
     def _turn_away(self) -> None:
         """Say that there is no room for this connection, and see to it that this can be read."""

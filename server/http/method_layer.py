@@ -37,7 +37,7 @@ class MethodMiddleware:
     def _unknown_url(self, scope: Scope) -> HTTPException:
         message = f"unknown request URL: {scope['method']} {_shown(scope['path'])}"
         if (likely := self._operations.likely_path(scope["path"])) is None:
-            return HTTPException(404, f"{message}; the paths that there are: /docs")
+            return HTTPException(404, f"{message}; /docs lists the paths that there are")
         hint = f"{message}; did you mean {_shown(likely)}?"
         if likely.startswith("/v1/"):
             hint += " A base URL ends with /v1 for clients of OpenAI's API, and without it for clients of Anthropic's"

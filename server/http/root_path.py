@@ -18,7 +18,8 @@ class RootPathMiddleware:
         if not self._root_path or scope["type"] != "http":
             await self._app(scope, receive, send)
         elif scope["path"] == self._root_path:  # without a slash the page's links would lead elsewhere
-            await RedirectResponse(self._root_path + "/", 308)(scope, receive, send)
+            query = scope["query_string"].decode("latin-1")
+            await RedirectResponse(f"{self._root_path}/{query and '?' + query}", 308)(scope, receive, send)
         elif scope["path"].startswith(self._root_path + "/"):
             await self._app({**scope, "path": scope["path"][len(self._root_path) :]}, receive, send)
         else:

@@ -287,6 +287,19 @@ def test_events_without_text_are_passed_over(event: Any, stub: Stub, capsys: Cap
     assert capsys.readouterr() == ("Paris\n", "")
 
 
+@pytest.mark.parametrize("lines", [[_chunk("x")], [], [json.dumps({"choices": []})]])
+def test_an_answer_that_is_cut_off_is_one_line_and_exit_code_1(lines: list[str], stub: Stub, capsys: Captured) -> None:
+    stub.lines = lines
+    assert main(["chat", "hello", "--base-url", stub.url]) == 1
+    assert capsys.readouterr().err.endswith("ended the answer before it was complete\n")
+
+
+def test_an_answer_is_complete_with_its_reason_alone(stub: Stub, capsys: Captured) -> None:
+    stub.lines = [_chunk("x"), json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})]
+    assert main(["chat", "hello", "--base-url", stub.url]) == 0
+    assert capsys.readouterr() == ("x\n", "")
+
+
 @pytest.mark.parametrize("error", ["it broke", {"message": "it broke"}])
 def test_an_error_in_the_stream_is_one_line(error: Any, stub: Stub, capsys: Captured) -> None:
     stub.lines = [json.dumps({"error": error})]

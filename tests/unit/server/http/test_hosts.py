@@ -151,6 +151,13 @@ async def test_a_request_names_one_host_that_is_served_here(
         assert words in await client.reader.read()
 
 
+async def test_a_refused_head_has_no_body(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        client.writer.write(b"HEAD /live HTTP/1.1\r\nhost: evil.example\r\n\r\n")
+        assert await client.status() == 400
+        assert (await client.reader.read()).endswith(b"\r\n\r\n")
+
+
 @pytest.mark.parametrize(
     "settings", [{"allowed_host": ("api.example",)}, {"host": "0.0.0.0"}, {"allowed_host": ("*",)}]
 )

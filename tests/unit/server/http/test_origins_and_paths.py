@@ -83,6 +83,8 @@ async def test_the_server_is_found_under_the_path_that_a_proxy_publishes_and_wit
             assert answer_of(await served.client.get(f"{prefix}/openapi.json"))["servers"] == [{"url": "/llm"}]
         redirect = await served.client.get("/llm")
         assert (redirect.status_code, redirect.headers["location"]) == (308, "/llm/")
+        moved = await served.client.get("/llm?x=1", follow_redirects=False)
+        assert (moved.status_code, moved.headers["location"]) == (308, "/llm/?x=1")
         assert (await served.client.get("/llm/")).headers["content-type"].startswith("text/html")
         assert (await served.client.get("/llmx/live", headers=KEY)).status_code == 404
         assert (await served.client.get("/llm/llm/live", headers=KEY)).status_code == 404
