@@ -120,7 +120,7 @@ class GrammarCompiler:
 
 def _refusal(kind: GrammarKind, error: str) -> str:
     if "coerce_one_of" in error:
-        return "the schema cannot be used: oneOf is supported where no two alternatives overlap; anyOf always is"
+        return "the schema cannot be used: the alternatives of a oneOf cannot be told apart; anyOf can always be used"
     what = {"regex": "regular expression", "choice": "list of choices", "grammar": "grammar"}.get(kind, "schema")
     if kind != "grammar":
         error = error.partition("\n   1 | ")[0]  # the grammar that was made of it

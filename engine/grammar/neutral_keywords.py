@@ -7,6 +7,8 @@ format is one anyway. What is left is enforced or refused, by whoever compiles t
 from collections.abc import Iterator
 from typing import Any
 
+from orcinus.engine.grammar.alternatives import Alternatives
+
 Schema = dict[str, Any]
 
 _SINGLE = (
@@ -31,6 +33,7 @@ _MANY = 10**9
 def drop_neutral_keywords(schema: Schema) -> None:
     """Do so in place, in all schemas within it and in those that it refers to."""
     has_dynamic_references = any("$dynamicRef" in part or "$recursiveRef" in part for part in _all_objects(schema))
+    alternatives = Alternatives(lambda reference: _target(schema, reference))
     pending: list[Any] = [schema]
     seen: set[int] = set()
     while pending:
@@ -42,6 +45,7 @@ def drop_neutral_keywords(schema: Schema) -> None:
             for name in ("$dynamicAnchor", "$recursiveAnchor"):
                 part.pop(name, None)
         _drop(part)
+        alternatives.rename_one_of(part)
         pending += _subschemas(part)
         pending.append(_target(schema, part.get("$ref")))
 

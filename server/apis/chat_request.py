@@ -142,7 +142,7 @@ async def _grammar(
     if asked is None:
         return None
     grammar = msgspec.structs.replace(asked, thinking=ctx.message_format.thinking(tail), param=param)
-    check_choices(grammar, body.min_tokens, body.bad_words)
+    check_choices(grammar, body.min_tokens)
     return await settle_form(ctx, grammar, partial(looser_schemas, grammar) if is_loose(body) else None)
 
 

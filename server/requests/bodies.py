@@ -108,14 +108,21 @@ class SamplingBody(PromptBody):
     stop_token_ids: list[TokenId] = Field(
         [], max_length=MAX_STOP_TOKEN_IDS, description=f"Up to {MAX_STOP_TOKEN_IDS} token ids that end it."
     )
-    bad_words: list[Word] = Field([], max_length=MAX_BAD_WORDS // 2, description="Strings that are never generated.")
+    bad_words: list[Word] = Field(
+        [],
+        max_length=MAX_BAD_WORDS // 2,
+        description="Strings that are never generated as the tokens that they are encoded to, with and without a space"
+        " before. Other tokens may still spell them.",
+    )
     allowed_token_ids: list[TokenId] = Field(
         [], min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS, description="Generate only these token ids."
     )
     structured_outputs: StructuredOutputs | None = Field(
         None, description="One of `json`, `regex`, `choice`, `grammar` (Lark or GBNF); the output matches it."
     )
-    min_tokens: TokenCount = Field(0, description="Do not end before so many tokens.")
+    min_tokens: TokenCount = Field(
+        0, description="Do not end before so many tokens, unless what the output must match allows nothing else."
+    )
     ignore_eos: bool = Field(False, description="Go on past the end-of-sequence token.")
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string in the text.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")

@@ -4,14 +4,13 @@ What comes up while a text is generated is told by `SamplingParams.contradiction
 """
 
 import json
-from collections.abc import Sequence
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import Grammar
 
 
-def check_choices(grammar: Grammar | None, min_tokens: int, bad_words: Sequence[str]) -> None:
-    """Raise `InvalidRequestError`, which names both, where none of the choices can be the text."""
+def check_choices(grammar: Grammar | None, min_tokens: int) -> None:
+    """Raise `InvalidRequestError`, which names both, where none of the choices has enough tokens."""
     if grammar is None or grammar.kind != "choice":
         return
     choices: list[str] = json.loads(grammar.source)
@@ -22,5 +21,3 @@ def check_choices(grammar: Grammar | None, min_tokens: int, bad_words: Sequence[
             " tokens",
             "min_tokens",
         )
-    if bad_words and all(any(word in choice for word in bad_words) for choice in choices):
-        raise InvalidRequestError(f"bad_words leaves nothing of {grammar.name}: each choice has one", "bad_words")

@@ -58,13 +58,22 @@ def test_tokens_that_a_form_cannot_be_written_in_are_named_with_the_form(server:
 @pytest.mark.parametrize("path", BODIES)
 def test_words_that_may_not_come_are_named_with_what_needs_them(server: ServerProcess, path: str) -> None:
     choice = {"choice": ["red", "blue"]}
-    assert "bad_words leaves nothing of structured_outputs.choice" in told(
-        server, path, bad_words=LETTERS, structured_outputs=choice
-    )
+    message = told(server, path, bad_words=LETTERS, structured_outputs=choice)
+    assert "bad_words and structured_outputs.choice together" in message
     message = told(server, path, bad_words=["5"], allowed_token_ids=tokens(server, "5"))
     assert "allowed_token_ids and bad_words together" in message
     message = told(server, path, bad_words=["a", "b"], structured_outputs={"regex": "[ab]"})
     assert "bad_words and structured_outputs.regex together" in message
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_choice_that_other_tokens_than_those_of_a_word_can_spell_is_generated(
+    server: ServerProcess, path: str
+) -> None:
+    body = {**BODIES[path], "bad_words": ["e"], "structured_outputs": {"choice": ["yes"]}}
+    response = server.http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    assert '"yes"' in response.text
 
 
 @pytest.mark.parametrize("path", BODIES)

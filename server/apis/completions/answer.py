@@ -47,7 +47,7 @@ async def start_completion(
     grammar = read_grammar(request)
     if grammar is not None:
         grammar = msgspec.structs.replace(grammar, param=grammar_param(request))
-        check_choices(grammar, request.min_tokens, request.bad_words)
+        check_choices(grammar, request.min_tokens)
         grammar = await settle_form(ctx, grammar, partial(looser_schemas, grammar) if is_loose(request) else None)
     sampling = to_sampling_params(
         request,

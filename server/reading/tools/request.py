@@ -23,6 +23,7 @@ MAX_NAME_CHARS = 64
 MAX_LONG_NAME_CHARS = 128  # in Anthropic's API
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NULL_IS_A_VALUE = ("const", "default")  # of all keywords of a schema
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 ToolChoice = Literal["none", "auto", "required"]
@@ -134,12 +135,14 @@ def _read_parameters(schema: Any, path: str) -> Mapping[str, Any]:
         return _NO_PARAMETERS
     if not isinstance(schema, dict):
         raise InvalidRequestError(f"{path} must be a JSON schema, an object, got {shown(schema)}", path)
-    if schema.get("type", "object") != "object":
-        raise InvalidRequestError(f'{path}.type must be "object", got {shown(schema["type"])}', f"{path}.type")
+    schema = {key: value for key, value in schema.items() if value is not None or key in _NULL_IS_A_VALUE}
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise InvalidRequestError(f'{path}.type must be "object", got {shown(kind)}', f"{path}.type")
     if not isinstance(schema.get("properties", {}), dict):
         raise InvalidRequestError(f"{path}.properties must be an object", f"{path}.properties")
     _check_depth(schema, path)
-    return schema
+    return schema if kind == "object" else {**schema, "type": "object"}  # arguments are never anything else
 
 
 def _check_depth(schema: Any, path: str) -> None:

@@ -97,6 +97,7 @@ def test_parallel_calls_can_be_turned_off() -> None:
         ([function("f", strict="yes")], "tools[0].function.strict", 'must be a boolean, got "yes"'),
         ([{"type": "function", "function": {"name": "f", "parameters": "x"}}], "tools[0].function.parameters", '"x"'),
         ([function("f", {"type": "array"})], "tools[0].function.parameters.type", 'must be "object", got "array"'),
+        ([function("f", {"type": ["array", "null"]})], "tools[0].function.parameters.type", 'got ["array", "null"]'),
         ([function("f", {"properties": []})], "tools[0].function.parameters.properties", "must be an object"),
         ([function("f", nested(33))], "tools[0].function.parameters", "nests deeper than 32 levels"),
         ([function("f", {"title": "é" * MAX_TOOLS_CHARS})], "tools", f"at most {MAX_TOOLS_CHARS} characters, got 131"),
@@ -106,6 +107,22 @@ def test_tools_that_are_wrong_are_refused_by_name(tools: Any, param: str, messag
     refused_param, refused_message = refusal(tools)
     assert refused_param == param
     assert message in refused_message
+
+
+@pytest.mark.parametrize("kind", [["object"], ["object", "null"], ["null", "object"], None])
+def test_parameters_that_may_be_an_object_are_one(kind: Any) -> None:
+    schema = {"type": kind, "properties": {"a": {"type": "null"}}}
+    use = tool_use([function("f", schema)])
+    assert use.tools[0].parameters.get("type", "object") == "object"
+    assert use.tools[0].parameters["properties"] == schema["properties"]
+    assert use.raw == [function("f", schema)], "the template gets what the client wrote"
+
+
+def test_a_keyword_of_parameters_that_is_null_is_absent() -> None:
+    names = ("type", "properties", "required", "additionalProperties", "$defs", "description")
+    assert tool_use([function("f", dict.fromkeys(names))]).tools[0].parameters == {}
+    values = {"default": None, "const": None}
+    assert tool_use([function("f", values)]).tools[0].parameters == values
 
 
 def test_what_is_just_within_the_limits_is_taken() -> None:
