@@ -24,6 +24,7 @@ _AFTER_HEADER = Markers([MESSAGE, START, END, CALL, RETURN])
 _AFTER_BODY = Markers(_ENDS)
 _BEFORE_MESSAGE = Markers([START, CHANNEL, MESSAGE])
 _ROLE = "assistant"
+_OTHER_ROLE = re.compile(re.escape(START) + r"\s*(?!assistant|to=)[^\s<]")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*([a-z]+)")
 _NAMESPACE = "functions."
@@ -88,10 +89,10 @@ class _Harmony:
         return False
 
     def _read_body(self, header: str) -> Reading[str]:
-        recipient = _RECIPIENT.search(header)
+        recipient = _recipient(header)
         channel = _CHANNEL.search(header)
         if recipient and self._may_call:
-            return (yield from self._read_call(recipient[1].removeprefix(_NAMESPACE)))
+            return (yield from self._read_call(recipient))
         if channel and channel[1] == "analysis" and self._has_reasoning:
             give = self._separated_thought()
         else:
@@ -119,6 +120,14 @@ class _Harmony:
         marker = yield from self._text.read_until(_AFTER_BODY, written.append)
         self._writer.arguments("".join(written).strip() or "{}")
         return marker
+
+
+def _recipient(header: str) -> str:
+    """Return the tool that a message calls, if it does: what others say, or say to the assistant, is no call."""
+    recipient = _RECIPIENT.search(header)
+    if recipient is None or recipient[1] == _ROLE or _OTHER_ROLE.match(header):
+        return ""
+    return recipient[1].removeprefix(_NAMESPACE)
 
 
 def _ignore(text: str) -> None:

@@ -111,6 +111,13 @@ class IncomingText:
         self._position += len(marker)
         return marker
 
+    def take_repeats(self, marker: str) -> Reading[str]:
+        """Take white space, and `marker` with white space after it as often as it comes."""
+        parts = [(yield from self.take_space())]
+        while repeat := (yield from self.take_if(marker)):
+            parts += [repeat, (yield from self.take_space())]
+        return "".join(parts)
+
     def read_until(self, markers: Markers, give: Callable[[str], None]) -> Reading[str]:
         """Give away what comes before the first marker, as it comes. Returns the marker, or nothing at the end."""
         while True:

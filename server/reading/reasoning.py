@@ -12,7 +12,7 @@ A prompt that ends in the midst of a thought (a continued message) is not seen a
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading, TextReader
@@ -118,15 +118,20 @@ class _Splitting:
                 break
             parts.append([marker])
         texts = ["".join(part) for part in parts]
-        num_thought = len(texts)
-        if not marker:
-            first_call = (i for i, text in enumerate(texts) if self._is_call(text, self._text.is_cut))
-            num_thought = next(first_call, num_thought)
+        num_thought = len(texts) if marker else self._first_call(texts)
         self._reasoning.give("".join(texts[:num_thought]))
         if num_thought < len(texts):
             self._reasoning.trim()
             self._give_answer("".join(texts[num_thought:]))
         return marker
+
+    def _first_call(self, texts: Sequence[str]) -> int:
+        """Return where the first call begins, with the markers before it that belong to it; the end if none does."""
+        calls = (i for i, text in enumerate(texts) if self._is_call(text, self._text.is_cut))
+        call = start = next(calls, len(texts))
+        while 0 < start < len(texts) and texts[start - 1].strip() in self._call_markers:
+            start -= 1
+        return start if start < call and self._is_call("".join(texts[start : call + 1]), self._text.is_cut) else call
 
     def _read_unopened(self) -> Reading[None]:
         """Read an answer, unless it turns out to have been a thought."""

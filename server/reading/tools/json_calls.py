@@ -61,7 +61,7 @@ def read_tagged_calls(
     rules, outside, inside = CallRules(ends=tags, name_key=name_key), Markers([opening]), Markers(tags)
     marker = yield from text.read_until(outside, writer.content)
     while marker:
-        writer.hold(marker)
+        writer.hold(marker + (yield from text.take_repeats(opening)))
         marker = ""
         if not (yield from read_calls(text, writer, rules)):
             writer.release()
@@ -197,7 +197,7 @@ class _Call:
         hold = self._hold_in(parts)
         hold(self._text.take())
         while (char := (yield from self._text.peek())) >= " " and len(parts) < MAX_KEY_CHARS:
-            if char == "<" and (yield from comes_any(self._text, self._rules.ends)):
+            if char == "<" and (yield from self._ends()):
                 return None
             hold(self._text.take())
             if char == '"':
@@ -205,6 +205,10 @@ class _Call:
             if char == "\\" and (yield from self._text.peek()):
                 hold(self._text.take())
         return None
+
+    def _ends(self) -> Reading[bool]:
+        """Return whether a marker comes next that ends the call, or the text was cut in what may be one."""
+        return (yield from comes_any(self._text, self._rules.ends)) or not (yield from self._text.peek())
 
     def _start(self, arguments: str) -> None:
         assert self._name is not None

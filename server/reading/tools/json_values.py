@@ -51,6 +51,8 @@ def read_brackets(text: IncomingText, give: Give, hold: Give = _ignore, ends: Co
             if (yield from comes_any(text, ends)):
                 give("".join(reversed(open_brackets)))
                 return False
+            if not (yield from text.peek()):  # the text was cut in what may be a marker
+                return False
             _give_both(text.take(), give, hold)
         else:
             word = yield from text.take_all(_WORD)

@@ -55,8 +55,7 @@ class Mistral:
 
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
         while marker := (yield from text.read_until(_CALLS, writer.content)):
-            writer.hold(marker)
-            writer.hold((yield from text.take_space()))
+            writer.hold(marker + (yield from text.take_repeats(CALLS)))
             if (yield from text.peek()) in ("{", "["):
                 yield from read_calls(text, writer, _RULES)
                 writer.release()

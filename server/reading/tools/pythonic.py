@@ -135,6 +135,8 @@ class _Calls:
             elif (yield from self._text.comes(end)):
                 self._keep((yield from self._text.take_if(end)), parts)
                 return
+            elif not (yield from self._text.peek()):  # the text was cut in what may be the end
+                return
             elif char in _ESCAPED:
                 self._writer.hold(self._text.take())
                 parts.append(_ESCAPED[char])

@@ -129,7 +129,7 @@ class _Calls:
 
     def read_section(self) -> Reading[str]:
         """Read what follows the opening tag of a section, and return the tag that ends it, or begins another."""
-        self._writer.hold((yield from self._text.take_space()))
+        self._writer.hold((yield from self._text.take_repeats(self._form.section[0])))
         opening = yield from self._text.take_if(self._form.function[0])
         self._writer.hold(opening)
         name = (yield from self._read_name()) if opening == self._form.function[0] else ""

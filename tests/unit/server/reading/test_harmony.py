@@ -98,6 +98,33 @@ def test_other_special_tokens_never_reach_the_content() -> None:
     assert read_all(form, [FINAL + "<|endoftext|>"], tail=TAIL) == content("Yes.")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "functions.f to=assistant<|channel|>commentary",
+        "assistant<|channel|>commentary to=assistant",
+        "user to=functions.f<|channel|>commentary",
+    ],
+)
+def test_what_others_say_is_no_call(header: str) -> None:
+    text = f'{FINAL}<|end|><|start|>{header}<|message|>{{"r":1}}<|end|>'
+    assert read(GPT_OSS, text, tail=TAIL) == content('Yes.{"r":1}')
+
+
+@pytest.mark.parametrize("role", ["assistant to=", "assistant<|channel|>commentary to=", " to="])
+def test_what_the_assistant_says_to_a_tool_is_a_call(role: str) -> None:
+    text = f'{FINAL}<|end|><|start|>{role}functions.f<|message|>{{"r":1}}<|call|>'
+    assert read(GPT_OSS, text, tail=TAIL) == [*content("Yes."), *call(0, "f", '{"r":1}')]
+
+
+def test_a_limit_may_cut_a_call_in_the_midst_of_a_marker() -> None:
+    text, form = CALL.partition("}")[0], detect(GPT_OSS)
+    for length in range(len(text)):
+        for beginning in ("<", "<|", "<|end|"):
+            whole = read_all(form, [text[:length] + beginning], tail=TAIL, use=tool_use(), is_cut=True)
+            assert read_all(form, [text[:length], beginning], tail=TAIL, use=tool_use(), is_cut=True) == whole
+
+
 @pytest.mark.parametrize("text", [CALL, EARLY_RECIPIENT])
 def test_what_a_limit_cuts_before_the_name_is_known_is_no_text(text: str) -> None:
     for length in range(text.index("<|message|>") + len("<|message|>")):

@@ -48,6 +48,14 @@ def test_a_call_inside_reasoning_that_is_never_ended_is_a_call() -> None:
     assert read(templates.QWEN_3, text.partition("\n</tool")[0], is_cut=True) == pieces
 
 
+def test_a_llama_call_inside_reasoning_that_is_never_ended_is_a_call() -> None:
+    text = 'I think. <|python_tag|>{"name": "get_time", "parameters": {}}'
+    form = detect(templates.LLAMA_3_1, special_tokens=["<|python_tag|>"], reasoning_parser="think")
+    for parts in ([text], text):
+        pieces = read_all(form, parts, tail="<think>\n", use=tool_use())
+        assert pieces == [*reasoning("I think. "), *call(0, "get_time", "{}")]
+
+
 @pytest.mark.parametrize("rest", ["<tool_call>", "<tool_call>\n{", "<tool_call> is how", "<tool_ca"])
 def test_what_is_no_call_inside_reasoning_that_is_never_ended_is_reasoning(rest: str) -> None:
     assert read(templates.QWEN_3, "<think>\nI use " + rest) == reasoning("I use " + rest)

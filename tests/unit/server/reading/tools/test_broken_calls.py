@@ -96,6 +96,29 @@ def test_a_call_that_is_cut_before_its_name_is_known_is_no_text(template: str, t
             assert all(not isinstance(piece, Content) for piece in pieces), text[:length]
 
 
+@pytest.mark.parametrize(("template", "text"), ONE_CALL)
+@pytest.mark.parametrize("beginning", ["<", "</tool_", "[", '"', '""', "<|python_"])
+def test_a_limit_may_cut_a_call_in_the_midst_of_a_marker(template: str, text: str, beginning: str) -> None:
+    form, use = detect(template), tool_use()
+    for length in range(len(text)):
+        pieces = read_all(form, [text[:length] + beginning], use=use, is_cut=True)
+        assert read_all(form, [text[:length], beginning], use=use, is_cut=True) == pieces
+
+
+@pytest.mark.parametrize("text", ['[get_weather(city="""x', "[get_weather(city='''x"])
+def test_a_limit_may_cut_the_end_of_a_long_string(text: str) -> None:
+    for num_marks in (1, 2):
+        assert read(PYTHONIC, text + text[-2] * num_marks, is_cut=True) == []
+
+
+@pytest.mark.parametrize("text", ["<tool_call><tool_call>", '<tool_call>\n<tool_call>\n{"name": "f"'])
+def test_an_opening_written_twice_is_no_text(text: str) -> None:
+    assert read(HERMES, text, is_cut=True) == []
+    whole = '<tool_call>\n<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert read(HERMES, whole) == call(0, "f", "{}")
+    assert read(MISTRAL, '[TOOL_CALLS][TOOL_CALLS] [{"name": "f", "arguments": {}}]') == call(0, "f", "{}")
+
+
 def test_what_ends_like_a_marker_is_text_unless_it_was_cut() -> None:
     assert read(HERMES, "a <tool_ca") == content("a <tool_ca")
     assert read(HERMES, "a <tool_ca", is_cut=True) == content("a ")

@@ -165,6 +165,11 @@ def test_ids_are_openais_or_mistrals_and_differ() -> None:
         ("Hello {there}.", content("Hello {there}.")),
         ('{"name": "get_time", "parameters": {}}', call(0, "get_time", "{}")),
         ('\n<|python_tag|>{"name": "get_time", "parameters": {}}', call(0, "get_time", "{}")),
+        (
+            "Wait. " + '<|python_tag|>{"name": "get_time", "parameters": {}}' * 2,
+            [*content("Wait."), *call(0, "get_time", "{}"), *call(1, "get_time", "{}")],
+        ),
+        ("<|python_tag|>print(1)", content("print(1)")),
         ('{"type": "function", "name": "get_time", "parameters": {}}', call(0, "get_time", "{}")),
         (
             '{"name": "get_weather", "arguments": {"city": "Z;}"}}; {"name": "get_time", "parameters": {}}\n',
@@ -198,7 +203,6 @@ def test_llama3_json(text: str, pieces: list[Piece]) -> None:
         '{"result": {"name": "get_time", "parameters": {}}}',
         ' [1] See {"name": "get_time", "parameters": {}}',
         'A: {"name": "get_time", "parameters": {}}',
-        "<|python_tag|>print(1)",
         "{",
         "[",
         "[]",

@@ -190,7 +190,7 @@ def test_what_was_recognized_is_told_in_a_few_words() -> None:
         (templates.QWEN_2_5, "<tool_call>", True),
         (templates.QWEN_3, "</think>", True),
         (templates.QWEN_2_5, "</think>", False),
-        (templates.LLAMA_3_1, "<|python_tag|>", False),
+        (templates.LLAMA_3_1, "<|python_tag|>", True),
         (templates.MISTRAL_V3, "</s>", False),
     ],
 )

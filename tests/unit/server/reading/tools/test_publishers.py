@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
-from orcinus.server.reading.pieces import Content, Piece, ToolCallArguments, ToolCallStart
+from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from orcinus.server.reading.tools.call_writer import openai_call_id
 from tests.growth import assert_linear
 from tests.unit.server.reading.tools import family_templates
@@ -109,11 +109,36 @@ def test_a_marker_alone_is_text(name: str) -> None:
             assert read(PUBLISHERS[name][0], text, use=tool_use(TOOLS)) == content(text)
 
 
-@pytest.mark.parametrize("name", sorted({"glm45", "minimax_m2", "deepseek_v31", "hunyuan"}))
+@pytest.mark.parametrize("name", sorted({"glm45", "minimax_m2", "deepseek_v3", "deepseek_v31", "kimi_k2", "hunyuan"}))
 def test_a_call_inside_reasoning_that_is_never_ended_is_a_call(name: str) -> None:
     template, write = PUBLISHERS[name]
-    pieces = read(template, "<think>Hm.\n" + write([CITY]), use=tool_use(TOOLS))
-    assert [*pieces[1:]] == pieces_of(CITY)
+    form = detect(template, reasoning_parser="think")
+    for parts in ([f"Hm.\n{write([CITY])}"], f"Hm.\n{write([CITY])}"):
+        pieces = read_all(form, parts, tail="<think>\n", use=tool_use(TOOLS))
+        assert pieces == [Reasoning("Hm."), *pieces_of(CITY)]
+
+
+@every_publisher
+def test_a_limit_may_cut_a_call_in_the_midst_of_a_marker(name: str) -> None:
+    template, write = PUBLISHERS[name]
+    form, text = detect(template), write([("get_weather", '{"s": "r", "o": [1]}')])
+    assert form.tool_format is not None
+    use = tool_use(TOOLS)
+    beginnings = {marker[:length] for marker in form.tool_format.markers for length in (1, len(marker) - 1)}
+    for end in range(len(form.tool_format.openings[0]), len(text)):
+        for beginning in beginnings:
+            whole = read_all(form, [text[:end] + beginning], use=use, is_cut=True)
+            assert read_all(form, [text[:end], beginning], use=use, is_cut=True) == whole
+
+
+@every_publisher
+def test_an_opening_written_twice_is_no_content(name: str) -> None:
+    template, write = PUBLISHERS[name]
+    form = detect(template)
+    assert form.tool_format is not None
+    opening = form.tool_format.openings[0]
+    assert read(template, opening + "\n" + write([CITY]), use=tool_use(TOOLS)) == pieces_of(CITY)
+    assert read(template, opening * 2, use=tool_use(TOOLS), is_cut=True) == []
 
 
 _VALUES = {
