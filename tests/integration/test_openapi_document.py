@@ -46,7 +46,7 @@ BEYOND_SCHEMAS = re.compile(
     "|the size of this model's embeddings"
     r"|(messages|input|tools|system)\[\d+\]"  # within them there are many forms
     "|it must have at least one token"  # where truncation leaves nothing, or the text is of marks alone
-    r"|text\.format"
+    r"|text\.format|output_format|output_config\.format"
     "|continue_final_message"
     "|tool_choice needs tools"
     "|the grammar (cannot be used|is too complex|allows no text)"
