@@ -208,41 +208,20 @@ class OperationTable:
         return not any(compile_path(row.path)[0].match(path) for row in self._operations[:index])
 
 
+def _open_page(path: str, name: str, respond: Callable[[Request], Response], media_type: str) -> PageOperation:
+    """Return a page that needs no key and is not in the API's own document."""
+    return PageOperation(
+        path, name=name, respond=respond, media_types=(media_type,), is_documented=False, is_guarded=False
+    )
+
+
 OPERATIONS = OperationTable(
     [
-        PageOperation(
-            "/",
-            name="first_page",
-            respond=first_page,
-            media_types=("text/html",),
-            is_documented=False,
-            is_guarded=False,
-        ),
-        PageOperation(
-            "/openapi.json",
-            name="document",
-            respond=document,
-            media_types=("application/json",),
-            is_documented=False,
-            is_guarded=False,
-        ),
-        PageOperation(
-            "/docs",
-            name="reference_page",
-            respond=reference_page,
-            media_types=("text/html",),
-            is_documented=False,
-            is_guarded=False,
-        ),
+        _open_page("/", "first_page", first_page, "text/html"),
+        _open_page("/openapi.json", "document", document, "application/json"),
+        _open_page("/docs", "reference_page", reference_page, "text/html"),
         *(
-            PageOperation(
-                path,
-                name="reference_file",
-                respond=reference_file(path),
-                media_types=(media_type,),
-                is_documented=False,
-                is_guarded=False,
-            )
+            _open_page(path, "reference_file", reference_file(path), media_type)
             for path, media_type in ((SCRIPT, "text/javascript"), (STYLE, "text/css"), (START, "text/javascript"))
         ),
         LookupOperation(
