@@ -17,6 +17,7 @@ from orcinus.engine.grammar.masks import tokens_in
 from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals
 from orcinus.engine.platform.lean_imports import hide_torch
+from orcinus.engine.platform.priority import lower_priority
 from orcinus.engine.text.tokenizer import Tokenizer
 
 _MEMORY_BYTES = 1 << 30
@@ -27,6 +28,7 @@ _NUM_WALKS, _WALK_TOKENS = 3, 32
 def main() -> None:
     """Answer trials until the standard input ends."""
     ignore_group_signals()
+    lower_priority()
     die_with_parent(sys.argv[1:])
     vocabulary = msgspec.json.decode(sys.stdin.buffer.readline(), type=ServedVocabulary)
     hide_torch(vocabulary.model, trust_remote_code=vocabulary.trust_remote_code)

@@ -43,6 +43,7 @@ BuildExecutor = Callable[[EngineConfig], tuple[EngineInfo, Executor]]
 HEARTBEAT_S = 1.0
 _LINGER_S = 2.0
 _READ_BYTES = 1 << 20
+_SWITCH_S = 0.0005  # a thread that compiles a grammar hands the interpreter to the engine loop after so long
 
 
 class ServerGoneError(Exception):
@@ -222,6 +223,7 @@ def _handle(core: EngineCore, message: ToEngine) -> None:
 def main() -> None:
     """Run the process. Its arguments are the socket's file descriptor, and the process to end with, if any."""
     ignore_group_signals()
+    sys.setswitchinterval(_SWITCH_S)
     gc.disable()  # imports and loading make millions of objects that stay
     descriptor, *parent = sys.argv[1:]
     die_with_parent(parent)  # while a model loads nobody reads from the socket
