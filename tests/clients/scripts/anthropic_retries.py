@@ -1,0 +1,27 @@
+"""The official Anthropic SDK, asking again as often as it likes, of a server where every message fails."""
+
+from typing import Any
+
+import anthropic
+from anthropic import Anthropic
+
+QUESTION: Any = [{"role": "user", "content": "x"}]
+
+
+def check_a_message_that_fails(url: str) -> None:
+    fail(url)
+
+
+def check_a_stream_that_fails(url: str) -> None:
+    fail(url, stream=True)
+
+
+def fail(url: str, **body: Any) -> None:
+    client = Anthropic(base_url=url, api_key="none", timeout=60)
+    assert client.max_retries > 0
+    try:
+        client.messages.create(model="fake-model", messages=QUESTION, max_tokens=4, **body)
+    except anthropic.APIStatusError as error:
+        assert error.status_code in (408, 500), error.status_code
+    else:
+        raise AssertionError("the message did not fail")
