@@ -14,24 +14,71 @@ from tests.unit.server.reading.tools.calling import call, content, function, rea
 F = function("f", {"type": "object", "properties": {"s": {"type": "string"}, "t": {"type": "integer"}}})
 USE = tool_use([F])
 TWO_CALLS: dict[str, str] = {
-"hermes":'<tool_call>\n{"name": "f", "arguments": {"s": "x y", "t": 3}}\n</tool_call>\n<tool_call>\n{"name": "f", "arguments": {"s": "x y", "t": 3}}\n</tool_call>',
-"llama3_json":'<|python_tag|>{"name": "f", "parameters": {"s": "x y", "t": 3}}; {"name": "f", "parameters": {"s": "x"}}',
-"mistral":'[TOOL_CALLS] [{"name": "f", "arguments": {"s": "x y", "t": 3}}, {"name": "f", "arguments": {"s": "x y"}}]',
-"mistral, names first":'[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{"s": "x y", "t": 3}[TOOL_CALLS]f[ARGS]{"s": "x"}',
-"openai":'<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"s": "x y"}<|call|>',
-"pythonic":'<|python_start|>[f(s="x y", t=3), f(s="x")]<|python_end|>',
-"cohere_command":'<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {"s": "x y"}}, {"tool_name": "f", "parameters": {"s": "x"}}]<|END_ACTION|>',
-"deepseek_v3":'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"s": "x y"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"s": "x y"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
-"deepseek_v31":'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"s": "x y"}<｜tool▁call▁end｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"s": "x"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
-"glm45":'<tool_call>f\n<arg_key>s</arg_key>\n<arg_value>x y</arg_value>\n<arg_key>t</arg_key>\n<arg_value>3</arg_value>\n</tool_call>\n<tool_call>f\n</tool_call>',
-"granite":'<|tool_call|>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]',
-"hunyuan":'<tool_calls>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]</tool_calls>',
-"kimi_k2":'<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"s": "x y"}<|tool_call_end|><|tool_call_begin|>functions.f:1<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>',
-"minimax_m2":'<minimax:tool_call>\n<invoke name="f">\n<parameter name="s">x y</parameter>\n<parameter name="t">3</parameter>\n</invoke>\n<invoke name="f">\n</invoke>\n</minimax:tool_call>',
-"nemotron":'<TOOLCALL>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]</TOOLCALL>',
-"phi4_mini":'<|tool_call|>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]<|/tool_call|>',
-"qwen3_coder":'<tool_call>\n<function=f>\n<parameter=s>\nx y\n</parameter>\n<parameter=t>\n3\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=f>\n</function>\n</tool_call>',
-"seed_oss":'<seed:tool_call>\n<function=f>\n<parameter=s>x y</parameter>\n</function>\n</seed:tool_call>\n<seed:tool_call>\n<function=f>\n</function>\n</seed:tool_call>',
+    "hermes": (
+        '<tool_call>\n{"name": "f", "arguments": {"s": "x y", "t": 3}}\n</tool_ca'
+        'll>\n<tool_call>\n{"name": "f", "arguments": {"s": "x y", "t": 3}}\n</too'
+        "l_call>"
+    ),
+    "llama3_json": (
+        '<|python_tag|>{"name": "f", "parameters": {"s": "x y", "t": 3}}; {"name": "f", "parameters": {"s": "x"}}'
+    ),
+    "mistral": (
+        '[TOOL_CALLS] [{"name": "f", "arguments": {"s": "x y", "t": 3}}, {"name": "f", "arguments": {"s": "x y"}}]'
+    ),
+    "mistral, names first": ('[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{"s": "x y", "t": 3}[TOOL_CALLS]f[ARGS]{"s": "x"}'),
+    "openai": (
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>co"
+        'mmentary to=functions.f <|constrain|>json<|message|>{"s": "x y"}<|call'
+        "|>"
+    ),
+    "pythonic": '<|python_start|>[f(s="x y", t=3), f(s="x")]<|python_end|>',
+    "cohere_command": (
+        '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters":'
+        ' {"s": "x y"}}, {"tool_name": "f", "parameters": {"s": "x"}}]<|END_ACT'
+        "ION|>"
+    ),
+    "deepseek_v3": (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"
+        '"s": "x y"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep'
+        '｜>f\n```json\n{"s": "x y"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+    ),
+    "deepseek_v31": (
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"s": "x y"}<｜tool'
+        '▁call▁end｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"s": "x"}<｜tool▁call▁end｜>'
+        "<｜tool▁calls▁end｜>"
+    ),
+    "glm45": (
+        "<tool_call>f\n<arg_key>s</arg_key>\n<arg_value>x y</arg_value>\n<arg_key>"
+        "t</arg_key>\n<arg_value>3</arg_value>\n</tool_call>\n<tool_call>f\n</tool_"
+        "call>"
+    ),
+    "granite": ('<|tool_call|>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]'),
+    "hunyuan": ('<tool_calls>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]</tool_calls>'),
+    "kimi_k2": (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_cal"
+        'l_argument_begin|>{"s": "x y"}<|tool_call_end|><|tool_call_begin|>func'
+        "tions.f:1<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_s"
+        "ection_end|>"
+    ),
+    "minimax_m2": (
+        '<minimax:tool_call>\n<invoke name="f">\n<parameter name="s">x y</paramet'
+        'er>\n<parameter name="t">3</parameter>\n</invoke>\n<invoke name="f">\n</in'
+        "voke>\n</minimax:tool_call>"
+    ),
+    "nemotron": ('<TOOLCALL>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]</TOOLCALL>'),
+    "phi4_mini": (
+        '<|tool_call|>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]<|/tool_call|>'
+    ),
+    "qwen3_coder": (
+        "<tool_call>\n<function=f>\n<parameter=s>\nx y\n</parameter>\n<parameter=t>\n"
+        "3\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=f>\n</fun"
+        "ction>\n</tool_call>"
+    ),
+    "seed_oss": (
+        "<seed:tool_call>\n<function=f>\n<parameter=s>x y</parameter>\n</function>"
+        "\n</seed:tool_call>\n<seed:tool_call>\n<function=f>\n</function>\n</seed:to"
+        "ol_call>"
+    ),
 }
 
 WHOLE_ANSWERS = ("pythonic", "openai")  # nothing is said before the calls, or elsewhere than in a channel
