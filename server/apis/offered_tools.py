@@ -140,7 +140,7 @@ def function_choice(choice: Any, place: str = "tool_choice") -> Any:
             known_fields(choice, {"type", kind}, place)
             named = choice.get(kind)
             if isinstance(named, dict):
-                named = known_fields(named, {"name"}, f"{place}.{kind}")
+                named = known_fields(named, {*FUNCTION_FIELDS, *_CUSTOM_FIELDS}, f"{place}.{kind}")  # it may be whole
             return {"type": "function", "function": named}
         case {"type": "allowed_tools", "allowed_tools": {"tools": [*tools]}}:
             known_fields(choice, {"type", "allowed_tools"}, place)

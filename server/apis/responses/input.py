@@ -241,7 +241,7 @@ def _add_tool(offered: OfferedTools, tool: Mapping[str, Any], place: str) -> Non
 def _read_tool_choice(choice: Any, place: str = "tool_choice") -> Any:
     match choice:
         case {"type": "function" | "custom" as kind}:
-            named = without_type(known_fields(choice, {"type", "name", "namespace"}, place))
+            named = without_type(known_fields(choice, {*FUNCTION_FIELDS, "type", "format", "namespace"}, place))
             namespace = named.pop("namespace", None)
             if isinstance(named.get("name"), str) and isinstance(namespace, str):
                 named["name"] = in_namespace(named["name"], namespace)

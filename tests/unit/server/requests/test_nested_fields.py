@@ -16,6 +16,7 @@ TEMPLATE = (
     "{# <tool_call> #}{% for message in messages %}{{ message.content }}{% endfor %}"
     "{{ tools | tojson if tools else '' }}"
 )
+ROOM = {"max_model_len": 1024, "num_kv_blocks": 256}
 SCHEMA: dict[str, Any] = {"type": "object"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "x"},
@@ -169,14 +170,14 @@ async def take_all(grammar: Any, param: str) -> None:
 
 @pytest.fixture
 async def strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    async with serving(tmp_path, FakeExecutor(says("Hello")), template=TEMPLATE) as running:
+    async with serving(tmp_path, FakeExecutor(says("Hello")), template=TEMPLATE, info=ROOM) as running:
         monkeypatch.setattr(running.engine, "check_grammar", take_all)
         yield running
 
 
 @pytest.fixture
 async def lenient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    async with serving(tmp_path, FakeExecutor(says("Hello")), template=TEMPLATE, lenient=True) as running:
+    async with serving(tmp_path, FakeExecutor(says("Hello")), template=TEMPLATE, info=ROOM, lenient=True) as running:
         monkeypatch.setattr(running.engine, "check_grammar", take_all)
         yield running
 
