@@ -17,11 +17,14 @@ def check_a_stream_that_fails(url: str) -> None:
 
 
 def fail(url: str, **body: Any) -> None:
+    assert status_of(url, **body) in (408, 500)
+
+
+def status_of(url: str, **body: Any) -> int:
     client = Anthropic(base_url=url, api_key="none", timeout=60)
     assert client.max_retries > 0
     try:
         client.messages.create(model="fake-model", messages=QUESTION, max_tokens=4, **body)
     except anthropic.APIStatusError as error:
-        assert error.status_code in (408, 500), error.status_code
-    else:
-        raise AssertionError("the message did not fail")
+        return error.status_code
+    raise AssertionError("the message did not fail")
