@@ -678,7 +678,7 @@ async def test_what_is_not_text_is_refused_as_such(served: Serving, kind: str) -
         ({"tools": [ADD], "tool_choice": {"type": "function", "name": "sub"}}, "tool_choice.name"),
         ({"tools": [ADD], "tool_choice": {"type": "function"}}, "tool_choice.name"),
         ({"tools": [ADD], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].name"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].function"),
         ({"tools": [ADD], "tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": "any"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
