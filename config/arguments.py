@@ -4,13 +4,13 @@ Values are passed on as text: `Settings` validates them, from whichever source t
 """
 
 import argparse
-import difflib
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from orcinus.config.foreign_flags import explain_foreign
+from orcinus.config.foreign_flags import FOREIGN_FLAGS, explain_foreign
+from orcinus.config.near_names import near_names
 from orcinus.config.settings import GROUPS, Settings, SettingsError, load_settings
 from orcinus.config.sources import env_name, flag_name
 from orcinus.config.values import format_default, group_of, is_size, metavar_of, value_kind
@@ -68,10 +68,18 @@ class Parser(argparse.ArgumentParser):
         if not word.startswith("-"):
             return f"unexpected argument: {word}"
         name = word.partition("=")[0]
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        close = difflib.get_close_matches(name, flags, n=2)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"{self.prog} --help lists what there is"
+        close = near_names(name, self._known_flags())
+        if close and close[0] not in self._option_string_actions:
+            return f"unknown flag: {name}; did you mean {close[0]}? {self._foreign(close[0])}"
+        own = [flag for flag in close if flag in self._option_string_actions]
+        hint = f"did you mean {' or '.join(own)}?" if own else f"{self.prog} --help lists what there is"
         return f"unknown flag: {name}; {hint}"
+
+    def _known_flags(self) -> list[str]:
+        """Return the long flags that may be meant: our own, and where there are settings those of other servers."""
+        own = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        foreign = sorted(FOREIGN_FLAGS) if _SETTINGS_FLAG in own else []
+        return own + [flag for flag in foreign if flag.startswith("--")]
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

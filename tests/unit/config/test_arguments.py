@@ -63,6 +63,10 @@ def test_two_models_are_refused() -> None:
     [
         (["--max-num-seq", "4"], "unknown flag: --max-num-seq; did you mean --max-num-seqs"),
         (["--prot=80"], "unknown flag: --prot; did you mean --port"),
+        (["--ctx-sise", "4"], "unknown flag: --ctx-sise; did you mean --ctx-size? --ctx-size is --max-model-len here"),
+        (["--tensor_parallel", "2"], "did you mean --tensor-parallel-size? --tensor-parallel-size has no twin here"),
+        (["--hots"], "unknown flag: --hots; did you mean --host"),
+        (["--frobnicate-it"], "unknown flag: --frobnicate-it; orcinus serve --help lists what there is"),
         (["--zzzzzz"], "unknown flag: --zzzzzz; orcinus serve --help lists what there is"),
         (["one", "two"], "unexpected argument: two"),
         (["--port"], "argument --port: expected one argument"),
