@@ -68,18 +68,15 @@ class Parser(argparse.ArgumentParser):
         if not word.startswith("-"):
             return f"unexpected argument: {word}"
         name = word.partition("=")[0]
-        close = near_names(name, self._known_flags())
-        if close and close[0] not in self._option_string_actions:
-            return f"unknown flag: {name}; did you mean {close[0]}? {self._foreign(close[0])}"
-        own = [flag for flag in close if flag in self._option_string_actions]
-        hint = f"did you mean {' or '.join(own)}?" if own else f"{self.prog} --help lists what there is"
-        return f"unknown flag: {name}; {hint}"
-
-    def _known_flags(self) -> list[str]:
-        """Return the long flags that may be meant: our own, and where there are settings those of other servers."""
         own = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        foreign = sorted(FOREIGN_FLAGS) if _SETTINGS_FLAG in own else []
-        return own + [flag for flag in foreign if flag.startswith("--")]
+        foreign = [flag for flag in sorted(FOREIGN_FLAGS) if flag.startswith("--")] if _SETTINGS_FLAG in own else []
+        if close := near_names(name, own):
+            hint = f"did you mean {' or '.join(close)}?"
+        elif close := near_names(name, foreign, count=1):
+            hint = f"did you mean {close[0]}? {self._foreign(close[0])}"
+        else:
+            hint = f"{self.prog} --help lists what there is"
+        return f"unknown flag: {name}; {hint}"
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -98,7 +98,7 @@ def test_only_the_groups_asked_for_become_flags() -> None:
         (["--tensor-parallel-size", "2"], ["--tensor-parallel-size has no twin here: a model runs on one device"]),
         (
             ["m", "-np", "4", "--prot", "80"],
-            ["-np is --max-num-seqs here", "unknown flag: --prot; did you mean --port or --host?"],
+            ["-np is --max-num-seqs here", "unknown flag: --prot; did you mean --port?"],
         ),
         (["--gpu-memory-utilization", "0.9"], None),
         (
