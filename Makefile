@@ -31,6 +31,8 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # What leaves out the slow tests, and has the others try fewer examples.
 QUICK := -m 'not slow' --hypothesis-profile quick
+# What that leaves out: the slow tests, and those that try more examples (hypothesis' plugin marks its own).
+LEFT_OUT := -m 'slow or hypothesis or scaled'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -67,6 +69,10 @@ test: $(DEV_STAMP) ## The quick tests: what a change is most likely to break, in
 .PHONY: test-all
 test-all: $(DEV_STAMP) $(CLIENTS_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
 	$(PYTEST) $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(DEV_STAMP) $(CLIENTS_STAMP) ## What the quick tests leave out: slow tests, and all examples of the others
+	$(PYTEST) $(LEFT_OUT) $(ARGS)
 
 .PHONY: sanitize
 sanitize: $(DEV_STAMP) ## The native kernels with strict warnings, and under sanitizers

@@ -6,13 +6,12 @@ engine has loaded it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
@@ -23,6 +22,8 @@ from orcinus.server.http.auth import AuthMiddleware, KeyRing
 from orcinus.server.http.body import BodyReader
 from orcinus.server.http.fault_layer import FaultMiddleware
 from orcinus.server.http.method_layer import MethodMiddleware
+from orcinus.server.http.options_layer import ServerOptionsMiddleware
+from orcinus.server.http.origins import OriginPolicy
 from orcinus.server.http.preparation import Preparation
 from orcinus.server.http.request_layer import RequestMiddleware
 from orcinus.server.http.room_layer import RoomMiddleware
@@ -34,17 +35,6 @@ from orcinus.server.openapi import describe_operation, install_document
 from orcinus.server.operations import OPERATIONS, Operation, OperationTable
 
 logger = logging.getLogger(__name__)
-
-# Headers of answers that pages of other origins may read.
-EXPOSED_HEADERS = (
-    "x-request-id",
-    "request-id",
-    "retry-after",
-    "x-should-retry",
-    "www-authenticate",
-    "allow",
-    "x-orcinus-left-out",
-)
 
 
 def create_app(engine: ServingEngine, settings: Settings, operations: OperationTable = OPERATIONS) -> FastAPI:
@@ -68,10 +58,10 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     app.state.metrics = metrics
     app.state.keys = KeyRing(settings)
     app.state.throttled_log = ThrottledLog()
+    app.state.origins = OriginPolicy(settings.cors_allow_origin)
     bodies = BodyReader(settings.max_body_bytes)
     # The first is the outermost: a refused key too gets an id, a line in the log and a count.
     app.user_middleware[:] = [
-        Middleware(RootPathMiddleware, root_path=settings.root_path),
         Middleware(
             RequestMiddleware,
             metrics=metrics,
@@ -79,8 +69,10 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
             bodies=bodies,
             throttled_log=app.state.throttled_log,
         ),
-        *_cors_layers(settings.cors_allow_origin),
+        *app.state.origins.layers(),
+        Middleware(RootPathMiddleware, root_path=settings.root_path),
         Middleware(FaultMiddleware),
+        Middleware(ServerOptionsMiddleware, operations=operations),
         Middleware(AuthMiddleware, keys=app.state.keys, operations=operations),
         Middleware(MethodMiddleware, operations=operations),
         Middleware(RoomMiddleware, context=context, operations=operations, metrics=metrics),
@@ -92,22 +84,6 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
         _add_operation(app, operation, handlers.handler(operation))
     install_document(app, operations, is_key_needed=settings.is_key_needed, root_path=settings.root_path)
     return app
-
-
-def _cors_layers(origins: Sequence[str]) -> list[Middleware]:
-    """Return the layer that lets pages of these origins call the server. Browsers send no key when they ask."""
-    if not origins:
-        return []
-    layer = Middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=("GET", "HEAD", "POST", "DELETE"),
-        allow_headers=("*",),
-        expose_headers=EXPOSED_HEADERS,
-        allow_private_network=True,
-        max_age=600,
-    )
-    return [layer]
 
 
 def _add_operation(app: FastAPI, operation: Operation, handler: Handler) -> None:

@@ -95,7 +95,7 @@ class DrainingServer(uvicorn.Server):
             keep_alive_s=settings.connection_keep_alive_s,
             hosts=HostPolicy(settings.host, settings.allowed_host),
             is_ending=lambda: self._num_signals > 0 or self.should_exit,
-            refusals=Refusals(app.state.metrics.on_connection_refused, app.state.throttled_log),
+            refusals=Refusals(app.state.metrics.on_connection_refused, app.state.throttled_log, app.state.origins),
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

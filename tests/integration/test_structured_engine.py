@@ -66,6 +66,7 @@ def tokens(llm: LLM, prompts: list[str], params: list[SamplingParams]) -> list[l
     return [result.outputs[0].token_ids for result in llm.generate(prompts, params)]
 
 
+@pytest.mark.scaled
 def test_samples_of_a_schema_are_valid(llm: LLM) -> None:
     count = scaled(100)
     params = SamplingParams(n=count, max_tokens=250, temperature=1.0, seed=5, grammar=JSON)
