@@ -26,7 +26,7 @@ _TOO_COMPLEX = "the grammar is too complex"
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """What an answer has to match that the model may give instead of calling a tool.
+    """Holds what an answer has to match that the model may give instead of calling a tool.
 
     `param` is the parameter that asked for it, and `place` where its schema stands in the body.
     """

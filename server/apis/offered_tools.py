@@ -23,11 +23,10 @@ _HOSTED = re.compile(
     "|memory|browser|advisor|x_search)(_.*)?"
 )
 _NAMESPACE_MARK = "__"
-# Of a function beside its name and parameters: for the template, which shows the model the whole of it.
+# Of a function where an API has its fields beside those of other tools.
 FUNCTION_FIELDS = frozenset(
     {"name", "description", "parameters", "strict", "return", "returns", "output_schema", "input_examples"}
 )
-_TOOL_FIELDS = frozenset({"type", "function", "cache_control"})
 _CUSTOM_FIELDS = frozenset({"type", "name", "description", "format"})
 _REFUSED_FIELDS: Mapping[str, tuple[Any, str]] = {  # unless they say what is so anyway
     "allowed_callers": (["direct"], "tools are called by the model alone"),
@@ -82,31 +81,34 @@ def read_chat_tools(given: Any) -> OfferedTools:
             custom = read_object(known_fields(tool, {"type", "custom"}, place).get("custom"), f"{place}.custom")
             offered.add_custom(custom, f"{place}.custom")
         elif kind == "function":
-            offered.add(_known_function(tool, place), f"{place}.function")
+            offered.add(_checked_function(tool, place), f"{place}.function")
         else:
             offered.add(tool, place)
     return offered
 
 
-def _known_function(tool: dict[str, Any], place: str) -> dict[str, Any]:
-    """Return a function as it was given, key for key, but for what is left out."""
-    known_fields(tool, _TOOL_FIELDS, place)
-    kept = {name: value for name, value in tool.items() if name in _TOOL_FIELDS}
+def _checked_function(tool: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return a function as it was given, key for key: the template shows the model the whole of it."""
     if isinstance(function := tool.get("function"), dict):
-        kept["function"] = tool_fields(function, FUNCTION_FIELDS, f"{place}.function", keeps_nulls=True)
-    return kept
+        _check_promises(function, f"{place}.function")
+    return tool
 
 
 def tool_fields(
     given: Mapping[str, Any], known: Collection[str], place: str, *, keeps_nulls: bool = False
 ) -> dict[str, Any]:
     """Return what is known of a tool's fields. Raises `InvalidRequestError` for others, unless they may be left out."""
-    for name, (harmless, why) in _REFUSED_FIELDS.items():
-        if given.get(name) not in (None, harmless):
-            raise InvalidRequestError(f"{place}.{name} is not supported: {why}", f"{place}.{name}")
+    _check_promises(given, place)
     passed_over = {*_REFUSED_FIELDS, "cache_control"} - {*known}
     fields = known_fields({key: value for key, value in given.items() if key not in passed_over}, known, place)
     return {key: value for key, value in given.items() if key in known} if keeps_nulls else fields
+
+
+def _check_promises(given: Mapping[str, Any], place: str) -> None:
+    """Raise `InvalidRequestError` where a tool's fields ask for what is not done."""
+    for name, (harmless, why) in _REFUSED_FIELDS.items():
+        if given.get(name) not in (None, harmless):
+            raise InvalidRequestError(f"{place}.{name} is not supported: {why}", f"{place}.{name}")
 
 
 def add_namespace(offered: OfferedTools, namespace: Mapping[str, Any], place: str) -> None:

@@ -26,5 +26,5 @@ def status_of(url: str, **body: Any) -> int:
     try:
         client.messages.create(model="fake-model", messages=QUESTION, max_tokens=4, **body)
     except anthropic.APIStatusError as error:
-        return error.status_code
+        return int(error.status_code)
     raise AssertionError("the message did not fail")

@@ -722,7 +722,7 @@ async def test_a_wrong_parameter_has_the_name_that_the_client_knows(
     error = error_of(await silent.post(URL, input="x", **body), 400)
     assert error["param"] == param
     assert param.partition("[")[0] in error["message"]
-    assert ".function" not in error["message"]
+    assert ".function." not in error["message"]
 
 
 async def test_a_template_that_refuses_the_messages_blames_the_input(tmp_path: Path) -> None:
