@@ -120,7 +120,8 @@ INLINE void sum_by_units(const bf16* weights, const Tile& tile, float* sums, lon
 // Copies the values of a half of a tile, with zeros for keys outside of [first, end).
 INLINE void copy_half(const Tile& tile, long half, long first, long end, uint32_t* to) {
     for (long lane = half * UNIT_LANES; lane < (half + 1) * UNIT_LANES; lane++, to += tile.value_stride) {
-        const bool has_first = 2 * lane >= first && 2 * lane < end, has_second = 2 * lane + 1 >= first && 2 * lane + 1 < end;
+        const long key = 2 * lane;
+        const bool has_first = key >= first && key < end, has_second = key + 1 >= first && key + 1 < end;
         const uint32_t kept = (has_first ? 0x0000ffffu : 0) | (has_second ? 0xffff0000u : 0);
         if (kept == 0) {
             __builtin_memset(to, 0, tile.value_stride * sizeof(uint32_t));

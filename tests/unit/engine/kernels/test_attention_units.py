@@ -107,7 +107,7 @@ def test_weights_in_bfloat16_err_no_more_than_those_of_torch(spread: float) -> N
     found = tokens.attended(native(UNITS), AttentionSpec(scale), [600])
     expected = exact_attention(tokens.query, tokens.keys, tokens.values, AttentionSpec(scale))
     keys, values = (tensor.repeat_interleave(2, dim=1) for tensor in (tokens.keys, tokens.values))
-    batch = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (tokens.query, keys, values))
-    theirs = torch.nn.functional.scaled_dot_product_attention(*batch, is_causal=True, scale=scale)[0].transpose(0, 1)
+    q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (tokens.query, keys, values))
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[0].transpose(0, 1)
     for own, other in zip(errors(found, expected), errors(theirs, expected), strict=True):
         assert own <= 1.1 * other
