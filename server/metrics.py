@@ -9,12 +9,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 
 from orcinus.config.version import VERSION
@@ -205,6 +207,9 @@ class Metrics(EngineObserver):
     def exposition(self, accept: str | None = None) -> tuple[bytes, str]:
         """Return the text of /metrics and its content type, in the format that the scraper accepts."""
         encode, content_type = choose_encoder(accept or "")
+        if content_type.startswith("application/openmetrics-text"):
+            # It would write the colon of vLLM's names as an underscore, which no name of ours needs.
+            encode = partial(encode, escaping=openmetrics.ALLOWUTF8)
         return encode(self.registry), content_type
 
     def collect(self) -> Iterator[Metric]:

@@ -147,6 +147,7 @@ def test_prometheus_knows_what_the_load_generator_saw(
     first_s = prometheus.value("orcinus_time_to_first_token_seconds_sum")
     assert 0 < first_s <= prometheus.value("sum without (outcome) (orcinus_e2e_latency_seconds_sum)")
 
+    until(lambda: f" of {NUM_SLOTS} slots (" in server.log, "the log had no line of what there was to do")
     rules_are_evaluated(prometheus)
     panels_show_something(prometheus, server)
     its_end_is_noticed(prometheus, server)

@@ -133,9 +133,26 @@ def test_adapters_are_told_where_there_are_some() -> None:
     assert float(line.rpartition(" ")[2]) > 1.7e9
 
 
-async def test_openmetrics_has_them_too(tmp_path: Path) -> None:
+# As Prometheus 2 and 3 ask.
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;"
+    "q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [PROMETHEUS_2, PROMETHEUS_3, "text/plain; version=1.0.0; escaping=underscores", "text/plain; version=0.0.4", "*/*"],
+)
+async def test_names_keep_their_colon_in_every_format(tmp_path: Path, accept: str) -> None:
     async with serving(tmp_path, metrics_names="orcinus,vllm") as served:
-        accept = {"accept": "application/openmetrics-text; version=1.0.0"}
-        text = (await served.client.get("/metrics", headers=accept)).text
-    assert "# TYPE vllm:request_success counter" in text
-    assert text.endswith("# EOF\n")
+        text = (await served.client.get("/metrics", headers={"accept": accept})).text
+    lines = text.splitlines()
+    assert 'vllm:generation_tokens_total{engine="0",model_name="fake-model"} 0.0' in lines
+    assert 'vllm:iteration_tokens_total_count{engine="0",model_name="fake-model"} 0.0' in lines
+    assert "vllm_" not in text
+    assert text.endswith("# EOF\n") == ("openmetrics" in accept)
