@@ -95,8 +95,9 @@ def weight_bytes(shape: Shape) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.for_model(shape.model, **shape.config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.model, **shape.config))
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return sum(parameter.numel() for parameter in model.parameters()) * shape.dtype_bytes
 
 

@@ -206,6 +206,7 @@ class Metrics(EngineObserver):
 
     def exposition(self, accept: str | None = None) -> tuple[bytes, str]:
         """Return the text of /metrics and its content type, in the format that the scraper accepts."""
+        encode: Callable[..., bytes]
         encode, content_type = choose_encoder(accept or "")
         if content_type.startswith("application/openmetrics-text"):
             # It would write the colon of vLLM's names as an underscore, which no name of ours needs.

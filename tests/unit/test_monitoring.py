@@ -34,7 +34,7 @@ RUNBOOK = ROOT / "docs/operations.md"
 PROMETHEUS_OWN = {"up", "ALERTS"}
 TARGET_LABELS = {"job", "instance"}
 WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset", "inf"}
-VALUES = {
+VALUES: dict[tuple[str, str], set[str]] = {
     ("orcinus_requests_total", "outcome"): set(OUTCOMES),
     ("orcinus_key_requests_total", "outcome"): set(ENDS),
     ("orcinus_requests_rejected_total", "reason"): set(REJECTION_REASONS),
