@@ -17,7 +17,14 @@ from orcinus.config.addresses import parse_listed_host, parse_origin, parse_root
 from orcinus.config.engine_config import BatchingStrategy, EngineConfig
 from orcinus.config.sources import ENV_PREFIX, Environment, YamlFile, given_by
 from orcinus.config.text_files import TextFileError, read_text
-from orcinus.config.values import SettingsError, check_keys, describe_allowed, parse_bytes, parse_strings
+from orcinus.config.values import (
+    SettingsError,
+    check_keys,
+    describe_allowed,
+    parse_bytes,
+    parse_names,
+    parse_strings,
+)
 
 __all__ = [
     "DEMO_MODEL_NAME",
@@ -31,6 +38,8 @@ __all__ = [
 DEMO_MODEL_NAME = "orcinus-demo"
 _MIN_STEP_TIMEOUT_S = 5.0  # stalls are counted in seconds, and a loaded machine takes some
 
+METRICS_NAMES = ("orcinus", "vllm")
+
 GROUPS = {
     "Model": "what is served",
     "Engine": "how it runs; what is not set is chosen for the model and the device",
@@ -39,6 +48,7 @@ GROUPS = {
 }
 
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_strings)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_names)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
@@ -380,6 +390,14 @@ class Settings(BaseSettings):
         le=1_000_000,
     )
 
+    metrics_names: Names = _setting(
+        ("orcinus",),
+        "Server",
+        "Names that /metrics has its numbers by: orcinus, vllm, or both (orcinus,vllm). vllm are the names that"
+        " endpoint pickers, autoscalers and dashboards made for vLLM ask for.",
+        "NAMES",
+    )
+
     config: Path | None = _setting(
         None, "General", "YAML file of settings; its keys are the names of flags with underscores.", "FILE"
     )
@@ -412,6 +430,13 @@ class Settings(BaseSettings):
     @classmethod
     def _origins_are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_parsed(parse_origin, entry) for entry in value)
+
+    @field_validator("metrics_names")
+    @classmethod
+    def _names_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not set(value) <= set(METRICS_NAMES):
+            raise ValueError(f"must name one or more of {', '.join(METRICS_NAMES)}, got {','.join(value) or 'none'}")
+        return tuple(dict.fromkeys(value))
 
     @field_validator("root_path")
     @classmethod

@@ -67,6 +67,14 @@ def parse_strings(value: Any) -> Any:
     return [entry.strip() for entry in value.split(",")]
 
 
+def parse_names(value: Any) -> Any:
+    """Read a list as `parse_strings` does, or one whose entries are such lists themselves; names have no commas."""
+    entries = parse_strings(value)
+    if not isinstance(entries, (list, tuple)):
+        return entries
+    return [name.strip() for entry in entries for name in (entry.split(",") if isinstance(entry, str) else [entry])]
+
+
 def check_keys(keys: Sequence[str], known: Sequence[str], kind: str) -> None:
     """Raise `SettingsError` naming each of `keys` that is not `known`, with what was probably meant."""
     problems = [f"unknown {kind}: {key}; {_suggest(key, known)}" for key in keys if key not in known]
@@ -117,6 +125,8 @@ def format_default(field: FieldInfo) -> str:
         return str(field.default).lower()
     if is_size(field):
         return format_bytes(field.default).replace(" ", "")
+    if isinstance(field.default, tuple):
+        return ",".join(field.default)
     return f"{field.default:g}" if isinstance(field.default, float) else f"{field.default}"
 
 

@@ -186,14 +186,16 @@ class EngineCore:
         return deltas
 
     def stats(self) -> StepStats:
-        """Return the state of the moment, as between two steps."""
+        """Return the state of the moment, as between two steps, and the time and energy since it was last asked."""
         return self._with_state(StepStats())
 
     def _with_state(self, stats: StepStats) -> StepStats:
-        """Fill in the gauges."""
+        """Fill in the gauges, and what is counted by the clock."""
         stats.num_running = self.scheduler.num_running
         stats.num_waiting = self.scheduler.num_waiting + len(self._preparation)
         stats.num_slots = self.scheduler.num_slots
+        stats.num_running_tokens = self.scheduler.num_running_tokens
+        stats.slot_s, stats.slot_capacity_s = self.scheduler.take_slot_seconds()
         stats.num_kv_blocks = self._blocks.num_blocks
         stats.num_kv_blocks_used = self._blocks.num_used_blocks
         if (monitor := self._executor.device_monitor) is not None:
@@ -201,6 +203,7 @@ class EngineCore:
             stats.device_utilization = utilization
             stats.device_memory_used_bytes = used_bytes
             stats.device_memory_total_bytes = total_bytes
+            stats.gpu_energy_j = monitor.take_energy_j()
         return stats
 
 

@@ -21,6 +21,8 @@ from orcinus.engine.sampling_params import Pooling, SamplingParams
 FinishReason = Literal["stop", "length", "abort", "error"]
 Fault = Literal["request", "memory", "engine"]
 """What a failed step may be blamed on: one of its requests, want of memory, or an executor that cannot go on."""
+AdmissionLimit = Literal["slots", "blocks", "tokens", "objective", "other"]
+"""What a sequence waits for: a slot, KV blocks, tokens of a step, the latency objective, or anything else."""
 
 _ENTRIES_IN_PART = 32
 
@@ -206,7 +208,8 @@ class StepStats(msgspec.Struct, omit_defaults=True):
 
     The counts are of this step alone: prompt tokens (recomputed ones among them) and tokens of decoding requests that
     were computed, tokens that were sampled, preemptions, slots filled, tokens looked up and found in the prefix cache.
-    The gauges are of the moment.
+    `blocked_by` has what those wait for who got nothing of this step. Slot-seconds and energy are of all the time since
+    the message before. The gauges are of the moment.
     """
 
     step_time_s: float = 0.0
@@ -217,10 +220,15 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     num_slots_refilled: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    blocked_by: list[AdmissionLimit] = []
+    slot_s: float = 0.0  # seconds that slots were held, of all slots together
+    slot_capacity_s: float = 0.0  # and that there were slots to hold
+    gpu_energy_j: float | None = None  # None where the device does not say
     # Gauges.
     num_running: int = 0
     num_waiting: int = 0
     num_slots: int = 0
+    num_running_tokens: int = 0  # prompts and output of those that run
     num_kv_blocks: int = 0
     num_kv_blocks_used: int = 0
     device_utilization: float | None = None  # 0 to 1; sampled about once a second

@@ -9,8 +9,9 @@ A request goes through these from top to bottom:
     context       the engine, and the names and limits it is served under
     reading/      content, reasoning and calls of tools in what a model wrote
 
-`app` puts them together and `process/` runs it; `openapi`, `metrics` and `reference` describe it. `commands/` has what
-`cli` can start, `load/` the load generator of `bench`. Tensors, and torch with them, stay in the engine's process.
+`app` puts them together and `process/` runs it; `openapi` and `reference` describe it, `metrics` counts and
+`exposition/` writes the numbers out. `commands/` has what `cli` can start, `load/` the load generator of `bench`.
+Tensors, and torch with them, stay in the engine's process.
 """
 
 import time

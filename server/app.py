@@ -17,6 +17,7 @@ from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
 from orcinus.engine.errors import OrcinusError
 from orcinus.server.context import ServingContext, ServingEngine
+from orcinus.server.exposition.cpu_energy import CpuEnergy
 from orcinus.server.http.answers import error_response
 from orcinus.server.http.auth import AuthMiddleware, KeyRing
 from orcinus.server.http.body import BodyReader
@@ -43,7 +44,9 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     Sets `engine.observer`. `app.state` has `context`, `metrics` and, once it runs, `reading`: the task of `engine.run`.
     Raises `OSError` if the key file cannot be read, and `SettingsError` if it has a key that cannot be sent.
     """
-    metrics = Metrics(settings.model_names, operations.labels())
+    metrics = Metrics(
+        settings.model_names, operations.labels(), names=settings.metrics_names, cpu_energy_j=CpuEnergy().read_j
+    )
     engine.observer = metrics
     context = ServingContext(engine, settings)
     app = FastAPI(

@@ -1,206 +1,76 @@
-"""What /metrics says: every metric declared once, counted in plain numbers, written out by prometheus-client.
+"""What /metrics says: counted in plain numbers here, written out by prometheus-client.
 
 An `EngineObserver` that is called on the event loop for every step and every token, so counting must cost next to
 nothing: histograms are lists and a bisection, and prometheus-client only sees them when somebody scrapes. No label
-comes from user input.
+comes from user input. Which metrics there are, and how they are written, is in `server.exposition`.
 """
 
 import time
-from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 
 from orcinus.config.version import VERSION
 from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.messages import EngineInfo, StepStats
-from orcinus.engine.outputs import Outcome
+from orcinus.engine.outputs import Outcome, RequestTiming
+from orcinus.server.exposition.declarations import (
+    ADMISSION_LIMITS,
+    ENDS,
+    METRICS,
+    OUTCOMES,
+    REJECTED,
+    REJECTION_REASONS,
+    SECONDS,
+    RejectionReason,
+)
+from orcinus.server.exposition.families import Histogram, Labels, family
+from orcinus.server.exposition.load import Load
+from orcinus.server.exposition.vllm_names import vllm_families
 
-ENDS: tuple[Outcome, ...] = ("stop", "length", "abort", "timeout", "error")
-REJECTED = "rejected"
-OUTCOMES = (*ENDS, REJECTED)
-
-RejectionReason = Literal["invalid", "too_long", "queue_full", "rate_limited", "draining", "unavailable", "error"]
-REJECTION_REASONS: tuple[RejectionReason, ...] = get_args(RejectionReason)
-
-# One millisecond to five minutes, and half a step beyond on both sides.
-SECONDS = (
-    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
-    *(1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
-)  # fmt: skip
-TOKENS = tuple(float(2**exponent) for exponent in range(15))
-
-
-@dataclass(frozen=True, slots=True)
-class MetricSpec:
-    """A metric: `name` is what a query says (counters with their `_total`)."""
-
-    name: str
-    kind: Literal["gauge", "counter", "histogram"]
-    help: str
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()
-
-
-METRICS: tuple[MetricSpec, ...] = (
-    MetricSpec("orcinus_info", "gauge", "Always 1; its labels say what runs.", ("version", "model", "dtype", "device")),
-    MetricSpec(
-        "orcinus_model_info",
-        "gauge",
-        "Always 1, once for each name that the model is served by; to be joined to other metrics by instance.",
-        ("model_name",),
-    ),
-    MetricSpec("orcinus_slots", "gauge", "Sequences that can run at once (max_num_seqs)."),
-    MetricSpec("orcinus_slots_in_use", "gauge", "Sequences that run now."),
-    MetricSpec("orcinus_slot_utilization_ratio", "gauge", "Slots in use over slots, 0 to 1."),
-    MetricSpec("orcinus_queue_depth", "gauge", "Sequences that wait for a slot."),
-    MetricSpec("orcinus_kv_blocks", "gauge", "Blocks of the KV cache; layers with a window have others."),
-    MetricSpec("orcinus_kv_blocks_in_use", "gauge", "Those that running sequences hold (cached ones are free)."),
-    MetricSpec("orcinus_kv_cache_utilization_ratio", "gauge", "Blocks in use over blocks, 0 to 1."),
-    MetricSpec(
-        "orcinus_device_utilization_ratio",
-        "gauge",
-        "How busy the device is, 0 to 1: NVML's figure for a GPU, the engine's share of all cores on a CPU.",
-    ),
-    MetricSpec(
-        "orcinus_device_memory_used_bytes",
-        "gauge",
-        "Memory in use: of the device for a GPU, of the engine process on a CPU.",
-    ),
-    MetricSpec("orcinus_device_memory_total_bytes", "gauge", "Memory of the device, or of the machine on a CPU."),
-    MetricSpec(
-        "orcinus_requests_total",
-        "counter",
-        "Sequences, not HTTP requests, by how they ended: a request counts prompts times n. stop, length, abort (the"
-        " client left), timeout, error, rejected (never admitted).",
-        ("outcome",),
-    ),
-    MetricSpec(
-        "orcinus_requests_rejected_total",
-        "counter",
-        "Sequences that were never admitted, by reason: invalid (the client's mistake, a 4xx), too_long (for the"
-        " context), queue_full, rate_limited (limits of one key), draining, unavailable (loading, or no engine), error."
-        " A refused request counts prompts times n, as if it had been admitted; once where its body was not read or"
-        " says neither. Their sum is outcome rejected of orcinus_requests_total.",
-        ("reason",),
-    ),
-    MetricSpec(
-        "orcinus_prompt_tokens_total", "counter", "Prompt tokens of ended requests, cached ones included."
-    ),
-    MetricSpec("orcinus_generation_tokens_total", "counter", "Generated tokens, as they come; usage counts the same."),
-    MetricSpec("orcinus_prefill_tokens_total", "counter", "Prompt tokens computed (cached ones are not)."),
-    MetricSpec("orcinus_preemptions_total", "counter", "Sequences that gave up their KV blocks and were put back."),
-    MetricSpec("orcinus_prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."),
-    MetricSpec("orcinus_prefix_cache_hits_total", "counter", "Prompt tokens found there."),
-    MetricSpec("orcinus_slots_refilled_total", "counter", "Slots given to a waiting sequence."),
-    MetricSpec("orcinus_engine_restarts_total", "counter", "Times that the engine ended and another one was started."),
-    MetricSpec(
-        "orcinus_requests_resumed_total",
-        "counter",
-        "Sequences that were in flight when the engine ended and that the next one was given.",
-    ),
-    MetricSpec(
-        "orcinus_requests_quarantined_total",
-        "counter",
-        "Requests given up with an error because the engine ended twice while it ran them.",
-    ),
-    MetricSpec("orcinus_step_time_seconds", "histogram", "Time of one iteration of the batch.", bounds=SECONDS),
-    MetricSpec("orcinus_tokens_per_step", "histogram", "Tokens computed in one iteration.", bounds=TOKENS),
-    MetricSpec(
-        "orcinus_time_to_first_token_seconds",
-        "histogram",
-        "From the head of a request to the first token: its body, its template and its grammar included.",
-        bounds=SECONDS,
-    ),
-    MetricSpec("orcinus_inter_token_latency_seconds", "histogram", "Between two tokens of a sequence.", bounds=SECONDS),
-    MetricSpec("orcinus_queue_time_seconds", "histogram", "From admission to a slot.", bounds=SECONDS),
-    MetricSpec(
-        "orcinus_e2e_latency_seconds",
-        "histogram",
-        "From the head of a request to the end of a sequence, by how it ended.",
-        ("outcome",),
-        SECONDS,
-    ),
-    MetricSpec(
-        "orcinus_http_requests_total",
-        "counter",
-        "HTTP requests; status 499: the client left before the answer; route other: no such path; route connection:"
-        " what was answered before there was a request (no HTTP, a bound, one connection too many).",
-        ("route", "method", "status"),
-    ),
-    MetricSpec(
-        "orcinus_http_request_duration_seconds",
-        "histogram",
-        "From the head of an HTTP request to the end of its answer, of a stream to its last event.",
-        ("route",),
-        SECONDS,
-    ),
-    MetricSpec(
-        "orcinus_requests_preparing",
-        "gauge",
-        "Requests on their way to the queue: read, parsed, rendered, tokenized, their grammars tried out.",
-    ),
-    MetricSpec(
-        "orcinus_preparation_time_seconds",
-        "histogram",
-        "From the head of a request to its admission, its refusal or its end before.",
-        bounds=SECONDS,
-    ),
-    MetricSpec("orcinus_http_requests_in_progress", "gauge", "HTTP requests being answered."),
-    MetricSpec(
-        "orcinus_event_loop_lag_seconds",
-        "histogram",
-        "How late the server's event loop came round, asked ten times a second. All that it does meanwhile for one"
-        " request, all others wait for; some milliseconds are normal.",
-        bounds=SECONDS,
-    ),
-)  # fmt: skip
-
-_SPECS = {spec.name: spec for spec in METRICS}
-
-
-class Histogram:
-    """Counts per bucket; `observe` is all that happens between scrapes."""
-
-    __slots__ = ("_bounds", "_counts", "_sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float, weight: int = 1) -> None:
-        self._counts[bisect_left(self._bounds, value)] += weight
-        self._sum += value * weight
-
-    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
-        """Add what was observed to a metric, under these labels."""
-        buckets, total = [], 0
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        family.add_metric(labels, buckets, self._sum)
+__all__ = ["METRICS", "OUTCOMES", "REJECTION_REASONS", "SECONDS", "Histogram", "Metrics", "RejectionReason"]
 
 
 class Metrics(EngineObserver):
     """The numbers of one server, as it observes its engine; a collector in a registry of its own."""
 
-    def __init__(self, model_names: Sequence[str] = (), routes: Iterable[tuple[str, str]] = ()) -> None:
-        """Have series from the start for the names that are served, and for each route and method that there is."""
+    def __init__(
+        self,
+        model_names: Sequence[str] = (),
+        routes: Iterable[tuple[str, str]] = (),
+        *,
+        names: Collection[str] = ("orcinus",),
+        cpu_energy_j: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        """Have series from the start for the names that are served, and for each route and method that there is.
+
+        `names` are those that metrics are exposed by: orcinus, vllm or both. `cpu_energy_j` is asked when they are.
+        """
         self.registry = CollectorRegistry()
         self._model_names = tuple(model_names)
+        self._names = frozenset(names)
+        self._cpu_energy_j = cpu_energy_j
+        self._key_name: Callable[[str], str | None] = lambda client: None
         self._stats = StepStats()
-        self._info: tuple[str, ...] | None = None
+        self._info: EngineInfo | None = None
+        self._slot_s = self._slot_capacity_s = 0.0
+        self._gpu_energy_j: float | None = None
         self._counters = Counter[str]()
         self._outcomes = Counter[tuple[str, ...]]({(outcome,): 0 for outcome in OUTCOMES})
         self._rejected = Counter[tuple[str, ...]]({(reason,): 0 for reason in REJECTION_REASONS})
+        self._blocked = Counter[tuple[str, ...]]({(reason,): 0 for reason in ADMISSION_LIMITS})
+        self._key_requests = Counter[tuple[str, ...]]()
+        self._key_prompt_tokens = Counter[tuple[str, ...]]()
+        self._key_generation_tokens = Counter[tuple[str, ...]]()
         self._http = Counter[tuple[str, ...]]({(route, method, "200"): 0 for route, method in routes})
         self._http_in_progress = 0
         self._num_preparing = 0
@@ -212,7 +82,7 @@ class Metrics(EngineObserver):
         self._ttft = self._histograms["orcinus_time_to_first_token_seconds"]
         self._inter_token = self._histograms["orcinus_inter_token_latency_seconds"]
         self._queue_time = self._histograms["orcinus_queue_time_seconds"]
-        self._e2e = {(outcome,): Histogram(SECONDS) for outcome in ENDS}
+        self._e2e: dict[Labels, Histogram] = {(outcome,): Histogram(SECONDS) for outcome in ENDS}
         self._durations = defaultdict[tuple[str, ...], Histogram](lambda: Histogram(SECONDS))
         for route, _, _ in self._http:
             self._durations[(route,)]  # there from the start
@@ -224,6 +94,10 @@ class Metrics(EngineObserver):
 
     def on_step(self, stats: StepStats) -> None:
         self._stats = stats
+        self._slot_s += stats.slot_s
+        self._slot_capacity_s += stats.slot_capacity_s
+        if stats.gpu_energy_j is not None:
+            self._gpu_energy_j = (self._gpu_energy_j or 0.0) + stats.gpu_energy_j
         num_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
         if not num_tokens:
             return  # a heartbeat
@@ -235,6 +109,8 @@ class Metrics(EngineObserver):
         counters["orcinus_prefix_cache_queries_total"] += stats.prefix_cache_queries
         counters["orcinus_prefix_cache_hits_total"] += stats.prefix_cache_hits
         counters["orcinus_slots_refilled_total"] += stats.num_slots_refilled
+        for limit in stats.blocked_by:
+            self._blocked[(limit,)] += 1
 
     def on_first_output(self, queue_time_s: float) -> None:
         self._queue_time.observe(queue_time_s)
@@ -252,6 +128,25 @@ class Metrics(EngineObserver):
         self._outcomes[(outcome,)] += 1
         self._e2e[(outcome,)].observe(e2e_s)
         self._counters["orcinus_prompt_tokens_total"] += num_prompt_tokens
+        if num_prompt_tokens:
+            self._histograms["orcinus_request_prompt_tokens"].observe(num_prompt_tokens)
+        if num_output_tokens:
+            self._histograms["orcinus_request_generation_tokens"].observe(num_output_tokens)
+
+    def on_choice_complete(self, timing: RequestTiming, num_output_tokens: int) -> None:
+        histograms = self._histograms
+        histograms["orcinus_prefill_time_seconds"].observe(timing.prefill_time_s)
+        histograms["orcinus_decode_time_seconds"].observe(timing.decode_time_s)
+        histograms["orcinus_inference_time_seconds"].observe(timing.prefill_time_s + timing.decode_time_s)
+        if num_output_tokens > 1:
+            mean_s = timing.decode_time_s / (num_output_tokens - 1)
+            histograms["orcinus_time_per_output_token_seconds"].observe(mean_s)
+
+    def on_client_usage(self, client: str, outcome: Outcome, num_prompt_tokens: int, num_output_tokens: int) -> None:
+        if (key := self._key_name(client)) is not None:
+            self._key_requests[(key, outcome)] += 1
+            self._key_prompt_tokens[(key,)] += num_prompt_tokens
+            self._key_generation_tokens[(key,)] += num_output_tokens
 
     def on_restart(self) -> None:
         self._counters["orcinus_engine_restarts_total"] += 1
@@ -266,7 +161,7 @@ class Metrics(EngineObserver):
 
     def on_ready(self, info: EngineInfo, model_name: str) -> None:
         """Note what runs, and its sizes before the first step."""
-        self._info = (VERSION, model_name, info.dtype, info.device)
+        self._info = msgspec.structs.replace(info, model=model_name)
         if not self._stats.num_slots:
             self._stats = StepStats(num_slots=info.max_num_seqs, num_kv_blocks=info.num_kv_blocks)
 
@@ -274,6 +169,13 @@ class Metrics(EngineObserver):
         """Count a request that was refused before the engine had it."""
         self._rejected[(reason,)] += num_choices
         self._outcomes[(REJECTED,)] += num_choices
+
+    def name_keys(self, key_name: Callable[[str], str | None]) -> None:
+        """Count by key from now on. `key_name` gives the name of the key that a client has; None: it has no name.
+
+        Names become labels, so there must be a fixed set of them, and no client may choose one.
+        """
+        self._key_name = key_name
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -304,47 +206,66 @@ class Metrics(EngineObserver):
 
     def exposition(self, accept: str | None = None) -> tuple[bytes, str]:
         """Return the text of /metrics and its content type, in the format that the scraper accepts."""
+        encode: Callable[..., bytes]
         encode, content_type = choose_encoder(accept or "")
+        if content_type.startswith("application/openmetrics-text"):
+            # It would write the colon of vLLM's names as an underscore, which no name of ours needs.
+            encode = partial(encode, escaping=openmetrics.ALLOWUTF8)
         return encode(self.registry), content_type
 
     def collect(self) -> Iterator[Metric]:
         """Give all metrics to prometheus-client."""
-        gauges = self._gauges()
-        infos = {"orcinus_info": [self._info] if self._info else [], "orcinus_model_info": self._served_names()}
-        counters = {
+        values = self._values()
+        if "orcinus" in self._names:
+            for spec in METRICS:
+                yield family(spec, values[spec.name])
+        if "vllm" in self._names:
+            yield from vllm_families(values.__getitem__, self._info, self._model_names[0] if self._model_names else "")
+
+    def _values(self) -> dict[str, Mapping[Labels, Any]]:
+        """Return the values of all metrics, each by its labels."""
+        unlabelled: dict[str, Any] = {spec.name: self._counters[spec.name] for spec in METRICS if not spec.labels}
+        unlabelled |= self._histograms | self._gauges()
+        unlabelled["orcinus_slot_seconds_total"] = self._slot_s
+        unlabelled["orcinus_slot_capacity_seconds_total"] = self._slot_capacity_s
+        values: dict[str, Mapping[Labels, Any]] = {name: {(): value} for name, value in unlabelled.items()}
+        return values | self._labelled()
+
+    def _labelled(self) -> dict[str, Mapping[Labels, Any]]:
+        return {
+            "orcinus_info": self._runs(),
+            "orcinus_model_info": {(name,): 1.0 for name in self._model_names},
             "orcinus_requests_total": self._outcomes,
             "orcinus_requests_rejected_total": self._rejected,
+            "orcinus_admission_blocked_total": self._blocked,
+            "orcinus_energy_joules_total": self._energy(),
+            "orcinus_key_requests_total": self._key_requests,
+            "orcinus_key_prompt_tokens_total": self._key_prompt_tokens,
+            "orcinus_key_generation_tokens_total": self._key_generation_tokens,
             "orcinus_http_requests_total": self._http,
-        }
-        histograms: dict[str, Mapping[Any, Histogram]] = {
             "orcinus_e2e_latency_seconds": self._e2e,
             "orcinus_http_request_duration_seconds": self._durations,
         }
-        for name, spec in _SPECS.items():
-            if spec.kind == "histogram":
-                yield _histogram(spec, histograms[name] if spec.labels else {(): self._histograms[name]})
-            elif spec.kind == "counter":
-                yield _counter(spec, counters[name] if spec.labels else {(): self._counters[name]})
-            elif name in infos:
-                yield _gauge(spec, dict.fromkeys(infos[name], 1.0))
-            else:
-                yield _gauge(spec, {(): gauges[name]})
 
-    def _served_names(self) -> list[tuple[str, ...]]:
-        return [(name,) for name in self._model_names]
+    def _runs(self) -> dict[Labels, float]:
+        info = self._info
+        return {(VERSION, info.model, info.dtype, info.device): 1.0} if info else {}
+
+    def _energy(self) -> dict[Labels, float]:
+        joules = {"gpu": self._gpu_energy_j, "cpu": self._cpu_energy_j()}
+        return {(source,): value for source, value in joules.items() if value is not None}
 
     def _gauges(self) -> dict[str, float | None]:
         stats = self._stats
         return {
             "orcinus_slots": stats.num_slots,
             "orcinus_slots_in_use": stats.num_running,
-            "orcinus_slot_utilization_ratio": stats.num_running / stats.num_slots if stats.num_slots else 0.0,
+            "orcinus_slot_utilization_ratio": _ratio(stats.num_running, stats.num_slots),
             "orcinus_queue_depth": stats.num_waiting,
+            "orcinus_running_tokens": stats.num_running_tokens,
             "orcinus_kv_blocks": stats.num_kv_blocks,
             "orcinus_kv_blocks_in_use": stats.num_kv_blocks_used,
-            "orcinus_kv_cache_utilization_ratio": stats.num_kv_blocks_used / stats.num_kv_blocks
-            if stats.num_kv_blocks
-            else 0.0,
+            "orcinus_kv_cache_utilization_ratio": _ratio(stats.num_kv_blocks_used, stats.num_kv_blocks),
             "orcinus_device_utilization_ratio": stats.device_utilization,
             "orcinus_device_memory_used_bytes": stats.device_memory_used_bytes,
             "orcinus_device_memory_total_bytes": stats.device_memory_total_bytes,
@@ -352,26 +273,32 @@ class Metrics(EngineObserver):
             "orcinus_http_requests_in_progress": self._http_in_progress,
         }
 
+    def load(self) -> Load:
+        """Return what the line in the log is made of, as it is now."""
+        stats, counters = self._stats, self._counters
+        return Load(
+            num_slots=stats.num_slots,
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            num_running_tokens=stats.num_running_tokens,
+            kv_utilization=_ratio(stats.num_kv_blocks_used, stats.num_kv_blocks),
+            slot_s=self._slot_s,
+            slot_capacity_s=self._slot_capacity_s,
+            num_prefill_tokens=counters["orcinus_prefill_tokens_total"],
+            num_generated_tokens=counters["orcinus_generation_tokens_total"],
+            prefix_cache_queries=counters["orcinus_prefix_cache_queries_total"],
+            prefix_cache_hits=counters["orcinus_prefix_cache_hits_total"],
+            num_preemptions=counters["orcinus_preemptions_total"],
+            num_restarts=counters["orcinus_engine_restarts_total"],
+            blocked={limit: number for (limit,), number in self._blocked.items()},
+            outcomes={outcome: number for (outcome,), number in self._outcomes.items()},
+            ttft_s=self._ttft.sum,
+            num_first_tokens=self._ttft.count,
+            inter_token_s=self._inter_token.sum,
+            num_next_tokens=self._inter_token.count,
+            energy_j=sum(energy.values()) if (energy := self._energy()) else None,
+        )
 
-def _gauge(spec: MetricSpec, values: Mapping[tuple[str, ...], float | None]) -> Metric:
-    """Return a gauge, of which a value that is not known yet has no sample."""
-    family = GaugeMetricFamily(spec.name, spec.help, labels=spec.labels)
-    for labels, value in values.items():
-        if value is not None:
-            family.add_metric(labels, value)
-    return family
 
-
-def _histogram(spec: MetricSpec, values: Mapping[tuple[str, ...], Histogram]) -> Metric:
-    family = HistogramMetricFamily(spec.name, spec.help, labels=spec.labels)
-    for labels, histogram in values.items():
-        histogram.add_to(family, labels)
-    return family
-
-
-def _counter(spec: MetricSpec, values: dict[tuple[str, ...], int]) -> Metric:
-    family = CounterMetricFamily(spec.name.removesuffix("_total"), spec.help, labels=spec.labels)
-    for labels, value in values.items():
-        if len(labels) == len(spec.labels):
-            family.add_metric(labels, value)
-    return family
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

@@ -19,7 +19,8 @@ from orcinus.config.arguments import Parser
 from orcinus.config.settings import GROUPS, Settings, SettingsError
 from orcinus.config.sources import env_name, flag_name
 from orcinus.config.values import describe_allowed, format_default, group_of, metavar_of, value_kind
-from orcinus.server.metrics import METRICS
+from orcinus.server.exposition.declarations import METRICS
+from orcinus.server.exposition.vllm_names import ALIASES, CACHE_CONFIG, CACHE_CONFIG_LABELS, LORA_LABELS, LORA_REQUESTS
 from orcinus.server.operations import OPERATIONS
 from orcinus.server.requests.parameters import Endpoint, ParameterRow, parameter_table
 
@@ -42,6 +43,23 @@ def metrics_table() -> str:
     return table(("Metric", "Kind", "Meaning"), rows)
 
 
+def vllm_names_table() -> str:
+    """Return a table of vLLM's names, and of what each stands for."""
+    rows = [
+        (f"`{alias.name}{_labels(('model_name', 'engine', *alias.labels))}`", f"`{alias.source}`") for alias in ALIASES
+    ]
+    rows += [
+        (f"`{CACHE_CONFIG}{_labels(CACHE_CONFIG_LABELS)}`", "1; what the KV cache is"),
+        (f"`{LORA_REQUESTS}{_labels(LORA_LABELS)}`", "the time; which adapters are ready, where there are some"),
+    ]
+    return table(("vLLM's name", "What it stands for"), rows)
+
+
+def metrics_tables() -> str:
+    """Return a table of the metrics by their own names, and one by vLLM's."""
+    return f"{metrics_table()}\n\n## By vLLM's names\n\n{vllm_names_table()}"
+
+
 def parameters_tables() -> str:
     """Return a table of request parameters for each kind of support."""
     endpoints = {body.endpoint: body for body in OPERATIONS.bodies if body.endpoint is not None}
@@ -62,7 +80,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 PAGES: Mapping[str, Callable[[], str]] = {
     "parameters": parameters_tables,
     "settings": settings_tables,
-    "metrics": metrics_table,
+    "metrics": metrics_tables,
 }
 
 

@@ -1,7 +1,7 @@
 """What may be observed of an engine: one small class to derive from, so that metrics stay out of it."""
 
 from orcinus.engine.messages import StepStats
-from orcinus.engine.outputs import Outcome
+from orcinus.engine.outputs import Outcome, RequestTiming
 
 
 class EngineObserver:
@@ -30,6 +30,12 @@ class EngineObserver:
 
         `num_prompt_tokens` is given for the first sample of a prompt, and 0 for its others.
         """
+
+    def on_choice_complete(self, timing: RequestTiming, num_output_tokens: int) -> None:
+        """Called once for each choice that came to an end of its own (stop, length), before `on_choice_done`."""
+
+    def on_client_usage(self, client: str, outcome: Outcome, num_prompt_tokens: int, num_output_tokens: int) -> None:
+        """Called with `on_choice_done`, which has these numbers, too, for the client whose request it was."""
 
     def on_restart(self) -> None:
         """Called when an engine has ended and another one is to take its place."""

@@ -129,6 +129,7 @@ class RequestTracker:
             self._end(live, "error", _failure(choice, output))
         else:
             timing = choice.timing(now, output.num_preemptions)
+            self.observer.on_choice_complete(timing, choice.processor.num_output_tokens)
             self._complete(choice, msgspec.structs.replace(output, timing=timing), output.finish_reason)
 
     def _complete(self, choice: LiveChoice, output: RequestOutput, outcome: Outcome) -> None:
@@ -182,6 +183,7 @@ class RequestTracker:
         self.observer.on_choice_done(
             outcome, time.monotonic() - choice.asked_at, choice.num_prompt_tokens, num_output_tokens
         )
+        self.observer.on_client_usage(choice.live.request.client, outcome, choice.num_prompt_tokens, num_output_tokens)
 
 
 def _failure(choice: LiveChoice, output: RequestOutput) -> OrcinusError:

@@ -27,6 +27,9 @@ class DeviceMonitor(Protocol):
     def sample(self) -> tuple[float | None, int | None, int | None]:
         """Return (utilization 0 to 1, used bytes, total bytes), None for what the device does not say."""
 
+    def take_energy_j(self) -> float | None:
+        """Return the joules that the device used between the samples since the last call; None if it does not say."""
+
 
 def resolve_device(setting: Literal["auto", "cpu", "cuda"]) -> "torch.device":
     """Return the device that a setting names. Raises `ModelLoadError` if CUDA is asked for and absent."""
@@ -176,6 +179,9 @@ class CpuMonitor:
         self._last = (min(1.0, busy), self._rss(), self._total)
         return self._last
 
+    def take_energy_j(self) -> float | None:
+        return None  # of a CPU the server process reads it: counters are the machine's, not this process'
+
     def _cpu_time_s(self) -> float:
         times = self._process.cpu_times()
         return float(times.user + times.system)
@@ -191,6 +197,8 @@ class _CudaMonitor:
         self._sampled_at = -_SAMPLE_INTERVAL_S
         self._last: tuple[float | None, int | None, int | None] = (None, None, None)
         self._handle = _nvml_handle(device)
+        self._energy_mj: int | None = None  # since the driver was loaded, as of the last sample
+        self._taken_mj: int | None = None
 
     def sample(self) -> tuple[float | None, int | None, int | None]:
         now = time.monotonic()
@@ -205,7 +213,23 @@ class _CudaMonitor:
         except pynvml.NVMLError:
             return self._last
         self._last = (busy, int(memory.used), int(memory.total))
+        self._energy_mj = self._read_energy()
         return self._last
+
+    def take_energy_j(self) -> float | None:
+        before, self._taken_mj = self._taken_mj, self._energy_mj
+        if self._energy_mj is None:
+            return None
+        return 0.0 if before is None else max(0, self._energy_mj - before) / 1000
+
+    def _read_energy(self) -> int | None:
+        """Return the millijoules since the driver was loaded; None for devices before Volta, which do not count."""
+        import pynvml
+
+        try:
+            return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        except pynvml.NVMLError:
+            return None
 
 
 def _nvml_handle(device: "torch.device") -> object | None:

@@ -5,7 +5,7 @@ Writes down what the scheduler decides. Decides nothing itself.
 
 from dataclasses import dataclass, field
 
-from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan, StepStats
+from orcinus.engine.messages import AdmissionLimit, NewRequest, ScheduledRequest, StepPlan, StepStats
 from orcinus.engine.scheduler.request import Request
 from orcinus.engine.scheduler.slots import Slots
 
@@ -69,6 +69,11 @@ class StepBuilder:
         request.num_computed_tokens += num_tokens
         request.num_in_flight += num_tokens
         request.last_scheduled_step = self._number
+
+    def note_limit(self, limit: AdmissionLimit) -> None:
+        """Note what a request waits for that gets nothing of this step."""
+        if limit not in self.step.stats.blocked_by:
+            self.step.stats.blocked_by.append(limit)
 
     def unsent_blocks(self, request: Request, num_tokens: int) -> list[list[int]]:
         """Return what the executor lacks of a request's block tables to compute its next tokens; empty if nothing.

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from orcinus.config.engine_config import BatchingStrategy
-from orcinus.engine.messages import AddRequest, RequestDelta, ScheduledRequest, StepPlan, StepResult, pack_logprobs
+from orcinus.engine.messages import (
+    AddRequest,
+    AdmissionLimit,
+    RequestDelta,
+    ScheduledRequest,
+    StepPlan,
+    StepResult,
+    pack_logprobs,
+)
 from orcinus.engine.scheduler.batching import batching_rule
 from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.ends import End, EndRules, end_without_tokens, report, report_error
@@ -21,6 +29,7 @@ from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, PendingPromp
 from orcinus.engine.scheduler.prompt_order import soonest_first
 from orcinus.engine.scheduler.request import Request
 from orcinus.engine.scheduler.scheduled_step import ScheduledStep, StepBuilder
+from orcinus.engine.scheduler.slot_time import SlotTime
 from orcinus.engine.scheduler.slots import Slots
 from orcinus.engine.scheduler.step_recovery import CulpritSearch, MemoryBackoff
 
@@ -65,7 +74,10 @@ class Scheduler:
         self._ends = EndRules(limits.eos_token_ids, limits.max_model_len)
         self._requests: dict[str, Request] = {}
         self._waiting = FairQueue(limits.max_queue_wait_s)
-        self._slots = Slots(block_manager, self._waiting, enable_prefix_caching=limits.enable_prefix_caching)
+        self._slot_time = SlotTime(clock)
+        self._slots = Slots(
+            block_manager, self._waiting, self._slot_time, enable_prefix_caching=limits.enable_prefix_caching
+        )
         self._by_service: list[Request] = []  # the running ones: the last one is the first to be preempted
         self._steps_in_flight: deque[ScheduledStep] = deque()  # those that wait for their update, oldest first
         self._is_short_of_blocks = False  # a request could not grow, and none is preempted while a step is in flight
@@ -84,8 +96,18 @@ class Scheduler:
         return len(self._slots.running)
 
     @property
+    def num_running_tokens(self) -> int:
+        """The tokens, prompts and output, of the requests that run."""
+        return sum(len(request.token_ids) for request in self._slots.running)
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    def take_slot_seconds(self) -> tuple[float, float]:
+        """Return the slot-seconds that were held since the last call, and those that there were to hold."""
+        held_s, passed_s = self._slot_time.take()
+        return held_s, passed_s * self.num_slots
 
     @property
     def has_work(self) -> bool:
@@ -219,15 +241,25 @@ class Scheduler:
     def _admit(self, builder: StepBuilder) -> None:
         if self._culprit_search:
             self._admit_suspects(builder)
-            return
+            limit: AdmissionLimit = "other"
+        else:
+            limit = self._fill_slots(builder)
+        if self._waiting:
+            builder.note_limit(limit)
+
+    def _fill_slots(self, builder: StepBuilder) -> AdmissionLimit:
+        """Give slots to requests until none waits, or until something limits it. Return what would keep one waiting."""
         running = self._slots.running
         if self._rule.admission_delay_s(running, self._waiting, builder.now) != 0.0:
-            return
-        while self._has_free_slot and self._prefill_budget.may_admit(len(running)):
+            return "other"
+        while self._has_free_slot:
+            if not self._prefill_budget.may_admit(len(running)):
+                return "objective"
             request = self._waiting.peek(builder.now)
             if request is None or not self._slots.allocate(request):
-                return
+                return "blocks"
             self._take_slot(builder, request)
+        return "slots" if self.num_running >= self.num_slots else "other"
 
     @property
     def _has_free_slot(self) -> bool:
@@ -338,16 +370,17 @@ class Scheduler:
         if not prompts:
             return
         prompts = soonest_first(prompts, self._prefill_budget.prompt_token_s)
-        budget = self._prompt_tokens(builder, prompts)
+        budget, limit = self._prompt_tokens(builder, prompts)
         for step in self._steps_in_flight:
             builder.step.computing.update(step.computing)
         for request in prompts:
             if budget <= 0:
+                builder.note_limit(limit)
                 break
             budget -= self._schedule_chunk(builder, request, budget)
 
-    def _prompt_tokens(self, builder: StepBuilder, prompts: Sequence[Request]) -> int:
-        """Return how many tokens of prompts may go into a step that has its decodes."""
+    def _prompt_tokens(self, builder: StepBuilder, prompts: Sequence[Request]) -> tuple[int, AdmissionLimit]:
+        """Return how many tokens of prompts may go into a step that has its decodes, and why not more."""
         decodes = builder.step.plan
         output_lengths = [self._requests[item.request_id].num_output_tokens for item in decodes.scheduled]
         num_decodes = decodes.num_tokens
@@ -357,12 +390,12 @@ class Scheduler:
             num_flowing=sum(length >= FLOWING_TOKENS for length in output_lengths),
             prompts=pending,
         )
-        limits = [self.limits.max_num_batched_tokens - num_decodes]
+        limits: list[tuple[int, AdmissionLimit]] = [(self.limits.max_num_batched_tokens - num_decodes, "tokens")]
         if budget is not None:
-            limits.append(budget)
+            limits.append((budget, "objective"))
         if self._memory_backoff.max_extra_tokens is not None:
-            limits.append(self._memory_backoff.max_extra_tokens - _num_drafts(decodes))
-        return min(limits)
+            limits.append((self._memory_backoff.max_extra_tokens - _num_drafts(decodes), "other"))
+        return min(limits, key=lambda limit: limit[0])
 
     def _schedule_chunk(self, builder: StepBuilder, request: Request, budget: int) -> int:
         """Schedule as much of a prompt as the budget allows; returns the tokens scheduled.

@@ -9,14 +9,18 @@ import bisect
 from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.fair_queue import FairQueue
 from orcinus.engine.scheduler.request import Request
+from orcinus.engine.scheduler.slot_time import SlotTime
 
 
 class Slots:
     """Used by one thread."""
 
-    def __init__(self, blocks: BlockManager, waiting: FairQueue, *, enable_prefix_caching: bool) -> None:
+    def __init__(
+        self, blocks: BlockManager, waiting: FairQueue, time_held: SlotTime, *, enable_prefix_caching: bool
+    ) -> None:
         self.blocks = blocks
         self.waiting = waiting
+        self._time_held = time_held
         self.running: list[Request] = []  # by `Request.order`
         self.released: list[str] = []  # requests that left, which the executor has not been told of
         self._enable_prefix_caching = enable_prefix_caching
@@ -54,6 +58,7 @@ class Slots:
     def take(self, request: Request) -> None:
         """Let a waiting request, which has got its blocks, run."""
         self.waiting.take(request)
+        self._time_held.hold()
         request.is_running = True
         bisect.insort(self.running, request, key=lambda running: running.order)
 
@@ -71,6 +76,7 @@ class Slots:
             self.waiting.remove(request)
 
     def _leave(self, request: Request) -> None:
+        self._time_held.release()
         request.is_running = False
         self.running.remove(request)
         self.blocks.free(request.request_id)

@@ -29,6 +29,7 @@ from orcinus.server.http.hosts import HostPolicy
 from orcinus.server.http.refusals import Refusals
 from orcinus.server.intake import Intake
 from orcinus.server.process.listening import BACKLOG, listen
+from orcinus.server.process.load_log import log_load
 from orcinus.server.process.loop_lag import watch_lag
 from orcinus.server.process.open_files import fit_open_files
 from orcinus.server.process.orphans import reap_orphans
@@ -103,6 +104,7 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._tasks.append(asyncio.create_task(self._watch_engine(), name="watch engine"))
         self._tasks.append(asyncio.create_task(watch_lag(self._app.state.metrics.on_loop_lag), name="watch lag"))
+        self._tasks.append(asyncio.create_task(log_load(self._app.state.metrics.load), name="log load"))
         if os.getpid() == 1:
             self._tasks.append(asyncio.create_task(reap_orphans(), name="reap orphans"))
         if self._num_signals:

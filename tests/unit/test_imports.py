@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.json_values": {"server.errors"},
     "server.reading": {"server.json_values", "server.errors"},
     "server.context": {"server.reading", "server.intake", "server.errors"},
-    "server.metrics": set(),
+    "server.exposition": set(),
+    "server.metrics": {"server.exposition"},
     "server.requests": {"server.context", "server.json_values", "server.errors"},
     "server.apis": {"server.requests", "server.context", "server.reading", "server.json_values", "server.metrics"}
     | {"server.errors"},
@@ -62,14 +63,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
     | {"server.metrics", "server.intake"},
     "server.openapi": {"server.operations", "server.apis", "server.requests", "server.errors"},
-    "server.reference": {"server.operations", "server.requests", "server.metrics"},
-    "server.process": {"server.http", "server.context", "server.intake"},
+    "server.reference": {"server.operations", "server.requests", "server.exposition"},
+    "server.process": {"server.http", "server.context", "server.intake", "server.exposition"},
     "server.app": {
         "server.http",
         "server.openapi",
         "server.operations",
         "server.context",
         "server.metrics",
+        "server.exposition",
     },
     "server.load": set(),
     "server.commands": {

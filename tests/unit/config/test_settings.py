@@ -150,3 +150,14 @@ def test_a_key_that_nobody_can_type_is_refused_by_its_line(tmp_path: Path) -> No
     with pytest.raises(SettingsError, match="the key in line 2 has a control character") as raised:
         load_settings(api_key_file=file)
     assert "sec" not in str(raised.value)
+
+
+@pytest.mark.parametrize("given", ["orcinus,vllm", ["orcinus", "vllm"], ["orcinus,vllm"], ["orcinus, vllm", "vllm"]])
+def test_names_of_metrics_may_stand_in_one_list_or_in_several(given: str | list[str]) -> None:
+    assert load_settings(metrics_names=given).metrics_names == ("orcinus", "vllm")
+
+
+@pytest.mark.parametrize(("given", "shown"), [("sglang", "sglang"), (["vllm", "x"], "vllm,x"), ([], "none")])
+def test_names_of_metrics_that_there_are_not_are_refused(given: str | list[str], shown: str) -> None:
+    with pytest.raises(SettingsError, match=f"must name one or more of orcinus, vllm, got {shown}"):
+        load_settings(metrics_names=given)

@@ -11,7 +11,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from orcinus.engine.messages import StepStats
-from orcinus.engine.outputs import GenerationRequest
+from orcinus.engine.outputs import GenerationRequest, RequestTiming
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.server.metrics import METRICS, OUTCOMES, REJECTION_REASONS, SECONDS, Histogram, Metrics
 from tests.unit.engine.fakes import FakeExecutor, fake_info, says
@@ -95,6 +95,81 @@ def test_gauges_are_those_of_the_last_step_and_counters_of_all() -> None:
     values = samples(metrics)
     assert values["orcinus_slots_in_use"] == values["orcinus_queue_depth"] == 0
     assert values["orcinus_step_time_seconds_count"] == 2
+
+
+def test_time_of_slots_and_limits_of_admission_are_counted() -> None:
+    metrics = Metrics()
+    metrics.on_step(StepStats(num_decode_tokens=1, slot_s=0.5, slot_capacity_s=2.0, blocked_by=["slots", "tokens"]))
+    metrics.on_step(StepStats(num_decode_tokens=1, slot_s=0.25, slot_capacity_s=1.0, blocked_by=["slots"]))
+    metrics.on_step(StepStats(slot_capacity_s=4.0))  # a heartbeat
+    values = samples(metrics)
+    assert values["orcinus_slot_seconds_total"] == 0.75
+    assert values["orcinus_slot_capacity_seconds_total"] == 7.0
+    limits = {name.partition(",")[2]: value for name, value in values.items() if "admission_blocked" in name}
+    assert limits == {"slots": 2, "blocks": 0, "tokens": 1, "objective": 0, "other": 0}
+
+
+def test_energy_has_samples_of_what_is_measured() -> None:
+    assert not [name for name in samples(Metrics()) if "energy" in name]
+    metrics = Metrics(cpu_energy_j=lambda: 12.5)
+    metrics.on_step(StepStats(gpu_energy_j=0.0))
+    metrics.on_step(StepStats(gpu_energy_j=3.0))
+    metrics.on_step(StepStats(gpu_energy_j=4.5))
+    energy = {name: value for name, value in samples(metrics).items() if "energy" in name}
+    assert energy == {"orcinus_energy_joules_total,cpu": 12.5, "orcinus_energy_joules_total,gpu": 7.5}
+
+
+def test_times_of_a_sequence_that_ended_by_itself_are_told_apart() -> None:
+    metrics = Metrics()
+    timing = RequestTiming(queue_time_s=9.0, prefill_time_s=0.5, decode_time_s=2.0, num_preemptions=0)
+    metrics.on_choice_complete(timing, 5)
+    metrics.on_choice_complete(timing, 1)
+    values = samples(metrics)
+    assert values["orcinus_prefill_time_seconds_sum"] == 1.0
+    assert values["orcinus_decode_time_seconds_sum"] == 4.0
+    assert values["orcinus_inference_time_seconds_sum"] == 5.0
+    assert values["orcinus_time_per_output_token_seconds_count"] == 1
+    assert values["orcinus_time_per_output_token_seconds_sum"] == 0.5
+
+
+async def test_what_named_keys_use_is_counted_by_their_names(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeExecutor(says("Hello")), api_key=["one", "two"]) as served:
+        clients = {key: served.app.state.keys.check(f"Bearer {key}".encode()) for key in ("one", "two")}
+        served.app.state.metrics.name_keys({clients["one"]: "batch"}.get)
+        usages = []
+        for key, n in (("one", 1), ("one", 3), ("two", 1)):
+            headers = {"authorization": f"Bearer {key}"}
+            body = {"prompt": "abcd", "n": n, "max_tokens": 3}
+            usages.append(answer_of(await served.client.post("/v1/completions", json=body, headers=headers))["usage"])
+        text = (await served.client.get("/metrics")).text
+        expected = sum(usage["completion_tokens"] for usage in usages[:2])
+        assert await served.metric("orcinus_key_requests_total", key="batch", outcome="length") == 4
+        assert await served.metric("orcinus_key_prompt_tokens_total", key="batch") == 8
+        assert await served.metric("orcinus_key_generation_tokens_total", key="batch") == expected
+    assert not [line for line in text.splitlines() if line.startswith("orcinus_key") and 'key="batch"' not in line]
+    assert not [client for client in clients.values() if client in text]
+
+
+async def test_tokens_of_requests_add_up_to_those_of_all(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeExecutor(says("Hello there"))) as served:
+        for length in range(1, 8):
+            await served.complete("p" * length, max_tokens=length, n=2)
+        answer_of(await served.post("/v1/embeddings", input=["ab", "cd"]))
+        for kind in ("prompt", "generation"):
+            total = await served.metric(f"orcinus_{kind}_tokens_total")
+            assert await served.metric(f"orcinus_request_{kind}_tokens_sum") == total > 0
+        assert await served.metric("orcinus_request_prompt_tokens_count") == 7 + 2, "a prompt, however many samples"
+        assert await served.metric("orcinus_request_generation_tokens_count") == 14
+        assert await served.metric("orcinus_decode_time_seconds_count") == 16
+
+
+async def test_slots_are_held_for_as_long_as_there_are_requests(tmp_path: Path) -> None:
+    async with serving(tmp_path, info={"max_num_seqs": 2}) as served:
+        for _ in range(3):
+            await served.complete("abc", max_tokens=5, n=4)
+        held = await served.metric("orcinus_slot_seconds_total")
+        assert 0 < held <= await served.metric("orcinus_slot_capacity_seconds_total")
+        assert await served.metric("orcinus_admission_blocked_total", reason="slots") > 0
 
 
 def test_gauges_that_are_not_known_have_no_sample() -> None:

@@ -12,6 +12,11 @@ STEP = StepStats(
     num_running=2,
     num_waiting=1,
     num_slots=4,
+    num_running_tokens=500,
+    slot_s=0.25,
+    slot_capacity_s=2.0,
+    blocked_by=["slots"],
+    gpu_energy_j=3.0,
     num_kv_blocks=100,
     num_kv_blocks_used=30,
     device_utilization=0.9,
@@ -25,12 +30,15 @@ def test_numbers_of_one_engine_are_its_own() -> None:
 
 
 def test_gauges_add_up_and_counts_of_the_step_stay_its_own() -> None:
-    other = msgspec.structs.replace(STEP, step_time_s=9.0, num_prefill_tokens=1000, device_utilization=0.1)
+    other = msgspec.structs.replace(
+        STEP, step_time_s=9.0, num_prefill_tokens=1000, slot_s=7.0, gpu_energy_j=9.0, device_utilization=0.1
+    )
     assert combine_stats(STEP, [other, other]) == msgspec.structs.replace(
         STEP,
         num_running=6,
         num_waiting=3,
         num_slots=12,
+        num_running_tokens=1500,
         num_kv_blocks=300,
         num_kv_blocks_used=90,
         device_utilization=(0.9 + 0.1 + 0.1) / 3,

@@ -110,6 +110,7 @@ class FakeNvml(types.ModuleType):
         super().__init__("pynvml")
         self.broken = broken
         self.asked_for = ""
+        self.energy_mj: int | None = 5_000
 
     def nvmlInit(self) -> None:
         if self.broken:
@@ -127,6 +128,12 @@ class FakeNvml(types.ModuleType):
         assert handle == "handle"
         return SimpleNamespace(gpu=42)
 
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        assert handle == "handle"
+        if self.energy_mj is None:
+            raise self.NVMLError
+        return self.energy_mj
+
 
 @pytest.fixture
 def cuda_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
@@ -139,6 +146,32 @@ def test_cuda_utilization_and_memory_come_from_nvml(cuda_device: torch.device, m
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     assert device.device_monitor(cuda_device).sample() == (0.42, 3 * MIB, 10 * MIB)
     assert nvml.asked_for == "GPU-abc-def"
+
+
+def test_energy_of_a_gpu_is_counted_between_samples(cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml, now = FakeNvml(), [100.0]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monitor = device.device_monitor(cuda_device)
+    monitor.sample()
+    assert monitor.take_energy_j() == 0.0, "what was used before nobody knows"
+    taken = []
+    for moment, energy_mj in ((100.5, 7_000), (101.5, 8_500), (102.6, 9_000)):
+        now[0], nvml.energy_mj = moment, energy_mj
+        monitor.sample()
+        taken.append(monitor.take_energy_j())
+    assert taken == [0.0, 3.5, 0.5]
+    assert monitor.take_energy_j() == 0.0
+
+
+def test_what_does_not_count_energy_says_nothing(cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml()
+    nvml.energy_mj = None
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monitor = device.device_monitor(cuda_device)
+    monitor.sample()
+    assert monitor.take_energy_j() is None
+    assert CpuMonitor().take_energy_j() is None
 
 
 def test_cuda_without_nvml_says_nothing(cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
