@@ -117,12 +117,14 @@ gpu-check: $(DEV_STAMP) ## On a machine with a GPU: the truth tests, attention, 
 	$(BIN)/python -m bench.gpu_check $(ARGS)
 
 .PHONY: docs
-docs: $(DEV_STAMP) ## Regenerate the tables of docs/reference from the declarations
+docs: $(DEV_STAMP) ## Regenerate the tables of docs/reference from the declarations, and the PrometheusRule from the rules
 	$(BIN)/python -m orcinus.server.reference
+	$(BIN)/python .ci/prometheus_rule.py
 
 .PHONY: docs-check
-docs-check: $(DEV_STAMP) ## Fail if the tables of docs/reference are out of date
+docs-check: $(DEV_STAMP) ## Fail if what `make docs` writes is out of date
 	$(BIN)/python -m orcinus.server.reference --check
+	$(BIN)/python .ci/prometheus_rule.py --check
 
 .PHONY: wheel
 wheel: $(WHEEL_STAMP) ## Build the source distribution and the wheel, native kernels included, into dist/
@@ -136,6 +138,10 @@ wheel: $(WHEEL_STAMP) ## Build the source distribution and the wheel, native ker
 .PHONY: smoke
 smoke: wheel $(DEV_STAMP) ## Install the wheel into an empty environment and talk to the server it starts
 	$(BIN)/python .ci/smoke.py dist/*.whl $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+
+.PHONY: image-check
+image-check: ## Build the image without a container engine and run it as an engine would; needs root and debootstrap
+	$(PYTHON) .ci/check_image.py $(ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was built
