@@ -32,6 +32,7 @@ from orcinus.server.http.throttled_log import ThrottledLog
 from orcinus.server.metrics import Metrics
 from orcinus.server.openapi import describe_operation, install_document
 from orcinus.server.operations import OPERATIONS, Operation, OperationTable
+from orcinus.server.watching.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     Sets `engine.observer`. `app.state` has `context`, `metrics` and, once it runs, `reading`: the task of `engine.run`.
     Raises `OSError` if the key file cannot be read, and `SettingsError` if it has a key that cannot be sent.
     """
+    if not settings.page:
+        operations = operations.without_page()
     metrics = Metrics(settings.model_names, operations.labels())
     engine.observer = metrics
     context = ServingContext(engine, settings)
@@ -66,6 +69,7 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     )
     app.state.context = context
     app.state.metrics = metrics
+    app.state.watch = Watch(context, metrics)
     app.state.keys = KeyRing(settings)
     app.state.throttled_log = ThrottledLog()
     bodies = BodyReader(settings.max_body_bytes)

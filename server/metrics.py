@@ -8,7 +8,7 @@ comes from user input.
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -166,6 +166,30 @@ METRICS: tuple[MetricSpec, ...] = (
 _SPECS = {spec.name: spec for spec in METRICS}
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """How often something was observed, and the sum of what was."""
+
+    count: int
+    sum: float
+
+    def mean_ms_since(self, before: "Observed") -> float | None:
+        """Return the mean of seconds observed since, in milliseconds; None where there were none."""
+        count = self.count - before.count
+        return round((self.sum - before.sum) / count * 1000, 3) if count else None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """All that was counted so far, of what is told to those who watch."""
+
+    step_time: Observed
+    ttft: Observed
+    inter_token: Observed
+    num_generated: int
+    num_prefilled: int
+
+
 class Histogram:
     """Counts per bucket; `observe` is all that happens between scrapes."""
 
@@ -179,6 +203,10 @@ class Histogram:
     def observe(self, value: float, weight: int = 1) -> None:
         self._counts[bisect_left(self._bounds, value)] += weight
         self._sum += value * weight
+
+    @property
+    def observed(self) -> Observed:
+        return Observed(sum(self._counts), self._sum)
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
         """Add what was observed to a metric, under these labels."""
@@ -195,6 +223,7 @@ class Metrics(EngineObserver):
     def __init__(self, model_names: Sequence[str] = (), routes: Iterable[tuple[str, str]] = ()) -> None:
         """Have series from the start for the names that are served, and for each route and method that there is."""
         self.registry = CollectorRegistry()
+        self.step_listener: Callable[[StepStats], None] | None = None  # told of each step, while somebody watches
         self._model_names = tuple(model_names)
         self._stats = StepStats()
         self._info: tuple[str, ...] | None = None
@@ -227,6 +256,8 @@ class Metrics(EngineObserver):
         num_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
         if not num_tokens:
             return  # a heartbeat
+        if self.step_listener is not None:
+            self.step_listener(stats)
         self._step_time.observe(stats.step_time_s)
         self._tokens_per_step.observe(num_tokens)
         counters = self._counters
@@ -261,6 +292,23 @@ class Metrics(EngineObserver):
 
     def on_quarantined(self) -> None:
         self._counters["orcinus_requests_quarantined_total"] += 1
+
+    # --- who watches ---------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> StepStats:
+        """The numbers of the last step, whose gauges are of all engines."""
+        return self._stats
+
+    def totals(self) -> Totals:
+        """Return what was counted so far."""
+        return Totals(
+            self._step_time.observed,
+            self._ttft.observed,
+            self._inter_token.observed,
+            self._counters["orcinus_generation_tokens_total"],
+            self._counters["orcinus_prefill_tokens_total"],
+        )
 
     # --- the server ---------------------------------------------------------------------------------
 

@@ -55,9 +55,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.reading": {"server.json_values", "server.errors"},
     "server.context": {"server.reading", "server.intake", "server.errors"},
     "server.metrics": set(),
+    "server.watching": {"server.context", "server.metrics"},
     "server.requests": {"server.context", "server.json_values", "server.errors"},
     "server.apis": {"server.requests", "server.context", "server.reading", "server.json_values", "server.metrics"}
-    | {"server.errors"},
+    | {"server.errors", "server.watching"},
     "server.operations": {"server.apis", "server.requests", "server.context"},
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
     | {"server.metrics", "server.intake"},
@@ -70,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "server.operations",
         "server.context",
         "server.metrics",
+        "server.watching",
     },
     "server.load": set(),
     "server.commands": {
