@@ -21,7 +21,7 @@ ClientOf = Callable[[str], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Tells what happened in a slot at `at_s`. The rest is of a request that came; `key` is an index of `ClientNames`."""
+    """Tells what happened in a slot at `at_s`. The rest is of a request that came; `ClientNames` has its `key`."""
 
     slot: int
     at_s: float

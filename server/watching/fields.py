@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EventField:
-    """A field of an event. `schema` is its JSON schema; one that is not `is_always` there is left out where unchanged."""
+    """Describes a field of an event: its JSON schema, what it means, and whether it `is_always` there."""
 
     name: str
     schema: dict[str, object]

@@ -70,14 +70,15 @@ class Watch:
             info = self.context.engine.info
         except EngineUnavailableError:
             return told
-        num_slots = self.metrics.stats.num_slots
+        stats = self.metrics.stats
+        num_slots = stats.num_slots or info.max_num_seqs
         return {
             **told,
             "device": info.device_name,
             "batching": info.batching,
             "num_slots": num_slots,
             "num_shown_slots": min(num_slots, MAX_SLOTS),
-            "num_blocks": self.metrics.stats.num_kv_blocks,
+            "num_blocks": stats.num_kv_blocks or info.num_kv_blocks,
             "block_size": info.block_size,
             "max_model_len": info.max_model_len,
         }

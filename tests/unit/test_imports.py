@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
     | {"server.metrics", "server.intake"},
     "server.openapi": {"server.operations", "server.apis", "server.requests", "server.errors"},
-    "server.reference": {"server.operations", "server.requests", "server.metrics"},
+    "server.reference": {"server.operations", "server.requests", "server.metrics", "server.watching"},
     "server.process": {"server.http", "server.context", "server.intake"},
     "server.app": {
         "server.http",

@@ -1,4 +1,4 @@
-"""AsyncEngine tells who listens what is in the slots of its engines, through all of their lives, and nobody otherwise."""
+"""AsyncEngine tells a listener what is in the slots of its engines, through all of their lives."""
 
 import logging
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from orcinus.engine.frontend.async_engine import AsyncEngine
 from orcinus.engine.frontend.replica import EngineReplica
 from orcinus.engine.messages import SlotReport, StepOutputs, StepStarted
-from tests.unit.engine.fakes import write_byte_tokenizer
+from tests.unit.engine.fakes import fake_settings, write_byte_tokenizer
 from tests.unit.engine.frontend.test_async_engine import Gate, request, texts, until
 from tests.unit.engine.frontend.test_engine_ends import KilledInSteps, ScriptedEngines, engine_on
 
@@ -123,8 +123,6 @@ async def test_an_engine_that_is_closed_is_told_of(model: Path) -> None:
 
 
 def test_there_is_a_way_to_watch_before_the_model_is_loaded(model: Path) -> None:
-    from tests.unit.engine.fakes import fake_settings
-
     engine = AsyncEngine(fake_settings(model))
     engine.watch_slots(Listener())
     engine.watch_slots(None)
