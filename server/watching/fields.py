@@ -44,7 +44,7 @@ EVENT_FIELDS: tuple[EventField, ...] = (
             "type": "array",
             "items": {"type": "array", "minItems": 3, "maxItems": 3, "prefixItems": [_NUMBER, _INTEGER, _INTEGER]},
         },
-        "`[milliseconds, decode tokens, prompt tokens]` of each step, the last 64.",
+        "`[milliseconds, decode tokens, prompt tokens]` of each step, the last 128.",
     ),
     EventField("tokens", _INTEGER, "Tokens generated."),
     EventField("prefill_tokens", _INTEGER, "Prompt tokens computed."),

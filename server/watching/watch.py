@@ -26,7 +26,7 @@ Shown = tuple[Move, Move | None]
 MAX_WATCHERS = 16
 MAX_MOVES = 64  # in an event
 MAX_CLIENTS = 16  # in an event
-MAX_STEPS = 64  # in an event
+MAX_STEPS = 128  # in an event
 
 
 class Watch:

@@ -144,8 +144,8 @@ async def test_an_event_is_a_few_kilobytes_with_256_slots_that_are_all_given_to_
         moves = [came(slot, f"{turn}{slot:05}", 25_811.924 + turn) for slot in range(MAX_SLOTS)]
         moves += [SlotMove(slot, 25_811.924 + turn, "decodes") for slot in range(MAX_SLOTS)]
         apply(watcher, report(moves, MAX_SLOTS))
-        watcher._watch.step_times.extend([(123.45, 256, 1000)] * 64)
-        watcher._watch.num_steps += 64
+        watcher._watch.step_times.extend([(123.45, 256, 1000)] * 128)
+        watcher._watch.num_steps += 128
         event = watcher.event()
         shown.take_in(event)
         assert len(event["moves"]) == MAX_MOVES
@@ -254,9 +254,9 @@ async def test_the_status_follows_the_engine_and_the_intake(tmp_path: Path) -> N
 
 
 async def test_steps_are_told_the_last_ones_where_there_were_many(watcher: Watcher) -> None:
-    for number in range(100):
+    for number in range(150):
         watcher._watch._on_step(StepStats(step_time_s=number / 1000, num_decode_tokens=1))
-    assert [step[0] for step in watcher.event()["step_times"]] == [*range(36, 100)]
+    assert [step[0] for step in watcher.event()["step_times"]] == [*range(22, 150)]
     watcher._watch._on_step(StepStats(step_time_s=0.5, num_decode_tokens=1))
     assert watcher.event()["step_times"] == [(500.0, 1, 0)]
     await asyncio.sleep(0)

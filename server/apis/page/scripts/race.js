@@ -3,7 +3,7 @@
 import { events, post, shortId } from "./api.js";
 import { at, fitted, prefersStillness, shortNumber } from "./dom.js";
 import { themeColours } from "./lanes.js";
-import { idleShare, staticBars, stepCosts } from "./static_batches.js";
+import { idleShare, staticBars, stepCosts, withPauses } from "./static_batches.js";
 
 const QUESTIONS = [
   "Tell me a story.",
@@ -116,8 +116,7 @@ export class Race {
       .map(({ slot, start, end }, index) => ({ slot, index, start: start - begin, end: end - begin }));
     const end = Math.max(...bars.map(bar => bar.end));
     const numSlots = Math.min(this.feed.server.num_slots, lengths.length);
-    const steps = samples.flatMap(sample => sample.step_times);
-    const costs = stepCosts(steps.map(([ms, rows, prefill]) => ({ rows, prefill, seconds: ms / 1000 })));
+    const costs = costsOf(samples.filter(sample => sample.at_s > begin && sample.at_s - sample.interval_s < begin + end), end);
     const fixed = staticBars(lengths, numSlots, costs);
     return { lengths, numSlots, costs, continuous: { bars, end }, static: fixed };
   }
@@ -164,9 +163,18 @@ export class Race {
   }
 }
 
+/* What steps cost while the requests ran, which took `wallS`. Of many short steps, events tell the last ones alone. */
+function costsOf(samples, wallS) {
+  const told = samples.flatMap(sample => sample.step_times);
+  const costs = stepCosts(told.map(([ms, rows, prefill]) => ({ rows, prefill, seconds: ms / 1000 })));
+  const stepsS = samples.reduce((sum, sample) => sum + sample.step_s, 0);
+  const toldS = told.reduce((sum, [ms]) => sum + ms / 1000, 0);
+  return withPauses({ ...costs, prompts: costs.prompts * (toldS > 0 ? stepsS / toldS : 1) }, stepsS, wallS);
+}
+
 function inWords({ base, perRow, prompts }) {
   const perRequest = perRow > 0 ? `and ${shortNumber(perRow * 1000)} ms more for each request in it` : "whatever is in it";
-  return `a step takes ${shortNumber(base * 1000)} ms ${perRequest}, and all prompts ${shortNumber(prompts * 1000)} ms`;
+  return `a step takes ${shortNumber(base * 1000)} ms ${perRequest}, and all prompts ${shortNumber(prompts * 1000)} ms, pauses included`;
 }
 
 function drawSide(canvas, side, { numSlots, span, until }) {

@@ -14,6 +14,13 @@ export function stepCosts(steps) {
   return { ...line, prompts };
 }
 
+/* Returns the same costs for a clock by which all steps, which took `stepsS` together, went by in `wallS`: the engine has
+   more to do than steps. With less than that, others had some of the steps, and nothing is known of the pauses. */
+export function withPauses(costs, stepsS, wallS) {
+  const factor = stepsS > 0 ? Math.max(1, wallS / stepsS) : 1;
+  return { base: costs.base * factor, perRow: costs.perRow * factor, prompts: costs.prompts * factor };
+}
+
 function lineThrough(steps) {
   const n = steps.length;
   const sum = valueOf => steps.reduce((total, step) => total + valueOf(step), 0);
