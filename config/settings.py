@@ -337,8 +337,8 @@ class Settings(BaseSettings):
     page: bool = _setting(
         True,
         "Server",
-        "Serve the page at / and the events behind it at /events. Whoever has a key sees there how much each request and"
-        " each key holds, by number, and nothing of what they say.",
+        "Serve the page at / and the events behind it, at /events. Whoever has a key sees there how much each request"
+        " and each key holds, by number, and nothing of what they say.",
     )
     lenient: bool = _setting(
         False,

@@ -168,7 +168,7 @@ _SPECS = {spec.name: spec for spec in METRICS}
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """How often something was observed, and the sum of what was."""
+    """Counts what was observed, and sums it up."""
 
     count: int
     sum: float

@@ -58,8 +58,9 @@ class Operation:
 
     `path` is written as starlette does (`{model:path}` takes slashes). `name` is what its `operationId` in the OpenAPI
     document begins with; `tag` and `summary` are shown there, if `is_documented`. `is_guarded` operations need a key
-    where the server has keys; `is_polled` ones are asked for by machines all the time, and not logged; `is_of_page` ones are there where the page is. `methods` are
-    those that have an answer of their own, and `allowed_methods` all that are answered.
+    where the server has keys; `is_polled` ones are asked for by machines all the time, and not logged; `is_of_page`
+    ones are there where the page is. `methods` are those that have an answer of their own, and `allowed_methods` all
+    that are answered.
     """
 
     path: str

@@ -92,7 +92,7 @@ class SlotBoard:
 
     @property
     def stays(self) -> list[Stay | None]:
-        """Who is in which slot."""
+        """The requests in slots, by slot."""
         return self._stays
 
     @property

@@ -4,7 +4,6 @@ Needs Debian's chromium. The pictures have a palette of 256 colours, so that the
 """
 
 import random
-import sys
 import threading
 import time
 from pathlib import Path
@@ -91,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,8 +16,8 @@ from tests.server_process import LIGHT, ServerProcess, until
 
 pytestmark = pytest.mark.slow
 
-TRICKY = "It's \"5 < 6\" \\ costs $HOME `ü` 🐋?"
-PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+TRICKY = 'It\'s "5 < 6" \\ costs $HOME `ü` 🐋?'
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,7 @@ def test_a_conversation_is_streamed_and_goes_on_with_what_was_said(browser: Any,
         assert [message["role"] for message in bodies[-1]["messages"]] == ["user"]
 
 
-def test_settings_are_sent_where_they_are_set_and_wrong_ones_are_not(
-    browser: Any, small_server: ServerProcess
-) -> None:
+def test_settings_are_sent_where_they_are_set_and_wrong_ones_are_not(browser: Any, small_server: ServerProcess) -> None:
     with opened(browser, small_server) as page:
         until_ready(page)
         bodies = bodies_sent(page)
@@ -157,9 +155,7 @@ def test_the_page_is_used_by_the_keyboard_alone(browser: Any, endless_server: Se
 
 
 @pytest.mark.parametrize("kind", ["curl", "python"])
-def test_a_copy_is_a_program_that_gives_the_same_answer(
-    browser: Any, small_server: ServerProcess, kind: str
-) -> None:
+def test_a_copy_is_a_program_that_gives_the_same_answer(browser: Any, small_server: ServerProcess, kind: str) -> None:
     permissions = ["clipboard-read", "clipboard-write"]
     with opened(browser, small_server, permissions=permissions) as page:
         until_ready(page)
@@ -224,7 +220,7 @@ def test_who_holds_how_much_is_shown_by_key(browser: Any, guarded_server: Server
         page.press("#key", "Enter")
         until_ready(page)
         page.click("#by-key")
-        headers = {"authorization": "Bearer sécret".encode()}
+        headers = {b"authorization": "Bearer sécret".encode()}
         body = {"prompt": "a", "max_tokens": 1500, "n": 2}
         asked = pool.submit(guarded_server.http.post, "/v1/completions", json=body, headers=headers)
         wait_for(page, "document.querySelector('#holders th')?.textContent === 'key 1'")

@@ -25,7 +25,7 @@ def events(request: Request) -> Response:
 
 
 class WatchStream(Response):
-    """Events for one watcher, until it leaves, the server ends, or the stream is so old that a key may be out of date."""
+    """Tells one watcher, until it leaves, the server ends, or the stream is so old that its key may not be valid."""
 
     media_type = "text/event-stream"
 

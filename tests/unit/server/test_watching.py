@@ -215,7 +215,7 @@ async def test_nothing_is_sent_or_counted_for_watchers_while_there_are_none(
     assert watch.num_steps == 0
     assert served.app.state.metrics.step_listener is None
     with watch.open() as first, watch.open():
-        await until(lambda: first.news.is_set())
+        await until(first.news.is_set)
         await served.complete("ab", max_tokens=5)
         assert watch.num_steps > 0
     num_steps = watch.num_steps

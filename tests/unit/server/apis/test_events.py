@@ -72,7 +72,7 @@ async def test_events_are_bounded_in_a_second(tmp_path: Path, monkeypatch: pytes
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
         client.stream("GET", "/events") as response,
     ):
-        monkeypatch.setattr(answer.asyncio, "sleep", noted)
+        monkeypatch.setattr("orcinus.server.apis.events.answer.asyncio.sleep", noted)
         num_events = 0
         async for _ in events_from(response):
             num_events += 1
