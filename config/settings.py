@@ -344,6 +344,12 @@ class Settings(BaseSettings):
         " tokens, and goes by priority and arrival among the requests of each; fcfs goes by those alone. With one key,"
         " or none, both are the same.",
     )
+    page: bool = _setting(
+        True,
+        "Server",
+        "Serve the page at / and the events behind it, at /events. Whoever has a key sees there how much each request"
+        " and each key holds, by number, and nothing of what they say.",
+    )
     lenient: bool = _setting(
         False,
         "Server",

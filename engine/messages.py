@@ -64,7 +64,13 @@ class AbortRequests(Message, frozen=True, tag="abort"):
     request_ids: list[str]
 
 
-ToEngine = AddRequest | AbortRequests
+class WatchSlots(Message, frozen=True, tag="watch"):
+    """Begin to report what is in the slots, or stop: somebody watches now, or nobody does any more."""
+
+    is_on: bool
+
+
+ToEngine = AddRequest | AbortRequests | WatchSlots
 
 
 # --- engine process -> server process -------------------------------------------------------------------
@@ -236,11 +242,43 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     device_memory_total_bytes: int | None = None
 
 
+class SlotMove(Message, frozen=True, array_like=True):
+    """Tells what happened in a slot at `at_s`: a request got it, brought its first token there, or left it.
+
+    `request_id` and `num_prefill_tokens`, which have to be computed before it decodes (its prompt, and after a
+    preemption all that it had), are of a request that came.
+    """
+
+    slot: int
+    at_s: float
+    kind: Literal["came", "decodes", "left"]
+    request_id: str = ""
+    num_prefill_tokens: int = 0
+
+
+class SlotReport(Message, frozen=True, array_like=True):
+    """Tells what happens in the slots, while somebody watches: `moves` since the last report, in order.
+
+    Where it `is_whole`, what was told before is void, and `moves` are of those who have slots now. The columns are by
+    slot, 0 where one is free: tokens computed or being computed, and KV blocks in the request's table (of a block that
+    several share, each has one).
+    """
+
+    moves: list[SlotMove] = []
+    is_whole: bool = False
+    num_computed_tokens: list[int] = []
+    num_blocks: list[int] = []
+
+
 class StepOutputs(Message, frozen=True, tag="step"):
-    """All that one step brought, one message a step. With no deltas it is a heartbeat."""
+    """All that one step brought, one message a step. With no deltas it is a heartbeat.
+
+    `slots` is there while somebody watches, a few times a second.
+    """
 
     deltas: list[RequestDelta]
     stats: StepStats
+    slots: SlotReport | None = None
 
 
 class StepStarted(Message, frozen=True, tag="started"):

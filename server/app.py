@@ -34,6 +34,7 @@ from orcinus.server.http.throttled_log import ThrottledLog
 from orcinus.server.metrics import Metrics
 from orcinus.server.openapi import describe_operation, install_document
 from orcinus.server.operations import OPERATIONS, Operation, OperationTable
+from orcinus.server.watching.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     Sets `engine.observer`. `app.state` has `context`, `metrics` and, once it runs, `reading`: the task of `engine.run`.
     Raises `OSError` if the key file cannot be read, and `SettingsError` if it has a key that cannot be sent.
     """
+    if not settings.page:
+        operations = operations.without_page()
     metrics = Metrics(
         settings.model_names, operations.labels(), names=settings.metrics_names, cpu_energy_j=CpuEnergy().read_j
     )
@@ -59,6 +62,7 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     )
     app.state.context = context
     app.state.metrics = metrics
+    app.state.watch = Watch(context, metrics)
     app.state.keys = KeyRing(settings)
     app.state.throttled_log = ThrottledLog()
     app.state.origins = OriginPolicy(settings.cors_allow_origin)

@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,11 +34,22 @@ from orcinus.server.exposition.declarations import (
     SECONDS,
     RejectionReason,
 )
-from orcinus.server.exposition.families import Histogram, Labels, family
+from orcinus.server.exposition.families import Histogram, Labels, Observed, family
 from orcinus.server.exposition.load import Load
 from orcinus.server.exposition.vllm_names import vllm_families
 
 __all__ = ["METRICS", "OUTCOMES", "REJECTION_REASONS", "SECONDS", "Histogram", "Metrics", "RejectionReason"]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """All that was counted so far, of what is told to those who watch."""
+
+    step_time: Observed
+    ttft: Observed
+    inter_token: Observed
+    num_generated: int
+    num_prefilled: int
 
 
 class Metrics(EngineObserver):
@@ -56,6 +68,7 @@ class Metrics(EngineObserver):
         `names` are those that metrics are exposed by: orcinus, vllm or both. `cpu_energy_j` is asked when they are.
         """
         self.registry = CollectorRegistry()
+        self.step_listener: Callable[[StepStats], None] | None = None  # told of each step, while somebody watches
         self._model_names = tuple(model_names)
         self._names = frozenset(names)
         self._cpu_energy_j = cpu_energy_j
@@ -101,6 +114,8 @@ class Metrics(EngineObserver):
         num_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
         if not num_tokens:
             return  # a heartbeat
+        if self.step_listener is not None:
+            self.step_listener(stats)
         self._step_time.observe(stats.step_time_s)
         self._tokens_per_step.observe(num_tokens)
         counters = self._counters
@@ -156,6 +171,23 @@ class Metrics(EngineObserver):
 
     def on_quarantined(self) -> None:
         self._counters["orcinus_requests_quarantined_total"] += 1
+
+    # --- who watches ---------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> StepStats:
+        """The numbers of the last step, whose gauges are of all engines."""
+        return self._stats
+
+    def totals(self) -> Totals:
+        """Return what was counted so far."""
+        return Totals(
+            self._step_time.observed,
+            self._ttft.observed,
+            self._inter_token.observed,
+            self._counters["orcinus_generation_tokens_total"],
+            self._counters["orcinus_prefill_tokens_total"],
+        )
 
     # --- the server ---------------------------------------------------------------------------------
 

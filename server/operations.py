@@ -20,6 +20,7 @@ from orcinus.server.apis.completions.answer import COMPLETION, start_completion
 from orcinus.server.apis.completions.body import CompletionBody
 from orcinus.server.apis.embeddings.answer import EMBEDDINGS, start_embeddings
 from orcinus.server.apis.embeddings.body import EmbeddingBody
+from orcinus.server.apis.events.answer import events
 from orcinus.server.apis.generation import Generation
 from orcinus.server.apis.messages.answer import MESSAGE, MESSAGE_TOKENS, count_tokens, start_message
 from orcinus.server.apis.messages.body import MessagesBody
@@ -29,6 +30,7 @@ from orcinus.server.apis.models.answer import (
     retrieve_model,
     retrieve_model_for_anthropic,
 )
+from orcinus.server.apis.page.answer import FILES, page, page_file
 from orcinus.server.apis.reference.answer import SCRIPT, START, STYLE, document, reference_file, reference_page
 from orcinus.server.apis.responses.answer import (
     RESPONSE,
@@ -39,7 +41,7 @@ from orcinus.server.apis.responses.answer import (
     stored_response,
 )
 from orcinus.server.apis.responses.body import ResponseBody
-from orcinus.server.apis.status.answer import exposition, first_page, live, ready, version
+from orcinus.server.apis.status.answer import exposition, live, ready, version
 from orcinus.server.apis.tokens.answer import TEXT, TOKENS, detokenize, tokenize
 from orcinus.server.apis.tokens.body import DetokenizeBody, TokenizeBody
 from orcinus.server.context import ServingContext
@@ -56,8 +58,9 @@ class Operation:
 
     `path` is written as starlette does (`{model:path}` takes slashes). `name` is what its `operationId` in the OpenAPI
     document begins with; `tag` and `summary` are shown there, if `is_documented`. `is_guarded` operations need a key
-    where the server has keys; `is_polled` ones are asked for by machines all the time, and not logged. `methods` are
-    those that have an answer of their own, and `allowed_methods` all that are answered.
+    where the server has keys; `is_polled` ones are asked for by machines all the time, and not logged; `is_of_page`
+    ones are there where the page is. `methods` are those that have an answer of their own, and `allowed_methods` all
+    that are answered.
     """
 
     path: str
@@ -69,6 +72,7 @@ class Operation:
     is_documented: bool = True
     is_guarded: bool = True
     is_polled: bool = False
+    is_of_page: bool = False
 
     @property
     def allowed_methods(self) -> tuple[str, ...]:
@@ -133,6 +137,7 @@ class PageOperation(Operation):
     _: KW_ONLY
     respond: Callable[[Request], Response]
     media_types: tuple[str, ...]
+    is_endless: bool = False  # the answer to GET goes on until the client leaves
 
 
 class OperationTable:
@@ -150,6 +155,10 @@ class OperationTable:
 
     def __iter__(self) -> Iterator[Operation]:
         return iter(self._operations)
+
+    def without_page(self) -> "OperationTable":
+        """Return the table of a server that shows no page."""
+        return OperationTable(operation for operation in self._operations if not operation.is_of_page)
 
     def at(self, path: str) -> Operation | None:
         """Return the operation that a request for this path is about, whatever its method."""
@@ -208,16 +217,28 @@ class OperationTable:
         return not any(compile_path(row.path)[0].match(path) for row in self._operations[:index])
 
 
-def _open_page(path: str, name: str, respond: Callable[[Request], Response], media_type: str) -> PageOperation:
+def _open_page(
+    path: str, name: str, respond: Callable[[Request], Response], media_type: str, *, is_of_page: bool = False
+) -> PageOperation:
     """Return a page that needs no key and is not in the API's own document."""
     return PageOperation(
-        path, name=name, respond=respond, media_types=(media_type,), is_documented=False, is_guarded=False
+        path,
+        name=name,
+        respond=respond,
+        media_types=(media_type,),
+        is_documented=False,
+        is_guarded=False,
+        is_of_page=is_of_page,
     )
 
 
 OPERATIONS = OperationTable(
     [
-        _open_page("/", "first_page", first_page, "text/html"),
+        _open_page("/", "page", page, "text/html", is_of_page=True),
+        *(
+            _open_page(path, "page_file", page_file(path), media_type, is_of_page=True)
+            for path, media_type in FILES.items()
+        ),
         _open_page("/openapi.json", "document", document, "application/json"),
         _open_page("/docs", "reference_page", reference_page, "text/html"),
         *(
@@ -263,6 +284,16 @@ OPERATIONS = OperationTable(
             media_types=("text/plain", "application/openmetrics-text"),
             is_guarded=False,
             is_polled=True,
+        ),
+        PageOperation(
+            "/events",
+            name="events",
+            tag="operations",
+            summary="What the page at / shows, as server-sent events",
+            respond=events,
+            media_types=("text/event-stream",),
+            is_of_page=True,
+            is_endless=True,
         ),
         LookupOperation(
             "/v1/models",

@@ -7,6 +7,7 @@ but `start` runs on the event loop, and nothing here blocks it.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,13 +18,13 @@ from orcinus.engine.admission.request_checks import check_context, check_request
 from orcinus.engine.admission.request_splitter import RequestSplitter
 from orcinus.engine.errors import DrainingError, EngineUnavailableError, ModelLoadError, OrcinusError
 from orcinus.engine.frontend.combined_stats import combine_stats
-from orcinus.engine.frontend.observer import EngineObserver
+from orcinus.engine.frontend.observer import EngineObserver, SlotListener
 from orcinus.engine.frontend.replica import EngineReplica, EngineSpec
 from orcinus.engine.frontend.request_stream import RequestStream
 from orcinus.engine.frontend.request_tracker import RequestTracker
 from orcinus.engine.frontend.router import Router
 from orcinus.engine.frontend.text_frontend import TextFrontend
-from orcinus.engine.messages import EngineInfo, StepStats
+from orcinus.engine.messages import EngineInfo, SlotReport, StepStats
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
 
@@ -77,9 +78,11 @@ class AsyncEngine:
                 max_restarts=settings.max_engine_restarts,
                 on_up=self._on_replica_up,
                 on_stats=self._on_replica_stats,
+                on_slots=self._on_replica_slots,
             )
             for spec in specs
         ]
+        self._slot_listener: SlotListener | None = None
         self._info: EngineInfo | None = None
         self._failure: OrcinusError | None = None
         self._is_draining = False
@@ -202,6 +205,26 @@ class AsyncEngine:
     @property
     def _num_slots(self) -> int:
         return sum(replica.num_slots for replica in self._replicas if replica.state != "dead")
+
+    # --- slots ----------------------------------------------------------------------------------------------
+
+    def watch_slots(self, listener: SlotListener | None) -> None:
+        """Have the engines tell `listener` what is in their slots, all of it at first; None ends that.
+
+        It is called on the event loop a few times a second, and while nobody listens no engine computes or sends
+        anything for it. It must not block and must not raise.
+        """
+        self._slot_listener = listener
+        for replica in self._replicas:
+            replica.watch_slots(is_on=listener is not None)
+
+    def clients(self) -> Counter[str]:
+        """Return how many choices each client has in flight, waiting and running."""
+        return sum((replica.clients() for replica in self._replicas), Counter[str]())
+
+    def _on_replica_slots(self, replica: EngineReplica, report: SlotReport) -> None:
+        if self._slot_listener is not None:
+            self._slot_listener(self._replicas.index(replica), report, replica.client_of)
 
     # --- text -----------------------------------------------------------------------------------------------
 

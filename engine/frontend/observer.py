@@ -1,7 +1,12 @@
 """What may be observed of an engine: one small class to derive from, so that metrics stay out of it."""
 
-from orcinus.engine.messages import StepStats
+from collections.abc import Callable
+
+from orcinus.engine.messages import SlotReport, StepStats
 from orcinus.engine.outputs import Outcome, RequestTiming
+
+SlotListener = Callable[[int, SlotReport, Callable[[str], str | None]], None]
+"""Takes an engine's index, what it reports of its slots, and what tells whose a request is, if it is in flight."""
 
 
 class EngineObserver:

@@ -5,6 +5,7 @@ Choices never move to another replica. What becomes of their tokens is the busin
 """
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,15 @@ from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import OrcinusError
 from orcinus.engine.frontend.live_request import LiveChoice
 from orcinus.engine.frontend.request_tracker import RequestTracker
-from orcinus.engine.messages import AbortRequests, EngineInfo, StepOutputs, StepStarted, StepStats
+from orcinus.engine.messages import (
+    AbortRequests,
+    EngineInfo,
+    SlotReport,
+    StepOutputs,
+    StepStarted,
+    StepStats,
+    WatchSlots,
+)
 from orcinus.engine.supervision.supervisor import EngineEnd, Supervisor
 from orcinus.engine.supervision.suspects import SuspectTracker
 from orcinus.engine.supervision.transport import ProcessTransport, Transport
@@ -35,7 +44,7 @@ class EngineReplica:
     """`start` it, keep `run` as a task, `submit` choices while it is up or restarting; `aclose` it at the end.
 
     `on_up` is awaited before the first engine is used, and may raise `ModelLoadError`. `on_stats` is called when
-    `stats` has changed. An `EngineUser`.
+    `stats` has changed, and `on_slots`, while slots are watched, with what is in them. An `EngineUser`.
     """
 
     def __init__(
@@ -47,6 +56,7 @@ class EngineReplica:
         max_restarts: int,
         on_up: Callable[[EngineInfo], Awaitable[None]],
         on_stats: Callable[["EngineReplica"], None],
+        on_slots: Callable[["EngineReplica", SlotReport], None],
     ) -> None:
         self.state: ReplicaState = "loading"
         self.info: EngineInfo | None = None  # of the first engine; its successors are like it
@@ -54,6 +64,8 @@ class EngineReplica:
         self._requests = requests
         self._on_up = on_up
         self._on_stats = on_stats
+        self._on_slots = on_slots
+        self._is_watched = False
         self._supervisor = Supervisor(
             spec.config, self, spec.transport_factory, step_timeout_s=step_timeout_s, max_restarts=max_restarts
         )
@@ -85,6 +97,29 @@ class EngineReplica:
         if self.state != "dead":
             self.state = "dead"
             self._requests.fail([*self._choices.values()], error)
+            self._forget_slots()
+
+    # --- slots ----------------------------------------------------------------------------------------------
+
+    def watch_slots(self, *, is_on: bool) -> None:
+        """Have the engine, and each that comes after it, report what is in its slots, or stop that."""
+        self._is_watched = is_on
+        if self.state == "ready":
+            self._supervisor.send([WatchSlots(is_on=is_on)])
+
+    def client_of(self, engine_id: str) -> str | None:
+        """Return whose a choice is; None if it is not in flight here."""
+        choice = self._choices.get(engine_id)
+        return None if choice is None else choice.live.request.client
+
+    def clients(self) -> Counter[str]:
+        """Return how many choices each client has in flight."""
+        return Counter(choice.live.request.client for choice in self._choices.values())
+
+    def _forget_slots(self) -> None:
+        """Tell who watches that the slots are empty, as there is no engine."""
+        if self._is_watched:
+            self._on_slots(self, SlotReport(is_whole=True))
 
     # --- numbers --------------------------------------------------------------------------------------------
 
@@ -149,6 +184,8 @@ class EngineReplica:
             self.info = info
         if self.state != "dead":
             self.state = "ready"
+        if self._is_watched:
+            self._supervisor.send([WatchSlots(is_on=True)])
         self._up_since = time.monotonic()
         self.flush()
 
@@ -168,10 +205,13 @@ class EngineReplica:
         for engine_id in found.culprits:
             self._requests.quarantine(self._choices[engine_id], end.reason)
         self._note_waiting()
+        self._forget_slots()
         return was_useful or bool(found.culprits) or found.has_new_suspects
 
     def _on_step(self, outputs: StepOutputs) -> None:
         now = time.monotonic()
+        if outputs.slots is not None and self._is_watched:  # before those who ended with this step are forgotten
+            self._on_slots(self, outputs.slots)
         self.stats = outputs.stats
         for delta in outputs.deltas:
             choice = self._choices.get(delta.request_id)

@@ -28,9 +28,9 @@ from orcinus.engine.messages import (
     EngineFailed,
     EngineInfo,
     FromEngine,
-    StepOutputs,
     StepStarted,
     ToEngine,
+    WatchSlots,
 )
 from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals, inherited_descriptor
 from orcinus.engine.platform.device import limit_spinning
@@ -206,7 +206,7 @@ def _loop(channel: Channel, core: EngineCore, heartbeat: Heartbeat) -> NoReturn:
         if core.has_work and core.wait_time_s() is None:
             channel.send(core.step())
         elif messages or time.monotonic() >= last_sent + HEARTBEAT_S:
-            channel.send(StepOutputs(deltas=[], stats=core.stats()))
+            channel.send(core.news())
         else:
             continue
         last_sent = time.monotonic()
@@ -218,6 +218,8 @@ def _handle(core: EngineCore, message: ToEngine) -> None:
             core.add_request(message)
         case AbortRequests():
             core.abort_requests(message.request_ids)
+        case WatchSlots():
+            core.watch_slots(is_on=message.is_on)
 
 
 def main() -> None:

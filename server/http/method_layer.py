@@ -30,6 +30,7 @@ class MethodMiddleware:
         elif scope["method"] not in operation.allowed_methods:
             await error_response(_wrong_method(scope, operation), scope)(scope, receive, send)
         elif scope["method"] == "HEAD":
+            scope["state"]["is_head"] = True  # for answers without an end
             await self._app({**scope, "method": "GET"}, receive, send)
         else:
             await self._app(scope, receive, send)
