@@ -145,10 +145,11 @@ class EngineCore:
         if launched is None:
             return StepOutputs(deltas=deltas, stats=self.stats())
         deltas += self._end_step(launched, started)
+        ended_at = self._clock()
         stats = self._with_state(launched.step.stats)
-        stats.step_time_s = self._clock() - started
+        stats.step_time_s = ended_at - started
         stats.num_sampled_tokens = sum(len(delta.token_ids) for delta in deltas)
-        return StepOutputs(deltas=deltas, stats=stats)
+        return StepOutputs(deltas=deltas, stats=stats, ended_at=ended_at)
 
     def _end_step(self, launched: "_LaunchedStep", started: float) -> list[RequestDelta]:
         if self._executor.runs_ahead and self.scheduler.may_run_ahead:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orcinus.engine.errors import OrcinusError
+from orcinus.engine.frontend.choice_clock import ChoiceClock
 from orcinus.engine.frontend.output_buffer import OutputBuffer
 from orcinus.engine.frontend.output_processor import OutputProcessor
 from orcinus.engine.messages import AddRequest
-from orcinus.engine.outputs import GenerationRequest, RequestOutput, RequestTiming
+from orcinus.engine.outputs import ChoiceTimes, GenerationRequest, RequestOutput, RequestTiming
 
 if TYPE_CHECKING:
     from orcinus.engine.frontend.replica import EngineReplica
@@ -77,6 +78,7 @@ class LiveChoice:
     __slots__ = (
         "added",
         "asked_at",
+        "clock",
         "engine_id",
         "first_token_time",
         "is_unproven",
@@ -108,6 +110,7 @@ class LiveChoice:
         self.queue_time_s = 0.0
         self.first_token_time: float | None = None
         self.last_token_time: float | None = None
+        self.clock = _clock_of(live.request, processor.index, added)
 
     @property
     def arrival_time(self) -> float:
@@ -133,3 +136,11 @@ class LiveChoice:
             decode_time_s=now - first,
             num_preemptions=num_preemptions,
         )
+
+
+def _clock_of(request: GenerationRequest, index: int, added: AddRequest) -> ChoiceClock | None:
+    """Return what keeps a choice's times, where somebody asks for them."""
+    if request.on_choice_end is None:
+        return None
+    times = ChoiceTimes(index=index, arrived_at=added.arrival_time, num_prompt_tokens=len(added.prompt_token_ids))
+    return ChoiceClock(times, request.on_choice_end)

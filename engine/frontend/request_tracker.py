@@ -111,9 +111,11 @@ class RequestTracker:
         self._convictions.add(choice.live.request)
         self._end(choice.live, "error", RequestQuarantinedError("the engine ended again while it ran this request"))
 
-    def on_delta(self, choice: LiveChoice, delta: RequestDelta, now: float) -> None:
-        """Take in what one step brought one choice. A fault here ends its request alone."""
+    def on_delta(self, choice: LiveChoice, delta: RequestDelta, now: float, ended_at: float) -> None:
+        """Take in what one step, which ended at `ended_at`, brought one choice. A fault here ends its request alone."""
         live = choice.live
+        if choice.clock is not None:
+            choice.clock.on_delta(delta, ended_at)
         try:
             output = choice.processor.process(delta)
         except Exception:
@@ -176,6 +178,8 @@ class RequestTracker:
         """Close the books on a choice that its replica has let go. Called once for each."""
         del choice.live.choices[choice.engine_id]
         num_output_tokens = choice.processor.num_output_tokens
+        if choice.clock is not None:
+            choice.clock.on_end(outcome, num_output_tokens)
         self._admission.leave(choice.engine_id, outcome, num_output_tokens)
         if self._admission.num_in_flight == 0:
             self._idle.set()
