@@ -17,7 +17,7 @@ Outcome = Literal["stop", "length", "abort", "timeout", "error"]
 
 
 class ChoiceTimes(msgspec.Struct, kw_only=True):
-    """When what became of one choice, in seconds of `time.monotonic()`, as the engine reported it.
+    """Tells when what became of one choice, in seconds of `time.monotonic()`, as the engine reported it.
 
     None where it has not come to that. `arrived_at` is its admission. In `pauses` it had no slot, each from a
     preemption to its next step; `restarts` go from the end of an engine to the choice's first step in the next one.

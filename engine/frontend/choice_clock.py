@@ -6,8 +6,8 @@ All times are of one clock, which the server's process and those of engines shar
 import time
 from collections.abc import Callable
 
-from orcinus.engine.messages import RequestDelta
-from orcinus.engine.outputs import ChoiceTimes, Outcome
+from orcinus.engine.messages import AddRequest, RequestDelta
+from orcinus.engine.outputs import ChoiceTimes, GenerationRequest, Outcome
 
 
 class ChoiceClock:
@@ -51,3 +51,11 @@ class ChoiceClock:
         if self._engine_ended_at is not None:
             self._times.restarts.append((self._engine_ended_at, scheduled_at))
             self._engine_ended_at = None
+
+
+def clock_of(request: GenerationRequest, index: int, added: AddRequest) -> ChoiceClock | None:
+    """Return what keeps a choice's times, where somebody asks for them."""
+    if request.on_choice_end is None:
+        return None
+    times = ChoiceTimes(index=index, arrived_at=added.arrival_time, num_prompt_tokens=len(added.prompt_token_ids))
+    return ChoiceClock(times, request.on_choice_end)

@@ -14,7 +14,7 @@ from orcinus.engine.frontend.choice_clock import ChoiceClock
 from orcinus.engine.frontend.output_buffer import OutputBuffer
 from orcinus.engine.frontend.output_processor import OutputProcessor
 from orcinus.engine.messages import AddRequest
-from orcinus.engine.outputs import ChoiceTimes, GenerationRequest, RequestOutput, RequestTiming
+from orcinus.engine.outputs import GenerationRequest, RequestOutput, RequestTiming
 
 if TYPE_CHECKING:
     from orcinus.engine.frontend.replica import EngineReplica
@@ -97,8 +97,13 @@ class LiveChoice:
         processor: OutputProcessor,
         num_prompt_tokens: int,
         asked_at: float | None = None,
+        *,
+        clock: ChoiceClock | None = None,
     ) -> None:
-        """Take a choice whose client has waited since `asked_at`, or since now where nobody knows."""
+        """Take a choice whose client has waited since `asked_at`, or since now where nobody knows.
+
+        `clock` keeps its times, where somebody asks for them.
+        """
         self.added = added
         self.asked_at = added.arrival_time if asked_at is None else asked_at
         self.engine_id = added.request_id
@@ -110,7 +115,7 @@ class LiveChoice:
         self.queue_time_s = 0.0
         self.first_token_time: float | None = None
         self.last_token_time: float | None = None
-        self.clock = _clock_of(live.request, processor.index, added)
+        self.clock = clock
 
     @property
     def arrival_time(self) -> float:
@@ -136,11 +141,3 @@ class LiveChoice:
             decode_time_s=now - first,
             num_preemptions=num_preemptions,
         )
-
-
-def _clock_of(request: GenerationRequest, index: int, added: AddRequest) -> ChoiceClock | None:
-    """Return what keeps a choice's times, where somebody asks for them."""
-    if request.on_choice_end is None:
-        return None
-    times = ChoiceTimes(index=index, arrived_at=added.arrival_time, num_prompt_tokens=len(added.prompt_token_ids))
-    return ChoiceClock(times, request.on_choice_end)

@@ -21,6 +21,7 @@ from orcinus.engine.errors import (
     RequestQuarantinedError,
     RequestTimeoutError,
 )
+from orcinus.engine.frontend.choice_clock import clock_of
 from orcinus.engine.frontend.live_request import LiveChoice, LiveRequest
 from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.frontend.output_processor import OutputProcessor
@@ -61,7 +62,9 @@ class RequestTracker:
             )
             # A prompt is counted once, as in usage, however many samples are drawn from it.
             num_counted = 0 if sample else len(added.prompt_token_ids)
-            live.choices[added.request_id] = LiveChoice(added, live, processor, num_counted, request.asked_at)
+            live.choices[added.request_id] = LiveChoice(
+                added, live, processor, num_counted, request.asked_at, clock=clock_of(request, index, added)
+            )
         self._admission.enter(request, [*live.choices], max_model_len)
         self._idle.clear()
         if request.timeout_s is not None:

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from orcinus.server.http.framing import FramedAnswer
 from orcinus.server.http.hosts import HostPolicy
+from orcinus.server.http.metrics_port import mark_metrics_port
 from orcinus.server.http.parser import RequestParser
 from orcinus.server.http.refusals import Refusals
 
@@ -46,6 +47,7 @@ class SharedByConnections:
     hosts: HostPolicy
     refusals: Refusals
     is_ending: Callable[[], bool]
+    is_metrics_port: bool = False
     num_turned_away: int = 0
 
     def has_room_for(self, num_connections: int) -> bool:
@@ -90,6 +92,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self.client = _plain_address(self.client)
         self._idle_since = self.loop.time()
         if not self._shared.has_room_for(len(self.connections)):
             self._turn_away()
@@ -219,6 +222,8 @@ class BoundedProtocol(HttpToolsProtocol):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle = self._running
         assert cycle is not None, "uvicorn starts the first in line"
+        if self._shared.is_metrics_port:
+            mark_metrics_port(scope)
         answer = FramedAnswer(cycle, send, is_early=self._is_early, is_ending=self._shared.is_ending)
         await self._app(scope, receive, answer.send)
 
@@ -294,7 +299,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
         self._has_head()
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS cannot be closed on one side
+            self.transport.write_eof()
         self._watch_reader()
 
     def _throw_away(self, data: bytes) -> None:
@@ -346,3 +352,10 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._shared.refusals.note_unread(WRITE_TIMEOUT_S)
         self.transport.abort()
+
+
+def _plain_address(client: tuple[str, int] | None) -> tuple[str, int] | None:
+    """Return an address of IPv4 as one, which a socket for both families does not write so."""
+    if client is None or not client[0].startswith("::ffff:"):
+        return client
+    return client[0].removeprefix("::ffff:"), client[1]

@@ -59,8 +59,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.apis": {"server.requests", "server.context", "server.reading", "server.json_values", "server.metrics"}
     | {"server.errors"},
     "server.operations": {"server.apis", "server.requests", "server.context"},
+    "server.tracing": {"server.operations", "server.apis", "server.requests", "server.errors"},
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
-    | {"server.metrics", "server.intake"},
+    | {"server.metrics", "server.intake", "server.tracing"},
     "server.openapi": {"server.operations", "server.apis", "server.requests", "server.errors"},
     "server.reference": {"server.operations", "server.requests", "server.metrics"},
     "server.process": {"server.http", "server.context", "server.intake"},
@@ -70,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "server.operations",
         "server.context",
         "server.metrics",
+        "server.tracing",
     },
     "server.load": set(),
     "server.commands": {
