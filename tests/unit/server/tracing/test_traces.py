@@ -51,7 +51,7 @@ async def test_a_chat_has_the_span_of_the_conventions(tmp_path: Path, exported: 
             "stream": is_streamed,
         }
         response = await served.post("/v1/chat/completions", **body)
-        answer = response.text if is_streamed else response.json()
+        answer: Any = response.text if is_streamed else response.json()
     span = exported.server
     assert span.name == "chat fake-model"
     assert span.status.status_code == StatusCode.UNSET
