@@ -35,3 +35,4 @@ class EngineConfig:
     deterministic: bool | None
     seed: int | None
     log_level: Literal["debug", "info", "warning", "error"]
+    log_format: Literal["text", "json"]

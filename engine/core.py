@@ -152,10 +152,11 @@ class EngineCore:
         if launched is None:
             return self.news(deltas)
         deltas += self._end_step(launched, started)
+        ended_at = self._clock()
         stats = self._with_state(launched.step.stats)
-        stats.step_time_s = self._clock() - started
+        stats.step_time_s = ended_at - started
         stats.num_sampled_tokens = sum(len(delta.token_ids) for delta in deltas)
-        return StepOutputs(deltas=deltas, stats=stats, slots=self._slot_report())
+        return StepOutputs(deltas=deltas, stats=stats, slots=self._slot_report(), ended_at=ended_at)
 
     def news(self, deltas: list[RequestDelta] | None = None) -> StepOutputs:
         """Return the state of the moment, as between two steps, with the deltas that no step brought."""

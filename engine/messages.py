@@ -192,6 +192,7 @@ class RequestDelta(Message, frozen=True):
     `embedding` is float32, in the machine's byte order; it comes once, with the last delta.
     `ends_in_text` tells that a request which stopped did so after its last token, which is text, and not by it.
     `is_steered` tells that a token so far is not the one that was drawn (`StepResult.steered`).
+    `pauses` are the times since the delta before in which it had no slot, each from a preemption to its next step.
     """
 
     request_id: str
@@ -207,6 +208,7 @@ class RequestDelta(Message, frozen=True):
     embedding: bytes | None = None
     ends_in_text: bool = False
     is_steered: bool = False
+    pauses: list[tuple[float, float]] = []
 
 
 class StepStats(msgspec.Struct, omit_defaults=True):
@@ -273,12 +275,13 @@ class SlotReport(Message, frozen=True, array_like=True):
 class StepOutputs(Message, frozen=True, tag="step"):
     """All that one step brought, one message a step. With no deltas it is a heartbeat.
 
-    `slots` is there while somebody watches, a few times a second.
+    `slots` is there while somebody watches, a few times a second. `ended_at` is when the step's tokens were known.
     """
 
     deltas: list[RequestDelta]
     stats: StepStats
     slots: SlotReport | None = None
+    ended_at: float = 0.0
 
 
 class StepStarted(Message, frozen=True, tag="started"):

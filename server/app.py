@@ -6,8 +6,10 @@ engine has loaded it.
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -34,17 +36,32 @@ from orcinus.server.http.throttled_log import ThrottledLog
 from orcinus.server.metrics import Metrics
 from orcinus.server.openapi import describe_operation, install_document
 from orcinus.server.operations import OPERATIONS, Operation, OperationTable
+from orcinus.server.tracing.layer import TraceMiddleware
+from orcinus.server.tracing.tracer import Tracing, open_tracing
 from orcinus.server.watching.watch import Watch
 
 logger = logging.getLogger(__name__)
 
+_LAST_SPANS_S = 5.0
+# FastAPI would make spans of its own for whatever provider the process has, beside those of the GenAI conventions.
+_NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
-def create_app(engine: ServingEngine, settings: Settings, operations: OperationTable = OPERATIONS) -> FastAPI:
+
+def create_app(
+    engine: ServingEngine,
+    settings: Settings,
+    operations: OperationTable = OPERATIONS,
+    *,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """Return the app that serves `engine`, which was started; its lifespan runs the engine and closes it.
 
+    Without `tracing` the settings say whether requests are traced, and where to.
     Sets `engine.observer`. `app.state` has `context`, `metrics` and, once it runs, `reading`: the task of `engine.run`.
-    Raises `OSError` if the key file cannot be read, and `SettingsError` if it has a key that cannot be sent.
+    Raises `OSError` if the key file cannot be read, and `SettingsError` if it has a key that cannot be sent, or where
+    OpenTelemetry is wanted and not installed.
     """
+    tracing = tracing or open_tracing(settings)
     if not settings.page:
         operations = operations.without_page()
     metrics = Metrics(
@@ -59,10 +76,12 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
         lifespan=_lifespan,
         redirect_slashes=False,
         openapi_url=None,  # the document and its page are operations like others
+        telemetry=_NO_TELEMETRY,
     )
     app.state.context = context
     app.state.metrics = metrics
     app.state.watch = Watch(context, metrics)
+    app.state.tracing = tracing
     app.state.keys = KeyRing(settings)
     app.state.throttled_log = ThrottledLog()
     app.state.origins = OriginPolicy(settings.cors_allow_origin)
@@ -76,12 +95,13 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
             bodies=bodies,
             throttled_log=app.state.throttled_log,
         ),
+        *_trace_layers(tracing, operations, settings),
         *app.state.origins.layers(),
         Middleware(RootPathMiddleware, root_path=settings.root_path),
         Middleware(FaultMiddleware),
         Middleware(ServerOptionsMiddleware, operations=operations),
         Middleware(AuthMiddleware, keys=app.state.keys, operations=operations),
-        Middleware(MethodMiddleware, operations=operations),
+        Middleware(MethodMiddleware, operations=operations, has_metrics_port=settings.metrics_port is not None),
         Middleware(RoomMiddleware, context=context, operations=operations, metrics=metrics),
     ]
     for kind in (OrcinusError, HTTPException):
@@ -89,8 +109,16 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     handlers = OperationHandlers(context, Preparation(context, bodies, metrics), settings.keep_alive_s)
     for operation in operations:
         _add_operation(app, operation, handlers.handler(operation))
-    install_document(app, operations, is_key_needed=settings.is_key_needed, root_path=settings.root_path)
+    documented = operations if settings.metrics_port is None else operations.on_main_port()
+    install_document(app, documented, is_key_needed=settings.is_key_needed, root_path=settings.root_path)
     return app
+
+
+def _trace_layers(tracing: Tracing | None, operations: OperationTable, settings: Settings) -> list[Middleware]:
+    if tracing is None:
+        return []
+    names = tuple(settings.model_names)
+    return [Middleware(TraceMiddleware, tracing=tracing, operations=operations, model_names=names)]
 
 
 def _add_operation(app: FastAPI, operation: Operation, handler: Handler) -> None:
@@ -122,6 +150,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await context.engine.aclose()
         announcing.cancel()
         await asyncio.gather(reading, announcing, return_exceptions=True)
+        if app.state.tracing is not None:
+            await _send_last_spans(app.state.tracing)
+
+
+async def _send_last_spans(tracing: Tracing) -> None:
+    """Send what is left, unless that takes too long: a collector that is gone must not keep the server."""
+    sending = threading.Thread(target=tracing.close, name="send the last spans", daemon=True)
+    sending.start()
+    await asyncio.to_thread(sending.join, _LAST_SPANS_S)
+    if sending.is_alive():
+        logger.warning("the last spans were not sent within %g s", _LAST_SPANS_S)
 
 
 async def _announce(context: ServingContext, metrics: Metrics) -> None:

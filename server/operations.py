@@ -60,7 +60,8 @@ class Operation:
     document begins with; `tag` and `summary` are shown there, if `is_documented`. `is_guarded` operations need a key
     where the server has keys; `is_polled` ones are asked for by machines all the time, and not logged; `is_of_page`
     ones are there where the page is. `methods` are those that have an answer of their own, and `allowed_methods` all
-    that are answered.
+    that are answered. Where the metrics have a port of their own, `is_on_metrics_port` ones are there, and
+    `is_on_main_port` ones on the other.
     """
 
     path: str
@@ -73,6 +74,8 @@ class Operation:
     is_guarded: bool = True
     is_polled: bool = False
     is_of_page: bool = False
+    is_on_main_port: bool = True
+    is_on_metrics_port: bool = False
 
     @property
     def allowed_methods(self) -> tuple[str, ...]:
@@ -92,13 +95,17 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOperation(Operation):
-    """An operation whose requests run in the engine: `start` admits one, and its answer is one object or a stream."""
+    """An operation whose requests run in the engine: `start` admits one, and its answer is one object or a stream.
+
+    `gen_ai_name` is what OpenTelemetry's conventions call it.
+    """
 
     _: KW_ONLY
     start: Callable[[ServingContext, Mapping[str, Any], Caller], Awaitable[Generation]]
     body: type[Body]
     answer: AnswerSchema
     is_streamed: bool = True
+    gen_ai_name: str = "chat"
     methods: tuple[str, ...] = ("POST",)
 
     @property
@@ -163,6 +170,10 @@ class OperationTable:
     def at(self, path: str) -> Operation | None:
         """Return the operation that a request for this path is about, whatever its method."""
         return self._by_path.get(path) or self._find(path)
+
+    def on_main_port(self) -> "OperationTable":
+        """Return those that stay on the main port where the metrics have one of their own."""
+        return OperationTable(row for row in self._operations if row.is_on_main_port)
 
     def is_public(self, path: str) -> bool:
         """Return whether a request for this path needs no key. One for a path that does not exist needs one."""
@@ -253,6 +264,7 @@ OPERATIONS = OperationTable(
             look_up=live,
             is_guarded=False,
             is_polled=True,
+            is_on_metrics_port=True,
         ),
         LookupOperation(
             "/ready",
@@ -262,6 +274,7 @@ OPERATIONS = OperationTable(
             look_up=ready,
             is_guarded=False,
             is_polled=True,
+            is_on_metrics_port=True,
         ),
         LookupOperation(
             "/health",
@@ -271,6 +284,7 @@ OPERATIONS = OperationTable(
             look_up=ready,
             is_guarded=False,
             is_polled=True,
+            is_on_metrics_port=True,
         ),
         LookupOperation(
             "/version", name="version", tag="operations", summary="The version of the server", look_up=version
@@ -284,6 +298,8 @@ OPERATIONS = OperationTable(
             media_types=("text/plain", "application/openmetrics-text"),
             is_guarded=False,
             is_polled=True,
+            is_on_main_port=False,
+            is_on_metrics_port=True,
         ),
         PageOperation(
             "/events",
@@ -318,6 +334,7 @@ OPERATIONS = OperationTable(
             start=start_completion,
             body=CompletionBody,
             answer=COMPLETION,
+            gen_ai_name="text_completion",
         ),
         GenerationOperation(
             "/v1/chat/completions",
@@ -389,6 +406,7 @@ OPERATIONS = OperationTable(
             body=EmbeddingBody,
             answer=EMBEDDINGS,
             is_streamed=False,
+            gen_ai_name="embeddings",
         ),
         BodyOperation("/tokenize", name="tokenize", tag="tokens", work=tokenize, body=TokenizeBody, answer=TOKENS),
         BodyOperation(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orcinus.engine.errors import OrcinusError
+from orcinus.engine.frontend.choice_clock import ChoiceClock
 from orcinus.engine.frontend.output_buffer import OutputBuffer
 from orcinus.engine.frontend.output_processor import OutputProcessor
 from orcinus.engine.messages import AddRequest
@@ -77,6 +78,7 @@ class LiveChoice:
     __slots__ = (
         "added",
         "asked_at",
+        "clock",
         "engine_id",
         "first_token_time",
         "is_unproven",
@@ -95,8 +97,13 @@ class LiveChoice:
         processor: OutputProcessor,
         num_prompt_tokens: int,
         asked_at: float | None = None,
+        *,
+        clock: ChoiceClock | None = None,
     ) -> None:
-        """Take a choice whose client has waited since `asked_at`, or since now where nobody knows."""
+        """Take a choice whose client has waited since `asked_at`, or since now where nobody knows.
+
+        `clock` keeps its times, where somebody asks for them.
+        """
         self.added = added
         self.asked_at = added.arrival_time if asked_at is None else asked_at
         self.engine_id = added.request_id
@@ -108,6 +115,7 @@ class LiveChoice:
         self.queue_time_s = 0.0
         self.first_token_time: float | None = None
         self.last_token_time: float | None = None
+        self.clock = clock
 
     @property
     def arrival_time(self) -> float:

@@ -200,6 +200,9 @@ class EngineReplica:
         """Keep the choices in flight for the next engine, but for those whose fault it may be twice."""
         was_useful = self._was_useful or self._was_idle_for_long()
         self.state, self._up_since, self._was_useful = "restarting", None, False
+        for choice in self._choices.values():
+            if choice.clock is not None and choice.was_submitted:
+                choice.clock.on_engine_end()
         self._requests.on_engine_end([*self._choices])
         found = self._suspects.on_engine_end(was_killed=end.was_killed)
         for engine_id in found.culprits:
@@ -221,7 +224,7 @@ class EngineReplica:
                 choice.is_unproven = False
                 self._was_useful = True
                 self._suspects.on_progress(choice.engine_id)
-            self._requests.on_delta(choice, delta, now)
+            self._requests.on_delta(choice, delta, now, outputs.ended_at or now)
         self.flush()
         self._on_stats(self)
 

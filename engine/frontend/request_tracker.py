@@ -21,6 +21,7 @@ from orcinus.engine.errors import (
     RequestQuarantinedError,
     RequestTimeoutError,
 )
+from orcinus.engine.frontend.choice_clock import clock_of
 from orcinus.engine.frontend.live_request import LiveChoice, LiveRequest
 from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.frontend.output_processor import OutputProcessor
@@ -61,7 +62,9 @@ class RequestTracker:
             )
             # A prompt is counted once, as in usage, however many samples are drawn from it.
             num_counted = 0 if sample else len(added.prompt_token_ids)
-            live.choices[added.request_id] = LiveChoice(added, live, processor, num_counted, request.asked_at)
+            live.choices[added.request_id] = LiveChoice(
+                added, live, processor, num_counted, request.asked_at, clock=clock_of(request, index, added)
+            )
         self._admission.enter(request, [*live.choices], max_model_len)
         self._idle.clear()
         if request.timeout_s is not None:
@@ -111,9 +114,11 @@ class RequestTracker:
         self._convictions.add(choice.live.request)
         self._end(choice.live, "error", RequestQuarantinedError("the engine ended again while it ran this request"))
 
-    def on_delta(self, choice: LiveChoice, delta: RequestDelta, now: float) -> None:
-        """Take in what one step brought one choice. A fault here ends its request alone."""
+    def on_delta(self, choice: LiveChoice, delta: RequestDelta, now: float, ended_at: float) -> None:
+        """Take in what one step, which ended at `ended_at`, brought one choice. A fault here ends its request alone."""
         live = choice.live
+        if choice.clock is not None:
+            choice.clock.on_delta(delta, ended_at)
         try:
             output = choice.processor.process(delta)
         except Exception:
@@ -177,6 +182,8 @@ class RequestTracker:
         """Close the books on a choice that its replica has let go. Called once for each."""
         del choice.live.choices[choice.engine_id]
         num_output_tokens = choice.processor.num_output_tokens
+        if choice.clock is not None:
+            choice.clock.on_end(outcome, num_output_tokens)
         self._admission.leave(choice.engine_id, outcome, num_output_tokens)
         if self._admission.num_in_flight == 0:
             self._idle.set()

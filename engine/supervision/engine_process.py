@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from orcinus.config.engine_config import EngineConfig
+from orcinus.config.log_lines import configure_log_lines
 from orcinus.engine.core import EngineCore, Executor
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.messages import (
@@ -234,7 +235,7 @@ def main() -> None:
 
 
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
+    configure_log_lines(config.log_level, config.log_format, "%(asctime)s %(levelname)s engine: %(message)s")
     limit_spinning()
     from orcinus.engine.platform.lean_imports import import_transformers
 

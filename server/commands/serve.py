@@ -11,17 +11,17 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from orcinus.config.arguments import Parser, add_settings, settings_from
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
+from orcinus.engine.errors import OrcinusError
 from orcinus.engine.messages import EngineInfo
 from orcinus.server import STARTED_AT
 from orcinus.server.process.heap import give_freed_memory_back
 from orcinus.server.process.logs import configure_logging
 from orcinus.server.process.start_warnings import start_up_warnings
-
-logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,14 @@ def main(argv: Sequence[str]) -> int:
     """Serve until a signal. Raises `SettingsError` and, where the server cannot start or go on, `OrcinusError`."""
     parser = Parser("orcinus serve", "[MODEL] [OPTIONS]", _DESCRIPTION, _EPILOG)
     add_settings(parser, positional_model=True)
-    return serve(settings_from(parser.parse(argv)))
+    settings = settings_from(parser.parse(argv))
+    try:
+        return serve(settings)
+    except OrcinusError as error:
+        if settings.log_format == "text":
+            raise
+        logger.error("%s", error)  # as every other line
+        return 1
 
 
 def serve(settings: Settings) -> int:
@@ -90,16 +97,24 @@ def end_at_once_on_signals() -> None:
 
 def _announce_loading(settings: Settings) -> None:
     """Say at once what is happening, as a model may take minutes to come, and what is probably not meant."""
-    sys.stdout.write(f"Orcinus {VERSION}: loading {settings.model or settings.model_names[0]} ...\n")
-    sys.stdout.flush()
+    _say(settings, f"Orcinus {VERSION}: loading {settings.model or settings.model_names[0]} ...\n")
     for warning in start_up_warnings(settings):
         logger.warning("%s", warning)
+
+
+def _say(settings: Settings, text: str, **fields: Any) -> None:
+    """Write what people read to standard output, or a line of the log with the same."""
+    if settings.log_format == "json":
+        logger.info("%s", text.partition("\n")[0], extra={"fields": fields})
+        return
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _print_summary(
     info: EngineInfo, settings: Settings, port: int, has_chat_template: bool, message_format: str
 ) -> None:
-    from orcinus.server.process.summary import start_up_summary
+    from orcinus.server.process.summary import server_url, start_up_summary
 
     ready_s = time.monotonic() - STARTED_AT
     summary = start_up_summary(
@@ -110,5 +125,5 @@ def _print_summary(
         has_chat_template=has_chat_template,
         message_format=message_format,
     )
-    sys.stdout.write(summary)
-    sys.stdout.flush()
+    url = f"unix:{settings.uds}" if settings.uds is not None else server_url(settings, port)
+    _say(settings, summary, url=url, model=settings.model_names[0], ready_s=round(ready_s, 1))

@@ -20,6 +20,7 @@ from orcinus.server.apis.generation import Generation, StreamableGeneration
 from orcinus.server.apis.json_pieces import BLOCK_BYTES, STEP_BYTES, Pacer
 from orcinus.server.errors import is_expected, to_response
 from orcinus.server.http.half_closed import ASK_STATE
+from orcinus.server.tracing.layer import trace_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 def error_response(error: Exception, scope: Scope) -> Response:
     """Return what answers the request of this scope with an error, from within a route or from a layer around it."""
+    if (trace := trace_of(scope)) is not None:
+        trace.on_error(error)
     answer = to_response(error, scope["path"], scope["state"]["request_id"], scope["headers"])
     return Response(answer.body, answer.status, answer.headers)
 
@@ -95,6 +98,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
         scope["state"][ASK_STATE] = self._is_asked.set
+        self._trace = trace_of(scope)
         try:
             await run_until_disconnect(receive, self._write_events(), self._keep_alive())
         finally:
@@ -111,6 +115,8 @@ class EventStream(Response):
                 raise
             if not is_expected(error):
                 logger.error("%s: failed in its stream", generation.request.request_id, exc_info=error)
+            if self._trace is not None:
+                self._trace.on_error(error)
             last = generation.encode_error(error)
         await self._write(last, is_last=True)
 

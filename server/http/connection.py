@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from orcinus.server.http.framing import FramedAnswer
 from orcinus.server.http.half_closed import HalfClosedClient
 from orcinus.server.http.hosts import HostPolicy
+from orcinus.server.http.metrics_port import mark_metrics_port
 from orcinus.server.http.parser import RequestParser
 from orcinus.server.http.refusals import Refusals
 from orcinus.server.http.targets import SERVER_TARGET, asks_of_server, with_path
@@ -49,6 +50,7 @@ class SharedByConnections:
     hosts: HostPolicy
     refusals: Refusals
     is_ending: Callable[[], bool]
+    is_metrics_port: bool = False
     num_turned_away: int = 0
 
     def has_room_for(self, num_connections: int) -> bool:
@@ -95,6 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self.client = _plain_address(self.client)
         self._idle_since = self.loop.time()
         if not self._shared.has_room_for(len(self.connections)):
             self._turn_away()
@@ -135,6 +138,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Return whether to stay: where what was asked is not answered, its client may have closed its side alone."""
         if self._half_closed is not None:
             return True
+        if self.transport.get_extra_info("ssl_object") is not None:  # TLS has no half of a connection
+            return False
         self._drop_incomplete()
         if self._linger_timer is not None or not self._is_answering() or self._is_incomplete():
             return False
@@ -249,6 +254,8 @@ class BoundedProtocol(HttpToolsProtocol):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle = self._running
         assert cycle is not None, "uvicorn starts the first in line"
+        if self._shared.is_metrics_port:
+            mark_metrics_port(scope)
         answer = FramedAnswer(cycle, send, is_early=self._is_early, is_ending=self._is_ending)
         await self._app(scope, receive, answer.send)
 
@@ -343,7 +350,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
         self._has_head()
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS cannot be closed on one side
+            self.transport.write_eof()
         self._watch_reader()
 
     def _is_deaf(self) -> bool:
@@ -408,3 +416,10 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._shared.refusals.note_unread(WRITE_TIMEOUT_S)
         self.transport.abort()
+
+
+def _plain_address(client: tuple[str, int] | None) -> tuple[str, int] | None:
+    """Return an address of IPv4 as one, which a socket for both families does not write so."""
+    if client is None or not client[0].startswith("::ffff:"):
+        return client
+    return client[0].removeprefix("::ffff:"), client[1]

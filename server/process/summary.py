@@ -33,7 +33,7 @@ def start_up_summary(
 
     `ready_s` is the time since the command was started. `message_format` says what was recognized in the chat template.
     """
-    url = server_url(settings.host, port)
+    url = server_url(settings, port)
     rows = {
         "Model": _model(info, settings),
         **({} if info.has_head else {"Serves": "embeddings alone: the checkpoint has no language-model head"}),
@@ -45,21 +45,31 @@ def start_up_summary(
         **({"Messages": message_format} if has_chat_template and message_format else {}),
         "Keys": "needed" if settings.is_key_needed else "none needed",
         "Ready in": f"{ready_s:.1f} s, of which the model took {info.load_time_s:.1f} s to load",
-        "URL": f"{url}  (API reference: {url}/docs)",
+        "URL": f"{url}  (API reference: {url}/docs)" if settings.uds is None else f"unix:{settings.uds}",
     }
     table = "\n".join(f"  {name:<10} {value}" for name, value in rows.items())
     name = settings.model_names[0]
-    curl = example_request(url, name, settings.is_key_needed, has_chat_template, has_head=info.has_head)
+    curl = example_request(
+        url, name, settings.is_key_needed, has_chat_template, has_head=info.has_head, options=_curl_options(settings)
+    )
     return f"Orcinus {VERSION} is ready.\n\n{table}\n\nTry it:\n\n{curl}\n"
 
 
-def server_url(host: str, port: int) -> str:
-    """Return the address to use from this machine."""
-    return url_of(host, port)
+def server_url(settings: Settings, port: int) -> str:
+    """Return the address to use from this machine; on a Unix socket the name of the host means nothing."""
+    scheme = "http" if settings.ssl_certfile is None else "https"
+    return f"{scheme}://localhost" if settings.uds is not None else url_of(settings.host, port, scheme)
+
+
+def _curl_options(settings: Settings) -> str:
+    """Return what curl needs to be told to reach the server: its socket, and a certificate that nobody vouches for."""
+    socket = "" if settings.uds is None else f"--unix-socket {shlex.quote(str(settings.uds))} "
+    certificate = "" if settings.ssl_certfile is None else f"--cacert {shlex.quote(str(settings.ssl_certfile))} "
+    return socket + certificate
 
 
 def example_request(
-    url: str, model: str, is_key_needed: bool, has_chat_template: bool, *, has_head: bool = True
+    url: str, model: str, is_key_needed: bool, has_chat_template: bool, *, has_head: bool = True, options: str = ""
 ) -> str:
     """Return a curl command that works as printed, once the key is filled in where one is needed."""
     asked: dict[str, Any]
@@ -70,7 +80,7 @@ def example_request(
     else:
         path, asked = "/v1/completions", {"prompt": _QUESTION}
     body = json.dumps({"model": model, **asked})
-    lines = [f"  curl {shlex.quote(url + path)}", "    -H 'Content-Type: application/json'"]
+    lines = [f"  curl {options}{shlex.quote(url + path)}", "    -H 'Content-Type: application/json'"]
     if is_key_needed:
         lines.append("    -H 'Authorization: Bearer YOUR_API_KEY'")
     return " \\\n".join([*lines, f"    -d {shlex.quote(body)}"])

@@ -61,8 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.apis": {"server.requests", "server.context", "server.reading", "server.json_values", "server.metrics"}
     | {"server.errors", "server.watching"},
     "server.operations": {"server.apis", "server.requests", "server.context"},
+    "server.tracing": {"server.operations", "server.apis", "server.requests", "server.errors"},
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
-    | {"server.metrics", "server.intake"},
+    | {"server.metrics", "server.intake", "server.tracing"},
     "server.openapi": {"server.operations", "server.apis", "server.requests", "server.errors"},
     "server.reference": {"server.operations", "server.requests", "server.exposition", "server.watching"},
     "server.process": {"server.http", "server.context", "server.intake", "server.exposition"},
@@ -74,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "server.metrics",
         "server.exposition",
         "server.watching",
+        "server.tracing",
     },
     "server.load": set(),
     "server.commands": {

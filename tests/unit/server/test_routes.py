@@ -181,7 +181,7 @@ async def test_log_has_one_line_per_request_and_no_prompt(served: Serving, caplo
     response = await served.client.post("/v1/completions", json={"prompt": "my secret"}, headers=headers)
     [line] = [record.getMessage() for record in caplog.records if record.name == "orcinus.server.access"]
     assert line.startswith("POST /v1/completions 200 ")
-    assert line.endswith(f" ms id=my-id answer={response.json()['id']}")
+    assert line.endswith(f" ms id=my-id answer={response.json()['id']} client=127.0.0.1")
     assert "secret" not in caplog.text
 
 

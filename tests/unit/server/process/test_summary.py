@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from orcinus.config.settings import load_settings
 from orcinus.engine.messages import CacheGroup, EngineInfo
 from orcinus.server.process.summary import example_request, server_url, start_up_summary
+from tests.certificates import make_certificate
 
 INFO = EngineInfo(
     model="/models/tiny",
@@ -105,7 +107,7 @@ def test_summary_never_shows_a_key() -> None:
     ],
 )
 def test_the_url_is_one_that_works_from_here(host: str, url: str) -> None:
-    assert server_url(host, 80) == url
+    assert server_url(load_settings(host=host), 80) == url
 
 
 @pytest.mark.parametrize("has_chat_template", [True, False])
@@ -117,3 +119,15 @@ def test_the_command_to_paste_is_valid_shell_and_valid_json(has_chat_template: b
     body = json.loads(words[words.index("-d") + 1])
     assert body["model"] == 'it\'s a "model"'
     assert ("messages" in body) is has_chat_template
+
+
+def test_summary_of_a_unix_socket_says_how_to_reach_it(tmp_path: Path) -> None:
+    text = start_up_summary(INFO, load_settings(uds=tmp_path / "orcinus.sock"), port=0, ready_s=1.0)
+    assert f"unix:{tmp_path}/orcinus.sock\n" in text
+    assert f"curl --unix-socket {tmp_path}/orcinus.sock http://localhost/v1/chat/completions" in text
+
+
+def test_summary_of_tls_names_the_certificate(tmp_path: Path) -> None:
+    pair = make_certificate(tmp_path)
+    text = start_up_summary(INFO, load_settings(**pair.settings), port=443, ready_s=1.0)
+    assert f"curl --cacert {pair.certfile} https://127.0.0.1:443/v1/chat/completions" in text
