@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from orcinus.engine.frontend import choice_clock
 from orcinus.engine.frontend.choice_clock import ChoiceClock
 from orcinus.engine.messages import RequestDelta
 from orcinus.engine.outputs import ChoiceTimes
@@ -16,7 +15,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self.ends: list[ChoiceTimes] = []
-        monkeypatch.setattr(choice_clock.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("orcinus.engine.frontend.choice_clock.time.monotonic", lambda: self.now)
         self.clock = ChoiceClock(ChoiceTimes(index=0, arrived_at=10.0), self.ends.append)
 
     def step(self, ended_at: float, *token_ids: int, **delta: Any) -> None:
