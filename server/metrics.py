@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -238,12 +237,12 @@ class Metrics(EngineObserver):
 
     def exposition(self, accept: str | None = None) -> tuple[bytes, str]:
         """Return the text of /metrics and its content type, in the format that the scraper accepts."""
-        encode: Callable[..., bytes]
         encode, content_type = choose_encoder(accept or "")
-        if content_type.startswith("application/openmetrics-text"):
-            # It would write the colon of vLLM's names as an underscore, which no name of ours needs.
-            encode = partial(encode, escaping=openmetrics.ALLOWUTF8)
-        return encode(self.registry), content_type
+        if not content_type.startswith("application/openmetrics-text"):
+            return encode(self.registry), content_type
+        # It would write the colon of vLLM's names as an underscore, for names that need escapes, which ours do not.
+        with_options: Any = encode
+        return with_options(self.registry, escaping=openmetrics.ALLOWUTF8), content_type
 
     def collect(self) -> Iterator[Metric]:
         """Give all metrics to prometheus-client."""

@@ -54,6 +54,7 @@ ALIASES: tuple[Alias, ...] = (
     Alias("vllm:request_time_per_output_token_seconds", "orcinus_time_per_output_token_seconds"),
     Alias("vllm:request_prompt_tokens", "orcinus_request_prompt_tokens"),
     Alias("vllm:request_generation_tokens", "orcinus_request_generation_tokens"),
+    Alias("vllm:request_max_num_generation_tokens", "orcinus_request_generation_tokens"),  # a sequence is a request
 )
 
 # Facts, each in labels of a gauge; there is nothing of ours that is like them.

@@ -37,6 +37,7 @@ VLLM = {
     "vllm:request_time_per_output_token_seconds": ("histogram", REQUEST),
     "vllm:request_prompt_tokens": ("histogram", REQUEST),
     "vllm:request_generation_tokens": ("histogram", REQUEST),
+    "vllm:request_max_num_generation_tokens": ("histogram", REQUEST),
 }
 
 
