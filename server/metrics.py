@@ -166,30 +166,6 @@ METRICS: tuple[MetricSpec, ...] = (
 _SPECS = {spec.name: spec for spec in METRICS}
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Counts what was observed, and sums it up."""
-
-    count: int
-    sum: float
-
-    def mean_ms_since(self, before: "Observed") -> float | None:
-        """Return the mean of seconds observed since, in milliseconds; None where there were none."""
-        count = self.count - before.count
-        return round((self.sum - before.sum) / count * 1000, 3) if count else None
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """All that was counted so far, of what is told to those who watch."""
-
-    step_time: Observed
-    ttft: Observed
-    inter_token: Observed
-    num_generated: int
-    num_prefilled: int
-
-
 class Histogram:
     """Counts per bucket; `observe` is all that happens between scrapes."""
 
@@ -205,8 +181,8 @@ class Histogram:
         self._sum += value * weight
 
     @property
-    def observed(self) -> Observed:
-        return Observed(sum(self._counts), self._sum)
+    def count_and_sum(self) -> tuple[int, float]:
+        return sum(self._counts), self._sum
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
         """Add what was observed to a metric, under these labels."""
@@ -300,15 +276,13 @@ class Metrics(EngineObserver):
         """The numbers of the last step, whose gauges are of all engines."""
         return self._stats
 
-    def totals(self) -> Totals:
-        """Return what was counted so far."""
-        return Totals(
-            self._step_time.observed,
-            self._ttft.observed,
-            self._inter_token.observed,
-            self._counters["orcinus_generation_tokens_total"],
-            self._counters["orcinus_prefill_tokens_total"],
-        )
+    def counted(self, counter: str) -> int:
+        """Return the value of a counter without labels."""
+        return self._counters[counter]
+
+    def observed(self, histogram: str) -> tuple[int, float]:
+        """Return how often a histogram without labels has observed something, and the sum of what."""
+        return self._histograms[histogram].count_and_sum
 
     # --- the server ---------------------------------------------------------------------------------
 

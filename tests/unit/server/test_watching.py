@@ -177,6 +177,16 @@ async def test_whatever_happens_between_events_their_reader_knows_who_is_there(w
     assert set(shown.slots) == set(taken)
 
 
+async def test_no_slot_is_left_out_for_long_where_all_are_given_to_others_all_the_time(watcher: Watcher) -> None:
+    apply(watcher, report([], is_whole=True))
+    told: set[int] = set()
+    for turn in range(2 * MAX_SLOTS // MAX_MOVES):
+        moves = [came(slot, f"{turn}{slot:05}", turn) for slot in range(MAX_SLOTS)]
+        apply(watcher, report([*moves, *[SlotMove(slot, turn, "decodes") for slot in range(MAX_SLOTS)]], MAX_SLOTS))
+        told |= {move[0] for move in watcher.event()["moves"]}
+    assert told == {*range(MAX_SLOTS)}
+
+
 async def test_an_engine_that_has_ended_leaves_its_slots_and_the_other_keeps_its_own(watcher: Watcher) -> None:
     for engine in (0, 1):
         watcher._board.apply(engine, range(engine * 4, engine * 4 + 4), report([came(0, "a")], 1, is_whole=True), str)
