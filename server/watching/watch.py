@@ -89,6 +89,13 @@ class Watch:
         largest = self.context.engine.clients().most_common(MAX_CLIENTS)
         return [(self.names.number(client), number) for client, number in largest]
 
+    def _num_slots_per_engine(self) -> int:
+        """Return how many slots each engine has; 0 where none could be loaded, of which the end may be told."""
+        try:
+            return self.context.engine.info.max_num_seqs
+        except EngineUnavailableError:
+            return 0
+
     def _begin(self) -> None:
         self.board = SlotBoard(self.names)
         self.step_times.clear()
@@ -104,7 +111,7 @@ class Watch:
         self.step_times.append((round(stats.step_time_s * 1000, 2), stats.num_decode_tokens, stats.num_prefill_tokens))
 
     def _on_slots(self, engine: int, report: SlotReport, client_of: ClientOf) -> None:
-        num_slots = self.context.engine.info.max_num_seqs
+        num_slots = self._num_slots_per_engine()
         self.board.apply(engine, range(engine * num_slots, (engine + 1) * num_slots), report, client_of)
         for watcher in self._watchers:
             watcher.news.set()
