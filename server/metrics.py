@@ -9,7 +9,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -33,22 +32,11 @@ from orcinus.server.exposition.declarations import (
     SECONDS,
     RejectionReason,
 )
-from orcinus.server.exposition.families import Histogram, Labels, Observed, family
+from orcinus.server.exposition.families import Histogram, Labels, family
 from orcinus.server.exposition.load import Load
 from orcinus.server.exposition.vllm_names import vllm_families
 
 __all__ = ["METRICS", "OUTCOMES", "REJECTION_REASONS", "SECONDS", "Histogram", "Metrics", "RejectionReason"]
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """All that was counted so far, of what is told to those who watch."""
-
-    step_time: Observed
-    ttft: Observed
-    inter_token: Observed
-    num_generated: int
-    num_prefilled: int
 
 
 class Metrics(EngineObserver):
@@ -178,15 +166,13 @@ class Metrics(EngineObserver):
         """The numbers of the last step, whose gauges are of all engines."""
         return self._stats
 
-    def totals(self) -> Totals:
-        """Return what was counted so far."""
-        return Totals(
-            self._step_time.observed,
-            self._ttft.observed,
-            self._inter_token.observed,
-            self._counters["orcinus_generation_tokens_total"],
-            self._counters["orcinus_prefill_tokens_total"],
-        )
+    def counted(self, counter: str) -> int:
+        """Return the value of a counter without labels."""
+        return self._counters[counter]
+
+    def observed(self, histogram: str) -> tuple[int, float]:
+        """Return how often a histogram without labels has observed something, and the sum of what."""
+        return self._histograms[histogram].count_and_sum
 
     # --- the server ---------------------------------------------------------------------------------
 

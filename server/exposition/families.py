@@ -5,7 +5,6 @@ A family is all samples of one metric. Knows nothing of which metrics there are.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -13,19 +12,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from orcinus.server.exposition.declarations import MetricSpec
 
 Labels = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Counts what was observed, and sums it up."""
-
-    count: int
-    sum: float
-
-    def mean_ms_since(self, before: "Observed") -> float | None:
-        """Return the mean of seconds observed since, in milliseconds; None where there were none."""
-        count = self.count - before.count
-        return round((self.sum - before.sum) / count * 1000, 3) if count else None
 
 
 class Histogram:
@@ -43,8 +29,8 @@ class Histogram:
         return sum(self._counts)
 
     @property
-    def observed(self) -> Observed:
-        return Observed(self.count, self.sum)
+    def count_and_sum(self) -> tuple[int, float]:
+        return self.count, self.sum
 
     def observe(self, value: float, weight: int = 1) -> None:
         self._counts[bisect_left(self._bounds, value)] += weight

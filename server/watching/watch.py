@@ -19,6 +19,7 @@ from orcinus.engine.messages import SlotReport, StepStats
 from orcinus.server.context import ServingContext
 from orcinus.server.metrics import Metrics
 from orcinus.server.watching.board import MAX_SLOTS, ClientNames, ClientOf, Move, SlotBoard, Stay
+from orcinus.server.watching.totals import Totals
 
 Shown = tuple[Move, Move | None]
 """With which moves a request came to a slot and began to decode there."""
@@ -88,6 +89,13 @@ class Watch:
         largest = self.context.engine.clients().most_common(MAX_CLIENTS)
         return [(self.names.number(client), number) for client, number in largest]
 
+    def _num_slots_per_engine(self) -> int:
+        """Return how many slots each engine has; 0 where none could be loaded, of which the end may be told."""
+        try:
+            return self.context.engine.info.max_num_seqs
+        except EngineUnavailableError:
+            return 0
+
     def _begin(self) -> None:
         self.board = SlotBoard(self.names)
         self.step_times.clear()
@@ -103,7 +111,7 @@ class Watch:
         self.step_times.append((round(stats.step_time_s * 1000, 2), stats.num_decode_tokens, stats.num_prefill_tokens))
 
     def _on_slots(self, engine: int, report: SlotReport, client_of: ClientOf) -> None:
-        num_slots = self.context.engine.info.max_num_seqs
+        num_slots = self._num_slots_per_engine()
         self.board.apply(engine, range(engine * num_slots, (engine + 1) * num_slots), report, client_of)
         for watcher in self._watchers:
             watcher.news.set()
@@ -119,8 +127,9 @@ class Watcher:
         self._num_moves = 0  # of the board's, those that were told
         self._shown: dict[int, Shown] = {}  # by slot, as the moves told so far have it
         self._is_behind = True  # moves were left out, and are made up for
+        self._next_slot = 0  # from which on that goes on
         self._num_steps = watch.num_steps  # those that were told
-        self._totals = watch.metrics.totals()
+        self._totals = Totals.of(watch.metrics)
         self._last_s = time.monotonic()
         self._server: dict[str, Any] | None = None
         self._names: list[str] | None = None
@@ -158,16 +167,8 @@ class Watcher:
         return changed
 
     def _counts(self) -> dict[str, Any]:
-        totals, before = self._watch.metrics.totals(), self._totals
-        self._totals = totals
-        return {
-            "steps": totals.step_time.count - before.step_time.count,
-            "step_s": round(totals.step_time.sum - before.step_time.sum, 6),
-            "tokens": totals.num_generated - before.num_generated,
-            "prefill_tokens": totals.num_prefilled - before.num_prefilled,
-            "ttft_ms": totals.ttft.mean_ms_since(before.ttft),
-            "itl_ms": totals.inter_token.mean_ms_since(before.inter_token),
-        }
+        before, self._totals = self._totals, Totals.of(self._watch.metrics)
+        return self._totals.since(before)
 
     def _step_times(self) -> list[tuple[float, int, int]]:
         """Return the steps since the last event, the last ones where there were too many."""
@@ -181,8 +182,10 @@ class Watcher:
         moves = None if self._is_behind else board.moves_since(self._num_moves)
         self._num_moves = board.num_moves
         if moves is None or len(moves) > MAX_MOVES:
-            moves = [move for slot, stay in enumerate(board.stays) for move in self._corrections(slot, stay)]
+            slots = [*range(self._next_slot, MAX_SLOTS), *range(self._next_slot)]
+            moves = [move for slot in slots for move in self._corrections(slot, board.stays[slot])]
             self._is_behind = len(moves) > MAX_MOVES
+            self._next_slot = moves[MAX_MOVES].slot if self._is_behind else 0
             moves = moves[:MAX_MOVES]
         for move in moves:
             self._note(move)

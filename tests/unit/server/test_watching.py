@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,18 @@ import msgspec
 import pytest
 from starlette.exceptions import HTTPException
 
-from orcinus.engine.frontend.replica import EngineReplica
+from orcinus.config.engine_config import EngineConfig
+from orcinus.config.settings import load_settings
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.frontend.async_engine import AsyncEngine
+from orcinus.engine.frontend.replica import EngineReplica, EngineSpec
 from orcinus.engine.messages import SlotMove, SlotReport, StepOutputs, StepStats
+from orcinus.engine.supervision.transport import InProcessTransport
+from orcinus.server.app import create_app
 from orcinus.server.watching.board import MAX_NAMES, MAX_SLOTS, ClientNames, SlotBoard
 from orcinus.server.watching.fields import EVENT_FIELDS, event_schema
 from orcinus.server.watching.watch import MAX_MOVES, MAX_WATCHERS, Watch, Watcher
-from tests.unit.engine.fakes import FakeExecutor, alphabet
+from tests.unit.engine.fakes import FakeExecutor, alphabet, fake_config, write_byte_tokenizer
 from tests.unit.server.serving import Gate, Serving, generation_request, serving, until
 
 
@@ -177,6 +184,16 @@ async def test_whatever_happens_between_events_their_reader_knows_who_is_there(w
     assert set(shown.slots) == set(taken)
 
 
+async def test_no_slot_is_left_out_for_long_where_all_are_given_to_others_all_the_time(watcher: Watcher) -> None:
+    apply(watcher, report([], is_whole=True))
+    told: set[int] = set()
+    for turn in range(2 * MAX_SLOTS // MAX_MOVES):
+        moves = [came(slot, f"{turn}{slot:05}", turn) for slot in range(MAX_SLOTS)]
+        apply(watcher, report([*moves, *[SlotMove(slot, turn, "decodes") for slot in range(MAX_SLOTS)]], MAX_SLOTS))
+        told |= {move[0] for move in watcher.event()["moves"]}
+    assert told == {*range(MAX_SLOTS)}
+
+
 async def test_an_engine_that_has_ended_leaves_its_slots_and_the_other_keeps_its_own(watcher: Watcher) -> None:
     for engine in (0, 1):
         watcher._board.apply(engine, range(engine * 4, engine * 4 + 4), report([came(0, "a")], 1, is_whole=True), str)
@@ -251,6 +268,28 @@ async def test_the_status_follows_the_engine_and_the_intake(tmp_path: Path) -> N
         await served.engine.aclose()
         assert watch.status == "dead"
         assert watch.server()["model"] == "fake-model"
+
+
+async def test_one_who_watches_an_engine_that_cannot_be_loaded_sees_it_end(tmp_path: Path) -> None:
+    may_fail = threading.Event()
+
+    def fail(config: EngineConfig) -> Any:
+        assert may_fail.wait(30)
+        raise ModelLoadError("there is no such model")
+
+    settings = load_settings(model=str(write_byte_tokenizer(tmp_path / "fake-model")))
+    engine = AsyncEngine(settings, engines=[EngineSpec(fake_config(tmp_path), lambda: InProcessTransport(fail))])
+    engine.start()
+    app = create_app(engine, settings)
+    async with app.router.lifespan_context(app):
+        watch: Watch = app.state.watch
+        with watch.open() as watcher:
+            assert watcher.event()["status"] == "loading"
+            may_fail.set()
+            await asyncio.wait_for(watcher.news.wait(), 30)
+            assert watcher.event()["status"] == "dead"
+        with pytest.raises(ModelLoadError):
+            await engine.wait_ready()
 
 
 async def test_steps_are_told_the_last_ones_where_there_were_many(watcher: Watcher) -> None:
