@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orcinus.config.certificates import server_context
 from orcinus.config.settings import Settings
+from orcinus.server.process.listening import ListenError
 
 logger = logging.getLogger(__name__)
 
@@ -21,15 +22,18 @@ Stamp = tuple[int, int, int]
 class Certificate:
     """`context` is for `create_server`, and gives each handshake the pair that is valid then. One event loop.
 
-    Raises `ValueError` for files that cannot be used.
+    Raises `ListenError` for files that cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         assert settings.ssl_certfile is not None
         self._files = (settings.ssl_certfile, settings.ssl_keyfile)
         self._password = settings.ssl_keyfile_password
-        self._stamps = self._read_stamps()
-        self.context = server_context(*self._files, self._password)
+        try:
+            self._stamps = self._read_stamps()
+            self.context = server_context(*self._files, self._password)
+        except (OSError, ValueError) as error:  # which could be used when the settings were read
+            raise ListenError(str(error)) from error
         self._current = self.context
         self.context.sni_callback = self._choose
 

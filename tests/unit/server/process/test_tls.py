@@ -14,7 +14,9 @@ from orcinus.config.settings import SettingsError, load_settings
 from orcinus.server.http import connection
 from orcinus.server.process import server as server_module
 from orcinus.server.process import tls
+from orcinus.server.process.listening import ListenError
 from orcinus.server.process.server import DrainingServer
+from orcinus.server.process.tls import Certificate
 from tests.certificates import Pair, make_certificate
 from tests.unit.engine.fakes import FakeExecutor, alphabet
 from tests.unit.server.serving import Gate, Serving, listening, serving, until
@@ -166,6 +168,13 @@ def test_a_key_with_a_password_needs_it_and_it_is_never_shown(tmp_path: Path) ->
         assert "wrong one" not in str(refused.value)
     settings = load_settings(**pair.settings, ssl_keyfile_password="open sesame")
     assert "open sesame" not in repr(settings)
+
+
+def test_a_pair_that_breaks_while_the_server_starts_is_said_in_one_line(pair: Pair) -> None:
+    settings = load_settings(**pair.settings)
+    pair.keyfile.write_text("no PEM")
+    with pytest.raises(ListenError, match=r"server\.crt cannot be used"):
+        Certificate(settings)
 
 
 def test_without_a_certificate_there_is_no_tls(served: Serving) -> None:
