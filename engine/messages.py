@@ -55,6 +55,11 @@ class AddRequest(Message, frozen=True, tag="add"):
     client: str = ""
     adapter: str | None = None
 
+    @property
+    def scope(self) -> tuple[str | None, str | None]:
+        """What else than tokens two requests must have in common to share computed blocks."""
+        return self.cache_salt, self.adapter
+
 
 class AbortRequests(Message, frozen=True, tag="abort"):
     """Forget these requests; nothing more is reported of them. Unknown ids are fine."""

@@ -62,6 +62,7 @@ def serve(settings: Settings) -> int:
     hide_torch(settings.model_path, trust_remote_code=settings.trust_remote_code)
     from orcinus.server.app import create_app
     from orcinus.server.process.server import run_server
+    from orcinus.server.process.summary import start_up_summary
 
     app = create_app(engine, settings)
 
@@ -69,7 +70,17 @@ def serve(settings: Settings) -> int:
         form = app.state.context.message_format
         if form.has_unread_tools:
             logger.warning("requests with tools are refused: %s; see --tool-call-parser", form.why_no_tools)
-        _print_summary(info, settings, port, engine.tokenizer.has_chat_template, form.summary)
+        summary = start_up_summary(
+            info,
+            settings,
+            port=port,
+            ready_s=time.monotonic() - STARTED_AT,
+            has_chat_template=engine.tokenizer.has_chat_template,
+            message_format=form.summary,
+            shares=engine.shares,
+        )
+        sys.stdout.write(summary)
+        sys.stdout.flush()
 
     gc.freeze()
     gc.enable()
@@ -94,21 +105,3 @@ def _announce_loading(settings: Settings) -> None:
     sys.stdout.flush()
     for warning in start_up_warnings(settings):
         logger.warning("%s", warning)
-
-
-def _print_summary(
-    info: EngineInfo, settings: Settings, port: int, has_chat_template: bool, message_format: str
-) -> None:
-    from orcinus.server.process.summary import start_up_summary
-
-    ready_s = time.monotonic() - STARTED_AT
-    summary = start_up_summary(
-        info,
-        settings,
-        port=port,
-        ready_s=ready_s,
-        has_chat_template=has_chat_template,
-        message_format=message_format,
-    )
-    sys.stdout.write(summary)
-    sys.stdout.flush()

@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.json_values": {"server.errors"},
     "server.reading": {"server.json_values", "server.errors"},
     "server.context": {"server.reading", "server.intake", "server.errors"},
-    "server.metrics": set(),
+    "server.engine_metrics": set(),
+    "server.metrics": {"server.engine_metrics"},
     "server.requests": {"server.context", "server.json_values", "server.errors"},
     "server.apis": {"server.requests", "server.context", "server.reading", "server.json_values", "server.metrics"}
     | {"server.errors"},
