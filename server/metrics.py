@@ -22,6 +22,7 @@ from orcinus.config.version import VERSION
 from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.messages import EngineInfo, StepStats
 from orcinus.engine.outputs import Outcome
+from orcinus.server.engine_metrics import COUNTERS, GAUGES, EngineMetrics
 
 ENDS: tuple[Outcome, ...] = ("stop", "length", "abort", "timeout", "error")
 REJECTED = "rejected"
@@ -161,6 +162,8 @@ METRICS: tuple[MetricSpec, ...] = (
         " request, all others wait for; some milliseconds are normal.",
         bounds=SECONDS,
     ),
+    *(MetricSpec(name, "gauge", text, ("engine",)) for name, text in GAUGES.items()),
+    *(MetricSpec(name, "counter", text, ("engine",)) for name, text in COUNTERS.items()),
 )  # fmt: skip
 
 _SPECS = {spec.name: spec for spec in METRICS}
@@ -198,6 +201,7 @@ class Metrics(EngineObserver):
         self._model_names = tuple(model_names)
         self._stats = StepStats()
         self._info: tuple[str, ...] | None = None
+        self._engines = EngineMetrics()
         self._counters = Counter[str]()
         self._outcomes = Counter[tuple[str, ...]]({(outcome,): 0 for outcome in OUTCOMES})
         self._rejected = Counter[tuple[str, ...]]({(reason,): 0 for reason in REJECTION_REASONS})
@@ -235,6 +239,9 @@ class Metrics(EngineObserver):
         counters["orcinus_prefix_cache_queries_total"] += stats.prefix_cache_queries
         counters["orcinus_prefix_cache_hits_total"] += stats.prefix_cache_hits
         counters["orcinus_slots_refilled_total"] += stats.num_slots_refilled
+
+    def on_engine(self, index: int, *, is_up: bool, stats: StepStats) -> None:
+        self._engines.on_engine(index, is_up=is_up, stats=stats)
 
     def on_first_output(self, queue_time_s: float) -> None:
         self._queue_time.observe(queue_time_s)
@@ -320,8 +327,11 @@ class Metrics(EngineObserver):
             "orcinus_e2e_latency_seconds": self._e2e,
             "orcinus_http_request_duration_seconds": self._durations,
         }
+        by_engine: dict[str, Any] = self._engines.values()
         for name, spec in _SPECS.items():
-            if spec.kind == "histogram":
+            if name in by_engine:
+                yield (_gauge if spec.kind == "gauge" else _counter)(spec, by_engine[name])
+            elif spec.kind == "histogram":
                 yield _histogram(spec, histograms[name] if spec.labels else {(): self._histograms[name]})
             elif spec.kind == "counter":
                 yield _counter(spec, counters[name] if spec.labels else {(): self._counters[name]})
