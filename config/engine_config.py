@@ -14,7 +14,7 @@ BatchingStrategy = Literal["continuous", "static", "interleaved", "sequential"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineShare:
-    """What one of several engines has of the machine. Engines that each have a device (`cuda_device`) share no memory.
+    """Says what one of several engines has of the machine. Engines that each have a device (`cuda_device`) share no memory.
 
     `cores` are the numbers of the processors that its threads are bound to, of which `num_threads` compute at once: no
     more than there are cores, and fewer where a control group grants less time. `cuda_device` is as
@@ -56,5 +56,5 @@ class EngineConfig:
 
     @property
     def num_sharing_memory(self) -> int:
-        """How many engines divide the memory that this one's KV cache lies in."""
+        """Count the engines that divide the memory that this one's KV cache lies in."""
         return 1 if self.share is None or self.share.cuda_device is not None else self.share.num_engines

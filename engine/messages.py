@@ -57,7 +57,7 @@ class AddRequest(Message, frozen=True, tag="add"):
 
     @property
     def scope(self) -> tuple[str | None, str | None]:
-        """What else than tokens two requests must have in common to share computed blocks."""
+        """Return what two requests must have in common, beside tokens, to share computed blocks."""
         return self.cache_salt, self.adapter
 
 

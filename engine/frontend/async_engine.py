@@ -198,7 +198,7 @@ class AsyncEngine:
 
     @property
     def shares(self) -> "list[EngineShare]":
-        """What each engine has of the machine; none where there is one engine, which has all of it."""
+        """Return what each engine has of the machine; nothing where there is one engine, which has all of it."""
         return [replica.config.share for replica in self._replicas if replica.config.share is not None]
 
     @property
