@@ -14,7 +14,7 @@ BatchingStrategy = Literal["continuous", "static", "interleaved", "sequential"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineShare:
-    """Says what one of several engines has of the machine. Engines that each have a device (`cuda_device`) share no memory.
+    """Says what one of several engines has of the machine. Those with a device each (`cuda_device`) share no memory.
 
     `cores` are the numbers of the processors that its threads are bound to, of which `num_threads` compute at once: no
     more than there are cores, and fewer where a control group grants less time. `cuda_device` is as

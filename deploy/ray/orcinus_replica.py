@@ -25,6 +25,7 @@ HOP_BY_HOP = frozenset(
     {"connection", "host", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
     | {"transfer-encoding", "upgrade", "content-length"}
 )
+_RAYS_OWN = frozenset({"date", "server", "x-request-id"})  # in answers, to which its proxy adds them
 _STATS = ("queue_depth", "slots_in_use", "slots")
 # Has the kernel send the process SIGTERM when the thread that started it ends, and becomes the command that follows.
 _PROGRAM = """
@@ -128,7 +129,7 @@ class OrcinusReplica:
         request = self._http.build_request(call.method, call.path, headers=call.headers, content=call.body)
         response = await self._http.send(request, stream=True)
         try:
-            headers = end_to_end(response.headers.multi_items())
+            headers = [pair for pair in end_to_end(response.headers.multi_items()) if pair[0] not in _RAYS_OWN]
             yield Head(response.status_code, [*headers, (REPLICA_HEADER, self._name)])
             async for part in response.aiter_raw():
                 yield part

@@ -128,7 +128,7 @@ class EngineReplica:
 
     def remove(self, choice: LiveChoice) -> None:
         """Let a choice go that has ended, as its engine knows or has no need to know."""
-        if self._keeps_prefixes:  # what was generated is cached, too
+        if self._keeps_prefixes and self.state == "ready":  # what was generated is cached, too
             self.prefixes.add([*choice.added.prompt_token_ids, *choice.processor.token_ids], choice.added.scope)
         del self._choices[choice.engine_id]
         self._suspects.remove(choice.engine_id)
