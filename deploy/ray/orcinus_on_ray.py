@@ -120,8 +120,8 @@ async def _events(parts: AsyncIterator[Any]) -> AsyncIterator[bytes]:
 class OrcinusIngress:
     """Takes HTTP, and has a replica answer."""
 
-    def __init__(self, replicas: DeploymentHandle) -> None:
-        self._answer = replicas.options(method_name="answer", stream=True)
+    def __init__(self, replicas: "DeploymentHandle[Any]") -> None:
+        self._answer: Any = replicas.options(method_name="answer", stream=True)
 
     @app.api_route("/{path:path}", methods=METHODS)
     async def call(self, request: Request) -> Response:

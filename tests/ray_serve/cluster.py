@@ -129,18 +129,27 @@ def one_killed_under_load(client: httpx.Client) -> dict[str, Any]:
 
 def all_run(num_streams: int) -> bool:
     """Whether so many streams run, some of them at each replica."""
-    running = [running_at(server) for server in servers()]
+    running = [metric_at(server, "orcinus_slots_in_use") for server in servers()]
     return sum(running) >= num_streams and all(running)
 
 
-def running_at(server: int) -> int:
-    """Return how many slots a server has in use, as its /metrics says."""
+def metric_at(server: int, name: str) -> int:
+    """Return a number of a server's /metrics."""
     for port in listening(server):
         with contextlib.suppress(httpx.HTTPError):
             for line in httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text.splitlines():
-                if line.startswith("orcinus_slots_in_use "):
+                if line.startswith(f"{name} "):
                     return int(float(line.split()[1]))
     return 0
+
+
+def left_by_its_client(client: httpx.Client) -> int:
+    """Return how many requests the servers saw aborted, once there is one: of a stream whose client has left."""
+    body = {"prompt": "On and on", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        assert next(response.iter_lines()).startswith("data: {")
+    aborted = 'orcinus_requests_total{outcome="abort"}'
+    return until(lambda: sum(metric_at(server, aborted) for server in servers()), "nobody was aborted")
 
 
 def listening(process: int) -> list[int]:
@@ -190,6 +199,7 @@ def main() -> None:
             "models": client.get("/v1/models").json(),
             "refused": client.post("/v1/completions", json={"prompt": 1, "nonsense": True}).json(),
             "conversations": conversations(client),
+            "num_aborted": left_by_its_client(client),
             "killed": one_killed_under_load(client),
         }
         serve.delete("default")

@@ -99,6 +99,10 @@ def test_a_conversation_stays_where_its_prefix_is_cached(found: dict[str, Any]) 
     assert len({turns[0]["replica"] for turns in found["conversations"]}) == 2, "one replica had all of them"
 
 
+def test_a_client_that_leaves_frees_its_slot(found: dict[str, Any]) -> None:
+    assert found["num_aborted"] == 1
+
+
 def test_of_a_replica_that_is_killed_nothing_is_lost_but_what_was_in_flight_on_it(found: dict[str, Any]) -> None:
     answers, after = found["killed"]["answers"], found["killed"]["after"]
     lost = [answer for answer in answers if answer["error"] is not None]
