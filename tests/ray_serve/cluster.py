@@ -25,7 +25,7 @@ sys.path.insert(0, str(FOLDER))
 from orcinus_on_ray import Options, build  # noqa: E402
 from orcinus_replica import REPLICA_HEADER  # noqa: E402
 
-NUM_STREAMS = 12
+NUM_STREAMS = 8
 NUM_TURNS = 8
 PATIENCE_S = 240.0
 
@@ -111,8 +111,7 @@ def num_running() -> int:
 def one_killed_under_load(client: httpx.Client) -> dict[str, Any]:
     """Streams at two replicas, of which one's actor is killed, and questions meanwhile."""
     prompts = [f"{index} whales" for index in range(NUM_STREAMS)]
-    options = {"max_tokens": 300, "stream": True}
-    twins = [ask(client, prompt, **options) for prompt in prompts[:2]]
+    options = {"max_tokens": 800, "stream": True}
     with concurrent.futures.ThreadPoolExecutor(NUM_STREAMS + 1) as threads:
         before = servers()
         streams = [threads.submit(ask, client, prompt, **options) for prompt in prompts]
@@ -123,8 +122,9 @@ def one_killed_under_load(client: httpx.Client) -> dict[str, Any]:
         answers = [stream.result() for stream in streams]
     until(lambda: server not in servers(), "the server of the killed replica went on")
     until(lambda: num_running() == 2 and len(servers()) == 2, "no replica came in its place")
-    after = [ask(client, prompt, **options) for prompt in prompts]
-    return {"twins": twins, "answers": answers, "meanwhile": meanwhile, "after": after}
+    with concurrent.futures.ThreadPoolExecutor(NUM_STREAMS) as threads:
+        after = [*threads.map(lambda prompt: ask(client, prompt, **options), prompts)]
+    return {"answers": answers, "meanwhile": meanwhile, "after": after}
 
 
 def all_run(num_streams: int) -> bool:
@@ -183,7 +183,7 @@ def scaled_by_queue_depth(client: httpx.Client, orcinus: str) -> dict[str, Any]:
     serve.run(build(options))
     until(lambda: len(servers()) == 1 and num_running() == 1, "there was not one replica")
     with concurrent.futures.ThreadPoolExecutor(10) as threads:
-        streams = [threads.submit(ask, client, f"{index}", max_tokens=1500, stream=True) for index in range(10)]
+        streams = [threads.submit(ask, client, f"{index}", max_tokens=800, stream=True) for index in range(10)]
         until(lambda: num_running() == 2, "no replica was added")
         answers = [stream.result() for stream in streams]
     until(lambda: num_running() == 1 and len(servers()) == 1, "no replica was taken away")
