@@ -21,6 +21,10 @@ DEV_STAMP := $(VENV)/.installed-dev
 CLIENTS_VENV := .venv-clients
 CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 
+# Ray, which the application in deploy/ray runs on, in an environment of its own too.
+RAY_VENV := .venv-ray
+RAY_STAMP := $(RAY_VENV)/.installed
+
 # What builds the wheel and checks which systems it runs on. 2_28: glibc 2.28 and later, as torch's own wheels.
 WHEEL_VENV := .venv-wheel
 WHEEL_STAMP := $(WHEEL_VENV)/.installed
@@ -58,6 +62,9 @@ serve: $(RUN_STAMP) ## Install what serving needs, and serve the demo model on p
 .PHONY: clients
 clients: $(CLIENTS_STAMP) ## Make .venv-clients with the client libraries that the tests use
 
+.PHONY: ray
+ray: $(RAY_STAMP) ## Make .venv-ray with Ray Serve, on which the tests run deploy/ray
+
 .PHONY: unit
 unit: $(DEV_STAMP) ## The quick tests that start no server: while you work
 	$(PYTEST) $(QUICK) tests/unit $(ARGS)
@@ -67,7 +74,7 @@ test: $(DEV_STAMP) ## The quick tests: what a change is most likely to break, in
 	$(PYTEST) $(QUICK) $(ARGS)
 
 .PHONY: test-all
-test-all: $(DEV_STAMP) $(CLIENTS_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
+test-all: $(DEV_STAMP) $(CLIENTS_STAMP) $(RAY_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
 	$(PYTEST) $(ARGS)
 
 .PHONY: test-slow
@@ -145,7 +152,7 @@ image-check: ## Build the image without a container engine and run it as an engi
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) $(CLIENTS_VENV) $(WHEEL_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* out
+	rm -rf $(VENV) $(CLIENTS_VENV) $(RAY_VENV) $(WHEEL_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEV_STAMP): pyproject.toml
@@ -161,6 +168,11 @@ $(RUN_STAMP): pyproject.toml
 $(CLIENTS_STAMP): pyproject.toml
 	$(PYTHON) -m venv --upgrade-deps $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/python -m pip install --group clients
+	@touch $@
+
+$(RAY_STAMP): pyproject.toml
+	$(PYTHON) -m venv --upgrade-deps $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --group ray
 	@touch $@
 
 $(WHEEL_STAMP): pyproject.toml

@@ -11,6 +11,7 @@ _TWINS: dict[str, str] = {
     "--max-model-len": "-c --ctx-size --context-length --max-input-tokens --max-input-length --max-seq-len",
     "--max-model-len (of TGI), or --kv-cache-memory (of SGLang),": "--max-total-tokens",
     "--max-num-seqs": "-np --parallel --max-running-requests --max-batch-size",
+    "--replicas": "-dp --dp --dp-size --data-parallel-size",
     "--max-num-batched-tokens": "-b --batch-size -ub --ubatch-size --chunked-prefill-size --max-prefill-tokens"
     " --max-batch-prefill-tokens --max-num-partial-prefills --enable-chunked-prefill --no-enable-chunked-prefill",
     "--kv-cache-memory (a size, not a share of the device)": "--gpu-memory-utilization --mem-fraction-static"
@@ -58,8 +59,8 @@ _CHOSEN = "what is fastest for the model and the device is chosen and checked at
 _NO_FLAG = "it is on without a flag"
 
 _NO_TWINS: dict[str, str] = {
-    _ONE_DEVICE: "-tp --tensor-parallel-size --tp --tp-size -pp --pipeline-parallel-size --pp-size -dp --dp --dp-size"
-    " --data-parallel-size --ep-size --enable-expert-parallel --distributed-executor-backend --nnodes --node-rank"
+    _ONE_DEVICE: "-tp --tensor-parallel-size --tp --tp-size -pp --pipeline-parallel-size --pp-size --ep-size"
+    " --enable-expert-parallel --distributed-executor-backend --nnodes --node-rank"
     " --dist-init-addr --num-shard --sharded -sm --split-mode -ts --tensor-split --disable-custom-all-reduce --rpc",
     _PER_REQUEST: "-n --predict --n-predict --temp --temperature --top-k --top-p --min-p --repeat-penalty"
     " --presence-penalty --frequency-penalty --samplers --grammar --grammar-file -j --json-schema --logit-bias"

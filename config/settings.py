@@ -162,8 +162,24 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "Engine", "Device to run on; auto takes CUDA where there is one."
     )
+    replicas: int = _setting(
+        1,
+        "Engine",
+        "Engines behind this server, each in a process of its own with the whole model. On a CPU they share out the"
+        " cores, to which they are bound, and the memory of the KV cache; on GPUs each has one of its own. A request"
+        " goes to the engine that has most of its prompt cached, unless that one is loaded too much; what an engine had"
+        " when it ended goes on in another.",
+        "N",
+        ge=1,
+        le=256,
+    )
     max_num_seqs: int | None = _setting(
-        None, "Engine", "Slots: how many sequences run at once. Default: by device.", "N", ge=1, le=4096
+        None,
+        "Engine",
+        "Slots: how many sequences run at once, in each replica. Default: by device.",
+        "N",
+        ge=1,
+        le=4096,
     )
     max_num_batched_tokens: int | None = _setting(
         None,
@@ -198,7 +214,7 @@ class Settings(BaseSettings):
         "Engine",
         "Memory for the KV cache, taken at the start, but for what all slots together cannot use. Default: on a CPU"
         " 40 % of what is free once the weights are loaded, within the limits of containers; on a GPU what weights and"
-        " the largest step leave of 90 %.",
+        " the largest step leave of 90 %. Replicas on a CPU share it out; on GPUs each takes so much of its own.",
         "SIZE",
         ge=1,
     )

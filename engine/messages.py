@@ -57,6 +57,11 @@ class AddRequest(Message, frozen=True, tag="add"):
     client: str = ""
     adapter: str | None = None
 
+    @property
+    def scope(self) -> tuple[str | None, str | None]:
+        """Return what two requests must have in common, beside tokens, to share computed blocks."""
+        return self.cache_salt, self.adapter
+
 
 class AbortRequests(Message, frozen=True, tag="abort"):
     """Forget these requests; nothing more is reported of them. Unknown ids are fine."""

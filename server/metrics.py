@@ -32,6 +32,7 @@ from orcinus.server.exposition.declarations import (
     SECONDS,
     RejectionReason,
 )
+from orcinus.server.exposition.engines import EngineMetrics
 from orcinus.server.exposition.families import Histogram, Labels, family
 from orcinus.server.exposition.load import Load
 from orcinus.server.exposition.vllm_names import vllm_families
@@ -64,6 +65,7 @@ class Metrics(EngineObserver):
         self._info: EngineInfo | None = None
         self._slot_s = self._slot_capacity_s = 0.0
         self._gpu_energy_j: float | None = None
+        self._engines = EngineMetrics()
         self._counters = Counter[str]()
         self._outcomes = Counter[tuple[str, ...]]({(outcome,): 0 for outcome in OUTCOMES})
         self._rejected = Counter[tuple[str, ...]]({(reason,): 0 for reason in REJECTION_REASONS})
@@ -113,6 +115,9 @@ class Metrics(EngineObserver):
         counters["orcinus_slots_refilled_total"] += stats.num_slots_refilled
         for limit in stats.blocked_by:
             self._blocked[(limit,)] += 1
+
+    def on_engine(self, index: int, *, is_up: bool, stats: StepStats) -> None:
+        self._engines.on_engine(index, is_up=is_up, stats=stats)
 
     def on_first_output(self, queue_time_s: float) -> None:
         self._queue_time.observe(queue_time_s)
@@ -262,6 +267,7 @@ class Metrics(EngineObserver):
             "orcinus_http_requests_total": self._http,
             "orcinus_e2e_latency_seconds": self._e2e,
             "orcinus_http_request_duration_seconds": self._durations,
+            **self._engines.values(),
         }
 
     def _runs(self) -> dict[Labels, float]:

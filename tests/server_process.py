@@ -51,11 +51,17 @@ def is_alive(process: psutil.Process) -> bool:
 
 def process_running(module: str, among: Sequence[psutil.Process]) -> psutil.Process | None:
     """The first of these processes that runs `python -m module`, if one does."""
+    return next(iter(processes_running(module, among)), None)
+
+
+def processes_running(module: str, among: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those of these processes that run `python -m module`."""
+    found = []
     for process in among:
         with contextlib.suppress(psutil.NoSuchProcess):
             if module in process.cmdline():
-                return process
-    return None
+                found.append(process)
+    return found
 
 
 class ServerProcess:
@@ -120,6 +126,10 @@ class ServerProcess:
     def engine(self) -> psutil.Process | None:
         """The engine process that there is now, if there is one."""
         return process_running(self._engine_module, self.children())
+
+    def engines(self) -> list[psutil.Process]:
+        """All engine processes that there are now."""
+        return processes_running(self._engine_module, self.children())
 
     def get(self, path: str) -> httpx.Response:
         return self.http.get(path, timeout=30)

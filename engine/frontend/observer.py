@@ -18,6 +18,9 @@ class EngineObserver:
     def on_step(self, stats: StepStats) -> None:
         """Called after each step of any engine: counts of that step, and gauges of all engines together."""
 
+    def on_engine(self, index: int, *, is_up: bool, stats: StepStats) -> None:
+        """Called when an engine begins to load, comes up and ends, and after each step with its own numbers."""
+
     def on_first_output(self, queue_time_s: float) -> None:
         """Called for the first output of a choice, which had waited `queue_time_s` for its slot.
 

@@ -35,6 +35,7 @@ from orcinus.engine.messages import (
 )
 from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals, inherited_descriptor
 from orcinus.engine.platform.device import limit_spinning
+from orcinus.engine.platform.shares import take_share
 from orcinus.engine.supervision.wire import FrameReader, config_decoder, encode_frame, to_engine_decoder
 
 logger = logging.getLogger(__name__)
@@ -235,8 +236,11 @@ def main() -> None:
 
 
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
-    configure_log_lines(config.log_level, config.log_format, "%(asctime)s %(levelname)s engine: %(message)s")
+    name = "engine" if config.share is None else f"engine {config.share.index}"
+    configure_log_lines(config.log_level, config.log_format, f"%(asctime)s %(levelname)s {name}: %(message)s")
     limit_spinning()
+    if config.share is not None:
+        take_share(config.share)
     from orcinus.engine.platform.lean_imports import import_transformers
 
     import_transformers()

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orcinus.config.arguments import Parser, add_settings, settings_from
 from orcinus.config.settings import Settings
@@ -22,6 +22,9 @@ from orcinus.server import STARTED_AT
 from orcinus.server.process.heap import give_freed_memory_back
 from orcinus.server.process.logs import configure_logging
 from orcinus.server.process.start_warnings import start_up_warnings
+
+if TYPE_CHECKING:
+    from orcinus.engine.frontend.async_engine import AsyncEngine
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ def serve(settings: Settings) -> int:
         form = app.state.context.message_format
         if form.has_unread_tools:
             logger.warning("requests with tools are refused: %s; see --tool-call-parser", form.why_no_tools)
-        _print_summary(info, settings, port, engine.tokenizer.has_chat_template, form.summary)
+        _print_summary(info, settings, port, engine, form.summary)
 
     gc.freeze()
     gc.enable()
@@ -111,9 +114,7 @@ def _say(settings: Settings, text: str, **fields: Any) -> None:
     sys.stdout.flush()
 
 
-def _print_summary(
-    info: EngineInfo, settings: Settings, port: int, has_chat_template: bool, message_format: str
-) -> None:
+def _print_summary(info: EngineInfo, settings: Settings, port: int, engine: "AsyncEngine", message_format: str) -> None:
     from orcinus.server.process.summary import server_url, start_up_summary
 
     ready_s = time.monotonic() - STARTED_AT
@@ -122,8 +123,9 @@ def _print_summary(
         settings,
         port=port,
         ready_s=ready_s,
-        has_chat_template=has_chat_template,
+        has_chat_template=engine.tokenizer.has_chat_template,
         message_format=message_format,
+        shares=engine.shares,
     )
     url = f"unix:{settings.uds}" if settings.uds is not None else server_url(settings, port)
     _say(settings, summary, url=url, model=settings.model_names[0], ready_s=round(ready_s, 1))

@@ -5,9 +5,11 @@ It formats and prints nothing else; no key is ever part of it.
 
 import json
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from orcinus.config.addresses import url_of
+from orcinus.config.engine_config import EngineShare
 from orcinus.config.settings import Settings
 from orcinus.config.values import format_bytes
 from orcinus.config.version import VERSION
@@ -28,10 +30,12 @@ def start_up_summary(
     ready_s: float,
     has_chat_template: bool = True,
     message_format: str = "",
+    shares: Sequence[EngineShare] = (),
 ) -> str:
     """Return the start-up summary. `port` is the one that is listened on, which `settings.port` 0 does not tell.
 
     `ready_s` is the time since the command was started. `message_format` says what was recognized in the chat template.
+    `info` is of one of the engines, which are alike, and `shares` are of all where there are several.
     """
     url = server_url(settings, port)
     rows = {
@@ -39,8 +43,10 @@ def start_up_summary(
         **({} if info.has_head else {"Serves": "embeddings alone: the checkpoint has no language-model head"}),
         "Device": f"{_device(info)}, {_numbers(info)}, attention: {info.attention_backend}",
         **({"Kernels": _NO_KERNELS} if info.lacks_kernels else {}),
-        "Slots": f"{info.max_num_seqs}, {info.max_num_batched_tokens:,} tokens a step, {info.batching} batching",
-        "KV cache": _kv_cache(info),
+        **({"Engines": _engines(shares)} if shares else {}),
+        "Slots": f"{info.max_num_seqs}{' in each engine' if shares else ''}, {info.max_num_batched_tokens:,} tokens a"
+        f" step, {info.batching} batching",
+        "KV cache": _kv_cache(info) + (", in each engine" if shares else ""),
         "Context": f"{info.max_model_len:,} tokens",
         **({"Messages": message_format} if has_chat_template and message_format else {}),
         "Keys": "needed" if settings.is_key_needed else "none needed",
@@ -93,6 +99,32 @@ def _model(info: EngineInfo, settings: Settings) -> str:
 
 def _device(info: EngineInfo) -> str:
     return f"{info.device} ({info.device_name})" if info.device_name else info.device
+
+
+def _engines(shares: Sequence[EngineShare]) -> str:
+    """Return how the machine was divided among the engines, of which the first is up."""
+    parts = "; ".join(_part(share) for share in shares)
+    return f"{len(shares)}: {parts}. The first one is up, the others load."
+
+
+def _part(share: EngineShare) -> str:
+    if share.cuda_device is not None:
+        return f"GPU {share.cuda_device}"
+    threads = f"{share.num_threads} thread{'s' if share.num_threads > 1 else ''}"
+    if not share.cores:
+        return threads
+    return f"{threads} on core{'s' if len(share.cores) > 1 else ''} {_ranges(share.cores)}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return numbers in short: `0-3, 8`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _kv_cache(info: EngineInfo) -> str:

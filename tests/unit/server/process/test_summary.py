@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orcinus.config.engine_config import EngineShare
 from orcinus.config.settings import load_settings
 from orcinus.engine.messages import CacheGroup, EngineInfo
 from orcinus.server.process.summary import example_request, server_url, start_up_summary
@@ -53,6 +54,25 @@ def test_summary_tells_of_the_blocks_that_windows_have() -> None:
     groups = [CacheGroup(4096, 4), CacheGroup(1024, 22, window=1024)]
     text = start_up_summary(msgspec.structs.replace(INFO, cache_groups=groups), load_settings(), port=80, ready_s=1.0)
     assert "4,096 blocks of 16 tokens (65,536 in all) and 1,024 for windows of 1,024, 256 MiB, prefix" in text
+
+
+def test_summary_tells_how_the_machine_was_divided_among_several_engines() -> None:
+    def summary(*shares: EngineShare) -> str:
+        return start_up_summary(INFO, load_settings(), port=80, ready_s=1.0, shares=shares)
+
+    parts = [((0, 1, 2, 8), 4), ((3,), 1)]
+    text = summary(*(EngineShare(index=0, num_engines=2, cores=cores, num_threads=threads) for cores, threads in parts))
+    for expected in (
+        "2: 4 threads on cores 0-2, 8; 1 thread on core 3. The first one is up, the others load.",
+        "16 in each engine, 512 tokens a step",
+        "256 MiB, prefix caching on, in each engine",
+    ):
+        assert expected in text
+    on_gpus = summary(*(EngineShare(index=0, num_engines=2, cuda_device=device) for device in "01"))
+    assert "2: GPU 0; GPU 1." in on_gpus
+    unbound = summary(EngineShare(index=0, num_engines=1, num_threads=2))
+    assert "1: 2 threads." in unbound
+    assert "Engines" not in summary()
 
 
 def test_summary_says_that_weights_are_quantized() -> None:
