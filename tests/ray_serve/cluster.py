@@ -105,7 +105,7 @@ def servers() -> dict[int, int]:
 
 def num_running() -> int:
     replicas = serve.status().applications["default"].deployments["OrcinusReplica"].replica_states
-    return replicas.get("RUNNING", 0)
+    return int(replicas.get("RUNNING", 0))
 
 
 def one_killed_under_load(client: httpx.Client) -> dict[str, Any]:

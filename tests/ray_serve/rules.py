@@ -40,7 +40,7 @@ def wanted(*replicas: tuple[int, int], queued: int = 0, num_slots: int = 10) -> 
     context: Any = SimpleNamespace(
         aggregated_metrics=metrics, total_queued_requests=queued, target_num_replicas=len(replicas)
     )
-    return by_queue_depth(context)[0]
+    return float(by_queue_depth(context)[0])
 
 
 def bounded() -> int:
