@@ -55,6 +55,7 @@ def _blocks(text: str, scope: str) -> Iterator[int]:
 class PrefixRouter(RequestRouter):
     """Ranks replicas by load less what they have cached; Ray takes the first one that accepts the call.
 
+    Of those that are as good, the one that was sent least comes first, so that the caches of all fill up.
     The first argument of a call has its `text` and its `scope`. Load is calls for each of `num_slots`.
     """
 
@@ -69,11 +70,10 @@ class PrefixRouter(RequestRouter):
         """Return the replicas, best first, each in a rank of its own."""
         blocks = _blocks_of_call(pending_request)
 
-        def cost(replica: RunningReplica) -> float:
+        def cost(replica: RunningReplica) -> tuple[float, int]:
             num_calls = self.replica_queue_len_cache.get(replica.replica_id) or 0
-            sent = self._sent.get(replica.replica_id)
-            cached = 0.0 if sent is None else sent.share_of(blocks)
-            return float(num_calls / self._num_slots - WORTH_OF_PREFIX * cached)
+            sent = self._sent.setdefault(replica.replica_id, SentPrefixes())
+            return num_calls / self._num_slots - WORTH_OF_PREFIX * sent.share_of(blocks), len(sent)
 
         return [[replica] for replica in sorted(candidate_replicas, key=cost)]
 

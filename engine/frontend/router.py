@@ -15,7 +15,8 @@ class Router:
     Load is choices in flight for each slot, with those of the request. A replica with slots for all of them comes
     before one where some would wait, whatever is cached there. Among such, what is cached counts against load: a
     replica is chosen for the share of the prompts that it has cached while its load is less than a quarter of that
-    share above the load of another one.
+    share above the load of another one. Of those that are as good, the one that was sent least is chosen, so that the
+    caches of all fill up.
     """
 
     def choose(
@@ -30,10 +31,10 @@ class Router:
         assert usable, "nothing is admitted while no engine is up or restarting"
         num_tokens = max(1, sum(map(len, prompts)))
 
-        def cost(replica: EngineReplica) -> tuple[bool, float]:
+        def cost(replica: EngineReplica) -> tuple[bool, float, int]:
             load = (replica.num_in_flight + num_choices) / replica.num_slots
             num_cached = sum(replica.prefixes.num_cached(prompt, scope) for prompt in prompts)
-            return load > 1, load - _WORTH_OF_PREFIX * num_cached / num_tokens
+            return load > 1, load - _WORTH_OF_PREFIX * num_cached / num_tokens, len(replica.prefixes)
 
         chosen = min(usable, key=cost)
         for prompt in prompts:

@@ -54,6 +54,13 @@ def test_asking_for_one_where_there_is_none_is_a_bug() -> None:
         chosen(Replica(state="loading"), Replica(state="dead"))
 
 
+def test_of_idle_engines_the_one_that_was_sent_least_is_chosen() -> None:
+    replicas: Any = [Replica(), Replica(), Replica()]
+    prompts = [[number] * length for number, length in ((1, 40), (2, 20), (3, 30), (4, 10))]
+    chosen_for = [Router().choose([prompt], SCOPE, 1, replicas) for prompt in prompts]
+    assert [replicas.index(replica) for replica in chosen_for] == [0, 1, 2, 1]
+
+
 # --- what is cached -------------------------------------------------------------------------------------
 
 

@@ -236,14 +236,24 @@ async def test_while_one_engine_is_replaced_the_other_serves_and_takes_all_new_r
 
 async def test_what_may_be_why_an_engine_ended_stays_with_it_and_the_rest_goes_on(model: Path) -> None:
     """Of four slots, three have brought tokens when the fourth's first step ends the engine."""
-    first, second = ScriptedEngines(before_step=ends_engines(b"poison")), ScriptedEngines()
+    gates, crash = [RunsOnceWith(3), RunsOnceWith(3)], ends_engines(b"poison")
+
+    def held_or_crashed(plan: StepPlan) -> None:
+        gates[0](plan)
+        crash(plan)
+
+    first, second = ScriptedEngines(before_step=held_or_crashed), ScriptedEngines(before_step=gates[1])
     first.may_load.clear()
     async with engine_on(model, first, second) as engine:
         prompts = ["a", "-", "b", "-", "c", "-"]
         streams = [engine.submit(request(prompt, max_tokens=150)) for prompt in prompts]
+        for gate in gates:
+            gate.may_begin.set()
         await in_slots(engine, 3, 3)
         await until(lambda: all(choice.processor.token_ids for choice in engine._replicas[0]._choices.values()))
         poison = engine.submit(request("poison", max_tokens=20))
+        for gate in gates:
+            gate.may_go_on.set()
         for stream in streams:
             assert await texts(stream) == {0: (ALPHABET * 6)[:150]}
         assert (engine.num_running, engine.num_queued) == (0, 1)
@@ -255,7 +265,8 @@ async def test_what_may_be_why_an_engine_ended_stays_with_it_and_the_rest_goes_o
 
 
 async def test_samples_of_one_request_may_go_on_in_several_engines_and_end_together(model: Path) -> None:
-    first, others = ScriptedEngines(before_step=KilledInSteps(4)), [ScriptedEngines() for _ in range(2)]
+    gates = [Gate(), Gate()]
+    first, others = ScriptedEngines(before_step=KilledInSteps(4)), [ScriptedEngines(before_step=gate) for gate in gates]
     first.may_load.clear()
     async with engine_on(model, first, *others) as engine:
         stream = engine.submit(request(max_tokens=200, n=4))
@@ -263,6 +274,8 @@ async def test_samples_of_one_request_may_go_on_in_several_engines_and_end_toget
         stream.abort()
         assert await texts(stream) == {}
         assert [replica.num_in_flight for replica in engine._replicas] == [0, 0, 0]
+        for gate in gates:
+            gate.open()
         await in_slots(engine, 0, 0, 0)
         assert await engine.drained(1)
 
