@@ -138,6 +138,8 @@ class AsyncEngine:
         for replica in self._replicas:
             replica.fail(error)
         self._die(error)
+        for replica in self._replicas:
+            replica.forget_slots()
         await asyncio.gather(*(replica.aclose() for replica in self._replicas))
         await self._text.aclose()
 
@@ -318,6 +320,7 @@ class AsyncEngine:
             logger.error("an engine is lost for good, and %d go on: %s", num_left, error)
         else:
             self._die(error)
+        replica.forget_slots()
 
     def _die(self, error: OrcinusError) -> None:
         """Fail whoever waits for an engine: there will be none any more."""

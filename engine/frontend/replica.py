@@ -97,7 +97,6 @@ class EngineReplica:
         if self.state != "dead":
             self.state = "dead"
             self._requests.fail([*self._choices.values()], error)
-            self._forget_slots()
 
     # --- slots ----------------------------------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ class EngineReplica:
         """Return how many choices each client has in flight."""
         return Counter(choice.live.request.client for choice in self._choices.values())
 
-    def _forget_slots(self) -> None:
+    def forget_slots(self) -> None:
         """Tell who watches that the slots are empty, as there is no engine."""
         if self._is_watched:
             self._on_slots(self, SlotReport(is_whole=True))
@@ -205,7 +204,7 @@ class EngineReplica:
         for engine_id in found.culprits:
             self._requests.quarantine(self._choices[engine_id], end.reason)
         self._note_waiting()
-        self._forget_slots()
+        self.forget_slots()
         return was_useful or bool(found.culprits) or found.has_new_suspects
 
     def _on_step(self, outputs: StepOutputs) -> None:
