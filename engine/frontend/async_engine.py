@@ -145,6 +145,8 @@ class AsyncEngine:
         for replica in self._replicas:
             replica.fail(error)
         self._die(error)
+        for replica in self._replicas:
+            replica.forget_slots()
         await asyncio.gather(*(replica.aclose() for replica in self._replicas))
         await self._text.aclose()
 
@@ -342,14 +344,12 @@ class AsyncEngine:
     def _on_replica_lost(self, replica: EngineReplica, error: OrcinusError) -> None:
         others = [other for other in self._others(replica) if other.state != "dead"]
         self._move_choices(replica, [other for other in others if other.state != "loading"])
-        is_last = not others or self._info is None
-        if is_last:  # before anybody is told, and asks
-            self._failure = self._failure or error
         replica.fail(error)
-        if is_last:
-            self._die(error)
-        else:
+        if others and self._info is not None:
             logger.error("an engine is lost for good, and %d go on: %s", len(others), error)
+        else:
+            self._die(error)
+        replica.forget_slots()
 
     def _move_choices(self, replica: EngineReplica, others: Sequence[EngineReplica]) -> None:
         """Have others go on with what one had in flight, but for what may be the reason that its engine ended."""

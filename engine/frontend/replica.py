@@ -109,7 +109,6 @@ class EngineReplica:
             self._requests.fail([*self._choices.values()], error)
             self.stats = StepStats()
             self._on_stats(self)
-            self._forget_slots()
 
     # --- slots ----------------------------------------------------------------------------------------------
 
@@ -128,7 +127,7 @@ class EngineReplica:
         """Return how many choices each client has in flight."""
         return Counter(choice.live.request.client for choice in self._choices.values())
 
-    def _forget_slots(self) -> None:
+    def forget_slots(self) -> None:
         """Tell who watches that the slots are empty, as there is no engine."""
         if self._is_watched:
             self._on_slots(self, SlotReport(is_whole=True))
@@ -239,7 +238,7 @@ class EngineReplica:
         self.prefixes.clear()
         self._on_end(self)
         self._note_waiting()
-        self._forget_slots()
+        self.forget_slots()
         return was_useful or bool(found.culprits) or found.has_new_suspects
 
     def _on_step(self, outputs: StepOutputs) -> None:

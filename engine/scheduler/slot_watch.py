@@ -21,7 +21,8 @@ class SlotWatch:
     """`note` whenever a step is planned, and `report` after it. Used by the scheduler's thread.
 
     The scheduler counts slots and does not number them. Here a request that gets a slot has the lowest number that is
-    free, and keeps it until it ends or is preempted.
+    free, and keeps it until it ends or is preempted. Of those who are there when the first look is taken, it is known
+    when they came, and not when they began to decode.
     """
 
     def __init__(self, slots: Slots, clock: Callable[[], float]) -> None:
@@ -32,6 +33,7 @@ class SlotWatch:
         self._num_known = 0
         self._moves: list[SlotMove] = []
         self._is_whole = True  # the next report says all, and not what has changed
+        self._is_first = True  # nobody has looked yet
         self._last_report_s = -REPORT_INTERVAL_S
 
     def note(self) -> None:
@@ -43,8 +45,9 @@ class SlotWatch:
         for request in running.values():
             stay = self._stays.get(request.request_id) or self._come(request, now)
             if stay.decodes_s is None and len(request.token_ids) > request.num_prefill_tokens:
-                stay.decodes_s = now
-                self._tell(SlotMove(stay.number, now, "decodes"))
+                stay.decodes_s = stay.came_s if self._is_first else now
+                self._tell(SlotMove(stay.number, stay.decodes_s, "decodes"))
+        self._is_first = False
         if len(self._moves) > MAX_MOVES:
             self._moves.clear()
             self._is_whole = True
@@ -77,7 +80,9 @@ class SlotWatch:
             number = heapq.heappop(self._free)
         else:
             number, self._num_known = self._num_known, self._num_known + 1
-        stay = self._stays[request.request_id] = _Stay(request, number, now, request.num_prefill_tokens)
+        since = request.first_scheduled_time if self._is_first and not request.num_preemptions else None
+        came_s = now if since is None else since
+        stay = self._stays[request.request_id] = _Stay(request, number, came_s, request.num_prefill_tokens)
         self._tell(stay.arrival())
         return stay
 

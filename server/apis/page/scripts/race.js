@@ -1,6 +1,6 @@
 /* "Send 16 at once": continuous batching as it happens, beside what static batching would have taken. */
 
-import { events, post, shortId } from "./api.js";
+import { events, post, RefusedKey, shortId } from "./api.js";
 import { at, fitted, prefersStillness, shortNumber } from "./dom.js";
 import { themeColours } from "./lanes.js";
 import { idleShare, staticBars, stepCosts, withPauses } from "./static_batches.js";
@@ -76,7 +76,7 @@ export class Race {
 
   /* Sends all as one request with many prompts: browsers open six connections to a server, and no more. */
   async #send(size) {
-    this.#prompts ??= await Promise.all(QUESTIONS.map(question => this.#tokensOf(question)));
+    this.#prompts ??= await this.#promptsOf();
     const prompt = Array.from({ length: size }, (_, i) => this.#prompts[i % this.#prompts.length]);
     const before = this.feed.last?.at_s ?? 0;
     const lengths = new Array(size).fill(0);
@@ -89,6 +89,16 @@ export class Race {
     }
     const stays = await this.#staysOf(id, size);
     return { lengths, stays, samples: this.feed.samples.filter(sample => sample.at_s > before) };
+  }
+
+  /* The questions as chats or, where the model knows no chats, as they are. */
+  async #promptsOf() {
+    try {
+      return await Promise.all(QUESTIONS.map(question => this.#tokensOf(question)));
+    } catch (error) {
+      if (error instanceof RefusedKey) throw error;
+      return QUESTIONS;
+    }
   }
 
   async #tokensOf(question) {

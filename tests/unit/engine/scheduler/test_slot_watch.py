@@ -74,6 +74,22 @@ def test_a_request_comes_decodes_and_leaves_and_the_next_one_gets_its_slot() -> 
     assert told(third.moves) == [(0, "came", "next"), (0, "decodes", "")]
 
 
+def test_who_came_before_somebody_watched_has_come_when_it_did() -> None:
+    engine = SimulatedEngine()
+    add(engine, "a", 3, 20)
+    engine.clock.now = 7.0
+    for _ in range(5):
+        engine.step()
+        engine.clock.now += 1.0
+    engine.core.watch_slots(is_on=True)
+    add(engine, "b", 3, 20)
+    moves = [*reported(engine).moves, *reported(engine).moves]
+    before = [(move.kind, move.request_id, move.at_s) for move in moves[:2]]
+    assert before == [("came", "a", 7.0), ("decodes", "", 7.0)]
+    assert moves[2].request_id == "b"
+    assert all(move.at_s > 11.0 for move in moves[2:])
+
+
 def test_a_free_slot_with_the_lowest_number_is_taken_first_and_kept() -> None:
     engine = watched(max_num_seqs=4)
     for name, max_tokens in (("a", 2), ("b", 9), ("c", 2), ("d", 9)):
