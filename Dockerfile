@@ -19,39 +19,37 @@ ARG CUDA=cu130
 ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/${CUDA}
 
 # hadolint ignore=DL3006
-FROM torch-${VARIANT} AS builder
-RUN python -m venv /opt/orcinus
-ENV PATH=/opt/orcinus/bin:$PATH
-WORKDIR /src
-
+FROM torch-${VARIANT} AS dependencies
 # For the native kernels, which the wheel brings along: the CPU image that runs has no compiler.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 
-# The dependencies are a layer of their own: gigabytes that an edit of the sources leaves in the cache.
+# The base's pip installs into it: what serves needs none.
+RUN python -m venv --without-pip /opt/orcinus
+ENV PIP_PYTHON=/opt/orcinus/bin/python
+WORKDIR /src
+
+# The dependencies are a layer of their own, here and in the image that runs: gigabytes that an edit of the sources leaves
+# in the cache, in the registry and on the nodes.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip pip install --requirement requirements.txt
 
+FROM dependencies AS wheel
 COPY README.md LICENSE setup.py ./
 COPY orcinus orcinus
 COPY config config
 COPY engine engine
 COPY server server
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip wheel --no-deps --wheel-dir /wheels . && pip install --no-deps /wheels/*.whl && pip check \
-    && cd / && python -c "from orcinus.engine.kernels import build; assert build.library_path().parent == build.FOLDER"
+    pip wheel --no-deps --wheel-dir /wheels . \
+    && pip install --no-deps --prefix /install /wheels/*.whl \
+    && pip install --no-deps /wheels/*.whl && pip check \
+    && "$PIP_PYTHON" -P -c "from orcinus.engine.kernels import build; assert build.library_path().parent == build.FOLDER"
 
 FROM base AS runtime
 ARG VARIANT
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="Orcinus" \
-      org.opencontainers.image.description="An OpenAI-compatible LLM inference server with continuous batching (${VARIANT})" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 
 # A fixed, numeric user: Kubernetes checks runAsNonRoot against the number, volumes are owned by it. Any other user works,
 # too: where the platform chooses one (OpenShift), it is of group 0, which may write wherever this one may.
@@ -65,7 +63,8 @@ RUN if [ "$VARIANT" = cuda ]; then \
         apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
     fi
 
-COPY --from=builder /opt/orcinus /opt/orcinus
+COPY --from=dependencies /opt/orcinus /opt/orcinus
+COPY --from=wheel /install /opt/orcinus
 
 # The root filesystem may be read-only: downloads go to the volume, everything else that is written to /tmp.
 ENV PATH=/opt/orcinus/bin:$PATH \
@@ -91,3 +90,12 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --start-interval=2s -
 # Exec form: the server itself is PID 1 and gets the SIGTERM that starts the drain.
 ENTRYPOINT ["orcinus"]
 CMD ["serve"]
+
+# Last, because the revision is another one in every build.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Orcinus" \
+      org.opencontainers.image.description="An OpenAI-compatible LLM inference server with continuous batching (${VARIANT})" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"

@@ -21,6 +21,10 @@ DEV_STAMP := $(VENV)/.installed-dev
 CLIENTS_VENV := .venv-clients
 CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 
+# Ray, which the application in deploy/ray runs on, in an environment of its own too.
+RAY_VENV := .venv-ray
+RAY_STAMP := $(RAY_VENV)/.installed
+
 # What builds the wheel and checks which systems it runs on. 2_28: glibc 2.28 and later, as torch's own wheels.
 WHEEL_VENV := .venv-wheel
 WHEEL_STAMP := $(WHEEL_VENV)/.installed
@@ -31,6 +35,8 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # What leaves out the slow tests, and has the others try fewer examples.
 QUICK := -m 'not slow' --hypothesis-profile quick
+# What that leaves out: the slow tests, and those that try more examples (hypothesis' plugin marks its own).
+LEFT_OUT := -m 'slow or hypothesis or scaled'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -56,6 +62,9 @@ serve: $(RUN_STAMP) ## Install what serving needs, and serve the demo model on p
 .PHONY: clients
 clients: $(CLIENTS_STAMP) ## Make .venv-clients with the client libraries that the tests use
 
+.PHONY: ray
+ray: $(RAY_STAMP) ## Make .venv-ray with Ray Serve, on which the tests run deploy/ray
+
 .PHONY: unit
 unit: $(DEV_STAMP) ## The quick tests that start no server: while you work
 	$(PYTEST) $(QUICK) tests/unit $(ARGS)
@@ -65,8 +74,12 @@ test: $(DEV_STAMP) ## The quick tests: what a change is most likely to break, in
 	$(PYTEST) $(QUICK) $(ARGS)
 
 .PHONY: test-all
-test-all: $(DEV_STAMP) $(CLIENTS_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
+test-all: $(DEV_STAMP) $(CLIENTS_STAMP) $(RAY_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
 	$(PYTEST) $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(DEV_STAMP) $(CLIENTS_STAMP) ## What the quick tests leave out: slow tests, and all examples of the others
+	$(PYTEST) $(LEFT_OUT) $(ARGS)
 
 .PHONY: sanitize
 sanitize: $(DEV_STAMP) ## The native kernels with strict warnings, and under sanitizers
@@ -111,12 +124,14 @@ gpu-check: $(DEV_STAMP) ## On a machine with a GPU: the truth tests, attention, 
 	$(BIN)/python -m bench.gpu_check $(ARGS)
 
 .PHONY: docs
-docs: $(DEV_STAMP) ## Regenerate the tables of docs/reference from the declarations
+docs: $(DEV_STAMP) ## Regenerate the tables of docs/reference from the declarations, and the PrometheusRule from the rules
 	$(BIN)/python -m orcinus.server.reference
+	$(BIN)/python .ci/prometheus_rule.py
 
 .PHONY: docs-check
-docs-check: $(DEV_STAMP) ## Fail if the tables of docs/reference are out of date
+docs-check: $(DEV_STAMP) ## Fail if what `make docs` writes is out of date
 	$(BIN)/python -m orcinus.server.reference --check
+	$(BIN)/python .ci/prometheus_rule.py --check
 
 .PHONY: wheel
 wheel: $(WHEEL_STAMP) ## Build the source distribution and the wheel, native kernels included, into dist/
@@ -131,9 +146,13 @@ wheel: $(WHEEL_STAMP) ## Build the source distribution and the wheel, native ker
 smoke: wheel $(DEV_STAMP) ## Install the wheel into an empty environment and talk to the server it starts
 	$(BIN)/python .ci/smoke.py dist/*.whl $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 
+.PHONY: image-check
+image-check: ## Build the image without a container engine and run it as an engine would; needs root and debootstrap
+	$(PYTHON) .ci/check_image.py $(ARGS)
+
 .PHONY: clean
 clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) $(CLIENTS_VENV) $(WHEEL_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* out
+	rm -rf $(VENV) $(CLIENTS_VENV) $(RAY_VENV) $(WHEEL_VENV) build dist *.egg-info engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEV_STAMP): pyproject.toml
@@ -149,6 +168,11 @@ $(RUN_STAMP): pyproject.toml
 $(CLIENTS_STAMP): pyproject.toml
 	$(PYTHON) -m venv --upgrade-deps $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/python -m pip install --group clients
+	@touch $@
+
+$(RAY_STAMP): pyproject.toml
+	$(PYTHON) -m venv --upgrade-deps $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --group ray
 	@touch $@
 
 $(WHEEL_STAMP): pyproject.toml

@@ -1,6 +1,7 @@
 """Attention alone, gathering the cache's blocks against reading them in place: milliseconds per step of a model.
 
     python -m bench.attention [--rounds 15] [--dtype bfloat16] [--block-sizes 16,32,64,128] [--in-place-only]
+    python -m bench.attention --instruction-sets avx512-bf16,amx [--layers 4] [--loads contexts]
 
 Every round runs each backend once on the same tensors, in turn, with as many layers as the model has, so that the cache
 does not stay in the processor's. Medians over the rounds, and the median of the rounds' ratios.
@@ -10,7 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ import torch
 from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, LayerCache, LayerShape, batch_metadata
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.torch_backend import TorchBackend
-from orcinus.engine.kernels.library import load_library
+from orcinus.engine.kernels.build import library_path
+from orcinus.engine.kernels.library import INSTRUCTION_SETS, Library, load_library
 from orcinus.engine.platform.device import device_name
 
 CPU = torch.device("cpu")
@@ -52,6 +54,16 @@ CASES = [
     (QWEN, Load("16 x 192 + chunk of 256", [(191, 192)] * 16 + [(256, 512)])),
     *((DEMO, Load(f"{n} x 100", [(99, 100)] * n)) for n in (1, 16)),
 ]
+# Decoding and prompts in chunks, over contexts of several lengths.
+CONTEXTS = [
+    *((QWEN, Load(f"{n} x {end}", [(end - 1, end)] * n)) for end in (128, 1024, 4096) for n in (16, 32)),
+    *(
+        (QWEN, Load(f"{count} after {first}", [(first, first + count)]))
+        for first in (0, 512, 4096)
+        for count in (128, 512)
+    ),
+]
+LOADS = {"steps": CASES, "contexts": CONTEXTS}
 
 
 class Arm:
@@ -95,14 +107,16 @@ def _filled(
     return layer
 
 
-def backends(in_place_only: bool) -> Iterator[tuple[str, AttentionBackend]]:
-    if not in_place_only:
+def backends(args: argparse.Namespace) -> Iterator[tuple[str, AttentionBackend]]:
+    if not args.in_place_only and not args.instruction_sets:
         yield "gather", TorchBackend()
-    library = load_library()
-    if library is None:
+    best = load_library()
+    if best is None:
         raise SystemExit("there is no native kernel here")
-    library.use_threads(torch.get_num_threads(), own=False)
-    yield library.instruction_set, NativeBackend(library)
+    for name in args.instruction_sets or [best.instruction_set]:
+        library = Library(library_path(), INSTRUCTION_SETS.index(name))
+        library.use_threads(torch.get_num_threads(), own=False)
+        yield library.instruction_set, NativeBackend(library)
 
 
 @torch.inference_mode()
@@ -111,7 +125,7 @@ def compare(model: Model, load: Load, args: argparse.Namespace) -> None:
     arms = {
         f"{name} {block_size}": Arm(backend, model, load, block_size, dtype)
         for block_size in args.block_sizes
-        for name, backend in backends(args.in_place_only)
+        for name, backend in backends(args)
     }
     times: dict[str, list[float]] = {name: [] for name in arms}
     for round_number in range(args.rounds + 1):
@@ -132,14 +146,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--block-sizes", type=lambda text: [int(n) for n in text.split(",")], default=[32])
+    parser.add_argument(
+        "--instruction-sets", type=lambda text: text.split(","), default=[], help="to compare with each other"
+    )
+    parser.add_argument("--loads", choices=LOADS, default="steps")
+    parser.add_argument("--layers", type=int, help="instead of as many as the model has")
     parser.add_argument("--in-place-only", action="store_true")
     parser.add_argument("--cpu-time", action="store_true", help="of all threads: for a machine that is shared")
     parser.add_argument("--only", default="", help="only loads whose name contains this")
     args = parser.parse_args()
     print(f"{device_name(CPU)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.dtype}")
-    for model, load in CASES:
+    for model, load in LOADS[args.loads]:
         if args.only in f"{model.name} {load.name}":
-            compare(model, load, args)
+            compare(replace(model, num_layers=args.layers or model.num_layers), load, args)
 
 
 if __name__ == "__main__":

@@ -224,6 +224,7 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
         deterministic=False,
         seed=0,
         log_level="warning",
+        log_format="text",
     )
 
 

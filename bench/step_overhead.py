@@ -115,6 +115,7 @@ def engine_config(directory: Path, rows: int, num_steps: int) -> EngineConfig:
         deterministic=False,
         seed=0,
         log_level="warning",
+        log_format="text",
     )
 
 

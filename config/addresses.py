@@ -6,10 +6,12 @@ Knows nothing of which of them are allowed, or of connections.
 import re
 import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 ANY_ADDRESSES = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never listened on
+
+MAX_SOCKET_PATH_BYTES = 107  # of Linux, whose sun_path has 108 with the zero at its end
 
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)(?:%[\w.~-]+)?\]|([\w.~!$&'()*+,;=%-]+))(?::(\d{0,5}))?", re.ASCII)
 _OLD_IPV4 = re.compile(r"(?:0x[0-9a-f]+|\d+)(?:\.(?:0x[0-9a-f]+|\d+)){0,3}")
@@ -84,6 +86,26 @@ def parse_origin(text: str) -> str:
     return f"{parts.scheme}://{shown}" if is_default else f"{parts.scheme}://{shown}:{host.port}"
 
 
+def parse_proxy(text: str) -> str:
+    """Return `*`, an address or a network in its one form. Raises `ValueError`."""
+    if text == "*":
+        return text
+    try:
+        return str(ip_network(text, strict=False)) if "/" in text else str(ip_address(text.strip("[]")))
+    except ValueError:
+        raise ValueError("a proxy is an address, a network such as 10.0.0.0/8, or *") from None
+
+
+def parse_socket_url(text: str) -> str | None:
+    """Return the path in `unix:/path` or `unix:///path`; None for another URL. Raises `ValueError` without a path."""
+    if not text.startswith("unix:"):
+        return None
+    path = text.removeprefix("unix:").removeprefix("//")
+    if not path.startswith("/"):
+        raise ValueError("a Unix socket is written unix:/path/of/the.sock")
+    return path
+
+
 def parse_root_path(text: str) -> str:
     """Return `/a/b` for a path however its ends are written, and "" for `/`. Raises `ValueError`."""
     parts = text.strip("/").split("/")
@@ -94,14 +116,14 @@ def parse_root_path(text: str) -> str:
     return "/" + "/".join(parts)
 
 
-def url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int, scheme: str = "http") -> str:
     """Return the URL of a server that listens on `host`, to be used on the same machine."""
     if host in ANY_ADDRESSES:
         host = "127.0.0.1"
     name, percent, scope = host.strip("[]").partition("%")
     if ":" not in name:
-        return f"http://{host}:{port}"
-    return f"http://[{name}{'%25' if percent else ''}{scope}]:{port}"
+        return f"{scheme}://{host}:{port}"
+    return f"{scheme}://[{name}{'%25' if percent else ''}{scope}]:{port}"
 
 
 def _written(host: Host) -> str:

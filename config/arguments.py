@@ -4,13 +4,13 @@ Values are passed on as text: `Settings` validates them, from whichever source t
 """
 
 import argparse
-import difflib
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from orcinus.config.foreign_flags import explain_foreign
+from orcinus.config.foreign_flags import FOREIGN_FLAGS, explain_foreign
+from orcinus.config.near_names import near_names
 from orcinus.config.settings import GROUPS, Settings, SettingsError, load_settings
 from orcinus.config.sources import env_name, flag_name
 from orcinus.config.values import format_default, group_of, is_size, metavar_of, value_kind
@@ -68,9 +68,14 @@ class Parser(argparse.ArgumentParser):
         if not word.startswith("-"):
             return f"unexpected argument: {word}"
         name = word.partition("=")[0]
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        close = difflib.get_close_matches(name, flags, n=2)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"{self.prog} --help lists what there is"
+        own = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        foreign = [flag for flag in sorted(FOREIGN_FLAGS) if flag.startswith("--")] if _SETTINGS_FLAG in own else []
+        if close := near_names(name, own):
+            hint = f"did you mean {' or '.join(close)}?"
+        elif close := near_names(name, foreign, count=1):
+            hint = f"did you mean {close[0]}? {self._foreign(close[0])}"
+        else:
+            hint = f"{self.prog} --help lists what there is"
         return f"unknown flag: {name}; {hint}"
 
 

@@ -1,6 +1,7 @@
 """What the engine is told at start-up: a frozen, plain value that crosses the process boundary.
 
-It declares no defaults, no help and no validation: `config.settings.Settings` owns those and builds this.
+It declares no help, no validation, and no defaults but that an engine is alone: `config.settings.Settings` owns those
+and builds this.
 What the engine resolves from it (KV blocks, context length, dtype) is reported in
 `engine.messages.EngineInfo` and never written back here.
 """
@@ -9,6 +10,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 BatchingStrategy = Literal["continuous", "static", "interleaved", "sequential"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineShare:
+    """Says what one of several engines has of the machine. Those with a device each (`cuda_device`) share no memory.
+
+    `cores` are the numbers of the processors that its threads are bound to, of which `num_threads` compute at once: no
+    more than there are cores, and fewer where a control group grants less time. `cuda_device` is as
+    CUDA_VISIBLE_DEVICES names it, None on a CPU.
+    """
+
+    index: int
+    num_engines: int
+    cores: tuple[int, ...] = ()
+    num_threads: int = 0
+    cuda_device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +52,10 @@ class EngineConfig:
     deterministic: bool | None
     seed: int | None
     log_level: Literal["debug", "info", "warning", "error"]
+    log_format: Literal["text", "json"]
+    share: EngineShare | None = None  # of the machine; None: all of it, as for one engine alone
+
+    @property
+    def num_sharing_memory(self) -> int:
+        """Count the engines that divide the memory that this one's KV cache lies in."""
+        return 1 if self.share is None or self.share.cuda_device is not None else self.share.num_engines

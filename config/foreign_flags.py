@@ -11,6 +11,7 @@ _TWINS: dict[str, str] = {
     "--max-model-len": "-c --ctx-size --context-length --max-input-tokens --max-input-length --max-seq-len",
     "--max-model-len (of TGI), or --kv-cache-memory (of SGLang),": "--max-total-tokens",
     "--max-num-seqs": "-np --parallel --max-running-requests --max-batch-size",
+    "--replicas": "-dp --dp --dp-size --data-parallel-size",
     "--max-num-batched-tokens": "-b --batch-size -ub --ubatch-size --chunked-prefill-size --max-prefill-tokens"
     " --max-batch-prefill-tokens --max-num-partial-prefills --enable-chunked-prefill --no-enable-chunked-prefill",
     "--kv-cache-memory (a size, not a share of the device)": "--gpu-memory-utilization --mem-fraction-static"
@@ -36,6 +37,12 @@ _TWINS: dict[str, str] = {
     "--max-body-bytes": "--payload-limit",
     "--step-timeout-s": "--watchdog-timeout",
     "--drain-timeout-s": "--shutdown-timeout --timeout-graceful-shutdown",
+    "--metrics-port": "--prometheus-port",
+    "--log-format json": "--json-output",
+    "--ssl-certfile": "--ssl-cert-file",
+    "--ssl-keyfile": "--ssl-key-file",
+    "--otlp-traces-endpoint": "--otlp-endpoint",
+    "the environment variable OTEL_SERVICE_NAME": "--otlp-service-name",
     "--log-level": "-v --verbose -lv --verbosity --log-verbosity --uvicorn-log-level --log-requests"
     " --enable-log-requests --disable-log-requests --no-enable-log-requests --disable-log-stats --log-disable",
     "the environment variable HF_HOME": "--download-dir --huggingface-hub-cache",
@@ -49,12 +56,11 @@ _ONE_DEVICE = "a model runs on one device"
 _PER_REQUEST = "requests say it, each for itself"
 _CONFIG = "it is read from the model's config.json"
 _CHOSEN = "what is fastest for the model and the device is chosen and checked at the start"
-_NO_TLS = "let a proxy before the server speak TLS"
 _NO_FLAG = "it is on without a flag"
 
 _NO_TWINS: dict[str, str] = {
-    _ONE_DEVICE: "-tp --tensor-parallel-size --tp --tp-size -pp --pipeline-parallel-size --pp-size -dp --dp --dp-size"
-    " --data-parallel-size --ep-size --enable-expert-parallel --distributed-executor-backend --nnodes --node-rank"
+    _ONE_DEVICE: "-tp --tensor-parallel-size --tp --tp-size -pp --pipeline-parallel-size --pp-size --ep-size"
+    " --enable-expert-parallel --distributed-executor-backend --nnodes --node-rank"
     " --dist-init-addr --num-shard --sharded -sm --split-mode -ts --tensor-split --disable-custom-all-reduce --rpc",
     _PER_REQUEST: "-n --predict --n-predict --temp --temperature --top-k --top-p --min-p --repeat-penalty"
     " --presence-penalty --frequency-penalty --samplers --grammar --grammar-file -j --json-schema --logit-bias"
@@ -83,16 +89,15 @@ _NO_TWINS: dict[str, str] = {
     " --disable-grammar-support --decoding-config",
     "only text is served": "--limit-mm-per-prompt --mm-processor-kwargs --mmproj -mm --allowed-local-media-path"
     " --enable-multimodal",
-    f"{_NO_FLAG}: GET /metrics": "--metrics --enable-metrics --slots --props --no-slots --prometheus-port",
+    f"{_NO_FLAG}: GET /metrics": "--metrics --enable-metrics --slots --props --no-slots",
     f"{_NO_FLAG}: POST /v1/embeddings": "--embedding --embeddings --is-embedding --task --runner --convert",
     f"{_NO_FLAG}": "--jinja --webui --path --use-v2-block-manager",
     "the page and the API reference cannot be turned off": "--no-webui --disable-fastapi-docs",
     "no models are reranked": "--reranking --rerank",
-    "traces are not sent": "--otlp-traces-endpoint --otlp-endpoint --otlp-service-name --collect-detailed-traces",
+    f"{_NO_FLAG}: traces have all parts": "--collect-detailed-traces",
     "one process serves HTTP": "--threads-http --api-server-count --validation-workers --workers --headless",
-    "log lines are text on standard error": "--log-file --json-output --log-format --max-log-len",
-    _NO_TLS: "--ssl-keyfile --ssl-certfile --ssl-ca-certs --ssl-cert-reqs --ssl-key-file --ssl-cert-file",
-    "it listens on an address and a port": "--uds",
+    "log lines go to standard error": "--log-file --max-log-len",
+    "clients are not asked for certificates": "--ssl-ca-certs --ssl-cert-reqs",
     "steps are planned by --target-itl-ms and --target-ttft-ms": "--waiting-served-ratio --max-waiting-tokens"
     " --schedule-conservativeness --scheduler-delay-factor --num-scheduler-steps --stream-interval"
     " --async-scheduling --long-prefill-token-threshold",

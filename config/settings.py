@@ -5,15 +5,23 @@ Precedence: command line > environment > YAML file > defaults. A wrong value and
 read (`config.sources`), of argparse (`config.arguments` makes flags from the declarations), of models or of HTTP.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from orcinus.config.addresses import parse_listed_host, parse_origin, parse_root_path
+from orcinus.config.addresses import (
+    MAX_SOCKET_PATH_BYTES,
+    parse_listed_host,
+    parse_origin,
+    parse_proxy,
+    parse_root_path,
+)
 from orcinus.config.engine_config import BatchingStrategy, EngineConfig
 from orcinus.config.sources import ENV_PREFIX, Environment, YamlFile, given_by
 from orcinus.config.text_files import TextFileError, read_text
@@ -154,8 +162,24 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "Engine", "Device to run on; auto takes CUDA where there is one."
     )
+    replicas: int = _setting(
+        1,
+        "Engine",
+        "Engines behind this server, each in a process of its own with the whole model. On a CPU they share out the"
+        " cores, to which they are bound, and the memory of the KV cache; on GPUs each has one of its own. A request"
+        " goes to the engine that has most of its prompt cached, unless that one is loaded too much; what an engine had"
+        " when it ended goes on in another.",
+        "N",
+        ge=1,
+        le=256,
+    )
     max_num_seqs: int | None = _setting(
-        None, "Engine", "Slots: how many sequences run at once. Default: by device.", "N", ge=1, le=4096
+        None,
+        "Engine",
+        "Slots: how many sequences run at once, in each replica. Default: by device.",
+        "N",
+        ge=1,
+        le=4096,
     )
     max_num_batched_tokens: int | None = _setting(
         None,
@@ -190,7 +214,7 @@ class Settings(BaseSettings):
         "Engine",
         "Memory for the KV cache, taken at the start, but for what all slots together cannot use. Default: on a CPU"
         " 40 % of what is free once the weights are loaded, within the limits of containers; on a GPU what weights and"
-        " the largest step leave of 90 %.",
+        " the largest step leave of 90 %. Replicas on a CPU share it out; on GPUs each takes so much of its own.",
         "SIZE",
         ge=1,
     )
@@ -237,6 +261,42 @@ class Settings(BaseSettings):
         min_length=1,
     )
     port: int = _setting(8000, "Server", "Port to listen on; 0 takes any free one.", "PORT", ge=0, le=65_535)
+    uds: Path | None = _setting(
+        None,
+        "Server",
+        "Unix socket to listen on, in place of host and port. Who may connect is decided by the directory that it is"
+        " in.",
+        "FILE",
+    )
+    metrics_port: int | None = _setting(
+        None,
+        "Server",
+        "Port of its own for /metrics, without TLS; 0 takes any free one. /live, /ready and /health are there, too, and"
+        " stay on the main port, which /metrics leaves. Default: none, and /metrics is on the main port.",
+        "PORT",
+        ge=0,
+        le=65_535,
+    )
+    ssl_certfile: Path | None = _setting(
+        None,
+        "Server",
+        "File with the certificate (PEM), and those between it and the root: the server speaks TLS. Read again when it"
+        " changes, as the key is.",
+        "FILE",
+    )
+    ssl_keyfile: Path | None = _setting(
+        None, "Server", "File with the certificate's private key (PEM). Default: it is in ssl_certfile.", "FILE"
+    )
+    ssl_keyfile_password: str | None = _setting(
+        None, "Server", "Password of the private key, where it has one.", "PASSWORD", repr=False
+    )
+    forwarded_allow_ips: Strings = _setting(
+        (),
+        "Server",
+        "Proxy whose X-Forwarded-For and X-Forwarded-Proto are believed: an address, a network such as 10.0.0.0/8, or *"
+        " for any, and on a Unix socket; repeatable. Default: none.",
+        "ADDRESS",
+    )
     allowed_host: Strings = _setting(
         (),
         "Server",
@@ -344,6 +404,12 @@ class Settings(BaseSettings):
         " tokens, and goes by priority and arrival among the requests of each; fcfs goes by those alone. With one key,"
         " or none, both are the same.",
     )
+    page: bool = _setting(
+        True,
+        "Server",
+        "Serve the page at / and the events behind it, at /events. Whoever has a key sees there how much each request"
+        " and each key holds, by number, and nothing of what they say.",
+    )
     lenient: bool = _setting(
         False,
         "Server",
@@ -402,6 +468,18 @@ class Settings(BaseSettings):
         None, "General", "YAML file of settings; its keys are the names of flags with underscores.", "FILE"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "General", "What is logged.")
+    log_format: Literal["text", "json"] = _setting(
+        "text",
+        "General",
+        "How lines of the log look: text, or one JSON object a line, with the ids of request and trace.",
+    )
+    otlp_traces_endpoint: str | None = _setting(
+        None,
+        "General",
+        "URL that traces are sent to (OTLP over HTTP), such as http://localhost:4318/v1/traces; needs orcinus[otel]."
+        " Variables of OpenTelemetry, such as OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER, say the rest. Default: none.",
+        "URL",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -425,6 +503,38 @@ class Settings(BaseSettings):
     @classmethod
     def _hosts_are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_parsed(parse_listed_host, entry) for entry in value)
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _proxies_are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_parsed(parse_proxy, entry) for entry in value)
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("must be a URL such as http://localhost:4318/v1/traces")
+        return value
+
+    @field_validator("uds")
+    @classmethod
+    def _socket_has_a_place(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        if (length := len(os.fsencode(value))) > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"the path of a socket has at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}")
+        if not value.parent.is_dir():
+            raise ValueError(f"there is no directory {value.parent}")
+        return value
+
+    @field_validator("ssl_certfile", "ssl_keyfile")
+    @classmethod
+    def _pem_exists(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"there is no file {value}")
+        return value
 
     @field_validator("cors_allow_origin")
     @classmethod
@@ -485,6 +595,17 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> "Settings":
+        if self.ssl_certfile is None:
+            if self.ssl_keyfile is not None or self.ssl_keyfile_password is not None:
+                raise ValueError("ssl_keyfile and ssl_keyfile_password need ssl_certfile")
+            return self
+        from orcinus.config.certificates import server_context
+
+        server_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
+        return self
+
     @property
     def model_path(self) -> str:
         """`model`, or the directory of the demo model."""
@@ -539,6 +660,7 @@ class Settings(BaseSettings):
             deterministic=self.deterministic,
             seed=self.seed,
             log_level=self.log_level,
+            log_format=self.log_format,
         )
 
 

@@ -3,7 +3,6 @@
 Knows nothing of which settings there are.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
+
+from orcinus.config.near_names import near_names
 
 _UNITS = {"": 1} | {
     prefix + suffix: base**power
@@ -82,7 +83,7 @@ def check_keys(keys: Sequence[str], known: Sequence[str], kind: str) -> None:
 
 
 def _suggest(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=2)
+    close = near_names(key, known)
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
 
 

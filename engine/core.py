@@ -18,6 +18,7 @@ from orcinus.engine.messages import (
     EngineInfo,
     Fault,
     RequestDelta,
+    SlotReport,
     StepOutputs,
     StepPlan,
     StepResult,
@@ -28,6 +29,7 @@ from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.preparation import Preparation
 from orcinus.engine.scheduler.scheduled_step import ScheduledStep
 from orcinus.engine.scheduler.scheduler import Scheduler, SchedulerLimits
+from orcinus.engine.scheduler.slot_watch import SlotWatch
 
 if TYPE_CHECKING:
     from orcinus.engine.platform.device import DeviceMonitor
@@ -101,6 +103,7 @@ class EngineCore:
         self._on_first_step = on_first_step
         self._ahead: _LaunchedStep | None = None
         self._num_culprits = 0  # in a row
+        self._slot_watch: SlotWatch | None = None  # while somebody watches
 
     @property
     def has_work(self) -> bool:
@@ -123,6 +126,10 @@ class EngineCore:
         self._preparation.abort(request_ids)
         self.scheduler.abort(request_ids)
 
+    def watch_slots(self, *, is_on: bool) -> None:
+        """Begin to report what is in the slots, all of it at first, or stop."""
+        self._slot_watch = SlotWatch(self.scheduler.slots, self._clock) if is_on else None
+
     def step(self) -> StepOutputs:
         """Bring one iteration to its end, and with an executor that runs ahead begin the next.
 
@@ -143,12 +150,20 @@ class EngineCore:
             self.scheduler.add(request, prepared)
         launched, self._ahead = self._ahead or self._launch(), None
         if launched is None:
-            return StepOutputs(deltas=deltas, stats=self.stats())
+            return self.news(deltas)
         deltas += self._end_step(launched, started)
+        ended_at = self._clock()
         stats = self._with_state(launched.step.stats)
-        stats.step_time_s = self._clock() - started
+        stats.step_time_s = ended_at - started
         stats.num_sampled_tokens = sum(len(delta.token_ids) for delta in deltas)
-        return StepOutputs(deltas=deltas, stats=stats)
+        return StepOutputs(deltas=deltas, stats=stats, slots=self._slot_report(), ended_at=ended_at)
+
+    def news(self, deltas: list[RequestDelta] | None = None) -> StepOutputs:
+        """Return the state of the moment, as between two steps, with the deltas that no step brought."""
+        return StepOutputs(deltas=deltas or [], stats=self.stats(), slots=self._slot_report())
+
+    def _slot_report(self) -> SlotReport | None:
+        return None if self._slot_watch is None else self._slot_watch.report()
 
     def _end_step(self, launched: "_LaunchedStep", started: float) -> list[RequestDelta]:
         if self._executor.runs_ahead and self.scheduler.may_run_ahead:
@@ -164,6 +179,8 @@ class EngineCore:
 
     def _launch(self) -> "_LaunchedStep | None":
         step = self.scheduler.schedule()
+        if self._slot_watch is not None:
+            self._slot_watch.note()
         if not step.plan.scheduled:
             return None
         if step.plan.new_requests:

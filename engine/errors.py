@@ -2,7 +2,8 @@
 
 OrcinusError
 ├── InvalidRequestError        the caller's fault: names the parameter, the limit and the value
-│   └── ContextLengthError     prompt (+ max_tokens) does not fit the context
+│   ├── ContextLengthError     prompt (+ max_tokens) does not fit the context
+│   └── UnenforceableSchemaError  a JSON schema has keywords that cannot be enforced; says what is left without them
 ├── ModelLoadError             the model cannot be loaded or served
 ├── QueueFullError             the bounded queue has no room; says when to come back
 ├── QuotaError                 this client has all that it may have for now; says when to come back
@@ -13,6 +14,10 @@ OrcinusError
 └── RequestFailedError         a fault while running this request
     └── RequestQuarantinedError  engines ended while they ran it
 """
+
+from collections.abc import Sequence
+
+import msgspec
 
 _MAX_REASON_CHARS = 400
 
@@ -31,6 +36,23 @@ class InvalidRequestError(OrcinusError):
 
 class ContextLengthError(InvalidRequestError):
     """The prompt, or the prompt and `max_tokens` together, exceed the context length."""
+
+
+class UnenforceableKeyword(msgspec.Struct, frozen=True):
+    """A keyword of a JSON schema that cannot be enforced. `place` leads from the schema to the part that has it."""
+
+    place: tuple[str | int, ...]
+    keyword: str
+    reason: str = ""
+
+
+class UnenforceableSchemaError(InvalidRequestError):
+    """A JSON schema cannot be enforced because of these keywords. `rest` is the schema without them, as JSON."""
+
+    def __init__(self, message: str, param: str | None, keywords: Sequence[UnenforceableKeyword], rest: str) -> None:
+        super().__init__(message, param)
+        self.keywords = tuple(keywords)
+        self.rest = rest
 
 
 class ModelLoadError(OrcinusError):

@@ -57,6 +57,11 @@ class AddRequest(Message, frozen=True, tag="add"):
     client: str = ""
     adapter: str | None = None
 
+    @property
+    def scope(self) -> tuple[str | None, str | None]:
+        """Return what two requests must have in common, beside tokens, to share computed blocks."""
+        return self.cache_salt, self.adapter
+
 
 class AbortRequests(Message, frozen=True, tag="abort"):
     """Forget these requests; nothing more is reported of them. Unknown ids are fine."""
@@ -64,7 +69,13 @@ class AbortRequests(Message, frozen=True, tag="abort"):
     request_ids: list[str]
 
 
-ToEngine = AddRequest | AbortRequests
+class WatchSlots(Message, frozen=True, tag="watch"):
+    """Begin to report what is in the slots, or stop: somebody watches now, or nobody does any more."""
+
+    is_on: bool
+
+
+ToEngine = AddRequest | AbortRequests | WatchSlots
 
 
 # --- engine process -> server process -------------------------------------------------------------------
@@ -186,6 +197,7 @@ class RequestDelta(Message, frozen=True):
     `embedding` is float32, in the machine's byte order; it comes once, with the last delta.
     `ends_in_text` tells that a request which stopped did so after its last token, which is text, and not by it.
     `is_steered` tells that a token so far is not the one that was drawn (`StepResult.steered`).
+    `pauses` are the times since the delta before in which it had no slot, each from a preemption to its next step.
     """
 
     request_id: str
@@ -201,6 +213,7 @@ class RequestDelta(Message, frozen=True):
     embedding: bytes | None = None
     ends_in_text: bool = False
     is_steered: bool = False
+    pauses: list[tuple[float, float]] = []
 
 
 class StepStats(msgspec.Struct, omit_defaults=True):
@@ -236,11 +249,44 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     device_memory_total_bytes: int | None = None
 
 
+class SlotMove(Message, frozen=True, array_like=True):
+    """Tells what happened in a slot at `at_s`: a request got it, brought its first token there, or left it.
+
+    `request_id` and `num_prefill_tokens`, which have to be computed before it decodes (its prompt, and after a
+    preemption all that it had), are of a request that came.
+    """
+
+    slot: int
+    at_s: float
+    kind: Literal["came", "decodes", "left"]
+    request_id: str = ""
+    num_prefill_tokens: int = 0
+
+
+class SlotReport(Message, frozen=True, array_like=True):
+    """Tells what happens in the slots, while somebody watches: `moves` since the last report, in order.
+
+    Where it `is_whole`, what was told before is void, and `moves` are of those who have slots now. The columns are by
+    slot, 0 where one is free: tokens computed or being computed, and KV blocks in the request's table (of a block that
+    several share, each has one).
+    """
+
+    moves: list[SlotMove] = []
+    is_whole: bool = False
+    num_computed_tokens: list[int] = []
+    num_blocks: list[int] = []
+
+
 class StepOutputs(Message, frozen=True, tag="step"):
-    """All that one step brought, one message a step. With no deltas it is a heartbeat."""
+    """All that one step brought, one message a step. With no deltas it is a heartbeat.
+
+    `slots` is there while somebody watches, a few times a second. `ended_at` is when the step's tokens were known.
+    """
 
     deltas: list[RequestDelta]
     stats: StepStats
+    slots: SlotReport | None = None
+    ended_at: float = 0.0
 
 
 class StepStarted(Message, frozen=True, tag="started"):

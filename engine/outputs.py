@@ -4,6 +4,7 @@ This is the vocabulary of the text side. The core underneath (`engine.messages`)
 tokens.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -15,13 +16,35 @@ Outcome = Literal["stop", "length", "abort", "timeout", "error"]
 """What became of a choice that was admitted."""
 
 
+class ChoiceTimes(msgspec.Struct, kw_only=True):
+    """Tells when what became of one choice, in seconds of `time.monotonic()`, as the engine reported it.
+
+    None where it has not come to that. `arrived_at` is its admission. In `pauses` it had no slot, each from a
+    preemption to its next step; `restarts` go from the end of an engine to the choice's first step in the next one.
+    `ended_at` is when its last tokens were known, or when it was given up.
+    """
+
+    index: int
+    arrived_at: float
+    first_scheduled_at: float | None = None
+    first_token_at: float | None = None
+    ended_at: float | None = None
+    pauses: list[tuple[float, float]] = []
+    restarts: list[tuple[float, float]] = []
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    outcome: Outcome | None = None
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Prompts (as token ids) that share their parameters: `len(prompts) * sampling.n` choices in all.
 
     The choice of prompt p and sample s has index `p * n + s`. The whole is admitted or refused as one.
     `timeout_s` counts from `asked_at` (of the monotonic clock; None: from admission) and covers queueing. `client` is
     an opaque name for whoever asks: each has limits of its own, and a fair share of the engine. `adapter` is one of
-    `EngineInfo.adapters`, or None for the model alone.
+    `EngineInfo.adapters`, or None for the model alone. `on_choice_end` is called on the event loop with the times of
+    each choice, however it ends; it must not raise. Without it nobody keeps them.
     """
 
     request_id: str
@@ -33,6 +56,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     asked_at: float | None = None
     client: str = ""
     adapter: str | None = None
+    on_choice_end: Callable[[ChoiceTimes], None] | None = None
 
     @property
     def num_choices(self) -> int:

@@ -6,13 +6,14 @@ engine has loaded it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
@@ -24,6 +25,8 @@ from orcinus.server.http.auth import AuthMiddleware, KeyRing
 from orcinus.server.http.body import BodyReader
 from orcinus.server.http.fault_layer import FaultMiddleware
 from orcinus.server.http.method_layer import MethodMiddleware
+from orcinus.server.http.options_layer import ServerOptionsMiddleware
+from orcinus.server.http.origins import OriginPolicy
 from orcinus.server.http.preparation import Preparation
 from orcinus.server.http.request_layer import RequestMiddleware
 from orcinus.server.http.room_layer import RoomMiddleware
@@ -33,27 +36,34 @@ from orcinus.server.http.throttled_log import ThrottledLog
 from orcinus.server.metrics import Metrics
 from orcinus.server.openapi import describe_operation, install_document
 from orcinus.server.operations import OPERATIONS, Operation, OperationTable
+from orcinus.server.tracing.layer import TraceMiddleware
+from orcinus.server.tracing.tracer import Tracing, open_tracing
+from orcinus.server.watching.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-# Headers of answers that pages of other origins may read.
-EXPOSED_HEADERS = (
-    "x-request-id",
-    "request-id",
-    "retry-after",
-    "x-should-retry",
-    "www-authenticate",
-    "allow",
-    "x-orcinus-left-out",
-)
+_LAST_SPANS_S = 5.0
+# FastAPI would make spans of its own for whatever provider the process has, beside those of the GenAI conventions.
+_NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
-def create_app(engine: ServingEngine, settings: Settings, operations: OperationTable = OPERATIONS) -> FastAPI:
+def create_app(
+    engine: ServingEngine,
+    settings: Settings,
+    operations: OperationTable = OPERATIONS,
+    *,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """Return the app that serves `engine`, which was started; its lifespan runs the engine and closes it.
 
+    Without `tracing` the settings say whether requests are traced, and where to.
     Sets `engine.observer`. `app.state` has `context`, `metrics` and, once it runs, `reading`: the task of `engine.run`.
-    Raises `OSError` if the key file cannot be read, and `SettingsError` if it has a key that cannot be sent.
+    Raises `OSError` if the key file cannot be read, and `SettingsError` if it has a key that cannot be sent, or where
+    OpenTelemetry is wanted and not installed.
     """
+    tracing = tracing or open_tracing(settings)
+    if not settings.page:
+        operations = operations.without_page()
     metrics = Metrics(
         settings.model_names, operations.labels(), names=settings.metrics_names, cpu_energy_j=CpuEnergy().read_j
     )
@@ -66,15 +76,18 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
         lifespan=_lifespan,
         redirect_slashes=False,
         openapi_url=None,  # the document and its page are operations like others
+        telemetry=_NO_TELEMETRY,
     )
     app.state.context = context
     app.state.metrics = metrics
+    app.state.watch = Watch(context, metrics)
+    app.state.tracing = tracing
     app.state.keys = KeyRing(settings)
     app.state.throttled_log = ThrottledLog()
+    app.state.origins = OriginPolicy(settings.cors_allow_origin)
     bodies = BodyReader(settings.max_body_bytes)
     # The first is the outermost: a refused key too gets an id, a line in the log and a count.
     app.user_middleware[:] = [
-        Middleware(RootPathMiddleware, root_path=settings.root_path),
         Middleware(
             RequestMiddleware,
             metrics=metrics,
@@ -82,10 +95,13 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
             bodies=bodies,
             throttled_log=app.state.throttled_log,
         ),
-        *_cors_layers(settings.cors_allow_origin),
+        *_trace_layers(tracing, operations, settings),
+        *app.state.origins.layers(),
+        Middleware(RootPathMiddleware, root_path=settings.root_path),
         Middleware(FaultMiddleware),
+        Middleware(ServerOptionsMiddleware, operations=operations),
         Middleware(AuthMiddleware, keys=app.state.keys, operations=operations),
-        Middleware(MethodMiddleware, operations=operations),
+        Middleware(MethodMiddleware, operations=operations, has_metrics_port=settings.metrics_port is not None),
         Middleware(RoomMiddleware, context=context, operations=operations, metrics=metrics),
     ]
     for kind in (OrcinusError, HTTPException):
@@ -93,24 +109,16 @@ def create_app(engine: ServingEngine, settings: Settings, operations: OperationT
     handlers = OperationHandlers(context, Preparation(context, bodies, metrics), settings.keep_alive_s)
     for operation in operations:
         _add_operation(app, operation, handlers.handler(operation))
-    install_document(app, operations, is_key_needed=settings.is_key_needed, root_path=settings.root_path)
+    documented = operations if settings.metrics_port is None else operations.on_main_port()
+    install_document(app, documented, is_key_needed=settings.is_key_needed, root_path=settings.root_path)
     return app
 
 
-def _cors_layers(origins: Sequence[str]) -> list[Middleware]:
-    """Return the layer that lets pages of these origins call the server. Browsers send no key when they ask."""
-    if not origins:
+def _trace_layers(tracing: Tracing | None, operations: OperationTable, settings: Settings) -> list[Middleware]:
+    if tracing is None:
         return []
-    layer = Middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=("GET", "HEAD", "POST", "DELETE"),
-        allow_headers=("*",),
-        expose_headers=EXPOSED_HEADERS,
-        allow_private_network=True,
-        max_age=600,
-    )
-    return [layer]
+    names = tuple(settings.model_names)
+    return [Middleware(TraceMiddleware, tracing=tracing, operations=operations, model_names=names)]
 
 
 def _add_operation(app: FastAPI, operation: Operation, handler: Handler) -> None:
@@ -142,6 +150,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await context.engine.aclose()
         announcing.cancel()
         await asyncio.gather(reading, announcing, return_exceptions=True)
+        if app.state.tracing is not None:
+            await _send_last_spans(app.state.tracing)
+
+
+async def _send_last_spans(tracing: Tracing) -> None:
+    """Send what is left, unless that takes too long: a collector that is gone must not keep the server."""
+    sending = threading.Thread(target=tracing.close, name="send the last spans", daemon=True)
+    sending.start()
+    await asyncio.to_thread(sending.join, _LAST_SPANS_S)
+    if sending.is_alive():
+        logger.warning("the last spans were not sent within %g s", _LAST_SPANS_S)
 
 
 async def _announce(context: ServingContext, metrics: Metrics) -> None:

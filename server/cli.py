@@ -4,7 +4,6 @@ It imports a command only when it is run, so that `orcinus --help` is immediate.
 2 it was called wrongly, 130 interrupted.
 """
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -92,7 +91,9 @@ def _refuse(word: str) -> int:
     if word.startswith("-"):
         print(f"orcinus: unknown flag: {word}; flags follow a command: orcinus serve {word}", file=sys.stderr)
         return 2
-    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    from orcinus.config.near_names import near_names
+
+    close = near_names(word, COMMANDS, count=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
     print(f"orcinus: unknown command: {word}; {hint}", file=sys.stderr)
     return 2

@@ -3,11 +3,13 @@
 Null equals absent at every level. Knows no parameter by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.errors import shown
+
+MAX_NAME_CHARS = 100  # of a name that a client made up, where it is shown
 
 
 def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,3 +30,10 @@ def read_string(item: Mapping[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str):
         raise InvalidRequestError(f"{where}.{name} must be a string, got {shown(value)}", f"{where}.{name}")
     return value
+
+
+def path_of(place: str, steps: Iterable[str | int]) -> str:
+    """Return the place of a part: `a.b[0]` for the steps `"b", 0` from `a`."""
+    for step in steps:
+        place += f"[{step}]" if isinstance(step, int) else f".{step[:MAX_NAME_CHARS]}"
+    return place.lstrip(".")

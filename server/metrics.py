@@ -32,6 +32,7 @@ from orcinus.server.exposition.declarations import (
     SECONDS,
     RejectionReason,
 )
+from orcinus.server.exposition.engines import EngineMetrics
 from orcinus.server.exposition.families import Histogram, Labels, family
 from orcinus.server.exposition.load import Load
 from orcinus.server.exposition.vllm_names import vllm_families
@@ -55,6 +56,7 @@ class Metrics(EngineObserver):
         `names` are those that metrics are exposed by: orcinus, vllm or both. `cpu_energy_j` is asked when they are.
         """
         self.registry = CollectorRegistry()
+        self.step_listener: Callable[[StepStats], None] | None = None  # told of each step, while somebody watches
         self._model_names = tuple(model_names)
         self._names = frozenset(names)
         self._cpu_energy_j = cpu_energy_j
@@ -63,6 +65,7 @@ class Metrics(EngineObserver):
         self._info: EngineInfo | None = None
         self._slot_s = self._slot_capacity_s = 0.0
         self._gpu_energy_j: float | None = None
+        self._engines = EngineMetrics()
         self._counters = Counter[str]()
         self._outcomes = Counter[tuple[str, ...]]({(outcome,): 0 for outcome in OUTCOMES})
         self._rejected = Counter[tuple[str, ...]]({(reason,): 0 for reason in REJECTION_REASONS})
@@ -100,6 +103,8 @@ class Metrics(EngineObserver):
         num_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
         if not num_tokens:
             return  # a heartbeat
+        if self.step_listener is not None:
+            self.step_listener(stats)
         self._step_time.observe(stats.step_time_s)
         self._tokens_per_step.observe(num_tokens)
         counters = self._counters
@@ -110,6 +115,9 @@ class Metrics(EngineObserver):
         counters["orcinus_slots_refilled_total"] += stats.num_slots_refilled
         for limit in stats.blocked_by:
             self._blocked[(limit,)] += 1
+
+    def on_engine(self, index: int, *, is_up: bool, stats: StepStats) -> None:
+        self._engines.on_engine(index, is_up=is_up, stats=stats)
 
     def on_first_output(self, queue_time_s: float) -> None:
         self._queue_time.observe(queue_time_s)
@@ -155,6 +163,21 @@ class Metrics(EngineObserver):
 
     def on_quarantined(self) -> None:
         self._counters["orcinus_requests_quarantined_total"] += 1
+
+    # --- who watches ---------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> StepStats:
+        """The numbers of the last step, whose gauges are of all engines."""
+        return self._stats
+
+    def counted(self, counter: str) -> int:
+        """Return the value of a counter without labels."""
+        return self._counters[counter]
+
+    def observed(self, histogram: str) -> tuple[int, float]:
+        """Return how often a histogram without labels has observed something, and the sum of what."""
+        return self._histograms[histogram].count_and_sum
 
     # --- the server ---------------------------------------------------------------------------------
 
@@ -244,6 +267,7 @@ class Metrics(EngineObserver):
             "orcinus_http_requests_total": self._http,
             "orcinus_e2e_latency_seconds": self._e2e,
             "orcinus_http_request_duration_seconds": self._durations,
+            **self._engines.values(),
         }
 
     def _runs(self) -> dict[Labels, float]:

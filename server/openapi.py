@@ -109,7 +109,9 @@ def _describe_answer(schemas: Mapping[str, Schema]) -> dict[str, Any]:
 
 
 def _build(app: FastAPI, operations: OperationTable, is_key_needed: bool) -> dict[str, Any]:
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    paths = {operation.path for operation in operations}
+    routes = [route for route in app.routes if getattr(route, "path", "") in paths]
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=routes)
     document["components"] = {"schemas": {**_body_schemas(operations.bodies), **_answer_schemas(operations)}}
     if is_key_needed:
         document["components"]["securitySchemes"] = _KEYS

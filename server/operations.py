@@ -20,6 +20,7 @@ from orcinus.server.apis.completions.answer import COMPLETION, start_completion
 from orcinus.server.apis.completions.body import CompletionBody
 from orcinus.server.apis.embeddings.answer import EMBEDDINGS, start_embeddings
 from orcinus.server.apis.embeddings.body import EmbeddingBody
+from orcinus.server.apis.events.answer import events
 from orcinus.server.apis.generation import Generation
 from orcinus.server.apis.messages.answer import MESSAGE, MESSAGE_TOKENS, count_tokens, start_message
 from orcinus.server.apis.messages.body import MessagesBody
@@ -29,6 +30,7 @@ from orcinus.server.apis.models.answer import (
     retrieve_model,
     retrieve_model_for_anthropic,
 )
+from orcinus.server.apis.page.answer import FILES, page, page_file
 from orcinus.server.apis.reference.answer import SCRIPT, START, STYLE, document, reference_file, reference_page
 from orcinus.server.apis.responses.answer import (
     RESPONSE,
@@ -39,7 +41,7 @@ from orcinus.server.apis.responses.answer import (
     stored_response,
 )
 from orcinus.server.apis.responses.body import ResponseBody
-from orcinus.server.apis.status.answer import exposition, first_page, live, ready, version
+from orcinus.server.apis.status.answer import exposition, live, ready, version
 from orcinus.server.apis.tokens.answer import TEXT, TOKENS, detokenize, tokenize
 from orcinus.server.apis.tokens.body import DetokenizeBody, TokenizeBody
 from orcinus.server.context import ServingContext
@@ -56,8 +58,10 @@ class Operation:
 
     `path` is written as starlette does (`{model:path}` takes slashes). `name` is what its `operationId` in the OpenAPI
     document begins with; `tag` and `summary` are shown there, if `is_documented`. `is_guarded` operations need a key
-    where the server has keys; `is_polled` ones are asked for by machines all the time, and not logged. `methods` are
-    those that have an answer of their own, and `allowed_methods` all that are answered.
+    where the server has keys; `is_polled` ones are asked for by machines all the time, and not logged; `is_of_page`
+    ones are there where the page is. `methods` are those that have an answer of their own, and `allowed_methods` all
+    that are answered. Where the metrics have a port of their own, `is_on_metrics_port` ones are there, and
+    `is_on_main_port` ones on the other.
     """
 
     path: str
@@ -69,6 +73,9 @@ class Operation:
     is_documented: bool = True
     is_guarded: bool = True
     is_polled: bool = False
+    is_of_page: bool = False
+    is_on_main_port: bool = True
+    is_on_metrics_port: bool = False
 
     @property
     def allowed_methods(self) -> tuple[str, ...]:
@@ -88,13 +95,17 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOperation(Operation):
-    """An operation whose requests run in the engine: `start` admits one, and its answer is one object or a stream."""
+    """An operation whose requests run in the engine: `start` admits one, and its answer is one object or a stream.
+
+    `gen_ai_name` is what OpenTelemetry's conventions call it.
+    """
 
     _: KW_ONLY
     start: Callable[[ServingContext, Mapping[str, Any], Caller], Awaitable[Generation]]
     body: type[Body]
     answer: AnswerSchema
     is_streamed: bool = True
+    gen_ai_name: str = "chat"
     methods: tuple[str, ...] = ("POST",)
 
     @property
@@ -133,6 +144,7 @@ class PageOperation(Operation):
     _: KW_ONLY
     respond: Callable[[Request], Response]
     media_types: tuple[str, ...]
+    is_endless: bool = False  # the answer to GET goes on until the client leaves
 
 
 class OperationTable:
@@ -151,9 +163,17 @@ class OperationTable:
     def __iter__(self) -> Iterator[Operation]:
         return iter(self._operations)
 
+    def without_page(self) -> "OperationTable":
+        """Return the table of a server that shows no page."""
+        return OperationTable(operation for operation in self._operations if not operation.is_of_page)
+
     def at(self, path: str) -> Operation | None:
         """Return the operation that a request for this path is about, whatever its method."""
         return self._by_path.get(path) or self._find(path)
+
+    def on_main_port(self) -> "OperationTable":
+        """Return those that stay on the main port where the metrics have one of their own."""
+        return OperationTable(row for row in self._operations if row.is_on_main_port)
 
     def is_public(self, path: str) -> bool:
         """Return whether a request for this path needs no key. One for a path that does not exist needs one."""
@@ -208,16 +228,28 @@ class OperationTable:
         return not any(compile_path(row.path)[0].match(path) for row in self._operations[:index])
 
 
-def _open_page(path: str, name: str, respond: Callable[[Request], Response], media_type: str) -> PageOperation:
+def _open_page(
+    path: str, name: str, respond: Callable[[Request], Response], media_type: str, *, is_of_page: bool = False
+) -> PageOperation:
     """Return a page that needs no key and is not in the API's own document."""
     return PageOperation(
-        path, name=name, respond=respond, media_types=(media_type,), is_documented=False, is_guarded=False
+        path,
+        name=name,
+        respond=respond,
+        media_types=(media_type,),
+        is_documented=False,
+        is_guarded=False,
+        is_of_page=is_of_page,
     )
 
 
 OPERATIONS = OperationTable(
     [
-        _open_page("/", "first_page", first_page, "text/html"),
+        _open_page("/", "page", page, "text/html", is_of_page=True),
+        *(
+            _open_page(path, "page_file", page_file(path), media_type, is_of_page=True)
+            for path, media_type in FILES.items()
+        ),
         _open_page("/openapi.json", "document", document, "application/json"),
         _open_page("/docs", "reference_page", reference_page, "text/html"),
         *(
@@ -232,6 +264,7 @@ OPERATIONS = OperationTable(
             look_up=live,
             is_guarded=False,
             is_polled=True,
+            is_on_metrics_port=True,
         ),
         LookupOperation(
             "/ready",
@@ -241,6 +274,7 @@ OPERATIONS = OperationTable(
             look_up=ready,
             is_guarded=False,
             is_polled=True,
+            is_on_metrics_port=True,
         ),
         LookupOperation(
             "/health",
@@ -250,6 +284,7 @@ OPERATIONS = OperationTable(
             look_up=ready,
             is_guarded=False,
             is_polled=True,
+            is_on_metrics_port=True,
         ),
         LookupOperation(
             "/version", name="version", tag="operations", summary="The version of the server", look_up=version
@@ -263,6 +298,18 @@ OPERATIONS = OperationTable(
             media_types=("text/plain", "application/openmetrics-text"),
             is_guarded=False,
             is_polled=True,
+            is_on_main_port=False,
+            is_on_metrics_port=True,
+        ),
+        PageOperation(
+            "/events",
+            name="events",
+            tag="operations",
+            summary="What the page at / shows, as server-sent events",
+            respond=events,
+            media_types=("text/event-stream",),
+            is_of_page=True,
+            is_endless=True,
         ),
         LookupOperation(
             "/v1/models",
@@ -287,6 +334,7 @@ OPERATIONS = OperationTable(
             start=start_completion,
             body=CompletionBody,
             answer=COMPLETION,
+            gen_ai_name="text_completion",
         ),
         GenerationOperation(
             "/v1/chat/completions",
@@ -358,6 +406,7 @@ OPERATIONS = OperationTable(
             body=EmbeddingBody,
             answer=EMBEDDINGS,
             is_streamed=False,
+            gen_ai_name="embeddings",
         ),
         BodyOperation("/tokenize", name="tokenize", tag="tokens", work=tokenize, body=TokenizeBody, answer=TOKENS),
         BodyOperation(

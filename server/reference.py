@@ -23,6 +23,7 @@ from orcinus.server.exposition.declarations import METRICS
 from orcinus.server.exposition.vllm_names import ALIASES, CACHE_CONFIG, CACHE_CONFIG_LABELS, LORA_LABELS, LORA_REQUESTS
 from orcinus.server.operations import OPERATIONS
 from orcinus.server.requests.parameters import Endpoint, ParameterRow, parameter_table
+from orcinus.server.watching.fields import EVENT_FIELDS
 
 FOLDER = Path("docs/reference")
 SUPPORT = (
@@ -77,10 +78,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def events_table() -> str:
+    """Return a table of the fields of an event of GET /events."""
+    rows = [
+        (f"`{field.name}`", "always" if field.is_always else "where it has changed", field.help)
+        for field in EVENT_FIELDS
+    ]
+    return table(("Field", "There", "Meaning"), rows)
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "parameters": parameters_tables,
     "settings": settings_tables,
     "metrics": metrics_tables,
+    "events": events_table,
 }
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import psutil
@@ -51,11 +51,17 @@ def is_alive(process: psutil.Process) -> bool:
 
 def process_running(module: str, among: Sequence[psutil.Process]) -> psutil.Process | None:
     """The first of these processes that runs `python -m module`, if one does."""
+    return next(iter(processes_running(module, among)), None)
+
+
+def processes_running(module: str, among: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those of these processes that run `python -m module`."""
+    found = []
     for process in among:
         with contextlib.suppress(psutil.NoSuchProcess):
             if module in process.cmdline():
-                return process
-    return None
+                found.append(process)
+    return found
 
 
 class ServerProcess:
@@ -65,11 +71,16 @@ class ServerProcess:
     """
 
     def __init__(
-        self, *args: str, module: str = "orcinus.server.cli", constants: Mapping[str, float] | None = None
+        self,
+        *args: str,
+        module: str = "orcinus.server.cli",
+        constants: Mapping[str, float | str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         assert constants is None or module == LIGHT, f"{module} has its own constants"
         command = [sys.executable, "-m", module, "serve", "--port", "0", *args]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ORCINUS_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORCINUS_")}
+        environment = inherited | dict(environment or {})
         environment[CONSTANTS] = json.dumps(dict(constants or {}))
         self._engine_module = "orcinus.engine.supervision.engine_process" if module == "orcinus.server.cli" else module
         self.process = subprocess.Popen(
@@ -92,7 +103,11 @@ class ServerProcess:
     def http(self) -> httpx.Client:
         """A client for any number of threads. It keeps no connection; a client a request would cost 25 ms of a core."""
         limits = httpx.Limits(max_keepalive_connections=0)
-        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, limits=limits, verify=False, trust_env=False)
+        options: dict[str, Any] = {"timeout": PATIENCE_S, "trust_env": False}
+        if self.url.startswith("unix:"):
+            transport = httpx.HTTPTransport(uds=self.url.removeprefix("unix:"), limits=limits)
+            return httpx.Client(base_url="http://localhost", transport=transport, **options)
+        return httpx.Client(base_url=self.url, limits=limits, verify=False, **options)
 
     @property
     def pid(self) -> int:
@@ -111,6 +126,10 @@ class ServerProcess:
     def engine(self) -> psutil.Process | None:
         """The engine process that there is now, if there is one."""
         return process_running(self._engine_module, self.children())
+
+    def engines(self) -> list[psutil.Process]:
+        """All engine processes that there are now."""
+        return processes_running(self._engine_module, self.children())
 
     def get(self, path: str) -> httpx.Response:
         return self.http.get(path, timeout=30)
@@ -148,10 +167,19 @@ class ServerProcess:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
-            if (match := re.match(r"\s+URL\s+(http://\S+)", line)) is not None:
-                self._url = match[1]
+            if url := _url_in(line):
+                self._url = url
                 self._has_url.set()
         self._has_url.set()
+
+
+def _url_in(line: str) -> str | None:
+    """The URL in a line of the summary, or in the line of the log that takes its place; `unix:/path` for a socket."""
+    if line.startswith("{"):
+        url: str | None = json.loads(line).get("url")
+        return url
+    match = re.match(r"\s+URL\s+((?:https?://|unix:)\S+)", line)
+    return None if match is None else match[1]
 
 
 StartServer = Callable[..., ServerProcess]

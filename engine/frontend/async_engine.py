@@ -7,6 +7,7 @@ but `start` runs on the event loop, and nothing here blocks it.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,17 +18,19 @@ from orcinus.engine.admission.request_checks import check_context, check_request
 from orcinus.engine.admission.request_splitter import RequestSplitter
 from orcinus.engine.errors import DrainingError, EngineUnavailableError, ModelLoadError, OrcinusError
 from orcinus.engine.frontend.combined_stats import combine_stats
-from orcinus.engine.frontend.observer import EngineObserver
+from orcinus.engine.frontend.engine_specs import engine_specs
+from orcinus.engine.frontend.observer import EngineObserver, SlotListener
 from orcinus.engine.frontend.replica import EngineReplica, EngineSpec
 from orcinus.engine.frontend.request_stream import RequestStream
 from orcinus.engine.frontend.request_tracker import RequestTracker
 from orcinus.engine.frontend.router import Router
 from orcinus.engine.frontend.text_frontend import TextFrontend
-from orcinus.engine.messages import EngineInfo, StepStats
+from orcinus.engine.messages import EngineInfo, SlotReport, StepStats
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
 
 if TYPE_CHECKING:
+    from orcinus.config.engine_config import EngineShare
     from orcinus.config.settings import Settings
     from orcinus.engine.text.tokenizer import Tokenizer
 
@@ -48,9 +51,10 @@ class AsyncEngine:
     With several engines, the queue's bounds and what a client may have at once and in a minute hold for all of them
     together. A client's fair share and the order of the queue are per engine: each shares out the slots and steps of
     its own among the clients whose requests were sent there, so that where every engine has a queue of several clients
-    each client has its share of the whole, too. A request goes to one engine as a whole, and stays with it and its
-    successors. An engine that is lost for good (it cannot be loaded, or ended too often without use) takes what it had
-    in flight with it, and the others go on; with the last one everything ends.
+    each client has its share of the whole, too. A request goes to one engine as a whole. When that one ends, the others
+    that are up go on with it at once, but for what may be why it ended: that stays with its successors. An engine that
+    is lost for good (it cannot be loaded, or ended too often without use) takes no more than that with it, and the
+    others go on; with the last one everything ends. The first one decides all sizes: the others load after it.
     """
 
     def __init__(
@@ -60,8 +64,11 @@ class AsyncEngine:
         engines: Sequence[EngineSpec] | None = None,
         observer: EngineObserver | None = None,
     ) -> None:
-        """Take one engine of `settings`, in a process of its own, or `engines`, which must all have the same model."""
-        specs = engines or [EngineSpec(settings.engine_config())]
+        """Take the engines of `settings`, in processes of their own, or `engines`, which must all have the same model.
+
+        Raises `SettingsError` for more engines than the machine has cores or GPUs.
+        """
+        specs = engines or engine_specs(settings)
         self.stats = StepStats()  # gauges of all engines; counts of the step that was last
         self._admission = AdmissionControl(settings)
         self._convictions = Convictions()
@@ -75,11 +82,15 @@ class AsyncEngine:
                 self._requests,
                 step_timeout_s=settings.step_timeout_s,
                 max_restarts=settings.max_engine_restarts,
+                keeps_prefixes=len(specs) > 1,
                 on_up=self._on_replica_up,
                 on_stats=self._on_replica_stats,
+                on_slots=self._on_replica_slots,
+                on_end=self._on_replica_end,
             )
             for spec in specs
         ]
+        self._slot_listener: SlotListener | None = None
         self._info: EngineInfo | None = None
         self._failure: OrcinusError | None = None
         self._is_draining = False
@@ -97,9 +108,8 @@ class AsyncEngine:
     # --- life -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Spawn the engines and begin to load the tokenizer. Needs no event loop."""
-        for replica in self._replicas:
-            replica.start()
+        """Spawn the first engine and begin to load the tokenizer. Needs no event loop."""
+        self._replicas[0].start()
         self._text.start()
 
     async def run(self) -> None:
@@ -190,6 +200,11 @@ class AsyncEngine:
         return self._text.tokenizer
 
     @property
+    def shares(self) -> "list[EngineShare]":
+        """Return what each engine has of the machine; nothing where there is one engine, which has all of it."""
+        return [replica.config.share for replica in self._replicas if replica.config.share is not None]
+
+    @property
     def num_running(self) -> int:
         """Choices in slots, as of the last steps."""
         return sum(replica.num_running for replica in self._replicas)
@@ -202,6 +217,26 @@ class AsyncEngine:
     @property
     def _num_slots(self) -> int:
         return sum(replica.num_slots for replica in self._replicas if replica.state != "dead")
+
+    # --- slots ----------------------------------------------------------------------------------------------
+
+    def watch_slots(self, listener: SlotListener | None) -> None:
+        """Have the engines tell `listener` what is in their slots, all of it at first; None ends that.
+
+        It is called on the event loop a few times a second, and while nobody listens no engine computes or sends
+        anything for it. It must not block and must not raise.
+        """
+        self._slot_listener = listener
+        for replica in self._replicas:
+            replica.watch_slots(is_on=listener is not None)
+
+    def clients(self) -> Counter[str]:
+        """Return how many choices each client has in flight, waiting and running."""
+        return sum((replica.clients() for replica in self._replicas), Counter[str]())
+
+    def _on_replica_slots(self, replica: EngineReplica, report: SlotReport) -> None:
+        if self._slot_listener is not None:
+            self._slot_listener(self._replicas.index(replica), report, replica.client_of)
 
     # --- text -----------------------------------------------------------------------------------------------
 
@@ -256,7 +291,7 @@ class AsyncEngine:
     def _admit(self, request: GenerationRequest) -> RequestStream:
         max_model_len = self.info.max_model_len
         sequences = self._splitter.split(request, max_model_len, self._admission.share_of(request.client))
-        replica = self._router.choose(request, self._replicas)
+        replica = self._router.choose(request.prompts, sequences[0].scope, request.num_choices, self._replicas)
         live = self._requests.open(request, sequences, replica, self.tokenizer, max_model_len)
         replica.submit(live.choices.values())
         return RequestStream(live, partial(self._requests.abort, live), [len(prompt) for prompt in request.prompts])
@@ -264,7 +299,13 @@ class AsyncEngine:
     # --- replicas -------------------------------------------------------------------------------------------
 
     async def _run_replica(self, replica: EngineReplica) -> None:
+        self._observe(replica)
         try:
+            if replica is not self._replicas[0]:
+                await self._settled.wait()
+                if self._failure is not None:
+                    return
+                replica.start(self._info)
             await replica.run()
         except (ModelLoadError, EngineUnavailableError) as error:
             self._on_replica_lost(replica, error)
@@ -284,17 +325,41 @@ class AsyncEngine:
         self._settled.set()
 
     def _on_replica_stats(self, replica: EngineReplica) -> None:
-        others = [other.stats for other in self._replicas if other is not replica and other.state != "dead"]
-        self.stats = combine_stats(replica.stats, others)
+        others = [other.stats for other in self._others(replica) if other.state != "dead"]
+        is_memory_shared = self._info is not None and self._info.device == "cpu"
+        self.stats = combine_stats(replica.stats, others, is_memory_shared=is_memory_shared)
         self.observer.on_step(self.stats)
+        self._observe(replica)
+
+    def _observe(self, replica: EngineReplica) -> None:
+        index = self._replicas.index(replica)
+        self.observer.on_engine(index, is_up=replica.state == "ready", stats=replica.stats)
+
+    def _on_replica_end(self, replica: EngineReplica) -> None:
+        """Have the engines that are up go on with what was in flight. Where none is, it waits for the next one here."""
+        self._move_choices(replica, [other for other in self._others(replica) if other.state == "ready"])
 
     def _on_replica_lost(self, replica: EngineReplica, error: OrcinusError) -> None:
+        others = [other for other in self._others(replica) if other.state != "dead"]
+        self._move_choices(replica, [other for other in others if other.state != "loading"])
         replica.fail(error)
-        num_left = sum(other.state != "dead" for other in self._replicas)
-        if num_left:
-            logger.error("an engine is lost for good, and %d go on: %s", num_left, error)
+        if others and self._info is not None:
+            logger.error("an engine is lost for good, and %d go on: %s", len(others), error)
         else:
             self._die(error)
+
+    def _move_choices(self, replica: EngineReplica, others: Sequence[EngineReplica]) -> None:
+        """Have others go on with what one had in flight, but for what may be the reason that its engine ended."""
+        if not others:
+            return
+        for choice in replica.free_choices():
+            added = choice.added
+            replica.hand_over(choice, self._router.choose([added.prompt_token_ids], added.scope, 1, others))
+        for other in others:
+            other.flush()
+
+    def _others(self, replica: EngineReplica) -> list[EngineReplica]:
+        return [other for other in self._replicas if other is not replica]
 
     def _die(self, error: OrcinusError) -> None:
         """Fail whoever waits for an engine: there will be none any more."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orcinus.engine.errors import OrcinusError
+from orcinus.engine.frontend.choice_clock import ChoiceClock
 from orcinus.engine.frontend.output_buffer import OutputBuffer
 from orcinus.engine.frontend.output_processor import OutputProcessor
 from orcinus.engine.messages import AddRequest
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
 
 
 class LiveRequest:
-    """A request at the replica that was chosen for it. `put` outputs and `close` it; `next_output` reads them."""
+    """A request's unfinished choices. `put` outputs and `close` it; `next_output` reads them."""
 
-    def __init__(self, request: GenerationRequest, replica: "EngineReplica") -> None:
+    def __init__(self, request: GenerationRequest) -> None:
         self.request = request
         self.request_id = request.request_id
-        self.replica = replica
         self.choices: dict[str, LiveChoice] = {}
         self.timer: asyncio.TimerHandle | None = None
         self._pending: dict[int, deque[OutputBuffer]] = {}
@@ -72,11 +72,12 @@ class LiveRequest:
 
 
 class LiveChoice:
-    """One sequence in an engine, and in the next one if that ends before the sequence does."""
+    """One sequence at the replica that was chosen for it, and at another one if that one's engine ends before."""
 
     __slots__ = (
         "added",
         "asked_at",
+        "clock",
         "engine_id",
         "first_token_time",
         "is_unproven",
@@ -85,6 +86,7 @@ class LiveChoice:
         "num_prompt_tokens",
         "processor",
         "queue_time_s",
+        "replica",
         "was_submitted",
     )
 
@@ -92,15 +94,22 @@ class LiveChoice:
         self,
         added: AddRequest,
         live: LiveRequest,
+        replica: "EngineReplica",
         processor: OutputProcessor,
         num_prompt_tokens: int,
+        *,
         asked_at: float | None = None,
+        clock: ChoiceClock | None = None,
     ) -> None:
-        """Take a choice whose client has waited since `asked_at`, or since now where nobody knows."""
+        """Take a choice whose client has waited since `asked_at`, or since now where nobody knows.
+
+        `clock` keeps its times, where somebody asks for them.
+        """
         self.added = added
         self.asked_at = added.arrival_time if asked_at is None else asked_at
         self.engine_id = added.request_id
         self.live = live
+        self.replica = replica
         self.processor = processor
         self.num_prompt_tokens = num_prompt_tokens  # as usage counts them
         self.was_submitted = False
@@ -108,6 +117,7 @@ class LiveChoice:
         self.queue_time_s = 0.0
         self.first_token_time: float | None = None
         self.last_token_time: float | None = None
+        self.clock = clock
 
     @property
     def arrival_time(self) -> float:

@@ -1,7 +1,12 @@
 """What may be observed of an engine: one small class to derive from, so that metrics stay out of it."""
 
-from orcinus.engine.messages import StepStats
+from collections.abc import Callable
+
+from orcinus.engine.messages import SlotReport, StepStats
 from orcinus.engine.outputs import Outcome, RequestTiming
+
+SlotListener = Callable[[int, SlotReport, Callable[[str], str | None]], None]
+"""Takes an engine's index, what it reports of its slots, and what tells whose a request is, if it is in flight."""
 
 
 class EngineObserver:
@@ -12,6 +17,9 @@ class EngineObserver:
 
     def on_step(self, stats: StepStats) -> None:
         """Called after each step of any engine: counts of that step, and gauges of all engines together."""
+
+    def on_engine(self, index: int, *, is_up: bool, stats: StepStats) -> None:
+        """Called when an engine begins to load, comes up and ends, and after each step with its own numbers."""
 
     def on_first_output(self, queue_time_s: float) -> None:
         """Called for the first output of a choice, which had waited `queue_time_s` for its slot.

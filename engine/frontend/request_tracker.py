@@ -21,6 +21,7 @@ from orcinus.engine.errors import (
     RequestQuarantinedError,
     RequestTimeoutError,
 )
+from orcinus.engine.frontend.choice_clock import clock_of
 from orcinus.engine.frontend.live_request import LiveChoice, LiveRequest
 from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.frontend.output_processor import OutputProcessor
@@ -53,7 +54,7 @@ class RequestTracker:
         max_model_len: int,
     ) -> LiveRequest:
         """Enter an admitted request, whose choices are `sequences`, and start its deadline's timer."""
-        live = LiveRequest(request, replica)
+        live = LiveRequest(request)
         for index, added in enumerate(sequences):
             prompt_index, sample = divmod(index, request.sampling.n)
             processor = OutputProcessor(
@@ -61,7 +62,15 @@ class RequestTracker:
             )
             # A prompt is counted once, as in usage, however many samples are drawn from it.
             num_counted = 0 if sample else len(added.prompt_token_ids)
-            live.choices[added.request_id] = LiveChoice(added, live, processor, num_counted, request.asked_at)
+            live.choices[added.request_id] = LiveChoice(
+                added,
+                live,
+                replica,
+                processor,
+                num_counted,
+                asked_at=request.asked_at,
+                clock=clock_of(request, index, added),
+            )
         self._admission.enter(request, [*live.choices], max_model_len)
         self._idle.clear()
         if request.timeout_s is not None:
@@ -84,10 +93,7 @@ class RequestTracker:
     def fail(self, choices: Iterable[LiveChoice], error: OrcinusError) -> None:
         """End the requests of these choices: no more tokens will come of the engine that had them."""
         for live in {id(choice.live): choice.live for choice in choices}.values():
-            for choice in [*live.choices.values()]:
-                live.replica.remove(choice)
-                self._finish(choice, "error")
-            live.close(EngineUnavailableError(str(error)))
+            self._end(live, "error", EngineUnavailableError(str(error)))
 
     # --- what replicas report -------------------------------------------------------------------------------
 
@@ -96,12 +102,12 @@ class RequestTracker:
         self._admission.start(choice_ids)
 
     def on_engine_end(self, choice_ids: list[str]) -> None:
-        """Note that an engine has ended with these choices in flight, which wait for its successor."""
+        """Note that an engine has ended with these choices in flight, which wait for another one."""
         self._admission.requeue(choice_ids)
         self.observer.on_restart()
 
     def on_resumed(self, num_choices: int) -> None:
-        """Note that choices go on in the successor of the engine that had begun with them."""
+        """Note that choices go on in another engine than the one that had begun with them."""
         self.observer.on_resumed(num_choices)
 
     def quarantine(self, choice: LiveChoice, reason: str) -> None:
@@ -111,9 +117,11 @@ class RequestTracker:
         self._convictions.add(choice.live.request)
         self._end(choice.live, "error", RequestQuarantinedError("the engine ended again while it ran this request"))
 
-    def on_delta(self, choice: LiveChoice, delta: RequestDelta, now: float) -> None:
-        """Take in what one step brought one choice. A fault here ends its request alone."""
+    def on_delta(self, choice: LiveChoice, delta: RequestDelta, now: float, ended_at: float) -> None:
+        """Take in what one step, which ended at `ended_at`, brought one choice. A fault here ends its request alone."""
         live = choice.live
+        if choice.clock is not None:
+            choice.clock.on_delta(delta, ended_at)
         try:
             output = choice.processor.process(delta)
         except Exception:
@@ -124,7 +132,7 @@ class RequestTracker:
         if output.finish_reason is None:
             live.put(output)
         elif output.finish_reason in ("error", "abort"):
-            live.replica.remove(choice)
+            choice.replica.remove(choice)
             self._finish(choice, output.finish_reason)
             self._end(live, "error", _failure(choice, output))
         else:
@@ -136,9 +144,9 @@ class RequestTracker:
         live = choice.live
         live.put(output)
         if choice.processor.needs_abort:
-            live.replica.abort(choice)
+            choice.replica.abort(choice)
         else:
-            live.replica.remove(choice)
+            choice.replica.remove(choice)
         self._finish(choice, outcome)
         if not live.choices:
             live.close()
@@ -167,16 +175,20 @@ class RequestTracker:
 
     def _end(self, live: LiveRequest, outcome: Outcome, error: OrcinusError | None) -> None:
         """End all unfinished choices of a request before their time, here and in the engine."""
-        for choice in [*live.choices.values()]:
-            live.replica.abort(choice)
+        choices = [*live.choices.values()]
+        for choice in choices:
+            choice.replica.abort(choice)
             self._finish(choice, outcome)
         live.close(error)
-        live.replica.flush()
+        for replica in {id(choice.replica): choice.replica for choice in choices}.values():
+            replica.flush()
 
     def _finish(self, choice: LiveChoice, outcome: Outcome) -> None:
         """Close the books on a choice that its replica has let go. Called once for each."""
         del choice.live.choices[choice.engine_id]
         num_output_tokens = choice.processor.num_output_tokens
+        if choice.clock is not None:
+            choice.clock.on_end(outcome, num_output_tokens)
         self._admission.leave(choice.engine_id, outcome, num_output_tokens)
         if self._admission.num_in_flight == 0:
             self._idle.set()

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llguidance import LLMatcher, LLParserLimits
 
@@ -18,6 +18,7 @@ from orcinus.engine.grammar.closing import MAX_PATH_TOKENS, StartPaths
 from orcinus.engine.grammar.matcher import GrammarMatcher, one_line
 from orcinus.engine.grammar.source import llguidance_grammar
 from orcinus.engine.grammar.vocabulary import Vocabulary
+from orcinus.engine.platform.priority import lower_priority
 from orcinus.engine.sampling_params import Grammar, GrammarKind, Thinking
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ class CompiledGrammar:
         """Return the automaton at its start, a copy of its own for every caller."""
         return self._automaton.deep_copy()
 
-    def search_end(self) -> None:
-        """Search for the shortest known text, where that is not known yet. What takes too long is left to requests."""
+    def search_end(self, max_tokens: int) -> None:
+        """Search for a text of so few tokens, where none is known yet. What takes too long is left to requests."""
         with contextlib.suppress(TimeoutError):
-            self._start_paths.within(MAX_PATH_TOKENS)
+            self._start_paths.within(max_tokens)
 
     def matcher(
         self,
@@ -66,6 +67,11 @@ class CompiledGrammar:
         return matcher
 
 
+class _Kept(NamedTuple):
+    future: Future[CompiledGrammar]
+    max_tokens: int  # the least that a text was searched for with
+
+
 class GrammarCompiler:
     """Compiles grammars for one model. `load_tokenizer` is called in a thread that first needs the tokenizer."""
 
@@ -77,23 +83,25 @@ class GrammarCompiler:
         self._eos_token_ids = eos_token_ids
         self._vocabulary: Vocabulary | None = None
         self._loading = threading.Lock()
-        self._kept: OrderedDict[tuple[GrammarKind, str], Future[CompiledGrammar]] = OrderedDict()
-        self._threads = ThreadPoolExecutor(_NUM_COMPILERS, "grammar")
+        self._kept: OrderedDict[tuple[GrammarKind, str], _Kept] = OrderedDict()
+        self._threads = ThreadPoolExecutor(_NUM_COMPILERS, "grammar", initializer=lower_priority)
 
-    def prepare(self, grammar: Grammar) -> Future[CompiledGrammar]:
-        """Begin to compile a grammar, unless that was done lately. To be called by one thread.
+    def prepare(self, grammar: Grammar, max_tokens: int | None = None) -> Future[CompiledGrammar]:
+        """Begin to compile a grammar, and to search for a text of at most `max_tokens`, unless that was done lately.
 
-        The future raises `InvalidRequestError` for a grammar that cannot be compiled, and `ModelLoadError` for a model
-        whose tokenizer cannot be read.
+        To be called by one thread. The future raises `InvalidRequestError` for a grammar that cannot be compiled, and
+        `ModelLoadError` for a model whose tokenizer cannot be read.
         """
         key = grammar.kind, grammar.source
-        future = self._kept.get(key)
-        if future is None or (future.done() and future.exception() is not None):
-            future = self._kept[key] = self._threads.submit(self._compile_and_close, *key)
+        kept, limit = self._kept.get(key), min(max_tokens or MAX_PATH_TOKENS, MAX_PATH_TOKENS)
+        if kept is None or (kept.future.done() and kept.future.exception() is not None):
+            kept = self._kept[key] = _Kept(self._threads.submit(self._compile_and_close, *key, limit), limit)
+        elif limit < kept.max_tokens:
+            kept = self._kept[key] = _Kept(self._threads.submit(_close, kept.future, limit), limit)
         self._kept.move_to_end(key)
         if len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
-        return future
+        return kept.future
 
     def compile(self, kind: GrammarKind, source: str) -> CompiledGrammar:
         """Compile a grammar here and now. Raises what `prepare` promises."""
@@ -104,10 +112,10 @@ class GrammarCompiler:
             raise InvalidRequestError(_refusal(kind, automaton.get_error()))
         return CompiledGrammar(automaton, self.vocabulary)
 
-    def _compile_and_close(self, kind: GrammarKind, source: str) -> CompiledGrammar:
+    def _compile_and_close(self, kind: GrammarKind, source: str, max_tokens: int) -> CompiledGrammar:
         """Compile a grammar, and search here for the way to its end: no step is to wait for that."""
         compiled = self.compile(kind, source)
-        compiled.search_end()
+        compiled.search_end(max_tokens)
         return compiled
 
     @property
@@ -116,6 +124,13 @@ class GrammarCompiler:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._load_tokenizer(), self._vocab_size, self._eos_token_ids)
             return self._vocabulary
+
+
+def _close(compiling: Future[CompiledGrammar], max_tokens: int) -> CompiledGrammar:
+    """Search for the way to a grammar's end. It was compiled, or is being compiled: that was asked for before."""
+    compiled = compiling.result()
+    compiled.search_end(max_tokens)
+    return compiled
 
 
 def _refusal(kind: GrammarKind, error: str) -> str:

@@ -16,7 +16,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
+from orcinus.engine.errors import (
+    EngineUnavailableError,
+    InvalidRequestError,
+    UnenforceableKeyword,
+    UnenforceableSchemaError,
+)
 from orcinus.engine.platform.child_process import module_command, parent_arguments
 from orcinus.engine.sampling_params import Grammar, GrammarKind
 
@@ -45,9 +50,14 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Tells what is wrong with a grammar, if anything. The first one says that the process is ready."""
+    """Tells what is wrong with a grammar, if anything. The first one says that the process is ready.
+
+    Of a schema, `keywords` are those that are to blame, where they are known, and `rest` is the schema without them.
+    """
 
     fault: str | None = None
+    keywords: tuple[UnenforceableKeyword, ...] = ()
+    rest: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +96,7 @@ class GrammarGate:
     async def check(self, grammar: Grammar, param: str, client: str = "") -> None:
         """Raise `InvalidRequestError`, which blames `param`, for a grammar that cannot be served.
 
+        Of a schema it is `UnenforceableSchemaError` where single keywords are to blame.
         Raises `EngineUnavailableError` if `aclose` comes first. A trial that has begun goes on when all leave that
         asked for it, for others may ask for the same; one that has not is dropped.
         """
@@ -93,6 +104,8 @@ class GrammarGate:
             return  # nothing in it is the client's
         trial = Trial(grammar.kind, grammar.source)
         verdict = self._recall(trial) or await self._verdict(client, trial)
+        if verdict.keywords:
+            raise UnenforceableSchemaError(verdict.fault or "", param, verdict.keywords, verdict.rest)
         if verdict.fault is not None:
             raise InvalidRequestError(verdict.fault, param)
 

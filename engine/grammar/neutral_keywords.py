@@ -33,7 +33,7 @@ _MANY = 10**9
 def drop_neutral_keywords(schema: Schema) -> None:
     """Do so in place, in all schemas within it and in those that it refers to."""
     has_dynamic_references = any("$dynamicRef" in part or "$recursiveRef" in part for part in _all_objects(schema))
-    alternatives = Alternatives(lambda reference: _target(schema, reference))
+    alternatives = Alternatives(lambda reference: target_of(schema, reference)[1])
     pending: list[Any] = [schema]
     seen: set[int] = set()
     while pending:
@@ -46,8 +46,8 @@ def drop_neutral_keywords(schema: Schema) -> None:
                 part.pop(name, None)
         _drop(part)
         alternatives.rename_one_of(part)
-        pending += _subschemas(part)
-        pending.append(_target(schema, part.get("$ref")))
+        pending += [inner for _, inner in subschemas(part)]
+        pending.append(target_of(schema, part.get("$ref"))[1])
 
 
 def is_neutral(schema: Any) -> bool:
@@ -144,31 +144,35 @@ def _number(value: Any, otherwise: int) -> int:
     return int(value) if is_number else otherwise
 
 
-def _subschemas(part: Schema) -> Iterator[Any]:
+def subschemas(part: Schema) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Yield what stands where a part may have schemas, each with the way to it."""
     for name in _SINGLE:
-        yield part.get(name)
+        yield (name,), part.get(name)
     for name in _LISTS:
-        if isinstance(part.get(name), list):
-            yield from part[name]
+        if isinstance(inner := part.get(name), list):
+            yield from (((name, index), value) for index, value in enumerate(inner))
     for name in _MAPS:
-        if isinstance(part.get(name), dict):
-            yield from part[name].values()
+        if isinstance(inner := part.get(name), dict):
+            yield from (((name, key), value) for key, value in inner.items())
 
 
-def _target(schema: Schema, reference: Any) -> Any:
-    """Return what a reference into the schema points to, None for one that cannot be followed."""
+def target_of(schema: Schema, reference: Any) -> tuple[tuple[str | int, ...], Any]:
+    """Return the place of what a reference into the schema points to, and that; None for one that leads nowhere."""
     if not isinstance(reference, str) or not reference.startswith("#/"):
-        return None
+        return (), None
     target: Any = schema
+    place: list[str | int] = []
     for step in reference[2:].split("/"):
         name = step.replace("~1", "/").replace("~0", "~")
         if isinstance(target, list) and name.isdigit() and int(name) < len(target):
+            place.append(int(name))
             target = target[int(name)]
         elif isinstance(target, dict):
+            place.append(name)
             target = target.get(name)
         else:
-            return None
-    return target
+            return (), None
+    return tuple(place), target
 
 
 def _all_objects(value: Any) -> Iterator[Schema]:

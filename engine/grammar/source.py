@@ -62,7 +62,8 @@ def _json_grammar(schema: Any) -> str:
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
 
 
-def _checked_schema(source: str) -> dict[str, Any]:
+def parsed_schema(source: str) -> dict[str, Any]:
+    """Return a schema of bounded depth. Raises `InvalidRequestError`."""
     schema = _parsed(source, "the schema")
     if schema is True:
         return {}
@@ -71,6 +72,11 @@ def _checked_schema(source: str) -> dict[str, Any]:
     if _OWN_OPTIONS in schema:
         raise InvalidRequestError(f"the schema has the key {_OWN_OPTIONS!r}, which is not supported")
     _check_at_most("the schema nests at most {} deep", _depth(schema), MAX_DEPTH)
+    return schema
+
+
+def _checked_schema(source: str) -> dict[str, Any]:
+    schema = parsed_schema(source)
     parts = [*_objects(schema)]
     num_values = sum(len(part["enum"]) for part in parts if isinstance(part.get("enum"), list))
     _check_at_most("the enums of a schema have at most {} values", num_values, MAX_ENUM_VALUES)

@@ -3,9 +3,12 @@
 `engine.grammar.gate` starts it, writes one line of JSON and reads one. Knows nothing of requests.
 """
 
+import json
 import random
 import sys
 import time
+from functools import partial
+from typing import Any
 
 import msgspec
 import psutil
@@ -15,18 +18,23 @@ from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.gate import ServedVocabulary, Trial, Verdict
 from orcinus.engine.grammar.masks import tokens_in
 from orcinus.engine.grammar.matcher import GrammarMatcher
+from orcinus.engine.grammar.source import parsed_schema
+from orcinus.engine.grammar.unenforceable import find_unenforceable
 from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals
 from orcinus.engine.platform.lean_imports import hide_torch
+from orcinus.engine.platform.priority import lower_priority
 from orcinus.engine.text.tokenizer import Tokenizer
 
 _MEMORY_BYTES = 1 << 30
 _MAX_MASK_S = 0.25  # of processor time: well below what the engine waits for
 _NUM_WALKS, _WALK_TOKENS = 3, 32
+_MAX_WALKED_SCHEMAS = 100  # to find out what is to blame
 
 
 def main() -> None:
     """Answer trials until the standard input ends."""
     ignore_group_signals()
+    lower_priority()
     die_with_parent(sys.argv[1:])
     vocabulary = msgspec.json.decode(sys.stdin.buffer.readline(), type=ServedVocabulary)
     hide_torch(vocabulary.model, trust_remote_code=vocabulary.trust_remote_code)
@@ -35,7 +43,7 @@ def main() -> None:
     _answer(Verdict())
     for line in sys.stdin.buffer:
         trial = msgspec.json.decode(line, type=Trial)
-        _answer(Verdict(find_fault(compiler, trial)))
+        _answer(judge(compiler, trial))
 
 
 def load_compiler(vocabulary: ServedVocabulary) -> GrammarCompiler:
@@ -43,6 +51,35 @@ def load_compiler(vocabulary: ServedVocabulary) -> GrammarCompiler:
     compiler = GrammarCompiler(lambda: tokenizer, vocabulary.vocab_size, vocabulary.eos_token_ids)
     assert compiler.vocabulary.size == vocabulary.vocab_size  # it is loaded now
     return compiler
+
+
+def judge(compiler: GrammarCompiler, trial: Trial) -> Verdict:
+    """Return what is wrong with a grammar, and of a schema which keywords are to blame, where that can be told."""
+    fault = find_fault(compiler, trial)
+    if fault is None or trial.kind != "json_schema":
+        return Verdict(fault)
+    try:
+        schema = parsed_schema(trial.source)
+        if _compile_fault(compiler, schema) is not None:
+            keywords, rest = find_unenforceable(schema, partial(_compile_fault, compiler))
+        else:
+            keywords, rest = find_unenforceable(schema, partial(_any_fault, compiler), max_trials=_MAX_WALKED_SCHEMAS)
+    except (InvalidRequestError, MemoryError):  # it is too deep, or no schema at all
+        return Verdict(fault)
+    return Verdict(fault, tuple(keywords), json.dumps(rest, ensure_ascii=False))
+
+
+def _any_fault(compiler: GrammarCompiler, schema: Any) -> str | None:
+    return find_fault(compiler, Trial("json_schema", json.dumps(schema, ensure_ascii=False)))
+
+
+def _compile_fault(compiler: GrammarCompiler, schema: Any) -> str | None:
+    """Return why a schema cannot be compiled. Takes a part of the time that following tokens would."""
+    try:
+        compiler.compile("json_schema", json.dumps(schema, ensure_ascii=False))
+    except InvalidRequestError as error:
+        return str(error)
+    return None
 
 
 def find_fault(compiler: GrammarCompiler, trial: Trial) -> str | None:

@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent
 CSRC = FOLDER / "csrc"
 SOURCES = (
     "attention.cpp",
+    "cpu.cpp",
     "decoder.cpp",
     "linear.cpp",
     "pool.cpp",
@@ -30,6 +31,7 @@ SOURCES = (
 )
 INCLUDED = (
     "attention.inl",
+    "attention_units.inl",
     "cache_write.inl",
     "common.h",
     "linear.h",
@@ -39,6 +41,7 @@ INCLUDED = (
     "rows.inl",
     "sampler.inl",
     "structures.h",
+    "tile_shapes.h",
     "vectors.inl",
 )
 LIBRARY_NAME = "_kernels.so"

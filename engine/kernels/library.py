@@ -29,7 +29,7 @@ _OPENMP_NAMES = ("libgomp", "libiomp5", "libomp")
 
 
 # By the numbers that the library has for them; each includes those before it.
-INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512-bf16")
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512-bf16", "amx")
 
 
 class Library:

@@ -119,7 +119,9 @@ class ModelRunner:
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
         """Begin to compile the request's grammar, if it has one: the result is `NewRequest.prepared`."""
-        return None if sampling.grammar is None else self._grammars.prepare(sampling.grammar)
+        if sampling.grammar is None:
+            return None
+        return self._grammars.prepare(sampling.grammar, sampling.max_tokens)
 
     def diagnose(self, error: Exception) -> Fault:
         """Return what `launch`, or what it returned, failed of. Gives back memory that is kept for reuse."""

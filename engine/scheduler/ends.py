@@ -98,6 +98,7 @@ def report(
     error: str | None = None,
 ) -> RequestDelta:
     """Return a delta; the first one of a request also says how it came to run, and the last one how it ended."""
+    pauses, request.pauses = request.pauses, []
     if request.has_reported and end is None:
         return RequestDelta(
             request.request_id,
@@ -105,6 +106,7 @@ def report(
             logprobs=logprobs,
             num_preemptions=request.num_preemptions,
             is_steered=request.is_steered,
+            pauses=pauses,
         )
     is_first, request.has_reported = not request.has_reported, True
     started = request.first_scheduled_time
@@ -123,6 +125,7 @@ def report(
         embedding=embedding,
         ends_in_text=end is not None and end.is_text,
         is_steered=request.is_steered,
+        pauses=pauses,
     )
 
 

@@ -43,6 +43,7 @@ class Request:
         "num_prefill_tokens",
         "num_prompt_tokens",
         "order",
+        "pauses",
         "prepared",
         "priority",
         "prompt_logprobs",
@@ -79,6 +80,7 @@ class Request:
         self.draft_token_ids: list[int] = []  # to be tried next, after the tokens known
         self.num_cached_tokens: int | None = None
         self.num_preemptions: int = 0
+        self.pauses: list[tuple[float, float]] = []  # from preemptions to slots again, not reported yet
         self.is_known: bool = False  # to the executor
         self.has_reported: bool = False
         self.is_steered: bool = added.is_steered  # to its grammar's end, because its tokens run out

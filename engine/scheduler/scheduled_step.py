@@ -94,6 +94,8 @@ class StepBuilder:
             if self._slots.reuses_prefix(request):
                 self.step.stats.prefix_cache_queries += request.num_tokens
                 self.step.stats.prefix_cache_hits += request.num_computed_tokens
+        elif request.num_preemptions:
+            request.pauses.append((request.queued_since, self.now))
         self.step.plan.new_requests.append(
             NewRequest(
                 request_id=request.request_id,

@@ -88,6 +88,11 @@ class Scheduler:
         self._num_steps = 0
 
     @property
+    def slots(self) -> Slots:
+        """The slots and who has them, to be looked at."""
+        return self._slots
+
+    @property
     def num_slots(self) -> int:
         return self._rule.max_num_seqs
 

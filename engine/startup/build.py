@@ -74,7 +74,8 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     if config.deterministic:
         check_device(device)
     if config.kv_cache_memory is not None:
-        check_memory(config.kv_cache_memory, memory_limit() if device.type == "cpu" else device_memory(device))
+        wanted = config.kv_cache_memory * config.num_sharing_memory
+        check_memory(wanted, memory_limit() if device.type == "cpu" else device_memory(device))
     use_available_cores()
     with large_blocks_given_back(), _collector_off():
         causal_lm = load_causal_lm(config, device)
@@ -97,7 +98,13 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
             _model_runner, config, served, limits, device=device, num_groups=len(costs), sampler=sampler
         )
         memory = config.kv_cache_memory or _default_cache_memory(
-            served, specs, limits, wanted_len, make_runner=make_runner, device=device
+            served,
+            specs,
+            limits,
+            wanted_len,
+            make_runner=make_runner,
+            device=device,
+            num_engines=config.num_sharing_memory,
         )
         memory -= (limits.max_num_seqs + 1) * sum(module.bytes_per_slot for module in served.states)
         size = resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=max(0, memory), costs=costs)
@@ -129,9 +136,10 @@ def _default_cache_memory(
     *,
     make_runner: Callable[[dict[nn.Module, PagedLayer]], ModelRunner],
     device: torch.device,
+    num_engines: int,
 ) -> int:
     if device.type == "cpu":
-        return default_cpu_memory(available_memory())
+        return default_cpu_memory(available_memory(), num_engines, weight_bytes(served.model.causal_lm))
     return measured_cuda_memory(
         served, specs, limits, wanted_len, make_runner=make_runner, record=CudaRecorder(), device=device
     )

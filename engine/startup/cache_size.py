@@ -68,9 +68,13 @@ def resolve_limits(config: EngineConfig, device_type: str, block_size_multiple: 
     return BatchLimits(num_seqs, num_tokens, block_size)
 
 
-def default_cpu_memory(available_bytes: int) -> int:
-    """Return the KV cache's share of the memory that is free when the weights are loaded."""
-    return int(available_bytes * _CPU_MEMORY_SHARE)
+def default_cpu_memory(available_bytes: int, num_engines: int = 1, weight_bytes: int = 0) -> int:
+    """Return the KV cache's share of the memory that is free when the weights are loaded, or each engine's of several.
+
+    Of several, the first one is asked while it is alone: the others will need their `weight_bytes` too.
+    """
+    left = max(0, available_bytes - (num_engines - 1) * weight_bytes)
+    return int(left * _CPU_MEMORY_SHARE) // num_engines
 
 
 def default_cuda_memory(total_bytes: int, used_at_peak_bytes: int) -> int:
@@ -79,7 +83,10 @@ def default_cuda_memory(total_bytes: int, used_at_peak_bytes: int) -> int:
 
 
 def check_memory(wanted_bytes: int, total_bytes: int) -> None:
-    """Raise `ModelLoadError` if a setting asks for more than there is, however little of it would be used."""
+    """Raise `ModelLoadError` if a setting asks for more than there is, however little of it would be used.
+
+    `wanted_bytes` are for all engines that share that memory.
+    """
     if wanted_bytes > total_bytes:
         from orcinus.config.values import format_bytes  # pydantic, which the engine does without
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from orcinus.config.engine_config import EngineConfig
+from orcinus.config.log_lines import configure_log_lines
 from orcinus.engine.core import EngineCore, Executor
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.messages import (
@@ -28,12 +29,13 @@ from orcinus.engine.messages import (
     EngineFailed,
     EngineInfo,
     FromEngine,
-    StepOutputs,
     StepStarted,
     ToEngine,
+    WatchSlots,
 )
 from orcinus.engine.platform.child_process import die_with_parent, ignore_group_signals, inherited_descriptor
 from orcinus.engine.platform.device import limit_spinning
+from orcinus.engine.platform.shares import take_share
 from orcinus.engine.supervision.wire import FrameReader, config_decoder, encode_frame, to_engine_decoder
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ BuildExecutor = Callable[[EngineConfig], tuple[EngineInfo, Executor]]
 HEARTBEAT_S = 1.0
 _LINGER_S = 2.0
 _READ_BYTES = 1 << 20
+_SWITCH_S = 0.0005  # a thread that compiles a grammar hands the interpreter to the engine loop after so long
 
 
 class ServerGoneError(Exception):
@@ -205,7 +208,7 @@ def _loop(channel: Channel, core: EngineCore, heartbeat: Heartbeat) -> NoReturn:
         if core.has_work and core.wait_time_s() is None:
             channel.send(core.step())
         elif messages or time.monotonic() >= last_sent + HEARTBEAT_S:
-            channel.send(StepOutputs(deltas=[], stats=core.stats()))
+            channel.send(core.news())
         else:
             continue
         last_sent = time.monotonic()
@@ -217,11 +220,14 @@ def _handle(core: EngineCore, message: ToEngine) -> None:
             core.add_request(message)
         case AbortRequests():
             core.abort_requests(message.request_ids)
+        case WatchSlots():
+            core.watch_slots(is_on=message.is_on)
 
 
 def main() -> None:
     """Run the process. Its arguments are the socket's file descriptor, and the process to end with, if any."""
     ignore_group_signals()
+    sys.setswitchinterval(_SWITCH_S)
     gc.disable()  # imports and loading make millions of objects that stay
     descriptor, *parent = sys.argv[1:]
     die_with_parent(parent)  # while a model loads nobody reads from the socket
@@ -230,8 +236,11 @@ def main() -> None:
 
 
 def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
+    name = "engine" if config.share is None else f"engine {config.share.index}"
+    configure_log_lines(config.log_level, config.log_format, f"%(asctime)s %(levelname)s {name}: %(message)s")
     limit_spinning()
+    if config.share is not None:
+        take_share(config.share)
     from orcinus.engine.platform.lean_imports import import_transformers
 
     import_transformers()

@@ -65,8 +65,10 @@ class Supervisor:
         self._info: EngineInfo | None = None  # of the first engine
         self._closing = asyncio.Event()
 
-    def start(self) -> None:
-        """Spawn the first engine. Needs no event loop."""
+    def start(self, sizes: EngineInfo | None = None) -> None:
+        """Spawn the first engine, with the `sizes` of another one where they are given. Needs no event loop."""
+        if sizes is not None:
+            self._config = _with_sizes_of(sizes, self._config)
         self._transport.start(self._config)
 
     def send(self, messages: list[ToEngine]) -> None:
@@ -144,7 +146,7 @@ class Supervisor:
         if delay_s is None:
             raise EngineUnavailableError(self._final_reason(end.reason))
         pause = f" in {delay_s:g} s" if delay_s else ""
-        logger.error("the engine is gone, %s; another one starts%s", end.reason, pause)
+        logger.error("%s is gone, %s; another one starts%s", _name_of(self._config), end.reason, pause)
         await self._transport.aclose()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), delay_s)
@@ -173,6 +175,10 @@ async def _watch(transport: Transport, monitor: LivenessMonitor) -> None:
         await asyncio.sleep(TICK_S)
         monitor.tick()
     transport.kill()
+
+
+def _name_of(config: EngineConfig) -> str:
+    return "the engine" if config.share is None else f"engine {config.share.index}"
 
 
 def _with_sizes_of(info: EngineInfo, config: EngineConfig) -> EngineConfig:

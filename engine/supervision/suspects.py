@@ -10,6 +10,10 @@ is known by that; the others run together again.
 A request that brings tokens is cleared. The end of an engine that was killed from outside, which may come at any
 moment, counts half, and does not count for a request that had brought tokens; and such a kill has to meet the same
 request alone twice. These are rules about ids: processes are unknown here.
+
+Where there are other engines, requests may go on there instead (`free`), but for those that may be why their engine
+ended: they had brought nothing in it, and have the strikes of a fault. These are bound to the engine's successors until
+they bring tokens, so that a request which ends engines is no reason for others to end.
 """
 
 from collections import deque
@@ -32,6 +36,7 @@ class _Record:
     has_begun: bool = False  # in the engine that runs now
     has_progressed: bool = False  # there
     was_sound: bool = False  # it has brought tokens in some engine
+    is_bound: bool = False  # to the successors of the engine that ended while it ran
 
     @property
     def is_unproven(self) -> bool:
@@ -70,6 +75,18 @@ class SuspectTracker:
         """Forget a request that has ended, in whatever way."""
         del self._records[request_id]
 
+    def free(self) -> list[str]:
+        """Return the requests that another engine may be given while this one is replaced."""
+        return [record.request_id for record in self._records.values() if not record.is_bound]
+
+    def hand_over(self, request_id: str, other: "SuspectTracker") -> None:
+        """Have `other` go on with a request, and with what is known of it."""
+        record = self._records.pop(request_id)
+        if record in self._others:
+            self._others.remove(record)
+        other._records[request_id] = record
+        other._others.append(record)
+
     def on_started(self, request_ids: list[str]) -> None:
         """Note that the engine is about to run these requests for the first time. Unknown ids are fine."""
         for request_id in request_ids:
@@ -80,6 +97,7 @@ class SuspectTracker:
         """Note that the engine has brought tokens of this request, which clears it."""
         record = self._records[request_id]
         record.has_progressed = record.was_sound = True
+        record.is_bound = False
 
     def take_due(self) -> list[str]:
         """Return the requests that the engine may be given now, each of them once for each engine."""
@@ -120,6 +138,7 @@ class SuspectTracker:
         """Take back what a culprit explains: all run together again, and are suspects with the next end."""
         for record in self._records.values():
             record.strikes = min(record.strikes, _STRIKES_OF_A_FAULT)
+            record.is_bound = False
 
     def _isolate(self) -> None:
         """Make everything due again, the suspects first. Of these the likeliest, but not the one just tried alone."""
@@ -134,12 +153,14 @@ class SuspectTracker:
 
 
 def _judge(record: _Record, was_killed: bool) -> None:
+    was_unproven = record.is_unproven
     if record.has_progressed:
         record.strikes = record.num_alone = 0
     if record.has_begun and not was_killed:
         record.strikes += _STRIKES_OF_A_FAULT
     elif record.is_unproven:
         record.strikes += _STRIKES_OF_A_KILL
+    record.is_bound = record.is_bound or (was_unproven and record.strikes >= _STRIKES_OF_A_FAULT)
     record.has_begun = record.has_progressed = False
 
 

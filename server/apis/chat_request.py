@@ -4,9 +4,8 @@ Shared by every API that speaks in messages: each makes a `ChatBody` of its own 
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -15,8 +14,9 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.frontend.chat_ends import ending_chats
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
+from orcinus.server.apis.call_forms import ANY_OBJECT, AnswerForm, CallForm
 from orcinus.server.apis.chat.body import ChatBody, template_variables
-from orcinus.server.apis.forms import looser_schemas, settle_form
+from orcinus.server.apis.forms import settle_form
 from orcinus.server.apis.offered_tools import OfferedTools, function_choice, read_chat_tools, with_function_calls
 from orcinus.server.context import ServingContext
 from orcinus.server.reading.client_calls import ClientCallReader
@@ -27,9 +27,8 @@ from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.contradictions import check_choices
 from orcinus.server.requests.prompts import encode_chat
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
-from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar
+from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar, schema_place
 
-_ANY_OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": True}
 _TAIL_TOKENS = 64  # of the prompt: enough to see whether the template has opened the model's thinking
 
 
@@ -130,39 +129,22 @@ async def _grammar(
     asked = read_grammar(body)
     param = format_name if body.response_format else grammar_param(body)
     if tool_use is not None:
-        schema = None if asked is None or tool_use.choice == "required" else _answer_schema(asked)
-        grammar = ctx.message_format.grammar(tail, tool_use, schema)
-        if grammar is None:
-            return None
-        grammar = msgspec.structs.replace(grammar, param="tools" if schema is None else param)
-        schemas: list[dict[str, Any] | None] = [schema]
-        if schema is not None and is_loose(body):
-            schemas.append(_ANY_OBJECT)
-        return await settle_form(ctx, grammar, partial(_looser_calls, ctx, tail, tool_use, schemas))
+        answer: AnswerForm | None = None
+        if asked is not None and tool_use.choice != "required":
+            answer = AnswerForm(_answer_schema(asked), param, schema_place(body), is_loose(body))
+        return await CallForm(ctx, tail, tool_use, answer).settle()
     if asked is None:
         return None
     grammar = msgspec.structs.replace(asked, thinking=ctx.message_format.thinking(tail), param=param)
     check_choices(grammar, body.min_tokens)
-    return await settle_form(ctx, grammar, partial(looser_schemas, grammar) if is_loose(body) else None)
+    return await settle_form(ctx, grammar, schema_place(body), is_loose=is_loose(body))
 
 
-def _looser_calls(
-    ctx: ServingContext, tail: str, tool_use: ToolUse, schemas: list[dict[str, Any] | None]
-) -> Iterator[Grammar]:
-    """Yield grammars of calls in which tools that are not strict have any object as arguments."""
-    tools = tuple(tool if tool.strict else replace(tool, parameters=_ANY_OBJECT) for tool in tool_use.tools)
-    for use in (tool_use, replace(tool_use, tools=tools)):
-        for schema in schemas:
-            grammar = ctx.message_format.grammar(tail, use, schema)
-            if grammar is not None:
-                yield grammar
-
-
-def _answer_schema(asked: Grammar) -> dict[str, Any]:
+def _answer_schema(asked: Grammar) -> Mapping[str, Any]:
     """Return the schema of an answer that the model may give instead of calling a tool."""
     match asked.kind:
         case "json_object":
-            return _ANY_OBJECT
+            return ANY_OBJECT
         case "json_schema":
             schema = json.loads(asked.source)
             return schema if isinstance(schema, dict) else {}

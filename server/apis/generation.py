@@ -99,6 +99,15 @@ class Generation(ABC):
         """Return the headers of the whole answer, once it is complete."""
         return {"server-timing": self.timings.to_header(self.usage.cached_tokens)}
 
+    @property
+    def num_reasoning_tokens(self) -> int | None:
+        """Return how many of the answer's tokens are thoughts; None where the API does not tell."""
+        return None
+
+    def finish_reason_of(self, index: int, reason: str) -> str:
+        """Return what the API says of a choice that the engine has ended by `stop` or `length`."""
+        return reason
+
     @abstractmethod
     def _collect(self, output: RequestOutput) -> Iterator[int]:
         """Keep an output for the whole answer, in steps; gives how many bytes each has written."""

@@ -6,7 +6,7 @@ itself, are left out, and the answer says so. How calls come back to the client 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -15,7 +15,7 @@ from orcinus.server.errors import shown
 from orcinus.server.json_values import read_object, read_string
 from orcinus.server.reading.client_calls import INPUT, ClientTool
 from orcinus.server.reading.tools.request import MAX_NAME_CHARS
-from orcinus.server.requests.left_out import leave_out
+from orcinus.server.requests.left_out import known_fields, leave_out
 
 _HOSTED = re.compile(
     "(web_search|web_fetch|file_search|code_interpreter|code_execution|computer|computer_use|image_generation|mcp"
@@ -23,6 +23,15 @@ _HOSTED = re.compile(
     "|memory|browser|advisor|x_search)(_.*)?"
 )
 _NAMESPACE_MARK = "__"
+# Of a function where an API has its fields beside those of other tools.
+FUNCTION_FIELDS = frozenset(
+    {"name", "description", "parameters", "strict", "return", "returns", "output_schema", "input_examples"}
+)
+_CUSTOM_FIELDS = frozenset({"type", "name", "description", "format"})
+_REFUSED_FIELDS: Mapping[str, tuple[Any, str]] = {  # unless they say what is so anyway
+    "allowed_callers": (["direct"], "tools are called by the model alone"),
+    "defer_loading": (False, "the model is told of all tools at once"),
+}
 
 
 @dataclass(slots=True)
@@ -43,6 +52,7 @@ class OfferedTools:
 
     def add_custom(self, given: Mapping[str, Any], place: str, namespace: str | None = None) -> None:
         """Add a custom tool of which these are the fields."""
+        given = tool_fields(given, _CUSTOM_FIELDS, place)
         own_name = read_string(given, "name", place)
         name = in_namespace(own_name, namespace)
         self.calls[name] = ClientTool(own_name, is_custom=True, namespace=namespace)
@@ -68,14 +78,42 @@ def read_chat_tools(given: Any) -> OfferedTools:
         if is_hosted(kind):
             leave_out_hosted(kind, place)
         elif kind == "custom":
-            offered.add_custom(read_object(tool.get("custom"), f"{place}.custom"), f"{place}.custom")
+            custom = read_object(known_fields(tool, {"type", "custom"}, place).get("custom"), f"{place}.custom")
+            offered.add_custom(custom, f"{place}.custom")
+        elif kind == "function":
+            offered.add(_checked_function(tool, place), f"{place}.function")
         else:
-            offered.add(tool, place if kind != "function" else f"{place}.function")
+            offered.add(tool, place)
     return offered
+
+
+def _checked_function(tool: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return a function as it was given, key for key: the template shows the model the whole of it."""
+    if isinstance(function := tool.get("function"), dict):
+        _check_promises(function, f"{place}.function")
+    return tool
+
+
+def tool_fields(
+    given: Mapping[str, Any], known: Collection[str], place: str, *, keeps_nulls: bool = False
+) -> dict[str, Any]:
+    """Return what is known of a tool's fields. Raises `InvalidRequestError` for others, unless they may be left out."""
+    _check_promises(given, place)
+    passed_over = {*_REFUSED_FIELDS, "cache_control"} - {*known}
+    fields = known_fields({key: value for key, value in given.items() if key not in passed_over}, known, place)
+    return {key: value for key, value in given.items() if key in known} if keeps_nulls else fields
+
+
+def _check_promises(given: Mapping[str, Any], place: str) -> None:
+    """Raise `InvalidRequestError` where a tool's fields ask for what is not done."""
+    for name, (harmless, why) in _REFUSED_FIELDS.items():
+        if given.get(name) not in (None, harmless):
+            raise InvalidRequestError(f"{place}.{name} is not supported: {why}", f"{place}.{name}")
 
 
 def add_namespace(offered: OfferedTools, namespace: Mapping[str, Any], place: str) -> None:
     """Add the tools of a namespace of the responses API, which prefixes their names."""
+    known_fields(namespace, {"type", "name", "description", "tools"}, place)
     space = read_string(namespace, "name", place)
     members = namespace.get("tools")
     if not isinstance(members, list):
@@ -89,26 +127,41 @@ def add_namespace(offered: OfferedTools, namespace: Mapping[str, Any], place: st
             own_name = read_string(member, "name", inside)
             name = in_namespace(own_name, space)
             offered.calls[name] = ClientTool(own_name, is_custom=False, namespace=space)
-            offered.add({"type": "function", "function": {**without_type(member), "name": name}}, inside)
+            function = tool_fields(without_type(member), FUNCTION_FIELDS, inside)
+            offered.add({"type": "function", "function": {**function, "name": name}}, inside)
         else:
             raise InvalidRequestError(
                 f'{inside}.type must be "function" or "custom", got {shown(member.get("type"))}', f"{inside}.type"
             )
 
 
-def function_choice(choice: Any) -> Any:
+def function_choice(choice: Any, place: str = "tool_choice") -> Any:
     """Return a choice of tools in which custom tools are functions, and hosted ones are left out of those allowed."""
     match choice:
-        case {"type": "custom"}:
-            return {"type": "function", "function": choice.get("custom")}
-        case {"type": "allowed_tools", "allowed_tools": {"tools": [*tools], **rest}}:
-            kinds = [tool.get("type") if isinstance(tool, dict) else None for tool in tools]
-            for index, kind in enumerate(kinds):
-                if is_hosted(kind):
-                    leave_out_hosted(kind, f"tool_choice.allowed_tools.tools[{index}]")
-            kept = [function_choice(tool) for tool, kind in zip(tools, kinds, strict=True) if not is_hosted(kind)]
-            return {"type": "allowed_tools", "allowed_tools": {**rest, "tools": kept}}
+        case {"type": "function" | "custom" as kind}:
+            known_fields(choice, {"type", kind}, place)
+            named = choice.get(kind)
+            if isinstance(named, dict):
+                named = known_fields(named, {*FUNCTION_FIELDS, *_CUSTOM_FIELDS}, f"{place}.{kind}")  # it may be whole
+            return {"type": "function", "function": named}
+        case {"type": "allowed_tools", "allowed_tools": {"tools": [*tools]}}:
+            known_fields(choice, {"type", "allowed_tools"}, place)
+            inside = f"{place}.allowed_tools"
+            allowed = known_fields(choice["allowed_tools"], {"mode", "tools"}, inside)
+            return {"type": "allowed_tools", "allowed_tools": {**allowed, "tools": _allowed_functions(tools, inside)}}
     return choice
+
+
+def _allowed_functions(tools: Sequence[Any], inside: str) -> list[Any]:
+    """Return those of the allowed tools that are the client's, as functions."""
+    kept = []
+    for index, tool in enumerate(tools):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if is_hosted(kind):
+            leave_out_hosted(kind, f"{inside}.tools[{index}]")
+        else:
+            kept.append(function_choice(tool, f"{inside}.tools[{index}]"))
+    return kept
 
 
 def with_function_calls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,8 +208,17 @@ def _describe_format(given: Any, place: str) -> str | None:
         return None
     form = read_object(given, f"{place}.format")
     if form.get("type") == "text":
+        known_fields(form, {"type"}, f"{place}.format")
         return None
-    grammar = read_object(form["grammar"], f"{place}.format.grammar") if "grammar" in form else form
+    grammar, inside, known = form, f"{place}.format", {"type", "syntax", "definition"}
+    if "grammar" in form:
+        known_fields(form, {"type", "grammar"}, inside)
+        grammar, inside, known = (
+            read_object(form["grammar"], f"{inside}.grammar"),
+            f"{inside}.grammar",
+            known - {"type"},
+        )
+    known_fields(grammar, known, inside)
     if form.get("type") != "grammar" or grammar.get("syntax") not in ("lark", "regex"):
         raise InvalidRequestError(
             f'{place}.format must be of type "text", or "grammar" with syntax "lark" or "regex", got {shown(given)}',

@@ -8,15 +8,17 @@ import re
 from collections.abc import Iterator, Sequence
 
 from orcinus.engine.errors import ContextLengthError, InvalidRequestError
+from orcinus.server.requests.left_out import renaming_left_out
 
 Renaming = tuple[re.Pattern[str], str]
 
 
 @contextlib.contextmanager
 def naming_parameters(names: Sequence[Renaming]) -> Iterator[None]:
-    """Rename what an error blames: the parameters of a chat to those that the client knows."""
+    """Rename what an error blames, and what is left out: the parameters of a chat to those that the client knows."""
     try:
-        yield
+        with renaming_left_out(lambda place: _rename(place, names)):
+            yield
     except InvalidRequestError as error:
         raise _renamed(error, names) from error
 

@@ -328,6 +328,6 @@ def _parser() -> Parser:
     add_settings(
         parser,
         groups=("Model", "Engine", "General"),
-        without=("batching", "target_itl_ms", "target_ttft_ms", "served_model_name", "chat_template"),
+        without=("replicas", "batching", "target_itl_ms", "target_ttft_ms", "served_model_name", "chat_template"),
     )
     return parser

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from orcinus.config.arguments import Parser
@@ -34,7 +35,8 @@ _COMMANDS = """\
 
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse(argv)
-    with ChatClient(args.base_url, args.api_key or _key_from_environment(), _parameters(args)) as client:
+    key = args.api_key or _key_from_environment()
+    with ChatClient(args.base_url, key, _parameters(args), args.cacert) as client:
         if args.question is not None or not sys.stdin.isatty():
             return _answer_once(client, args)
         return _Terminal(client, args.system).run()
@@ -184,7 +186,10 @@ def _parser() -> Parser:
         "--base-url",
         default="http://127.0.0.1:8000",
         metavar="URL",
-        help="where the server is [default: http://127.0.0.1:8000]",
+        help="where the server is; unix:/path for a Unix socket [default: http://127.0.0.1:8000]",
+    )
+    parser.add_argument(
+        "--cacert", type=Path, metavar="FILE", help="certificates to trust, where the server's is nobody else's"
     )
     parser.add_argument("--api-key", metavar="KEY", help=f"key to send [{env_name('api_key')}]")
     parser.add_argument("--model", metavar="NAME", help="model to ask, where the server has several")

@@ -6,13 +6,17 @@ It knows no terminal. Proxies of the environment hold for other machines; this o
 import contextlib
 import json
 import re
+import ssl
 import urllib.request
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from orcinus.config.addresses import parse_socket_url
+from orcinus.config.certificates import client_context
 from orcinus.config.hosts import is_any_address, is_loopback
 from orcinus.config.values import SettingsError
 from orcinus.engine.errors import OrcinusError
@@ -41,15 +45,22 @@ class ChatClient:
     Its methods raise `ChatError`; it raises `SettingsError` itself for a URL or a key that cannot be one.
     """
 
-    def __init__(self, base_url: str, api_key: str | None, parameters: dict[str, Any]) -> None:
-        url = _checked_url(base_url)
+    def __init__(
+        self, base_url: str, api_key: str | None, parameters: dict[str, Any], cacert: Path | None = None
+    ) -> None:
+        """`base_url` may be `unix:/path`; `cacert` has the certificates to trust in place of the system's."""
+        socket = _socket_path(base_url)
+        url = httpx.URL("http://localhost") if socket else _checked_url(base_url)
         self.base_url = base_url.strip().rstrip("/").removesuffix("/v1")
         self._parameters = parameters
         headers = {b"Authorization": _authorization(api_key)} if api_key else {}
         # An answer may take as long as it likes to begin; only connecting is bounded.
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
         # With a transport of its own, httpx asks the environment for no proxy.
-        self._http = httpx.Client(base_url=self.base_url, headers=headers, timeout=timeout, transport=_transport(url))
+        verify = _trusted(cacert)
+        transport = httpx.HTTPTransport(uds=socket, verify=verify) if socket else _transport(url, verify)
+        target = str(url) if socket else self.base_url
+        self._http = httpx.Client(base_url=target, headers=headers, timeout=timeout, transport=transport)
 
     def __enter__(self) -> "ChatClient":
         return self
@@ -104,6 +115,17 @@ def _checked_url(base_url: str) -> httpx.URL:
     return url
 
 
+def _socket_path(base_url: str) -> str | None:
+    try:
+        return parse_socket_url(base_url.strip())
+    except ValueError as error:
+        raise SettingsError(f"--base-url {base_url!r}: {error}") from None
+
+
+def _trusted(cacert: Path | None) -> ssl.SSLContext | bool:
+    return True if cacert is None else client_context(cacert)
+
+
 def _authorization(api_key: str) -> bytes:
     """Return the header's value, in UTF-8 as servers read it. The message of an error does not show the key."""
     key = api_key.strip()
@@ -117,11 +139,11 @@ def _authorization(api_key: str) -> bytes:
 # --- proxies --------------------------------------------------------------------------------------------
 
 
-def _transport(url: httpx.URL) -> httpx.HTTPTransport:
+def _transport(url: httpx.URL, verify: ssl.SSLContext | bool) -> httpx.HTTPTransport:
     """Return connections to the server, through the proxy that the environment names for it, if any."""
     proxy = _proxy_of(url)
     try:
-        return httpx.HTTPTransport(proxy=proxy)
+        return httpx.HTTPTransport(proxy=proxy, verify=verify)
     except ImportError:
         raise ChatError(
             f"the environment's proxy {_shown(proxy)} speaks SOCKS, for which the socksio package is missing:"

@@ -185,7 +185,7 @@ def main(argv: Sequence[str]) -> int:
         default=True,
         help="exit with code 1 where lines had errors; --no-strict: with 0, once all lines have an answer or an error",
     )
-    add_settings(parser, groups=("Model", "Engine", "General"))
+    add_settings(parser, groups=("Model", "Engine", "General"), without=("replicas",))
     args = parser.parse(argv)
     settings = settings_from(args)
     configure_logging(settings)

@@ -11,17 +11,20 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from orcinus.config.arguments import Parser, add_settings, settings_from
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
+from orcinus.engine.errors import OrcinusError
 from orcinus.engine.messages import EngineInfo
 from orcinus.server import STARTED_AT
 from orcinus.server.process.heap import give_freed_memory_back
 from orcinus.server.process.logs import configure_logging
 from orcinus.server.process.start_warnings import start_up_warnings
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from orcinus.engine.frontend.async_engine import AsyncEngine
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,14 @@ def main(argv: Sequence[str]) -> int:
     """Serve until a signal. Raises `SettingsError` and, where the server cannot start or go on, `OrcinusError`."""
     parser = Parser("orcinus serve", "[MODEL] [OPTIONS]", _DESCRIPTION, _EPILOG)
     add_settings(parser, positional_model=True)
-    return serve(settings_from(parser.parse(argv)))
+    settings = settings_from(parser.parse(argv))
+    try:
+        return serve(settings)
+    except OrcinusError as error:
+        if settings.log_format == "text":
+            raise
+        logger.error("%s", error)  # as every other line
+        return 1
 
 
 def serve(settings: Settings) -> int:
@@ -69,7 +79,7 @@ def serve(settings: Settings) -> int:
         form = app.state.context.message_format
         if form.has_unread_tools:
             logger.warning("requests with tools are refused: %s; see --tool-call-parser", form.why_no_tools)
-        _print_summary(info, settings, port, engine.tokenizer.has_chat_template, form.summary)
+        _print_summary(info, settings, port, engine, form.summary)
 
     gc.freeze()
     gc.enable()
@@ -90,16 +100,22 @@ def end_at_once_on_signals() -> None:
 
 def _announce_loading(settings: Settings) -> None:
     """Say at once what is happening, as a model may take minutes to come, and what is probably not meant."""
-    sys.stdout.write(f"Orcinus {VERSION}: loading {settings.model or settings.model_names[0]} ...\n")
-    sys.stdout.flush()
+    _say(settings, f"Orcinus {VERSION}: loading {settings.model or settings.model_names[0]} ...\n")
     for warning in start_up_warnings(settings):
         logger.warning("%s", warning)
 
 
-def _print_summary(
-    info: EngineInfo, settings: Settings, port: int, has_chat_template: bool, message_format: str
-) -> None:
-    from orcinus.server.process.summary import start_up_summary
+def _say(settings: Settings, text: str, **fields: Any) -> None:
+    """Write what people read to standard output, or a line of the log with the same."""
+    if settings.log_format == "json":
+        logger.info("%s", text.partition("\n")[0], extra={"fields": fields})
+        return
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print_summary(info: EngineInfo, settings: Settings, port: int, engine: "AsyncEngine", message_format: str) -> None:
+    from orcinus.server.process.summary import server_url, start_up_summary
 
     ready_s = time.monotonic() - STARTED_AT
     summary = start_up_summary(
@@ -107,8 +123,9 @@ def _print_summary(
         settings,
         port=port,
         ready_s=ready_s,
-        has_chat_template=has_chat_template,
+        has_chat_template=engine.tokenizer.has_chat_template,
         message_format=message_format,
+        shares=engine.shares,
     )
-    sys.stdout.write(summary)
-    sys.stdout.flush()
+    url = f"unix:{settings.uds}" if settings.uds is not None else server_url(settings, port)
+    _say(settings, summary, url=url, model=settings.model_names[0], ready_s=round(ready_s, 1))

@@ -37,6 +37,22 @@ class MetricSpec:
     bounds: tuple[float, ...] = ()
 
 
+# By engine, also where there is one alone; names of their own, so that no sum counts twice.
+ENGINE_GAUGES = {
+    "orcinus_engine_up": "1 while the engine is up, 0 while it loads, is replaced, or is lost for good.",
+    "orcinus_engine_slots": "Sequences that can run in the engine at once.",
+    "orcinus_engine_slots_in_use": "Sequences that run in the engine now.",
+    "orcinus_engine_queue_depth": "Sequences that were sent to the engine and wait for a slot there.",
+    "orcinus_engine_kv_blocks": "Blocks of the engine's KV cache.",
+    "orcinus_engine_kv_blocks_in_use": "Those that running sequences hold.",
+}
+ENGINE_COUNTERS = {
+    "orcinus_engine_sampled_tokens_total": "Tokens that the engine sampled.",
+    "orcinus_engine_prefill_tokens_total": "Prompt tokens that the engine computed.",
+    "orcinus_engine_prefix_cache_queries_total": "Prompt tokens looked up in the engine's prefix cache.",
+    "orcinus_engine_prefix_cache_hits_total": "Prompt tokens found there.",
+}
+
 METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("orcinus_info", "gauge", "Always 1; its labels say what runs.", ("version", "model", "dtype", "device")),
     MetricSpec(
@@ -228,6 +244,8 @@ METRICS: tuple[MetricSpec, ...] = (
         " request, all others wait for; some milliseconds are normal.",
         bounds=SECONDS,
     ),
+    *(MetricSpec(name, "gauge", text, ("engine",)) for name, text in ENGINE_GAUGES.items()),
+    *(MetricSpec(name, "counter", text, ("engine",)) for name, text in ENGINE_COUNTERS.items()),
 )  # fmt: skip
 
 SPECS = {spec.name: spec for spec in METRICS}

@@ -28,6 +28,10 @@ class Histogram:
     def count(self) -> int:
         return sum(self._counts)
 
+    @property
+    def count_and_sum(self) -> tuple[int, float]:
+        return self.count, self.sum
+
     def observe(self, value: float, weight: int = 1) -> None:
         self._counts[bisect_left(self._bounds, value)] += weight
         self.sum += value * weight

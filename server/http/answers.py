@@ -6,6 +6,7 @@ bytes comes from `server.apis.generation`.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Coroutine, Iterable, Mapping
@@ -18,6 +19,8 @@ from starlette.types import Receive, Scope, Send
 from orcinus.server.apis.generation import Generation, StreamableGeneration
 from orcinus.server.apis.json_pieces import BLOCK_BYTES, STEP_BYTES, Pacer
 from orcinus.server.errors import is_expected, to_response
+from orcinus.server.http.half_closed import ASK_STATE
+from orcinus.server.tracing.layer import trace_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 def error_response(error: Exception, scope: Scope) -> Response:
     """Return what answers the request of this scope with an error, from within a route or from a layer around it."""
+    if (trace := trace_of(scope)) is not None:
+        trace.on_error(error)
     answer = to_response(error, scope["path"], scope["state"]["request_id"], scope["headers"])
     return Response(answer.body, answer.status, answer.headers)
 
@@ -76,7 +81,8 @@ class WholeAnswer(Response):
 class EventStream(Response):
     """The answer as server-sent events. Until the first byte is out, an error is still a response of its own.
 
-    Silence is broken by a comment every `keep_alive_s`; the first one also sends the response's headers.
+    Silence is broken by a comment every `keep_alive_s`, the first of which also sends the response's headers, and when
+    the connection asks for one, to learn whether its client is there.
     """
 
     def __init__(self, generation: StreamableGeneration, keep_alive_s: float) -> None:
@@ -87,9 +93,12 @@ class EventStream(Response):
         self._pacer = Pacer()
         self._is_started = False
         self._last_write = time.monotonic()
+        self._is_asked = asyncio.Event()  # for a comment
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
+        scope["state"][ASK_STATE] = self._is_asked.set
+        self._trace = trace_of(scope)
         try:
             await run_until_disconnect(receive, self._write_events(), self._keep_alive())
         finally:
@@ -106,6 +115,8 @@ class EventStream(Response):
                 raise
             if not is_expected(error):
                 logger.error("%s: failed in its stream", generation.request.request_id, exc_info=error)
+            if self._trace is not None:
+                self._trace.on_error(error)
             last = generation.encode_error(error)
         await self._write(last, is_last=True)
 
@@ -113,11 +124,13 @@ class EventStream(Response):
         """Send a comment whenever nothing else was sent for long. Runs beside the events until they end."""
         while True:
             silence_s = time.monotonic() - self._last_write
-            if silence_s < self._keep_alive_s:
-                await asyncio.sleep(self._keep_alive_s - silence_s)
+            if silence_s < self._keep_alive_s and not self._is_asked.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._is_asked.wait(), self._keep_alive_s - silence_s)
             elif self._lock.locked():
                 await asyncio.sleep(min(self._keep_alive_s, 1.0))
             else:
+                self._is_asked.clear()
                 await self._write((KEEP_ALIVE,))
 
     async def _write(self, events: Iterable[bytes], *, is_last: bool = False) -> None:

@@ -1,6 +1,7 @@
 """The bounds of a connection, which uvicorn leaves open: how large the head of a request may be and how long it may
 take, which host it may name, how much may come around a body and after an answer, how many requests may stand in line,
-how long a client may read nothing, how long it may ask nothing, and how many connections there are.
+how long a client may read nothing, how long it may ask nothing, and how many connections there are. What goes past a
+bound is answered in its turn: what was asked before it comes first.
 
 A thin layer over uvicorn's protocol, whose parser refuses by itself what is no HTTP. Knows bytes and time-outs; nothing
 of routes, keys or what is in a body.
@@ -18,9 +19,12 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from orcinus.server.http.framing import FramedAnswer
+from orcinus.server.http.half_closed import HalfClosedClient
 from orcinus.server.http.hosts import HostPolicy
+from orcinus.server.http.metrics_port import mark_metrics_port
 from orcinus.server.http.parser import RequestParser
 from orcinus.server.http.refusals import Refusals
+from orcinus.server.http.targets import SERVER_TARGET, asks_of_server, with_path
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_TARGET_BYTES = 8 * 1024
@@ -46,6 +50,7 @@ class SharedByConnections:
     hosts: HostPolicy
     refusals: Refusals
     is_ending: Callable[[], bool]
+    is_metrics_port: bool = False
     num_turned_away: int = 0
 
     def has_room_for(self, num_connections: int) -> bool:
@@ -87,9 +92,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._linger_timer: asyncio.TimerHandle | None = None
         self._num_lingering_bytes = 0
         self._is_last_answer = False
+        self._last_refusal: HTTPException | None = None  # once what was asked before it is answered
+        self._half_closed: HalfClosedClient | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self.client = _plain_address(self.client)
         self._idle_since = self.loop.time()
         if not self._shared.has_room_for(len(self.connections)):
             self._turn_away()
@@ -104,13 +112,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._shared.num_turned_away -= self._is_turned_away
         if self._linger_timer is not None:
             self._linger_timer.cancel()
+        if self._half_closed is not None:
+            self._half_closed.forget()
         super().connection_lost(exc)
         self._leave_running()
 
     # --- what comes in --------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._linger_timer is not None:
+        if self._is_deaf():
             self._throw_away(data)
             return
         if not self._is_answering():
@@ -121,8 +131,21 @@ class BoundedProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # the latter for CONNECT
             self.send_400_response("")
-        if self._linger_timer is None:
+        if not self._is_deaf():
             self._on_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn takes each for one that leaves
+        """Return whether to stay: where what was asked is not answered, its client may have closed its side alone."""
+        if self._half_closed is not None:
+            return True
+        if self.transport.get_extra_info("ssl_object") is not None:  # TLS has no half of a connection
+            return False
+        self._drop_incomplete()
+        if self._linger_timer is not None or not self._is_answering() or self._is_incomplete():
+            return False
+        self._has_head()
+        self._half_closed = HalfClosedClient(self.transport, self.loop, lambda: self._running)
+        return True
 
     def _on_received(self, data: bytes) -> None:
         """See what has come together, and whether anything is still awaited."""
@@ -143,26 +166,31 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        if len(self.url) > MAX_TARGET_BYTES:
-            self._refuse(414, f"the URL may have at most {MAX_TARGET_BYTES} bytes, got {len(self.url)} or more")
+        if len(self.url) > MAX_HEAD_BYTES:
+            self._check_size()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._has_headers:  # else it is of a trailer, which says nothing that the app asks for
             super().on_header(name, value)
         self._num_header_bytes += len(name) + len(value)
+        if len(self.headers) > 2 * MAX_HEADERS:
+            self._check_size()
         if self._num_header_bytes > MAX_HEAD_BYTES:
             self._refuse(431, f"headers may have at most {MAX_HEAD_BYTES} bytes, got {self._num_header_bytes} or more")
-        if len(self.headers) > MAX_HEADERS:
-            self._refuse(431, f"a request may have at most {MAX_HEADERS} headers, got {len(self.headers)} or more")
 
     def on_headers_complete(self) -> None:
         self._has_head()
         self._has_headers = True
+        self._check_size()
         self._check_host()
         is_old = self.parser.get_http_version() == "1.0"
         if is_old:
             self.expect_100_continue = False  # RFC 9110 (10.1.1): there was no such answer yet
+        is_of_server = asks_of_server(self.parser.get_method(), self.url)
+        self.url = b"/" if is_of_server else with_path(self.url)
         super().on_headers_complete()
+        if is_of_server:
+            self.scope["path"], self.scope["raw_path"] = SERVER_TARGET, SERVER_TARGET.encode()
         if is_old and not any(name == b"transfer-encoding" for name, _ in self.headers):
             self.cycle.keep_alive = self.parser.should_keep_alive()
         if not self.pipeline:
@@ -170,6 +198,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) > MAX_IN_LINE:
             message = f"at most {MAX_IN_LINE} requests may wait in line on a connection"
             self._refuse(429, message, {"retry-after": "1"})
+
+    def _check_size(self) -> None:
+        """Refuse a head of more than its bounds, once it is known whose page it comes from."""
+        if len(self.url) > MAX_TARGET_BYTES:
+            self._refuse(414, f"the URL may have at most {MAX_TARGET_BYTES} bytes, got {len(self.url)} or more")
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(431, f"a request may have at most {MAX_HEADERS} headers, got {len(self.headers)} or more")
 
     def _check_host(self) -> None:
         if self.parser.get_method() == b"CONNECT":
@@ -219,8 +254,15 @@ class BoundedProtocol(HttpToolsProtocol):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle = self._running
         assert cycle is not None, "uvicorn starts the first in line"
-        answer = FramedAnswer(cycle, send, is_early=self._is_early, is_ending=self._shared.is_ending)
+        if self._shared.is_metrics_port:
+            mark_metrics_port(scope)
+        answer = FramedAnswer(cycle, send, is_early=self._is_early, is_ending=self._is_ending)
         await self._app(scope, receive, answer.send)
+
+    def _is_ending(self) -> bool:
+        """Return whether the answer that is due is the last here."""
+        is_asked_no_more = self._half_closed is not None and not self.pipeline and self._last_refusal is None
+        return is_asked_no_more or self._shared.is_ending()
 
     def _is_early(self, cycle: RequestResponseCycle) -> bool:
         """Return whether an answer comes before a long body has come to its end: then it is the connection's last."""
@@ -238,12 +280,17 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_last_answer and not self.transport.is_closing():
             self._linger()
             return
+        if self._last_refusal is not None and not self.pipeline:
+            if not self.transport.is_closing():
+                self._write_refusal(self._last_refusal)
+                self._linger()
+            return
         if self.pipeline:
             self._running = self.pipeline[-1][0]
         self._idle_since = self.loop.time()
         super().on_response_complete()
         self._watch_reader()
-        if self._shared.is_ending() and not self._is_answering():
+        if self._is_ending() and not self._is_answering():
             self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -256,7 +303,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch_reader()
 
     def _close_with(self, error: HTTPException) -> None:
-        """Say why, unless that would land in the middle of an answer."""
+        """Say why, after the answers to what was asked before, unless that would land in the middle of one."""
+        self._has_head()
+        self._drop_incomplete()
+        if self._is_answering() and not self._is_incomplete():
+            self._last_refusal = error
+            self.flow.resume_reading()
+            return
         if self._running is None or self._running.response_complete or not self._running.response_started:
             self._write_refusal(error)
         else:
@@ -291,11 +344,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _linger(self) -> None:
         """Say nothing more and close later: while the client sends, closing would cut off what it has to read."""
+        if self._half_closed is not None:
+            self.transport.close()
+            return
         self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
         self._has_head()
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS cannot be closed on one side
+            self.transport.write_eof()
         self._watch_reader()
+
+    def _is_deaf(self) -> bool:
+        """Return whether what comes in is thrown away: the last answer is on its way, or known."""
+        return self._linger_timer is not None or self._last_refusal is not None
 
     def _throw_away(self, data: bytes) -> None:
         self._num_lingering_bytes += len(data)
@@ -307,6 +368,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         """Return whether a request has come whose answer is not complete: what it may take is the app's business."""
         return self._running is not None and not self._running.response_complete
+
+    def _is_incomplete(self) -> bool:
+        """Return whether the request that is being answered has not come whole."""
+        return self._running is not None and self._running.more_body
+
+    def _drop_incomplete(self) -> None:
+        """Take a request out of the line of which nothing more comes."""
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()
 
     def _await_request(self, timeout_s: float) -> None:
         """Look again after a while, unless something comes before."""
@@ -346,3 +416,10 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._shared.refusals.note_unread(WRITE_TIMEOUT_S)
         self.transport.abort()
+
+
+def _plain_address(client: tuple[str, int] | None) -> tuple[str, int] | None:
+    """Return an address of IPv4 as one, which a socket for both families does not write so."""
+    if client is None or not client[0].startswith("::ffff:"):
+        return client
+    return client[0].removeprefix("::ffff:"), client[1]

@@ -18,18 +18,20 @@ _CONTAINER_NAMES = ("host.docker.internal", "host.containers.internal")
 
 
 class HostPolicy:
-    """The hosts that are served. `listen_host` is what the server listens on, `allowed` what was listed.
+    """The hosts that are served. `listen_host` is what the server listens on, None for a Unix socket, which no web page
+    reaches; `allowed` is what was listed.
 
     Loopback names always are. Without a list that is all on a loopback address, and elsewhere every host is; with one,
     addresses are served elsewhere, too: probes and proxies use them, and a hostile page cannot.
     """
 
-    def __init__(self, listen_host: str, allowed: Sequence[str] = ()) -> None:
+    def __init__(self, listen_host: str | None, allowed: Sequence[str] = ()) -> None:
         self._listed = frozenset(map(parse_listed_host, allowed))
         self._suffixes = tuple(entry[1:] for entry in self._listed if entry.startswith("*."))
-        self._is_on_loopback = is_loopback(listen_host)
+        self._is_on_loopback = listen_host is not None and is_loopback(listen_host)
         self._is_open = "*" in self._listed or not (self._listed or self._is_on_loopback)
-        self._own_names = {listen_host.lower().removesuffix("."), *_CONTAINER_NAMES} if self._is_on_loopback else set()
+        own = (listen_host or "").lower().removesuffix(".")
+        self._own_names = {own, *_CONTAINER_NAMES} if self._is_on_loopback else set()
 
     def check(self, headers: Sequence[tuple[bytes, bytes]], target: bytes, http_version: str) -> None:
         """Raise the 400 that is due to a request with this head, as RFC 9112 (3.2) has it."""

@@ -7,14 +7,16 @@ the parameters are, at the top: which of the two was meant cannot be known.
 Long bodies are worked on in a thread, and in steps: a regular expression lets no other thread run until it is done.
 """
 
+import asyncio
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.engine.frontend.turns import FairThreads
+from orcinus.engine.frontend.turns import FairSemaphore, FairThreads, current_client
 
 MAX_DEPTH = 64
 MAX_PARTS = 200_000  # strings, lists and objects
@@ -22,11 +24,12 @@ MAX_ENTRIES = 1_200_000  # of all lists and objects together: most of them numbe
 OFF_LOOP_BYTES = 64 * 1024  # from here on, parsing takes long enough to be felt by other requests
 
 _STEP_BYTES = 64 * 1024
-_MARK = re.compile(rb'["\[\]{}]')
+_IN_TURN_BYTES = 2 * 1024  # from here on, many bodies at once are felt
 _INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)  # possessive, so that no input makes it backtrack
-_COLON = re.compile(rb"\s*+:")
-_QUOTE = ord('"')
-_OPENING = frozenset(b"[{")
+_STRING = re.compile(rb'"%b"' % _INSIDE.pattern, re.DOTALL)
+_WHOLE = re.compile(rb'(?:[^"]++|%b)*+' % _STRING.pattern, re.DOTALL)  # up to a string that does not end in this step
+_NO_MARKS = bytes(set(range(256)) - set(b"[{]}:"))
+_OPENING, _CLOSING = frozenset(b"[{"), frozenset(b"]}")
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
@@ -44,53 +47,69 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
 
 
 class JsonReader:
-    """Parses bodies, long ones off the event loop. Clients take turns there."""
+    """Parses bodies, long ones off the event loop. Clients take turns.
+
+    On the loop, others have their turn after each body and what is made of it at once: of many that come together,
+    none makes the rest of the loop wait for all.
+    """
 
     def __init__(self) -> None:
         self._threads = FairThreads(1, "json")  # one alone: each more is one more that the event loop waits for
+        self._turns = FairSemaphore(1)
 
     async def parse_object(self, body: bytes) -> dict[str, Any]:
         """Call `parse_json_object`."""
-        if len(body) < OFF_LOOP_BYTES:
+        if len(body) >= OFF_LOOP_BYTES:
+            return await self._threads.run(partial(parse_json_object, body))
+        if len(body) < _IN_TURN_BYTES:
             return parse_json_object(body)
-        return await self._threads.run(partial(parse_json_object, body))
+        async with self._turns.turn(current_client()):
+            await asyncio.sleep(0)
+            return parse_json_object(body)
+
+
+@dataclass(slots=True)
+class _Count:
+    """Counts what is in a body: brackets that are open, names of the outermost object, parts, and entries of lists."""
+
+    depth: int = 0
+    num_names: int = 0
+    num_marks: int = 0
+    num_entries: int = 0
+
+    def add(self, outside: bytes, num_strings: int) -> None:
+        """Count some of the body without its strings. A colon outside of strings follows a name."""
+        marks = outside.translate(None, _NO_MARKS)
+        for mark in marks:
+            if mark in _OPENING:
+                self.depth += 1
+                if self.depth > MAX_DEPTH:
+                    raise InvalidRequestError(f"the body nests deeper than {MAX_DEPTH} levels")
+            elif mark in _CLOSING:
+                self.depth -= 1
+            elif self.depth == 1:
+                self.num_names += 1
+        self.num_marks += num_strings + len(marks) - marks.count(b":")
+        self.num_entries += outside.count(b",")
+        if self.num_marks > 2 * MAX_PARTS:  # a bracket comes twice, a name with its value
+            raise InvalidRequestError(f"the body has more than {MAX_PARTS} strings, lists and objects")
+        if self.num_entries > MAX_ENTRIES:
+            raise InvalidRequestError(f"the lists and objects of the body have more than {MAX_ENTRIES} entries")
 
 
 def _scan(body: bytes) -> int:
     """Return how many names the outermost object has. Raises where it nests too deep or has too much in it."""
-    depth = num_names = num_marks = num_entries = end = 0
-    while (start := _next_mark(body, end)) < len(body):
-        num_entries += body.count(b",", end, start)
-        num_marks += 1
-        end = start + 1
-        if body[start] in _OPENING:
-            depth += 1
-        elif body[start] != _QUOTE:
-            depth -= 1
-        else:
-            end = _end_of_string(body, end) + 1
-            num_names += depth == 1 and _COLON.match(body, end) is not None
-        _check_bounds(depth, num_marks, num_entries)
-    _check_bounds(depth, num_marks, num_entries + body.count(b",", end))
-    return num_names
-
-
-def _check_bounds(depth: int, num_marks: int, num_entries: int) -> None:
-    if depth > MAX_DEPTH:
-        raise InvalidRequestError(f"the body nests deeper than {MAX_DEPTH} levels")
-    if num_marks > 2 * MAX_PARTS:  # a bracket comes twice, a name with its value
-        raise InvalidRequestError(f"the body has more than {MAX_PARTS} strings, lists and objects")
-    if num_entries > MAX_ENTRIES:
-        raise InvalidRequestError(f"the lists and objects of the body have more than {MAX_ENTRIES} entries")
-
-
-def _next_mark(body: bytes, start: int) -> int:
-    """Return where the next quote or bracket is, or the end."""
+    count, start = _Count(), 0
     while start < len(body):
-        if (match := _MARK.search(body, start, start + _STEP_BYTES)) is not None:
-            return match.start()
-        start += _STEP_BYTES
-    return len(body)
+        match = _WHOLE.match(body, start, start + _STEP_BYTES)
+        assert match is not None
+        if match.end() > start:
+            count.add(*_STRING.subn(b"", match[0]))
+            start = match.end()
+        else:
+            count.add(b"", 1)
+            start = _end_of_string(body, start + 1) + 1
+    return count.num_names
 
 
 def _end_of_string(body: bytes, start: int) -> int:

@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orcinus.server.http.answers import error_response
+from orcinus.server.http.metrics_port import is_served_here
 from orcinus.server.operations import Operation, OperationTable
 
 MAX_SHOWN_CHARS = 200
@@ -16,20 +17,22 @@ MAX_SHOWN_CHARS = 200
 class MethodMiddleware:
     """Stands behind the layer that knows the keys: without one it cannot be found out which paths there are."""
 
-    def __init__(self, app: ASGIApp, operations: OperationTable) -> None:
+    def __init__(self, app: ASGIApp, operations: OperationTable, *, has_metrics_port: bool = False) -> None:
         self._app = app
         self._operations = operations
+        self._has_metrics_port = has_metrics_port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         operation = self._operations.at(scope["path"])
-        if operation is None:
+        if operation is None or not is_served_here(operation, scope, has_metrics_port=self._has_metrics_port):
             await error_response(self._unknown_url(scope), scope)(scope, receive, send)
         elif scope["method"] not in operation.allowed_methods:
             await error_response(_wrong_method(scope, operation), scope)(scope, receive, send)
         elif scope["method"] == "HEAD":
+            scope["state"]["is_head"] = True  # for answers without an end
             await self._app({**scope, "method": "GET"}, receive, send)
         else:
             await self._app(scope, receive, send)

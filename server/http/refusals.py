@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from orcinus.server.errors import to_response
+from orcinus.server.http.origins import OriginPolicy
 from orcinus.server.http.throttled_log import ThrottledLog
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -19,9 +20,10 @@ Headers = Iterable[tuple[bytes, bytes]]
 class Refusals:
     """`on_refused` is told the status of each."""
 
-    def __init__(self, on_refused: Callable[[int], None], log: ThrottledLog) -> None:
+    def __init__(self, on_refused: Callable[[int], None], log: ThrottledLog, origins: OriginPolicy) -> None:
         self._on_refused = on_refused
         self._log = log
+        self._origins = origins
 
     def encode(
         self, error: HTTPException, default_headers: Headers, target: bytes = b"", request_headers: Headers = ()
@@ -33,7 +35,8 @@ class Refusals:
         request_id = secrets.token_hex(16)
         path = target.partition(b"?")[0].decode("latin-1")
         response = to_response(error, path, request_id, request_headers)
-        headers = {**response.headers, "x-request-id": request_id, "connection": "close"}
+        headers = {**response.headers, **self._origins.headers(request_headers)}
+        headers |= {"x-request-id": request_id, "connection": "close"}
         lines = [b"%b: %b\r\n" % header for header in default_headers]
         lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         self.note(error, request_id)

@@ -11,12 +11,15 @@ import time
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orcinus.config.log_lines import begin_log_fields
 from orcinus.server.errors import speaks_anthropic
 from orcinus.server.http.body import BodyReader
 from orcinus.server.http.throttled_log import ThrottledLog
 from orcinus.server.metrics import Metrics
 from orcinus.server.operations import OTHER, OperationTable
+from orcinus.server.requests.caller import client_address
 from orcinus.server.requests.left_out import HEADER as LEFT_OUT_HEADER
+from orcinus.server.tracing.parents import trace_id_of
 
 logger = logging.getLogger("orcinus.server.access")
 
@@ -79,6 +82,8 @@ class _Exchange:
         self.status = CLIENT_LEFT
         self.request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = self.request_id
+        trace_id = trace_id_of(scope)
+        begin_log_fields(request_id=self.request_id, **({} if trace_id is None else {"trace_id": trace_id}))
 
     @property
     def duration_s(self) -> float:
@@ -105,15 +110,27 @@ class _Exchange:
         level = logging.DEBUG if is_quiet else logging.INFO
         if not logger.isEnabledFor(level):
             return
+        method, path = ascii(self._scope["method"])[1:-1], ascii(self._scope["path"])[1:-1][:200]
+        client, answer_id = client_address(self._scope) or "-", self._scope["state"].get("answer_id")
+        fields = {
+            "method": method,
+            "path": path,
+            "status": self.status,
+            "duration_ms": round(self.duration_s * 1000, 1),
+            "client": client,
+            **({} if answer_id is None else {"answer_id": answer_id}),
+        }
         logger.log(
             level,
-            "%s %s %d %.1f ms id=%s%s",
-            ascii(self._scope["method"])[1:-1],
-            ascii(self._scope["path"])[1:-1][:200],  # escapes what would break the line
+            "%s %s %d %.1f ms id=%s%s client=%s",
+            method,
+            path,  # both with what would break the line escaped
             self.status,
             self.duration_s * 1000,
             self.request_id,
-            f" answer={self._scope['state']['answer_id']}" if "answer_id" in self._scope["state"] else "",
+            "" if answer_id is None else f" answer={answer_id}",
+            client,
+            extra={"fields": fields},
         )
 
 

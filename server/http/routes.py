@@ -4,6 +4,7 @@ A body is read and the work begun within the bounds of `server.http.preparation`
 request. Knows HTTP and the kinds of operations, and none of them by name.
 """
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 
 from fastapi import Request, Response
@@ -15,8 +16,10 @@ from orcinus.server.errors import speaks_anthropic
 from orcinus.server.http.answers import EventStream, JsonAnswer, WholeAnswer, json_response
 from orcinus.server.http.preparation import Preparation
 from orcinus.server.operations import BodyOperation, GenerationOperation, LookupOperation, Operation, PageOperation
-from orcinus.server.requests.caller import read_caller
+from orcinus.server.requests.caller import Caller, read_caller
 from orcinus.server.requests.left_out import collecting_left_out
+from orcinus.server.tracing.layer import trace_of
+from orcinus.server.tracing.request_trace import RequestTrace
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -45,9 +48,14 @@ class OperationHandlers:
 
     def _generation_handler(self, operation: GenerationOperation) -> Handler:
         async def generate(request: Request) -> Response:
+            trace = trace_of(request.scope)
             async with self._preparation.prepare_generation(request) as (body, caller):
+                if trace is not None:
+                    trace.on_body(body)
                 with collecting_left_out(is_lenient=self._context.is_lenient) as left_out:
-                    generation = await operation.start(self._context, body, caller)
+                    generation = await operation.start(self._context, body, _with_trace(caller, trace))
+            if trace is not None:
+                trace.on_admitted(generation)
             request.state.answer_id = generation.request.request_id
             request.state.left_out = left_out.header()
             if isinstance(generation, StreamableGeneration) and generation.is_streamed:
@@ -79,3 +87,8 @@ class OperationHandlers:
             return operation.respond(request)
 
         return respond
+
+
+def _with_trace(caller: Caller, trace: RequestTrace | None) -> Caller:
+    """Return who asks, with whoever is to be told when what became of each choice."""
+    return caller if trace is None else dataclasses.replace(caller, on_choice_end=trace.on_choice_end)

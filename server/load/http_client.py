@@ -7,15 +7,19 @@ Redirects, proxies and cookies are not followed, taken or kept.
 """
 
 import asyncio
+import functools
 import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self, cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from orcinus.config.addresses import parse_socket_url
+from orcinus.config.certificates import client_context
 from orcinus.config.settings import SettingsError
 from orcinus.server.load.answers import RequestFailedError
 
@@ -40,13 +44,23 @@ class HttpClient:
     Its requests raise `RequestFailedError`.
     """
 
-    def __init__(self, base_url: str, api_key: str | None, timeout_s: float, clock: Clock = time.monotonic) -> None:
-        url = urlsplit(base_url)
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        timeout_s: float,
+        clock: Clock = time.monotonic,
+        *,
+        cacert: Path | None = None,
+    ) -> None:
+        """`base_url` may be `unix:/path`; `cacert` has the certificates to trust in place of the system's."""
+        self._socket = _socket_path(base_url)
+        url = urlsplit("http://localhost" if self._socket else base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise SettingsError(f"{base_url!r} is no URL of a server; give one like http://127.0.0.1:8000")
         self.clock = clock
         self._host, self._port = url.hostname, url.port or (443 if url.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self._tls = _context(cacert) if url.scheme == "https" else None
         self._path = url.path.rstrip("/").removesuffix("/v1")
         self._head = _common_head(url.netloc.rpartition("@")[2], api_key)
         self._timeout_s = timeout_s
@@ -108,12 +122,14 @@ class HttpClient:
 
     async def _connect(self) -> "_Connection":
         loop = asyncio.get_running_loop()
+        make = functools.partial(_Connection, self.clock)
         try:
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self.clock), self._host, self._port, ssl=self._tls
-            )
+            if self._socket is not None:
+                _, connection = await loop.create_unix_connection(make, self._socket)
+            else:
+                _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._tls)
         except OSError as error:
-            reason = f"cannot connect to {self._host} port {self._port}"
+            reason = f"cannot connect to {self._socket or f'{self._host} port {self._port}'}"
             raise RequestFailedError(reason, error.strerror or str(error)) from None
         return connection
 
@@ -223,3 +239,14 @@ class _Connection(asyncio.Protocol):
 def _common_head(host: str, api_key: str | None) -> str:
     key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
     return f"Host: {host}\r\nAccept: application/json, {EVENT_STREAM}\r\n{key}"
+
+
+def _socket_path(base_url: str) -> str | None:
+    try:
+        return parse_socket_url(base_url.strip())
+    except ValueError as error:
+        raise SettingsError(f"--base-url {base_url!r}: {error}") from None
+
+
+def _context(cacert: Path | None) -> ssl.SSLContext:
+    return ssl.create_default_context() if cacert is None else client_context(cacert)

@@ -41,7 +41,13 @@ def rate(text: str) -> float:
 def add_target_options(parser: Parser) -> None:
     target = parser.add_argument_group("Server")
     target.add_argument(
-        "--base-url", default=_DEFAULT_URL, metavar="URL", help=f"where it is [default: {_DEFAULT_URL}]"
+        "--base-url",
+        default=_DEFAULT_URL,
+        metavar="URL",
+        help=f"where it is; unix:/path for a Unix socket [default: {_DEFAULT_URL}]",
+    )
+    target.add_argument(
+        "--cacert", type=Path, metavar="FILE", help="certificates to trust, where the server's is nobody else's"
     )
     target.add_argument("--model", metavar="NAME", help="model to ask [default: the first of /v1/models]")
     target.add_argument(

@@ -101,7 +101,7 @@ async def open_session(client: HttpClient, args: argparse.Namespace) -> Session:
 
 
 def client_of(args: argparse.Namespace) -> HttpClient:
-    return HttpClient(args.base_url, args.api_key, args.timeout_s)
+    return HttpClient(args.base_url, args.api_key, args.timeout_s, cacert=args.cacert)
 
 
 def run_on_fast_loop(main: Coroutine[Any, Any, _T]) -> _T:

@@ -1,14 +1,19 @@
-"""The sockets that the server listens on: one for each address that the host stands for, all with one port."""
+"""The sockets that the server listens on: one for each address that the host stands for, all with one port; or one in
+the file system."""
 
+import contextlib
 import errno
 import socket
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from orcinus.engine.errors import OrcinusError
 
 BACKLOG = 2048
+_SOCKET_MODE = 0o666  # connecting is writing, and the proxy is another user
 _MAX_TRIES = 16  # to find a port that is free on all addresses
 
 # What an address that the system does not have fails with: another one of the same name may do.
@@ -21,10 +26,10 @@ class ListenError(OrcinusError):
     """The address cannot be listened on."""
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
+def listen(host: str, port: int, flag: str = "--port") -> list[socket.socket]:
     """Return listening sockets on all addresses of `host`, `::` being those of IPv4, too; port 0 is any free one.
 
-    Raises `ListenError`.
+    Raises `ListenError`, which names the flag that takes another port.
     """
     try:
         addresses = _addresses_of(host, port)
@@ -37,8 +42,48 @@ def listen(host: str, port: int) -> list[socket.socket]:
         return _listen_on_all(addresses, port)
     except OSError as error:
         reason = str(error.strerror or error).partition(" (while")[0]
-        hint = "; --port takes another one" if error.errno == errno.EADDRINUSE else ""
+        hint = f"; {flag} takes another one" if error.errno == errno.EADDRINUSE else ""
         raise ListenError(f"cannot listen on {host} port {port}: {reason}{hint}") from error
+
+
+def listen_on_file(path: Path) -> socket.socket:
+    """Return a listening Unix socket at `path`, in the place of one that nobody listens on any more.
+
+    Raises `ListenError`.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        listener.bind(str(path))
+        path.chmod(_SOCKET_MODE)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ListenError(f"cannot listen on {path}: {error.strerror or error}") from error
+    return listener
+
+
+def remove_file_of(path: Path) -> None:
+    """Remove the file of a Unix socket that was closed, unless another server listens there by now."""
+    with contextlib.suppress(OSError):
+        _remove_stale(path)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket on which nobody listens. Raises `OSError` where somebody does, or where there is something else.
+
+    A server that was killed leaves its socket behind.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, "there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "a process listens there; --uds takes another one")
+    path.unlink()
 
 
 def _addresses_of(host: str, port: int) -> list[_Address]:

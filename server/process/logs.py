@@ -2,6 +2,7 @@
 
 import logging
 
+from orcinus.config.log_lines import configure_log_lines
 from orcinus.config.settings import Settings
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -9,7 +10,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def configure_logging(settings: Settings) -> None:
     """Set up the root logger of this process. uvicorn's own news of starting and stopping are for debugging."""
-    logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT)
+    configure_log_lines(settings.log_level, settings.log_format, _FORMAT)
     for name in ("uvicorn", "httpx"):
         if settings.log_level == "info":
             logging.getLogger(name).setLevel(logging.WARNING)

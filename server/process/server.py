@@ -3,18 +3,22 @@
 The first SIGTERM (or Ctrl-C) turns /ready red, refuses new work and lets requests that have come finish within
 `drain_timeout_s`, those that are still being read too; from then on every answer is the last on its connection. When
 that is over, or on a second signal, what still runs gets an error event. Either way the exit code is 0. The port stays
-open while draining, so that clients read "503 draining" and not "connection refused". SIGHUP has the keys read again.
+open while draining, so that clients read "503 draining" and not "connection refused". SIGHUP has the keys and the
+certificate read again. The metrics' port, where there is one, has connections and bounds of its own.
 """
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,15 +28,17 @@ from orcinus.engine.errors import OrcinusError
 from orcinus.engine.messages import EngineInfo
 from orcinus.server.context import ServingEngine
 from orcinus.server.http.auth import KeyRing
-from orcinus.server.http.connection import SharedByConnections, bounded_protocol
+from orcinus.server.http.connection import HEAD_TIMEOUT_S, LINGER_S, SharedByConnections, bounded_protocol
 from orcinus.server.http.hosts import HostPolicy
 from orcinus.server.http.refusals import Refusals
 from orcinus.server.intake import Intake
-from orcinus.server.process.listening import BACKLOG, listen
+from orcinus.server.process.listening import BACKLOG, listen, listen_on_file, remove_file_of
 from orcinus.server.process.load_log import log_load
 from orcinus.server.process.loop_lag import watch_lag
+from orcinus.server.process.metrics_listener import MetricsListener
 from orcinus.server.process.open_files import fit_open_files
 from orcinus.server.process.orphans import reap_orphans
+from orcinus.server.process.tls import Certificate
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +51,15 @@ _CLOSE_TIMEOUT_S = 5  # for connections that do not close by themselves
 def run_server(app: FastAPI, engine: ServingEngine, settings: Settings, on_ready: OnReady | None = None) -> int:
     """Serve until told to stop, and return the exit code. Call it in the main thread, after `engine.start`.
 
-    `on_ready` is called with what the engine resolved and the port, once requests can be answered.
+    `on_ready` is called with what the engine resolved and the port (0 on a Unix socket), once requests can be answered.
     Raises `ListenError`, `ModelLoadError`, and `EngineUnavailableError` when the engine ends while it is needed.
     """
     sys.setswitchinterval(_SWITCH_S)
     with contextlib.ExitStack() as opened:
-        listeners = [opened.enter_context(listener) for listener in listen(settings.host, settings.port)]
-        server = DrainingServer(app, engine, settings, on_ready)
+        listeners = [opened.enter_context(listener) for listener in _main_listeners(settings, opened)]
+        own = [] if settings.metrics_port is None else listen(settings.host, settings.metrics_port, "--metrics-port")
+        metrics_listeners = [opened.enter_context(listener) for listener in own]
+        server = DrainingServer(app, engine, settings, on_ready, metrics_listeners)
         runner = opened.enter_context(asyncio.Runner(loop_factory=server.config.get_loop_factory()))
         runner.run(server.serve(sockets=listeners))
     if server.failure is not None:
@@ -59,23 +67,40 @@ def run_server(app: FastAPI, engine: ServingEngine, settings: Settings, on_ready
     return 0
 
 
+def _main_listeners(settings: Settings, opened: contextlib.ExitStack) -> list[socket.socket]:
+    if settings.uds is None:
+        return listen(settings.host, settings.port)
+    listener = listen_on_file(settings.uds)
+    opened.callback(remove_file_of, settings.uds)
+    return [listener]
+
+
 class DrainingServer(uvicorn.Server):
     """uvicorn, with the first signal starting a drain and the second ending it. `failure` is why it stopped itself."""
 
     def __init__(
-        self, app: FastAPI, engine: ServingEngine, settings: Settings, on_ready: OnReady | None = None
+        self,
+        app: FastAPI,
+        engine: ServingEngine,
+        settings: Settings,
+        on_ready: OnReady | None = None,
+        metrics_listeners: Sequence[socket.socket] = (),
     ) -> None:
         self.failure: OrcinusError | None = None
         self._num_signals = 0
+        self._certificate = None if settings.ssl_certfile is None else Certificate(settings)
+        shared = self._shared(app, settings)
+        self._protocol = bounded_protocol(shared)
         config = uvicorn.Config(
             app,
-            http=bounded_protocol(self._shared(app, settings)),
+            http=self._protocol,
             lifespan="on",
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.forwarded_allow_ips),
+            forwarded_allow_ips=[*settings.forwarded_allow_ips],
             backlog=BACKLOG,
             timeout_graceful_shutdown=2 * _CLOSE_TIMEOUT_S,
         )
@@ -86,6 +111,8 @@ class DrainingServer(uvicorn.Server):
         self._keys: KeyRing = app.state.keys
         self._drain_timeout_s = settings.drain_timeout_s
         self._on_ready = on_ready
+        apart = dataclasses.replace(shared, hosts=HostPolicy(settings.host, settings.allowed_host))
+        self._metrics_listener = MetricsListener(config, apart, metrics_listeners)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -94,14 +121,19 @@ class DrainingServer(uvicorn.Server):
         return SharedByConnections(
             max_connections=fit_open_files(settings.max_connections),
             keep_alive_s=settings.connection_keep_alive_s,
-            hosts=HostPolicy(settings.host, settings.allowed_host),
+            hosts=HostPolicy(None if settings.uds else settings.host, settings.allowed_host),
             is_ending=lambda: self._num_signals > 0 or self.should_exit,
-            refusals=Refusals(app.state.metrics.on_connection_refused, app.state.throttled_log),
+            refusals=Refusals(app.state.metrics.on_connection_refused, app.state.throttled_log, app.state.origins),
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
         self._loop = asyncio.get_running_loop()
+        for listener in sockets or []:
+            self.servers.append(await self._serve_on(self._loop, listener))
+        self.servers += await self._metrics_listener.start(self.server_state)
+        if self._certificate is not None:
+            self._tasks.append(asyncio.create_task(self._certificate.watch(), name="watch certificate"))
         self._tasks.append(asyncio.create_task(self._watch_engine(), name="watch engine"))
         self._tasks.append(asyncio.create_task(watch_lag(self._app.state.metrics.on_loop_lag), name="watch lag"))
         self._tasks.append(asyncio.create_task(log_load(self._app.state.metrics.load), name="log load"))
@@ -110,7 +142,30 @@ class DrainingServer(uvicorn.Server):
         if self._num_signals:
             self._on_signal()
 
+    async def _serve_on(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> asyncio.base_events.Server:
+        """Accept connections, which uvicorn would let take a minute for the handshake, and half of one for the end."""
+        make: Callable[[], asyncio.Protocol] = functools.partial(
+            self._protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=loop,
+        )
+        tls: dict[str, Any] = {}
+        if self._certificate is not None:
+            context = self._certificate.context
+            tls = {"ssl": context, "ssl_handshake_timeout": HEAD_TIMEOUT_S, "ssl_shutdown_timeout": LINGER_S}
+        if listener.family == socket.AF_UNIX:
+            return await loop.create_unix_server(make, sock=listener, backlog=BACKLOG, **tls)
+        return await loop.create_server(make, sock=listener, backlog=BACKLOG, **tls)
+
+    async def on_tick(self, counter: int) -> bool:
+        is_over = await super().on_tick(counter)
+        self._metrics_listener.state.default_headers = self.server_state.default_headers
+        return is_over
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._metrics_listener.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -126,7 +181,7 @@ class DrainingServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while the server runs; SIGHUP, which would end the process, has the keys read again."""
+        """Handle signals while the server runs; SIGHUP, which would end the process, has files read again."""
         with super().capture_signals():
             former = signal.signal(signal.SIGHUP, self.handle_hangup) if hasattr(signal, "SIGHUP") else None
             try:
@@ -136,12 +191,14 @@ class DrainingServer(uvicorn.Server):
                     signal.signal(signal.SIGHUP, former)
 
     def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
-        """Have the keys read again. The handler may interrupt anything, so the work is left to the event loop."""
+        """Have files read again. The handler may interrupt anything, so the work is left to the event loop."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._reload_keys)
+            self._loop.call_soon_threadsafe(self._reload_files)
 
-    def _reload_keys(self) -> None:
+    def _reload_files(self) -> None:
         self._tasks.append(asyncio.create_task(self._keys.reload(is_forced=True), name="read keys"))
+        if self._certificate is not None:
+            self._certificate.reload(is_forced=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Count a signal. The handler may interrupt anything, so the work is left to the event loop."""
@@ -188,5 +245,5 @@ class DrainingServer(uvicorn.Server):
                 self.should_exit = True
 
     def _port(self) -> int:
-        port: int = self.servers[0].sockets[0].getsockname()[1]
-        return port
+        address = self.servers[0].sockets[0].getsockname()
+        return 0 if isinstance(address, str) else int(address[1])

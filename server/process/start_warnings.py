@@ -9,7 +9,7 @@ from orcinus.config.sources import ignored_service_links
 
 def start_up_warnings(settings: Settings) -> Iterator[str]:
     """Yield a sentence for whatever is allowed and is probably not meant. No key is part of it."""
-    if not settings.is_key_needed and not is_loopback(settings.host):
+    if not settings.is_key_needed and settings.uds is None and not is_loopback(settings.host):
         yield (
             f"listening on {settings.host} without an API key: every client that reaches this address may use the model"
             " (--api-key, --api-key-file, or --host 127.0.0.1 for this machine alone)"

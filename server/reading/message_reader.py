@@ -14,7 +14,7 @@ from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallSta
 from orcinus.server.reading.reasoning import Give, IsCall, Start, no_call, split_reasoning
 from orcinus.server.reading.thought_tags import ThoughtTags
 from orcinus.server.reading.tools.call_writer import CallWriter
-from orcinus.server.reading.tools.formats import ToolFormat
+from orcinus.server.reading.tools.formats import SILENT_MARKERS, ToolFormat
 from orcinus.server.reading.tools.request import ToolUse
 
 
@@ -130,7 +130,14 @@ def tagged_reader(
     if tags is not None and (start != "over" or tags.answer):
         reader.split_off_reasoning(
             lambda give_reasoning, give_answer: split_reasoning(
-                start, give_reasoning, give_answer, tags, waits=waits, call_markers=openings, is_call=is_call
+                start,
+                give_reasoning,
+                give_answer,
+                tags,
+                waits=waits,
+                call_markers=openings,
+                is_call=is_call,
+                silent_markers=SILENT_MARKERS,
             )
         )
     reader.leave_out(meaningless_tokens)
@@ -168,7 +175,7 @@ def _is_call(tool_format: ToolFormat, tool_use: ToolUse, text: str, is_cut: bool
     reader.end(is_cut=is_cut)
     writer.finish()
     pieces = writer.take()
-    return not (pieces and isinstance(pieces[0], Content))
+    return not isinstance(pieces[0], Content) if pieces else is_cut
 
 
 def _without(tokens: frozenset[str], give: Callable[[str], None]) -> TextReader:

@@ -47,15 +47,24 @@ def split_reasoning(
     waits: bool = False,
     call_markers: Collection[str] = (),
     is_call: IsCall = no_call,
+    silent_markers: Collection[str] = (),
 ) -> TextReader:
     """Return a reader that hands on the two parts of what it is fed.
 
     With `waits` an answer is given only once it is known that it is no thought. `call_markers` begin calls, and
     `is_call` says whether a text that begins with one is a call, or, with its second argument, the beginning of one.
+    Those of `silent_markers` are no part of a thought where they begin none.
     """
     text = IncomingText()
     splitting = _Splitting(
-        text, give_reasoning, give_answer, tags, waits=waits, call_markers=call_markers, is_call=is_call
+        text,
+        give_reasoning,
+        give_answer,
+        tags,
+        waits=waits,
+        call_markers=call_markers,
+        is_call=is_call,
+        silent_markers=silent_markers,
     )
     return TextReader(text, splitting.read(start))
 
@@ -71,6 +80,7 @@ class _Splitting:
         waits: bool,
         call_markers: Collection[str],
         is_call: IsCall,
+        silent_markers: Collection[str],
     ) -> None:
         self._text = text
         self._reasoning = _Trimmed(give_reasoning)
@@ -79,6 +89,7 @@ class _Splitting:
         self._waits = waits
         self._call_markers = call_markers
         self._is_call = is_call
+        self._silent_markers = silent_markers
         self._space = ""  # at the beginning of the output
 
     def read(self, start: Start) -> Reading[None]:
@@ -119,19 +130,25 @@ class _Splitting:
             parts.append([marker])
         texts = ["".join(part) for part in parts]
         num_thought = len(texts) if marker else self._first_call(texts)
-        self._reasoning.give("".join(texts[:num_thought]))
+        self._reasoning.give("".join(self._thought_in(part) for part in parts[:num_thought]))
         if num_thought < len(texts):
             self._reasoning.trim()
             self._give_answer("".join(texts[num_thought:]))
         return marker
 
+    def _thought_in(self, part: Sequence[str]) -> str:
+        """Return what is said in a part that begins with a marker, and is no call."""
+        return "".join(part[1:] if part[0] in self._silent_markers else part)
+
     def _first_call(self, texts: Sequence[str]) -> int:
         """Return where the first call begins, with the markers before it that belong to it; the end if none does."""
-        calls = (i for i, text in enumerate(texts) if self._is_call(text, self._text.is_cut))
+        last = len(texts) - 1
+        calls = (i for i, text in enumerate(texts) if self._is_call(text, self._text.is_cut and i == last))
         call = start = next(calls, len(texts))
         while 0 < start < len(texts) and texts[start - 1].strip() in self._call_markers:
             start -= 1
-        return start if start < call and self._is_call("".join(texts[start : call + 1]), self._text.is_cut) else call
+        is_cut = self._text.is_cut and call == last
+        return start if start < call and self._is_call("".join(texts[start : call + 1]), is_cut) else call
 
     def _read_unopened(self) -> Reading[None]:
         """Read an answer, unless it turns out to have been a thought."""

@@ -2,13 +2,15 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.types import Scope
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.outputs import ChoiceTimes
 from orcinus.server.requests.bodies import MAX_TIMEOUT_S
 
 # A header that is sent for this purpose alone. SDKs also tell how long they wait for bytes (x-stainless-read-timeout,
@@ -18,11 +20,15 @@ TIMEOUT_HEADER = "x-request-timeout"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An opaque name for the client, the deadline that its request has beside the one in the body, and since when."""
+    """An opaque name for the client, the deadline that its request has beside the one in the body, and since when.
+
+    `on_choice_end` is told the times of each choice (`GenerationRequest.on_choice_end`).
+    """
 
     client: str = ""
     timeout_s: float | None = None
     asked_at: float | None = None  # by the monotonic clock
+    on_choice_end: Callable[[ChoiceTimes], None] | None = None
 
     def deadline_s(self, timeout_s: float | None) -> float | None:
         """Return the earlier of the two."""
@@ -51,6 +57,17 @@ def client_of(scope: Scope) -> str:
     """Return the client's name that `server.http.auth` left; without keys all clients are one."""
     name: str = scope["state"].get("client", "")
     return name
+
+
+def client_address(scope: Scope) -> str | None:
+    """Return the address of the client, or of the last proxy that is not believed; None on a Unix socket.
+
+    A proxy that is believed may pass on what is no address: then nobody knows.
+    """
+    try:
+        return str(ip_address(scope["client"][0])) if scope.get("client") else None
+    except ValueError:
+        return None
 
 
 def _read_timeout(value: str) -> float:

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.errors import UnsupportedThreadError
-from orcinus.server.json_values import without_nulls
+from orcinus.server.json_values import MAX_NAME_CHARS, without_nulls
 from orcinus.server.requests.foreign import FOREIGN, WITHOUT_MEANING, asks_nothing
-from orcinus.server.requests.left_out import may_leave_out
+from orcinus.server.requests.left_out import refuse_unknown
 
 Endpoint = Literal["completions", "chat", "responses", "messages", "embeddings"]
 BOTH: tuple[Endpoint, ...] = ("completions", "chat")
@@ -173,8 +173,7 @@ def parameter_table(models: Mapping[Endpoint, type[BaseModel]]) -> list[Paramete
 def _check_asks_nothing(name: str, value: Any, endpoint: Endpoint) -> None:
     refused = REFUSED.get(name)
     if refused is None or endpoint not in refused.endpoints:
-        if may_leave_out(name):
-            return
-        raise InvalidRequestError(f"unknown parameter {name[:100]!r}", name[:100])
+        refuse_unknown(name[:MAX_NAME_CHARS])
+        return
     if not refused.asks_nothing(value):
         raise refused.error(f"{name} is not supported: {refused.why}", name)

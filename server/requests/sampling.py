@@ -99,6 +99,7 @@ def to_request(
         timeout_s=caller.deadline_s(body.timeout),
         asked_at=caller.asked_at,
         client=caller.client,
+        on_choice_end=caller.on_choice_end,
     )
 
 

@@ -12,11 +12,18 @@ import msgspec
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_GRAMMAR_CHARS, Grammar
 from orcinus.server.errors import shown
-from orcinus.server.json_values import without_nulls
 from orcinus.server.requests.bodies import GenerationBody
+from orcinus.server.requests.left_out import known_fields
 from orcinus.server.requests.schemas import MAX_CHOICE_STRINGS
 
 _FORMATS = ("text", "json_object", "json_schema")
+_FORMAT_FIELDS = ("type", "json_schema", "schema")
+_SCHEMA_FIELDS = ("name", "description", "schema", "strict")
+# Options of other servers' structured outputs, which are off where their value is false or empty.
+_FOREIGN_OPTIONS = (
+    *("disable_fallback", "disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"),
+    "structural_tag",
+)
 
 
 def read_grammar(body: GenerationBody) -> Grammar | None:
@@ -36,6 +43,14 @@ def grammar_param(body: GenerationBody) -> str:
     return "response_format" if body.response_format else "structured_outputs"
 
 
+def schema_place(body: GenerationBody) -> str:
+    """Return where the schema stands in a body, or what is there in its place."""
+    if not body.response_format:
+        return f"structured_outputs.{next((name for name in body.structured_outputs or {} if name in _READERS), '')}"
+    kind = body.response_format.get("type")
+    return "response_format.schema" if kind == "json_object" else "response_format.json_schema.schema"
+
+
 def is_loose(body: GenerationBody) -> bool:
     """Return whether the schema of a body need not be enforced: its `strict` is false, and not just absent."""
     described = (body.response_format or {}).get("json_schema")
@@ -46,6 +61,7 @@ def read_response_format(response_format: Mapping[str, Any] | None) -> Grammar |
     """Return the grammar of OpenAI's form, which has the schema under `json_schema`."""
     if response_format is None:
         return None
+    response_format = known_fields(response_format, _FORMAT_FIELDS, "response_format")
     kind = response_format.get("type")
     if kind in ("text", "json_object") and response_format.get("json_schema") is not None:
         raise InvalidRequestError(
@@ -84,17 +100,14 @@ def _read_json_schema(described: Any) -> Grammar:
     where = "response_format.json_schema"
     if not isinstance(described, dict):
         raise InvalidRequestError(f"{where} must be an object with name and schema, got {shown(described)}", where)
-    if "schema" not in described:
+    if "schema" not in known_fields(described, _SCHEMA_FIELDS, where):
         raise InvalidRequestError(f"{where}.schema is required", f"{where}.schema")
     return schema_grammar(described["schema"], f"{where}.schema")
 
 
 def _read_structured_outputs(asked: Mapping[str, Any]) -> Grammar:
-    given = without_nulls(asked)
-    if unknown := sorted(given.keys() - _READERS.keys()):
-        raise InvalidRequestError(
-            f"structured_outputs takes one of {', '.join(_READERS)}, got {shown(unknown[0])}", "structured_outputs"
-        )
+    stated = {name: value for name, value in asked.items() if value or name not in _FOREIGN_OPTIONS}
+    given = known_fields(stated, _READERS, "structured_outputs")
     if len(given) != 1:
         raise InvalidRequestError(
             f"structured_outputs takes exactly one of {', '.join(_READERS)}, got {len(given)}", "structured_outputs"

@@ -4,6 +4,7 @@ Exits with 1 if a row failed, and says why. Words after the command choose rows 
 nothing is written.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +16,8 @@ from tests.server_process import ServerProcess
 
 
 def main(argv: Sequence[str]) -> int:
-    rows = [row for row in all_rows() if not argv or row.name.startswith(tuple(argv))]
+    chosen = parse(argv)
+    rows = [row for row in all_rows() if not chosen or row.name.startswith(chosen)]
     server = ServerProcess()
     try:
         with Api(server.url) as api:
@@ -25,9 +27,20 @@ def main(argv: Sequence[str]) -> int:
     for outcome in outcomes:
         if outcome.problem:
             print(f"\n{outcome.row.name}: {outcome.row.text}\n{outcome.problem}")
-    if not argv:
+    if not chosen:
         write(outcomes)
-    return summarize(outcomes, is_written=not argv)
+    return summarize(outcomes, is_written=not chosen)
+
+
+def parse(argv: Sequence[str]) -> tuple[str, ...]:
+    """The beginnings of names. Exits over help, which needs no server, and over beginnings that no row has."""
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance", description="The contract on a real server.")
+    parser.add_argument("rows", nargs="*", help="the rows whose names begin so (default: all, and the page is written)")
+    chosen = tuple(parser.parse_args(argv).rows)
+    for beginning in chosen:
+        if not any(row.name.startswith(beginning) for row in all_rows()):
+            parser.error(f"no row begins with {beginning!r}")
+    return chosen
 
 
 def summarize(outcomes: Sequence[Outcome], *, is_written: bool) -> int:

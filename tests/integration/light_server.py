@@ -28,6 +28,7 @@ from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.supervision import engine_process
 from orcinus.engine.supervision.transport import ProcessTransport
 from orcinus.server import cli
+from tests.integration.step_gate import wait_at_gate
 from tests.server_process import CONSTANTS, LIGHT
 from tests.unit.engine.fakes import FakeExecutor, fake_info
 
@@ -57,6 +58,7 @@ def mixed(prompt: Sequence[int], output: Sequence[int], vocab_size: int) -> int:
 
 def take_a_while(plan: StepPlan) -> None:
     time.sleep(STEP_S)
+    wait_at_gate(plan)
 
 
 def build_light_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:

@@ -83,6 +83,15 @@ def test_a_length_that_no_choice_has_is_named_with_the_choices(server: ServerPro
 
 
 @pytest.mark.parametrize("path", BODIES)
+def test_a_form_that_is_complete_before_the_minimum_ends_there(server: ServerProcess, path: str) -> None:
+    body = {**BODIES[path], "min_tokens": 6, "structured_outputs": {"regex": "q{2}"}}
+    response = server.http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    assert '"qq"' in response.text
+    assert any(f'"{end}"' in response.text for end in ("stop", "completed", "end_turn"))
+
+
+@pytest.mark.parametrize("path", BODIES)
 def test_what_comes_up_within_a_stream_ends_it_with_an_error_event_and_no_trace(
     server: ServerProcess, path: str
 ) -> None:

@@ -218,6 +218,7 @@ def assert_undisturbed(server: ServerProcess, twins: Twins, disturb: Callable[[]
             assert_same(answers[-1], twins[name])
 
 
+@pytest.mark.scaled
 @pytest.mark.timeout(900)  # on a machine that is busy
 def test_an_engine_killed_again_and_again_makes_no_difference_to_any_answer(
     float_server: ServerProcess, twins: Twins

@@ -90,6 +90,108 @@ def test_a_tool_that_is_strict_is_refused_for_what_cannot_be_enforced(server: Se
     assert "propertyNames" in response.json()["error"]["message"]
 
 
+PARTS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "a": {"enum": ["only this"]},
+        "é b": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 2},
+    },
+    "required": ["a", "é b"],
+    "additionalProperties": False,
+    "dependentRequired": {"a": ["é b"]},
+}
+TOOL = {"name": "f", "description": "Do it."}
+
+
+def forms(schema: Any, strict: bool) -> list[tuple[str, dict[str, Any], str]]:
+    """Return requests that have to match a schema, on every endpoint, with the place of the schema in each."""
+    chat, responses, messages = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+    described = {"name": "x", "schema": schema, "strict": strict}
+    function = {**TOOL, "parameters": schema, "strict": strict}
+    length = {"max_tokens": 80, "temperature": 0}
+    asked = {"messages": HI, "model": "orcinus-demo", **length}
+    answer = {"input": "Hi", "max_output_tokens": 80, "temperature": 0}
+    form = {"response_format": {"type": "json_schema", "json_schema": described}}
+    place = "response_format.json_schema.schema"
+    required = {"tool_choice": "required", "parallel_tool_calls": False}
+    both = {"tools": [{"type": "function", "function": TOOL}], **form}
+    return [
+        ("/v1/completions", {"prompt": "Hi", **length, **form}, place),
+        (chat, {**asked, **form}, place),
+        (chat, {**asked, **both}, place),
+        (responses, {**answer, "text": {"format": {"type": "json_schema", **described}}}, "text.format.schema"),
+        (
+            chat,
+            {**asked, **required, "tools": [{"type": "function", "function": function}]},
+            "tools[0].function.parameters",
+        ),
+        (responses, {**answer, **required, "tools": [{"type": "function", **function}]}, "tools[0].parameters"),
+        (
+            messages,
+            {
+                **asked,
+                "tools": [{**TOOL, "input_schema": schema, "strict": strict}],
+                "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+            },
+            "tools[0].input_schema",
+        ),
+    ]
+
+
+def test_only_the_keywords_that_cannot_be_enforced_are_left_out_and_named(server: ServerProcess) -> None:
+    for path, body, place in forms(PARTS, strict=False):
+        response = server.http.post(path, json=body)
+        assert response.status_code == 200, (path, response.text)
+        left_out = f"{place}.dependentRequired, {place}.properties.%C3%A9%20b.uniqueItems"
+        assert response.headers["x-orcinus-left-out"] == left_out
+        if "tools" not in body or "response_format" not in body:  # there the model may call the tool instead
+            assert "only this" in response.text
+
+
+def test_what_is_strict_is_refused_by_the_clients_own_names(server: ServerProcess) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": "^(?=a)b"}, "y": {}}}
+    for path, body, place in forms(schema, strict=True):
+        for is_streamed in (False, True):
+            response = server.http.post(path, json={**body, "stream": is_streamed})
+            assert response.status_code == 400, (path, response.text)
+            error = response.json()["error"]
+            assert error["message"].startswith(
+                f'{place}.properties.x: keyword "pattern" cannot be enforced: look-around'
+            )
+            assert error.get("param") == (None if path == "/v1/messages" else f"{place}.properties.x")
+
+
+def test_schemas_without_a_word_of_strictness_are_refused_by_the_same_names(server: ServerProcess) -> None:
+    schema = {"type": "object", "properties": {"x": {"not": {"type": "null"}}}}
+    form = {"format": {"type": "json_schema", "schema": schema}}
+    asked = {"messages": HI, "model": "orcinus-demo", "max_tokens": 5}
+    for path, body, place in (
+        ("/v1/messages", {**asked, "output_config": form}, "output_config.format.schema"),
+        ("/v1/messages", {**asked, "output_format": form["format"]}, "output_format.schema"),
+        ("/v1/messages", {**asked, "structured_outputs": {"json": schema}}, "structured_outputs.json"),
+        ("/v1/completions", {"prompt": "Hi", "structured_outputs": {"json": schema}}, "structured_outputs.json"),
+        ("/v1/chat/completions", {**asked, "response_format": {"type": "json_object", "schema": schema}}, ""),
+    ):
+        response = server.http.post(path, json=body)
+        assert response.status_code == 400
+        where = place or "response_format.schema"
+        assert response.json()["error"]["message"] == f'{where}.properties.x: keyword "not" cannot be enforced'
+
+
+def test_of_several_tools_the_one_at_fault_is_named(server: ServerProcess) -> None:
+    fine = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "object"}}}
+    loose = {"type": "function", "function": {"name": "g", "parameters": SCHEMAS[0]}}
+    wrong = {"type": "function", "function": {"name": "h", "parameters": SCHEMAS[2], "strict": True}}
+    response = ask(server, tools=[fine, loose, wrong], tool_choice="required")
+    assert response.status_code == 400
+    told = 'tools[2].function.parameters: keyword "dependentRequired" cannot be enforced'
+    assert response.json()["error"]["message"] == told
+    named = {"type": "function", "function": {"name": "f"}}
+    response = ask(server, tools=[fine, loose, wrong], tool_choice=named)  # the others are not called
+    assert response.status_code == 200
+    assert "x-orcinus-left-out" not in response.headers
+
+
 def test_an_object_with_a_schema_matches_it(server: ServerProcess) -> None:
     schema = {
         "type": "object",

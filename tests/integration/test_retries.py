@@ -1,4 +1,7 @@
-"""What the official SDKs do with errors by themselves: how often they ask again where that would harm."""
+"""What OpenAI's SDK does with errors by itself: how often it asks again where that would harm.
+
+Anthropic's is in `tests.clients.test_retries`, for its package is in another environment.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,7 @@ from openai import AsyncOpenAI
 
 from orcinus.engine.errors import RequestFailedError, RequestQuarantinedError, RequestTimeoutError
 from tests.unit.engine.fakes import FakeExecutor, says
-from tests.unit.server.serving import Serving, listening, serving, user
+from tests.unit.server.serving import Serving, listening, serving
 
 ERRORS: dict[int, Callable[[], Exception]] = {
     408: lambda: RequestTimeoutError("too late"),
@@ -43,18 +46,6 @@ async def test_openais_asks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                     )
                 assert raised.value.status_code == status
         assert await num_asked(served) == 2
-
-
-@pytest.mark.parametrize("status", ERRORS)
-async def test_anthropics_asks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    anthropic = pytest.importorskip("anthropic")
-    async with serving(tmp_path, FakeExecutor(says("Hello"))) as served, listening(served) as (_, port):
-        failing(served, monkeypatch, ERRORS[status])
-        async with anthropic.AsyncAnthropic(base_url=f"http://127.0.0.1:{port}", api_key="none") as client:
-            with pytest.raises(anthropic.APIStatusError) as raised:
-                await client.messages.create(model="fake-model", messages=[user("x")], max_tokens=4)
-            assert raised.value.status_code == status
-        assert await num_asked(served) == 1
 
 
 async def test_a_deadline_that_passed_and_a_convicted_request_say_so_in_the_header(

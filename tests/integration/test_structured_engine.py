@@ -66,6 +66,7 @@ def tokens(llm: LLM, prompts: list[str], params: list[SamplingParams]) -> list[l
     return [result.outputs[0].token_ids for result in llm.generate(prompts, params)]
 
 
+@pytest.mark.scaled
 def test_samples_of_a_schema_are_valid(llm: LLM) -> None:
     count = scaled(100)
     params = SamplingParams(n=count, max_tokens=250, temperature=1.0, seed=5, grammar=JSON)
@@ -142,6 +143,24 @@ def test_texts_are_whole_and_stop_by_themselves(llm: LLM, grammar: Grammar, text
         outputs = llm.generate("The capital of Italy is ", params)[0].outputs
         assert {output.text for output in outputs} <= texts
         assert {(output.finish_reason, output.stop_reason) for output in outputs} == {("stop", None)}
+
+
+@pytest.mark.parametrize(
+    ("grammar", "fewest"),
+    [
+        (Grammar("regex", "[a-z]+"), 12),
+        (Grammar("regex", "[ab]{2}([0-9][a-z])*"), 12),
+        (Grammar("grammar", 'root ::= ("yes" | "no" | " ")*'), 12),
+        (Grammar("regex", "[a-c]{1,4}"), 1),  # it has an end before the minimum, and nothing after it
+    ],
+)
+def test_a_minimum_holds_as_long_as_the_text_may_go_on(llm: LLM, grammar: Grammar, fewest: int) -> None:
+    params = SamplingParams(n=8, max_tokens=30, min_tokens=12, seed=1, grammar=grammar)
+    for output in llm.generate("Letters: ", params)[0].outputs:
+        assert len(output.token_ids) >= fewest
+        assert output.text
+        if fewest == 1:
+            assert (len(output.text), output.finish_reason) == (4, "stop")
 
 
 def test_greedy_choice_is_the_likeliest_that_is_allowed(llm: LLM) -> None:

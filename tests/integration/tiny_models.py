@@ -166,5 +166,6 @@ def engine_config(model: Path, **overrides: Any) -> EngineConfig:
         "deterministic": None,
         "seed": 0,
         "log_level": "warning",
+        "log_format": "text",
     }
     return EngineConfig(**settings | overrides)

@@ -56,14 +56,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.context": {"server.reading", "server.intake", "server.errors"},
     "server.exposition": set(),
     "server.metrics": {"server.exposition"},
+    "server.watching": {"server.context", "server.metrics"},
     "server.requests": {"server.context", "server.json_values", "server.errors"},
     "server.apis": {"server.requests", "server.context", "server.reading", "server.json_values", "server.metrics"}
-    | {"server.errors"},
+    | {"server.errors", "server.watching"},
     "server.operations": {"server.apis", "server.requests", "server.context"},
+    "server.tracing": {"server.operations", "server.apis", "server.requests", "server.errors"},
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
-    | {"server.metrics", "server.intake"},
+    | {"server.metrics", "server.intake", "server.tracing"},
     "server.openapi": {"server.operations", "server.apis", "server.requests", "server.errors"},
-    "server.reference": {"server.operations", "server.requests", "server.exposition"},
+    "server.reference": {"server.operations", "server.requests", "server.exposition", "server.watching"},
     "server.process": {"server.http", "server.context", "server.intake", "server.exposition"},
     "server.app": {
         "server.http",
@@ -72,6 +74,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "server.context",
         "server.metrics",
         "server.exposition",
+        "server.watching",
+        "server.tracing",
     },
     "server.load": set(),
     "server.commands": {

@@ -23,6 +23,7 @@ DOCUMENTS = sorted(
     key=lambda path: path.relative_to(ROOT).as_posix(),
 )
 PACKAGES = ("config", "engine", "server")
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -115,8 +116,29 @@ def test_ci_and_the_hooks_call_only_targets_that_exist() -> None:
 
 
 def test_ci_runs_all_that_a_change_must_pass_wherever_it_runs() -> None:
-    needed = {"test", "test-all", "lint", "type", "docs-check", "smoke"}
-    assert targets_of_ci() == targets_of_the_workflow() == needed
+    needed = {"test", "lint", "type", "docs-check", "smoke"}
+    assert targets_of_ci() == needed | {"test-slow"}  # one after the other: what `make test` ran is not run again
+    assert targets_of_the_workflow() == needed | {"test-all"}
+
+
+def unmarked_scaled_tests(path: Path) -> list[str]:
+    """The tests of a file that try more in the thorough profile, and that no mark tells from the others."""
+    functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return [
+        function.name
+        for function in functions
+        if any("scaled(" in ast.unparse(node) for node in function.body) and function.name.startswith("test_")
+        if not any("mark.scaled" in ast.unparse(decorator) for decorator in function.decorator_list)
+        if function.name != "test_numbers_are_scaled_by_the_profile_and_never_to_nothing"
+    ]
+
+
+def test_what_the_quick_tests_leave_out_is_what_the_slow_ones_run() -> None:
+    """Slow tests, and those that a profile makes smaller: hypothesis' own, and those that ask `scaled` for a number."""
+    left_out = re.search(r"^LEFT_OUT := -m '(.+)'$", MAKEFILE, flags=re.MULTILINE)
+    assert left_out is not None
+    assert left_out[1].split(" or ") == ["slow", "hypothesis", "scaled"]
+    assert not [f"{name_of(path)}::{name}" for path in TESTS for name in unmarked_scaled_tests(path)]
 
 
 def test_modules_that_the_makefile_runs_exist() -> None:

@@ -6,6 +6,7 @@
 // or over one part of them. How the work is cut changes nothing in a token's result, to the last bit.
 
 #include "common.h"
+#include "tile_shapes.h"
 
 namespace {
 
@@ -24,6 +25,8 @@ const long FETCHED_LINES = 32;
 const long CHUNK_ROWS = 256;
 // Tokens of a sequence whose parts are shared out; more tokens are enough work for all threads.
 const long FEW_TOKENS = 16;
+// Rows that matrix units multiply at once, and those of which they have weights before that.
+const long UNIT_ROWS = 16, WEIGHED_ROWS = 32;
 // Items that each thread should find, if there are that many.
 const long ITEMS_PER_THREAD = 4;
 // Below this many multiplications, waking the other threads costs more than they save.
@@ -49,7 +52,8 @@ struct Item {
 long scratch_bytes(const Attention& call) {
     const long rows = most(CHUNK_ROWS, group_of(call));
     const long keys = round_up(call.cache->key_dim, 2), values = padded_values(call);
-    return 4 * (rows * (keys + 2 * TILE) + 2 * state_floats(call, rows) + TILE * (keys + 2 * values)) + 64 * 16;
+    const long by_units = UNIT_ROWS * (keys + 2 * TILE + values);
+    return 4 * (rows * (keys + 2 * TILE) + by_units + 2 * state_floats(call, rows) + TILE * (keys + 2 * values)) + 64 * 16;
 }
 
 INLINE const int32_t* table_of(const Step& step, long sequence) {
@@ -107,7 +111,11 @@ END_TARGET
 
 #undef NATIVE_BF16
 #define NATIVE_BF16 1
+#if MATRIX_UNITS
+BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
+#else
 BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
+#endif
 namespace avx512_bf16 {
 #include "attention.inl"
 #include "cache_write.inl"
@@ -116,9 +124,18 @@ END_TARGET
 
 #endif
 
-Kernels kernels_for(int64_t level, bool is_bf16) {
+// Whether matrix units attend to a layer's keys and values: all of its tokens, or none.
+bool fits_units(const Cache& cache) {
+    return cache.is_bf16 && cache.key_dim % (2 * UNIT_LANES) == 0 && cache.value_dim % WIDTH == 0;
+}
+
+Kernels kernels_for(int64_t level, const Cache& cache) {
+    const bool is_bf16 = cache.is_bf16 != 0;
+#if MATRIX_UNITS
+    if (level >= 4 && fits_units(cache)) return avx512_bf16::kernels_by_units();
+#endif
 #if defined(__x86_64__)
-    if (level == 3 && is_bf16) return avx512_bf16::kernels_for_bf16();
+    if (level >= 3 && is_bf16) return avx512_bf16::kernels_for_bf16();
     if (level >= 2) return avx512::kernels_for(is_bf16);
     if (level == 1) return avx2::kernels_for(is_bf16);
 #endif
@@ -319,20 +336,6 @@ void run(Job& job, const Team& team, bool alone) {
 
 extern "C" {
 
-// The best instruction set of this CPU: 0 generic, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16.
-EXPORT int64_t orcinus_best_level() {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
-        return 1;
-    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
-#else
-    return 0;
-#endif
-}
-
 // Which sources this was built from.
 EXPORT const char* orcinus_source() { return ORCINUS_SOURCE; }
 
@@ -348,7 +351,7 @@ EXPORT int64_t orcinus_attend(const Attention* call, const Team* team, int64_t l
     const long counter_bytes = partial_bytes > 0 ? num_seqs * num_kv_heads * sizeof(int32_t) : 0;
     char* memory = work_arena.reserve(all_threads + partial_bytes + counter_bytes);
     if (memory == nullptr) return 1;
-    Job job = {work, kernels_for(level, call->cache->is_bf16 != 0), memory, per_thread, nullptr, nullptr,
+    Job job = {work, kernels_for(level, *call->cache), memory, per_thread, nullptr, nullptr,
                {0}, {0}, {0}, {0}};
     if (partial_bytes > 0) {
         job.partials = reinterpret_cast<float*>(memory + all_threads);

@@ -23,6 +23,7 @@ struct Floats {
     typedef float Stored;
     typedef float Packed;
     static const int PER_LANE = 1;
+    static const bool BY_UNITS = false;
 
     static INLINE f32x16 multiply(f32x16 sum, const float* x, const uint32_t* lanes) {
         return *x * bits_as<f32x16>(load_lanes(lanes)) + sum;
@@ -36,6 +37,7 @@ struct WidenedPairs {
     typedef bf16 Stored;
     typedef float Packed;
     static const int PER_LANE = 2;
+    static const bool BY_UNITS = false;
 
     static INLINE f32x16 first(u32x16 pairs) { return bits_as<f32x16>(pairs << 16); }
     static INLINE f32x16 second(u32x16 pairs) { return bits_as<f32x16>(pairs & 0xffff0000u); }
@@ -64,6 +66,12 @@ struct Pairs : WidenedPairs {
             _mm512_dpbf16_ps(as_m512(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
     }
 };
+
+#if MATRIX_UNITS
+struct UnitPairs : Pairs {
+    static const bool BY_UNITS = true;
+};
+#endif
 
 INLINE void round_16(bf16* out, f32x16 x) {
     const __m256bh rounded = _mm512_cvtneps_pbh(as_m512(x));
@@ -308,9 +316,11 @@ void add_part(const State& all, const State& part, long rows, long padded) {
 
 // ---- items
 
+// Matrix units have scores of UNIT_ROWS rows at a time and weights of WEIGHED_ROWS, and what these come to with values.
+// They may read rows after the last one, which have room and mean nothing.
 template <class A> struct Rows {
     typename A::Packed *query, *weights;
-    float* scores;
+    float *scores, *products;
     long count, lanes, padded;
 
     Rows(const Attention& call, const Item& item, Scratch& scratch)
@@ -318,9 +328,11 @@ template <class A> struct Rows {
           padded(padded_values(call)) {
         typedef typename A::Stored Stored;
         const long group = group_of(call), key_padded = lanes * A::PER_LANE;
-        query = scratch.take<typename A::Packed>(count * key_padded);
-        weights = scratch.take<typename A::Packed>(count * TILE);
-        scores = scratch.take<float>(count * TILE);
+        const long spare = A::BY_UNITS ? UNIT_ROWS : 0;
+        query = scratch.take<typename A::Packed>((count + spare) * key_padded);
+        weights = scratch.take<typename A::Packed>(((A::BY_UNITS ? WEIGHED_ROWS : count) + spare) * TILE);
+        scores = scratch.take<float>((A::BY_UNITS ? UNIT_ROWS : count) * TILE);
+        products = scratch.take<float>(spare * padded);
         for (long r = 0; r < count; r++) {
             const long token = item.token + r / group, head = item.head * group + r % group;
             const Stored* row = static_cast<const Stored*>(call.query) + token * call.query_token + head * call.query_head;
@@ -347,6 +359,22 @@ struct Sight {
 
     static INLINE long end_of(const Item& item, long at, long token) { return item.position + token + 1 - at; }
 };
+
+// Whether the values that only some of the tokens see are finite: weights of 0 leave those out, and nothing else.
+template <class A> INLINE bool sees_finite_values(const Tile& tile, const Sight& sight, long padded) {
+    const long per_lane = A::PER_LANE, first = tile.first / per_lane, end = (tile.end + per_lane - 1) / per_lane;
+    const long first_all = least(end, (most(0, sight.first) + per_lane - 1) / per_lane);
+    const long end_all = most(first_all, least(end, sight.end / per_lane));
+    return is_finite<A>(tile, first, first_all, padded) && is_finite<A>(tile, end_all, end, padded);
+}
+
+template <class A> INLINE void fetch_next_keys(const Attention& call, const Item& item, long at) {
+    if (at + TILE >= item.end || !call.cache->is_interleaved) return;
+    Tile next = {};
+    next.end = least(TILE, item.end - at - TILE);
+    locate<A>(call, item, at + TILE, next);
+    fetch(next.keys[0]);
+}
 
 // One row at a time, and of lanes that it sees in part only that: for values of which some are not finite.
 template <class A>
@@ -396,22 +424,18 @@ void add_tile(const Attention& call, const Item& item, const Rows<A>& rows, long
                    Sight::end_of(item, at, token), call, state.max[r], state.sum[r]);
         scale_row(state.sums + r * padded, factor, padded);
     }
-    if (at + TILE < item.end && call.cache->is_interleaved) {
-        Tile next = {};
-        next.end = least(TILE, item.end - at - TILE);
-        locate<A>(call, item, at + TILE, next);
-        fetch(next.keys[0]);
-    }
-    // Weights of 0 leave what is finite out, and only that.
+    fetch_next_keys<A>(call, item, at);
     const long first_lane = tile.first / per_lane, end_lane = (tile.end + per_lane - 1) / per_lane;
-    const long first_all = least(end_lane, (most(0, sight.first) + per_lane - 1) / per_lane);
-    const long end_all = most(first_all, least(end_lane, sight.end / per_lane));
-    if (is_finite<A>(tile, first_lane, first_all, padded) && is_finite<A>(tile, end_all, end_lane, padded))
+    if (sees_finite_values<A>(tile, sight, padded))
         return sum_rows<A, TILE_ROWS>(rows.weights + begin * TILE, count, tile, first_lane, end_lane, sums, padded);
     uint32_t* copy = memory + TILE * (rows.lanes + padded);
     for (long r = begin; r < end; r++)
         sum_seen(call, item, rows, r, tile, at, copy, state.sums + r * padded);
 }
+
+#if NATIVE_BF16 && MATRIX_UNITS
+#include "attention_units.inl"
+#endif
 
 template <class A>
 void attend_part(const Attention& call, const Item& item, const Rows<A>& rows, long begin, uint32_t* memory,
@@ -419,7 +443,12 @@ void attend_part(const Attention& call, const Item& item, const Rows<A>& rows, l
     state.clear(rows.count, rows.padded);
     const long end = least(begin + PART, item.end);
     for (long at = most(begin, item.first / TILE * TILE); at < end; at += TILE)
-        add_tile(call, item, rows, at, memory, state);
+#if NATIVE_BF16 && MATRIX_UNITS
+        if constexpr (A::BY_UNITS)
+            add_tile_by_units(call, item, rows, at, memory, state);
+        else
+#endif
+            add_tile(call, item, rows, at, memory, state);
 }
 
 template <class Stored> INLINE void write_row(Stored* out, const float* sums, float factor, long dim) {
@@ -462,6 +491,13 @@ template <class A> void attend(const Attention& call, const Item& item, char* me
     }
     write_out<typename A::Stored>(call, item, all, rows.padded);
 }
+
+#if NATIVE_BF16 && MATRIX_UNITS
+void attend_by_units(const Attention& call, const Item& item, char* memory) {
+    const Units units(item.num_tokens * group_of(call));
+    attend<UnitPairs>(call, item, memory);
+}
+#endif
 
 // Does what `attend` does with parts that have been attended to one by one.
 template <class A> void join(const Attention& call, const Item& item, const float* partials, long num_parts, char* memory) {

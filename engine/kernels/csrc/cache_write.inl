@@ -136,6 +136,9 @@ template <class A> Kernels kernels_of() { return Kernels{write_tokens<typename A
 
 #if NATIVE_BF16
 Kernels kernels_for_bf16() { return kernels_of<Pairs>(); }
+#if MATRIX_UNITS
+Kernels kernels_by_units() { return Kernels{write_tokens<bf16>, attend_by_units, join<UnitPairs>}; }
+#endif
 #else
 Kernels kernels_for(bool is_bf16) { return is_bf16 ? kernels_of<WidenedPairs>() : kernels_of<Floats>(); }
 #endif

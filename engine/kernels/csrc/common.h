@@ -161,8 +161,10 @@ struct Team {
     int64_t num_threads;
 };
 
-// attention.cpp
+// cpu.cpp
 EXPORT int64_t orcinus_best_level();
+
+// attention.cpp
 EXPORT int64_t orcinus_attend(const Attention* call, const Team* team, int64_t level);
 }
 

@@ -7,12 +7,7 @@
 // depend on what other rows there are.
 
 #include "linear.h"
-
-#if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "tile_shapes.h"
 
 namespace {
 
@@ -53,8 +48,7 @@ END_TARGET
 
 }  // namespace
 
-#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
-#define MATRIX_UNITS 1
+#if MATRIX_UNITS
 BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16,amx-int8")
 namespace {
 #include "matrix_units.inl"
@@ -296,38 +290,3 @@ EXPORT int64_t orcinus_linear(const Linear*, const bf16*, int64_t, int64_t, bf16
 }
 
 #endif
-
-extern "C" {
-
-// Whether this CPU has what products in bfloat16 need.
-EXPORT int64_t orcinus_has_bf16() {
-#if defined(__x86_64__)
-    return orcinus_best_level() >= 3;
-#else
-    return 0;
-#endif
-}
-
-// Whether this CPU has matrix units, and the system lets this process use them: it must be asked, and may have no room for
-// their registers on some stack of a signal handler.
-EXPORT int64_t orcinus_has_matrix_units() {
-#if defined(__x86_64__) && MATRIX_UNITS
-    const unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, amx_int8 = 1u << 25, wanted = amx_bf16 | amx_tile | amx_int8;
-    const long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    unsigned a, b, c, d;
-    if (orcinus_best_level() < 3 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & wanted) != wanted) return 0;
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-#else
-    return 0;
-#endif
-}
-
-// Whether this CPU has what products in 8-bit integers need.
-EXPORT int64_t orcinus_has_int8() {
-#if defined(__x86_64__)
-    return orcinus_best_level() >= 2 && __builtin_cpu_supports("avx512vnni");
-#else
-    return 0;
-#endif
-}
-}

@@ -3,7 +3,7 @@
 // A weight's panel is laid out as the units want it: 16 lanes of 16 columns are a tile. Each number is summed along the
 // lanes in their order, however many rows there are. Lanes come in sixteens: other weights are multiplied without.
 
-const long UNIT_LANES = 16, UNIT_ROWS = 32;
+const long UNIT_ROWS = 32;
 
 // Numbers of tiles: sums of the upper and the lower 16 rows by the left and the right 16 columns, rows, and weights.
 #define UPPER_LEFT 0
@@ -15,21 +15,12 @@ const long UNIT_LANES = 16, UNIT_ROWS = 32;
 #define LEFT_PANEL 6
 #define RIGHT_PANEL 7
 
-// What LDTILECFG reads.
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes_of_row[16] = {};
-    uint8_t rows[16] = {};
-
-    explicit TileShapes(long num_rows) {
-        const long upper = least(num_rows, 16), lower = num_rows - upper;
-        const long heights[8] = {upper, upper, lower, lower, upper, lower, UNIT_LANES, UNIT_LANES};
-        for (int i = 0; i < 8; i++) {
-            rows[i] = static_cast<uint8_t>(heights[i]);
-            bytes_of_row[i] = heights[i] > 0 ? 64 : 0;
-        }
-    }
-};
+// What unit_tile uses for so many rows.
+INLINE TileShapes shapes_for(long num_rows) {
+    const long upper = least(num_rows, 16), lower = num_rows - upper;
+    const long heights[8] = {upper, upper, lower, lower, upper, lower, UNIT_LANES, UNIT_LANES};
+    return TileShapes(heights);
+}
 
 #define MULTIPLY_TILES(sum, x, weight) \
     if (IS_INT8) _tile_dpbusd(sum, x, weight); else _tile_dpbf16ps(sum, x, weight)
@@ -75,7 +66,7 @@ INLINE void multiply_by_units(const uint32_t* rows, long stride, const uint32_t*
 template <bool IS_INT8>
 void unit_tile(const uint32_t* rows, long num_rows, long stride, const uint32_t* panel, long num_lanes, Ahead ahead,
                uint32_t* out) {
-    const TileShapes shapes(num_rows);
+    const TileShapes shapes = shapes_for(num_rows);
     __asm__ volatile("" ::: "memory");  // the units read memory that the compiler does not know they read
     _tile_loadconfig(&shapes);
     if (num_rows > 16)

@@ -69,6 +69,14 @@ class ChatGeneration(OpenAIGeneration):
         self._thinking = [ThinkingCount() for _ in range(num_choices)]
         self._logprobs = ChatLogprobs(self.tokenizer)
 
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return min(sum(count.num_tokens for count in self._thinking), self.usage.completion_tokens)
+
+    def finish_reason_of(self, index: int, reason: str) -> str:
+        reader = self._readers[index]
+        return "tool_calls" if reason == "stop" and reader is not None and reader.num_tool_calls > 0 else reason
+
     def _collect(self, output: RequestOutput) -> Iterator[int]:
         yield self._messages[output.index].add(self._read(output))
         yield from super()._collect(output)
@@ -164,8 +172,7 @@ class ChatGeneration(OpenAIGeneration):
 
     def _usage(self, num_unsaid_tokens: int = 0) -> dict[str, Any]:
         """Return the usage, which tells what part of the tokens were thoughts."""
-        num_tokens = min(sum(count.num_tokens for count in self._thinking), self.usage.completion_tokens)
-        details = {"reasoning_tokens": max(num_tokens - num_unsaid_tokens, 0)}
+        details = {"reasoning_tokens": max(self.num_reasoning_tokens - num_unsaid_tokens, 0)}
         return {**super()._usage(num_unsaid_tokens), "completion_tokens_details": details}
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,7 +10,7 @@ from orcinus.engine.messages import TokenLogprobs
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.server.apis.answer_schemas import CHOICE, IDENTITY, STRING, AnswerSchema, constant, list_of, object_with
 from orcinus.server.apis.completions.body import CompletionBody, parse_completion
-from orcinus.server.apis.forms import looser_schemas, settle_form
+from orcinus.server.apis.forms import settle_form
 from orcinus.server.apis.generation import OpenAIGeneration, PendingChoice
 from orcinus.server.apis.json_pieces import JsonList, JsonText, JsonValue, written_text
 from orcinus.server.apis.logprobs import Entries, TextLogprobs
@@ -20,7 +19,7 @@ from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.contradictions import check_choices
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
-from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar
+from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar, schema_place
 
 _OFF_LOOP_TOKENS = 4096
 
@@ -48,7 +47,7 @@ async def start_completion(
     if grammar is not None:
         grammar = msgspec.structs.replace(grammar, param=grammar_param(request))
         check_choices(grammar, request.min_tokens)
-        grammar = await settle_form(ctx, grammar, partial(looser_schemas, grammar) if is_loose(request) else None)
+        grammar = await settle_form(ctx, grammar, schema_place(request), is_loose=is_loose(request))
     sampling = to_sampling_params(
         request,
         ctx.engine.info.sampling_defaults,

@@ -71,6 +71,7 @@ async def start_embeddings(
             timeout_s=caller.deadline_s(request.timeout),
             asked_at=caller.asked_at,
             client=caller.client,
+            on_choice_end=caller.on_choice_end,
         )
         return EmbeddingGeneration(ctx, request, generation, ctx.engine.submit(generation))
 

@@ -183,6 +183,9 @@ class MessageGeneration(SingleChoiceGeneration):
         """Return an event of the block that was begun last."""
         return _event({"type": kind, "index": len(self._blocks) - 1, **fields})
 
+    def finish_reason_of(self, index: int, reason: str) -> str:
+        return str(self._stop()["stop_reason"])
+
     def _stop(self) -> dict[str, Any]:
         if isinstance(self.stop_reason, str):
             return {"stop_reason": "stop_sequence", "stop_sequence": self.stop_reason}

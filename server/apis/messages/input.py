@@ -12,13 +12,13 @@ from typing import Any
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.chat.body import ChatBody, parse_chat
 from orcinus.server.apis.messages.body import TURN_ROLES, MessagesBody, ThinkingOptions
-from orcinus.server.apis.offered_tools import OfferedTools, is_hosted, leave_out_hosted
+from orcinus.server.apis.offered_tools import OfferedTools, is_hosted, leave_out_hosted, tool_fields
 from orcinus.server.apis.parameter_names import Renaming
 from orcinus.server.errors import shown
 from orcinus.server.json_values import read_string
 from orcinus.server.reading.tools.request import MAX_LONG_NAME_CHARS
 from orcinus.server.requests.bodies import SamplingBody
-from orcinus.server.requests.left_out import may_leave_out
+from orcinus.server.requests.left_out import known_fields
 
 CALL_ID_PREFIX = "toolu_"
 
@@ -45,10 +45,6 @@ _TOOL_FIELDS = {
     "input_examples": "input_examples",  # for the template, which shows the model the whole tool
 }
 _IGNORED_TOOL_FIELDS = {"type", "cache_control", "eager_input_streaming"}
-_REFUSED_TOOL_FIELDS = {  # unless they say what is so anyway
-    "allowed_callers": (["direct"], "tools are called by the model alone"),
-    "defer_loading": (False, "the model is told of all tools at once"),
-}
 
 Block = dict[str, Any]
 PlacedBlock = tuple[Block, str]  # and its place in the body, for errors
@@ -113,9 +109,7 @@ def _read_turns(given: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
 
 def _read_message(message: Mapping[str, Any], where: str) -> tuple[str, list[PlacedBlock]]:
     """Return the role and the blocks of a message, each with its place in the body."""
-    for name in message:
-        if name not in ("role", "content") and not may_leave_out(f"{where}.{name}"):
-            raise InvalidRequestError(f"{where} has role and content, got {shown(name)}", where)
+    known_fields(message, {"role", "content"}, where)
     role = message.get("role")
     if not isinstance(role, str) or role not in _KINDS:
         raise InvalidRequestError(
@@ -223,21 +217,8 @@ def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     if not isinstance(tool.get("input_schema"), dict):
         raise InvalidRequestError(f"{where}.input_schema must be a JSON schema, an object", f"{where}.input_schema")
-    for name, value in tool.items():
-        if name not in _TOOL_FIELDS and name not in _IGNORED_TOOL_FIELDS:
-            _check_tool_field(name, value, where)
-    return {"type": "function", "function": {_TOOL_FIELDS[name]: tool[name] for name in tool if name in _TOOL_FIELDS}}
-
-
-def _check_tool_field(name: str, value: Any, where: str) -> None:
-    field = f"{where}.{name[:100]}"
-    if name not in _REFUSED_TOOL_FIELDS:
-        if may_leave_out(field):
-            return
-        raise InvalidRequestError(f"unknown parameter {field!r}", field)
-    harmless, why = _REFUSED_TOOL_FIELDS[name]
-    if value is not None and value != harmless:
-        raise InvalidRequestError(f"{field} is not supported: {why}", field)
+    given = tool_fields(tool, {*_TOOL_FIELDS, *_IGNORED_TOOL_FIELDS}, where, keeps_nulls=True)
+    return {"type": "function", "function": {_TOOL_FIELDS[name]: given[name] for name in given if name in _TOOL_FIELDS}}
 
 
 def _read_tool_choice(body: MessagesBody) -> dict[str, Any]:
@@ -266,6 +247,7 @@ def _read_format(body: MessagesBody) -> dict[str, Any] | None:
     if not form:
         return None
     where = "output_format" if body.output_format else "output_config.format"
+    form = known_fields(form, {"type", "schema"}, where)
     if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
         raise InvalidRequestError(f"{where} must be of type json_schema, with a schema that is an object", where)
     return {"type": "json_schema", "json_schema": {"name": "output", "schema": form["schema"]}}

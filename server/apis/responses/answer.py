@@ -155,6 +155,10 @@ class ResponseGeneration(SingleChoiceGeneration):
             self._new_logprobs.clear()  # of tokens that are no text of a message
         return pieces
 
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return self._thinking.num_tokens
+
     def _add(self, piece: Piece) -> list[Event]:
         return self._items.add(piece, self._logprobs_so_far() if isinstance(piece, Content) else b"")
 

@@ -43,7 +43,9 @@ class TextFormat(Body):
     name: str | None = Field(None, max_length=64, description="Of the schema; needed with one.")
     description: str | None = Field(None, description="Of the schema; not shown to the model.")
     json_schema: dict[str, Any] | None = Field(None, alias="schema", description="The schema; the text matches it.")
-    strict: bool | None = Field(None, description="false: what cannot be enforced is left alone, not refused.")
+    strict: bool | None = Field(
+        None, description="false: what cannot be enforced is left out, and x-orcinus-left-out names it."
+    )
 
 
 class TextOptions(Body):

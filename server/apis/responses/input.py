@@ -12,11 +12,13 @@ from typing import Any
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.chat.body import ChatBody
 from orcinus.server.apis.offered_tools import (
+    FUNCTION_FIELDS,
     OfferedTools,
     add_namespace,
     in_namespace,
     is_hosted,
     leave_out_hosted,
+    tool_fields,
     without_type,
 )
 from orcinus.server.apis.responses.body import ResponseBody, TextFormat
@@ -25,6 +27,7 @@ from orcinus.server.json_values import read_object, read_string
 from orcinus.server.reading.client_calls import INPUT
 from orcinus.server.reading.tools.request import MAX_LONG_NAME_CHARS, MAX_NAME_CHARS
 from orcinus.server.requests.bodies import SamplingBody
+from orcinus.server.requests.left_out import known_fields
 from orcinus.server.requests.schemas import MAX_MESSAGES
 
 _ROLES = ("user", "assistant", "system", "developer")
@@ -221,7 +224,8 @@ def _add_tool(offered: OfferedTools, tool: Mapping[str, Any], place: str) -> Non
     """Add a tool in the form of a chat, where a function's fields lie one level deeper."""
     kind = tool.get("type")
     if kind == "function":
-        offered.add({"type": "function", "function": without_type(tool)}, place)
+        function = tool_fields(without_type(tool), FUNCTION_FIELDS, place)
+        offered.add({"type": "function", "function": function}, place)
     elif kind == "custom":
         offered.add_custom(tool, place)
     elif kind == "namespace":
@@ -234,18 +238,19 @@ def _add_tool(offered: OfferedTools, tool: Mapping[str, Any], place: str) -> Non
         )
 
 
-def _read_tool_choice(choice: Any) -> Any:
+def _read_tool_choice(choice: Any, place: str = "tool_choice") -> Any:
     match choice:
         case {"type": "function" | "custom" as kind}:
-            named = without_type(choice)
+            named = without_type(known_fields(choice, {*FUNCTION_FIELDS, "type", "format", "namespace"}, place))
             namespace = named.pop("namespace", None)
             if isinstance(named.get("name"), str) and isinstance(namespace, str):
                 named["name"] = in_namespace(named["name"], namespace)
             return {"type": kind, kind: named}
         case {"type": "allowed_tools"}:
-            tools = choice.get("tools")
-            nested = [_read_tool_choice(tool) for tool in tools] if isinstance(tools, list) else tools
-            return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": nested}}
+            tools = known_fields(choice, {"type", "mode", "tools"}, place).get("tools")
+            if isinstance(tools, list):
+                tools = [_read_tool_choice(tool, f"{place}.tools[{index}]") for index, tool in enumerate(tools)]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": tools}}
     return choice
 
 

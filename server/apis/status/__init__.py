@@ -1,4 +1,1 @@
-"""GET /live, /ready, /health, /version, /metrics and /: what the server says of itself.
-
-`answer`: all of them; `welcome.html`: the page at /.
-"""
+"""GET /live, /ready, /health, /version and /metrics: what the server says of itself."""

@@ -9,7 +9,7 @@ from orcinus.server.reading.tools.call_writer import CallWriter
 from orcinus.server.reading.tools.families import find_family
 from orcinus.server.reading.tools.hermes import Hermes
 from orcinus.server.reading.tools.lark import Terminal
-from orcinus.server.reading.tools.llama3_json import Llama3Json
+from orcinus.server.reading.tools.llama3_json import TAG, Llama3Json
 from orcinus.server.reading.tools.mistral import Mistral
 from orcinus.server.reading.tools.openai import OpenAI
 from orcinus.server.reading.tools.pythonic import Pythonic
@@ -65,6 +65,7 @@ _FORMATS: Mapping[str, Callable[[str], ToolFormat]] = {
     **{form.name: form.suited_to for form in _OTHERS},
 }
 FORMAT_NAMES = tuple(_FORMATS)
+SILENT_MARKERS = frozenset({TAG})  # openings that are no text either, whatever follows them
 
 
 def find_format(template: str) -> ToolFormat | None:

@@ -88,7 +88,10 @@ def _read_next(text: IncomingText, writer: CallWriter, rules: CallRules, has_cal
         yield from drop_brackets(text, writer)
     if (yield from text.peek()) != "{":
         return False
-    return (yield from _Call(text, writer, rules).read())
+    is_call = yield from _Call(text, writer, rules).read()
+    if has_call and not is_call and text.is_cut and not (yield from text.peek()):
+        writer.drop()  # the next call, which was cut before it was known as one
+    return is_call
 
 
 def _ignore(text: str) -> None:

@@ -32,9 +32,19 @@ def inline_json(schema: Mapping[str, Any], *, strict: bool) -> str:
 def arguments_schema(tool: Tool) -> dict[str, Any]:
     """Return the schema of a call's arguments. One that lists properties and says nothing of others allows none."""
     schema = {"type": "object", "properties": {}, **tool.parameters}
-    if any(key in schema for key in _COMPOSING) or not set(required_arguments(tool)) <= schema["properties"].keys():
+    if leaves_room(schema) or not set(required_arguments(tool)) <= schema["properties"].keys():
         return schema
     return {"additionalProperties": False, **schema}
+
+
+def leaves_room(schema: Mapping[str, Any]) -> bool:
+    """Return whether a schema may speak of more arguments than it lists."""
+    return any(key in schema for key in _COMPOSING)
+
+
+def without_options(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema without what only looks like a keyword of its own."""
+    return {key: value for key, value in schema.items() if key != _OPTIONS}
 
 
 def required_arguments(tool: Tool) -> list[str]:

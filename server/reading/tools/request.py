@@ -6,7 +6,7 @@ the model whatever they have.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -31,12 +31,16 @@ ToolChoice = Literal["none", "auto", "required"]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call. `parameters` is the JSON schema of its arguments, an object."""
+    """A function that the model may call. `parameters` is the JSON schema of its arguments, an object.
+
+    `place` is where its fields stand in the body.
+    """
 
     name: str
     description: str | None
     parameters: Mapping[str, Any]
     strict: bool
+    place: str = field(default="tools", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,7 @@ def _read_tool(function: Mapping[str, Any], path: str, max_name_chars: int) -> T
     if not isinstance(description, str | None):
         raise InvalidRequestError(f"{path}.description must be a string", f"{path}.description")
     name = _read_name(function.get("name"), f"{path}.name", max_name_chars)
-    return Tool(name, description, _read_parameters(function.get("parameters"), f"{path}.parameters"), strict)
+    return Tool(name, description, _read_parameters(function.get("parameters"), f"{path}.parameters"), strict, path)
 
 
 def _read_name(name: Any, path: str, max_chars: int) -> str:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from orcinus.config.addresses import Host, parse_host, parse_listed_host, parse_origin, parse_root_path, url_of
+from orcinus.config.addresses import (
+    Host,
+    parse_host,
+    parse_listed_host,
+    parse_origin,
+    parse_root_path,
+    parse_socket_url,
+    url_of,
+)
 from orcinus.config.settings import SettingsError, load_settings
 
 
@@ -117,3 +125,17 @@ def test_a_setting_that_is_none_of_them_is_refused_with_its_value(name: str, val
 )
 def test_the_url_of_a_host_answers_on_the_same_machine(host: str, url: str) -> None:
     assert url_of(host, 80) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("unix:/run/a.sock", "/run/a.sock"), ("unix:///run/a.sock", "/run/a.sock"), ("http://unix:80", None)],
+)
+def test_a_socket_is_named_by_its_path(text: str, path: str | None) -> None:
+    assert parse_socket_url(text) == path
+
+
+@pytest.mark.parametrize("text", ["unix:", "unix:a.sock", "unix://a.sock"])
+def test_a_socket_without_a_whole_path_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="unix:/path"):
+        parse_socket_url(text)

@@ -63,6 +63,10 @@ def test_two_models_are_refused() -> None:
     [
         (["--max-num-seq", "4"], "unknown flag: --max-num-seq; did you mean --max-num-seqs"),
         (["--prot=80"], "unknown flag: --prot; did you mean --port"),
+        (["--ctx-sise", "4"], "unknown flag: --ctx-sise; did you mean --ctx-size? --ctx-size is --max-model-len here"),
+        (["--tensor_parallel", "2"], "did you mean --tensor-parallel-size? --tensor-parallel-size has no twin here"),
+        (["--hots"], "unknown flag: --hots; did you mean --host"),
+        (["--frobnicate-it"], "unknown flag: --frobnicate-it; orcinus serve --help lists what there is"),
         (["--zzzzzz"], "unknown flag: --zzzzzz; orcinus serve --help lists what there is"),
         (["one", "two"], "unexpected argument: two"),
         (["--port"], "argument --port: expected one argument"),
@@ -94,7 +98,7 @@ def test_only_the_groups_asked_for_become_flags() -> None:
         (["--tensor-parallel-size", "2"], ["--tensor-parallel-size has no twin here: a model runs on one device"]),
         (
             ["m", "-np", "4", "--prot", "80"],
-            ["-np is --max-num-seqs here", "unknown flag: --prot; did you mean --port or --host?"],
+            ["-np is --max-num-seqs here", "unknown flag: --prot; did you mean --port?"],
         ),
         (["--gpu-memory-utilization", "0.9"], None),
         (

@@ -191,6 +191,7 @@ def fake_config(model: str | Path, **overrides: Any) -> EngineConfig:
         deterministic=False,
         seed=0,
         log_level="info",
+        log_format="text",
     )
     return replace(config, **overrides)
 

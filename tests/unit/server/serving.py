@@ -20,8 +20,9 @@ from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.supervision.transport import InProcessTransport
 from orcinus.server.app import create_app
 from orcinus.server.operations import OPERATIONS, OperationTable
-from orcinus.server.process.listening import listen
+from orcinus.server.process.listening import listen, listen_on_file
 from orcinus.server.process.server import DrainingServer
+from orcinus.server.tracing.tracer import Tracing
 from tests.unit.engine.fakes import CHAT_TEMPLATE, FakeExecutor, builds, fake_config, write_byte_tokenizer
 
 
@@ -115,6 +116,7 @@ async def serving(
     is_ready: bool = True,
     template: str | None = CHAT_TEMPLATE,
     operations: OperationTable = OPERATIONS,
+    tracing: Tracing | None = None,
     **settings: Any,
 ) -> AsyncIterator[Serving]:
     """`directory` is where the tokenizer goes, `info` what the engine says of itself."""
@@ -123,7 +125,7 @@ async def serving(
     spec = EngineSpec(fake_config(chosen.model_path), lambda: InProcessTransport(build))
     engine = AsyncEngine(chosen, engines=[spec])
     engine.start()
-    app = create_app(engine, chosen, operations)
+    app = create_app(engine, chosen, operations, tracing=tracing)
     async with app.router.lifespan_context(app):
         if is_ready:
             await engine.wait_ready()
@@ -134,20 +136,29 @@ async def serving(
 
 @contextlib.asynccontextmanager
 async def listening(served: Serving, **settings: Any) -> AsyncIterator[tuple[DrainingServer, int]]:
-    """The app of `served` behind a real socket, whose port is given; the lifespan is run by `served`."""
+    """The app of `served` behind a real socket, whose port is given; the lifespan is run by `served`.
+
+    The metrics' port is a free one, too: see `metrics_port_of`.
+    """
     chosen = load_settings(**settings)
-    server = DrainingServer(served.app, served.engine, chosen)
+    own = [] if chosen.metrics_port is None else listen("127.0.0.1", 0)
+    server = DrainingServer(served.app, served.engine, chosen, metrics_listeners=own)
     server.config.lifespan = "off"
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-    [listener] = listen("127.0.0.1", 0)
+    [listener] = listen("127.0.0.1", 0) if chosen.uds is None else [listen_on_file(chosen.uds)]
     with listener:
-        port = listener.getsockname()[1]
+        port = listener.getsockname()[1] if chosen.uds is None else 0
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield server, port
         finally:
             server.should_exit = True
             await task
+
+
+def metrics_port_of(server: DrainingServer) -> int:
+    port: int = server._metrics_listener._listeners[0].getsockname()[1]
+    return port
 
 
 async def until(condition: Any, timeout_s: float = 10.0) -> None:

@@ -51,3 +51,10 @@ def test_what_an_engine_does_not_know_of_its_device_is_left_out() -> None:
     assert combine_stats(STEP, [StepStats()]) == STEP
     unknown = combine_stats(StepStats(), [StepStats()])
     assert (unknown.device_utilization, unknown.device_memory_used_bytes) == (None, None)
+
+
+def test_engines_in_the_memory_of_one_machine_have_it_once() -> None:
+    both = combine_stats(STEP, [STEP], is_memory_shared=True)
+    assert (both.device_memory_used_bytes, both.device_memory_total_bytes) == (20, 20)
+    unknown = combine_stats(StepStats(), [StepStats()], is_memory_shared=True)
+    assert unknown.device_memory_total_bytes is None

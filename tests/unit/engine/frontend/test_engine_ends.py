@@ -315,7 +315,7 @@ def test_preemptions_are_counted_over_all_engines(model: Path) -> None:
 
 def test_a_request_that_was_steered_stays_so_in_the_next_engine(model: Path) -> None:
     processor = OutputProcessor(Tokenizer.load(str(model)), 0, [1], SamplingParams())
-    choice = LiveChoice(added("a"), None, processor, 1)  # type: ignore[arg-type]  # its request has no say in it
+    choice = LiveChoice(added("a"), None, None, processor, 1)  # type: ignore[arg-type]  # these have no say in it
     assert choice.submission() == added_as(choice)
     processor.process(RequestDelta("a", [97], is_steered=True))
     assert choice.submission() == added_as(choice, output_token_ids=[97], is_steered=True)

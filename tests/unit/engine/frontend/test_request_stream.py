@@ -23,7 +23,7 @@ class Aborts:
 
 def stream_of(aborts: Aborts, *choices: str) -> RequestStream:
     nothing: Any = None
-    live = LiveRequest(GenerationRequest(request_id="r", prompts=[[1]], sampling=SamplingParams()), nothing)
+    live = LiveRequest(GenerationRequest(request_id="r", prompts=[[1]], sampling=SamplingParams()))
     live.choices.update(dict.fromkeys(choices, nothing))
     return RequestStream(live, aborts, [1])
 

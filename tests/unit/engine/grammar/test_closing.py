@@ -339,7 +339,7 @@ def test_what_repeats_a_bounded_number_of_times_is_searched_through_once_for_all
 ) -> None:
     grammar = Grammar("regex", pattern)
     compiled = demo.compile(grammar.kind, grammar.source)
-    compiled.search_end()
+    compiled.search_end(max_tokens)
     monkeypatch.setattr(closing, "_PathSearch", None)
     rng = random.Random(max_tokens)
     for _ in range(3):
@@ -371,7 +371,7 @@ def test_a_grammar_that_is_too_slow_once_is_too_slow_for_all_its_texts(
 ) -> None:
     compiled = demo.compile("regex", "[a-z]{20}")
     monkeypatch.setattr(closing, "_TIMEOUT_S", -1.0)
-    compiled.search_end()
+    compiled.search_end(30)
     monkeypatch.undo()
     for _ in range(2):
         matcher = compiled.matcher(max_tokens=30)

@@ -1,13 +1,17 @@
 """Grammars are compiled in threads, once while they are in use, and kept by whoever needs them."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError
+from orcinus.engine.grammar import closing
 from orcinus.engine.grammar import compiler as compiler_module
 from orcinus.engine.grammar.compiler import GrammarCompiler
+from orcinus.engine.platform.priority import LOW_PRIORITY
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, VOCAB_SIZE, write_byte_tokenizer
@@ -34,6 +38,31 @@ def test_a_grammar_is_compiled_once_whoever_asks_and_however_it_is_thought_about
     first.result()
     assert compiler.prepare(regex("[a-z]{3}")) is first
     assert compiler.prepare(regex("[a-z]{4}")) is not first
+
+
+@pytest.mark.parametrize("limits", [(24,), (None, 24), (500, 24), (24, 500)])
+def test_no_step_searches_for_an_end_that_is_too_far(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, limits: tuple[int | None, ...]
+) -> None:
+    """A way of 40 tokens is the shortest: for a lower limit there are others to be tried, by the compiler's threads."""
+    futures = [compiler.prepare(regex("[a-z ]{40}"), limit) for limit in limits]
+    compiled = [future.result() for future in futures]
+    monkeypatch.setattr(closing, "_PathSearch", None)
+    for grammar, limit in zip(compiled, limits, strict=True):
+        matcher = grammar.matcher(max_tokens=limit)
+        matcher.fill_mask()
+        assert matcher.error is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a priority is the whole process's")
+def test_grammars_are_compiled_with_less_priority_than_steps_have(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    priorities = []
+    monkeypatch.setattr(compiler, "compile", lambda *_: priorities.append(os.getpriority(os.PRIO_PROCESS, 0)))
+    compiler.prepare(regex("a")).exception()
+    assert priorities == [LOW_PRIORITY]
+    assert os.getpriority(os.PRIO_PROCESS, 0) < LOW_PRIORITY
 
 
 def test_the_grammar_that_was_asked_for_longest_ago_is_forgotten(

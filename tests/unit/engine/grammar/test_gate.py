@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
 from orcinus.engine.frontend.turns import FairSemaphore
 from orcinus.engine.grammar.gate import GrammarGate, ServedVocabulary, Trial
 from orcinus.engine.grammar.trial_process import find_fault, load_compiler
+from orcinus.engine.platform.priority import LOW_PRIORITY
 from orcinus.engine.sampling_params import Grammar, GrammarKind
 from tests.unit.engine.grammar.grammars import DEMO_ENDS, DEMO_MODEL, DEMO_VOCAB_SIZE, demo_compiler
 
@@ -60,6 +62,13 @@ async def test_what_is_wrong_is_said_by_name_and_the_process_stays() -> None:
         assert "too complex" in await refusal(gate, BOMB)
         await gate.check(Grammar("json_schema", "true"), "response_format")
         assert pid_of(gate) == pid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the priority stays")
+async def test_trials_leave_the_processor_to_steps() -> None:
+    async with gate_with() as gate:
+        await gate.check(FINE, "a")
+        assert os.getpriority(os.PRIO_PROCESS, pid_of(gate)) == LOW_PRIORITY
 
 
 async def test_a_json_object_is_fine_without_a_trial() -> None:

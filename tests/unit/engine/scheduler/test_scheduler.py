@@ -167,6 +167,23 @@ def test_when_blocks_run_out_the_newest_is_preempted_and_resumes_with_its_genera
         assert engine.tokens[name] == reference(prompt(8, seed), _sampling(max_tokens=40, ignore_eos=True), 64)
 
 
+def test_the_time_without_a_slot_is_reported_once_with_what_comes_after_it() -> None:
+    engine = SimulatedEngine(num_kv_blocks=16, max_num_seqs=4, enable_prefix_caching=False)
+    for seed, name in enumerate("abcd"):
+        engine.add(name, prompt(8, seed), max_tokens=40, ignore_eos=True)
+    num_preemptions, last_ended_at = 0, 0.0
+    pauses: list[tuple[float, float]] = []
+    while engine.core.has_work:
+        outputs = engine.step()
+        num_preemptions += outputs.stats.num_preemptions
+        assert outputs.ended_at >= last_ended_at
+        last_ended_at = outputs.ended_at
+        for delta in outputs.deltas:
+            assert all(start < end <= outputs.ended_at for start, end in delta.pauses)
+            pauses += delta.pauses
+    assert len(pauses) == num_preemptions > 0
+
+
 def test_a_request_gets_its_slot_only_while_the_running_ones_keep_a_block_to_grow_into() -> None:
     engine = SimulatedEngine(num_kv_blocks=16, enable_prefix_caching=False)
     engine.add("a", prompt(32, 1), max_tokens=30, ignore_eos=True)

@@ -123,6 +123,11 @@ def test_on_a_cpu_the_cache_gets_a_share_of_what_is_free_on_small_machines_and_o
     assert default_cpu_memory(available_bytes) == 4 * available_bytes // 10
 
 
+def test_several_engines_divide_what_is_free_beside_the_weights_that_are_still_to_come() -> None:
+    assert default_cpu_memory(1000, 2, 200) == 160
+    assert default_cpu_memory(1000, 3, 600) == 0
+
+
 def test_cuda_share_is_what_weights_and_the_largest_step_leave() -> None:
     assert default_cuda_memory(100, 30) == 60
     assert default_cuda_memory(100, 95) == 0

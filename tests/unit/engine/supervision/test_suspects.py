@@ -281,3 +281,56 @@ def test_an_engine_that_ends_with_several_unproven_or_none_convicts_nobody(seed:
             if len(unproven) == 1:
                 proven, unproven = proven | unproven, set()
         assert tracker.on_engine_end(was_killed=was_killed).culprits == []
+
+
+# --- other engines --------------------------------------------------------------------------------------
+
+
+def test_while_an_engine_is_replaced_all_that_had_brought_tokens_or_had_not_begun_may_go_elsewhere() -> None:
+    tracker = tracking("a", "b", "c")
+    run(tracker, "a", "b", proven="b")
+    assert tracker.free() == ["b", "c"]
+
+
+def test_after_a_kill_from_outside_all_may_and_after_a_second_one_without_tokens_between_that_one_not() -> None:
+    tracker = tracking("a", "b", "c")
+    run(tracker, "a", "b", proven="b", was_killed=True)
+    assert tracker.free() == ["a", "b", "c"]
+    run(tracker, "a", "b", proven="b", was_killed=True)
+    assert tracker.free() == ["b", "c"]
+
+
+def test_what_brings_tokens_in_a_successor_may_go_elsewhere_again() -> None:
+    tracker = tracking("a", "b")
+    run(tracker, "a", "b")
+    run(tracker, "a", "b", proven="a")
+    assert tracker.free() == ["a"]
+
+
+def test_what_a_culprit_explains_may_go_elsewhere_again() -> None:
+    tracker = tracking("a", "b")
+    run(tracker, "a", "b")
+    run(tracker, "a", "b")
+    assert tracker.free() == []
+    assert run(tracker, "a") == ["a"]
+    assert tracker.free() == ["b"]
+
+
+def test_a_request_that_is_handed_over_is_due_there_once_and_its_strikes_count_on() -> None:
+    first, second = tracking("a", "b"), tracking("c")
+    run(first, "a", was_killed=True)
+    for request_id in first.free():
+        first.hand_over(request_id, second)
+    assert first.take_due() == first.free() == []
+    run(second, "a", "c", was_killed=True)
+    assert second.free() == ["c", "b"]
+
+
+def test_a_request_that_comes_back_before_its_engine_is_replaced_is_due_once() -> None:
+    first, second = tracking("a", "b"), tracking()
+    run(first, was_killed=True)
+    first.hand_over("a", second)
+    run(second, was_killed=True)
+    second.hand_over("a", first)
+    assert sorted(first.take_due()) == ["a", "b"]
+    assert second.take_due() == []

@@ -623,7 +623,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [assistant([{**use(), "name": None}]), user("x")]}, "messages[0].content[0].name"),
     ({"messages": [assistant([{**use(), "id": None}]), user("x")]}, "messages[0].content[0].id"),
     ({"messages": [user("x"), assistant([use()])]}, "tool_result"),
-    ({"messages": [{**user("x"), "name": "y"}]}, '"name"'),
+    ({"messages": [{**user("x"), "name": "y"}]}, "unknown parameter 'messages[0].name'"),
     ({"system": 5}, "system must be"),
     ({"system": [{"type": "image"}]}, "system[0]"),
     ({"max_tokens": None}, "max_tokens is required"),

@@ -678,7 +678,7 @@ async def test_what_is_not_text_is_refused_as_such(served: Serving, kind: str) -
         ({"tools": [ADD], "tool_choice": {"type": "function", "name": "sub"}}, "tool_choice.name"),
         ({"tools": [ADD], "tool_choice": {"type": "function"}}, "tool_choice.name"),
         ({"tools": [ADD], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].name"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].function"),
         ({"tools": [ADD], "tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": "any"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -722,7 +722,7 @@ async def test_a_wrong_parameter_has_the_name_that_the_client_knows(
     error = error_of(await silent.post(URL, input="x", **body), 400)
     assert error["param"] == param
     assert param.partition("[")[0] in error["message"]
-    assert ".function" not in error["message"]
+    assert ".function." not in error["message"]
 
 
 async def test_a_template_that_refuses_the_messages_blames_the_input(tmp_path: Path) -> None:

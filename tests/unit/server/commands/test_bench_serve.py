@@ -232,6 +232,8 @@ def test_all_numbers_and_a_plot_are_written_without_the_key(server: ScriptedServ
         (["--burstiness", "2"], "--burstiness needs --request-rate"),
         (["--json", "/no/dir/x.json"], "there is no directory /no/dir to write /no/dir/x.json in"),
         (["--base-url", "localhost:8000"], "is no URL of a server"),
+        (["--base-url", "unix:orcinus.sock"], "a Unix socket is written unix:/path/of/the.sock"),
+        (["--base-url", "https://localhost", "--cacert", "/no/file"], "--cacert /no/file: No such file"),
         (["--rate", "4"], "unknown flag: --rate"),
     ],
 )

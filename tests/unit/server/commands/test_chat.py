@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -253,6 +254,27 @@ def test_a_wrong_url_is_one_line_and_exit_code_2(url: str, capsys: Captured) -> 
     error = capsys.readouterr().err.splitlines()
     assert error[0].startswith(f"orcinus chat: --base-url {url!r} is no URL")
     assert error[1:] == ["See 'orcinus chat --help'."]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--base-url", "unix:orcinus.sock"], "a Unix socket is written unix:/path/of/the.sock"),
+        (["--base-url", "https://localhost", "--cacert", "/no/file"], "--cacert /no/file: No such file or directory"),
+    ],
+)
+def test_a_wrong_socket_or_certificate_is_one_line_and_exit_code_2(
+    argv: list[str], message: str, capsys: Captured
+) -> None:
+    assert main(["chat", "hello", *argv]) == 2
+    assert message in capsys.readouterr().err.splitlines()[0]
+
+
+# httpcore leaves a socket that could not be connected to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_socket_on_which_nobody_listens_is_no_server(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["chat", "hello", "--base-url", f"unix:{tmp_path}/orcinus.sock"]) == 1
+    assert f"no server answers at unix:{tmp_path}/orcinus.sock" in capsys.readouterr().err
 
 
 def test_a_key_may_have_any_letters_and_no_control_characters(stub: Stub, capsys: Captured) -> None:

@@ -11,13 +11,14 @@ import httpx
 import pytest
 
 from orcinus.config.settings import SettingsError, load_settings
+from orcinus.server.apis.page.answer import FILES
 from orcinus.server.errors import AuthenticationError
 from orcinus.server.http import auth
 from orcinus.server.http.auth import KeyRing
 from tests.unit.server.serving import Serving, error_of, serving
 
 PAGES = {"/", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/start.js", "/openapi.json"}
-PUBLIC = {"/live", "/ready", "/health", "/metrics", *PAGES}
+PUBLIC = {"/live", "/ready", "/health", "/metrics", *PAGES, *FILES}
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """Bodies that are no good: every one is a 4xx in the one shape of an error, and the server goes on."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.server.http.json_body import MAX_DEPTH, parse_json_object
+from orcinus.server.http import json_body
+from orcinus.server.http.json_body import MAX_DEPTH, JsonReader, parse_json_object
 from tests.growth import assert_linear, at_most_as_long_as_parsing
 from tests.unit.server.serving import Serving, error_of
 
@@ -101,6 +105,51 @@ def test_nesting_is_allowed_up_to_the_limit(opening: bytes, closing: bytes) -> N
     assert parse_json_object(nested(MAX_DEPTH))
     with pytest.raises(InvalidRequestError, match=f"deeper than {MAX_DEPTH} levels"):
         parse_json_object(nested(MAX_DEPTH + 1))
+
+
+@given(
+    st.dictionaries(
+        st.text(),
+        st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)),
+        max_size=5,
+    ),
+    st.booleans(),
+    st.integers(3, 40),
+)
+def test_what_is_no_repetition_is_read_in_steps_of_any_length(value: Any, is_ascii: bool, step: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_body, "_STEP_BYTES", step)
+        assert parse_json_object(json.dumps(value, ensure_ascii=is_ascii).encode()) == value
+
+
+@given(st.integers(3, 40), st.text(alphabet='\\"{}[]:,a', max_size=9))
+def test_a_name_that_is_there_twice_is_found_in_steps_of_any_length(step: int, text: str) -> None:
+    name, inside = json.dumps(text), json.dumps({text: [{text: text}]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_body, "_STEP_BYTES", step)
+        assert parse_json_object(f"{{{name}: {inside}}}".encode())
+        with pytest.raises(InvalidRequestError, match="more than once"):
+            parse_json_object(f"{{{name}: {inside}, {name}: 1}}".encode())
+
+
+async def test_bodies_that_come_together_leave_others_their_turn() -> None:
+    """Each takes milliseconds of the event loop: a hundred of them in a row would be felt by everybody."""
+    order: list[str] = []
+
+    async def read(reader: JsonReader) -> None:
+        await reader.parse_object(json.dumps({"prompt": "x" * 10_000}).encode())
+        order.append("body")
+
+    async def do_something_else() -> None:
+        for _ in range(30):
+            order.append("else")
+            await asyncio.sleep(0)
+
+    reader = JsonReader()
+    await asyncio.gather(*(read(reader) for _ in range(10)), do_something_else())
+    bodies = [i for i, what in enumerate(order) if what == "body"]
+    assert len(bodies) == 10
+    assert all(later - earlier > 1 for earlier, later in itertools.pairwise(bodies))
 
 
 def test_brackets_in_strings_do_not_nest() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import signal
 import socket
@@ -206,7 +207,8 @@ CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
     [
         (HEAD + b"x-long: " + b"a" * 3000 + b"\r\n\r\n", 431, "at most 2000 bytes"),
         (HEAD + b"x-long: " + b"a" * 3000, 431, "at most 2000 bytes besides its body"),
-        (HEAD + b"x: y\r\n" * 30 + b"\r\n", 431, "at most 20 headers, got 21"),
+        (HEAD + b"x: y\r\n" * 30 + b"\r\n", 431, "at most 20 headers, got 31"),
+        (HEAD + b"x: y\r\n" * 60, 431, "at most 20 headers, got 41"),
         (b"GET /" + b"a" * 600 + b" HTTP/1.1\r\n\r\n", 414, "at most 500 bytes"),
         (b"\r\n" * 2000, 431, "at most 2000 bytes"),
         (CHUNKED + b"2;" + b"a" * 3000 + b"\r\n{}", 413, "at most 2000 bytes besides its body"),
@@ -468,7 +470,68 @@ async def test_requests_sent_without_waiting_are_answered_in_order_up_to_a_bound
                 assert b" 200 " in await client.reader.readuntil(b'"live"}')
         async with connect(port) as client:
             client.writer.write((HEAD + b"\r\n") * 1000)
-            assert (await client.reader.read()).count(b"HTTP/1.1") <= http_protocol.MAX_IN_LINE
+            answers = await client.reader.read()
+            assert statuses_of(answers) == [200] * (1 + http_protocol.MAX_IN_LINE) + [429]
+            assert answers.count(b"connection: close\r\n") == 1
+            assert b"retry-after: 1\r\n" in answers
+        name = "orcinus_http_requests_total"
+        assert await served.metric(name, method="other", route="connection", status="429") == 1
+
+
+def statuses_of(answers: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        (b"no HTTP\r\n\r\n", 400),
+        (b"GET /live HTTP/1.1\r\n\r\n", 400),
+        (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (HEAD + b"x: y\r\n" * 150 + b"\r\n", 431),
+        (HEAD + b"x: " + b"y" * 70_000 + b"\r\nz: z\r\n", 431),
+        (CHUNKED + b"no size\r\n", 400),
+        (CHUNKED + b"1\r\n \r\n" * 100_000, 413),
+    ],
+    ids=["no HTTP", "no host", "a long URL", "many headers", "a long header", "a wrong chunk", "tiny chunks"],
+)
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_what_was_asked_before_a_request_that_is_refused_is_answered_before_it(
+    tmp_path: Path, wrong: bytes, status: int, is_streamed: bool
+) -> None:
+    gate = Gate()
+    content = json.dumps({"prompt": "a", "max_tokens": 5, "stream": is_streamed}).encode()
+    async with (
+        serving(tmp_path, FakeExecutor(alphabet, before_step=gate)) as served,
+        listening(served) as (server, port),
+        connect(port) as client,
+    ):
+        client.writer.write(POST + b"content-length: %d\r\n\r\n%b" % (len(content), content))
+        gate.let(2)
+        await until(lambda: served.engine.num_running == 1)
+        client.writer.write(HEAD + b"\r\n" + wrong)
+        [connection] = connections_of(server)
+        await until(lambda: connection._last_refusal is not None or connection.flow.read_paused)
+        gate.open()
+        answers = await client.reader.read()
+        assert statuses_of(answers) == [200, 200, status]
+        assert (b"[DONE]" in answers) == is_streamed
+        assert answers.count(b"connection: close\r\n") == 1
+
+
+async def test_what_comes_behind_a_request_that_ends_the_connection_costs_it_nothing(tmp_path: Path) -> None:
+    gate = Gate()
+    content = b'{"prompt": "a", "max_tokens": 5}'
+    async with (
+        serving(tmp_path, FakeExecutor(alphabet, before_step=gate)) as served,
+        listening(served) as (_, port),
+        connect(port) as client,
+    ):
+        head = POST + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(content)
+        client.writer.write(head + content + b"\r\n" + HEAD + b"\r\n")
+        await until(lambda: served.engine.num_queued + served.engine.num_running == 1)
+        gate.open()
+        assert statuses_of(await client.reader.read()) == [200]
 
 
 @pytest.mark.parametrize(("length", "is_kept"), [(5000, True), (10**6, False)])

@@ -6,10 +6,17 @@ from typing import Any
 
 import pytest
 
-from orcinus.server.operations import OPERATIONS
-from tests.unit.server.serving import Serving, answer_of, error_of, serving, user
+from orcinus.server.operations import OPERATIONS, PageOperation
+from tests.unit.server.http.test_connections import connect
+from tests.unit.server.serving import Serving, answer_of, error_of, listening, serving, user
 
-GETTABLE = [operation.path for operation in OPERATIONS if "GET" in operation.methods and "{" not in operation.path]
+GETTABLE = [
+    operation.path
+    for operation in OPERATIONS
+    if "GET" in operation.methods
+    and "{" not in operation.path
+    and not (isinstance(operation, PageOperation) and operation.is_endless)
+]
 KEY = {"authorization": "Bearer secret"}
 
 
@@ -51,7 +58,8 @@ async def test_a_wrong_method_is_told_all_that_the_path_has(served: Serving, ope
     assert response.headers["allow"] in error["message"]
     assert len({*allowed}) == len(allowed)
     assert ("HEAD" in allowed) == ("GET" in allowed)
-    for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
+    is_endless = isinstance(operation, PageOperation) and operation.is_endless
+    for method in ("HEAD", "POST", "PUT", "DELETE", "OPTIONS", *(() if is_endless else ("GET",))):
         status = (await served.client.request(method, path)).status_code
         assert (status == 405) == (method not in allowed), method
 
@@ -138,3 +146,53 @@ async def test_only_what_machines_ask_for_all_the_time_is_kept_out_of_the_log(
         await served.client.get(path)
     lines = [record.getMessage().split()[1] for record in caplog.records if record.name == "orcinus.server.access"]
     assert lines == ["/", "/docs", "/openapi.json", "/v1/models"]
+
+
+@pytest.mark.parametrize("target", [b"*", b"http://localhost"])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_what_the_server_as_a_whole_can_do_is_told_without_a_key(
+    tmp_path: Path, target: bytes, version: bytes
+) -> None:
+    async with (
+        serving(tmp_path, api_key=("secret",)) as served,
+        listening(served) as (_, port),
+        connect(port) as client,
+    ):
+        client.writer.write(b"OPTIONS %b HTTP/%b\r\nhost: localhost\r\nconnection: close\r\n\r\n" % (target, version))
+        answer = await client.reader.read()
+        assert answer.startswith(b"HTTP/1.1 204 ")
+        [allowed] = [line for line in answer.split(b"\r\n") if line.startswith(b"allow: ")]
+        assert {b"GET", b"HEAD", b"POST", b"OPTIONS"} <= set(allowed.removeprefix(b"allow: ").split(b", "))
+        assert b"\r\nx-request-id: " in answer
+        name = "orcinus_http_requests_total"
+        assert await served.metric(name, method="OPTIONS", route="other", status="204") == 1
+
+
+async def test_a_page_may_ask_of_the_server_as_a_whole(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, cors_allow_origin=("*",)) as served,
+        listening(served) as (_, port),
+        connect(port) as client,
+    ):
+        asking = b"origin: https://a.example\r\naccess-control-request-method: POST\r\nconnection: close\r\n"
+        client.writer.write(b"OPTIONS * HTTP/1.1\r\nhost: localhost\r\n" + asking + b"\r\n")
+        answer = await client.reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\naccess-control-allow-origin: *\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        (b"GET http://localhost", 200),
+        (b"GET http://localhost?a=/b", 200),
+        (b"GET http://localhost/live?a", 200),
+        (b"OPTIONS /*", 404),
+        (b"GET *", 404),
+        (b"POST *", 404),
+    ],
+)
+async def test_a_url_without_a_path_means_the_first_page(tmp_path: Path, asked: bytes, status: int) -> None:
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        client.writer.write(asked + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        assert await client.status() == status

@@ -12,6 +12,7 @@ HOOKS: dict[str, list[str]] = {
     "connection_made": ["transport"],
     "connection_lost": ["exc"],
     "data_received": ["data"],
+    "eof_received": [],
     "pause_writing": [],
     "resume_writing": [],
     "on_message_begin": [],

@@ -2,13 +2,16 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from orcinus.config.engine_config import EngineShare
 from orcinus.config.settings import load_settings
 from orcinus.engine.messages import CacheGroup, EngineInfo
 from orcinus.server.process.summary import example_request, server_url, start_up_summary
+from tests.certificates import make_certificate
 
 INFO = EngineInfo(
     model="/models/tiny",
@@ -51,6 +54,25 @@ def test_summary_tells_of_the_blocks_that_windows_have() -> None:
     groups = [CacheGroup(4096, 4), CacheGroup(1024, 22, window=1024)]
     text = start_up_summary(msgspec.structs.replace(INFO, cache_groups=groups), load_settings(), port=80, ready_s=1.0)
     assert "4,096 blocks of 16 tokens (65,536 in all) and 1,024 for windows of 1,024, 256 MiB, prefix" in text
+
+
+def test_summary_tells_how_the_machine_was_divided_among_several_engines() -> None:
+    def summary(*shares: EngineShare) -> str:
+        return start_up_summary(INFO, load_settings(), port=80, ready_s=1.0, shares=shares)
+
+    parts = [((0, 1, 2, 8), 4), ((3,), 1)]
+    text = summary(*(EngineShare(index=0, num_engines=2, cores=cores, num_threads=threads) for cores, threads in parts))
+    for expected in (
+        "2: 4 threads on cores 0-2, 8; 1 thread on core 3. The first one is up, the others load.",
+        "16 in each engine, 512 tokens a step",
+        "256 MiB, prefix caching on, in each engine",
+    ):
+        assert expected in text
+    on_gpus = summary(*(EngineShare(index=0, num_engines=2, cuda_device=device) for device in "01"))
+    assert "2: GPU 0; GPU 1." in on_gpus
+    unbound = summary(EngineShare(index=0, num_engines=1, num_threads=2))
+    assert "1: 2 threads." in unbound
+    assert "Engines" not in summary()
 
 
 def test_summary_says_that_weights_are_quantized() -> None:
@@ -105,7 +127,7 @@ def test_summary_never_shows_a_key() -> None:
     ],
 )
 def test_the_url_is_one_that_works_from_here(host: str, url: str) -> None:
-    assert server_url(host, 80) == url
+    assert server_url(load_settings(host=host), 80) == url
 
 
 @pytest.mark.parametrize("has_chat_template", [True, False])
@@ -117,3 +139,15 @@ def test_the_command_to_paste_is_valid_shell_and_valid_json(has_chat_template: b
     body = json.loads(words[words.index("-d") + 1])
     assert body["model"] == 'it\'s a "model"'
     assert ("messages" in body) is has_chat_template
+
+
+def test_summary_of_a_unix_socket_says_how_to_reach_it(tmp_path: Path) -> None:
+    text = start_up_summary(INFO, load_settings(uds=tmp_path / "orcinus.sock"), port=0, ready_s=1.0)
+    assert f"unix:{tmp_path}/orcinus.sock\n" in text
+    assert f"curl --unix-socket {tmp_path}/orcinus.sock http://localhost/v1/chat/completions" in text
+
+
+def test_summary_of_tls_names_the_certificate(tmp_path: Path) -> None:
+    pair = make_certificate(tmp_path)
+    text = start_up_summary(INFO, load_settings(**pair.settings), port=443, ready_s=1.0)
+    assert f"curl --cacert {pair.certfile} https://127.0.0.1:443/v1/chat/completions" in text
