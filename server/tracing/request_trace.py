@@ -108,7 +108,8 @@ class RequestTrace:
         start = self._ns(self._started_at)
         span = self._tracer.start_span(name, self._parent, SpanKind.SERVER, attributes, start_time=start)
         context = span.get_span_context()
-        self._fields |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+        if context.is_valid:  # else the SDK is told to do nothing
+            self._fields |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
         self._span = span
         return span
 

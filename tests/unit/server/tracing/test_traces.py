@@ -426,6 +426,17 @@ async def test_without_traces_lines_have_the_client_s_trace(tmp_path: Path, line
     assert second["request_id"] != first["request_id"]
 
 
+async def test_an_sdk_that_is_disabled_traces_nothing(
+    tmp_path: Path, lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    tracing = Tracing(TracerProvider(shutdown_on_exit=False))
+    async with serving(tmp_path, FakeExecutor(says("Hello")), tracing=tracing) as served:
+        assert (await served.post("/v1/completions", prompt="a")).status_code == 200
+    [access] = [line for line in lines if line["logger"] == "orcinus.server.access"]
+    assert "trace_id" not in access
+
+
 def test_without_traces_the_sdk_is_not_imported() -> None:
     script = (
         "import sys; from orcinus.server import app; from orcinus.config.settings import load_settings;"
