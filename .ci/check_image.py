@@ -12,6 +12,7 @@ output, when a step fails.
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -81,7 +82,9 @@ class Builder:
         """Run a command there and return its standard output."""
         pairs = [part for host, inside in self.seen.items() for part in (str(host), inside)]
         enter = ["unshare", "--mount", "sh", "-c", ENTER_BUILDER, "builder", str(self.root), *pairs, "--", *command]
-        done = subprocess.run(enter, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(enter, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            raise ImageError(f"{' '.join(command)} exited {done.returncode}:\n{done.stdout[-4000:]}")
         return done.stdout.strip()
 
     def buildah(self, *arguments: str) -> str:
@@ -174,8 +177,13 @@ def build(builder: Builder, volumes: Sequence[str]) -> Image:
 def follow_dockerfile(builder: Builder, volumes: Sequence[str]) -> str:
     shared = [argument for volume in volumes for argument in ("--volume", f"{volume}:ro")]
     options = ("--pull-never", "--layers", "--isolation=chroot", "--format=docker", *shared)
+    # Its own defaults may be more than this machine allows.
+    limits = [
+        "--ulimit={}={}:{}".format(name, *resource.getrlimit(number))
+        for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
+    ]
     python = f"--build-arg=PYTHON_VERSION={BASE_PYTHON}"
-    return builder.buildah("build", *options, python, "--tag", IMAGE, "/src")
+    return builder.buildah("build", *options, *limits, python, "--tag", IMAGE, "/src")
 
 
 def show_sizes(builder: Builder, image: Image) -> None:
