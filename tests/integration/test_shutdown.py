@@ -338,3 +338,18 @@ def test_the_end_of_its_terminal_ends_neither_the_server_nor_its_engine_and_has_
     assert server.engine() == engine
     server.terminate()
     assert server.wait() == 0
+
+
+@pytest.mark.slow
+def test_one_who_watches_sees_the_drain_and_holds_up_no_end(start_light_server: StartServer) -> None:
+    server = start_light_server()
+    with streaming(server, LONG) as answer, server.http.stream("GET", "/events", timeout=60) as response:
+        events = (json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line)
+        assert next(events)["status"] == "ready"
+        server.terminate()
+        statuses = [event["status"] for event in events]
+        assert [*answer][-2:] == ["data: [DONE]", ""]
+    assert set(statuses) - {"ready"} == {"draining", "dead"}
+    assert statuses[-1] == "dead"
+    assert server.wait() == 0
+    assert "were cut off" not in server.log
