@@ -92,7 +92,8 @@ def ranges_in(text: str) -> set[int]:
 @needs_two_cores
 @pytest.mark.slow
 def test_cores_and_memory_are_divided_and_the_summary_says_how(server: ServerProcess) -> None:
-    engines = until(lambda: len(found := server.engines()) == 2 and found, "there were not two engines")
+    until(lambda: len(server.engines()) == 2, "there were not two engines")
+    engines = server.engines()
     cores = [{*engine.cpu_affinity()} for engine in engines]
     assert not cores[0] & cores[1]
     assert cores[0] | cores[1] == {*psutil.Process().cpu_affinity()}
