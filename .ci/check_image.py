@@ -263,9 +263,8 @@ def check_running(image: Image, server: Server, user: str, extra: dict[str, str]
     """Check that it gets healthy, answers, has no rights, and cannot write where no volume is."""
     began = time.monotonic()
     within = server.enter("--mount", "--pid", "--net", "--root", *as_user(user))
-    while subprocess.run(
-        [*within, "env", "-i", *environment(image, extra), *image.health_check], check=False
-    ).returncode:
+    check = [*within, "env", "-i", *environment(image, extra), *image.health_check]
+    while subprocess.run(check, check=False, stderr=subprocess.DEVNULL).returncode:
         if server.waiting.poll() is not None or time.monotonic() - began > HEALTHY_WITHIN_S:
             raise ImageError(f"as {user}: not healthy within {HEALTHY_WITHIN_S} s")
         time.sleep(0.5)
