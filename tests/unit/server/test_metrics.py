@@ -134,7 +134,7 @@ def test_times_of_a_sequence_that_ended_by_itself_are_told_apart() -> None:
 
 async def test_what_named_keys_use_is_counted_by_their_names(tmp_path: Path) -> None:
     async with serving(tmp_path, FakeExecutor(says("Hello")), api_key=["one", "two"]) as served:
-        clients = {key: served.app.state.keys.check(f"Bearer {key}".encode()) for key in ("one", "two")}
+        clients = {key: served.app.state.keys.check(f"Bearer {key}".encode()).client for key in ("one", "two")}
         served.app.state.metrics.name_keys({clients["one"]: "batch"}.get)
         usages = []
         for key, n in (("one", 1), ("one", 3), ("two", 1)):
