@@ -229,10 +229,11 @@ def _timestamp(when: datetime | date | str | None, where: str) -> float | None:
     if when is None:
         return None
     if isinstance(when, str):
+        text = when
         try:
-            when = datetime.fromisoformat(when)
+            when = datetime.fromisoformat(text)
         except ValueError:
-            raise ValueError(f"{where}: expires must be {_ALLOWED['expires']}, got {when[:40]!r}") from None
+            raise ValueError(f"{where}: expires must be {_ALLOWED['expires']}, got {text[:40]!r}") from None
     if not isinstance(when, datetime):
         when = datetime(when.year, when.month, when.day, tzinfo=UTC)
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

@@ -155,3 +155,12 @@ def test_a_named_key_is_not_given_without_its_name_too(tmp_path: Path) -> None:
     settings = load_settings(api_key=(SECRET,), api_key_file=str(write(tmp_path, ENTRY)))
     with pytest.raises(TextFileError, match="the key of a is given as api_key, too"):
         settings.read_api_keys()
+
+
+def test_the_documents_example_is_a_key_file(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/keys.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0]
+    keys = read_keys(write(tmp_path, example))
+    assert [key.name for key in keys] == ["chat", "nightly-batch", "operator", "operator"]
+    assert keys[1].limits.max_tokens == Limit(1024, "max_tokens of key nightly-batch")
+    assert [key.is_admin for key in keys] == [False, False, True, True]

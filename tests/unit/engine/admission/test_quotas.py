@@ -76,5 +76,6 @@ def test_another_limit_leaves_what_has_been_taken_taken() -> None:
     assert account.bucket.level(clock.now) == pytest.approx(100)
     clock.now += 1
     assert account.bucket.level(clock.now) == pytest.approx(200)
-    accounts.of("a", NO_LIMITS)
-    assert (account.bucket, account.requests) == (None, None)
+    unlimited = accounts.of("a", NO_LIMITS)
+    assert unlimited is account
+    assert (unlimited.bucket, unlimited.requests) == (None, None)

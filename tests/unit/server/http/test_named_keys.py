@@ -115,8 +115,10 @@ async def test_names_of_keys_are_in_the_metrics_the_log_and_the_events_and_keys_
         assert watcher.event()["keys"] == ["key 1", "boss", "batch"]
     assert await named.metric("orcinus_key_requests_total", key="batch", outcome="length") == 1
     assert await named.metric("orcinus_key_generation_tokens_total", key="boss") == 2
-    lines = [record.getMessage() for record in caplog.records if record.name == "orcinus.server.access"]
-    lines = [line for line in lines if "/v1/completions" in line]
+    records = [record for record in caplog.records if record.name == "orcinus.server.access"]
+    lines = [record.getMessage() for record in records if "/v1/completions" in record.getMessage()]
+    fields = [record.__dict__["fields"] for record in records if "/v1/completions" in record.getMessage()]
+    assert [each.get("key") for each in fields] == [None, "boss", "batch"]
     assert ["key=" in line for line in lines] == [False, True, True]
     assert lines[1].endswith(" key=boss")
     text = (await named.client.get("/metrics")).text
