@@ -667,7 +667,7 @@ class Settings(BaseSettings):
 
     @property
     def limits_per_key(self) -> ClientLimits:
-        """What each client may have, but for the limits that its key has of its own."""
+        """The limits of each client, but for those that its key has of its own."""
         requests, tokens = self.max_requests_per_key, self.max_tokens_per_minute_per_key
         return ClientLimits(
             max_requests=None if requests is None else Limit(requests, "max_requests_per_key"),
