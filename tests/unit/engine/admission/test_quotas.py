@@ -66,13 +66,15 @@ def test_clients_of_whom_nothing_need_be_remembered_are_forgotten() -> None:
 def test_another_limit_leaves_what_has_been_taken_taken() -> None:
     clock = Clock()
     accounts = ClientAccounts(clock)
-    account = accounts.of("a", LIMITS)
-    assert account.requests is None
-    assert account.bucket is not None
-    account.bucket.take(500, clock.now)
+    before = accounts.of("a", LIMITS)
+    assert before.requests is None
+    assert before.bucket is not None
+    before.bucket.take(500, clock.now)
     wider = ClientLimits(max_requests_per_minute=Limit(2, "r"), max_tokens_per_minute=Limit(6000, "t"))
-    assert accounts.of("a", wider) is account
+    account = accounts.of("a", wider)
+    assert account is before
     assert account.requests is not None
+    assert account.bucket is not None
     assert account.bucket.level(clock.now) == pytest.approx(100)
     clock.now += 1
     assert account.bucket.level(clock.now) == pytest.approx(200)
