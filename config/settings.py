@@ -632,6 +632,11 @@ class Settings(BaseSettings):
         server_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
         return self
 
+    @model_validator(mode="after")
+    def _keys_have_one_owner(self) -> "Settings":
+        self.read_api_keys()
+        return self
+
     @property
     def model_path(self) -> str:
         """`model`, or the directory of the demo model."""

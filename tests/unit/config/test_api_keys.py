@@ -152,9 +152,9 @@ def test_there_may_be_so_many_names_and_no_more(tmp_path: Path) -> None:
 
 
 def test_a_named_key_is_not_given_without_its_name_too(tmp_path: Path) -> None:
-    settings = load_settings(api_key=(SECRET,), api_key_file=str(write(tmp_path, ENTRY)))
-    with pytest.raises(TextFileError, match="the key of a is given as api_key, too"):
-        settings.read_api_keys()
+    with pytest.raises(SettingsError, match="keys: the key of a is given as api_key, too") as refusal:
+        load_settings(api_key=(SECRET,), api_key_file=str(write(tmp_path, ENTRY)))
+    assert SECRET not in str(refusal.value)
 
 
 def test_the_documents_example_is_a_key_file(tmp_path: Path) -> None:
