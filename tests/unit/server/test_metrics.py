@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
+from orcinus.config.api_keys import MAX_NAMED_KEYS, key_name
 from orcinus.engine.messages import StepStats
 from orcinus.engine.outputs import GenerationRequest, RequestTiming
 from orcinus.engine.sampling_params import SamplingParams
@@ -405,3 +406,16 @@ async def test_format_follows_what_the_scraper_accepts(served: Serving) -> None:
     fancy = await served.client.get("/metrics", headers=accept)
     assert fancy.headers["content-type"].startswith("application/openmetrics-text")
     assert fancy.text.endswith("# EOF\n")
+
+
+def test_there_are_so_many_names_of_keys_in_the_metrics_however_often_the_file_changes() -> None:
+    metrics = Metrics()
+    metrics.name_keys(key_name)
+    for number in [*range(MAX_NAMED_KEYS + 5), 0]:
+        metrics.on_client_usage(f"name:n{number}", "stop", 2, 1)
+    metrics.on_client_usage("0123456789abcdef", "stop", 2, 1)
+    text = metrics.exposition()[0].decode()
+    samples = [line for line in text.splitlines() if line.startswith("orcinus_key_prompt_tokens_total{")]
+    assert len(samples) == MAX_NAMED_KEYS + 1
+    assert 'orcinus_key_prompt_tokens_total{key="(others)"} 10.0' in samples
+    assert 'orcinus_key_prompt_tokens_total{key="n0"} 4.0' in samples
