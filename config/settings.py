@@ -22,7 +22,9 @@ from orcinus.config.addresses import (
     parse_proxy,
     parse_root_path,
 )
+from orcinus.config.api_keys import ApiKey, check_distinct, digest_of, read_keys
 from orcinus.config.engine_config import BatchingStrategy, EngineConfig
+from orcinus.config.limits import ClientLimits, Limit
 from orcinus.config.sources import ENV_PREFIX, Environment, YamlFile, given_by
 from orcinus.config.text_files import TextFileError, read_text
 from orcinus.config.values import (
@@ -330,10 +332,25 @@ class Settings(BaseSettings):
         le=86_400,
     )
     api_key: Strings = _setting(
-        (), "Server", "Key that clients must send; repeatable. Without any, everybody may.", "KEY", repr=False
+        (),
+        "Server",
+        "Key that clients must send, or sha256: and its hash; repeatable. Without any, everybody may.",
+        "KEY",
+        repr=False,
     )
     api_key_file: Path | None = _setting(
-        None, "Server", "File with more keys, one a line; empty lines and lines with # are skipped.", "FILE"
+        None,
+        "Server",
+        "File with more keys, or their hashes: one a line (empty lines and lines with # are skipped), or YAML, which"
+        " gives keys names, limits, models and an expiry.",
+        "FILE",
+    )
+    usage_db: Path | None = _setting(
+        None,
+        "Server",
+        "SQLite file in which is kept, over restarts, what each named key uses by day and model; made where there is"
+        " none. `orcinus usage` and GET /v1/usage show it.",
+        "FILE",
     )
     max_queue_len: int = _setting(
         2048,
@@ -557,7 +574,7 @@ class Settings(BaseSettings):
     @classmethod
     def _keys_can_be_sent(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for number, key in enumerate(value, 1):
-            check_key(key, f"key {number}")
+            digest_of(key, f"key {number}")
         return value
 
     @field_validator("api_key_file")
@@ -567,6 +584,15 @@ class Settings(BaseSettings):
             raise ValueError(f"there is no file {value}")
         if value is not None:
             read_keys(value)
+        return value
+
+    @field_validator("usage_db")
+    @classmethod
+    def _usage_has_a_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.parent.is_dir():
+            raise ValueError(f"there is no folder {value.parent} for {value.name}")
+        if value is not None and value.is_dir():
+            raise ValueError(f"{value} is a folder: name a file in it")
         return value
 
     @field_validator("chat_template")
@@ -606,6 +632,11 @@ class Settings(BaseSettings):
         server_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
         return self
 
+    @model_validator(mode="after")
+    def _keys_have_one_owner(self) -> "Settings":
+        self.read_api_keys()
+        return self
+
     @property
     def model_path(self) -> str:
         """`model`, or the directory of the demo model."""
@@ -627,9 +658,26 @@ class Settings(BaseSettings):
     def is_key_needed(self) -> bool:
         return bool(self.api_key) or self.api_key_file is not None
 
-    def read_api_keys(self) -> tuple[str, ...]:
+    def read_api_keys(self) -> tuple[ApiKey, ...]:
         """Return the keys of `api_key` and those that `api_key_file` holds now. Raises `TextFileError`."""
-        return self.api_key if self.api_key_file is None else self.api_key + read_keys(self.api_key_file)
+        given = tuple(ApiKey(digest_of(key, "api_key")) for key in self.api_key)
+        if self.api_key_file is None:
+            return given
+        read = read_keys(self.api_key_file)
+        try:
+            check_distinct(read, given)
+        except ValueError as error:
+            raise TextFileError(self.api_key_file, str(error)) from None
+        return given + read
+
+    @property
+    def limits_per_key(self) -> ClientLimits:
+        """The limits of each client, but for those that its key has of its own."""
+        requests, tokens = self.max_requests_per_key, self.max_tokens_per_minute_per_key
+        return ClientLimits(
+            max_requests=None if requests is None else Limit(requests, "max_requests_per_key"),
+            max_tokens_per_minute=None if tokens is None else Limit(tokens, "max_tokens_per_minute_per_key"),
+        )
 
     def read_chat_template(self) -> str | None:
         """Return the Jinja text of `chat_template`, read from its file if it names one. Raises `TextFileError`."""
@@ -664,32 +712,12 @@ class Settings(BaseSettings):
         )
 
 
-def check_key(key: str, where: str) -> None:
-    """Raise `ValueError`, without the key, if no client could send it: headers take no control characters."""
-    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in key):
-        raise ValueError(f"{where} has a control character, which no header can carry")
-    if key != key.strip(" \t"):
-        raise ValueError(f"{where} begins or ends with a space, which headers do not keep")
-
-
 def _parsed(parse: Callable[[str], str], entry: str) -> str:
     """Return an entry in its one form. Raises `ValueError` that shows it."""
     try:
         return parse(entry)
     except ValueError as error:
         raise ValueError(f"{error}, got {entry[:100]!r}") from None
-
-
-def read_keys(path: Path) -> tuple[str, ...]:
-    """Return the keys in a file: one a line, but for empty lines and those with #. Raises `TextFileError`."""
-    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
-    keys = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    for number, key in keys:
-        try:
-            check_key(key, f"the key in line {number}")
-        except ValueError as error:
-            raise TextFileError(path, str(error)) from None
-    return tuple(key for _, key in keys)
 
 
 def demo_model_path() -> Path:

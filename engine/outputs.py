@@ -63,6 +63,17 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.prompts) * self.sampling.n
 
 
+class RequestUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tells what a request has used that has ended: each prompt counted once, and all that was generated for it."""
+
+    client: str
+    adapter: str | None
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    is_failed: bool  # by an error or its deadline, for one of its choices or all
+
+
 class RequestTiming(msgspec.Struct, frozen=True, kw_only=True):
     """The time that one choice took: queueing until its first step, prefill from there to its first token."""
 

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
+from orcinus.config.api_keys import key_name
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
 from orcinus.engine.errors import OrcinusError
@@ -38,6 +39,7 @@ from orcinus.server.openapi import describe_operation, install_document
 from orcinus.server.operations import OPERATIONS, Operation, OperationTable
 from orcinus.server.tracing.layer import TraceMiddleware
 from orcinus.server.tracing.tracer import Tracing, open_tracing
+from orcinus.server.usage.book import UsageBook
 from orcinus.server.watching.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -64,11 +66,16 @@ def create_app(
     tracing = tracing or open_tracing(settings)
     if not settings.page:
         operations = operations.without_page()
+    if settings.usage_db is None:
+        operations = operations.without_admin()
     metrics = Metrics(
         settings.model_names, operations.labels(), names=settings.metrics_names, cpu_energy_j=CpuEnergy().read_j
     )
     engine.observer = metrics
+    metrics.name_keys(key_name)
     context = ServingContext(engine, settings)
+    keys = KeyRing(settings)
+    context.limit_clients(keys.limits_of)
     app = FastAPI(
         title="Orcinus",
         version=VERSION,
@@ -82,7 +89,10 @@ def create_app(
     app.state.metrics = metrics
     app.state.watch = Watch(context, metrics)
     app.state.tracing = tracing
-    app.state.keys = KeyRing(settings)
+    app.state.keys = keys
+    if settings.usage_db is not None:
+        app.state.usage = UsageBook(settings.usage_db, context.model_name)
+        metrics.usage_listener = app.state.usage.add
     app.state.throttled_log = ThrottledLog()
     app.state.origins = OriginPolicy(settings.cors_allow_origin)
     bodies = BodyReader(settings.max_body_bytes)
@@ -100,7 +110,7 @@ def create_app(
         Middleware(RootPathMiddleware, root_path=settings.root_path),
         Middleware(FaultMiddleware),
         Middleware(ServerOptionsMiddleware, operations=operations),
-        Middleware(AuthMiddleware, keys=app.state.keys, operations=operations),
+        Middleware(AuthMiddleware, keys=keys, operations=operations),
         Middleware(MethodMiddleware, operations=operations, has_metrics_port=settings.metrics_port is not None),
         Middleware(RoomMiddleware, context=context, operations=operations, metrics=metrics),
     ]
@@ -145,7 +155,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     reading = app.state.reading = asyncio.create_task(context.engine.run(), name="engine messages")
     announcing = asyncio.create_task(_announce(context, app.state.metrics), name="engine ready")
     try:
-        yield
+        async with _keeping_usage(getattr(app.state, "usage", None)):
+            yield
+            await context.engine.aclose()
     finally:
         await context.engine.aclose()
         announcing.cancel()
@@ -161,6 +173,19 @@ async def _send_last_spans(tracing: Tracing) -> None:
     await asyncio.to_thread(sending.join, _LAST_SPANS_S)
     if sending.is_alive():
         logger.warning("the last spans were not sent within %g s", _LAST_SPANS_S)
+
+
+@asynccontextmanager
+async def _keeping_usage(book: UsageBook | None) -> AsyncIterator[None]:
+    """Have usage written in the block, and what is left of it after it."""
+    if book is None:
+        yield
+        return
+    keeping = asyncio.create_task(book.keep(), name="keep usage")
+    try:
+        yield
+    finally:
+        await book.close(keeping)
 
 
 async def _announce(context: ServingContext, metrics: Metrics) -> None:

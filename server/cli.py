@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": "serve a model over the OpenAI HTTP API",
     "chat": "talk to a running server from the terminal",
     "generate": "run a file of prompts (OpenAI batch format) through the engine, without a server",
+    "usage": "show what each named key has used, from the file of --usage-db",
     "bench": "measure: load a server, sweep batch sizes, compare the batching strategies",
 }
 

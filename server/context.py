@@ -12,16 +12,18 @@ Both calls raise the errors that `server.errors.to_response` turns into a status
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+from orcinus.config.limits import ClientLimits
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
 from orcinus.engine.frontend.observer import EngineObserver, SlotListener
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import Grammar
+from orcinus.server.caller_key import check_allowed, is_allowed
 from orcinus.server.errors import ModelNotFoundError
 from orcinus.server.intake import Intake
 from orcinus.server.reading.message_format import MessageFormat
@@ -73,6 +75,7 @@ class ServingEngine(Protocol):
     def check_context(self, num_prompt_tokens: int, max_tokens: int | None) -> None: ...
     def submit(self, request: GenerationRequest) -> OutputStream: ...
     def watch_slots(self, listener: SlotListener | None) -> None: ...
+    def limit_clients(self, limits_of: Callable[[str], ClientLimits]) -> None: ...
     def clients(self) -> Counter[str]: ...
     async def run(self) -> None: ...
     async def wait_ready(self) -> EngineInfo: ...
@@ -91,7 +94,7 @@ class ServingContext:
     ) -> None:
         self.engine = engine
         self.model_names = tuple(settings.model_names)
-        self.intake = Intake(settings.max_preparing, settings.max_requests_per_key)
+        self.intake = Intake(settings.max_preparing, settings.limits_per_key)
         self._parsers = {
             "tool_call_parser": settings.tool_call_parser,
             "reasoning_parser": settings.reasoning_parser,
@@ -126,6 +129,11 @@ class ServingContext:
             **self._parsers,
         )
 
+    def limit_clients(self, limits_of: Callable[[str], ClientLimits]) -> None:
+        """Hold each client from now on to the limits that `limits_of` gives."""
+        self.intake.limits_of = limits_of
+        self.engine.limit_clients(limits_of)
+
     def check_ready(self) -> None:
         """Raise `EngineUnavailableError` (or `DrainingError`) unless new work would run now."""
         self.intake.check()
@@ -147,11 +155,22 @@ class ServingContext:
             return salt
         return client if salt is None else f"{client}:{salt}"
 
+    @property
+    def usable_models(self) -> tuple[str, ...]:
+        """The names that are served to whoever asks."""
+        return tuple(filter(is_allowed, self.model_names))
+
     def check_model(self, name: str | None) -> None:
-        """Raise `ModelNotFoundError` for a name that is not served; None means the served model."""
-        if name is None or name in self.model_names:
+        """Raise `ModelNotFoundError` for a name that is not served, and `ModelForbiddenError` for one not to this key.
+
+        None means the served model, by any of its names.
+        """
+        if name is None and self.usable_models:
             return
-        served = ", ".join(repr(known) for known in self.model_names)
+        if name is None or name in self.model_names:
+            check_allowed(name or self.model_name)
+            return
+        served = ", ".join(map(repr, self.usable_models)) or "none to this key"
         raise ModelNotFoundError(f"the model {name[:200]!r} does not exist; served here: {served}", "model")
 
     def describe(self, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from orcinus.engine.errors import (
     DrainingError,
     EngineUnavailableError,
     InvalidRequestError,
+    OrcinusError,
     QueueFullError,
     QuotaError,
     RequestFailedError,
@@ -48,6 +49,18 @@ class UnsupportedThreadError(InvalidRequestError):
 
 class AuthenticationError(InvalidRequestError):
     """No API key, or a wrong one."""
+
+
+class ModelForbiddenError(InvalidRequestError):
+    """The model is served, and the key may not ask for it."""
+
+
+class AdminKeyNeededError(InvalidRequestError):
+    """The key is valid, and is none of an administrator."""
+
+
+class UsageUnavailableError(OrcinusError):
+    """The file in which usage is kept cannot be read."""
 
 
 class BodyTooLargeError(InvalidRequestError):
@@ -85,6 +98,8 @@ ERROR_TABLE: Mapping[type[BaseException], ErrorKind] = {
     InvalidRequestError: ErrorKind(400),
     ContextLengthError: ErrorKind(400, code="context_length_exceeded"),
     AuthenticationError: ErrorKind(401, code="invalid_api_key"),
+    ModelForbiddenError: ErrorKind(403, code="model_not_found"),
+    AdminKeyNeededError: ErrorKind(403, code="admin_key_needed"),
     ModelNotFoundError: ErrorKind(404, code="model_not_found"),
     ResponseNotFoundError: ErrorKind(404, code="response_not_found"),
     RequestTimeoutError: ErrorKind(408, "timeout"),
@@ -93,6 +108,7 @@ ERROR_TABLE: Mapping[type[BaseException], ErrorKind] = {
     QueueFullError: ErrorKind(429, "rate_limit_error", "queue_full"),
     QuotaError: ErrorKind(429, "rate_limit_error", "quota"),
     RequestFailedError: ErrorKind(500, "server_error"),
+    UsageUnavailableError: ErrorKind(500, "server_error", "usage_unavailable"),
     RequestQuarantinedError: ErrorKind(500, "server_error", "request_quarantined"),
     EngineUnavailableError: ErrorKind(503, "server_error", "engine_unavailable"),
     DrainingError: ErrorKind(503, "server_error", "draining"),
@@ -104,6 +120,7 @@ _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 # What Anthropic's API calls an error, by its status; others are invalid_request_error or, from 500 on, api_error.
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     413: "request_too_large",

@@ -7,9 +7,10 @@ neither signals nor bodies.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from orcinus.config.limits import NO_LIMITS, ClientLimits
 from orcinus.engine.errors import DrainingError, QueueFullError, QuotaError
 
 _RETRY_AFTER_S = 1.0  # a guess: preparing takes milliseconds where nothing unusual is asked
@@ -44,12 +45,13 @@ class Passage:
 class Intake:
     """Holds requests on their way in, `max_requests` at once. Open until `close`.
 
-    A named client may have half of the places, and no more than `max_requests_per_client`.
+    A known client may have half of the places, and no more than its `max_requests`. `limits` are those of all clients,
+    unless `limits_of` gives others.
     """
 
-    def __init__(self, max_requests: int, max_requests_per_client: int | None = None) -> None:
+    def __init__(self, max_requests: int, limits: ClientLimits = NO_LIMITS) -> None:
+        self.limits_of: Callable[[str], ClientLimits] = lambda client: limits
         self._max_requests = max_requests
-        self._max_requests_per_client = max_requests_per_client
         self._is_closed = False
         self._inside: set[Passage] = set()
         self._num_inside = Counter[str]()  # by client
@@ -118,8 +120,8 @@ class Intake:
         most, setting = self._max_requests, "max_preparing"
         if client:
             most, setting = max(1, most // _CLIENT_SHARE), "half of max_preparing"
-        limit = self._max_requests_per_client
-        return (most, setting) if limit is None or limit >= most else (limit, "max_requests_per_key")
+        limit = self.limits_of(client).max_requests
+        return (most, setting) if limit is None or limit.value >= most else (limit.value, limit.source)
 
     def _add(self, passage: Passage, client: str) -> None:
         self._inside.add(passage)

@@ -18,10 +18,11 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 
+from orcinus.config.api_keys import MAX_NAMED_KEYS
 from orcinus.config.version import VERSION
 from orcinus.engine.frontend.observer import EngineObserver
 from orcinus.engine.messages import EngineInfo, StepStats
-from orcinus.engine.outputs import Outcome, RequestTiming
+from orcinus.engine.outputs import Outcome, RequestTiming, RequestUsage
 from orcinus.server.exposition.declarations import (
     ADMISSION_LIMITS,
     ENDS,
@@ -36,6 +37,8 @@ from orcinus.server.exposition.engines import EngineMetrics
 from orcinus.server.exposition.families import Histogram, Labels, family
 from orcinus.server.exposition.load import Load
 from orcinus.server.exposition.vllm_names import vllm_families
+
+OTHER_KEYS = "(others)"  # no key may be called so
 
 __all__ = ["METRICS", "OUTCOMES", "REJECTION_REASONS", "SECONDS", "Histogram", "Metrics", "RejectionReason"]
 
@@ -57,6 +60,7 @@ class Metrics(EngineObserver):
         """
         self.registry = CollectorRegistry()
         self.step_listener: Callable[[StepStats], None] | None = None  # told of each step, while somebody watches
+        self.usage_listener: Callable[[RequestUsage], None] | None = None  # told of each request that has ended
         self._model_names = tuple(model_names)
         self._names = frozenset(names)
         self._cpu_energy_j = cpu_energy_j
@@ -150,10 +154,15 @@ class Metrics(EngineObserver):
             histograms["orcinus_time_per_output_token_seconds"].observe(mean_s)
 
     def on_client_usage(self, client: str, outcome: Outcome, num_prompt_tokens: int, num_output_tokens: int) -> None:
-        if (key := self._key_name(client)) is not None:
+        if (name := self._key_name(client)) is not None:
+            key = self._key_label(name)
             self._key_requests[(key, outcome)] += 1
             self._key_prompt_tokens[(key,)] += num_prompt_tokens
             self._key_generation_tokens[(key,)] += num_output_tokens
+
+    def on_request_usage(self, usage: RequestUsage) -> None:
+        if self.usage_listener is not None:
+            self.usage_listener(usage)
 
     def on_restart(self) -> None:
         self._counters["orcinus_engine_restarts_total"] += 1
@@ -195,9 +204,14 @@ class Metrics(EngineObserver):
     def name_keys(self, key_name: Callable[[str], str | None]) -> None:
         """Count by key from now on. `key_name` gives the name of the key that a client has; None: it has no name.
 
-        Names become labels, so there must be a fixed set of them, and no client may choose one.
+        Names become labels, so no client may choose one. There may be so many of them as a key file may have; names
+        that come later, in files that are read again, are one label together.
         """
         self._key_name = key_name
+
+    def _key_label(self, name: str) -> str:
+        is_known = (name,) in self._key_prompt_tokens or len(self._key_prompt_tokens) < MAX_NAMED_KEYS
+        return name if is_known else OTHER_KEYS
 
     @contextmanager
     def preparing(self) -> Iterator[None]:

@@ -15,12 +15,21 @@ from pydantic.json_schema import models_json_schema
 
 from orcinus.server.apis.answer_schemas import STRING, STRING_OR_NULL, AnswerSchema, Schema, constant, object_with
 from orcinus.server.errors import MAX_RETRY_AFTER_S, speaks_anthropic
-from orcinus.server.operations import BodyOperation, GenerationOperation, Operation, OperationTable, PageOperation
+from orcinus.server.operations import (
+    AdminOperation,
+    BodyOperation,
+    GenerationOperation,
+    Operation,
+    OperationTable,
+    PageOperation,
+)
 from orcinus.server.requests.bodies import MAX_TIMEOUT_S, Body
 from orcinus.server.requests.caller import TIMEOUT_HEADER
 from orcinus.server.requests.parameters import IGNORED, REFUSED, Endpoint
 
 _REF = "#/components/schemas/{model}"
+
+_WITH_ANSWER = (GenerationOperation, BodyOperation, AdminOperation)
 
 _ERRORS = (
     AnswerSchema(
@@ -42,6 +51,7 @@ _ANY: Mapping[int, str] = {
     503: "The server loads its model, restarts its engine or ends, or there are too many connections",
 }
 _GUARDED: Mapping[int, str] = {401: "The API key is missing or wrong"}
+_RESTRICTED: Mapping[int, str] = {403: "The API key may not ask for this"}
 _NAMING_A_MODEL: Mapping[int, str] = {404: "No model is served by this name"}
 _WITH_BODY: Mapping[int, str] = {413: "The body is too large", 415: "The body is not JSON, or is compressed"}
 _OF_CONNECTIONS = frozenset({414, 431})  # said before it is known which API is spoken
@@ -76,6 +86,8 @@ def describe_operation(operation: Operation) -> dict[str, Any]:
             return _describe_body(operation.body, operation.answer, is_streamed=operation.is_streamed)
         case BodyOperation():
             return _describe_body(operation.body, operation.answer, is_streamed=False)
+        case AdminOperation():
+            return {"responses": _describe_answer({"application/json": _reference(operation.answer.name)})}
         case PageOperation():
             return {"responses": _describe_answer(dict.fromkeys(operation.media_types, STRING))}
         case _:
@@ -130,7 +142,7 @@ def _body_schemas(bodies: Sequence[type[Body]]) -> dict[str, Schema]:
 
 
 def _answer_schemas(operations: OperationTable) -> dict[str, Schema]:
-    answers = [row.answer for row in operations if isinstance(row, (GenerationOperation, BodyOperation))]
+    answers = [row.answer for row in operations if isinstance(row, _WITH_ANSWER)]
     return {answer.name: answer.schema for answer in (*answers, *_ERRORS)}
 
 
@@ -138,7 +150,8 @@ def _complete(described: dict[str, Any], operation: Operation, *, is_guarded: bo
     """Add what holds for all operations: path parameters, headers, keys and errors."""
     names = re.findall(r"{(\w+)}", operation.shown_path)
     headers = [_REQUEST_ID, _TIMEOUT] if operation.needs_room else [_REQUEST_ID]
-    described["parameters"] = [*map(_path_parameter, names), *headers]
+    queries = operation.parameters if isinstance(operation, AdminOperation) else ()
+    described["parameters"] = [*map(_path_parameter, names), *queries, *headers]
     if is_guarded:
         described["security"] = [{name: []} for name in _KEYS]
     has_body = "requestBody" in described
@@ -146,6 +159,7 @@ def _complete(described: dict[str, Any], operation: Operation, *, is_guarded: bo
         **_ANY,
         **(_GUARDED if is_guarded else {}),
         **(_NAMING_A_MODEL if has_body or "model" in names else {}),
+        **(_RESTRICTED if is_guarded and (has_body or "model" in names or queries) else {}),
         **(_WITH_BODY if has_body else {}),
     }
     described["responses"] |= {

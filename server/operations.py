@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from orcinus.server.apis.answer_schemas import AnswerSchema
+from orcinus.server.apis.answer_schemas import AnswerSchema, Schema
 from orcinus.server.apis.chat.answer import CHAT_COMPLETION, start_chat_completion
 from orcinus.server.apis.chat.body import ChatBody
 from orcinus.server.apis.completions.answer import COMPLETION, start_completion
@@ -44,6 +44,7 @@ from orcinus.server.apis.responses.body import ResponseBody
 from orcinus.server.apis.status.answer import exposition, live, ready, version
 from orcinus.server.apis.tokens.answer import TEXT, TOKENS, detokenize, tokenize
 from orcinus.server.apis.tokens.body import DetokenizeBody, TokenizeBody
+from orcinus.server.apis.usage.answer import PARAMETERS, USAGE, usage
 from orcinus.server.context import ServingContext
 from orcinus.server.requests.bodies import Body
 from orcinus.server.requests.caller import Caller
@@ -147,6 +148,19 @@ class PageOperation(Operation):
     is_endless: bool = False  # the answer to GET goes on until the client leaves
 
 
+@dataclass(frozen=True, slots=True)
+class AdminOperation(Operation):
+    """An operation for keys with `admin: true`: `work` answers with a JSON object, made of the query's `parameters`.
+
+    It is there where the server keeps what administrators may ask for.
+    """
+
+    _: KW_ONLY
+    work: Callable[[Request], Awaitable[dict[str, Any]]]
+    parameters: tuple[Schema, ...]
+    answer: AnswerSchema
+
+
 class OperationTable:
     """Operations, in the order of the OpenAPI document, to be looked up by the path of a request.
 
@@ -166,6 +180,10 @@ class OperationTable:
     def without_page(self) -> "OperationTable":
         """Return the table of a server that shows no page."""
         return OperationTable(operation for operation in self._operations if not operation.is_of_page)
+
+    def without_admin(self) -> "OperationTable":
+        """Return the table of a server that keeps nothing for administrators."""
+        return OperationTable(row for row in self._operations if not isinstance(row, AdminOperation))
 
     def at(self, path: str) -> Operation | None:
         """Return the operation that a request for this path is about, whatever its method."""
@@ -407,6 +425,15 @@ OPERATIONS = OperationTable(
             answer=EMBEDDINGS,
             is_streamed=False,
             gen_ai_name="embeddings",
+        ),
+        AdminOperation(
+            "/v1/usage",
+            name="usage",
+            tag="operations",
+            summary="What named keys have used",
+            work=usage,
+            parameters=PARAMETERS,
+            answer=USAGE,
         ),
         BodyOperation("/tokenize", name="tokenize", tag="tokens", work=tokenize, body=TokenizeBody, answer=TOKENS),
         BodyOperation(

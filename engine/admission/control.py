@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orcinus.config.limits import ClientLimits
 from orcinus.engine.admission.answer_size import check_logprobs
 from orcinus.engine.admission.quotas import ClientAccount, ClientAccounts
 from orcinus.engine.admission.service_rate import ServiceRate
@@ -55,7 +56,9 @@ class AdmissionControl:
     def __init__(self, settings: "Settings", clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
-        self._clients = ClientAccounts(settings.max_tokens_per_minute_per_key, clock)
+        limits = settings.limits_per_key
+        self.limits_of: Callable[[str], ClientLimits] = lambda client: limits
+        self._clients = ClientAccounts(clock)
         self._choices: dict[str, _Choice] = {}
         self._num_queued_tokens = 0
         self._num_running = 0
@@ -82,8 +85,9 @@ class AdmissionControl:
         self._num_slots = num_slots
         self._check_queue(1)
         self._check_queued_tokens(1)
-        account = self._clients.of(client)
+        account = self._account_of(client)
         self._check_in_flight(account, 1)
+        self._check_request_rate(account)
         self._check_bucket(account, 1)
 
     def check(self, request: GenerationRequest, num_slots: int, max_model_len: int) -> None:
@@ -93,20 +97,23 @@ class AdmissionControl:
         log-probabilities than one request may ask for.
         """
         self._num_slots = num_slots
-        self._check_possible(request.num_choices)
+        account = self._account_of(request.client)
+        self._check_possible(request.num_choices, account)
         check_logprobs(request, self._settings.max_logprobs_per_request, max_model_len)
         self._check_queue(request.num_choices)
         self._check_queued_tokens(sum(map(len, request.prompts)) * request.sampling.n)
-        account = self._clients.of(request.client)
         self._check_in_flight(account, request.num_choices)
-        self._check_bucket(account, self._reservation(request, max_model_len))
+        self._check_request_rate(account)
+        self._check_bucket(account, _reservation(request, account, max_model_len))
 
     def enter(self, request: GenerationRequest, choice_ids: Sequence[str], max_model_len: int) -> None:
         """Count a request that passed `check`. Its choices are known by `choice_ids`, which must be unique."""
-        account = self._clients.of(request.client)
+        account = self._account_of(request.client)
         self._num_clients += account.num_in_flight == 0
         account.num_in_flight += len(choice_ids)
-        reservation = _Reservation(account, len(choice_ids), self._reservation(request, max_model_len))
+        reservation = _Reservation(account, len(choice_ids), _reservation(request, account, max_model_len))
+        if account.requests is not None:
+            account.requests.take(1, self._clock())
         if account.bucket is not None:
             account.bucket.take(reservation.num_reserved, self._clock())
         for index, choice_id in enumerate(choice_ids):
@@ -159,22 +166,12 @@ class AdmissionControl:
         self._num_promised = max(0, self._num_promised - 1)
         self._service.set_load(len(self._choices), self._num_slots)
 
-    def _reservation(self, request: GenerationRequest, max_model_len: int) -> int:
-        """Return the tokens of prompts and of all that may be generated, as usage counts them, up to a full bucket.
-
-        So a client that asks for more than a minute's tokens waits for a full bucket, and then pays off the rest.
-        """
-        if self._settings.max_tokens_per_minute_per_key is None:
-            return 0
-        asked, n = request.sampling.max_tokens, request.sampling.n
-        num_tokens = sum(
-            len(prompt) + n * (max_model_len - len(prompt) if asked is None else asked) for prompt in request.prompts
-        )
-        return min(num_tokens, self._settings.max_tokens_per_minute_per_key)
-
     # --- the limits, one by one -----------------------------------------------------------------------------
 
-    def _check_possible(self, num_choices: int) -> None:
+    def _account_of(self, client: str) -> ClientAccount:
+        return self._clients.of(client, self.limits_of(client))
+
+    def _check_possible(self, num_choices: int, account: ClientAccount) -> None:
         most = self._num_places
         if num_choices > most:
             raise InvalidRequestError(
@@ -182,11 +179,10 @@ class AdmissionControl:
                 f" got {num_choices}",
                 "n",
             )
-        most_of_one = self._settings.max_requests_per_key
-        if most_of_one is not None and num_choices > most_of_one:
+        limit = account.limits.max_requests
+        if limit is not None and num_choices > limit.value:
             raise InvalidRequestError(
-                f"at most {most_of_one} choices of one client run or wait at once (max_requests_per_key),"
-                f" got {num_choices}",
+                f"at most {limit.value} choices of one client run or wait at once ({limit.source}), got {num_choices}",
                 "n",
             )
 
@@ -229,13 +225,13 @@ class AdmissionControl:
         return retry_after_s
 
     def _check_in_flight(self, account: ClientAccount, num_choices: int) -> None:
-        most = self._settings.max_requests_per_key
-        if most is None:
+        limit = account.limits.max_requests
+        if limit is None:
             return
-        num_missing = account.num_in_flight + num_choices - most
+        num_missing = account.num_in_flight + num_choices - limit.value
         if num_missing > 0:
             raise QuotaError(
-                f"a client may have {most} choices running and waiting (max_requests_per_key): this one has"
+                f"a client may have {limit.value} choices running and waiting ({limit.source}): this one has"
                 f" {account.num_in_flight}, and the request asks for {num_choices} more",
                 self._service.seconds_to_serve(num_missing * self._num_served_per_choice_of(account)),
             )
@@ -246,14 +242,36 @@ class AdmissionControl:
             return max(self._num_slots, len(self._choices)) / account.num_in_flight
         return max(self._num_slots / account.num_in_flight, self._num_clients)
 
+    def _check_request_rate(self, account: ClientAccount) -> None:
+        limit, bucket = account.limits.max_requests_per_minute, account.requests
+        if limit is None or bucket is None:
+            return
+        wait_s = bucket.seconds_until(1, self._clock())
+        if wait_s > 0:
+            raise QuotaError(f"a client may send {limit.value} requests a minute ({limit.source})", wait_s)
+
     def _check_bucket(self, account: ClientAccount, num_tokens: int) -> None:
-        bucket = account.bucket
-        if bucket is None:
+        limit, bucket = account.limits.max_tokens_per_minute, account.bucket
+        if limit is None or bucket is None:
             return
         wait_s = bucket.seconds_until(num_tokens, self._clock())
         if wait_s > 0:
             raise QuotaError(
-                f"a client may use {bucket.capacity} tokens a minute (max_tokens_per_minute_per_key), of which"
+                f"a client may use {bucket.capacity} tokens a minute ({limit.source}), of which"
                 f" {max(0, int(bucket.level(self._clock())))} are left: prompt and max_tokens need {num_tokens}",
                 wait_s,
             )
+
+
+def _reservation(request: GenerationRequest, account: ClientAccount, max_model_len: int) -> int:
+    """Return the tokens of prompts and of all that may be generated, as usage counts them, up to a full bucket.
+
+    So a client that asks for more than a minute's tokens waits for a full bucket, and then pays off the rest.
+    """
+    if account.bucket is None:
+        return 0
+    asked, n = request.sampling.max_tokens, request.sampling.n
+    num_tokens = sum(
+        len(prompt) + n * (max_model_len - len(prompt) if asked is None else asked) for prompt in request.prompts
+    )
+    return min(num_tokens, account.bucket.capacity)

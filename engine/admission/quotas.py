@@ -7,6 +7,8 @@ back when it ends. Queues and slots are unknown here, and so is who the clients 
 import time
 from collections.abc import Callable
 
+from orcinus.config.limits import NO_LIMITS, ClientLimits, Limit
+
 _PRUNE_AT = 256  # clients; those of which nothing need be remembered are forgotten from there on
 
 
@@ -17,6 +19,11 @@ class TokenBucket:
         self.capacity = capacity
         self._level = float(capacity)
         self._as_of = now
+
+    def resize(self, capacity: int, now: float) -> None:
+        """Have another capacity from now on. What has been taken stays taken."""
+        self._level = self.level(now)
+        self.capacity = capacity
 
     def level(self, now: float) -> float:
         """Return the tokens that may be taken at the time `now`. A negative number is a debt."""
@@ -34,24 +41,33 @@ class TokenBucket:
 
 
 class ClientAccount:
-    """Holds what one client has in flight, and its bucket if tokens are limited."""
+    """Holds what one client has in flight, its limits, and a bucket for each of those that are by the minute."""
 
-    __slots__ = ("bucket", "num_in_flight")
+    __slots__ = ("bucket", "limits", "num_in_flight", "requests")
 
-    def __init__(self, bucket: TokenBucket | None) -> None:
+    def __init__(self) -> None:
         self.num_in_flight = 0  # choices
-        self.bucket = bucket
+        self.limits = NO_LIMITS
+        self.bucket: TokenBucket | None = None
+        self.requests: TokenBucket | None = None
+
+    def hold_to(self, limits: ClientLimits, now: float) -> None:
+        """Have these limits from now on."""
+        if limits is not self.limits:
+            self.bucket = _fitted(self.bucket, limits.max_tokens_per_minute, now)
+            self.requests = _fitted(self.requests, limits.max_requests_per_minute, now)
+            self.limits = limits
 
     def is_as_new(self, now: float) -> bool:
         """Return whether a new account would do as well."""
-        return self.num_in_flight == 0 and (self.bucket is None or self.bucket.level(now) >= self.bucket.capacity)
+        buckets = (self.bucket, self.requests)
+        return self.num_in_flight == 0 and all(each is None or each.level(now) >= each.capacity for each in buckets)
 
 
 class ClientAccounts:
-    """The accounts of all clients. A client with nothing in flight and a full bucket is forgotten before long."""
+    """The accounts of all clients. A client with nothing in flight and full buckets is forgotten before long."""
 
-    def __init__(self, tokens_per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tokens_per_minute = tokens_per_minute
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._accounts: dict[str, ClientAccount] = {}
         self._prune_at = _PRUNE_AT
@@ -59,16 +75,14 @@ class ClientAccounts:
     def __len__(self) -> int:
         return len(self._accounts)
 
-    def of(self, client: str) -> ClientAccount:
-        """Return the client's account, which is made if there is none."""
+    def of(self, client: str, limits: ClientLimits) -> ClientAccount:
+        """Return the client's account, which is made if there is none, and is held to `limits` from now on."""
         account = self._accounts.get(client)
         if account is None:
             self._prune()
-            account = self._accounts[client] = ClientAccount(self._new_bucket())
+            account = self._accounts[client] = ClientAccount()
+        account.hold_to(limits, self._clock())
         return account
-
-    def _new_bucket(self) -> TokenBucket | None:
-        return None if self._tokens_per_minute is None else TokenBucket(self._tokens_per_minute, self._clock())
 
     def _prune(self) -> None:
         if len(self._accounts) < self._prune_at:
@@ -76,3 +90,13 @@ class ClientAccounts:
         now = self._clock()
         self._accounts = {name: account for name, account in self._accounts.items() if not account.is_as_new(now)}
         self._prune_at = max(_PRUNE_AT, 2 * len(self._accounts))
+
+
+def _fitted(bucket: TokenBucket | None, limit: Limit | None, now: float) -> TokenBucket | None:
+    """Return the bucket for a limit, which keeps what has been taken out of the one before."""
+    if limit is None:
+        return None
+    if bucket is None:
+        return TokenBucket(limit.value, now)
+    bucket.resize(limit.value, now)
+    return bucket

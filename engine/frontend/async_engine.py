@@ -8,10 +8,11 @@ but `start` runs on the event loop, and nothing here blocks it.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from orcinus.config.limits import ClientLimits
 from orcinus.engine.admission.control import AdmissionControl
 from orcinus.engine.admission.convictions import Convictions
 from orcinus.engine.admission.request_checks import check_context, check_request
@@ -285,6 +286,10 @@ class AsyncEngine:
         """
         if self.is_admitting:
             self._admission.check_room(client, self._num_slots)
+
+    def limit_clients(self, limits_of: Callable[[str], ClientLimits]) -> None:
+        """Hold each client to the limits that `limits_of` gives, in place of those that the settings give to all."""
+        self._admission.limits_of = limits_of
 
     def check_context(self, num_prompt_tokens: int, max_tokens: int | None) -> None:
         """Raise `ContextLengthError` where `submit` would, before the prompts after this one are read."""

@@ -14,7 +14,7 @@ from orcinus.engine.frontend.choice_clock import ChoiceClock
 from orcinus.engine.frontend.output_buffer import OutputBuffer
 from orcinus.engine.frontend.output_processor import OutputProcessor
 from orcinus.engine.messages import AddRequest
-from orcinus.engine.outputs import GenerationRequest, RequestOutput, RequestTiming
+from orcinus.engine.outputs import GenerationRequest, Outcome, RequestOutput, RequestTiming, RequestUsage
 
 if TYPE_CHECKING:
     from orcinus.engine.frontend.replica import EngineReplica
@@ -28,10 +28,30 @@ class LiveRequest:
         self.request_id = request.request_id
         self.choices: dict[str, LiveChoice] = {}
         self.timer: asyncio.TimerHandle | None = None
+        self._num_prompt = self._num_cached = self._num_output = 0
+        self._is_failed = False
         self._pending: dict[int, deque[OutputBuffer]] = {}
         self._is_closed = False
         self._error: OrcinusError | None = None
         self._news = asyncio.Event()
+
+    def count(self, choice: "LiveChoice", outcome: Outcome) -> None:
+        """Add up what a choice of it has used that has ended."""
+        self._num_prompt += choice.num_prompt_tokens
+        self._num_cached += choice.num_cached_tokens
+        self._num_output += choice.processor.num_output_tokens
+        self._is_failed = self._is_failed or outcome in ("error", "timeout")
+
+    def usage(self) -> RequestUsage:
+        """Return what its choices have used that have ended."""
+        return RequestUsage(
+            client=self.request.client,
+            adapter=self.request.adapter,
+            num_prompt_tokens=self._num_prompt,
+            num_cached_tokens=self._num_cached,
+            num_output_tokens=self._num_output,
+            is_failed=self._is_failed,
+        )
 
     def put(self, output: RequestOutput) -> None:
         """Hand an output to the reader. What it has not read of the same choice becomes one with it, up to a bound."""
@@ -83,6 +103,7 @@ class LiveChoice:
         "is_unproven",
         "last_token_time",
         "live",
+        "num_cached_tokens",
         "num_prompt_tokens",
         "processor",
         "queue_time_s",
@@ -111,6 +132,7 @@ class LiveChoice:
         self.live = live
         self.replica = replica
         self.processor = processor
+        self.num_cached_tokens = 0
         self.num_prompt_tokens = num_prompt_tokens  # as usage counts them
         self.was_submitted = False
         self.is_unproven = True  # the engine that has it now has brought nothing of it

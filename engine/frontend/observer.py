@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from orcinus.engine.messages import SlotReport, StepStats
-from orcinus.engine.outputs import Outcome, RequestTiming
+from orcinus.engine.outputs import Outcome, RequestTiming, RequestUsage
 
 SlotListener = Callable[[int, SlotReport, Callable[[str], str | None]], None]
 """Takes an engine's index, what it reports of its slots, and what tells whose a request is, if it is in flight."""
@@ -44,6 +44,9 @@ class EngineObserver:
 
     def on_client_usage(self, client: str, outcome: Outcome, num_prompt_tokens: int, num_output_tokens: int) -> None:
         """Called with `on_choice_done`, which has these numbers, too, for the client whose request it was."""
+
+    def on_request_usage(self, usage: RequestUsage) -> None:
+        """Called once for each admitted request, when its last choice has ended."""
 
     def on_restart(self) -> None:
         """Called when an engine has ended and another one is to take its place."""

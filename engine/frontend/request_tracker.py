@@ -155,6 +155,8 @@ class RequestTracker:
         if output.queue_time_s is not None:
             choice.queue_time_s = output.queue_time_s
             self.observer.on_first_output(output.queue_time_s)
+        if output.num_cached_tokens and choice.num_prompt_tokens:  # counted once for a prompt, as in usage
+            choice.num_cached_tokens = output.num_cached_tokens
         if num_tokens := len(output.token_ids):
             self._observe_tokens(choice, num_tokens, now)
 
@@ -196,6 +198,9 @@ class RequestTracker:
             outcome, time.monotonic() - choice.asked_at, choice.num_prompt_tokens, num_output_tokens
         )
         self.observer.on_client_usage(choice.live.request.client, outcome, choice.num_prompt_tokens, num_output_tokens)
+        choice.live.count(choice, outcome)
+        if not choice.live.choices:
+            self.observer.on_request_usage(choice.live.usage())
 
 
 def _failure(choice: LiveChoice, output: RequestOutput) -> OrcinusError:

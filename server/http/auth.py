@@ -5,17 +5,17 @@ client's to choose.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from orcinus.config.api_keys import ApiKey
+from orcinus.config.limits import ClientLimits
 from orcinus.config.settings import Settings, SettingsError
+from orcinus.server.caller_key import on_behalf_of_key
 from orcinus.server.errors import AuthenticationError
 from orcinus.server.http.answers import error_response
 from orcinus.server.operations import OperationTable
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0  # at the key file
 WAIT_S = 1.0  # for the file, by requests that come while it is looked at
-_NAME_BYTES = 8  # of a key's digest: enough to tell clients apart
 
 Stamp = tuple[int, int, int]
 
@@ -38,9 +37,10 @@ class KeyRing:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._default_limits = settings.limits_per_key
         self._stamp = self._read_stamp()
         try:
-            self._digests = self._read_digests()
+            self._keep(settings.read_api_keys())
         except ValueError as error:
             raise SettingsError(f"api_key_file: {error}") from None
         self._next_look = self._wait_until = 0.0
@@ -51,8 +51,12 @@ class KeyRing:
     def is_needed(self) -> bool:
         return self._settings.is_key_needed
 
-    def check(self, authorization: bytes | None, api_key: bytes | None = None) -> str:
-        """Return the client's name, made of its key. Raises `AuthenticationError` unless a header holds a valid key.
+    def limits_of(self, client: str) -> ClientLimits:
+        """Return what a client may have: the limits of its key, and those of all where it has none."""
+        return self._limits.get(client, self._default_limits)
+
+    def check(self, authorization: bytes | None, api_key: bytes | None = None) -> ApiKey:
+        """Return the key that was sent. Raises `AuthenticationError` unless a header holds a valid one.
 
         `authorization` is "Bearer KEY", `api_key` (x-api-key, which clients of Anthropic's API send) the key alone.
         Some send both, one of them a placeholder: either may be the valid one.
@@ -60,17 +64,21 @@ class KeyRing:
         if authorization is None and api_key is None:
             raise AuthenticationError("an API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
         given = [key for key in (_bearer_key(authorization), api_key) if key is not None]
-        valid = [name for key in given if (name := self._name_of(hashlib.sha256(key).digest())) is not None]
-        if not valid:
+        known = [key for sent in given for digest in _digests(sent) if (key := self._find(digest)) is not None]
+        if not known:
             raise AuthenticationError("the API key is not valid")
+        now = time.time()
+        valid = [key for key in known if key.expires_at is None or now < key.expires_at]
+        if not valid:
+            raise AuthenticationError("the API key has expired")
         return valid[0]
 
-    def _name_of(self, digest: bytes) -> str | None:
-        """Return the name of a valid key: of its UTF-8, however it was sent.
+    def _find(self, digest: bytes) -> ApiKey | None:
+        """Return the key that has this digest.
 
         Compares with every key, and digests, which have one length, so that the time taken tells nothing.
         """
-        matches = [known.name for known in self._digests if hmac.compare_digest(digest, known.digest)]
+        matches = [known for known in self._keys if hmac.compare_digest(digest, known.digest)]
         return matches[0] if matches else None
 
     async def look(self) -> None:
@@ -100,8 +108,9 @@ class KeyRing:
             return
         self._problem = ""
         if read is not None:
-            self._stamp, self._digests = read
-            count = len({known.name for known in self._digests})
+            self._stamp = read[0]
+            self._keep(read[1])
+            count = len({known.digest for known in self._keys})
             level = logging.INFO if count else logging.WARNING
             logger.log(
                 level, "API keys read again: %d are valid%s", count, "" if count else ", and every request is a 401"
@@ -110,9 +119,13 @@ class KeyRing:
     def _on_looked(self, _: asyncio.Task[None]) -> None:
         self._looking = None
 
-    def _read_anew(self, is_forced: bool) -> tuple[Stamp | None, list["_Known"]] | None:
+    def _keep(self, keys: tuple[ApiKey, ...]) -> None:
+        self._keys = keys
+        self._limits = {key.client: key.limits.over(self._default_limits) for key in keys}
+
+    def _read_anew(self, is_forced: bool) -> tuple[Stamp | None, tuple[ApiKey, ...]] | None:
         stamp = self._read_stamp()
-        return None if stamp == self._stamp and not is_forced else (stamp, self._read_digests())
+        return None if stamp == self._stamp and not is_forced else (stamp, self._settings.read_api_keys())
 
     def _read_stamp(self) -> Stamp | None:
         if self._settings.api_key_file is None:
@@ -120,32 +133,11 @@ class KeyRing:
         status = self._settings.api_key_file.stat()
         return status.st_mtime_ns, status.st_size, status.st_ino
 
-    def _read_digests(self) -> list["_Known"]:
-        return [known for key in self._settings.read_api_keys() for known in _forms(key)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A form of a valid key as it may be sent, and the name that the key has in all of them."""
-
-    digest: bytes
-    name: str
-
-
-def _forms(key: str) -> Iterator[_Known]:
-    """Return the bytes that a key may be sent as: UTF-8, and what older clients and browsers make of it."""
-    digest = hashlib.sha256(key.encode()).digest()
-    name = digest[:_NAME_BYTES].hex()
-    yield _Known(digest, name)
-    with contextlib.suppress(UnicodeEncodeError):
-        if not key.isascii():
-            yield _Known(hashlib.sha256(key.encode("latin-1")).digest(), name)
-
 
 class AuthMiddleware:
     """Answers 401 to every HTTP request without a valid key, except for the operations that need none.
 
-    Leaves the client's name in the state of what it lets pass.
+    Leaves the client's name, and that of its key, in the state of what it lets pass.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing, operations: OperationTable) -> None:
@@ -158,10 +150,14 @@ class AuthMiddleware:
             await self._keys.look()
             try:
                 keys = _header(scope, b"authorization"), _header(scope, b"x-api-key")
-                scope["state"]["client"] = self._keys.check(*keys)
+                key = self._keys.check(*keys)
             except AuthenticationError as error:
                 await error_response(error, scope)(scope, receive, send)
                 return
+            scope["state"] |= {"client": key.client, "key_name": key.name}
+            with on_behalf_of_key(key):
+                await self._app(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
 
@@ -169,6 +165,12 @@ def _header(scope: Scope, wanted: bytes) -> bytes | None:
     """Return the header's value, if there is one and not more: which of two would count cannot be known."""
     values: list[bytes] = [value for name, value in scope["headers"] if name == wanted]
     return values[0].strip(b" \t") if len(values) == 1 else None
+
+
+def _digests(key: bytes) -> list[bytes]:
+    """Return the hashes that a key may be known by: of UTF-8, as which it was sent or, by older clients, was not."""
+    forms = [key] if key.isascii() else [key, key.decode("latin-1").encode()]
+    return [hashlib.sha256(form).digest() for form in forms]
 
 
 def _bearer_key(authorization: bytes | None) -> bytes | None:

@@ -72,7 +72,8 @@ class RequestMiddleware:
 class _Exchange:
     """One request and what was answered.
 
-    A route may leave `answer_id` in the state, what the engine's log calls it, and `left_out`, what was passed over.
+    A route may leave `answer_id` in the state, what the engine's log calls it, and `left_out`, what was passed over;
+    the layer that knows the keys leaves `key_name`.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -112,6 +113,7 @@ class _Exchange:
             return
         method, path = ascii(self._scope["method"])[1:-1], ascii(self._scope["path"])[1:-1][:200]
         client, answer_id = client_address(self._scope) or "-", self._scope["state"].get("answer_id")
+        key_name = self._scope["state"].get("key_name")
         fields = {
             "method": method,
             "path": path,
@@ -119,10 +121,11 @@ class _Exchange:
             "duration_ms": round(self.duration_s * 1000, 1),
             "client": client,
             **({} if answer_id is None else {"answer_id": answer_id}),
+            **({"key": key_name} if key_name else {}),
         }
         logger.log(
             level,
-            "%s %s %d %.1f ms id=%s%s client=%s",
+            "%s %s %d %.1f ms id=%s%s client=%s%s",
             method,
             path,  # both with what would break the line escaped
             self.status,
@@ -130,6 +133,7 @@ class _Exchange:
             self.request_id,
             "" if answer_id is None else f" answer={answer_id}",
             client,
+            f" key={key_name}" if key_name else "",
             extra={"fields": fields},
         )
 

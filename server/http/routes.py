@@ -11,11 +11,19 @@ from fastapi import Request, Response
 
 from orcinus.server.apis.generation import StreamableGeneration
 from orcinus.server.apis.json_pieces import write_blocks
+from orcinus.server.caller_key import check_admin
 from orcinus.server.context import ServingContext
 from orcinus.server.errors import speaks_anthropic
 from orcinus.server.http.answers import EventStream, JsonAnswer, WholeAnswer, json_response
 from orcinus.server.http.preparation import Preparation
-from orcinus.server.operations import BodyOperation, GenerationOperation, LookupOperation, Operation, PageOperation
+from orcinus.server.operations import (
+    AdminOperation,
+    BodyOperation,
+    GenerationOperation,
+    LookupOperation,
+    Operation,
+    PageOperation,
+)
 from orcinus.server.requests.caller import Caller, read_caller
 from orcinus.server.requests.left_out import collecting_left_out
 from orcinus.server.tracing.layer import trace_of
@@ -41,6 +49,8 @@ class OperationHandlers:
                 return self._body_handler(operation)
             case LookupOperation():
                 return self._lookup_handler(operation)
+            case AdminOperation():
+                return self._admin_handler(operation)
             case PageOperation():
                 return self._page_handler(operation)
             case _:
@@ -81,6 +91,13 @@ class OperationHandlers:
             return json_response(work(self._context, **request.path_params))
 
         return look_up
+
+    def _admin_handler(self, operation: AdminOperation) -> Handler:
+        async def respond(request: Request) -> Response:
+            check_admin()
+            return json_response(await operation.work(request))
+
+        return respond
 
     def _page_handler(self, operation: PageOperation) -> Handler:
         async def respond(request: Request) -> Response:

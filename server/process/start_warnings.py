@@ -18,6 +18,12 @@ def start_up_warnings(settings: Settings) -> Iterator[str]:
         yield (
             f"the API key file {settings.api_key_file} has no key in it: requests are refused with 401 until it has one"
         )
+    keys = settings.read_api_keys()
+    if settings.usage_db is not None and not any(key.name for key in keys):
+        yield "usage is kept for keys that have names, and none has one: --usage-db does nothing without --api-key-file"
+    for key in keys:
+        if key.models is not None and not key.models & set(settings.model_names):
+            yield f"the key {key.name} may use none of the models that are served: {', '.join(settings.model_names)}"
     for link in ignored_service_links(Settings.model_fields):
         yield (
             f"{link} is Kubernetes' link to a service and no setting: it is passed over"

@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar, SamplingParams
+from orcinus.server.caller_key import max_tokens_limit
 from orcinus.server.context import ServingContext, ServingEngine
 from orcinus.server.errors import shown
 from orcinus.server.requests.bodies import GenerationBody, PromptBody
@@ -16,6 +19,7 @@ from orcinus.server.requests.schemas import MAX_BAD_WORD_CHARS
 
 MAX_CHOICES = 1024  # prompts x n
 
+_MAX_TOKENS = ("max_completion_tokens", "max_tokens")
 _WITH_MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -85,15 +89,16 @@ def to_request(
     prompts: Sequence[EncodedPrompt],
     caller: Caller,
 ) -> GenerationRequest:
-    """Return what the engine is asked for. Raises `InvalidRequestError` for too many choices."""
+    """Return what the engine is asked for. Raises `InvalidRequestError` for too many choices, or too many tokens."""
     if (num_choices := len(prompts) * sampling.n) > MAX_CHOICES:
         raise InvalidRequestError(
             f"prompts times n must be at most {MAX_CHOICES}, got {len(prompts)} x {sampling.n} = {num_choices}", "n"
         )
+    token_ids = [prompt.token_ids for prompt in prompts]
     return GenerationRequest(
         request_id=response_id,
-        prompts=[prompt.token_ids for prompt in prompts],
-        sampling=sampling,
+        prompts=token_ids,
+        sampling=_bounded(sampling, body, ctx.engine.info.max_model_len - max(map(len, token_ids))),
         priority=body.priority,
         cache_salt=ctx.cache_salt(caller.client, body.cache_salt),
         timeout_s=caller.deadline_s(body.timeout),
@@ -101,6 +106,25 @@ def to_request(
         client=caller.client,
         on_choice_end=caller.on_choice_end,
     )
+
+
+def _bounded(sampling: SamplingParams, body: GenerationBody, num_left: int) -> SamplingParams:
+    """Return the parameters within what the client's key may have generated. `num_left` tokens fit the context.
+
+    A request that does not say gets what it may have. Raises `InvalidRequestError` for one that asks for more.
+    """
+    limit = max_tokens_limit()
+    if limit is None:
+        return sampling
+    asked = [name for name in _MAX_TOKENS if name in body.model_fields_set and getattr(body, name) is not None]
+    if not asked:
+        most = max(num_left, 1) if sampling.max_tokens is None else sampling.max_tokens
+        return msgspec.structs.replace(sampling, max_tokens=min(most, limit.value))
+    if sampling.max_tokens is not None and sampling.max_tokens > limit.value:
+        raise InvalidRequestError(
+            f"{asked[0]} may be at most {limit.value} ({limit.source}), got {sampling.max_tokens}", asked[0]
+        )
+    return sampling
 
 
 def tokens_to_keep(ctx: ServingContext, body: PromptBody, max_tokens: int | None) -> int | None:

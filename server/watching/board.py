@@ -40,12 +40,13 @@ class Stay:
 
 
 class ClientNames:
-    """Numbers clients in the order in which they are seen, and names them by it: "key 1", "key 2", …
+    """Numbers clients in the order in which they are seen, and names those by it whose keys have no name: "key 1", …
 
-    What a client is called inside is made of its key, and is not shown. "" is everybody where there are no keys.
+    What such a client is called inside is made of its key, and is not shown. "" is everybody where there are no keys.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key_name: Callable[[str], str | None]) -> None:
+        self._key_name = key_name
         self._numbers: dict[str, int] = {}
 
     def number(self, client: str | None) -> int | None:
@@ -59,7 +60,7 @@ class ClientNames:
     @property
     def names(self) -> list[str]:
         """The names by index; the last one is for all clients beyond the bound, once there are so many."""
-        names = [f"key {number + 1}" for number in self._numbers.values()]
+        names = [self._key_name(client) or f"key {number + 1}" for client, number in self._numbers.items()]
         return [*names, "other keys"] if len(names) == MAX_NAMES else names
 
 

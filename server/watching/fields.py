@@ -88,7 +88,8 @@ EVENT_FIELDS: tuple[EventField, ...] = (
     EventField(
         "keys",
         {"type": "array", "items": _TEXT},
-        "Names of the API keys that have asked for something, never the keys. In the first event, and when there is a"
+        "Names of the API keys that have asked for something, never the keys: as the key file has them, or"
+        " `key 1`, `key 2` in the order in which they came. In the first event, and when there is a"
         " new one.",
         is_always=False,
     ),

@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from orcinus.config.api_keys import key_name
 from orcinus.config.version import VERSION
 from orcinus.engine.errors import EngineUnavailableError
 from orcinus.engine.messages import SlotReport, StepStats
@@ -36,7 +37,7 @@ class Watch:
     def __init__(self, context: ServingContext, metrics: Metrics) -> None:
         self.context = context
         self.metrics = metrics
-        self.names = ClientNames()
+        self.names = ClientNames(key_name)
         self.board = SlotBoard(self.names)
         self.num_steps = 0
         self.step_times: deque[tuple[float, int, int]] = deque(maxlen=MAX_STEPS)

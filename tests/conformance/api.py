@@ -1,11 +1,13 @@
 """How the rows talk to a server: every answer is checked against its type on the way. Knows no row."""
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +24,12 @@ from tests.server_process import LIGHT, ServerProcess
 
 TIMEOUT_S = 60.0
 KEY = "conformance-key"
+USER_KEY = "users-key"
+KEY_FILE = f"""\
+keys:
+- {{name: conformance, key: {KEY}, admin: true}}
+- {{name: user, key: {USER_KEY}, models: [no-model-of-this-server]}}
+"""
 LONG: dict[str, Any] = {"prompt": "On and on", "max_tokens": 200, "ignore_eos": True, "temperature": 0}
 JSON = "application/json"
 
@@ -187,9 +195,13 @@ class SmallServer:
 def small_server(*flags: str) -> Iterator[SmallServer]:
     """A server that may be broken. What it refuses has nothing to do with a model, so that its engine has none."""
     limits = ("--max-num-seqs", "1", "--max-queue-len", "2", "--max-body-bytes", "10000", "--keep-alive-s", "0.2")
-    process = ServerProcess("--api-key", KEY, *limits, *flags, module=LIGHT)
-    try:
-        with Api(process.url, KEY) as api:
-            yield SmallServer(process, api)
-    finally:
-        process.close()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "keys"
+        file.write_text(KEY_FILE)
+        keys = ("--api-key-file", str(file), "--usage-db", str(file.with_name("usage.db")))
+        process = ServerProcess(*keys, *limits, *flags, module=LIGHT)
+        try:
+            with Api(process.url, KEY) as api:
+                yield SmallServer(process, api)
+        finally:
+            process.close()

@@ -53,17 +53,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.intake": set(),
     "server.json_values": {"server.errors"},
     "server.reading": {"server.json_values", "server.errors"},
-    "server.context": {"server.reading", "server.intake", "server.errors"},
+    "server.caller_key": {"server.errors"},
+    "server.usage": {"server.errors"},
+    "server.context": {"server.reading", "server.intake", "server.caller_key", "server.errors"},
     "server.exposition": set(),
     "server.metrics": {"server.exposition"},
     "server.watching": {"server.context", "server.metrics"},
-    "server.requests": {"server.context", "server.json_values", "server.errors"},
+    "server.requests": {"server.context", "server.caller_key", "server.json_values", "server.errors"},
     "server.apis": {"server.requests", "server.context", "server.reading", "server.json_values", "server.metrics"}
-    | {"server.errors", "server.watching"},
+    | {"server.errors", "server.watching", "server.usage"},
     "server.operations": {"server.apis", "server.requests", "server.context"},
     "server.tracing": {"server.operations", "server.apis", "server.requests", "server.errors"},
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
-    | {"server.metrics", "server.intake", "server.tracing"},
+    | {"server.metrics", "server.intake", "server.tracing", "server.caller_key"},
     "server.openapi": {"server.operations", "server.apis", "server.requests", "server.errors"},
     "server.reference": {"server.operations", "server.requests", "server.exposition", "server.watching"},
     "server.process": {"server.http", "server.context", "server.intake", "server.exposition"},
@@ -76,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "server.exposition",
         "server.watching",
         "server.tracing",
+        "server.usage",
     },
     "server.load": set(),
     "server.commands": {
@@ -86,6 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "server.context",
         "server.errors",
         "server.load",
+        "server.usage",
     },
     "server.cli": set(),  # it loads the command that is asked for, by name
 }

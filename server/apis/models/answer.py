@@ -7,8 +7,8 @@ from orcinus.server.context import ServingContext
 
 
 def list_models(ctx: ServingContext) -> dict[str, Any]:
-    """Return an entry for each name, the model's own first. Works while the model is still loading."""
-    return {"object": "list", "data": [ctx.describe(name) for name in ctx.model_names]}
+    """Return an entry for each name that the key may use, the model's own first. Works while the model is loading."""
+    return {"object": "list", "data": [ctx.describe(name) for name in ctx.usable_models]}
 
 
 def retrieve_model(ctx: ServingContext, model: str) -> dict[str, Any]:
@@ -19,8 +19,13 @@ def retrieve_model(ctx: ServingContext, model: str) -> dict[str, Any]:
 
 def list_models_for_anthropic(ctx: ServingContext) -> dict[str, Any]:
     """Return one page with all names."""
-    data = [_describe_for_anthropic(ctx, name) for name in ctx.model_names]
-    return {"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
+    data = [_describe_for_anthropic(ctx, name) for name in ctx.usable_models]
+    return {
+        "data": data,
+        "has_more": False,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+    }
 
 
 def retrieve_model_for_anthropic(ctx: ServingContext, model: str) -> dict[str, Any]:

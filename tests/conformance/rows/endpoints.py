@@ -2,7 +2,7 @@
 
 from openai.types import Model
 
-from tests.conformance.api import Api, error_of, talk
+from tests.conformance.api import USER_KEY, Api, error_of, talk
 from tests.conformance.registry import row
 from tests.conformance.rows import anthropic
 from tests.conformance.schema import check_type
@@ -145,6 +145,39 @@ def auth(api: Api) -> None:
                     check_locked(stranger, method, path)
         for path in ("/", "/docs", "/openapi.json", "/nowhere"):
             check_locked(anonymous, "GET", path)
+
+
+@row("auth.models", "A key that may use other models alone gets a 403 `model_not_found`, as from OpenAI, and sees none")
+def forbidden_models(api: Api) -> None:
+    with Api(api.small.process.url, USER_KEY) as user:
+        assert user.ask("GET", "/v1/models")["data"] == []
+        model = api.small.api.model["id"]
+        for method, path, body in (
+            ("POST", "/v1/completions", {"model": model, "prompt": "a"}),
+            ("POST", "/v1/chat/completions", {"model": model, "messages": talk("a")}),
+            ("GET", f"/v1/models/{model}", None),
+        ):
+            error = error_of(user.http.request(method, path, json=body), 403)
+            assert (error["type"], error["code"], error["param"]) == (
+                "invalid_request_error",
+                "model_not_found",
+                "model",
+            )
+
+
+@row("auth.usage", "GET and HEAD /v1/usage tell what named keys have used, to an administrator's key alone")
+def usage_of_keys(api: Api) -> None:
+    admin = api.small.api
+    before = {entry["key"]: entry for entry in admin.ask("GET", "/v1/usage?by=key")["data"]}
+    admin.complete(max_tokens=2, ignore_eos=True)
+    [entry] = [entry for entry in admin.ask("GET", "/v1/usage?by=key")["data"] if entry["key"] == "conformance"]
+    used = before.get("conformance", dict.fromkeys(entry, 0))
+    assert (entry["requests"], entry["generated_tokens"]) == (used["requests"] + 1, used["generated_tokens"] + 2)
+    assert admin.http.head("/v1/usage").status_code == 200
+    assert error_of(admin.http.post("/v1/usage"), 405)["code"] == "method_not_allowed"
+    assert error_of(admin.http.get("/v1/usage?by=week"), 400)["param"] == "by"
+    with Api(api.small.process.url, USER_KEY) as user:
+        assert error_of(user.http.get("/v1/usage"), 403)["code"] == "admin_key_needed"
 
 
 def check_locked(stranger: Api, method: str, path: str) -> None:

@@ -1,10 +1,12 @@
 """What the settings are, what is said of wrong ones, and what follows from them."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from orcinus.config.api_keys import ApiKey
 from orcinus.config.settings import Settings, SettingsError, demo_model_path, load_settings
 
 
@@ -79,9 +81,9 @@ def test_keys_come_from_settings_and_from_the_file_as_it_is_now(tmp_path: Path) 
     keys = tmp_path / "keys"
     keys.write_text("# team a\nfirst\n\n  second  \n")
     settings = load_settings(api_key=["zeroth"], api_key_file=keys)
-    assert settings.read_api_keys() == ("zeroth", "first", "second")
+    assert settings.read_api_keys() == keys_of("zeroth", "first", "second")
     keys.write_text("third\n")
-    assert settings.read_api_keys() == ("zeroth", "third")
+    assert settings.read_api_keys() == keys_of("zeroth", "third")
     assert settings.is_key_needed
 
 
@@ -128,7 +130,7 @@ def test_a_byte_order_mark_is_no_part_of_keys_and_templates(tmp_path: Path) -> N
     keys.write_text("first\nschlüssel\n", encoding="utf-8-sig")
     template.write_text("{{ messages }}", encoding="utf-8-sig")
     settings = load_settings(api_key_file=keys, chat_template=str(template))
-    assert settings.read_api_keys() == ("first", "schlüssel")
+    assert settings.read_api_keys() == keys_of("first", "schlüssel")
     assert settings.read_chat_template() == "{{ messages }}"
 
 
@@ -161,3 +163,15 @@ def test_names_of_metrics_may_stand_in_one_list_or_in_several(given: str | list[
 def test_names_of_metrics_that_there_are_not_are_refused(given: str | list[str], shown: str) -> None:
     with pytest.raises(SettingsError, match=f"must name one or more of orcinus, vllm, got {shown}"):
         load_settings(metrics_names=given)
+
+
+def keys_of(*keys: str) -> tuple[ApiKey, ...]:
+    return tuple(ApiKey(hashlib.sha256(key.encode()).digest()) for key in keys)
+
+
+def test_usage_goes_into_a_folder_that_there_is(tmp_path: Path) -> None:
+    assert load_settings(usage_db=str(tmp_path / "usage.db")).usage_db == tmp_path / "usage.db"
+    with pytest.raises(SettingsError, match=r"there is no folder .*none for usage\.db"):
+        load_settings(usage_db=str(tmp_path / "none" / "usage.db"))
+    with pytest.raises(SettingsError, match="is a folder: name a file in it"):
+        load_settings(usage_db=str(tmp_path))

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from orcinus.config.limits import ClientLimits, Limit
 from orcinus.engine.errors import DrainingError, QueueFullError, QuotaError, RequestTimeoutError
 from orcinus.server.intake import Intake, Passage
 
@@ -32,7 +33,7 @@ async def test_a_client_with_a_name_has_half_of_the_places() -> None:
 
 @pytest.mark.parametrize("client", ["", "a"])
 async def test_a_client_has_no_more_than_it_may_have_running_and_waiting(client: str) -> None:
-    intake = Intake(100, 1)
+    intake = Intake(100, ClientLimits(max_requests=Limit(1, "max_requests_per_key")))
     async with intake.enter(client):
         with pytest.raises(QuotaError, match=r"at most 1 .*\(max_requests_per_key\), and 1 are"):
             intake.check_room(client)

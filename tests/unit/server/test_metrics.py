@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
+from orcinus.config.api_keys import MAX_NAMED_KEYS, key_name
 from orcinus.engine.messages import StepStats
 from orcinus.engine.outputs import GenerationRequest, RequestTiming
 from orcinus.engine.sampling_params import SamplingParams
@@ -134,7 +135,7 @@ def test_times_of_a_sequence_that_ended_by_itself_are_told_apart() -> None:
 
 async def test_what_named_keys_use_is_counted_by_their_names(tmp_path: Path) -> None:
     async with serving(tmp_path, FakeExecutor(says("Hello")), api_key=["one", "two"]) as served:
-        clients = {key: served.app.state.keys.check(f"Bearer {key}".encode()) for key in ("one", "two")}
+        clients = {key: served.app.state.keys.check(f"Bearer {key}".encode()).client for key in ("one", "two")}
         served.app.state.metrics.name_keys({clients["one"]: "batch"}.get)
         usages = []
         for key, n in (("one", 1), ("one", 3), ("two", 1)):
@@ -405,3 +406,16 @@ async def test_format_follows_what_the_scraper_accepts(served: Serving) -> None:
     fancy = await served.client.get("/metrics", headers=accept)
     assert fancy.headers["content-type"].startswith("application/openmetrics-text")
     assert fancy.text.endswith("# EOF\n")
+
+
+def test_there_are_so_many_names_of_keys_in_the_metrics_however_often_the_file_changes() -> None:
+    metrics = Metrics()
+    metrics.name_keys(key_name)
+    for number in [*range(MAX_NAMED_KEYS + 5), 0]:
+        metrics.on_client_usage(f"name:n{number}", "stop", 2, 1)
+    metrics.on_client_usage("0123456789abcdef", "stop", 2, 1)
+    text = metrics.exposition()[0].decode()
+    samples = [line for line in text.splitlines() if line.startswith("orcinus_key_prompt_tokens_total{")]
+    assert len(samples) == MAX_NAMED_KEYS + 1
+    assert 'orcinus_key_prompt_tokens_total{key="(others)"} 10.0' in samples
+    assert 'orcinus_key_prompt_tokens_total{key="n0"} 4.0' in samples

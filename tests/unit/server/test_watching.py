@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from starlette.exceptions import HTTPException
 
+from orcinus.config.api_keys import key_name
 from orcinus.config.engine_config import EngineConfig
 from orcinus.config.settings import load_settings
 from orcinus.engine.errors import ModelLoadError
@@ -117,12 +118,12 @@ async def test_ids_are_cut_and_keys_are_numbered(tmp_path: Path) -> None:
                 await until(lambda: "left" in str(watcher._board._moves))
             text = msgspec.json.encode(watcher.event()).decode()
             assert "secret" not in text
-            for digest in (known.name for known in served.app.state.keys._digests):
+            for digest in (known.client for known in served.app.state.keys._keys):
                 assert digest not in text
 
 
 def test_clients_are_numbered_in_their_order_and_no_more_than_some_of_them() -> None:
-    names = ClientNames()
+    names = ClientNames(key_name)
     assert [names.number(client) for client in ("x", "y", "x", "", None)] == [0, 1, 0, None, None]
     assert names.names == ["key 1", "key 2"]
     for number in range(MAX_NAMES + 5):
@@ -204,7 +205,7 @@ async def test_an_engine_that_has_ended_leaves_its_slots_and_the_other_keeps_its
 
 
 def test_a_board_takes_no_part_of_a_story_for_the_whole() -> None:
-    board = SlotBoard(ClientNames())
+    board = SlotBoard(ClientNames(key_name))
     board.apply(0, range(4), report([came(0, "a")], 1), str)
     assert board_shows(board) == {}
     board.apply(0, range(4), report([came(1, "b")], 2, is_whole=True), str)

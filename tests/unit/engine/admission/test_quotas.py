@@ -1,5 +1,6 @@
 import pytest
 
+from orcinus.config.limits import NO_LIMITS, ClientLimits, Limit
 from orcinus.engine.admission.quotas import ClientAccounts, TokenBucket
 
 
@@ -41,19 +42,41 @@ def test_a_limit_of_one_token_gives_one_a_minute() -> None:
     assert bucket.seconds_until(1, now=10.0) == pytest.approx(60)
 
 
+LIMITS = ClientLimits(max_tokens_per_minute=Limit(600, "max_tokens_per_minute_per_key"))
+
+
 def test_clients_of_whom_nothing_need_be_remembered_are_forgotten() -> None:
     clock = Clock()
-    accounts = ClientAccounts(600, clock)
-    accounts.of("busy").num_in_flight = 1
-    bucket = accounts.of("spent").bucket
+    accounts = ClientAccounts(clock)
+    accounts.of("busy", LIMITS).num_in_flight = 1
+    bucket = accounts.of("spent", LIMITS).bucket
     assert bucket is not None
     bucket.take(6000, clock.now)
     for number in range(10_000):
-        accounts.of(f"passing {number}")
+        accounts.of(f"passing {number}", LIMITS)
     assert len(accounts) < 1000
-    assert accounts.of("busy").num_in_flight == 1
-    assert accounts.of("spent").bucket is bucket
+    assert accounts.of("busy", LIMITS).num_in_flight == 1
+    assert accounts.of("spent", LIMITS).bucket is bucket
     clock.now += 3600
     for number in range(10_000):
-        accounts.of(f"passing {number}")
-    assert accounts.of("spent").bucket is not bucket
+        accounts.of(f"passing {number}", LIMITS)
+    assert accounts.of("spent", LIMITS).bucket is not bucket
+
+
+def test_another_limit_leaves_what_has_been_taken_taken() -> None:
+    clock = Clock()
+    accounts = ClientAccounts(clock)
+    before = accounts.of("a", LIMITS)
+    assert before.requests is None
+    assert before.bucket is not None
+    before.bucket.take(500, clock.now)
+    wider = ClientLimits(max_requests_per_minute=Limit(2, "r"), max_tokens_per_minute=Limit(6000, "t"))
+    account = accounts.of("a", wider)
+    assert account is before
+    assert account.requests is not None
+    assert account.bucket is not None
+    assert account.bucket.level(clock.now) == pytest.approx(100)
+    clock.now += 1
+    assert account.bucket.level(clock.now) == pytest.approx(200)
+    unlimited = accounts.of("a", NO_LIMITS)
+    assert [unlimited.bucket, unlimited.requests] == [None, None]

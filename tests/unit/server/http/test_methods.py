@@ -12,7 +12,7 @@ from tests.unit.server.serving import Serving, answer_of, error_of, listening, s
 
 GETTABLE = [
     operation.path
-    for operation in OPERATIONS
+    for operation in OPERATIONS.without_admin()
     if "GET" in operation.methods
     and "{" not in operation.path
     and not (isinstance(operation, PageOperation) and operation.is_endless)
@@ -48,7 +48,7 @@ async def test_head_of_what_only_takes_a_body_is_a_405(served: Serving) -> None:
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
-@pytest.mark.parametrize("operation", [*OPERATIONS], ids=lambda operation: operation.path)
+@pytest.mark.parametrize("operation", [*OPERATIONS.without_admin()], ids=lambda operation: operation.path)
 async def test_a_wrong_method_is_told_all_that_the_path_has(served: Serving, operation: Any) -> None:
     path = operation.path.replace("{model:path}", "fake-model").replace("{response_id}", "resp_1")
     response = await served.client.request("PATCH", path)
