@@ -27,7 +27,11 @@ keys:
 @pytest.fixture
 async def named(tmp_path: Path) -> AsyncIterator[Serving]:
     (tmp_path / "keys").write_text(FILE)
-    settings = {"api_key_file": str(tmp_path / "keys"), "api_key": ("plain",), "served_model_name": ("large", "small")}
+    settings: dict[str, Any] = {
+        "api_key_file": str(tmp_path / "keys"),
+        "api_key": ("plain",),
+        "served_model_name": ("large", "small"),
+    }
     executor = FakeExecutor(says("Hello there, you"))
     async with serving(tmp_path, executor, usage_db=str(tmp_path / "usage.db"), **settings) as running:
         yield running
@@ -70,9 +74,9 @@ async def test_a_clients_error_of_anthropics_api_is_a_missing_permission(named: 
 
 async def test_a_key_is_valid_until_it_expires(named: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     assert error_of(await ask(named, "three"), 401)["message"] == "the API key has expired"
-    monkeypatch.setattr(auth.time, "time", lambda: 1_577_836_799.0)  # the last second of 2019
+    monkeypatch.setattr(time, "time", lambda: 1_577_836_799.0)  # the last second of 2019
     answer_of(await ask(named, "three"))
-    monkeypatch.setattr(auth.time, "time", lambda: 1_577_836_800.0)
+    monkeypatch.setattr(time, "time", lambda: 1_577_836_800.0)
     error_of(await ask(named, "three"), 401)
 
 

@@ -11,7 +11,6 @@ import pytest
 from orcinus.engine.outputs import RequestUsage
 from orcinus.server.errors import UsageUnavailableError
 from orcinus.server.usage import book as module
-from orcinus.server.usage import store
 from orcinus.server.usage.book import UsageBook
 from orcinus.server.usage.store import Usage, UsageKey, read_usage
 from tests.unit.engine.fakes import FakeExecutor, says
@@ -54,11 +53,11 @@ async def test_what_a_full_disk_refuses_is_kept_and_written_when_there_is_room(
     connect, max_pages = sqlite3.connect, [1]
 
     def on_a_small_disk(*args: Any, **options: Any) -> sqlite3.Connection:
-        database = connect(*args, **options)
+        database: sqlite3.Connection = connect(*args, **options)
         database.execute(f"PRAGMA max_page_count = {max_pages[0]}")
         return database
 
-    monkeypatch.setattr(store.sqlite3, "connect", on_a_small_disk)
+    monkeypatch.setattr(sqlite3, "connect", on_a_small_disk)
     book = UsageBook(tmp_path / "usage.db", "m")
     for number in range(3):
         book.add(used())
@@ -75,7 +74,7 @@ async def test_what_a_full_disk_refuses_is_kept_and_written_when_there_is_room(
 async def test_a_broken_file_costs_no_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "usage.db").write_bytes(b"this is no database " * 500)
     (tmp_path / "keys").write_text("keys:\n- {name: a, key: one, admin: true}\n")
-    settings = {"api_key_file": str(tmp_path / "keys"), "usage_db": str(tmp_path / "usage.db")}
+    settings: dict[str, Any] = {"api_key_file": str(tmp_path / "keys"), "usage_db": str(tmp_path / "usage.db")}
     async with serving(tmp_path, FakeExecutor(says("Hello")), **settings) as served:
         served.client.headers["authorization"] = "Bearer one"
         for _ in range(3):
