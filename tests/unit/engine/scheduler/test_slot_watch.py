@@ -45,7 +45,9 @@ def test_nothing_is_computed_and_nothing_sent_while_nobody_watches(monkeypatch: 
     for _ in range(12):
         outputs = engine.step()
         assert outputs.slots is None
-        assert encode_frame(outputs) == encode_frame(StepOutputs(deltas=outputs.deltas, stats=outputs.stats))
+        assert encode_frame(outputs) == encode_frame(
+            StepOutputs(deltas=outputs.deltas, stats=outputs.stats, ended_at=outputs.ended_at)
+        )
         assert "slots" not in msgspec.to_builtins(outputs)
     assert engine.core.news().slots is None
 
