@@ -89,8 +89,9 @@ def _text_half(source: ModelSource, config: EngineConfig, whole_config: Any, dev
     causal_lm = new_text_half(given_class, given_config, dtype)
     is_filled, names = read_text_half(source, causal_lm)
     if not is_filled:
+        renamed = None if model_class is None else key_mapping(names)  # transformers knows a multimodal class's own
         causal_lm = _from_pretrained(
-            source, config, given_class, given_config, dtype=dtype, device=device, renamed=key_mapping(names)
+            source, config, given_class, given_config, dtype=dtype, device=device, renamed=renamed
         )
         if model_class is None:
             drop_towers(causal_lm)
