@@ -25,7 +25,7 @@ def section(trials: list[Trial]) -> str:
     served = [trial for trial in trials if trial.verdict == "served"]
     causal, wrapped = ([t for t in served if (t.model_type in IMAGE_TEXT) is is_in] for is_in in (False, True))
     rows = [("served, causal", causal), ("served by their language model", wrapped)]
-    rows += [(f"refused: it {reason}", group) for reason, group in sorted(_by_reason(trials).items())]
+    rows += [(f"refused: {reason}", group) for reason, group in sorted(_by_reason(trials).items())]
     rows += [("**differs from `generate`**", [t for t in trials if t.verdict == "differs"])]
     rows += [("not known: none could be made small", [t for t in trials if t.verdict == "not made"])]
     table = "".join(f"| {name} | {len(group)} | {_names(group)} |\n" for name, group in rows if group)

@@ -105,6 +105,11 @@ _OF_TYPE: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"] * 3,
     },
 }
+_WITHOUT_HEAD_DIM = ("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl_text", "ministral", "nemotron")
+_OF_TYPE |= {name: {"head_dim": 16} for name in _WITHOUT_HEAD_DIM}
+_OF_TYPE["dots1"] = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
+_OF_TYPE["nemotron"] = {"head_dim": 16, "num_key_value_heads": 2}
+_OF_TYPE["lfm2_moe"] = {"layer_types": ["conv", "full_attention"] * 2}
 _TEXT_NAMES = {"text_config", "decoder", "generator"}
 
 

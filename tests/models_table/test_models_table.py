@@ -49,7 +49,7 @@ def test_section_gathers_what_is_refused_for_the_same_reason() -> None:
     assert rows == [
         "| served, causal | 1 | `llama` |",
         "| served by their language model | 1 | `gemma3` |",
-        "| refused: it has layers of type conv: no | 2 | `a`, `b` |",
+        "| refused: has layers of type conv: no | 2 | `a`, `b` |",
         "| **differs from `generate`** | 1 | `d` |",
         "| not known: none could be made small | 1 | `c` |",
     ]
