@@ -126,6 +126,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     cache_groups: list[CacheGroup] = []
     adapters: list[str] = []  # that requests may name
     lacks_kernels: bool = False  # a CPU computes without native code, which it should not
+    text_half_of: str | None = None  # the multimodal architecture whose language model this is
     has_head: bool = True  # without a language-model head it embeds, and writes nothing
 
     def check_generates(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from orcinus.engine.attention.serving import ATTENTION_NAME
 from orcinus.engine.models.bare import bare_architecture, with_prefix
 from orcinus.engine.models.gguf_file import read_gguf_weights
+from orcinus.engine.models.text_half import decoder_prefix, names_in_checkpoint
 from orcinus.engine.platform.memory import MappedFiles
 from orcinus.engine.platform.model_source import ModelSource, gguf_path
 
@@ -43,12 +44,79 @@ def read_checkpoint(source: ModelSource, model_class: Any, model_config: Any, dt
         weights = {with_prefix(name, causal_lm): weight for name, weight in weights.items()}
     if not _are_those_of(weights, causal_lm):
         return None
-    _convert(weights, causal_lm.state_dict())
-    causal_lm.load_state_dict(weights, strict=False, assign=True)
-    causal_lm.tie_weights()
+    _fill(causal_lm, weights)
     if files and (files[0].parent / "generation_config.json").is_file():
         causal_lm.generation_config = type(causal_lm.generation_config).from_pretrained(files[0].parent)
     return causal_lm
+
+
+def read_text_half(source: ModelSource, causal_lm: Any) -> tuple[bool, dict[str, str]]:
+    """Fill a language model on the CPU from the multimodal checkpoint that it is a part of, and read no other weight.
+
+    Returns whether it is filled, which it is not where the checkpoint lacks weights or has them in another form, and
+    what the checkpoint calls those that it has.
+    """
+    files = _safetensors_files(source.directory) if source.is_local else _files_of_hub(source)
+    shapes = {file: _shapes(file) for file in files}
+    file_of = {name: file for file, names in shapes.items() for name in names}
+    stored = {name: shape for names in shapes.values() for name, shape in names.items()}
+    expected = {name: tuple(weight.shape) for name, weight in causal_lm.state_dict().items()}
+    names = names_in_checkpoint(expected, stored, decoder_prefix(causal_lm))
+    if causal_lm.dtype != torch.float32 and causal_lm._keep_in_fp32_modules_strict:
+        return False, names
+    missing = expected.keys() - names.keys() - causal_lm.all_tied_weights_keys.keys()
+    if missing or any(stored[names[name]] != expected[name] for name in names):
+        return False, names
+    weights = _read({name: (file_of[stored_name], stored_name) for name, stored_name in names.items()})
+    if not _are_those_of(weights, causal_lm):
+        return False, names
+    _fill(causal_lm, weights)
+    return True, names
+
+
+def _fill(causal_lm: Any, weights: dict[str, Tensor]) -> None:
+    """Give the model the weights as they are, tied as transformers would: not where both are there and differ."""
+    expected = causal_lm.state_dict()
+    _convert(weights, expected)
+    causal_lm.load_state_dict(weights, strict=False, assign=True)
+    causal_lm.tie_weights(missing_keys=set(expected) - set(weights), recompute_mapping=False)
+
+
+def _read(places: dict[str, tuple[Path, str]]) -> dict[str, Tensor]:
+    """Return tensors, mapped, by the names that they are wanted under; the rest of their files is not touched."""
+    from safetensors import safe_open
+
+    weights: dict[str, Tensor] = {}
+    for file in sorted({file for file, _ in places.values()}):
+        with safe_open(file, framework="pt") as opened:
+            weights |= {name: opened.get_tensor(stored) for name, (where, stored) in places.items() if where == file}
+    return weights
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a file, of which only the header is read."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+
+def _files_of_hub(source: ModelSource) -> list[Path]:
+    """Return the hub's files in its cache, which they are brought into first."""
+    from transformers.utils.hub import cached_file
+
+    def fetched(name: str) -> Path | None:
+        found = cached_file(source.path_or_id, name, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else Path(found)
+
+    if (single := fetched(_SINGLE_FILE)) is not None:
+        return [single]
+    index = fetched(_INDEX)
+    if index is None:
+        return []
+    names = set(json.loads(index.read_text())["weight_map"].values())
+    files = [fetched(str(name)) for name in sorted(names)]
+    return [file for file in files if file is not None]
 
 
 def _safetensors_files(directory: Path | None) -> list[Path]:

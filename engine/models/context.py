@@ -71,7 +71,31 @@ def model_context(text_config: Any, windows: set[int | None], *, is_fixed: bool 
     layer_types = getattr(text_config, "layer_types", None) or ["sliding_attention"]
     if window is not None and window not in windows and "sliding_attention" in layer_types:
         context = min(context, window)
+    if has_known_chunks(text_config):
+        context = min(context, text_config.attention_chunk_size)
+    if getattr(text_config, "attn_temperature_tuning", False):
+        context = min(context, text_config.floor_scale - 1)
     return int(context)
+
+
+def has_known_chunks(text_config: Any) -> bool:
+    """Return whether there are layers that attend within chunks of so many tokens, the first of which is all there is.
+
+    A model is served up to that: within the first chunk such a layer attends as any other does.
+    """
+    has_chunks = "chunked_attention" in (getattr(text_config, "layer_types", None) or [])
+    return has_chunks and isinstance(getattr(text_config, "attention_chunk_size", None), int)
+
+
+def drop_scaling_by_step(causal_lm: nn.Module) -> None:
+    """Turn off what scales a query by its place in the step, which is not its position (Llama 4).
+
+    The factor is 1 within the context that `model_context` gives such a model.
+    """
+    module: Any
+    for module in causal_lm.modules():
+        if getattr(module, "attn_temperature_tuning", False):
+            module.attn_temperature_tuning = False
 
 
 def fix_rope(causal_lm: nn.Module, text_config: Any, wanted_len: int | None) -> None:

@@ -35,12 +35,12 @@ class _ReplayingDecoder:
         return output
 
 
-def _decoder(causal_lm: Any) -> nn.Module:
+def decoder_of(causal_lm: Any) -> nn.Module:
     """Return what the class's `forward` runs before its head. Some classes call their head `decoder`."""
     from transformers import PreTrainedModel
 
-    decoder = causal_lm.get_decoder()
-    return decoder if isinstance(decoder, PreTrainedModel) else causal_lm.base_model
+    candidates = [causal_lm.get_decoder(), causal_lm.base_model, *causal_lm.children()]
+    return next(part for part in candidates if isinstance(part, PreTrainedModel) and part is not causal_lm)
 
 
 class LanguageModel:
@@ -50,7 +50,7 @@ class LanguageModel:
         self.causal_lm = causal_lm
         self._arithmetic: AbstractContextManager[Any] = nullcontext()
         self.config = causal_lm.config.get_text_config(decoder=True)
-        self._decoder = _decoder(causal_lm)
+        self._decoder = decoder_of(causal_lm)
         self._replaying = _ReplayingDecoder(self._decoder)
         # nn.Module calls whatever `forward` the instance has.
         self._decoder.forward = self._replaying

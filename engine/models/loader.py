@@ -18,8 +18,9 @@ from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
 from orcinus.engine.models.bare import bare_architecture, is_bare
-from orcinus.engine.models.checkpoint import read_checkpoint
-from orcinus.engine.models.context import fix_rope
+from orcinus.engine.models.checkpoint import read_checkpoint, read_text_half
+from orcinus.engine.models.context import drop_scaling_by_step, fix_rope, has_known_chunks
+from orcinus.engine.models.text_half import causal_class, drop_towers, key_mapping, new_text_half, settle_text_config
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, model_source
@@ -56,15 +57,56 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> An
     AttentionInterface.register(ATTENTION_NAME, attention_function)
     where = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     model_config = AutoConfig.from_pretrained(source.path_or_id, trust_remote_code=config.trust_remote_code, **where)
+    text_config = model_config.get_text_config(decoder=True)
+    load = _whole_model if text_config is model_config else _text_half
+    causal_lm = load(source, config, model_config, device)
+    fix_rope(causal_lm, text_config, config.max_model_len)
+    drop_scaling_by_step(causal_lm)
+    causal_lm.eval().requires_grad_(False)
+    return causal_lm if causal_lm.device.type == device.type else causal_lm.to(device)
+
+
+def _whole_model(source: ModelSource, config: EngineConfig, model_config: Any, device: torch.device) -> Any:
     model_class = _model_class(model_config, config.trust_remote_code)
     _check_architecture(model_config, model_class)
     dtype = _dtype(config, model_config, device, is_gguf=source.gguf_file is not None)
     causal_lm = read_checkpoint(source, model_class, model_config, dtype) if device.type == "cpu" else None
     if causal_lm is None:
         causal_lm = _from_pretrained(source, config, model_class, model_config, dtype=dtype, device=device)
-    fix_rope(causal_lm, model_config.get_text_config(decoder=True), config.max_model_len)
-    causal_lm.eval().requires_grad_(False)
-    return causal_lm if causal_lm.device.type == device.type else causal_lm.to(device)
+    return causal_lm
+
+
+def _text_half(source: ModelSource, config: EngineConfig, whole_config: Any, device: torch.device) -> Any:
+    """Return the language model of a multimodal checkpoint, whose other weights are not read."""
+    whole_class = _whole_class(whole_config, config.trust_remote_code)
+    model_class = causal_class(whole_config.get_text_config(decoder=True))
+    text_config = settle_text_config(whole_config, whole_class.__name__, model_class)
+    _check_architecture(whole_config, model_class or whole_class)
+    dtype = _dtype(config, whole_config, device, is_gguf=source.gguf_file is not None)
+    given_class, given_config = (whole_class, whole_config) if model_class is None else (model_class, text_config)
+    if getattr(whole_config, "quantization_config", None) is not None and model_class is not None:
+        given_config.quantization_config = whole_config.quantization_config
+    causal_lm = new_text_half(given_class, given_config, dtype)
+    is_filled, names = read_text_half(source, causal_lm)
+    if not is_filled:
+        renamed = None if model_class is None else key_mapping(names)  # transformers knows a multimodal class's own
+        causal_lm = _from_pretrained(
+            source, config, given_class, given_config, dtype=dtype, device=device, renamed=renamed
+        )
+        if model_class is None:
+            drop_towers(causal_lm)
+    causal_lm.generation_config = _generation_config(source, whole_config)
+    return causal_lm
+
+
+def _generation_config(source: ModelSource, model_config: Any) -> Any:
+    """Return what `generate` of the checkpoint's own class would go by."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(source.path_or_id)
+    except OSError:  # there is none
+        return GenerationConfig.from_model_config(model_config)
 
 
 def _from_pretrained(
@@ -75,9 +117,12 @@ def _from_pretrained(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    renamed: dict[str, str] | None = None,
 ) -> Any:
     """transformers' own way, which converts, dequantizes and joins files as a checkpoint needs it."""
     options: dict[str, Any] = _gguf_options(source.gguf_file) if source.gguf_file else {"use_safetensors": True}
+    if renamed:
+        options["key_mapping"] = renamed
     if device.type != "cpu":
         # Each weight goes there as it is read, the host never has them all, and quantized ones are unpacked there.
         options["device_map"] = {"": device}
@@ -158,19 +203,37 @@ def _model_class(model_config: Any, trust_remote_code: bool) -> Any:
     return getattr(transformers, architecture)
 
 
+def _whole_class(whole_config: Any, trust_remote_code: bool) -> Any:
+    """Return the multimodal class that a checkpoint names. It must be one that writes text."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
+
+    if trust_remote_code and getattr(whole_config, "auto_map", None):
+        raise ModelLoadError(
+            f"{whole_config.model_type} is a multimodal model with code of its own; only those whose code "
+            "transformers has are served, by their language model"
+        )
+    architecture = (whole_config.architectures or [NAMES.get(whole_config.model_type)])[0]
+    whole_class = getattr(transformers, str(architecture), None)
+    if whole_class is None or not whole_class.can_generate():
+        raise ModelLoadError(
+            f"{architecture or whole_config.model_type} is not a causal language model that this transformers knows"
+        )
+    return whole_class
+
+
 def _check_architecture(model_config: Any, model_class: Any) -> None:
     """Refuse by name what the probe would find out later, or not at all."""
     name = (model_config.architectures or [model_class.__name__])[0]
     text_config = model_config.get_text_config(decoder=True)
-    if model_config.is_encoder_decoder:
+    if model_config.is_encoder_decoder or text_config.is_encoder_decoder:
         raise ModelLoadError(f"{name} is an encoder-decoder model; only decoder-only models can be served")
-    if text_config is not model_config:
-        raise ModelLoadError(f"{name} is a multi-modal model; only text models can be served")
     if getattr(text_config, "is_causal", True) is False:
         raise ModelLoadError(
             f"{name} attends in both directions (is_causal is false); only causal models can be served"
         )
-    strange = set(getattr(text_config, "layer_types", None) or []) - _SERVABLE_LAYERS
+    servable = _SERVABLE_LAYERS | ({"chunked_attention"} if has_known_chunks(text_config) else set())
+    strange = set(getattr(text_config, "layer_types", None) or []) - servable
     if strange:
         raise ModelLoadError(
             f"{name} has layers of type {', '.join(sorted(strange))}: only full and sliding-window attention "
@@ -179,7 +242,8 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
     if getattr(model_class, "_is_stateful", False):
         raise ModelLoadError(f"{name} keeps recurrent state, which a paged cache cannot hold")
     if model_class.__name__ != "AutoModelForCausalLM" and not (
-        model_class._supports_attention_backend and model_class._supports_flash_attn
+        model_class._supports_attention_backend
+        and (model_class._supports_flash_attn or has_known_chunks(text_config))  # no flash kernel knows of chunks
     ):
         raise ModelLoadError(
             f"{name} does not attend through transformers' attention interface, or needs a mask of its own there"

@@ -22,6 +22,7 @@ from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.models.loader import eos_token_ids, load_causal_lm, sampling_defaults
+from orcinus.engine.models.text_half import text_half_of
 from orcinus.engine.platform.device import (
     available_memory,
     device_memory,
@@ -236,5 +237,6 @@ def _engine_info(
         quantization=config.quantization,
         is_deterministic=is_deterministic,
         lacks_kernels=device.type == "cpu" and load_library() is None,
+        text_half_of=text_half_of(causal_lm),
         has_head=served.model.has_head,
     )

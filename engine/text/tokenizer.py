@@ -309,7 +309,8 @@ def _plain_parts(directory: Path) -> _Parts | None:
     tokenizer = FastTokenizer.from_file(str(tokenizer_file))
     special_tokens = {name: _token_text(settings[name]) for name in _NAMED_TOKENS if settings.get(name)}
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special_tokens.values()])
-    return _FastBackend(tokenizer), _template_files(directory) or settings.get("chat_template"), special_tokens
+    template = _template_files(directory) or settings.get("chat_template") or _processors_template(directory)
+    return _FastBackend(tokenizer), template, special_tokens
 
 
 def _template_files(directory: Path) -> dict[str, str]:
@@ -318,6 +319,17 @@ def _template_files(directory: Path) -> dict[str, str]:
     if (default := directory / "chat_template.jinja").is_file():
         files[_DEFAULT_TEMPLATE] = default
     return {name: read_text(file) for name, file in files.items()}
+
+
+def _processors_template(directory: Path | None) -> Any:
+    """Return the template that a multimodal checkpoint keeps for its processor alone; None if there is none."""
+    for name in ("chat_template.json", "processor_config.json"):
+        if directory is not None and (file := directory / name).is_file():
+            settings = json.loads(read_text(file))
+            template = settings.get("chat_template") if isinstance(settings, dict) else None
+            if template:
+                return template
+    return None
 
 
 def _is_plain(settings: Mapping[str, Any]) -> bool:
@@ -347,7 +359,8 @@ def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
     elif source.directory is not None:
         check_sentencepiece(source.directory, lambda text: tokenizer.encode(text, add_special_tokens=False))
     backend = _FastBackend(tokenizer.backend_tokenizer) if tokenizer.is_fast else _SlowBackend(tokenizer)
-    return backend, tokenizer.chat_template, named
+    directory = None if source.gguf_file else source.directory
+    return backend, tokenizer.chat_template or _processors_template(directory), named
 
 
 def _given_template(given: str, special_tokens: Mapping[str, str]) -> ChatTemplate:

@@ -41,6 +41,7 @@ def start_up_summary(
     rows = {
         "Model": _model(info, settings),
         **({} if info.has_head else {"Serves": "embeddings alone: the checkpoint has no language-model head"}),
+        **({"Text half": f"of {info.text_half_of}: text alone, no images or audio"} if info.text_half_of else {}),
         "Device": f"{_device(info)}, {_numbers(info)}, attention: {info.attention_backend}",
         **({"Kernels": _NO_KERNELS} if info.lacks_kernels else {}),
         **({"Engines": _engines(shares)} if shares else {}),

@@ -223,20 +223,18 @@ def write_config(directory: Path, class_name: str, architecture: str, **settings
 @pytest.mark.parametrize(
     ("class_name", "architecture", "reason"),
     [
-        ("T5Config", "T5ForConditionalGeneration", "not a causal language model"),
+        ("T5Config", "T5ForConditionalGeneration", "encoder-decoder"),
         ("MarianConfig", "MarianForCausalLM", "encoder-decoder"),
         ("MambaConfig", "MambaForCausalLM", "recurrent state|layers of type"),
         ("RwkvConfig", "RwkvForCausalLM", "recurrent state|layers of type"),
         ("JambaConfig", "JambaForCausalLM", "layers of type linear_attention"),
         ("Qwen3NextConfig", "Qwen3NextForCausalLM", "layers of type linear_attention"),
         ("Zamba2Config", "Zamba2ForCausalLM", "recurrent state|layers of type"),
-        ("Llama4TextConfig", "Llama4ForCausalLM", "layers of type chunked_attention"),
         ("BloomConfig", "BloomForCausalLM", "attention interface"),
         ("LlamaConfig", "LlamaForSequenceClassification", "not a causal language model"),
         ("T5Config", "T5Model", "not a causal language model"),
         ("BertConfig", "BertForMaskedLM", "not a causal language model"),
-        ("LlavaConfig", "LlavaForConditionalGeneration", "not a causal language model"),
-        ("Gemma3Config", "Gemma3ForConditionalGeneration", "multi-modal"),
+        ("LlavaConfig", "LlavaModel", "not a causal language model"),
     ],
 )
 def test_architecture_that_a_paged_cache_cannot_serve_is_refused_by_name(

@@ -86,11 +86,11 @@ def random_model(class_name: str, dtype: str = "float32", attention: str | None 
     torch.manual_seed(20)
     make: Any = transformers.AutoModelForCausalLM.from_config
     model = make(config, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
-    _make_lively(model)
+    make_lively(model)
     return model
 
 
-def _make_lively(model: Any) -> None:
+def make_lively(model: Any) -> None:
     """Give every layer a say in the output: variance-preserving matrices, and biases and gains that differ."""
     import torch
 

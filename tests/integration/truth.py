@@ -100,7 +100,7 @@ def greedy_cases(directory: Path, rng: random.Random, count: int, longest: int =
     return cases
 
 
-def generate_alone(model: Any, prompt: list[int], max_tokens: int) -> list[int] | None:
+def generate_alone(model: Any, prompt: list[int], max_tokens: int, tie: float = TIE) -> list[int] | None:
     """Return what the model's own `generate` makes of the prompt; None where it met a tie."""
     with torch.inference_mode():
         result = model.generate(
@@ -113,7 +113,7 @@ def generate_alone(model: Any, prompt: list[int], max_tokens: int) -> list[int] 
             return_dict_in_generate=True,
         )
     best = torch.cat(result.scores).topk(2, dim=-1).values
-    if bool((best[:, 0] - best[:, 1] < TIE).any()):
+    if bool((best[:, 0] - best[:, 1] < tie).any()):
         return None
     return list(result.sequences[0, len(prompt) :].tolist())
 

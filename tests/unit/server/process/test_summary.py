@@ -151,3 +151,10 @@ def test_summary_of_tls_names_the_certificate(tmp_path: Path) -> None:
     pair = make_certificate(tmp_path)
     text = start_up_summary(INFO, load_settings(**pair.settings), port=443, ready_s=1.0)
     assert f"curl --cacert {pair.certfile} https://127.0.0.1:443/v1/chat/completions" in text
+
+
+def test_summary_says_that_a_text_half_is_served() -> None:
+    info = msgspec.structs.replace(INFO, text_half_of="Gemma3ForConditionalGeneration")
+    text = start_up_summary(info, load_settings(), port=8000, ready_s=1)
+    assert "of Gemma3ForConditionalGeneration: text alone, no images or audio" in text
+    assert "text alone" not in start_up_summary(INFO, load_settings(), port=8000, ready_s=1)

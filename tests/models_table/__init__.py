@@ -1,0 +1,1 @@
+"""What of transformers' model types is served: each made tiny, served, and compared with its own `generate`."""
