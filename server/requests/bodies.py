@@ -35,6 +35,10 @@ from orcinus.server.requests.validation import validate
 
 MAX_TIMEOUT_S = 24 * 3600
 
+MAX_MODELS = 100
+MAX_MODEL_CHARS = 1024
+
+ModelName = Annotated[str, Field(max_length=MAX_MODEL_CHARS)]
 T = TypeVar("T", bound="Body")
 
 
@@ -80,6 +84,11 @@ class PromptBody(Body):
 class SamplingBody(PromptBody):
     """Holds what all bodies share that ask for text."""
 
+    models: list[ModelName] = Field(
+        [],
+        max_length=MAX_MODELS,
+        description="OpenRouter's list of models to fall back on: one of these and `model` must be served.",
+    )
     stream: bool = Field(False, description="Answer with server-sent events, token by token.")
     temperature: Annotated[float, bounds_of("temperature")] = Field(
         1.0, description="0 is greedy. Default: the model's, else 1."

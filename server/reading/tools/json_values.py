@@ -2,7 +2,8 @@
 
 What JSON forbids and models write is mended on the way: line breaks and other control characters inside strings,
 escapes that there are not, strings in single quotes, Python's `True`, `False` and `None`, a comma before a closing
-bracket. `NaN` and `Infinity`, for which JSON has nothing, become null. Everything else is handed on as it was written, whether it is good JSON or not: the client is told what the
+bracket. `NaN` and `Infinity`, for which JSON has nothing, become null.
+Everything else is handed on as it was written, whether it is good JSON or not: the client is told what the
 model said.
 """
 
