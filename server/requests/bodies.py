@@ -130,7 +130,9 @@ class SamplingBody(PromptBody):
         None, description="One of `json`, `regex`, `choice`, `grammar` (Lark or GBNF); the output matches it."
     )
     min_tokens: TokenCount = Field(
-        0, description="Do not end before so many tokens, unless what the output must match allows nothing else."
+        0,
+        description="Do not end before so many tokens, unless what the output must match allows nothing else: the"
+        " end of a finite grammar comes first.",
     )
     ignore_eos: bool = Field(False, description="Go on past the end-of-sequence token.")
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string in the text.")
@@ -145,7 +147,9 @@ class GenerationBody(SamplingBody):
         None, description="`include_usage`, `continuous_usage_stats`, `include_timing`; only with `stream`."
     )
     response_format: ResponseFormat | None = Field(
-        None, description="`text`, `json_object` or `json_schema` with its schema; the output matches it."
+        None,
+        description="`text`, `json_object` or `json_schema` with its schema; the output matches it, with `strict` or"
+        " without. `strict: false`: what cannot be enforced is left out, and x-orcinus-left-out names it.",
     )
     prompt_logprobs: Annotated[int, bounds_of("prompt_logprobs")] | None = Field(
         None, description="Log-probabilities of the prompt's tokens, with k alternatives."
