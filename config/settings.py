@@ -6,6 +6,7 @@ read (`config.sources`), of argparse (`config.arguments` makes flags from the de
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 DEMO_MODEL_NAME = "orcinus-demo"
+_HOST_AND_PORT = re.compile(r"(?:\[.*\]|[^:]*):(\w*)")
 _MIN_STEP_TIMEOUT_S = 5.0  # stalls are counted in seconds, and a loaded machine takes some
 
 METRICS_NAMES = ("orcinus", "vllm")
@@ -514,6 +516,13 @@ class Settings(BaseSettings):
     def _no_empty_entries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(value):
             raise ValueError("an entry is empty")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _host_has_no_port(cls, value: str) -> str:
+        if (match := _HOST_AND_PORT.fullmatch(value)) is not None:
+            raise ValueError(f"must be an address alone: its port {match[1]} is given by --port")
         return value
 
     @field_validator("allowed_host")

@@ -98,13 +98,13 @@ class AdmissionControl:
         """
         self._num_slots = num_slots
         account = self._account_of(request.client)
-        self._check_possible(request.num_choices, account)
+        self._check_possible(request, account)
         check_logprobs(request, self._settings.max_logprobs_per_request, max_model_len)
         self._check_queue(request.num_choices)
         self._check_queued_tokens(sum(map(len, request.prompts)) * request.sampling.n)
         self._check_in_flight(account, request.num_choices)
         self._check_request_rate(account)
-        self._check_bucket(account, _reservation(request, account, max_model_len))
+        self._check_bucket(account, _num_asked_tokens(request, max_model_len))
 
     def enter(self, request: GenerationRequest, choice_ids: Sequence[str], max_model_len: int) -> None:
         """Count a request that passed `check`. Its choices are known by `choice_ids`, which must be unique."""
@@ -171,19 +171,21 @@ class AdmissionControl:
     def _account_of(self, client: str) -> ClientAccount:
         return self._clients.of(client, self.limits_of(client))
 
-    def _check_possible(self, num_choices: int, account: ClientAccount) -> None:
+    def _check_possible(self, request: GenerationRequest, account: ClientAccount) -> None:
         most = self._num_places
+        param = "prompt" if request.sampling.n == 1 else "n"  # what there are too many of
+        num_choices = request.num_choices
         if num_choices > most:
             raise InvalidRequestError(
                 f"at most {most} choices fit slots and queue (max_queue_len is {self._settings.max_queue_len}),"
                 f" got {num_choices}",
-                "n",
+                param,
             )
         limit = account.limits.max_requests
         if limit is not None and num_choices > limit.value:
             raise InvalidRequestError(
                 f"at most {limit.value} choices of one client run or wait at once ({limit.source}), got {num_choices}",
-                "n",
+                param,
             )
 
     @property
@@ -251,10 +253,11 @@ class AdmissionControl:
             raise QuotaError(f"a client may send {limit.value} requests a minute ({limit.source})", wait_s)
 
     def _check_bucket(self, account: ClientAccount, num_tokens: int) -> None:
+        """Raise where fewer tokens are left than a request asks for. One that asks for more than all needs them all."""
         limit, bucket = account.limits.max_tokens_per_minute, account.bucket
         if limit is None or bucket is None:
             return
-        wait_s = bucket.seconds_until(num_tokens, self._clock())
+        wait_s = bucket.seconds_until(min(num_tokens, bucket.capacity), self._clock())
         if wait_s > 0:
             raise QuotaError(
                 f"a client may use {bucket.capacity} tokens a minute ({limit.source}), of which"
@@ -270,8 +273,12 @@ def _reservation(request: GenerationRequest, account: ClientAccount, max_model_l
     """
     if account.bucket is None:
         return 0
+    return min(_num_asked_tokens(request, max_model_len), account.bucket.capacity)
+
+
+def _num_asked_tokens(request: GenerationRequest, max_model_len: int) -> int:
+    """Return the tokens of prompts and of all that may be generated, as usage counts them."""
     asked, n = request.sampling.max_tokens, request.sampling.n
-    num_tokens = sum(
+    return sum(
         len(prompt) + n * (max_model_len - len(prompt) if asked is None else asked) for prompt in request.prompts
     )
-    return min(num_tokens, account.bucket.capacity)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 _GROUP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP
+_USER_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+_HELD_SIGNALS = (*_GROUP_SIGNALS, *_USER_SIGNALS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +39,29 @@ def module_command(module: str, *arguments: str) -> ChildCommand:
 @contextlib.contextmanager
 def group_signals_held() -> Iterator[None]:
     """Block these signals while the parent starts a child, which holds them until `ignore_group_signals`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def ignore_user_signals() -> None:
+    """Ignore SIGUSR1 and SIGUSR2 from now on, here and in every child: they mean nothing, and would end a process."""
+    for number in _USER_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def ignore_group_signals() -> None:
-    """Ignore SIGINT, SIGTERM and SIGHUP from now on; to be called by the child.
+    """Ignore SIGINT, SIGTERM and SIGHUP, and what `ignore_user_signals` does, from now on; to be called by the child.
 
     A terminal's Ctrl-C and end and a service manager's SIGTERM reach all processes at once, but it is the parent that
     decides when the child ends: it may have work for it until then.
     """
     for number in _GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
+    ignore_user_signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_SIGNALS)
 
 
 def inherited_descriptor(argument: str) -> int:

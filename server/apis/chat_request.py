@@ -16,6 +16,7 @@ from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
 from orcinus.server.apis.call_forms import ANY_OBJECT, AnswerForm, CallForm
 from orcinus.server.apis.chat.body import ChatBody, template_variables
+from orcinus.server.apis.chat.prefix import without_prefix
 from orcinus.server.apis.forms import settle_form
 from orcinus.server.apis.offered_tools import OfferedTools, function_choice, read_chat_tools, with_function_calls
 from orcinus.server.context import ServingContext
@@ -26,6 +27,7 @@ from orcinus.server.reading.tools.request import ToolUse, read_tool_use
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.contradictions import check_choices
 from orcinus.server.requests.prompts import encode_chat
+from orcinus.server.requests.routing import check_models
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
 from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar, schema_place
 
@@ -59,18 +61,19 @@ async def prepare_chat(
 
     Raises `InvalidRequestError`, `ModelNotFoundError`, `EngineUnavailableError`.
     """
-    ctx.check_model(body.model)
+    check_models(ctx, body.model, body.models)
     ctx.check_admitting()
     ctx.engine.info.check_generates()
     form = ctx.message_format
     offered = offered or read_chat_tools(body.tools)
     tool_use = _usable_tools(ctx, body, offered)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    messages, is_prefix = without_prefix(body.messages)
     prompt = await encode_chat(
         ctx.engine,
-        with_function_calls(body.messages),
+        with_function_calls(messages),
         add_generation_prompt=body.add_generation_prompt,
-        continue_final_message=body.continue_final_message,
+        continue_final_message=body.continue_final_message or is_prefix,
         add_special_tokens=body.add_special_tokens,
         variables=template_variables(body),
         tools=None if tool_use is None else tool_use.raw,

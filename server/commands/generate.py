@@ -42,7 +42,8 @@ of the OpenAI API:
    "body": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}}
 
 url is /v1/chat/completions, /v1/completions, /v1/embeddings or /v1/responses. The answers come in the order of the
-requests; a line that cannot be answered gives a line with an error, and the exit code is 1 then.
+requests; a line that cannot be answered gives a line with an error, and the exit code is 1 then. What of a body was
+left out, such as tools that other servers run, is listed as left_out in its response.
 """
 _EPILOG = """\
 examples:
@@ -282,17 +283,20 @@ async def _answer(operation: "GenerationOperation", context: "ServingContext", b
 async def _respond(answer: Answer, body: dict[str, Any]) -> dict[str, Any]:
     """Return the response to one body, or to what went wrong with it, as HTTP would have given it."""
     from orcinus.server.errors import error_body, kind_of
+    from orcinus.server.requests.left_out import collecting_left_out
 
     request_id = f"req_{uuid.uuid4().hex}"
     try:
         if body.get("stream"):
             raise InvalidRequestError("stream makes no sense in a file of requests", "stream")
-        response = await answer(body)
+        with collecting_left_out(is_lenient=False) as left_out:
+            response = await answer(body)
     except EngineUnavailableError:
         raise
     except Exception as error:
         return {"status_code": kind_of(error).status, "request_id": request_id, "body": error_body(error)}
-    return {"status_code": 200, "request_id": request_id, "body": response}
+    named = {"left_out": left_out.places} if left_out.places else {}
+    return {"status_code": 200, "request_id": request_id, "body": response, **named}
 
 
 def _parse_line(number: int, line: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
 from orcinus.engine.errors import OrcinusError
 from orcinus.engine.messages import EngineInfo
+from orcinus.engine.platform.child_process import ignore_user_signals
 from orcinus.server import STARTED_AT
 from orcinus.server.process.heap import give_freed_memory_back
 from orcinus.server.process.logs import configure_logging
@@ -90,8 +91,9 @@ def end_at_once_on_signals() -> None:
     """End this process on SIGTERM or SIGINT, and its engine with it, until uvicorn takes the signals over.
 
     Nothing is raised, as Python would do on Ctrl-C: imports run callbacks in which an exception, and so the signal, is
-    lost. As process 1 of a container, SIGTERM would otherwise do nothing.
+    lost. As process 1 of a container, SIGTERM would otherwise do nothing. SIGUSR1 and SIGUSR2 do nothing, in any phase.
     """
+    ignore_user_signals()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     if hasattr(signal, "SIGHUP"):

@@ -19,6 +19,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.frontend.turns import FairSemaphore, FairThreads, current_client
 
 MAX_DEPTH = 64
+_BOM = b"\xef\xbb\xbf"  # some clients begin UTF-8 with it
 MAX_PARTS = 200_000  # strings, lists and objects
 MAX_ENTRIES = 1_200_000  # of all lists and objects together: most of them numbers, which are cheap
 OFF_LOOP_BYTES = 64 * 1024  # from here on, parsing takes long enough to be felt by other requests
@@ -28,22 +29,36 @@ _IN_TURN_BYTES = 2 * 1024  # from here on, many bodies at once are felt
 _INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)  # possessive, so that no input makes it backtrack
 _STRING = re.compile(rb'"%b"' % _INSIDE.pattern, re.DOTALL)
 _WHOLE = re.compile(rb'(?:[^"]++|%b)*+' % _STRING.pattern, re.DOTALL)  # up to a string that does not end in this step
+_TAIL_BYTES = 16
+_HALF_PAIR = re.compile(
+    rb"""(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}(?:[^\\]|\\[^u]|\\u(?![dD][c-fC-F]).)""", re.DOTALL
+)
 _NO_MARKS = bytes(set(range(256)) - set(b"[{]}:"))
 _OPENING, _CLOSING = frozenset(b"[{"), frozenset(b"]}")
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
-    """Return the object that the body holds. Raises `InvalidRequestError`."""
+    """Return the object that the body holds, after a byte order mark or none. Raises `InvalidRequestError`."""
+    body = body.removeprefix(_BOM)
     num_names = _scan(body)
     try:
         value = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise InvalidRequestError(f"the body is not valid JSON: {error}") from None
+        raise InvalidRequestError(f"the body is not valid JSON: {_reason(error, body)}") from None
     if not isinstance(value, dict):
         raise InvalidRequestError(f"the body must be a JSON object, got {_json_type(value)}")
     if len(value) != num_names:
         raise InvalidRequestError("the body has a parameter more than once")
     return value
+
+
+def _reason(error: Exception, body: bytes) -> str:
+    """Return what is wrong. `msgspec` has other words for half a surrogate pair, above all near the end of the body."""
+    told = str(error)
+    if "surrogate" not in told and not ("truncated" in told and _HALF_PAIR.search(body, len(body) - _TAIL_BYTES)):
+        return told
+    place = told[told.find("(byte") - 1 :] if "(byte" in told else ""
+    return f"a string has half a surrogate pair: \\ud800 to \\udbff needs one of \\udc00 to \\udfff after it{place}"
 
 
 class JsonReader:

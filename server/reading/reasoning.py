@@ -1,11 +1,13 @@
 """Where a model's thinking ends and its answer begins: between tags such as `<think>` and `</think>`.
 
 The prompt may have opened the thinking, the output may, or there is none. The newlines inside the tags and after them
-belong to neither part. Only the beginning of the output can be thinking: tags further on are text like any other. Two
+belong to neither part. Only the beginning of the output can be thinking: tags further on are text like any other. Three
 things models do wrong are put right:
 
 - A thought that is ended and was never opened. Its beginning is known to be none of the answer only once its end is
   there: what waits for that is right, what does not has passed it on as an answer and leaves the tag out.
+- A thought that is ended twice. The tag that follows at once is left out, and so are as many further on as tags inside
+  the thought have opened one again; calls that stand in the answer are left alone.
 - A call inside a thought that is never ended. Until the end is known, what could be that call is held back.
 
 A prompt that ends in the midst of a thought (a continued message) is not seen as one.
@@ -91,6 +93,7 @@ class _Splitting:
         self._is_call = is_call
         self._silent_markers = silent_markers
         self._space = ""  # at the beginning of the output
+        self._num_opened_again = 0  # inside the thought
 
     def read(self, start: Start) -> Reading[None]:
         if start == "over":
@@ -111,15 +114,32 @@ class _Splitting:
 
     def _read_reasoning(self) -> Reading[None]:
         inside = Markers([self._tags.closing, *self._call_markers])
-        marker = yield from self._text.read_until(inside, self._reasoning.give)
+        marker = yield from self._read_to_marker()
         if marker in self._call_markers:
             marker = yield from self._read_from_call(marker, inside)
         if marker:
-            self._reasoning.trim()
-            yield from self._text.take_all(_NEWLINES)
-            yield from self._read_answer()
+            yield from self._read_past_thought()
         else:
             self._reasoning.flush()
+
+    def _read_to_marker(self) -> Reading[str]:
+        """Read the thought up to its end or what may be a call, and count the tags that open one again."""
+        inside = Markers([self._tags.opening, self._tags.closing, *self._call_markers])
+        while (marker := (yield from self._text.read_until(inside, self._reasoning.give))) == self._tags.opening:
+            self._num_opened_again += 1
+            self._reasoning.give(marker)
+        return marker
+
+    def _read_past_thought(self) -> Reading[None]:
+        """Read what follows the tag that ends the thought, which models write again."""
+        self._reasoning.trim()
+        yield from self._text.take_all(_NEWLINES)
+        space = yield from self._text.take_space()
+        while (yield from self._text.take_if(self._tags.closing)):
+            self._num_opened_again = max(0, self._num_opened_again - 1)
+            yield from self._text.take_all(_NEWLINES)
+            space = yield from self._text.take_space()
+        yield from self._read_answer(space)
 
     def _read_from_call(self, marker: str, inside: Markers) -> Reading[str]:
         """Read what may be a call, or part of the thought. Returns the tag that ends the thought, if there is one."""
@@ -130,6 +150,7 @@ class _Splitting:
             parts.append([marker])
         texts = ["".join(part) for part in parts]
         num_thought = len(texts) if marker else self._first_call(texts)
+        self._num_opened_again += sum(text.count(self._tags.opening) for text in texts[:num_thought])
         self._reasoning.give("".join(self._thought_in(part) for part in parts[:num_thought]))
         if num_thought < len(texts):
             self._reasoning.trim()
@@ -164,18 +185,17 @@ class _Splitting:
         )
         if marker == self._tags.closing:
             self._reasoning.give("".join(parts).lstrip("\n"))
-            self._reasoning.trim()
-            yield from self._text.take_all(_NEWLINES)
-            yield from self._read_answer()
+            yield from self._read_past_thought()
         else:
             if parts or marker:
                 self._give_answer("".join(parts) + marker)
             yield from self._text.read_rest(self._give_answer)
 
-    def _read_answer(self) -> Reading[None]:
+    def _read_answer(self, space: str = "") -> Reading[None]:
+        """Read the answer, of which the space at its beginning has been read."""
         if self._tags.answer:
             opening, closing = self._tags.answer
-            space = yield from self._text.take_space()
+            space += yield from self._text.take_space()
             answer = _Trimmed(self._give_answer)
             if (yield from self._text.take_if(opening)):
                 yield from self._text.take_all(_NEWLINES)
@@ -185,7 +205,26 @@ class _Splitting:
                 answer.trim()
                 yield from self._text.take_space()
             answer.flush()
+        elif space:
+            self._give_answer(space)
+        yield from self._drop_closings()
         yield from self._text.read_rest(self._give_answer)
+
+    def _drop_closings(self) -> Reading[None]:
+        """Leave out the tags that end what was opened again, up to the first call."""
+        tags = Markers([self._tags.opening, self._tags.closing, *self._call_markers])
+        depth = 0
+        while self._num_opened_again:
+            marker = yield from self._text.read_until(tags, self._give_answer)
+            if marker == self._tags.closing and not depth:
+                self._num_opened_again -= 1
+                continue
+            if not marker:
+                return
+            self._give_answer(marker)
+            if marker in self._call_markers:
+                return
+            depth += 1 if marker == self._tags.opening else -1
 
 
 class _Trimmed:

@@ -35,6 +35,10 @@ from orcinus.server.requests.validation import validate
 
 MAX_TIMEOUT_S = 24 * 3600
 
+MAX_MODELS = 100
+MAX_MODEL_CHARS = 1024
+
+ModelName = Annotated[str, Field(max_length=MAX_MODEL_CHARS)]
 T = TypeVar("T", bound="Body")
 
 
@@ -80,6 +84,11 @@ class PromptBody(Body):
 class SamplingBody(PromptBody):
     """Holds what all bodies share that ask for text."""
 
+    models: list[ModelName] = Field(
+        [],
+        max_length=MAX_MODELS,
+        description="OpenRouter's list of models to fall back on: one of these and `model` must be served.",
+    )
     stream: bool = Field(False, description="Answer with server-sent events, token by token.")
     temperature: Annotated[float, bounds_of("temperature")] = Field(
         1.0, description="0 is greedy. Default: the model's, else 1."
@@ -121,7 +130,9 @@ class SamplingBody(PromptBody):
         None, description="One of `json`, `regex`, `choice`, `grammar` (Lark or GBNF); the output matches it."
     )
     min_tokens: TokenCount = Field(
-        0, description="Do not end before so many tokens, unless what the output must match allows nothing else."
+        0,
+        description="Do not end before so many tokens, unless what the output must match allows nothing else: the"
+        " end of a finite grammar comes first.",
     )
     ignore_eos: bool = Field(False, description="Go on past the end-of-sequence token.")
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string in the text.")
@@ -136,7 +147,9 @@ class GenerationBody(SamplingBody):
         None, description="`include_usage`, `continuous_usage_stats`, `include_timing`; only with `stream`."
     )
     response_format: ResponseFormat | None = Field(
-        None, description="`text`, `json_object` or `json_schema` with its schema; the output matches it."
+        None,
+        description="`text`, `json_object` or `json_schema` with its schema; the output matches it, with `strict` or"
+        " without. `strict: false`: what cannot be enforced is left out, and x-orcinus-left-out names it.",
     )
     prompt_logprobs: Annotated[int, bounds_of("prompt_logprobs")] | None = Field(
         None, description="Log-probabilities of the prompt's tokens, with k alternatives."

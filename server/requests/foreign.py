@@ -74,7 +74,7 @@ FOREIGN: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "no_stop_trim": (_INSTEAD.format("include_stop_str_in_output"), asks_nothing()),
     # models, prompts and media
     **dict.fromkeys(
-        ("lora", "lora_path", "lora_adapters", "adapter_id", "models", "provider", "route", "plugins", "transforms"),
+        ("lora", "lora_path", "lora_adapters", "adapter_id", "plugins"),
         (_ONE_MODEL, asks_nothing()),
     ),
     **dict.fromkeys(
@@ -82,9 +82,18 @@ FOREIGN: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         (_ONLY_TEXT, asks_nothing()),
     ),
     **dict.fromkeys(
-        ("documents", "template", "raw", "options", "safe_prompt", "prompt_mode"),
+        ("documents", "template", "raw", "safe_prompt", "prompt_mode"),
         ("send it as one of chat_template_kwargs", asks_nothing()),
     ),
+    "options": (
+        "send what it holds as parameters of their own; the context is set at the start, by --max-model-len",
+        asks_nothing(),
+    ),
+    "extra_body": ("a client's library puts its fields into the body itself: send them there", asks_nothing()),
+    "extra_headers": ("headers are sent as headers", asks_nothing()),
+    "think": (_INSTEAD.format("enable_thinking"), asks_nothing()),
+    "thinking_config": (_INSTEAD.format("thinking"), asks_nothing()),
+    "debug": (_ANSWER, asks_nothing()),
     **dict.fromkeys(("enable_search", "enable_code_interpreter", "search_parameters"), (_NO_REACH, asks_nothing())),
     **dict.fromkeys(("kv_transfer_params", "session_params", "vllm_xargs"), (_ONE_MODEL, asks_nothing())),
     # the form of the answer
@@ -92,7 +101,7 @@ FOREIGN: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         (
             *("return_tokens", "return_tokens_as_token_ids", "return_progress", "timings_per_token", "details"),
             *("post_sampling_probs", "decoder_input_details", "return_full_text", "return_hidden_states"),
-            *("thinking_forced_open", "extra_body", "t_max_predict_ms", "n_indent"),
+            *("thinking_forced_open", "t_max_predict_ms", "n_indent"),
         ),
         (_ANSWER, asks_nothing()),
     ),
@@ -116,5 +125,10 @@ WITHOUT_MEANING: Mapping[str, str] = {
     **dict.fromkeys(("cache_prompt", "id_slot", "keep_alive"), "the prefix cache needs none"),
     **dict.fromkeys(("rid", "request_id"), "send x-request-id"),
     "guided_decoding_backend": "there is one",
+    **dict.fromkeys(("session_id", "chat_id", "trace", "litellm_metadata"), "nothing is stored"),
+    "tool_stream": "calls are streamed as they are written",
+    "reasoning_split": "reasoning is always apart from the answer",
+    "caching": "the prefix cache needs none",
+    **dict.fromkeys(("drop_params", "allowed_openai_params"), "an order to a client's library"),
     "thinking_budget": "an aim, which the models served here know nothing of",
 }

@@ -16,7 +16,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.errors import UnsupportedThreadError
 from orcinus.server.json_values import MAX_NAME_CHARS, without_nulls
 from orcinus.server.requests.foreign import FOREIGN, WITHOUT_MEANING, asks_nothing
-from orcinus.server.requests.left_out import refuse_unknown
+from orcinus.server.requests.left_out import leave_out, refuse_unknown
 
 Endpoint = Literal["completions", "chat", "responses", "messages", "embeddings"]
 BOTH: tuple[Endpoint, ...] = ("completions", "chat")
@@ -24,6 +24,7 @@ CHAT: tuple[Endpoint, ...] = ("chat",)
 COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
 RESPONSES: tuple[Endpoint, ...] = ("responses",)
 MESSAGES: tuple[Endpoint, ...] = ("messages",)
+EMBEDDINGS: tuple[Endpoint, ...] = ("embeddings",)
 GENERATING: tuple[Endpoint, ...] = (*BOTH, *RESPONSES)
 SAMPLING: tuple[Endpoint, ...] = (*GENERATING, *MESSAGES)
 ALL_BUT_COMPLETIONS: tuple[Endpoint, ...] = (*CHAT, *RESPONSES, *MESSAGES)
@@ -32,10 +33,14 @@ ALL: tuple[Endpoint, ...] = (*GENERATING, "embeddings")
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """Accepted, with any value, because it could not change the output here."""
+    """Accepted, with any value, because it could not change the output here.
+
+    One that `is_named` asks for something that other servers do: the answer's header says that it was left out.
+    """
 
     why: str
     endpoints: tuple[Endpoint, ...] = BOTH
+    is_named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +79,17 @@ IGNORED: Mapping[str, Ignored] = {
     "access_programs": Ignored("no accounts here", RESPONSES),
     "background_options": Ignored("nothing runs in the background", RESPONSES),
     "image": Ignored("only text is served", RESPONSES),
-    "cache_control": Ignored("the prefix cache finds shared prefixes by itself", MESSAGES),
+    "cache_control": Ignored("the prefix cache finds shared prefixes by itself", (*CHAT, *MESSAGES)),
     "diagnostics": Ignored("the prefix cache finds shared prefixes by itself", MESSAGES),
     "speed": Ignored("only ever a matter of speed", MESSAGES),
     "user_profile_id": Ignored("no accounts here", MESSAGES),
     "billing_policy": Ignored("nothing is billed", MESSAGES),
     "fallback_credit_token": Ignored("nothing is billed", MESSAGES),
+    **dict.fromkeys(("betas", "anthropic_beta"), Ignored("what is served needs no header", MESSAGES)),
+    **dict.fromkeys(
+        ("route", "provider", "transforms"),
+        Ignored("there is one model, and no way to choose; named in x-orcinus-left-out", SAMPLING, is_named=True),
+    ),
     **{name: Ignored(why, SAMPLING) for name, why in WITHOUT_MEANING.items()},
 }
 
@@ -136,6 +146,9 @@ REFUSED: Mapping[str, Refused] = {
     "thread": Refused("nothing is stored: send the whole conversation", MESSAGES, error=UnsupportedThreadError),
     "fallbacks": Refused("one model is served", MESSAGES),
     "inference_geo": Refused("this server does not know where it stands", MESSAGES),
+    "normalize": Refused("embeddings have length 1 here", EMBEDDINGS, lambda value: value is True),
+    "truncate": Refused("send it as truncate_prompt_tokens", EMBEDDINGS),
+    "embed_dtype": Refused("embeddings are float32; see encoding_format", EMBEDDINGS, asks_nothing("float32")),
     "prompt_embeds": Refused("prompts are text or token ids", COMPLETIONS),
     **{name: Refused(why, SAMPLING, is_off) for name, (why, is_off) in FOREIGN.items()},
 }
@@ -152,6 +165,8 @@ def select_parameters(body: Mapping[str, Any], model: type[BaseModel], endpoint:
             selected[name] = value
         elif name not in IGNORED or endpoint not in IGNORED[name].endpoints:
             _check_asks_nothing(name, value, endpoint)
+        elif IGNORED[name].is_named and value:
+            leave_out(name)
     return selected
 
 

@@ -92,7 +92,8 @@ def to_request(
     """Return what the engine is asked for. Raises `InvalidRequestError` for too many choices, or too many tokens."""
     if (num_choices := len(prompts) * sampling.n) > MAX_CHOICES:
         raise InvalidRequestError(
-            f"prompts times n must be at most {MAX_CHOICES}, got {len(prompts)} x {sampling.n} = {num_choices}", "n"
+            f"prompts times n must be at most {MAX_CHOICES}, got {len(prompts)} x {sampling.n} = {num_choices}",
+            "prompt" if sampling.n == 1 else "n",
         )
     token_ids = [prompt.token_ids for prompt in prompts]
     return GenerationRequest(

@@ -341,6 +341,24 @@ def test_the_end_of_its_terminal_ends_neither_the_server_nor_its_engine_and_has_
 
 
 @pytest.mark.slow
+def test_signals_that_mean_nothing_end_neither_the_server_nor_a_stream(start_light_server: StartServer) -> None:
+    server = start_light_server()
+    with streaming(server, LONG) as lines:
+        processes = [psutil.Process(server.pid), *server.children()]
+        for process in processes:
+            process.send_signal(signal.SIGUSR1)
+            process.send_signal(signal.SIGUSR2)
+        assert last_event(lines)["choices"]
+    assert all(is_alive(process) for process in processes)
+    with streaming(server, LONG) as lines:
+        server.terminate()
+        await_draining(server)
+        psutil.Process(server.pid).send_signal(signal.SIGUSR1)
+        assert last_event(lines)["choices"]
+    assert server.wait(60) == 0
+
+
+@pytest.mark.slow
 def test_one_who_watches_sees_the_drain_and_holds_up_no_end(start_light_server: StartServer) -> None:
     server = start_light_server()
     with streaming(server, LONG) as answer, server.http.stream("GET", "/events", timeout=60) as response:

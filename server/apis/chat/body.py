@@ -9,7 +9,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_LOGPROBS
 from orcinus.server.errors import shown
 from orcinus.server.reading.tools.request import MAX_TOOLS
-from orcinus.server.requests.bodies import Body, GenerationBody, check_stream_options, read_body
+from orcinus.server.requests.bodies import Body, GenerationBody, StreamOptions, check_stream_options, read_body
 from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import MAX_MESSAGES, MAX_TEMPLATE_VARIABLES, Messages, TokenCount
 
@@ -30,6 +30,12 @@ class ReasoningChoice(Body):
     exclude: bool = Field(False, description="Leave the reasoning out of the answer.")
     max_tokens: TokenCount | None = Field(None, description="Accepted, not held to.")
     summary: str | None = Field(None, max_length=32, description="Accepted; reasoning is given whole.")
+
+
+class UsageChoice(Body):
+    """`usage` of a chat."""
+
+    include: bool = Field(False, description="As `stream_options.include_usage`; a whole answer always has it.")
 
 
 class ChatBody(GenerationBody):
@@ -58,6 +64,9 @@ class ChatBody(GenerationBody):
     reasoning: ReasoningChoice | None = Field(
         None, description="OpenRouter's form: `effort`; `enabled`; `exclude` leaves the reasoning out of the answer."
     )
+    usage: UsageChoice | None = Field(
+        None, description="OpenRouter's form of `stream_options.include_usage`: `include`."
+    )
     include_reasoning: bool = Field(True, description="False: leave the reasoning out of the answer.")
     enable_thinking: bool | None = Field(
         None, description="Turns thinking on or off where the chat template can, as in `chat_template_kwargs`."
@@ -84,7 +93,15 @@ def parse_chat(body: Mapping[str, Any]) -> ChatBody:
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
     _check_one_limit(request)
-    return request
+    return _with_usage(request)
+
+
+def _with_usage(request: ChatBody) -> ChatBody:
+    """Return the request with its `usage` as an option of its stream."""
+    if not request.stream or request.usage is None or not request.usage.include:
+        return request
+    options = request.stream_options or StreamOptions()
+    return request.model_copy(update={"stream_options": options.model_copy(update={"include_usage": True})})
 
 
 def template_variables(body: ChatBody) -> dict[str, Any]:

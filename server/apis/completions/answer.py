@@ -18,6 +18,7 @@ from orcinus.server.context import OutputStream, ServingContext, ServingTokenize
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.contradictions import check_choices
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
+from orcinus.server.requests.routing import check_models
 from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sampling_params, tokens_to_keep
 from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar, schema_place
 
@@ -33,7 +34,7 @@ async def start_completion(
     `EngineUnavailableError`.
     """
     request = parse_completion(body)
-    ctx.check_model(request.model)
+    check_models(ctx, request.model, request.models)
     ctx.check_admitting()
     ctx.engine.info.check_generates()
     prompts = await encode_prompts(

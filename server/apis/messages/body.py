@@ -59,6 +59,7 @@ class OutputConfig(Body):
 
     effort: str | None = Field(None, max_length=32, description="Handed to the chat template, which may use it.")
     format: dict[str, Any] | None = Field(None, description="`json_schema` with its schema; the text matches it.")
+    task_budget: dict[str, Any] | None = Field(None, description="Accepted, not held to.")
 
 
 class MessagesBody(SamplingBody):

@@ -18,6 +18,7 @@ MAX_KEY_CHARS = 256
 _ARGUMENT_KEYS = ("arguments", "parameters")
 _CALL_KEYS = ("name", *_ARGUMENT_KEYS, "type", "id")
 _SCALAR = re.compile(r"[A-Za-z0-9.+-]+")
+_LANGUAGE = re.compile(r"[A-Za-z_]+")
 _SEPARATORS = re.compile(r"[,; \t\r\n]+")
 
 
@@ -55,13 +56,15 @@ def read_tagged_calls(
 ) -> Reading[None]:
     """Read an answer in which calls stand between two tags; what stands there after them is left out.
 
-    Where `closing` is empty or missing, what follows the calls is content.
+    Where `closing` is empty or missing, what follows the calls is content. Calls between tags may be fenced as code.
     """
     tags = (opening, closing) if closing else (opening,)
     rules, outside, inside = CallRules(ends=tags, name_key=name_key), Markers([opening]), Markers(tags)
     marker = yield from text.read_until(outside, writer.content)
     while marker:
         writer.hold(marker + (yield from text.take_repeats(opening)))
+        if closing:
+            writer.hold((yield from _take_fence(text)))
         marker = ""
         if not (yield from read_calls(text, writer, rules)):
             writer.release()
@@ -80,6 +83,15 @@ def drop_brackets(text: IncomingText, writer: CallWriter) -> Reading[None]:
         text.take()
         writer.drop()
         writer.hold((yield from text.take_all(_SEPARATORS)))
+
+
+def _take_fence(text: IncomingText) -> Reading[str]:
+    """Take what begins a block of code in Markdown, if one begins here."""
+    fence = yield from text.take_if("```")
+    if not fence:
+        return ""
+    language = yield from text.take_all(_LANGUAGE)
+    return fence + language + (yield from text.take_space())
 
 
 def _read_next(text: IncomingText, writer: CallWriter, rules: CallRules, has_call: bool) -> Reading[bool]:

@@ -2,7 +2,8 @@
 
 What JSON forbids and models write is mended on the way: line breaks and other control characters inside strings,
 escapes that there are not, strings in single quotes, Python's `True`, `False` and `None`, a comma before a closing
-bracket. Everything else is handed on as it was written, whether it is good JSON or not: the client is told what the
+bracket. `NaN` and `Infinity`, for which JSON has nothing, become null.
+Everything else is handed on as it was written, whether it is good JSON or not: the client is told what the
 model said.
 """
 
@@ -14,12 +15,13 @@ from orcinus.server.reading.incoming_text import IncomingText, Reading
 
 Give = Callable[[str], None]
 
-_PLAIN = re.compile(r"""[^"'{}\[\]<,A-Za-z_]+""")
+_PLAIN = re.compile(r"""[^"'{}\[\]<,A-Za-z_+-]+""")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _IN_STRING = {mark: re.compile(rf"[^{mark}\"\\\x00-\x1f]+") for mark in "\"'"}
 _HEX = re.compile(r"[0-9a-fA-F]")
 _CLOSING = {"{": "}", "[": "]"}
-_WORDS = {"True": "true", "False": "false", "None": "null"}
+_WORDS = {"True": "true", "False": "false", "None": "null", "NaN": "null", "Infinity": "null"}
+_NO_NUMBERS = frozenset({"NaN", "Infinity"})
 _ESCAPES = frozenset('"\\/bfnrt')
 
 
@@ -54,6 +56,8 @@ def read_brackets(text: IncomingText, give: Give, hold: Give = _ignore, ends: Co
             if not (yield from text.peek()):  # the text was cut in what may be a marker
                 return False
             _give_both(text.take(), give, hold)
+        elif char in "+-":
+            yield from _read_signed(text, give, hold)
         else:
             word = yield from text.take_all(_WORD)
             hold(word)
@@ -118,6 +122,14 @@ def _read_comma(text: IncomingText, give: Give, hold: Give) -> Reading[None]:
     space = yield from text.take_space()
     hold(space)
     give(space if (yield from text.peek()) in ("}", "]") else "," + space)
+
+
+def _read_signed(text: IncomingText, give: Give, hold: Give) -> Reading[None]:
+    """Read a sign, and the word after it, of which null takes the place with the sign."""
+    sign = text.take()
+    word = yield from text.take_all(_WORD)
+    hold(sign + word)
+    give(_WORDS[word] if word in _NO_NUMBERS else sign + word)
 
 
 def _read_escape(text: IncomingText, give: Give, hold: Give) -> Reading[None]:

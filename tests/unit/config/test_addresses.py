@@ -40,6 +40,17 @@ def test_anything_else_is_none(text: str) -> None:
         parse_host(text)
 
 
+@pytest.mark.parametrize("host", ["localhost:80", "127.0.0.1:8000", "[::1]:80", ":80", "name:http"])
+def test_a_port_in_the_host_to_listen_on_is_refused(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"must be an address alone.*--port"):
+        load_settings(host=host)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::", "::1", "[::1]", "fe80::1%eth0"])
+def test_an_address_to_listen_on_may_have_colons(host: str) -> None:
+    assert load_settings(host=host).host == host
+
+
 @pytest.mark.parametrize(
     ("name", "is_loopback"),
     [

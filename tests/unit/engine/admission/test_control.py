@@ -364,6 +364,21 @@ def test_a_request_beyond_a_minutes_tokens_needs_a_full_bucket_and_pays_off_the_
     front.refuse(QuotaError, prompt=500)
 
 
+def test_a_request_beyond_a_minutes_tokens_is_told_what_it_asked_for() -> None:
+    front = Front(max_tokens_per_minute_per_key=3000)
+    front.submit(100, max_tokens=0)
+    front.refuse(QuotaError, "3000 tokens a minute", "2900 are left", "need 4100", prompt=100, max_tokens=4000)
+
+
+@pytest.mark.parametrize("limits", [{"max_requests_per_key": 3}, {"max_queue_len": 2, "num_slots": 1}])
+def test_too_many_choices_are_blamed_on_prompts_where_each_has_one(limits: dict[str, Any]) -> None:
+    front = Front(**limits)
+    for prompts, n, param in ((4, 1, "prompt"), (1, 4, "n"), (2, 2, "n")):
+        with pytest.raises(InvalidRequestError, match="got 4") as caught:
+            front.submit(prompts=prompts, n=n)
+        assert caught.value.param == param
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_over_any_time_a_client_uses_no_more_than_the_rate_and_the_bucket_allow(seed: int) -> None:
     rng = random.Random(seed)

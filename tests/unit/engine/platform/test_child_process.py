@@ -34,6 +34,8 @@ def test_a_child_is_left_alone_by_signals_to_its_group_from_its_first_moment_on(
             assert child.stdout.readline() == f"{said}\n"
             child.send_signal(signal.SIGINT)
             child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGUSR1)
+            child.send_signal(signal.SIGUSR2)
             child.stdin.write("go on\n")
             child.stdin.flush()
     assert child.returncode == 0

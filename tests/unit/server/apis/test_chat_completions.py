@@ -131,6 +131,32 @@ async def test_continue_final_message_leaves_it_open(served: Serving) -> None:
     assert await prompt_of(served, messages, continue_final_message=True) == "user\na\nassistant\nThe answer"
 
 
+async def test_prefix_of_the_last_message_continues_it(served: Serving) -> None:
+    begun = {"role": "assistant", "content": "The answer"}
+    messages = [{**user("a"), "prefix": False}, {**begun, "prefix": True}]
+    assert await prompt_of(served, messages) == "user\na\nassistant\nThe answer"
+    assert (await prompt_of(served, [user("a"), {**begun, "prefix": False}])).endswith("assistant\n")
+
+
+@pytest.mark.parametrize("last", [{"role": "assistant", "content": "b"}, user("b")])
+@pytest.mark.parametrize("prefix", [True, "yes", 1])
+async def test_prefix_of_another_message_is_refused_by_its_place(served: Serving, last: Any, prefix: Any) -> None:
+    messages = [user("a"), {"role": "assistant", "content": "b", "prefix": prefix}, last]
+    error = error_of(await served.post("/v1/chat/completions", messages=messages), 400)
+    assert error["param"] == "messages[1].prefix"
+    messages = [{"role": "user", "content": "a", "prefix": prefix}]
+    assert error_of(await served.post("/v1/chat/completions", messages=messages), 400)["param"] == "messages[0].prefix"
+
+
+async def test_usage_may_be_asked_for_as_openrouter_has_it(served: Serving) -> None:
+    body = {"messages": [user("a")], "usage": {"include": True}}
+    *_, last = events_of((await served.post("/v1/chat/completions", stream=True, **body)).text)
+    assert last["usage"]["total_tokens"]
+    assert (await served.post("/v1/chat/completions", **body)).json()["usage"]["total_tokens"]
+    body["usage"] = {"include": False}
+    assert "usage" not in [*events_of((await served.post("/v1/chat/completions", stream=True, **body)).text)][-1]
+
+
 async def test_add_generation_prompt_can_be_turned_off(served: Serving) -> None:
     assert await prompt_of(served, [user("a")], add_generation_prompt=False) == "user\na\n"
 

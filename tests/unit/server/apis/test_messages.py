@@ -649,7 +649,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"thinking": {"budget_tokens": 5}}, "thinking.type is required"),
     ({"thinking": {"type": "enabled", "display": "sung"}}, "thinking.display:"),
     ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens:"),
-    ({"output_config": {"task_budget": {}}}, "unknown parameter 'output_config.task_budget'"),
+    ({"output_config": {"task_budgets": {}}}, "unknown parameter 'output_config.task_budgets'"),
     ({"output_config": {"format": {"type": "xml"}}}, "output_config.format must be"),
     ({"output_format": {"type": "json_schema"}}, "output_format must be"),
     ({"output_format": {"type": "a"}, "output_config": {"format": {"type": "a"}}}, "output_format and output_config"),
@@ -925,6 +925,8 @@ async def test_versions_and_betas_are_accepted(served: Serving) -> None:
     served.client.headers.update({"anthropic-version": "2023-06-01", "anthropic-beta": "a,b"})
     response = await served.client.post(PATH + "?beta=true", json={"max_tokens": 5, "messages": [user("x")]})
     assert answer_of(response)["content"]
+    more = {"betas": ["a"], "anthropic_beta": "b", "output_config": {"task_budget": {"type": "tokens", "total": 9}}}
+    assert (await served.post(PATH, max_tokens=5, messages=[user("x")], **more)).status_code == 200
 
 
 async def test_a_message_needs_no_http(served: Serving) -> None:

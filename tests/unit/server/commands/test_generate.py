@@ -15,6 +15,7 @@ from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
 from orcinus.server import cli
 from orcinus.server.commands import generate
 from orcinus.server.commands.generate import BatchRunner, Totals, write_answers
+from orcinus.server.requests.left_out import leave_out
 
 CHAT = "/v1/chat/completions"
 
@@ -106,6 +107,20 @@ async def test_a_refused_request_has_the_response_that_http_would_have_given() -
     assert response["body"]["error"]["param"] == "temperature"
     assert lines[0]["error"] is None
     assert lines[1]["response"]["status_code"] == 200
+
+
+async def test_what_is_left_out_of_a_body_is_listed_in_its_response() -> None:
+    engine = Engine()
+
+    async def pass_over(body: dict[str, Any]) -> msgspec.Raw:
+        if body["prompt"] == "a":
+            leave_out("tools[0]=web_search")
+        return await engine.answer(body)
+
+    runner = BatchRunner({CHAT: pass_over})
+    first, second = [line async for line in runner.run(iter([_line("a"), _line("b")]), 4)]
+    assert first["response"]["left_out"] == ["tools[0]=web_search"]
+    assert "left_out" not in second["response"]
 
 
 async def test_an_unexpected_failure_is_a_500_that_tells_nothing() -> None:

@@ -37,7 +37,8 @@ BROKEN = {
     "a surrogate as bytes": b'{"prompt": "\xed\xa0\x80"}',
     "bytes that are not UTF-8": b'{"prompt": "\xff\xfe"}',
     "a raw NUL": b'{"prompt": "\x00"}',
-    "a byte order mark": b'\xef\xbb\xbf{"prompt": "x"}',
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "x"}',
+    "a byte order mark of UTF-16": b'\xff\xfe{"prompt": "x"}',
     "a comment": b'{"prompt": "x" /* y */}',
     "a comma too many": b'{"prompt": "x",}',
     "single quotes": b"{'prompt': 'x'}",
@@ -54,6 +55,29 @@ BROKEN = {
 async def test_a_broken_body_is_refused(served: Serving, path: str, body: bytes) -> None:
     error = error_of(await served.client.post(path, content=body, headers=JSON), 400)
     assert error["type"] == "invalid_request_error"
+
+
+async def test_a_body_may_begin_with_a_byte_order_mark(served: Serving) -> None:
+    for text in ("x", "x" * 3000, "x" * 70_000):
+        body = b"\xef\xbb\xbf" + json.dumps({"text": "x", "note": text}).encode()
+        assert parse_json_object(body) == {"text": "x", "note": text}
+    response = await served.client.post("/v1/completions", content=b'\xef\xbb\xbf{"prompt": "x"}', headers=JSON)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text", [r"\ud800", r"\uDBFF.", r"\ud800\n", r"\ud800\ud800", r"\udc00 and more", r"\ud800 and so on", r"\\\ud800"]
+)
+def test_half_a_surrogate_pair_is_called_so(text: str) -> None:
+    for end in ('"}', '", "n": 1}'):
+        with pytest.raises(InvalidRequestError, match="half a surrogate pair"):
+            parse_json_object(b'{"prompt": "' + text.encode() + end.encode())
+
+
+@pytest.mark.parametrize("text", [r"x", r"\ud800", r"\ud83d\ude0", r"\\ud800x", r"\ud83d\ude00x"])
+def test_a_body_that_is_cut_off_is_called_so(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="truncated"):
+        parse_json_object(b'{"prompt": "' + text.encode())
 
 
 MANY = 150_000

@@ -45,7 +45,14 @@ def test_the_prompt_says_how_the_output_begins(prompt_tail: str, start: Start) -
         ("<think>\nI see.\n</think>\n\nYes.", "I see.", "Yes."),
         ("\n <think>I\n\nsee.</think>Yes.\n", "I\n\nsee.", "Yes.\n"),
         ("<think>\n\n</think>\n\n  Yes.", "", "  Yes."),
-        ("<think>a </thin <think> b</think>c</think>", "a </thin <think> b", "c</think>"),
+        ("<think>a </thin <think> b</think>c</think>", "a </thin <think> b", "c"),
+        ("<think>a</think></think>b", "a", "b"),
+        ("<think>a</think>\n\n</think> \n</think>\nb", "a", "b"),
+        ("<think>a<think>b</think></think>d</think>", "a<think>b", "d</think>"),
+        ("<think>a<think>b</think>c</think>d</think>", "a<think>b", "cd</think>"),
+        ("<think>a<think>b</think>`<think>c</think>`</think>d", "a<think>b", "`<think>c</think>`d"),
+        ("<think>a</think>Write `</think>`.", "a", "Write `</think>`."),
+        ("<think>a<think>", "a<think>", ""),
         ("<think>never ended\n", "never ended\n", ""),
         ("<think>never ended </thi", "never ended </thi", ""),
         ("<think>", "", ""),
@@ -68,6 +75,7 @@ def test_the_output_may_begin_with_thinking(text: str, reasoning: str, answer: s
         ("\n  I see.</think>Yes.", "  I see.", "Yes."),
         ("<think>\nI see.\n</think>\nYes.", "I see.", "Yes."),
         ("</think>Yes.", "", "Yes."),
+        ("I see.</think>\n</think>\n\nYes.", "I see.", "Yes."),
         ("never ended", "never ended", ""),
         ("", "", ""),
     ],
@@ -198,6 +206,26 @@ def test_an_answer_that_ends_no_thought_comes_out_unharmed(text: str, waits: boo
 )
 def test_a_call_in_a_thought_is_one_where_the_thought_is_never_ended(text: str, reasoning: str, answer: str) -> None:
     assert split_by("think", text, call_markers=("<call>",)) == (reasoning, answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "answer"),
+    [
+        ("<think>a<think><call>f(</think>)</call></think>b", "a<think><call>f(", ")</call>b"),
+        ("<think>a <call>b<think>c</think>d</think>e", "a <call>b<think>c", "de"),
+        ("<think>a<think>b</think>c<call>f</think></call>", "a<think>b", "c<call>f</think></call>"),
+    ],
+)
+def test_the_second_end_of_a_thought_is_left_out_of_all_but_calls(text: str, reasoning: str, answer: str) -> None:
+    assert split_by("think", text, call_markers=("<call>",)) == (reasoning, answer)
+
+
+@pytest.mark.parametrize("name", sorted(TAGS))
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_thought_of_any_family_may_be_ended_twice(name: str, waits: bool) -> None:
+    opening, closing = TAGS[name].opening, TAGS[name].closing
+    assert split_by(name, f"{opening}I see.{closing}{closing}\nYes.", waits=waits) == ("I see.", "Yes.")
+    assert split_by(name, f"I see.{closing}\n{closing}Yes.", "open", waits=waits) == ("I see.", "Yes.")
 
 
 def test_the_beginning_of_a_tag_where_the_text_was_cut_is_left_out() -> None:

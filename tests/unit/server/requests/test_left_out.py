@@ -45,6 +45,25 @@ NEUTRAL: dict[str, Any] = {
     "separate_reasoning": True,
     "truncation_side": "left",
     "request_id": "r1",
+    "think": False,
+    "extra_headers": {},
+    "extra_body": {},
+    "options": {},
+    "trace": {},
+    "debug": False,
+    "litellm_metadata": {},
+    "thinking_config": {},
+    "session_id": "s1",
+    "chat_id": "c1",
+    "tool_stream": True,
+    "reasoning_split": True,
+    "caching": True,
+    "drop_params": True,
+    "allowed_openai_params": ["tools"],
+    "models": [],
+    "route": "",
+    "provider": {},
+    "transforms": [],
 }
 
 
@@ -72,6 +91,27 @@ async def test_other_values_are_refused_by_name(served: Serving, path: str) -> N
         response = await served.post(path, **BODIES[path], **{name: 7.5})
         assert response.status_code == 400, name
         assert f"{name} is not supported: " in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_routing_that_one_model_satisfies_is_left_out_and_named(served: Serving, path: str) -> None:
+    routing = {"route": "fallback", "provider": {"sort": "price"}, "transforms": ["middle-out"]}
+    name = served.settings.model_names[0]
+    for models in ({"models": ["other", name]}, {"model": "other", "models": [name]}, {"model": name, "models": ["x"]}):
+        response = await served.post(path, **BODIES[path], **routing, **models)
+        assert response.status_code == 200, response.text
+        assert response.headers[HEADER] == "route, provider, transforms, models"
+        assert response.json()["model"] == name
+    for models in ({"models": ["other"]}, {"model": "other", "models": ["another"]}):
+        assert (await served.post(path, **BODIES[path], **models)).status_code == 404
+    assert (await served.post(path, **BODIES[path], models="other")).status_code == 400
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_where_the_contents_of_an_object_belong_is_said(served: Serving, path: str) -> None:
+    for name, words in (("options", "--max-model-len"), ("extra_body", "into the body itself")):
+        response = await served.post(path, **BODIES[path], **{name: {"num_ctx": 4096}})
+        assert words in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("do_sample", False), ("typical_p", True), ("detokenize", False)])

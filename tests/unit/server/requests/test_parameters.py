@@ -146,12 +146,13 @@ async def test_refused_parameters_are_named(served: Serving, endpoint: str, name
         ("chat", {"function_call": "auto", "functions": [], "tool_choice": "auto", "parallel_tool_calls": False}),
         ("completions", {"best_of": 1, "suffix": "", "use_beam_search": False, "length_penalty": 1.0}),
         ("completions", {"best_of": 2, "n": 2}),
+        ("embeddings", {"normalize": True, "truncate": False, "embed_dtype": "float32"}),
     ],
 )
 async def test_refused_parameters_may_say_that_they_are_off(
     served: Serving, recorder: Recorder, endpoint: str, harmless: dict[str, Any]
 ) -> None:
-    await served.post(PATHS[endpoint], **BODIES[endpoint], **harmless)
+    await served.post(OPENAI_PATHS[endpoint], **BODIES[endpoint], **harmless)
     assert len(recorder.requests) == 1
 
 

@@ -40,6 +40,21 @@ def test_what_stands_between_a_call_and_its_closing_tag_is_left_out(junk: str) -
     assert read(HERMES, twice) == [*call(0, "f", "{}"), *call(1, "f", "{}")]
 
 
+@pytest.mark.parametrize("fence", ["```json\n", "```\n", "\n```JSON ", "```"])
+def test_a_call_that_is_fenced_as_code_inside_its_tags_is_read(fence: str) -> None:
+    text = f'See.<tool_call>{fence}{{"name": "f", "arguments": {{"a": 1}}}}\n```\n</tool_call> Done.'
+    assert read(HERMES, text) == [*content("See."), *call(0, "f", '{"a": 1}'), *content("Done.")]
+    no_call = f"<tool_call>{fence}none```</tool_call>"
+    assert read(HERMES, no_call) == content(no_call)
+
+
+def test_numbers_that_json_has_not_are_null_in_arguments() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a":NaN, "b": -Infinity, "c": "NaN"}}</tool_call>'
+    assert read(HERMES, text) == call(0, "f", '{"a":null, "b": null, "c": "NaN"}')
+    assert read(LLAMA, '{"name": "get_time", "parameters": {"a":NaN}}') == call(0, "get_time", '{"a":null}')
+    assert read(MISTRAL_NEW, '[TOOL_CALLS]get_time[ARGS]{"a": [NaN]}') == call(0, "get_time", '{"a": [null]}')
+
+
 def test_a_bracket_too_many_does_not_hide_the_next_call_in_the_tag() -> None:
     text = '<tool_call>{"name": "f", "arguments": {}}}\n{"name": "g", "arguments": {}}}</tool_call>'
     assert read(HERMES, text) == [*call(0, "f", "{}"), *call(1, "g", "{}")]

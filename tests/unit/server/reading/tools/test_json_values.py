@@ -41,7 +41,8 @@ def read(*parts: str) -> tuple[str, str]:
         ('{"a": [1, 2, ], "b": {"c": 3,\n},}', '{"a": [1, 2 ], "b": {"c": 3\n}}'),
         ("""{'a': 'it\\'s "so"', "b": "it's"}""", """{"a": "it's \\"so\\"", "b": "it's"}"""),
         ('{"a": {"b": [1</tool_call>', '{"a": {"b": [1]}}'),
-        ('{"a": 1e5, "b": -1.5E+3, "c": NaN}', '{"a": 1e5, "b": -1.5E+3, "c": NaN}'),
+        ('{"a": 1e5, "b": -1.5E+3, "c": 2e-7, "d": [-1]}', '{"a": 1e5, "b": -1.5E+3, "c": 2e-7, "d": [-1]}'),
+        ('{"a":NaN, "b": [-Infinity,Infinity, -NaN], "c": "NaN"}', '{"a":null, "b": [null,null, null], "c": "NaN"}'),
     ],
 )  # fmt: skip
 def test_what_can_be_read_as_json_is_made_json(written: str, mended: str) -> None:
