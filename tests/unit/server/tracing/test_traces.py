@@ -306,11 +306,15 @@ async def test_a_request_belongs_to_the_trace_of_its_client(tmp_path: Path, expo
     assert span.context.trace_state.to_header() == "vendor=1"
 
 
-async def test_what_the_client_does_not_sample_is_not_exported(tmp_path: Path, exported: Exported) -> None:
+async def test_what_the_client_does_not_sample_is_not_exported(
+    tmp_path: Path, exported: Exported, lines: list[dict[str, Any]]
+) -> None:
     async with serving(tmp_path, FakeExecutor(says("Hello")), tracing=exported.tracing) as served:
         headers = {"traceparent": NOT_SAMPLED}
         assert (await served.client.post("/v1/completions", json={"prompt": "a"}, headers=headers)).status_code == 200
     assert not exported.exporter.get_finished_spans()
+    [access] = [line for line in lines if line["logger"] == "orcinus.server.access"]
+    assert (access["trace_id"], access.get("span_id")) == (TRACE_ID, None)
 
 
 @pytest.mark.parametrize(
