@@ -15,6 +15,8 @@ _REASONS = {
     "BAD_PASSWORD_READ": _NO_PASSWORD,
 }
 
+_OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
+
 
 def server_context(certfile: Path, keyfile: Path | None, password: str | None) -> ssl.SSLContext:
     """Return what a server speaks TLS 1.2 or later with; without `keyfile` the key is in `certfile`.
@@ -27,6 +29,9 @@ def server_context(certfile: Path, keyfile: Path | None, password: str | None) -
     try:
         context.load_cert_chain(certfile, keyfile, password=lambda: password or "")  # else OpenSSL asks the terminal
     except OSError as error:  # `ssl.SSLError` is one
+        if (missing := _missing_key(key)) is not None:
+            hint = "; --ssl-keyfile names the file that does" if keyfile is None else ""
+            raise ValueError(f"{missing}{hint}") from None
         raise ValueError(f"the certificate {certfile} cannot be used with the key in {key}: {_reason(error)}") from None
     return context
 
@@ -37,6 +42,28 @@ def client_context(cacert: Path) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=cacert)
     except OSError as error:
         raise SettingsError(f"--cacert {cacert}: {_reason(error)}") from None
+
+
+def handshake_failure(error: BaseException, base_url: str) -> str | None:
+    """Return what a client is told of a connection that TLS is why it failed; None where TLS is not."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        is_of_another = cause.verify_code in _OTHER_NAME
+        hint = "" if is_of_another else "; --cacert FILE names the certificates to trust"
+        return f"the certificate of {base_url} is not trusted: {cause.verify_message.rstrip('.')}{hint}"
+    return None if cause is None else f"TLS with {base_url} failed: {_reason(cause)}"
+
+
+def _missing_key(path: Path) -> str | None:
+    """Return what is wrong with a file that is PEM and has no private key; None for any other."""
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return None
+    is_without = b"-----BEGIN " in text and b"PRIVATE KEY-----" not in text
+    return f"{path} holds no private key" if is_without else None
 
 
 def _reason(error: OSError) -> str:

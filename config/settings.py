@@ -469,7 +469,7 @@ class Settings(BaseSettings):
         5,
         "Server",
         "Times in a row that the engine is restarted without a token from it; when it ends once more, so does the"
-        " server. 0: the server ends with its first engine.",
+        " server. 0: an engine that ends is not replaced, and the server ends with the last one.",
         "N",
         ge=0,
         le=1_000_000,
@@ -553,6 +553,8 @@ class Settings(BaseSettings):
             raise ValueError(f"the path of a socket has at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}")
         if not value.parent.is_dir():
             raise ValueError(f"there is no directory {value.parent}")
+        if value.is_dir():
+            raise ValueError(f"{value} is a directory; give the path of the socket in it, such as {value}/orcinus.sock")
         return value
 
     @field_validator("ssl_certfile", "ssl_keyfile")

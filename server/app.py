@@ -31,7 +31,7 @@ from orcinus.server.http.origins import OriginPolicy
 from orcinus.server.http.preparation import Preparation
 from orcinus.server.http.request_layer import RequestMiddleware
 from orcinus.server.http.room_layer import RoomMiddleware
-from orcinus.server.http.root_path import RootPathMiddleware
+from orcinus.server.http.root_path import RootPathMiddleware, RootRedirectMiddleware
 from orcinus.server.http.routes import Handler, OperationHandlers
 from orcinus.server.http.throttled_log import ThrottledLog
 from orcinus.server.metrics import Metrics
@@ -90,6 +90,7 @@ def create_app(
     app.state.watch = Watch(context, metrics)
     app.state.tracing = tracing
     app.state.keys = keys
+    app.state.has_metrics_port = settings.metrics_port is not None
     if settings.usage_db is not None:
         app.state.usage = UsageBook(settings.usage_db, context.model_name)
         metrics.usage_listener = app.state.usage.add
@@ -105,9 +106,10 @@ def create_app(
             bodies=bodies,
             throttled_log=app.state.throttled_log,
         ),
+        Middleware(RootPathMiddleware, root_path=settings.root_path),
         *_trace_layers(tracing, operations, settings),
         *app.state.origins.layers(),
-        Middleware(RootPathMiddleware, root_path=settings.root_path),
+        Middleware(RootRedirectMiddleware, root_path=settings.root_path),
         Middleware(FaultMiddleware),
         Middleware(ServerOptionsMiddleware, operations=operations),
         Middleware(AuthMiddleware, keys=keys, operations=operations),

@@ -351,7 +351,8 @@ class AsyncEngine:
         self._move_choices(replica, [other for other in others if other.state != "loading"])
         replica.fail(error)
         if others and self._info is not None:
-            logger.error("an engine is lost for good, and %d go on: %s", len(others), error)
+            index = self._replicas.index(replica)
+            logger.error("engine %d is lost for good, and %d go on: %s", index, len(others), error)
         else:
             self._die(error)
         replica.forget_slots()

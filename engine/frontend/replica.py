@@ -241,6 +241,9 @@ class EngineReplica:
         self.forget_slots()
         return was_useful or bool(found.culprits) or found.has_new_suspects
 
+    def on_restart(self) -> None:
+        self._requests.on_restart()
+
     def _on_step(self, outputs: StepOutputs) -> None:
         now = time.monotonic()
         if outputs.slots is not None and self._is_watched:  # before those who ended with this step are forgotten

@@ -104,6 +104,9 @@ class RequestTracker:
     def on_engine_end(self, choice_ids: list[str]) -> None:
         """Note that an engine has ended with these choices in flight, which wait for another one."""
         self._admission.requeue(choice_ids)
+
+    def on_restart(self) -> None:
+        """Note that another engine is to take the place of one that has ended."""
         self.observer.on_restart()
 
     def on_resumed(self, num_choices: int) -> None:

@@ -41,6 +41,9 @@ class EngineUser(Protocol):
     def on_engine_end(self, end: EngineEnd) -> bool:
         """Return whether the engine, from which nothing more comes, has been of use."""
 
+    def on_restart(self) -> None:
+        """Note that the engine that has ended is to be replaced by another one."""
+
 
 class Supervisor:
     """`start` it, then `run` reads and restarts until `aclose`. What is sent while no engine is up is lost."""
@@ -145,6 +148,7 @@ class Supervisor:
         delay_s = self._backoff.next_delay_s(was_useful=was_useful)
         if delay_s is None:
             raise EngineUnavailableError(self._final_reason(end.reason))
+        self._user.on_restart()
         pause = f" in {delay_s:g} s" if delay_s else ""
         logger.error("%s is gone, %s; another one starts%s", _name_of(self._config), end.reason, pause)
         await self._transport.aclose()

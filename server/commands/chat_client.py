@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from orcinus.config.addresses import parse_socket_url
-from orcinus.config.certificates import client_context
+from orcinus.config.certificates import client_context, handshake_failure
 from orcinus.config.hosts import is_any_address, is_loopback
 from orcinus.config.values import SettingsError
 from orcinus.engine.errors import OrcinusError
@@ -95,7 +95,9 @@ class ChatClient:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except httpx.ConnectError:
+        except httpx.ConnectError as error:
+            if (failure := handshake_failure(error, self.base_url)) is not None:
+                raise ChatError(failure) from None
             hint = "start one with: orcinus serve"
             raise ChatError(f"no server answers at {self.base_url}; {hint}") from None
         except httpx.HTTPError as error:

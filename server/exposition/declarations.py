@@ -144,7 +144,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("orcinus_prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."),
     MetricSpec("orcinus_prefix_cache_hits_total", "counter", "Prompt tokens found there."),
     MetricSpec("orcinus_slots_refilled_total", "counter", "Slots given to a waiting sequence."),
-    MetricSpec("orcinus_engine_restarts_total", "counter", "Times that the engine ended and another one was started."),
+    MetricSpec("orcinus_engine_restarts_total", "counter", "Times that an engine ended and was replaced."),
     MetricSpec(
         "orcinus_requests_resumed_total",
         "counter",

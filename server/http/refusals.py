@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from orcinus.server.errors import to_response
+from orcinus.server.errors import speaks_anthropic, to_response
 from orcinus.server.http.origins import OriginPolicy
 from orcinus.server.http.throttled_log import ThrottledLog
 
@@ -37,6 +37,8 @@ class Refusals:
         response = to_response(error, path, request_id, request_headers)
         headers = {**response.headers, **self._origins.headers(request_headers)}
         headers |= {"x-request-id": request_id, "connection": "close"}
+        if speaks_anthropic(path, request_headers):
+            headers["request-id"] = request_id
         lines = [b"%b: %b\r\n" % header for header in default_headers]
         lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         self.note(error, request_id)

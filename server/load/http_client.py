@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from orcinus.config.addresses import parse_socket_url
-from orcinus.config.certificates import client_context
+from orcinus.config.certificates import client_context, handshake_failure
 from orcinus.config.settings import SettingsError
 from orcinus.server.load.answers import RequestFailedError
 
@@ -129,8 +129,9 @@ class HttpClient:
             else:
                 _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._tls)
         except OSError as error:
-            reason = f"cannot connect to {self._socket or f'{self._host} port {self._port}'}"
-            raise RequestFailedError(reason, error.strerror or str(error)) from None
+            place = self._socket or f"{self._host} port {self._port}"
+            failure = handshake_failure(error, place)
+            raise RequestFailedError(f"cannot connect to {place}", failure or error.strerror or str(error)) from None
         return connection
 
 

@@ -175,6 +175,8 @@ class DrainingServer(uvicorn.Server):
 
     def _abort_connections(self) -> None:
         """Cut off the clients that do not read what is left for them; their requests end as if they had gone."""
+        if not self.server_state.connections:  # it is something else that takes so long, such as the last spans
+            return
         logger.warning("%d connections were still open and were cut off", len(self.server_state.connections))
         for connection in list(self.server_state.connections):
             connection.transport.abort()

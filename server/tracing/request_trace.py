@@ -109,7 +109,9 @@ class RequestTrace:
         span = self._tracer.start_span(name, self._parent, SpanKind.SERVER, attributes, start_time=start)
         context = span.get_span_context()
         if context.is_valid:  # else the SDK is told to do nothing
-            self._fields |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+            self._fields["trace_id"] = f"{context.trace_id:032x}"
+        if context.is_valid and context.trace_flags.sampled:  # else no collector has a span of this id
+            self._fields["span_id"] = f"{context.span_id:016x}"
         self._span = span
         return span
 

@@ -126,6 +126,49 @@ def test_an_answer_is_stopped_here_and_in_the_engine(browser: Any, endless_serve
         until(lambda: endless_server.metric(aborted) == before + 1, "the request was not aborted")
 
 
+def test_a_conversation_is_cleared_while_an_answer_comes(browser: Any, endless_server: ServerProcess) -> None:
+    with opened(browser, endless_server) as page:
+        until_ready(page)
+        bodies = bodies_sent(page)
+        send(page, "On and on")
+        wait_for(page, "document.querySelector('.answer')?.textContent.length > 20")
+        page.click("#clear")
+        wait_for(page, "document.querySelector('#send').textContent === 'Send'")
+        assert page.locator("#answers > *").count() == 1
+        assert page.is_visible("#empty")
+        send(page, "Anew")
+        page.wait_for_selector(".answer")
+        assert [message["content"] for message in bodies[-1]["messages"]] == ["Anew"]
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".timing")
+
+
+def test_a_server_restarted_with_another_model_is_asked_for_that_one(browser: Any) -> None:
+    before = ServerProcess("--served-model-name", "one", module=LIGHT)
+    after = None
+    try:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(before.url + "/")
+        until_ready(page)
+        before.close()
+        page.wait_for_selector("#dot[data-status=lost]")
+        port = before.url.rpartition(":")[2]
+        after = ServerProcess("--port", port, "--served-model-name", "two", module=LIGHT)
+        assert after.url == before.url
+        wait_for(page, "document.querySelector('#model').textContent.startsWith('two')")
+        bodies = bodies_sent(page)
+        send(page, "Hello")
+        wait_for(page, "document.querySelector('.answer')?.textContent.length > 20 || document.querySelector('.error')")
+        assert bodies[-1]["model"] == "two"
+        assert not page.query_selector(".error")
+        context.close()
+    finally:
+        before.close()
+        if after is not None:
+            after.close()
+
+
 def test_an_error_of_the_server_is_shown(browser: Any, small_server: ServerProcess) -> None:
     with opened(browser, small_server, expected_errors=1) as page:
         until_ready(page)
@@ -298,6 +341,23 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_told(browser: Any, guarded_server
         assert "sécret" not in page.content()
         page.reload()
         until_ready(page)  # in the same tab it is not asked for again
+
+
+@pytest.mark.parametrize("way", ["#send", "#race-send"])
+def test_a_key_that_was_not_given_is_asked_for_again(browser: Any, guarded_server: ServerProcess, way: str) -> None:
+    with opened(browser, guarded_server, expected_errors=1) as page:
+        page.wait_for_selector("#login[open]")
+        page.click("#login-cancel")
+        page.fill("#question", "Hello")
+        page.click(way)
+        page.wait_for_selector("#login[open]")
+        page.fill("#key", "sécret")
+        page.press("#key", "Enter")
+        until_ready(page)
+        page.click("#send")
+        wait_for(page, "document.querySelector('.answer')?.textContent.length > 20")
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".timing")
 
 
 def luminance(colour: list[float]) -> float:

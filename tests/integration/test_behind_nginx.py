@@ -214,6 +214,31 @@ def test_two_replicas_share_requests_and_one_that_ends_costs_none(
         assert json.loads(nginx.ask("/v1/completions", body=BODY))["usage"]["completion_tokens"] == 6
 
 
+def test_a_rolling_restart_costs_no_request(
+    start_server: StartServer, tmp_path: Path, pair: Pair, started: list[Nginx]
+) -> None:
+    """The second ends once the first is back: nginx would leave the first out for ten seconds, unless told not to."""
+    servers = [start_server(*FLAGS, module=LIGHT) for _ in range(2)]
+    ports = [port_of(server) for server in servers]
+    upstream = BLOCKS["upstream: two replicas"]
+    for number, port in enumerate(ports):
+        upstream = upstream.replace(f"127.0.0.1:{8000 + number}", f"127.0.0.1:{port}")
+    nginx = Nginx(tmp_path, pair, with_upstream(upstream))
+    started.append(nginx)
+
+    def answers() -> bool:
+        return bool(json.loads(nginx.ask("/v1/completions", body=BODY))["usage"]["completion_tokens"] == 6)
+
+    for number in range(2):
+        servers[number].terminate()
+        assert servers[number].wait(60) == 0
+        restarted = start_server(*FLAGS, "--port", ports[number], module=LIGHT)
+        assert answers()  # while it is away, or loads
+        assert restarted.get("/ready").status_code == 200
+        servers[number] = restarted
+    assert all(answers() for _ in range(4))
+
+
 def with_upstream(upstream: str) -> str:
     """The configuration of one server with another upstream."""
     text, count = re.subn(r"upstream orcinus \{.*?\n\}\n", lambda match: upstream, SERVER, flags=re.DOTALL)

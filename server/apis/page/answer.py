@@ -11,6 +11,7 @@ from starlette.responses import FileResponse, Response
 
 _FOLDER = Path(__file__).parent
 _PAGE = (_FOLDER / "page.html").read_bytes()
+_METRICS_LINK = b'    <a href="metrics">Metrics</a>\n'
 _MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
 FILES = {
     f"/page/{file.name}": _MEDIA_TYPES[file.suffix]
@@ -26,8 +27,9 @@ _PAGE_HEADERS = {
 
 
 def page(request: Request) -> Response:
-    """Return the page."""
-    return Response(_PAGE, headers=_PAGE_HEADERS, media_type="text/html")
+    """Return the page; where the metrics have a port of their own, without the link to them."""
+    content = _PAGE.replace(_METRICS_LINK, b"") if request.app.state.has_metrics_port else _PAGE
+    return Response(content, headers=_PAGE_HEADERS, media_type="text/html")
 
 
 def page_file(path: str) -> Callable[[Request], Response]:

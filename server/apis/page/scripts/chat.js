@@ -10,10 +10,11 @@ export class Chat {
   #messages = [];
   #asking = null;
 
-  constructor(feed, { onRefused, needsKey }) {
+  constructor(feed, { onRefused, needsKey, isReady }) {
     this.feed = feed;
     this.model = null;
     this.onRefused = onRefused;
+    this.isReady = isReady;
     this.needsKey = () => needsKey() || hasKey();
     at("ask").addEventListener("submit", event => this.#submit(event));
     at("question").addEventListener("keydown", event => this.#onKey(event));
@@ -57,22 +58,23 @@ export class Chat {
   async #submit(event) {
     event.preventDefault();
     if (this.#asking !== null) return this.#asking.abort();
-    if (!at("question").value.trim() || this.model === null || !settingsAreValid()) return;
+    if (!at("question").value.trim() || !this.isReady(this.model) || !settingsAreValid()) return;
     const body = this.#body();
+    const messages = this.#messages; // another list, once the conversation is cleared
     this.#asking = new AbortController();
     at("send").textContent = "Stop";
     at("send").classList.add("is-stop");
     const answer = this.#begin(at("question").value.trim());
     at("question").value = "";
+    let failure = null;
     try {
       await this.#stream(body, answer);
     } catch (error) {
       this.onRefused(error);
-      answer.end(error.name === "AbortError" ? "Stopped" : error.message, error.name !== "AbortError");
+      failure = error;
     }
-    this.#messages.push(body.messages.at(-1));
-    if (answer.text) this.#messages.push({ role: "assistant", content: answer.text });
-    else this.#messages.pop();
+    if (messages === this.#messages) answer.end(failure);
+    if (answer.text) messages.push(body.messages.at(-1), { role: "assistant", content: answer.text });
     this.#asking = null;
     at("send").textContent = "Send";
     at("send").classList.remove("is-stop");
@@ -91,7 +93,6 @@ export class Chat {
       this.feed.ownIds.add(shortId(chunk.id));
       answer.add(chunk);
     }
-    answer.end();
   }
 
   #clear() {
@@ -174,9 +175,11 @@ class Answer {
     this.#reasoning.append(text);
   }
 
-  end(note = "", isError = false) {
+  /* `failure` is why it did not come to its end, if it did not. */
+  end(failure) {
     this.content.classList.remove("is-coming");
-    if (isError) this.log.append(element("p", { className: "error", text: note }));
+    const note = failure?.name === "AbortError" ? "Stopped" : "";
+    if (failure && !note) this.log.append(element("p", { className: "error", text: failure.message }));
     else this.log.append(element("p", { className: "timing", text: [note, this.#timing()].filter(Boolean).join(" · ") }));
     this.#scroll();
   }

@@ -2,7 +2,7 @@
 
 import { ask, hasKey, keepKey, RefusedKey } from "./api.js";
 import { Chat } from "./chat.js";
-import { at, setText } from "./dom.js";
+import { at, setText, toast } from "./dom.js";
 import { Feed } from "./feed.js";
 import { Holders } from "./holders.js";
 import { forgetColours, Lanes } from "./lanes.js";
@@ -14,9 +14,10 @@ const HIDDEN_MS = 5000; // after which a page that nobody sees asks for nothing
 const THEMES = ["auto", "light", "dark"];
 
 let isKeyNeeded = false;
+let isKeyRefused = false; // until another one is given
 const feed = new Feed();
 const lanes = new Lanes(feed);
-const parts = { onRefused: askForKeyIfRefused, needsKey: () => isKeyNeeded };
+const parts = { onRefused: askForKeyIfRefused, needsKey: () => isKeyNeeded, isReady };
 const chat = new Chat(feed, parts);
 const race = new Race(feed, parts);
 new Tiles(feed);
@@ -28,13 +29,27 @@ async function showModel() {
   try {
     await ask("ready");
     const { data } = await (await ask("v1/models")).json();
-    chat.model = race.model = data[0].id;
+    useModel(data[0].id);
     feed.start();
   } catch (error) {
     if (error instanceof RefusedKey) return askForKey();
     showStatus("waiting", error.message);
     setTimeout(showModel, RETRY_MS);
   }
+}
+
+/* Another server may have taken the place of the one before; then its prompts have other tokens, too. */
+function useModel(name) {
+  if (chat.model === name) return;
+  chat.model = race.model = name;
+  race.forgetPrompts();
+}
+
+/* Whether requests can be sent; where a key is missing for that, it is asked for. */
+function isReady(model) {
+  if (isKeyRefused) askForKey();
+  else if (model === null) toast("The server is not ready yet");
+  return !isKeyRefused && model !== null;
 }
 
 function showStatus(status, text) {
@@ -45,6 +60,7 @@ function showStatus(status, text) {
 feed.addEventListener("news", () => {
   const { model, max_model_len: context } = feed.server;
   const { status } = feed.last;
+  useModel(model);
   const size = context ? ` · context ${context.toLocaleString("en")}` : "";
   showStatus(status, `${model}${size}${status === "ready" ? "" : ` · ${status}`}`);
 });
@@ -58,7 +74,7 @@ function askForKeyIfRefused(error) {
 }
 
 function askForKey() {
-  isKeyNeeded = true;
+  isKeyNeeded = isKeyRefused = true;
   at("change-key").hidden = false;
   showStatus("waiting", hasKey() ? "This API key is not valid here." : "This server needs an API key.");
   at("login-title").textContent = hasKey() ? "This API key is not valid here" : "This server needs an API key";
@@ -69,6 +85,7 @@ function askForKey() {
 at("login-form").addEventListener("submit", event => {
   event.preventDefault();
   keepKey(at("key").value.trim());
+  isKeyRefused = false;
   at("key").value = "";
   at("login").close();
   feed.stop();

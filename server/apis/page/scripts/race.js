@@ -27,9 +27,10 @@ export class Race {
   #prompts = null;
   #isSizeChosen = false;
 
-  constructor(feed, { onRefused }) {
+  constructor(feed, { onRefused, isReady }) {
     this.feed = feed;
     this.onRefused = onRefused;
+    this.isReady = isReady;
     this.model = null;
     at("race").addEventListener("submit", event => this.#submit(event));
     at("race-size").addEventListener("change", () => {
@@ -42,6 +43,10 @@ export class Race {
 
   redraw() {
     this.#draw(REPLAY_S);
+  }
+
+  forgetPrompts() {
+    this.#prompts = null;
   }
 
   /* So many that slots have to be given on, until somebody chooses. */
@@ -60,7 +65,7 @@ export class Race {
 
   async #submit(event) {
     event.preventDefault();
-    if (this.model === null || at("race-send").disabled) return;
+    if (at("race-send").disabled || !this.isReady(this.model)) return;
     at("race-send").disabled = true;
     at("race-verdict").textContent = "Running …";
     try {

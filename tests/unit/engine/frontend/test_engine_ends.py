@@ -537,11 +537,12 @@ async def test_an_engine_that_cannot_be_started_just_now_is_started_later(model:
 
 async def test_without_restarts_the_first_end_is_the_last(model: Path) -> None:
     scripted = ScriptedEngines(before_step=KilledInSteps(3))
-    async with engine_on(model, scripted, max_engine_restarts=0) as engine:
+    recorder = Recorder()
+    async with engine_on(model, scripted, observer=recorder, max_engine_restarts=0) as engine:
         with pytest.raises(EngineUnavailableError, match="the engine thread ended"):
             await texts(engine.submit(request(max_tokens=10)))
         assert engine.state == "dead"
-    assert scripted.num_engines == 1
+    assert (recorder.restarts, scripted.num_engines) == (0, 1)
 
 
 # --- the sizes ------------------------------------------------------------------------------------------

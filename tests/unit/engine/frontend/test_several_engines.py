@@ -311,7 +311,10 @@ async def test_a_request_that_ends_its_engine_is_given_up_and_costs_the_other_no
     assert second.num_engines == 1
 
 
-async def test_an_engine_that_is_lost_takes_only_what_may_be_why_with_it_and_the_other_goes_on(model: Path) -> None:
+async def test_an_engine_that_is_lost_takes_only_what_may_be_why_with_it_and_the_other_goes_on(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "orcinus.engine.frontend")
     recorder, first, second = (
         Recorder(),
         ScriptedEngines(before_step=ends_engines(b"poison")),
@@ -331,6 +334,8 @@ async def test_an_engine_that_is_lost_takes_only_what_may_be_why_with_it_and_the
             engine.submit(request())
         assert await engine.drained(1)
     assert sorted(outcome for outcome, *_ in recorder.done) == ["error", "error", "length", "length"]
+    assert recorder.restarts == 0
+    assert "engine 0 is lost for good, and 1 go on" in caplog.text
 
 
 async def test_what_waited_for_an_engine_that_is_lost_goes_on_in_one_that_is_being_replaced(model: Path) -> None:

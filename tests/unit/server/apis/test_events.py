@@ -179,3 +179,11 @@ async def test_the_page_finds_its_files_wherever_a_proxy_publishes_it(tmp_path: 
     async with serving(tmp_path, root_path="/llm") as served:
         for path in ("/", *FILES):
             assert (await served.client.get("/llm" + path)).status_code == 200, path
+
+
+@pytest.mark.parametrize("port", [None, 0])
+async def test_the_page_leads_to_metrics_where_they_are(tmp_path: Path, port: int | None) -> None:
+    async with serving(tmp_path, metrics_port=port) as served:
+        links = re.findall(r'<a href="([^"]+)"', (await served.client.get("/")).text)
+    assert ("metrics" in links) == (port is None)
+    assert "docs" in links

@@ -2,6 +2,7 @@
 
 import io
 import json
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from orcinus.server.cli import main
+from tests.certificates import make_certificate
 
 Captured = pytest.CaptureFixture[str]
 
@@ -268,6 +270,31 @@ def test_a_wrong_socket_or_certificate_is_one_line_and_exit_code_2(
 ) -> None:
     assert main(["chat", "hello", *argv]) == 2
     assert message in capsys.readouterr().err.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_trusted", "message"),
+    [
+        ("IP:127.0.0.1", False, "is not trusted: self-signed certificate; --cacert FILE names"),
+        ("DNS:other.example", True, "is not trusted: IP address mismatch"),
+        (None, False, "TLS with https://127.0.0.1:"),
+    ],
+)
+def test_a_server_whose_certificate_is_not_trusted_is_told_from_none(
+    stub: Stub, tmp_path: Path, capsys: Captured, names: str | None, is_trusted: bool, message: str
+) -> None:
+    options: list[str] = []
+    if names is not None:
+        pair = make_certificate(tmp_path, names=names)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair.certfile, pair.keyfile)
+        stub.socket = context.wrap_socket(stub.socket, server_side=True)
+        options = ["--cacert", str(pair.certfile)] if is_trusted else []
+    assert main(["chat", "hello", "--base-url", stub.url.replace("http:", "https:"), *options]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "no server answers" not in error
+    assert ("--cacert" in error) == (names is not None and not is_trusted)
 
 
 # httpcore leaves a socket that could not be connected to the collector.

@@ -414,6 +414,31 @@ def num_logged(messages: list[str]) -> int:
     return each + sum(int(message.removeprefix(more)) for message in messages if message.startswith(more))
 
 
+@pytest.mark.parametrize(("path", "has_both"), [(b"/v1/messages", True), (b"/v1/completions", False)])
+async def test_what_the_connection_answers_has_anthropics_id_on_its_paths(
+    tmp_path: Path, path: bytes, has_both: bool
+) -> None:
+    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+        client.writer.write(b"POST %b HTTP/1.1\r\n\r\n" % path)  # without a host
+        assert await client.status() == 400
+        head, _, body = (await client.reader.read()).partition(b"\r\n\r\n")
+    headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if line)
+    assert headers.get("request-id") == (headers["x-request-id"] if has_both else None)
+    assert json.loads(body).get("request_id") == headers.get("request-id")
+
+
+async def test_no_connection_is_said_to_be_cut_off_where_there_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path) as served, listening(served) as (server, port):
+        server._abort_connections()
+        assert "cut off" not in caplog.text
+        async with connect(port):
+            await until(lambda: server.server_state.connections)
+            server._abort_connections()
+            assert "1 connections were still open and were cut off" in caplog.text
+
+
 async def test_no_trailer_is_taken_for_a_header(tmp_path: Path) -> None:
     content = b'{"prompt": "a", "max_tokens": 1}'
     chunk, trailer = b"%x\r\n%b\r\n0\r\n" % (len(content), content), b"x-request-id: forged\r\n\r\n"

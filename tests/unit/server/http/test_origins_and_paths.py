@@ -175,3 +175,15 @@ async def test_what_is_logged_of_a_request_is_the_path_without_the_prefix(
         "GET /v1/models 200",
         "GET /v1/messages 405",
     ]
+
+
+@pytest.mark.parametrize("prefix", ["/llm", ""])
+async def test_what_a_page_asks_first_is_logged_without_the_prefix_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, prefix: str
+) -> None:
+    caplog.set_level("INFO")
+    async with serving(tmp_path, root_path="/llm", cors_allow_origin=(PAGE,)) as served:
+        answer = await served.client.options(f"{prefix}/v1/models", headers={"origin": PAGE, **ASKING})
+        assert answer.status_code == 200
+        assert await served.metric("orcinus_http_requests_total", method="OPTIONS", route="/v1/models", status="200")
+    assert any(line.startswith("OPTIONS /v1/models 200 ") for line in caplog.messages)

@@ -80,6 +80,8 @@ def test_paths_that_can_hold_no_socket_are_refused(tmp_path: Path) -> None:
         load_settings(uds=tmp_path / ("x" * 108))
     with pytest.raises(SettingsError, match="there is no directory"):
         load_settings(uds=tmp_path / "nowhere" / "orcinus.sock")
+    with pytest.raises(SettingsError, match=rf"{tmp_path} is a directory"):
+        load_settings(uds=tmp_path)
 
 
 # --- the metrics' port ----------------------------------------------------------------------------------

@@ -158,6 +158,10 @@ def test_pairs_that_cannot_be_used_are_refused_at_the_start(tmp_path: Path, pair
     (tmp_path / "text").write_text("no PEM")
     with pytest.raises(SettingsError, match=r"text cannot be used"):
         load_settings(ssl_certfile=tmp_path / "text")
+    with pytest.raises(SettingsError, match=r"server\.crt holds no private key; --ssl-keyfile names the file"):
+        load_settings(ssl_certfile=pair.certfile)
+    with pytest.raises(SettingsError, match=r"other\.crt holds no private key$"):
+        load_settings(ssl_certfile=pair.certfile, ssl_keyfile=other.certfile)
 
 
 def test_a_key_with_a_password_needs_it_and_it_is_never_shown(tmp_path: Path) -> None:

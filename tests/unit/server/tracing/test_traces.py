@@ -218,6 +218,23 @@ async def test_a_request_that_is_refused_has_a_span_with_its_error(tmp_path: Pat
             assert "gen_ai.request.seed" not in attributes_of(span)
 
 
+@pytest.mark.parametrize("prefix", ["/llm", ""])
+async def test_requests_are_traced_whether_a_proxy_takes_the_path_off_or_not(
+    tmp_path: Path, exported: Exported, prefix: str
+) -> None:
+    async with serving(
+        tmp_path, FakeExecutor(says("Hello")), tracing=exported.tracing, root_path="/llm", api_key="k"
+    ) as served:
+        for key, status in (("k", 200), ("other", 401)):
+            exported.exporter.clear()
+            response = await served.client.post(
+                f"{prefix}/v1/completions", json={"prompt": "a"}, headers={"x-api-key": key}
+            )
+            assert response.status_code == status
+            assert attributes_of(exported.server)["http.route"] == "/v1/completions"
+            assert attributes_of(exported.server)["url.path"] == "/v1/completions"
+
+
 class Fails(FakeExecutor):
     """Fails whatever it is asked, from the third step on."""
 
@@ -289,11 +306,15 @@ async def test_a_request_belongs_to_the_trace_of_its_client(tmp_path: Path, expo
     assert span.context.trace_state.to_header() == "vendor=1"
 
 
-async def test_what_the_client_does_not_sample_is_not_exported(tmp_path: Path, exported: Exported) -> None:
+async def test_what_the_client_does_not_sample_is_not_exported(
+    tmp_path: Path, exported: Exported, lines: list[dict[str, Any]]
+) -> None:
     async with serving(tmp_path, FakeExecutor(says("Hello")), tracing=exported.tracing) as served:
         headers = {"traceparent": NOT_SAMPLED}
         assert (await served.client.post("/v1/completions", json={"prompt": "a"}, headers=headers)).status_code == 200
     assert not exported.exporter.get_finished_spans()
+    [access] = [line for line in lines if line["logger"] == "orcinus.server.access"]
+    assert (access["trace_id"], access.get("span_id")) == (TRACE_ID, None)
 
 
 @pytest.mark.parametrize(
