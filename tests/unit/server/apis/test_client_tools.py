@@ -10,6 +10,7 @@ from openai.types.responses import Response
 from orcinus.server.reading.client_calls import ClientCallReader, ClientTool, read_input
 from orcinus.server.reading.pieces import Content, Piece, ToolCallArguments, ToolCallStart
 from tests.unit.engine.fakes import FakeExecutor, says
+from tests.unit.engine.text.test_chat_template import MISTRAL
 from tests.unit.server.apis.test_responses import events_of as response_events
 from tests.unit.server.serving import Serving, answer_of, error_of, events_of, serving, user
 
@@ -192,6 +193,31 @@ async def test_hosted_tools_are_left_out_and_named(
             assert response.status_code == 200, response.text
             assert response.headers["x-orcinus-left-out"] == places
         assert "x-orcinus-left-out" not in (await served.post("/v1/completions", prompt="x")).headers
+
+
+# --- templates that want turns -----------------------------------------------------------------------------
+
+
+async def test_clients_of_every_api_are_answered_where_the_template_wants_turns(tmp_path: Path) -> None:
+    """The first turn of Codex, and Claude Code's after a tool, whose ids are not those that the template takes."""
+    developer, environment = {"role": "developer", "content": "rules"}, user("<environment>")
+    used = {"type": "tool_use", "id": "toolu_01A", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_01A", "content": "4"}
+    text = {"type": "text", "text": "<reminder>"}
+    turns = [user("hi"), {"role": "assistant", "content": [text, used]}, user([result, text])]
+    call = {"type": "function_call", "call_id": "call_abc", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "call_abc", "output": "4"}
+    async with serving(tmp_path, FakeExecutor(says("x")), template=MISTRAL, info=ROOM) as served:
+        for path, body in (
+            ("/v1/responses", {"instructions": "You are Codex", "input": [developer, environment, user("Hi")]}),
+            ("/v1/responses", {"input": [user("Hi"), call, output, user("on")]}),
+            ("/v1/chat/completions", {"messages": [user("a"), user("b")]}),
+            ("/v1/messages", {"messages": turns, "max_tokens": 5}),
+        ):
+            response = await served.post(path, **body)
+            assert response.status_code == 200, response.text
+        tokens = answer_of(await served.post("/tokenize", messages=[user("a"), user("b")]))["tokens"]
+        assert answer_of(await served.post("/detokenize", tokens=tokens))["prompt"] == "<user>a\n\nb"
 
 
 # --- reading ----------------------------------------------------------------------------------------------
