@@ -182,6 +182,17 @@ async def test_tools_that_are_wrong_are_named_by_their_place_in_the_body(tmp_pat
             "tools[0]=web_search_20250305",
         ),
         ("/tokenize", {"messages": [user("x")], "tools": [{"type": "web_search"}]}, "tools[0]=web_search"),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [user("x")],
+                "tools": [
+                    {"type": "openrouter:web_search"},
+                    {"type": "builtin_function", "function": {"name": "$web_search"}},
+                ],
+            },
+            "tools[0]=openrouter%3Aweb_search, tools[1]=builtin_function",
+        ),
     ],
 )
 async def test_hosted_tools_are_left_out_and_named(
@@ -193,6 +204,41 @@ async def test_hosted_tools_are_left_out_and_named(
             assert response.status_code == 200, response.text
             assert response.headers["x-orcinus-left-out"] == places
         assert "x-orcinus-left-out" not in (await served.post("/v1/completions", prompt="x")).headers
+
+
+HOSTED_ALONE: list[tuple[str, dict[str, Any], Any]] = [
+    ("/v1/responses", {"input": "x"}, "required"),
+    ("/v1/responses", {"input": "x"}, {"type": "web_search"}),
+    ("/v1/chat/completions", {"messages": [user("x")]}, "required"),
+    ("/v1/messages", {"messages": [user("x")], "max_tokens": 5}, {"type": "any"}),
+    ("/v1/messages", {"messages": [user("x")], "max_tokens": 5}, {"type": "tool", "name": "web_search"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "choice"), HOSTED_ALONE)
+async def test_a_choice_of_a_tool_that_is_left_out_says_so(
+    served: Serving, path: str, body: dict[str, Any], choice: Any
+) -> None:
+    tools = [{"type": "web_search", "name": "web_search"}]
+    response = await served.post(path, **body, tools=tools, tool_choice=choice)
+    assert response.status_code == 400
+    assert 'left out are "tools[0]=web_search"' in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("tools", [[{"type": "web_search"}], [{"type": "web_search"}, ADD]])
+async def test_tools_that_are_allowed_and_left_out_ask_for_nothing(tmp_path: Path, tools: list[Any]) -> None:
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]}
+    async with saying(tmp_path, "x") as served:
+        response = await served.post("/v1/responses", input="x", tools=tools, tool_choice=choice)
+        assert response.status_code == 200, response.text
+        forced = {**choice, "mode": "required"}
+        error = error_of(await served.post("/v1/responses", input="x", tools=tools, tool_choice=forced), 400)
+        assert error["param"] == "tool_choice.tools"
+        assert "web_search" in error["message"]
+        inside = {name: choice[name] for name in ("mode", "tools")}
+        of_chat = {"type": "allowed_tools", "allowed_tools": inside}
+        chat_tools = [{"type": "function", "function": {"name": "f"}}, {"type": "web_search"}]
+        assert (await served.chat(tools=chat_tools, tool_choice=of_chat))["choices"]
 
 
 # --- templates that want turns -----------------------------------------------------------------------------
