@@ -14,7 +14,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.errors import shown
 from orcinus.server.json_values import read_object, read_string
 from orcinus.server.reading.client_calls import INPUT, ClientTool
-from orcinus.server.reading.tools.request import MAX_NAME_CHARS
+from orcinus.server.reading.tools.request import MAX_NAME_CHARS, left_out_choice
 from orcinus.server.requests.left_out import known_fields, leave_out
 
 _HOSTED = re.compile(
@@ -169,6 +169,8 @@ def function_choice(choice: Any, place: str = "tool_choice") -> Any:
             if tools and not kept:
                 return _choice_of_none(allowed.get("mode"), tools, inside)
             return {"type": "allowed_tools", "allowed_tools": {**allowed, "tools": kept}}
+        case {"type": kind} if is_hosted(kind):
+            raise left_out_choice([kind])
     return choice
 
 

@@ -17,7 +17,7 @@ from orcinus.server.apis.offered_tools import OfferedTools, is_hosted, tool_fiel
 from orcinus.server.apis.parameter_names import Renaming
 from orcinus.server.errors import shown
 from orcinus.server.json_values import read_string
-from orcinus.server.reading.tools.request import MAX_LONG_NAME_CHARS
+from orcinus.server.reading.tools.request import MAX_LONG_NAME_CHARS, left_out_choice
 from orcinus.server.requests.bodies import SamplingBody
 from orcinus.server.requests.left_out import known_fields
 
@@ -210,6 +210,9 @@ def _read_tool_choice(body: MessagesBody) -> dict[str, Any]:
 def _forced_tool(name: str | None, body: MessagesBody) -> dict[str, Any]:
     if name is None or name not in [tool.get("name") for tool in body.tools]:
         raise InvalidRequestError(f"tool_choice.name must name one of the tools, got {shown(name)}", "tool_choice.name")
+    kinds = [tool.get("type") for tool in body.tools if tool.get("name") == name]
+    if all(map(is_hosted, kinds)):
+        raise left_out_choice([str(kind) for kind in kinds])
     return {"type": "function", "function": {"name": name}}
 
 

@@ -185,8 +185,13 @@ def _check_choice_without_tools(tool_choice: Any, left_out: Sequence[str]) -> No
         return
     if not left_out:
         raise InvalidRequestError("tool_choice needs tools, and the request has none", "tool_choice")
-    names = shown(", ".join(left_out))
-    raise InvalidRequestError(f"tool_choice needs tools of the client's own; left out are {names}", "tool_choice")
+    raise left_out_choice(left_out)
+
+
+def left_out_choice(names: Sequence[str]) -> InvalidRequestError:
+    """Return the error over a choice that only tools could satisfy that are left out."""
+    found = shown(", ".join(names))
+    return InvalidRequestError(f"tool_choice needs tools of the client's own; left out are {found}", "tool_choice")
 
 
 def _read_choice(value: Any, known: set[str]) -> tuple[ToolChoice, str | None, set[str]]:

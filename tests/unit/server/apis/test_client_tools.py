@@ -1,6 +1,7 @@
 """Tools that are no plain functions: custom tools and namespaces, which clients run, and hosted ones."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -219,10 +220,13 @@ HOSTED_ALONE: list[tuple[str, dict[str, Any], Any]] = [
 async def test_a_choice_of_a_tool_that_is_left_out_says_so(
     served: Serving, path: str, body: dict[str, Any], choice: Any
 ) -> None:
-    tools = [{"type": "web_search", "name": "web_search"}]
-    response = await served.post(path, **body, tools=tools, tool_choice=choice)
-    assert response.status_code == 400
-    assert 'left out are "tools[0]=web_search"' in response.json()["error"]["message"]
+    hosted = {"type": "web_search", "name": "web_search"}
+    own = {"name": "f", "input_schema": {}} if path == "/v1/messages" else ADD
+    names_one = isinstance(choice, dict) and choice["type"] != "any"
+    for tools in [[hosted], [hosted, own]] if names_one else [[hosted]]:
+        response = await served.post(path, **body, tools=tools, tool_choice=choice)
+        assert response.status_code == 400
+        assert re.search('left out are "[^"]*web_search"', response.json()["error"]["message"])
 
 
 @pytest.mark.parametrize("tools", [[{"type": "web_search"}], [{"type": "web_search"}, ADD]])
