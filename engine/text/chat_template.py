@@ -168,9 +168,10 @@ def _mark_final_message(messages: list[dict[str, Any]], given: Message) -> None:
     """Mark where the content of the last message `given` ends: closing tokens come after it, and it may be stripped."""
     final = messages[-1]
     if final.get("role") != given.get("role"):
+        place = "after a tool's result" if given.get("role") == "user" else "only at the beginning"
+        takes = "takes no user message" if given.get("role") == "user" else f"takes a {given.get('role')} message"
         raise InvalidRequestError(
-            f"continue_final_message: the chat template takes a {given.get('role')} message only at the beginning",
-            "continue_final_message",
+            f"continue_final_message: the chat template {takes} {place}", "continue_final_message"
         )
     if isinstance(final["content"], str):
         final["content"] += _CONTINUE_MARK

@@ -3,7 +3,9 @@
 Knows what a `TemplateTraits` says of the template, and nothing of how it is rendered.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +17,14 @@ Message = Mapping[str, Any]
 
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _INSTRUCTING = ("system", "developer")
+_SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 
 def prepare_messages(messages: Sequence[Message], traits: TemplateTraits) -> list[dict[str, Any]]:
     """Return the messages as the template reads them. Raises `InvalidRequestError` for parts that are no text."""
-    prepared = [_without_surprises(message) for message in messages]
-    return [_with_content(message, traits) for message in _gather_instructions(prepared, traits)]
+    prepared = _gather_instructions([_without_surprises(message) for message in messages], traits)
+    prepared = _with_readable_ids(_in_turns(prepared, traits), traits)
+    return [_with_content(message, traits) for message in prepared]
 
 
 def _without_surprises(message: Message) -> dict[str, Any]:
@@ -81,6 +85,69 @@ def _gather_instructions(messages: list[dict[str, Any]], traits: TemplateTraits)
     text = "\n\n".join(_as_text(messages[index].get("content", "")) for index in places)
     others = [message for message in messages if message.get("role") not in _INSTRUCTING]
     return [{"role": "system", "content": text}, *others]
+
+
+def _in_turns(messages: list[dict[str, Any]], traits: TemplateTraits) -> list[dict[str, Any]]:
+    """Join messages that follow one another where the template wants turns. The user's joins the result of a tool."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        if turns and _belong_together(turns[-1], message, traits):
+            turns[-1] = _joined(turns[-1], message)
+        else:
+            turns.append(message)
+    return turns
+
+
+def _belong_together(earlier: dict[str, Any], later: dict[str, Any], traits: TemplateTraits) -> bool:
+    """Return whether the template refuses the second message after the first, and takes both as one."""
+    match earlier.get("role"), later.get("role"):
+        case "user", "user":
+            return not traits.takes_turns_in_a_row("user")
+        case "assistant", "assistant":
+            has_calls = "tool_calls" in earlier or "tool_calls" in later
+            return not has_calls and not traits.takes_turns_in_a_row("assistant")
+        case "tool", "user":
+            return not traits.takes_user_after_tool
+    return False
+
+
+def _joined(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Return one message of both texts, with a blank line between them: the earlier one, in all else."""
+    texts = {}
+    for name in ("content", *_REASONING_KEYS):
+        if given := [_as_text(message[name]) for message in (earlier, later) if name in message]:
+            texts[name] = "\n\n".join(filter(None, given))
+    return {**earlier, **texts}
+
+
+def _with_readable_ids(messages: list[dict[str, Any]], traits: TemplateTraits) -> list[dict[str, Any]]:
+    """Give calls and their results ids of nine letters and digits where the template takes no others."""
+    calls = [call for message in messages for call in _calls_of(message)]
+    ids = [*(call.get("id") for call in calls), *(message.get("tool_call_id") for message in messages)]
+    if all(_short_id(given) == given for given in ids) or traits.takes_any_call_id:
+        return messages
+    return [_with_short_ids(message) for message in messages]
+
+
+def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
+    changed = dict(message)
+    if "tool_call_id" in message:
+        changed["tool_call_id"] = _short_id(message["tool_call_id"])
+    if calls := _calls_of(message):
+        changed["tool_calls"] = [{**call, "id": _short_id(call["id"])} if "id" in call else call for call in calls]
+    return changed
+
+
+def _calls_of(message: Message) -> list[Any]:
+    calls = message.get("tool_calls")
+    return calls if isinstance(calls, list) else []
+
+
+def _short_id(given: Any) -> Any:
+    """Return the id itself where it is short, and else one that is the same for the same id."""
+    if not isinstance(given, str) or _SHORT_ID.fullmatch(given):
+        return given
+    return hashlib.sha256(given.encode(errors="surrogatepass")).hexdigest()[:9]
 
 
 def _with_content(message: dict[str, Any], traits: TemplateTraits) -> dict[str, Any]:

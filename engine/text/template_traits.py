@@ -22,6 +22,7 @@ _MARK = "marked_on_trial"
 _MARK_2 = "marked_twice_on_trial"
 _CALLED = "called_on_trial"
 _CALL_ID = "trial0001"  # nine letters and digits, which Mistral's templates ask for
+_LONG_CALL_ID = "call_on_trial"
 _CALL = {
     "id": _CALL_ID,
     "type": "function",
@@ -81,6 +82,20 @@ class TemplateTraits:
         """Whether a system message may stand between the turns."""
         return self._once(self._shows_later_system_message, "later")
 
+    def takes_turns_in_a_row(self, role: str) -> bool:
+        """Return whether two messages of this role, "user" or "assistant", may follow one another."""
+        return self._once(lambda: self._renders_turns_in_a_row(role), "turns", role)
+
+    @property
+    def takes_user_after_tool(self) -> bool:
+        """Whether the user may speak after the result of a tool. Refused where the result alone is not."""
+        return self._once(self._renders_user_after_tool, "after tool")
+
+    @property
+    def takes_any_call_id(self) -> bool:
+        """Whether ids of calls may have any form. Mistral's templates take nine letters and digits alone."""
+        return self._once(self._renders_long_call_id, "id")
+
     def _once(self, find: Callable[[], T], *question: str) -> T:
         """Return the answer to a question, found at most once by each thread.
 
@@ -130,6 +145,27 @@ class TemplateTraits:
     def _shows_later_system_message(self) -> bool:
         user, assistant = self._message("user", "x"), self._message("assistant", "x")
         return self._shows([user, assistant, self._message("system", _MARK), user], _MARK)
+
+    def _renders_turns_in_a_row(self, role: str) -> bool:
+        user, turn, system = self._message("user", "x"), self._message(role, "x"), self._message("system", "x")
+        messages = [user, user] if role == "user" else [user, turn, turn, user]
+        return any(self._try(trial) is not None for trial in (messages, [system, *messages]))
+
+    def _renders_user_after_tool(self) -> bool:
+        used = self._use_of_a_tool(_CALL_ID)
+        if self._try([*used, self._message("user", "x")], [_TOOL]) is not None:
+            return True
+        return self._try(used, [_TOOL]) is None
+
+    def _renders_long_call_id(self) -> bool:
+        if self._try(self._use_of_a_tool(_LONG_CALL_ID), [_TOOL]) is not None:
+            return True
+        return self._try(self._use_of_a_tool(_CALL_ID), [_TOOL]) is None
+
+    def _use_of_a_tool(self, call_id: str) -> Messages:
+        user, call = self._message("user", "x"), {**_CALLING, **_WITHOUT_CONTENT[self.absent_content]}
+        result = {**_RESULT, **self._message("tool", "x"), "tool_call_id": call_id}
+        return [user, {**call, "tool_calls": [{**_CALL, "id": call_id}]}, result]
 
     def _conversation(self, role: str, content: Any) -> Messages:
         """Return one in which a message of this role has its usual place."""

@@ -118,6 +118,7 @@ def _usable_tools(ctx: ServingContext, body: ChatBody, offered: OfferedTools) ->
         body.parallel_tool_calls,
         places=offered.places,
         max_name_chars=offered.max_name_chars,
+        left_out=offered.left_out,
     )
     if tool_use is None or tool_use.choice == "none":
         return None

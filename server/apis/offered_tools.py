@@ -14,13 +14,13 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.errors import shown
 from orcinus.server.json_values import read_object, read_string
 from orcinus.server.reading.client_calls import INPUT, ClientTool
-from orcinus.server.reading.tools.request import MAX_NAME_CHARS
+from orcinus.server.reading.tools.request import MAX_NAME_CHARS, left_out_choice
 from orcinus.server.requests.left_out import known_fields, leave_out
 
 _HOSTED = re.compile(
     "(web_search|web_fetch|file_search|code_interpreter|code_execution|computer|computer_use|image_generation|mcp"
     "|mcp_toolset|local_shell|shell|apply_patch|tool_search|tool_search_tool|programmatic_tool_calling|bash|text_editor"
-    "|memory|browser|advisor|x_search)(_.*)?"
+    "|memory|browser|advisor|x_search|collections_search)(_.*)?|openrouter:.+|builtin_function"
 )
 _NAMESPACE_MARK = "__"
 # Of a function where an API has its fields beside those of other tools.
@@ -28,23 +28,27 @@ FUNCTION_FIELDS = frozenset(
     {"name", "description", "parameters", "strict", "return", "returns", "output_schema", "input_examples"}
 )
 _CUSTOM_FIELDS = frozenset({"type", "name", "description", "format"})
-_REFUSED_FIELDS: Mapping[str, tuple[Any, str]] = {  # unless they say what is so anyway
-    "allowed_callers": (["direct"], "tools are called by the model alone"),
-    "defer_loading": (False, "the model is told of all tools at once"),
-}
+_PROMISES = frozenset({"allowed_callers", "defer_loading"})
 
 
 @dataclass(slots=True)
 class OfferedTools:
     """`tools` are all functions, in the form of a chat; `places` say where the fields of each stand in the body.
 
-    `calls` holds, by the name of the function, which of the client's tools is meant where that is another.
+    `calls` holds, by the name of the function, which of the client's tools is meant where that is another. `left_out`
+    names the hosted ones, by place and type.
     """
 
     max_name_chars: int = MAX_NAME_CHARS
     tools: list[Any] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     calls: dict[str, ClientTool] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def leave_out(self, kind: str, place: str) -> None:
+        """Leave out a hosted tool."""
+        leave_out_hosted(kind, place)
+        self.left_out.append(f"{place}={kind}")
 
     def add(self, tool: Any, place: str) -> None:
         self.tools.append(tool)
@@ -76,7 +80,7 @@ def read_chat_tools(given: Any) -> OfferedTools:
         place = f"tools[{index}]"
         kind = tool.get("type") if isinstance(tool, dict) else None
         if is_hosted(kind):
-            leave_out_hosted(kind, place)
+            offered.leave_out(kind, place)
         elif kind == "custom":
             custom = read_object(known_fields(tool, {"type", "custom"}, place).get("custom"), f"{place}.custom")
             offered.add_custom(custom, f"{place}.custom")
@@ -88,10 +92,13 @@ def read_chat_tools(given: Any) -> OfferedTools:
 
 
 def _checked_function(tool: dict[str, Any], place: str) -> dict[str, Any]:
-    """Return a function as it was given, key for key: the template shows the model the whole of it."""
-    if isinstance(function := tool.get("function"), dict):
-        _check_promises(function, f"{place}.function")
-    return tool
+    """Return a function as it was given, less what is left out: the template shows the model the whole of it."""
+    if not isinstance(function := tool.get("function"), dict):
+        return tool
+    _check_promises(function, f"{place}.function")
+    if not function.get("defer_loading"):
+        return tool
+    return {**tool, "function": {name: value for name, value in function.items() if name != "defer_loading"}}
 
 
 def tool_fields(
@@ -99,16 +106,26 @@ def tool_fields(
 ) -> dict[str, Any]:
     """Return what is known of a tool's fields. Raises `InvalidRequestError` for others, unless they may be left out."""
     _check_promises(given, place)
-    passed_over = {*_REFUSED_FIELDS, "cache_control"} - {*known}
+    passed_over = {*_PROMISES, "cache_control"} - {*known}
     fields = known_fields({key: value for key, value in given.items() if key not in passed_over}, known, place)
     return {key: value for key, value in given.items() if key in known} if keeps_nulls else fields
 
 
 def _check_promises(given: Mapping[str, Any], place: str) -> None:
-    """Raise `InvalidRequestError` where a tool's fields ask for what is not done."""
-    for name, (harmless, why) in _REFUSED_FIELDS.items():
-        if given.get(name) not in (None, harmless):
-            raise InvalidRequestError(f"{place}.{name} is not supported: {why}", f"{place}.{name}")
+    """Leave out that the model be told of the tool later. Raises `InvalidRequestError` for what is not done."""
+    deferred, callers = given.get("defer_loading"), given.get("allowed_callers")
+    if not isinstance(deferred, bool | None):
+        raise InvalidRequestError(
+            f"{place}.defer_loading must be a boolean, got {shown(deferred)}", f"{place}.defer_loading"
+        )
+    if deferred:
+        leave_out(f"{place}.defer_loading")
+    if callers is not None and not (isinstance(callers, list) and "direct" in callers):
+        raise InvalidRequestError(
+            f'{place}.allowed_callers must have "direct", for tools are called by the model alone; '
+            f"got {shown(callers)}",
+            f"{place}.allowed_callers",
+        )
 
 
 def add_namespace(offered: OfferedTools, namespace: Mapping[str, Any], place: str) -> None:
@@ -148,8 +165,23 @@ def function_choice(choice: Any, place: str = "tool_choice") -> Any:
             known_fields(choice, {"type", "allowed_tools"}, place)
             inside = f"{place}.allowed_tools"
             allowed = known_fields(choice["allowed_tools"], {"mode", "tools"}, inside)
-            return {"type": "allowed_tools", "allowed_tools": {**allowed, "tools": _allowed_functions(tools, inside)}}
+            kept = _allowed_functions(tools, inside)
+            if tools and not kept:
+                return _choice_of_none(allowed.get("mode"), tools, inside)
+            return {"type": "allowed_tools", "allowed_tools": {**allowed, "tools": kept}}
+        case {"type": kind} if is_hosted(kind):
+            raise left_out_choice([kind])
     return choice
+
+
+def _choice_of_none(mode: Any, tools: Sequence[Any], inside: str) -> Any:
+    """Return the choice where all tools that are allowed are left out. Raises `InvalidRequestError` if one must be."""
+    if mode == "auto":
+        return "none"
+    kinds = ", ".join(dict.fromkeys(tool["type"] for tool in tools))
+    raise InvalidRequestError(
+        f"{inside}.tools has none that can be called: left out are {shown(kinds)}", f"{inside}.tools"
+    )
 
 
 def _allowed_functions(tools: Sequence[Any], inside: str) -> list[Any]:

@@ -13,6 +13,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.context import ServingEngine, ServingTokenizer
 from orcinus.server.errors import shown
 from orcinus.server.json_values import without_nulls
+from orcinus.server.requests.message_parts import with_text_parts
 from orcinus.server.requests.schemas import MAX_PROMPTS, ROLES
 
 # What the server sets for the template itself, and what Python would take for an argument of its own.
@@ -140,26 +141,13 @@ def _check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     role = message.get("role")
     if role not in ROLES:
         raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {shown(role)}", f"{where}.role")
+    if "content" not in message and role in ("tool", "function"):
+        message["content"] = ""  # of a tool that had nothing to say
     if "content" not in message and role != "assistant":
         raise InvalidRequestError(f"{where}.content is required for role {role}", f"{where}.content")
-    _check_content(message.get("content", ""), f"{where}.content")
+    message = with_text_parts(message, where)
     _check_tool_calls(message.get("tool_calls", []), f"{where}.tool_calls")
     return {**message, "role": "system"} if role == "developer" else message
-
-
-def _check_content(content: Any, where: str) -> None:
-    if isinstance(content, str):
-        return
-    if not isinstance(content, list):
-        raise InvalidRequestError(f"{where} must be a string or a list of parts, got {shown(content)}", where)
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "refusal"):
-            raise InvalidRequestError(
-                f"{where}[{i}]: this model takes text only, got a part of type {shown(kind)}", f"{where}[{i}]"
-            )
-        if not isinstance(part.get(kind), str):
-            raise InvalidRequestError(f"{where}[{i}].{kind} must be a string", f"{where}[{i}].{kind}")
 
 
 def _check_tool_calls(calls: Any, where: str) -> None:

@@ -1,22 +1,23 @@
 """From a conversation as Anthropic's API writes it to the one chat body that the server renders and runs.
 
-Reads blocks: text, thinking, and tools' uses and results. What else a block may say (`cache_control`, `citations`,
+What the blocks are is read by `messages.blocks`. What else a block may say (`cache_control`, `citations`,
 `signature`, `caller`) is for other models or for other servers, and is passed over. Knows nothing of answers.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.apis.chat.body import ChatBody, parse_chat
+from orcinus.server.apis.messages.blocks import ASSISTANT, RESULT, TEXT, USER, Block, PlacedBlock, read_blocks
 from orcinus.server.apis.messages.body import TURN_ROLES, MessagesBody, ThinkingOptions
-from orcinus.server.apis.offered_tools import OfferedTools, is_hosted, leave_out_hosted, tool_fields
+from orcinus.server.apis.offered_tools import OfferedTools, is_hosted, tool_fields
 from orcinus.server.apis.parameter_names import Renaming
 from orcinus.server.errors import shown
 from orcinus.server.json_values import read_string
-from orcinus.server.reading.tools.request import MAX_LONG_NAME_CHARS
+from orcinus.server.reading.tools.request import MAX_LONG_NAME_CHARS, left_out_choice
 from orcinus.server.requests.bodies import SamplingBody
 from orcinus.server.requests.left_out import known_fields
 
@@ -32,9 +33,6 @@ _PARAMETER_NAMES: tuple[Renaming, ...] = (
     (re.compile(r"^max_completion_tokens$"), "max_tokens"),
 )
 
-_TEXT = ("text",)
-_USER = ("text", "tool_result")
-_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
 _THINKS = {"enabled": True, "adaptive": True, "disabled": False}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _TOOL_FIELDS = {
@@ -46,8 +44,6 @@ _TOOL_FIELDS = {
 }
 _IGNORED_TOOL_FIELDS = {"type", "cache_control", "eager_input_streaming"}
 
-Block = dict[str, Any]
-PlacedBlock = tuple[Block, str]  # and its place in the body, for errors
 ChatMessage = dict[str, Any]
 
 
@@ -63,7 +59,7 @@ def read_offered_tools(body: MessagesBody) -> OfferedTools:
     for index, tool in enumerate(body.tools):
         place = f"tools[{index}]"
         if is_hosted(kind := tool.get("type")):
-            leave_out_hosted(kind, place)
+            offered.leave_out(kind, place)
         else:
             offered.add(_read_tool(tool, place), place)
     return offered
@@ -95,15 +91,19 @@ def to_chat_body(body: MessagesBody, offered: OfferedTools | None = None) -> Cha
 def _read_system(system: Any) -> list[ChatMessage]:
     if system is None or system in ("", []):
         return []
-    return [{"role": "system", "content": _join(_read_blocks(system, "system", _TEXT))}]
+    blocks = read_blocks(system, "system", TEXT)
+    return _read_instructions(blocks) if blocks else []
 
 
 def _read_turns(given: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
     """Return the messages of a chat. Messages of one role that follow one another are one turn, of all their blocks."""
     read = [_read_message(message, f"messages[{index}]") for index, message in enumerate(given)]
     messages: list[ChatMessage] = []
-    for role, turn in groupby(read, key=lambda message: message[0]):
+    shown_ones = [(role, blocks) for role, blocks in read if blocks]
+    for role, turn in groupby(shown_ones, key=lambda message: message[0]):
         messages += _READERS[role]([block for _, blocks in turn for block in blocks])
+    if not messages:
+        raise InvalidRequestError("messages has no block that the model is shown: send a text", "messages")
     return messages
 
 
@@ -115,31 +115,7 @@ def _read_message(message: Mapping[str, Any], where: str) -> tuple[str, list[Pla
         raise InvalidRequestError(
             f"{where}.role must be one of {', '.join(TURN_ROLES)}, got {shown(role)}", f"{where}.role"
         )
-    inside = f"{where}.content"
-    blocks = _read_blocks(message.get("content"), inside, _KINDS[role])
-    return role, [(block, f"{inside}[{index}]") for index, block in enumerate(blocks)]
-
-
-def _read_blocks(content: Any, where: str, kinds: Collection[str]) -> list[Block]:
-    """Return blocks of these kinds, with their text or thinking in place. A string is one block of text."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, list) or not content:
-        raise InvalidRequestError(f"{where} must be a string or a list of blocks, got {shown(content)}", where)
-    for index, block in enumerate(content):
-        _check_block(block, f"{where}[{index}]", kinds)
-    return content
-
-
-def _check_block(block: Any, where: str, kinds: Collection[str]) -> None:
-    kind = block.get("type") if isinstance(block, dict) else None
-    if not isinstance(kind, str) or kind not in kinds:
-        raise InvalidRequestError(
-            f"{where}: this model takes text only, here in blocks of type {', '.join(kinds)}; got {shown(kind)}", where
-        )
-    for name in ("text", "thinking"):
-        if kind == name and not isinstance(block.get(name), str):
-            raise InvalidRequestError(f"{where}.{name} must be a string", f"{where}.{name}")
+    return role, read_blocks(message.get("content"), f"{where}.content", _KINDS[role])
 
 
 def _read_user(blocks: list[PlacedBlock]) -> list[ChatMessage]:
@@ -149,17 +125,17 @@ def _read_user(blocks: list[PlacedBlock]) -> list[ChatMessage]:
         if kind == "tool_result":
             messages += [_read_result(block, where) for block, where in group]
         else:
-            messages.append({"role": "user", "content": _join(block for block, _ in group)})
+            messages.append({"role": "user", "content": _join(group)})
     return messages
 
 
 def _read_instructions(blocks: list[PlacedBlock]) -> list[ChatMessage]:
-    return [{"role": "system", "content": _join(block for block, _ in blocks)}]
+    return [{"role": "system", "content": _join(blocks)}]
 
 
 def _read_result(block: Block, where: str) -> ChatMessage:
     content = block.get("content")
-    text = _join(_read_blocks(content, f"{where}.content", _TEXT)) if content else ""
+    text = _join(read_blocks(content, f"{where}.content", RESULT)) if content else ""
     if block.get("is_error"):
         text = f"Error: {text}"  # a chat template has no other place for it
     return {"role": "tool", "tool_call_id": _read_call_id(block, "tool_use_id", where), "content": text}
@@ -167,7 +143,7 @@ def _read_result(block: Block, where: str) -> ChatMessage:
 
 def _read_assistant(blocks: list[PlacedBlock]) -> list[ChatMessage]:
     """Return what the assistant thought, said and called as one message: without content where it only called."""
-    texts = [block for block, _ in blocks if block["type"] == "text"]
+    texts = [placed for placed in blocks if placed[0]["type"] == "text"]
     thoughts = [block["thinking"] for block, _ in blocks if block["type"] == "thinking" and block["thinking"]]
     calls = [_read_use(block, where) for block, where in blocks if block["type"] == "tool_use"]
     message: ChatMessage = {"role": "assistant"}
@@ -178,7 +154,7 @@ def _read_assistant(blocks: list[PlacedBlock]) -> list[ChatMessage]:
     return [{**message, "tool_calls": calls} if calls else message]
 
 
-_KINDS: Mapping[str, Collection[str]] = {"user": _USER, "assistant": _ASSISTANT, "system": _TEXT}
+_KINDS: Mapping[str, Collection[str]] = {"user": USER, "assistant": ASSISTANT, "system": TEXT}
 _READERS = {"user": _read_user, "assistant": _read_assistant, "system": _read_instructions}
 
 
@@ -195,8 +171,8 @@ def _read_call_id(block: Block, name: str, where: str) -> str:
     return read_string(block, name, where).removeprefix(CALL_ID_PREFIX)
 
 
-def _join(blocks: Any) -> str:
-    return "\n".join(block["text"] for block in blocks)
+def _join(blocks: Iterable[PlacedBlock]) -> str:
+    return "\n".join(block["text"] for block, _ in blocks)
 
 
 def _is_prefilled(messages: list[ChatMessage]) -> bool:
@@ -234,6 +210,9 @@ def _read_tool_choice(body: MessagesBody) -> dict[str, Any]:
 def _forced_tool(name: str | None, body: MessagesBody) -> dict[str, Any]:
     if name is None or name not in [tool.get("name") for tool in body.tools]:
         raise InvalidRequestError(f"tool_choice.name must name one of the tools, got {shown(name)}", "tool_choice.name")
+    kinds = [tool.get("type") for tool in body.tools if tool.get("name") == name]
+    if all(map(is_hosted, kinds)):
+        raise left_out_choice([str(kind) for kind in kinds])
     return {"type": "function", "function": {"name": name}}
 
 

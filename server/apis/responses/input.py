@@ -33,6 +33,14 @@ from orcinus.server.requests.schemas import MAX_MESSAGES
 _ROLES = ("user", "assistant", "system", "developer")
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
+# Calls that clients run, by the name of the tool and where the call has what the tool is to do.
+_OWN_CALLS = {
+    "local_shell_call": ("local_shell", "action"),
+    "shell_call": ("shell", "action"),
+    "apply_patch_call": ("apply_patch", "operation"),
+}
+_OWN_OUTPUTS = ("local_shell_call_output", "shell_call_output", "apply_patch_call_output")
+_OTHERS_ITEMS = ("compaction", "compaction_summary", "context_compaction", "compaction_trigger", "ghost_snapshot")
 _REASONING_PARTS = ("reasoning_text", "summary_text")
 
 # Names of a chat's parameters in errors, and what they are called in this API.
@@ -97,6 +105,8 @@ def read_input(given: Any, instructions: str | None = None) -> list[dict[str, An
     for i, item in enumerate(given):
         _read_item(conversation, item, f"input[{i}]")
     conversation.end_turn()
+    if not conversation.messages:
+        raise InvalidRequestError("input has no item that the model is shown: send a message", "input")
     return conversation.messages
 
 
@@ -154,6 +164,16 @@ def _read_item(conversation: _Conversation, given: Any, where: str) -> None:
             call_id = read_string(item, "call_id", where)
             content = _read_content(item.get("output"), f"{where}.output")
             conversation.add({"role": "tool", "tool_call_id": call_id, "content": content})
+        case "local_shell_call" | "shell_call" | "apply_patch_call" as kind:
+            name, field = _OWN_CALLS[kind]
+            arguments = json.dumps(read_object(item.get(field), f"{where}.{field}"), ensure_ascii=False)
+            conversation.call(_read_own_id(item, where), name, arguments)
+        case kind if kind in _OWN_OUTPUTS:
+            output = item.get("output", "")
+            text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+            conversation.add({"role": "tool", "tool_call_id": _read_own_id(item, where), "content": text})
+        case kind if is_hosted(kind) or kind in _OTHERS_ITEMS:
+            leave_out_hosted(kind, where)
         case "item_reference":
             raise InvalidRequestError(f"{where} refers to an item, and none is stored here: send the item", where)
         case other:
@@ -168,6 +188,11 @@ def _read_call(item: Mapping[str, Any], where: str) -> tuple[str, str]:
     """Return a call's id and the name by which the model knows the tool."""
     namespace = read_string(item, "namespace", where) if "namespace" in item else None
     return read_string(item, "call_id", where), in_namespace(read_string(item, "name", where), namespace)
+
+
+def _read_own_id(item: Mapping[str, Any], where: str) -> str:
+    """Return the id that a call and its output have in common: `call_id`, and of some `id` alone."""
+    return read_string(item, "call_id" if "call_id" in item or "id" not in item else "id", where)
 
 
 def _read_message(conversation: _Conversation, item: Mapping[str, Any], where: str) -> None:
@@ -231,7 +256,7 @@ def _add_tool(offered: OfferedTools, tool: Mapping[str, Any], place: str) -> Non
     elif kind == "namespace":
         add_namespace(offered, tool, place)
     elif is_hosted(kind):
-        leave_out_hosted(kind, place)
+        offered.leave_out(kind, place)
     else:
         raise InvalidRequestError(
             f'{place}.type must be "function", "custom" or "namespace", got {shown(kind)}', f"{place}.type"

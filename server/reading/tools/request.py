@@ -71,14 +71,16 @@ def read_tool_use(
     *,
     places: Sequence[str] | None = None,
     max_name_chars: int = MAX_NAME_CHARS,
+    left_out: Sequence[str] = (),
 ) -> ToolUse | None:
     """Return the tools and their use, None where there are none. `places` are those of their functions in the body.
 
+    `left_out` names other tools of the request, for the error where a call is asked for and there is none to make.
     Raises `InvalidRequestError` naming the part that is wrong.
     """
     raw = _read_list(tools)
     if not raw:
-        _check_choice_without_tools(tool_choice)
+        _check_choice_without_tools(tool_choice, left_out)
         return None
     inside = places or [f"tools[{i}].function" for i in range(len(raw))]
     functions = [_read_function(tool, place.removesuffix(".function")) for tool, place in zip(raw, inside, strict=True)]
@@ -178,9 +180,18 @@ def _check_size(functions: list[dict[str, Any]]) -> None:
         raise InvalidRequestError(f"tools takes at most {MAX_TOOLS_CHARS} characters, got {num_chars}", "tools")
 
 
-def _check_choice_without_tools(tool_choice: Any) -> None:
-    if tool_choice not in (None, "none", "auto"):
+def _check_choice_without_tools(tool_choice: Any, left_out: Sequence[str]) -> None:
+    if tool_choice in (None, "none", "auto"):
+        return
+    if not left_out:
         raise InvalidRequestError("tool_choice needs tools, and the request has none", "tool_choice")
+    raise left_out_choice(left_out)
+
+
+def left_out_choice(names: Sequence[str]) -> InvalidRequestError:
+    """Return the error over a choice that only tools could satisfy that are left out."""
+    found = shown(", ".join(names))
+    return InvalidRequestError(f"tool_choice needs tools of the client's own; left out are {found}", "tool_choice")
 
 
 def _read_choice(value: Any, known: set[str]) -> tuple[ToolChoice, str | None, set[str]]:

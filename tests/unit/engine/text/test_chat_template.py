@@ -1,6 +1,7 @@
 """What a chat template is given: what transformers gives it, or a form of it that the template reads."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,87 @@ def test_where_no_system_message_is_shown_all_stay() -> None:
 def test_a_system_message_that_had_to_go_first_is_not_continued() -> None:
     with pytest.raises(InvalidRequestError, match="takes a system message only at the beginning"):
         render(ONE_SYSTEM_FIRST, [USER, SYSTEM], continue_final_message=True)
+
+
+# --- turns ----------------------------------------------------------------------------------------------
+
+# In the manner of Gemma's.
+TAKES_TURNS = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+# In the manner of Mistral's: calls and results are no turns, and ids have nine characters.
+MISTRAL = (
+    "{% if messages[0].role == 'system' %}<system>{{ messages[0].content }}{% set rest = messages[1:] %}"
+    "{% else %}{% set rest = messages %}{% endif %}{% set ns = namespace(index=0) %}"
+    "{% for m in rest %}{% if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}"
+    "{% if (m.role == 'user') != (ns.index % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}"
+    "{% set ns.index = ns.index + 1 %}<{{ m.role }}>{{ m.content }}"
+    "{% elif m.tool_calls %}{% for c in m.tool_calls %}{% if c.id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should have length 9') }}{% endif %}[{{ c.function.name }} {{ c.id }}]"
+    "{% endfor %}{% elif m.role == 'tool' %}{% if m.tool_call_id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should have length 9') }}{% endif %}<tool {{ m.tool_call_id }}>{{ m.content }}"
+    "{% else %}{{ raise_exception('only user, assistant and tool') }}{% endif %}{% endfor %}"
+)
+ANSWER, MORE = {"role": "assistant", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "more"}]}
+
+
+def used(call_id: str, content: Any = "4") -> list[dict[str, Any]]:
+    call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    result = {"role": "tool", "tool_call_id": call_id, "content": content}
+    return [{"role": "assistant", "content": None, "tool_calls": [call]}, result]
+
+
+@pytest.mark.parametrize("template", [TAKES_TURNS, MISTRAL])
+def test_messages_in_a_row_are_one_where_the_template_wants_turns(template: str) -> None:
+    assert render(template, [USER, MORE, MORE]) == "<user>hi\n\nmore\n\nmore"
+    assert render(template, [USER, ANSWER, ANSWER, MORE]) == "<user>hi<assistant>a\n\na<user>more"
+    empty = {"role": "assistant", "content": None}
+    assert render(template, [USER, empty, ANSWER, MORE]) == "<user>hi<assistant>a<user>more"
+
+
+def test_instructions_and_two_messages_are_a_system_message_and_a_turn() -> None:
+    assert render(MISTRAL, [SYSTEM, LATER, USER, MORE]) == "<system>one\n\ntwo<user>hi\n\nmore"
+    assert render(MISTRAL, [SYSTEM, USER, LATER, MORE]) == "<system>one\n\ntwo<user>hi\n\nmore"
+
+
+def test_thoughts_are_joined_as_texts_are() -> None:
+    template = TAKES_TURNS.replace("{{ m.content }}", "{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.content }}")
+    thinking = {**ANSWER, "reasoning": "t"}
+    assert "<assistant>t\n\nt|t\n\nt|a\n\na" in render(template, [USER, thinking, thinking])
+
+
+def test_turns_that_were_joined_are_continued() -> None:
+    assert render(TAKES_TURNS, [USER, ANSWER, ANSWER], continue_final_message=True) == "<user>hi<assistant>a\n\na"
+
+
+def test_a_template_that_takes_messages_in_a_row_gets_them_as_of_transformers(tmp_path: Path) -> None:
+    messages = [USER, USER, ANSWER, ANSWER, *used("call_abc"), USER]
+    template = PRINTS + "{% for m in messages %}{{ m.tool_call_id }}{% endfor %}"
+    assert render(template, messages) == by_transformers(tmp_path, template, messages)
+
+
+@pytest.mark.parametrize("content", ["4", [{"type": "text", "text": "4"}]])
+def test_what_the_user_says_after_a_result_is_read_with_it_where_it_is_no_turn(content: Any) -> None:
+    messages = [USER, *used("abcdefgh1", content), MORE, MORE, ANSWER, USER]
+    expected = "<user>hi[f abcdefgh1]<tool abcdefgh1>4\n\nmore\n\nmore<assistant>a<user>hi"
+    assert render(MISTRAL, messages) == expected
+
+
+def test_what_was_said_after_a_result_is_not_continued() -> None:
+    with pytest.raises(InvalidRequestError, match="takes no user message after a tool's result"):
+        render(MISTRAL, [USER, *used("abcdefgh1"), MORE], continue_final_message=True)
+
+
+def test_ids_of_calls_are_short_where_the_template_takes_no_others() -> None:
+    first, second = used("call_1"), used("chatcmpl-tool-2\ud800")
+    calls = {**first[0], "tool_calls": [*first[0]["tool_calls"], *second[0]["tool_calls"]]}
+    text = render(MISTRAL, [USER, calls, second[1], first[1]])
+    ids = re.findall(r"\[f ([a-z0-9]{9})\]", text)
+    assert len({*ids}) == 2
+    assert re.findall(r"<tool (\w+)>", text) == ids[::-1]
+    assert text == render(MISTRAL, [USER, calls, second[1], first[1]])
+    assert "[f aB3456789]" in render(MISTRAL, [USER, *used("aB3456789"), *first])
 
 
 # --- tools ----------------------------------------------------------------------------------------------

@@ -171,10 +171,53 @@ async def test_truncation_keeps_the_end_of_the_chat(tmp_path: Path) -> None:
         assert await prompt_of(served, [user("a")], truncate_prompt_tokens=6) == "stant\n"
 
 
+THOUGHT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
+
+
+def text_part(text: str, kind: str = "text") -> dict[str, Any]:
+    return {"type": kind, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (user([text_part("a", "input_text"), text_part("b")]), "<user>a\nb"),
+        ({"role": "assistant", "content": [text_part("a", "output_text")]}, "<assistant>a"),
+        (
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}, text_part("a")]},
+            "<assistant>(t)a",
+        ),
+        ({"role": "assistant", "content": [text_part("t", "reasoning"), text_part("a")]}, "<assistant>(t)a"),
+        (
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": [text_part("t")]}, text_part("a")]},
+            "<assistant>(t)a",
+        ),
+        (
+            {
+                "role": "assistant",
+                "reasoning_content": "r",
+                "content": [{"type": "reasoning", "reasoning": "t"}, {"type": "redacted_thinking"}, text_part("a")],
+            },
+            "<assistant>(r)a",
+        ),
+        ({"role": "tool", "tool_call_id": "c", "content": None}, "<tool>"),
+    ],
+)
+async def test_parts_by_other_names_reach_the_template(tmp_path: Path, message: Any, shown: str) -> None:
+    async with serving(tmp_path, FakeExecutor(says("x")), template=THOUGHT_TEMPLATE) as served:
+        assert await prompt_of(served, [user("hi"), message]) == f"<user>hi{shown}"
+
+
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
         ([], "messages"),
+        ([user([{"type": "thinking", "thinking": "t"}])], "messages[0].content[0]"),
+        ([{"role": "assistant", "content": [{"type": "thinking"}]}], "messages[0].content[0].text"),
+        ([user([{"type": "input_text"}])], "messages[0].content[0].text"),
         ([{"role": "king", "content": "x"}], "messages[0].role"),
         ([{"content": "x"}], "messages[0].role"),
         ([{"role": ["user"], "content": "x"}], "messages[0].role"),

@@ -1,6 +1,7 @@
 """Tools that are no plain functions: custom tools and namespaces, which clients run, and hosted ones."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from openai.types.responses import Response
 from orcinus.server.reading.client_calls import ClientCallReader, ClientTool, read_input
 from orcinus.server.reading.pieces import Content, Piece, ToolCallArguments, ToolCallStart
 from tests.unit.engine.fakes import FakeExecutor, says
+from tests.unit.engine.text.test_chat_template import MISTRAL
 from tests.unit.server.apis.test_responses import events_of as response_events
 from tests.unit.server.serving import Serving, answer_of, error_of, events_of, serving, user
 
@@ -181,6 +183,17 @@ async def test_tools_that_are_wrong_are_named_by_their_place_in_the_body(tmp_pat
             "tools[0]=web_search_20250305",
         ),
         ("/tokenize", {"messages": [user("x")], "tools": [{"type": "web_search"}]}, "tools[0]=web_search"),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [user("x")],
+                "tools": [
+                    {"type": "openrouter:web_search"},
+                    {"type": "builtin_function", "function": {"name": "$web_search"}},
+                ],
+            },
+            "tools[0]=openrouter%3Aweb_search, tools[1]=builtin_function",
+        ),
     ],
 )
 async def test_hosted_tools_are_left_out_and_named(
@@ -192,6 +205,69 @@ async def test_hosted_tools_are_left_out_and_named(
             assert response.status_code == 200, response.text
             assert response.headers["x-orcinus-left-out"] == places
         assert "x-orcinus-left-out" not in (await served.post("/v1/completions", prompt="x")).headers
+
+
+HOSTED_ALONE: list[tuple[str, dict[str, Any], Any]] = [
+    ("/v1/responses", {"input": "x"}, "required"),
+    ("/v1/responses", {"input": "x"}, {"type": "web_search"}),
+    ("/v1/chat/completions", {"messages": [user("x")]}, "required"),
+    ("/v1/messages", {"messages": [user("x")], "max_tokens": 5}, {"type": "any"}),
+    ("/v1/messages", {"messages": [user("x")], "max_tokens": 5}, {"type": "tool", "name": "web_search"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "choice"), HOSTED_ALONE)
+async def test_a_choice_of_a_tool_that_is_left_out_says_so(
+    served: Serving, path: str, body: dict[str, Any], choice: Any
+) -> None:
+    hosted = {"type": "web_search", "name": "web_search"}
+    own = {"name": "f", "input_schema": {}} if path == "/v1/messages" else ADD
+    names_one = isinstance(choice, dict) and choice["type"] != "any"
+    for tools in [[hosted], [hosted, own]] if names_one else [[hosted]]:
+        response = await served.post(path, **body, tools=tools, tool_choice=choice)
+        assert response.status_code == 400
+        assert re.search('left out are "[^"]*web_search"', response.json()["error"]["message"])
+
+
+@pytest.mark.parametrize("tools", [[{"type": "web_search"}], [{"type": "web_search"}, ADD]])
+async def test_tools_that_are_allowed_and_left_out_ask_for_nothing(tmp_path: Path, tools: list[Any]) -> None:
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]}
+    async with saying(tmp_path, "x") as served:
+        response = await served.post("/v1/responses", input="x", tools=tools, tool_choice=choice)
+        assert response.status_code == 200, response.text
+        forced = {**choice, "mode": "required"}
+        error = error_of(await served.post("/v1/responses", input="x", tools=tools, tool_choice=forced), 400)
+        assert error["param"] == "tool_choice.tools"
+        assert "web_search" in error["message"]
+        inside = {name: choice[name] for name in ("mode", "tools")}
+        of_chat = {"type": "allowed_tools", "allowed_tools": inside}
+        chat_tools = [{"type": "function", "function": {"name": "f"}}, {"type": "web_search"}]
+        assert (await served.chat(tools=chat_tools, tool_choice=of_chat))["choices"]
+
+
+# --- templates that want turns -----------------------------------------------------------------------------
+
+
+async def test_clients_of_every_api_are_answered_where_the_template_wants_turns(tmp_path: Path) -> None:
+    """The first turn of Codex, and Claude Code's after a tool, whose ids are not those that the template takes."""
+    developer, environment = {"role": "developer", "content": "rules"}, user("<environment>")
+    used = {"type": "tool_use", "id": "toolu_01A", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_01A", "content": "4"}
+    text = {"type": "text", "text": "<reminder>"}
+    turns = [user("hi"), {"role": "assistant", "content": [text, used]}, user([result, text])]
+    call = {"type": "function_call", "call_id": "call_abc", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "call_abc", "output": "4"}
+    async with serving(tmp_path, FakeExecutor(says("x")), template=MISTRAL, info=ROOM) as served:
+        for path, body in (
+            ("/v1/responses", {"instructions": "You are Codex", "input": [developer, environment, user("Hi")]}),
+            ("/v1/responses", {"input": [user("Hi"), call, output, user("on")]}),
+            ("/v1/chat/completions", {"messages": [user("a"), user("b")]}),
+            ("/v1/messages", {"messages": turns, "max_tokens": 5}),
+        ):
+            response = await served.post(path, **body)
+            assert response.status_code == 200, response.text
+        tokens = answer_of(await served.post("/tokenize", messages=[user("a"), user("b")]))["tokens"]
+        assert answer_of(await served.post("/detokenize", tokens=tokens))["prompt"] == "<user>a\n\nb"
 
 
 # --- reading ----------------------------------------------------------------------------------------------

@@ -595,6 +595,55 @@ def test_null_equals_absent_for_every_field() -> None:
     assert chat_of(user("x"), tool_choice={"type": "auto", "name": None, "disable_parallel_tool_use": None})
 
 
+# --- what other servers left behind -----------------------------------------------------------------------
+
+SEARCH = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "x"}}
+FOUND = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [{"type": "web_search_result"}]}
+DOCUMENT = {"type": "document", "title": "t", "source": {"type": "text", "media_type": "text/plain", "data": "doc"}}
+LISTED = {"type": "document", "source": {"type": "content", "content": [text_block("a"), text_block("b")]}}
+SEARCHED = {"type": "search_result", "source": "s", "title": "t", "content": [text_block("c")]}
+
+
+async def test_what_a_hosted_tool_did_is_left_out_and_named(served: Serving) -> None:
+    turns = [user("hi"), assistant([text_block("a"), SEARCH, FOUND, text_block("b")]), user("on")]
+    response = await served.post(PATH, messages=turns, max_tokens=5)
+    assert response.status_code == 200, response.text
+    places = "messages[1].content[1]=server_tool_use, messages[1].content[2]=web_search_tool_result"
+    assert response.headers["x-orcinus-left-out"] == places
+    assert chat_of(*turns).messages[1] == {"role": "assistant", "content": "a\nb"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "web_fetch_tool_result",
+        "code_execution_tool_result",
+        "bash_code_execution_tool_result",
+        "text_editor_code_execution_tool_result",
+        "tool_search_tool_result",
+        "mcp_tool_use",
+        "mcp_tool_result",
+        "compaction",
+    ],
+)
+def test_a_message_of_nothing_else_is_left_out(kind: str) -> None:
+    assert chat_of(user("a"), assistant([{"type": kind}]), user("b")).messages == [user("a\nb")]
+
+
+def test_blocks_keep_their_places_behind_those_that_are_left_out() -> None:
+    with pytest.raises(InvalidRequestError, match=re.escape("messages[1].content[1].input")):
+        chat_of(user("a"), assistant([SEARCH, {**use(), "input": 5}]), user("b"))
+
+
+def test_documents_and_results_of_searches_are_their_text() -> None:
+    assert chat_of(user([DOCUMENT, LISTED, SEARCHED, text_block("d")])).messages == [user("doc\na\nb\nc\nd")]
+    reference = {"type": "tool_reference", "tool_name": "get_time"}
+    turns = [user("a"), assistant([use(x=1)]), user([result([reference, SEARCHED, DOCUMENT])])]
+    assert chat_of(*turns).messages[-1] == tool_message("get_time\nc\ndoc")
+    content = {**DOCUMENT, "source": {"type": "content", "content": "whole"}}
+    assert chat_of(user([content])).messages == [user("whole")]
+
+
 # --- what is refused --------------------------------------------------------------------------------------
 
 SCHEMA = {"input_schema": {"type": "object"}}
@@ -611,11 +660,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [user([{"type": ["text"]}])]}, "messages[0].content[0]"),
     ({"messages": [user([{"type": "text"}])]}, "messages[0].content[0].text must be a string"),
     ({"messages": [user([text_block("x"), {"type": "image", "source": {}}])]}, "takes text only"),
-    ({"messages": [user([{"type": "document", "source": {}}])]}, '"document"'),
+    ({"messages": [user([{"type": "document", "source": {}}])]}, 'takes text only, in a "document"'),
     ({"messages": [user([use()])]}, '"tool_use"'),
     ({"messages": [user([{"type": "thinking", "thinking": "x"}])]}, '"thinking"'),
     ({"messages": [assistant([result()]), user("x")]}, '"tool_result"'),
-    ({"messages": [assistant([{"type": "server_tool_use"}])]}, '"server_tool_use"'),
+    ({"messages": [user([{"type": "server_tool_use"}])]}, "messages has no block that the model is shown"),
+    ({"messages": [user([{"type": "document", "source": {"type": "base64"}}])]}, "messages[0].content[0].source"),
+    ({"messages": [user([{"type": "document", "source": {"type": "text"}}])]}, "messages[0].content[0].source.data"),
+    ({"messages": [user([{"type": "search_result"}])]}, "messages[0].content[0].content must be"),
+    ({"messages": [user([result([{"type": "tool_reference"}])])]}, "messages[0].content[0].content[0].tool_name"),
+    ({"messages": [user([{"type": "tool_reference", "tool_name": "f"}])]}, '"tool_reference"'),
     ({"messages": [assistant([{"type": "thinking"}])]}, "messages[0].content[0].thinking must be a string"),
     ({"messages": [user([result([{"type": "image"}])])]}, "messages[0].content[0].content[0]"),
     ({"messages": [user([{**result(), "tool_use_id": 5}])]}, "messages[0].content[0].tool_use_id"),
@@ -637,8 +691,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": [5]}, "tools[0]"),
     ({"tools": [{"name": "f"}]}, "tools[0].input_schema must be"),
     ({"tools": [{"type": "telepathy_20250305", "name": "read"}]}, 'tools[0].type "telepathy_20250305"'),
-    ({"tools": [{"name": "f", "defer_loading": True, **SCHEMA}]}, "tools[0].defer_loading is not supported"),
-    ({"tools": [{"name": "f", "allowed_callers": ["code"], **SCHEMA}]}, "tools[0].allowed_callers is not supported"),
+    ({"tools": [{"name": "f", "defer_loading": "x", **SCHEMA}]}, "tools[0].defer_loading must be a boolean"),
+    ({"tools": [{"name": "f", "allowed_callers": ["code"], **SCHEMA}]}, "tools[0].allowed_callers must have"),
     ({"tools": [{"name": "f", "colour": 1, **SCHEMA}]}, "unknown parameter 'tools[0].colour'"),
     ({"tool_choice": "auto"}, "tool_choice:"),
     ({"tool_choice": {"type": "some"}}, "tool_choice.type:"),

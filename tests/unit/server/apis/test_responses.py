@@ -649,7 +649,10 @@ async def test_instructions_and_messages_reach_the_template(tmp_path: Path) -> N
         ([{"type": "function_call_output", "call_id": "1"}], "input[0].output"),
         ([{"type": "item_reference", "id": "msg_1"}], "input[0]"),
         ([{"id": "msg_1"}], "input[0]"),
-        ([{"type": "web_search_call", "id": "ws_1"}], "input[0].type"),
+        ([{"type": "web_search_call", "id": "ws_1"}], "input"),
+        ([{"type": "telepathy_call", "id": "ws_1"}], "input[0].type"),
+        ([{"type": "local_shell_call", "call_id": "1"}], "input[0].action"),
+        ([{"type": "local_shell_call", "action": {}}], "input[0].call_id"),
         ([{"type": ["message"]}], "input[0].type"),
         ([{"type": "reasoning", "summary": "x"}], "input[0].summary"),
         ([{"type": "reasoning", "summary": [{"type": "text", "text": "x"}]}], "input[0].summary[0].type"),
@@ -659,6 +662,44 @@ async def test_a_wrong_item_is_named(served: Serving, given: Any, param: str) ->
     error = error_of(await served.post(URL, input=given), 400)
     assert error["param"] == param
     assert param in error["message"]
+
+
+async def test_items_of_hosted_tools_are_left_out_and_named(served: Serving) -> None:
+    kinds = ["web_search_call", "file_search_call", "code_interpreter_call", "computer_call", "computer_call_output"]
+    kinds += ["image_generation_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response"]
+    kinds += ["tool_search_call", "tool_search_output", "compaction"]
+    items = [message("user", "x"), *({"type": kind, "id": "i"} for kind in kinds), message("user", "y")]
+    response = await served.post(URL, input=items)
+    assert response.status_code == 200, response.text
+    places = [f"input[{index}]={kind}" for index, kind in enumerate(kinds, 1)]
+    assert response.headers["x-orcinus-left-out"] == ", ".join(places)
+    assert read_input(items) == [message("user", "x"), message("user", "y")]
+
+
+def test_calls_that_clients_run_are_calls_of_functions() -> None:
+    shell = {"type": "local_shell_call", "id": "l", "call_id": "1", "action": {"type": "exec", "command": ["ls"]}}
+    patch = {"type": "apply_patch_call", "call_id": "2", "operation": {"type": "delete_file", "path": "é"}}
+    outputs = [
+        came_of("1", "a"),
+        {"type": "apply_patch_call_output", "call_id": "2", "output": "done"},
+        {"type": "shell_call_output", "call_id": "3", "output": [{"stdout": "b"}]},
+        {"type": "local_shell_call_output", "id": "4", "output": "c"},
+        {"type": "apply_patch_call_output", "call_id": "5", "status": "completed"},
+    ]
+    assert read_input([shell, patch, *outputs]) == [
+        {
+            "role": "assistant",
+            "tool_calls": [
+                call_of("1", "local_shell", '{"type": "exec", "command": ["ls"]}'),
+                call_of("2", "apply_patch", '{"type": "delete_file", "path": "é"}'),
+            ],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "a"},
+        {"role": "tool", "tool_call_id": "2", "content": "done"},
+        {"role": "tool", "tool_call_id": "3", "content": '[{"stdout": "b"}]'},
+        {"role": "tool", "tool_call_id": "4", "content": "c"},
+        {"role": "tool", "tool_call_id": "5", "content": ""},
+    ]
 
 
 @pytest.mark.parametrize("kind", ["input_image", "input_file", "input_audio"])

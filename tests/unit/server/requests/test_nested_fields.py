@@ -240,9 +240,26 @@ async def test_what_other_apis_say_of_tools_is_taken_where_it_is_so_anyway(stric
 
     fine = {"allowed_callers": ["direct"], "defer_loading": False, "cache_control": {"type": "ephemeral"}}
     assert (await strict.post(path, **BODIES[path], **tools(**fine))).status_code == 200
-    response = await strict.post(path, **BODIES[path], **tools(defer_loading=True))
+    either = {"allowed_callers": ["direct", "code_execution_20250825"]}
+    assert (await strict.post(path, **BODIES[path], **tools(**either))).status_code == 200
+    response = await strict.post(path, **BODIES[path], **tools(allowed_callers=["code_execution_20250825"]))
     assert response.status_code == 400
-    assert "defer_loading is not supported" in response.json()["error"]["message"]
+    assert 'allowed_callers must have "direct"' in response.json()["error"]["message"].replace("\\", "")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+async def test_a_tool_whose_loading_is_deferred_is_shown_at_once(strict: Serving, path: str) -> None:
+    deferred = {"defer_loading": True}
+    tools, place = {
+        "/v1/messages": ({"tools": [{"name": "f", "input_schema": SCHEMA, **deferred}]}, "tools[0]"),
+        "/v1/responses": ({"tools": [{**FLAT, **deferred}]}, "tools[0]"),
+        "/v1/chat/completions": (chat_tool(deferred), "tools[0].function"),
+    }[path]
+    response = await strict.post(path, **BODIES[path], **tools)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-orcinus-left-out"] == f"{place}.defer_loading"
+    counts = [await strict.post("/tokenize", **BODIES["/tokenize"], **chat_tool(more)) for more in (deferred, {})]
+    assert counts[0].json()["count"] == counts[1].json()["count"]
 
 
 async def test_options_of_other_servers_are_taken_where_they_are_off(strict: Serving) -> None:
