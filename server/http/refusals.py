@@ -18,12 +18,15 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Refusals:
-    """`on_refused` is told the status of each."""
+    """`on_refused` is told the status of each; `root_path` is what requests may begin with."""
 
-    def __init__(self, on_refused: Callable[[int], None], log: ThrottledLog, origins: OriginPolicy) -> None:
+    def __init__(
+        self, on_refused: Callable[[int], None], log: ThrottledLog, origins: OriginPolicy, root_path: str = ""
+    ) -> None:
         self._on_refused = on_refused
         self._log = log
         self._origins = origins
+        self._root_path = root_path
 
     def encode(
         self, error: HTTPException, default_headers: Headers, target: bytes = b"", request_headers: Headers = ()
@@ -34,6 +37,8 @@ class Refusals:
         """
         request_id = secrets.token_hex(16)
         path = target.partition(b"?")[0].decode("latin-1")
+        if path.startswith(f"{self._root_path}/"):
+            path = path[len(self._root_path) :]
         response = to_response(error, path, request_id, request_headers)
         headers = {**response.headers, **self._origins.headers(request_headers)}
         headers |= {"x-request-id": request_id, "connection": "close"}

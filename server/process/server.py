@@ -123,7 +123,12 @@ class DrainingServer(uvicorn.Server):
             keep_alive_s=settings.connection_keep_alive_s,
             hosts=HostPolicy(None if settings.uds else settings.host, settings.allowed_host),
             is_ending=lambda: self._num_signals > 0 or self.should_exit,
-            refusals=Refusals(app.state.metrics.on_connection_refused, app.state.throttled_log, app.state.origins),
+            refusals=Refusals(
+                app.state.metrics.on_connection_refused,
+                app.state.throttled_log,
+                app.state.origins,
+                settings.root_path,
+            ),
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

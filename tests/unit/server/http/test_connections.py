@@ -414,11 +414,13 @@ def num_logged(messages: list[str]) -> int:
     return each + sum(int(message.removeprefix(more)) for message in messages if message.startswith(more))
 
 
-@pytest.mark.parametrize(("path", "has_both"), [(b"/v1/messages", True), (b"/v1/completions", False)])
+@pytest.mark.parametrize(
+    ("path", "has_both"), [(b"/v1/messages", True), (b"/llm/v1/messages", True), (b"/llm/v1/completions", False)]
+)
 async def test_what_the_connection_answers_has_anthropics_id_on_its_paths(
     tmp_path: Path, path: bytes, has_both: bool
 ) -> None:
-    async with serving(tmp_path) as served, listening(served) as (_, port), connect(port) as client:
+    async with serving(tmp_path) as served, listening(served, root_path="/llm") as (_, port), connect(port) as client:
         client.writer.write(b"POST %b HTTP/1.1\r\n\r\n" % path)  # without a host
         assert await client.status() == 400
         head, _, body = (await client.reader.read()).partition(b"\r\n\r\n")
