@@ -100,8 +100,9 @@ def _with_usage(request: ChatBody) -> ChatBody:
     """Return the request with its `usage` as an option of its stream."""
     if not request.stream or request.usage is None or not request.usage.include:
         return request
-    options = request.stream_options or StreamOptions()
-    return request.model_copy(update={"stream_options": options.model_copy(update={"include_usage": True})})
+    told = {} if request.stream_options is None else request.stream_options.model_dump()
+    options = StreamOptions.model_validate({**told, "include_usage": True})
+    return request.model_copy(update={"stream_options": options})
 
 
 def template_variables(body: ChatBody) -> dict[str, Any]:

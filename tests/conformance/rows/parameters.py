@@ -482,6 +482,18 @@ def chat_reasoning(api: Api) -> None:
     assert api.refuse_chat(reasoning={"effort": "low"}, reasoning_effort="high")["param"] == "reasoning.effort"
 
 
+@effect("models", "is content with any of these and `model` that is served")
+def models(api: Api) -> None:
+    name = api.model["id"]
+    assert api.chat(model="x", models=["y", name], max_tokens=1)["model"] == name
+    assert api.refuse_chat(404, models=["x"])["param"] == "model"
+
+
+@effect("usage", "asks for the usage, which a whole answer has anyway")
+def usage(api: Api) -> None:
+    assert api.chat(usage={"include": True}, max_tokens=1)["usage"]["completion_tokens"] == 1
+
+
 @effect("include_reasoning", "is accepted, for models that think")
 def include_reasoning(api: Api) -> None:
     assert text_of(api.chat(FRANCE, include_reasoning=False)) == text_of(api.chat(FRANCE))

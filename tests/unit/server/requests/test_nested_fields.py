@@ -57,6 +57,7 @@ NESTED: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("/v1/chat/completions", "thinking.zz", {"thinking": {"type": "enabled", "zz": 1}}),
     ("/v1/chat/completions", "reasoning.zz", {"reasoning": {"zz": 1}}),
+    ("/v1/chat/completions", "usage.zz", {"usage": {"zz": 1}}),
     *(
         row
         for path in ("/v1/chat/completions", "/tokenize")
