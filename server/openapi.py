@@ -38,7 +38,7 @@ _ERRORS = (
     ),
     AnswerSchema("AnthropicError", object_with(type=constant("error"), error=object_with(type=STRING, message=STRING))),
 )
-_ASKING_NOTHING: Sequence[Any] = (False, 0, 1, "", "none", "auto", [], ["text"], {})
+_ASKING_NOTHING: Sequence[Any] = (False, True, 0, 1, "", "none", "auto", "float32", [], ["text"], {})
 
 # What else an operation may answer.
 _ANY: Mapping[int, str] = {

@@ -226,7 +226,9 @@ async def test_the_openapi_document_has_the_bounds_of_the_body(served: Serving) 
     assert body == {"$ref": "#/components/schemas/EmbeddingBody"}
     properties = document["components"]["schemas"]["EmbeddingBody"]["properties"]
     assert [form.get("maxItems") for form in properties["input"]["anyOf"]] == [None, None, 2048]
-    assert set(properties) == {*EmbeddingBody.model_fields, "user"}
+    assert set(properties) == {*EmbeddingBody.model_fields, "user", "normalize", "truncate", "embed_dtype"}
+    assert "float32" in properties["embed_dtype"]["enum"]
+    assert True in properties["normalize"]["enum"]
 
 
 async def test_priority_salt_and_special_tokens_reach_the_engine(tmp_path: Path) -> None:
