@@ -142,7 +142,7 @@ def draining(_: Api) -> None:
 )
 def engine(_: Api) -> None:
     with small_server("--max-engine-restarts", "0") as small, ThreadPoolExecutor() as threads:
-        with small.api.http.stream("POST", "/v1/completions", json=STREAM) as stream:
+        with small.api.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as stream:
             pieces = stream.iter_bytes()
             head = next(pieces)
             whole = threads.submit(small.api.http.post, "/v1/completions", json={"prompt": "x"})
