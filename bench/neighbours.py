@@ -3,7 +3,7 @@
     python -m bench.neighbours [--rounds 2] [--seconds 8] [flags of orcinus serve]
 
 A server with two keys. One client streams one chat after the other; the other, with the second key, sends 31 plain
-streams, 150 short chats at a time, 150 that each have a JSON schema of their own, one answer of 31 choices with 20
+streams, 150 chats at a time that each have a JSON schema of their own, one answer of 31 choices with 20
 log-probabilities for each token, or the last two together. "Own lag" is how late this program's event loop was, which
 is in the other figures. No OMP_* or ORCINUS_* variable of the shell reaches the server.
 """
@@ -56,7 +56,6 @@ async def measure(url: str, num_rounds: int, seconds: float) -> list[list[str]]:
     loads: dict[str, list[Load]] = {
         "nothing": [],
         "31 plain streams": [partial(ask_for_choices, {})],
-        "150 short chats at a time": [partial(ask_shortly, {})] * _NUM_GRAMMARS,
         "150 schemas at a time": [partial(ask_with_schema, schemas)] * _NUM_GRAMMARS,
         "log-probabilities": [partial(ask_for_choices, {"logprobs": True, "top_logprobs": 20})],
     }
@@ -151,11 +150,8 @@ async def ask_for_choices(fields: dict[str, Any], asker: httpx.AsyncClient) -> i
 
 async def ask_with_schema(numbers: "itertools.count[int]", asker: httpx.AsyncClient) -> int:
     described = {"name": "answer", "schema": slow_schema(next(numbers)), "strict": True}
-    return await ask_shortly({"response_format": {"type": "json_schema", "json_schema": described}}, asker)
-
-
-async def ask_shortly(fields: dict[str, Any], asker: httpx.AsyncClient) -> int:
-    response = await asker.post("/v1/chat/completions", json=chat("x", max_tokens=24, ignore_eos=not fields, **fields))
+    body = chat("x", max_tokens=24, response_format={"type": "json_schema", "json_schema": described})
+    response = await asker.post("/v1/chat/completions", json=body)
     if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
         await asyncio.sleep(0.5)
         return 0
