@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
@@ -97,25 +98,7 @@ def create_app(
     app.state.throttled_log = ThrottledLog()
     app.state.origins = OriginPolicy(settings.cors_allow_origin)
     bodies = BodyReader(settings.max_body_bytes)
-    # The first is the outermost: a refused key too gets an id, a line in the log and a count.
-    app.user_middleware[:] = [
-        Middleware(
-            RequestMiddleware,
-            metrics=metrics,
-            operations=operations,
-            bodies=bodies,
-            throttled_log=app.state.throttled_log,
-        ),
-        Middleware(RootPathMiddleware, root_path=settings.root_path),
-        *_trace_layers(tracing, operations, settings),
-        *app.state.origins.layers(),
-        Middleware(RootRedirectMiddleware, root_path=settings.root_path),
-        Middleware(FaultMiddleware),
-        Middleware(ServerOptionsMiddleware, operations=operations),
-        Middleware(AuthMiddleware, keys=keys, operations=operations),
-        Middleware(MethodMiddleware, operations=operations, has_metrics_port=settings.metrics_port is not None),
-        Middleware(RoomMiddleware, context=context, operations=operations, metrics=metrics),
-    ]
+    app.user_middleware[:] = _layers(app.state, settings, operations, bodies)
     for kind in (OrcinusError, HTTPException):
         app.add_exception_handler(kind, _respond)
     handlers = OperationHandlers(context, Preparation(context, bodies, metrics), settings.keep_alive_s)
@@ -124,6 +107,30 @@ def create_app(
     documented = operations if settings.metrics_port is None else operations.on_main_port()
     install_document(app, documented, is_key_needed=settings.is_key_needed, root_path=settings.root_path)
     return app
+
+
+def _layers(state: State, settings: Settings, operations: OperationTable, bodies: BodyReader) -> list[Middleware]:
+    """Return what requests go through on their way to the routes, and answers on their way back."""
+    # The first is the outermost: a refused key too gets an id, a line in the log and a count.
+    metrics: Metrics = state.metrics
+    return [
+        Middleware(
+            RequestMiddleware,
+            metrics=metrics,
+            operations=operations,
+            bodies=bodies,
+            throttled_log=state.throttled_log,
+        ),
+        Middleware(RootPathMiddleware, root_path=settings.root_path),
+        *_trace_layers(state.tracing, operations, settings),
+        *state.origins.layers(),
+        Middleware(RootRedirectMiddleware, root_path=settings.root_path),
+        Middleware(FaultMiddleware),
+        Middleware(ServerOptionsMiddleware, operations=operations),
+        Middleware(AuthMiddleware, keys=state.keys, operations=operations),
+        Middleware(MethodMiddleware, operations=operations, has_metrics_port=settings.metrics_port is not None),
+        Middleware(RoomMiddleware, context=state.context, operations=operations, metrics=metrics),
+    ]
 
 
 def _trace_layers(tracing: Tracing | None, operations: OperationTable, settings: Settings) -> list[Middleware]:
