@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.random_model import SHAPES as MODEL_SHAPES
 from orcinus.config.settings import load_settings
 from orcinus.config.values import format_bytes
 from orcinus.engine.errors import ModelLoadError
@@ -53,19 +54,7 @@ def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, *, tied: boo
 
 
 SHAPES = (
-    Shape(
-        "SmolLM2 135M",
-        "llama",
-        {
-            "vocab_size": 49_152,
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "tie_word_embeddings": True,
-        },
-    ),
+    Shape("SmolLM2 135M", "llama", MODEL_SHAPES["smollm2-135m"][2]),
     Shape("Qwen3 0.6B", "qwen3", _qwen3(1024, 3072, 28, 16, tied=True)),
     Shape("Qwen3 1.7B", "qwen3", _qwen3(2048, 6144, 28, 16, tied=True)),
     Shape("Qwen3 4B", "qwen3", _qwen3(2560, 9728, 36, 32, tied=True)),
