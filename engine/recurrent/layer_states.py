@@ -40,7 +40,7 @@ class LayerStates(nn.Module):
     def take_memory(self, memory: Tensor) -> None:
         """Keep the states in these bytes, uint8 (num_slots, bytes_per_slot), whose slots may be apart."""
         self._tensors = [
-            memory[:, place.offset : place.offset + place.num_bytes].view(place.dtype).unflatten(1, place.shape)
+            memory[:, place.offset : place.offset + place.num_bytes].view(place.dtype).view(-1, *place.shape)
             for place in self._places
         ]
 

@@ -5,8 +5,8 @@ sequences of one token together, by the recurrent rule, and each longer one by a
 with a state. Sums are in float32.
 
 Gated delta rule: Yang et al., 2024, https://arxiv.org/abs/2412.06464. Delta attention with decays of channels: Kimi
-Linear, https://arxiv.org/abs/2510.26692. Mamba-2: Dao and Gu, 2024, https://arxiv.org/abs/2405.21060. Mamba: Gu and Dao,
-2023, https://arxiv.org/abs/2312.00752.
+Linear, 2025, https://arxiv.org/abs/2510.26692. Mamba-2: Dao and Gu, 2024, https://arxiv.org/abs/2405.21060. Mamba: Gu
+and Dao, 2023, https://arxiv.org/abs/2312.00752.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Advance = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, states: Tensor, segments: Segments
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None, states: Tensor, segments: Segments
 ) -> Tensor:
     """Convolve each channel causally: x (num_tokens, channels), weight (channels, taps), to (num_tokens, channels).
 
@@ -68,12 +68,13 @@ def started(states: Tensor, segments: Segments) -> Tensor:
 
 
 def delta_step(
-    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor, *, normalized: bool
+    query: Tensor, key: Tensor, value: Tensor, *, decay: Tensor, beta: Tensor, state: Tensor, normalized: bool
 ) -> tuple[Tensor, Tensor]:
     """Let each sequence's state forget, learn one token by the delta rule, and answer its query.
 
-    query and key (num_seqs, key_heads, key_dim), value (num_seqs, heads, value_dim), decay in log space (num_seqs, heads)
-    or (num_seqs, heads, key_dim), beta (num_seqs, heads), state (num_seqs, heads, key_dim, value_dim).
+    query and key (num_seqs, key_heads, key_dim), of length 1 first if `normalized`; value (num_seqs, heads, value_dim);
+    decay in log space (num_seqs, heads) or (num_seqs, heads, key_dim); beta (num_seqs, heads); state (num_seqs, heads,
+    key_dim, value_dim).
     """
     per_key = value.shape[1] // key.shape[1]
     q, k = (x.float().repeat_interleave(per_key, dim=1) if per_key > 1 else x.float() for x in (query, key))
@@ -89,12 +90,12 @@ def delta_step(
 
 
 def mamba2_step(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, state: Tensor
+    x: Tensor, dt: Tensor, *, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Advance a state space of Mamba-2 by one token of each sequence.
 
-    x (num_seqs, heads, head_dim), dt (num_seqs, heads) ready to use, a (heads,), b and c (num_seqs, groups, state_dim),
-    d (heads,), state (num_seqs, heads, head_dim, state_dim).
+    x (num_seqs, heads, head_dim), dt (num_seqs, heads), ready to use; a (heads,); b and c (num_seqs, groups,
+    state_dim); d (heads,); state (num_seqs, heads, head_dim, state_dim).
     """
     per_group = x.shape[1] // b.shape[1]
     b, c = (v.float().repeat_interleave(per_group, dim=1) for v in (b, c))
@@ -105,12 +106,12 @@ def mamba2_step(
 
 
 def selective_step(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, state: Tensor
+    x: Tensor, dt: Tensor, *, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Advance a selective state space of Mamba by one token of each sequence.
 
-    x and dt (num_seqs, channels), a (channels, state_dim), b and c (num_seqs, state_dim), d (channels,), state (num_seqs,
-    channels, state_dim).
+    x and dt (num_seqs, channels), a (channels, state_dim), b and c (num_seqs, state_dim), d (channels,), state
+    (num_seqs, channels, state_dim).
     """
     steps, values = dt.float(), x.float()
     state = state * (steps[..., None] * a.float()).exp() + (steps * values)[..., None] * b.float()[:, None]

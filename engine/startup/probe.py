@@ -155,7 +155,9 @@ def paged_probe_logits(
 
 def allocate_states(served: ServedModel, num_slots: int, device: torch.device) -> Tensor:
     """Make room for the states of so many sequences; returns their slots."""
-    pool = torch.zeros(num_slots, sum(module.bytes_per_slot for module in served.states), dtype=torch.uint8, device=device)
+    pool = torch.zeros(
+        num_slots, sum(module.bytes_per_slot for module in served.states), dtype=torch.uint8, device=device
+    )
     offset = 0
     for module in served.states:
         module.take_memory(pool[:, offset : offset + module.bytes_per_slot])

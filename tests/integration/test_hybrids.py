@@ -1,7 +1,7 @@
 """Hybrids: models of which layers keep a state for each sequence, in place of keys and values.
 
-The reference is transformers' own `generate`, one request at a time. It computes a prompt's scan in chunks of its own and
-each token after it by itself; both are rounded in other places than ours, which is no more than what `TIE` leaves out.
+The reference is transformers' own `generate`, one request at a time. It scans a prompt in chunks of its own and each
+token after it by itself; both are rounded in other places than ours, by less than what `TIE` leaves out.
 """
 
 import random
@@ -44,9 +44,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def executor_of(model_of: Callable[[str], Path]) -> Callable[[str], tuple[EngineInfo, ModelRunner]]:
     def load(family: str) -> tuple[EngineInfo, ModelRunner]:
-        return build_executor(
-            engine_config(model_of(family), max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE)
-        )
+        return build_executor(engine_config(model_of(family), max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE))
 
     return cache(load)
 

@@ -106,7 +106,10 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         "Lfm2MoeConfig",
         _CONV | {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_dense_layers": 1},
     ),
-    "lfm3": ("Lfm3Config", _CONV | {"pad_token_id": 0, "sliding_window": 12, "layer_types": ["conv", "sliding_attention", "conv"]}),
+    "lfm3": (
+        "Lfm3Config",
+        _CONV | {"pad_token_id": 0, "sliding_window": 12, "layer_types": ["conv", "sliding_attention", "conv"]},
+    ),
     "granitemoehybrid": (
         "GraniteMoeHybridConfig",
         _MAMBA2
