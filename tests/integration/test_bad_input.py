@@ -376,16 +376,23 @@ WRONG_VALUES: list[Any] = [
 ]
 
 
+def fields_of(document: dict[str, Any], path: str) -> dict[str, Any]:
+    """The schemas of the fields of a body."""
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    fields: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+    return fields
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BODIES)
 def test_no_value_of_any_parameter_is_a_500(server: ServerProcess, path: str) -> None:
-    """Any value is fine, or the client's fault."""
+    """Any value is fine, or the client's fault. Of a field that an earlier path has, too, every sixth value is tried."""
     document = server.get("/openapi.json").json()
-    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    fields = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+    earlier = [fields_of(document, other) for other in list(BODIES)[: list(BODIES).index(path)]]
     with httpx.Client(base_url=server.url, headers=JSON, timeout=60) as client:
-        for field in fields:
-            for value in WRONG_VALUES:
+        for number, (field, schema) in enumerate(fields_of(document, path).items()):
+            is_known = any(fields.get(field) == schema for fields in earlier)
+            for value in WRONG_VALUES[number % 6 :: 6] if is_known else WRONG_VALUES:
                 content = json.dumps({**BODIES[path], field: value})
                 response = client.post(path, content=content)
                 assert response.status_code in (200, 400, 404), (field, value, response.text[:500])

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.effort import scaled
-from tests.integration.faulty_server import FATAL_SEED, HANGING_SEED
+from tests.integration.culprits import FATAL_SEED, HANGING_SEED
 from tests.integration.step_gate import StepGate
 from tests.server_process import GATED, LIGHT, PATIENCE_S, ServerProcess, StartServer, is_alive, until
 
@@ -378,25 +378,29 @@ def test_in_deterministic_mode_kills_cost_no_bit_while_serving_and_while_drainin
 
 @pytest.mark.timeout(900)  # on a machine that is busy
 @pytest.mark.slow
-def test_a_request_that_ends_or_holds_up_its_engine_is_given_up_alone() -> None:
+def test_a_request_that_ends_or_holds_up_its_engine_is_given_up_alone(
+    start_light_server: StartServer, tmp_path: Path
+) -> None:
     """One ends it at once, and one after a while: then all of the crowd is under suspicion."""
-    server = ServerProcess("--dtype", "float32", "--step-timeout-s", "5", module="tests.integration.faulty_server")
-    try:
-        crowd = [{**LONG, "prompt": f"Number {i}", "seed": i} for i in range(6)]
-        twins = [request.answer() for request in [Asking(server, body) for body in crowd]]
-        others = [Asking(server, body) for body in crowd]
-        culprits = [Asking(server, {**LONG, "prompt": "x", "seed": seed}) for seed in (FATAL_SEED, HANGING_SEED)]
-        for culprit in culprits:
-            with pytest.raises(httpx.HTTPStatusError, match="500"):
-                culprit.answer()
-        for other, twin in zip(others, twins, strict=True):
-            assert_same(other.answer(), twin)
-        assert server.metric("orcinus_requests_quarantined_total") == 2
-        assert server.metric("orcinus_engine_restarts_total") <= 6
-        assert "killed by SIGSEGV" in server.log
-        assert "step_timeout_s" in server.log
-    finally:
-        server.close()
+    gate = StepGate(tmp_path / "gate")
+    server = start_light_server("--step-timeout-s", "5", constants=gate.constants)
+    crowd = [{**LONG, "prompt": f"Number {i}", "seed": i} for i in range(6)]
+    twins = [request.answer() for request in [Asking(server, body) for body in crowd]]
+    gate.hold()
+    others = [Asking(server, body) for body in crowd]
+    until(lambda: server.metric("orcinus_slots_in_use") == len(crowd), "they did not all run")
+    culprits = [Asking(server, {**LONG, "prompt": "x", "seed": seed}) for seed in (FATAL_SEED, HANGING_SEED)]
+    until(lambda: server.metric("orcinus_engine_restarts_total") >= 1, "nothing happened to the engine")
+    gate.open()
+    for culprit in culprits:
+        with pytest.raises(httpx.HTTPStatusError, match="500"):
+            culprit.answer()
+    for other, twin in zip(others, twins, strict=True):
+        assert_same(other.answer(), twin)
+    assert server.metric("orcinus_requests_quarantined_total") == 2
+    assert server.metric("orcinus_engine_restarts_total") <= 6
+    assert "killed by SIGSEGV" in server.log
+    assert "step_timeout_s" in server.log
 
 
 def test_an_engine_that_always_crashes_ends_the_server(start_light_server: StartServer, tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ class Neighbour:
         """Wait until so many more outputs have come."""
         wanted = self.num_outputs + count
         async with asyncio.timeout(PATIENCE_S):
-            while self.num_outputs < wanted:
+            while self.num_outputs < wanted:  # noqa: ASYNC110  (nobody sets an event for it)
                 await asyncio.sleep(0.01)
 
 
