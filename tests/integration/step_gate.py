@@ -4,6 +4,7 @@ whichever of their processes (`ServerProcess(constants=...)`).
 With it a test knows that a request still runs, where it could otherwise only hope to be quicker than the engine.
 """
 
+import math
 import time
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from orcinus.engine.messages import StepPlan
 PATH = ""  # a file without which no step comes but those with new requests; without a path all do
 CONSTANT = f"{__name__}.PATH"
 
-_SLOW_STEP_S = 1.0  # so that a hundred tokens last longer than a test waits for anything
 _POLL_S = 0.005
 
 
@@ -28,13 +28,13 @@ class StepGate:
         """Let all steps come at once."""
         self._write("")
 
-    def hold(self, position: int = 0) -> None:
-        """Let a step that goes beyond this position of some request's tokens, prompt included, take a second.
+    def hold(self, position: int = 0, *, step_s: float = 0.3) -> None:
+        """Let a step that goes beyond this position of some request's tokens, prompt included, take so many seconds.
 
-        Between such steps the engine takes in new requests, and the word that others are gone. Those with new requests
+        What is left of the requests must take longer than anything that the test waits for. Between such steps the engine takes in new requests, and the word that others are gone. Those with new requests
         come at once.
         """
-        self._write(str(position))
+        self._write(f"{position} {step_s}")
 
     def _write(self, content: str) -> None:
         """Replace the file as a whole: an engine reads it at any time."""
@@ -48,14 +48,15 @@ def wait_at_gate(plan: StepPlan) -> None:
     if not PATH or plan.new_requests:
         return
     end, started = max((item.end for item in plan.scheduled), default=0), time.monotonic()
-    while (position := _position()) is None or (end > position and time.monotonic() < started + _SLOW_STEP_S):
+    while time.monotonic() < started + _time_of_step_s(end):
         time.sleep(_POLL_S)
 
 
-def _position() -> float | None:
-    """Return how far requests may go at full speed: None without a file, and any distance where nothing is in it."""
+def _time_of_step_s(end: int) -> float:
+    """Return how long a step to this position has to take: for ever without a file, and no time where it is empty."""
     try:
         content = Path(PATH).read_text()
     except FileNotFoundError:
-        return None
-    return float(content or "inf")
+        return math.inf
+    position, step_s = map(float, content.split() or (math.inf, 0.0))
+    return step_s if end > position else 0.0

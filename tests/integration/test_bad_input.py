@@ -386,7 +386,7 @@ def fields_of(document: dict[str, Any], path: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BODIES)
 def test_no_value_of_any_parameter_is_a_500(server: ServerProcess, path: str) -> None:
-    """Any value is fine, or the client's fault. Of a field that an earlier path has, too, every sixth value is tried."""
+    """Any value is fine, or the client's fault. Every sixth is tried of a field that an earlier path has, too."""
     document = server.get("/openapi.json").json()
     earlier = [fields_of(document, other) for other in list(BODIES)[: list(BODIES).index(path)]]
     with httpx.Client(base_url=server.url, headers=JSON, timeout=60) as client:

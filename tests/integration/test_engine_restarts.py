@@ -25,7 +25,8 @@ from tests.server_process import GATED, LIGHT, PATIENCE_S, ServerProcess, StartS
 
 ENDLESS = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
 LENGTH = 160
-HALFWAY = 80  # tokens of a prompt and its answer
+HALFWAY = 80  # tokens of a prompt and its answer, after which each next one takes
+SLOW_STEP_S = 3.0
 TOKENS = "orcinus_generation_tokens_total"
 ABORTED = 'orcinus_requests_total{outcome="abort"}'
 SCHEMA = {
@@ -215,7 +216,7 @@ def tokens_counted(server: ServerProcess) -> Iterator[list[dict[int, dict[str, A
 
 def assert_undisturbed(server: ServerProcess, twins: Twins, gate: StepGate, disturb: Callable[[], None]) -> None:
     """Check answers that are under way, none of which ends, when `disturb` is called."""
-    gate.hold(HALFWAY)
+    gate.hold(HALFWAY, step_s=SLOW_STEP_S)
     with tokens_counted(server) as answers:
         num_tokens = server.metric(TOKENS)
         asking = {name: Asking(server, REQUESTS[name]) for name in twins}
@@ -239,7 +240,7 @@ def test_an_engine_killed_again_and_again_makes_no_difference_to_any_answer(
         for number in range(num_kills):
             until(lambda: is_ready(server), "no engine came up")
             num_tokens = server.metric(TOKENS)
-            gate.hold(HALFWAY + 20 * number)
+            gate.hold(HALFWAY + 20 * number, step_s=SLOW_STEP_S)
             until(lambda num_tokens=num_tokens: server.metric(TOKENS) > num_tokens, "no tokens came")  # type: ignore[misc]
             engine_of(server).kill()
             until(lambda: not is_ready(server), "/ready stayed green")
@@ -304,7 +305,7 @@ def test_clients_that_leave_in_the_moment_of_a_kill_are_gone(
     server = light_server
     until(lambda: is_ready(server), "no engine came up")
     before = server.metric(ABORTED)
-    light_gate.hold(HALFWAY)
+    light_gate.hold(HALFWAY, step_s=SLOW_STEP_S)
     asking = {name: Asking(server, body) for name, body in PLAIN_REQUESTS.items()}
     with streaming(server, ENDLESS) as early, streaming(server, ENDLESS) as prompt, streaming(server, ENDLESS) as late:
         engine = engine_of(server)
@@ -332,7 +333,7 @@ def test_an_engine_that_is_killed_while_sequences_wait_to_resume_makes_no_differ
     long = {"max_tokens": 320, "ignore_eos": True, "logprobs": 1, "stream": True}
     bodies = [{"prompt": "The whale", "seed": seed, "temperature": 0.9, **long} for seed in range(4)]
     twins = [request.answer() for request in [Asking(float_server, body) for body in bodies]]
-    gate.hold(250)  # where they have no room together
+    gate.hold(250, step_s=SLOW_STEP_S)  # where they have no room together
     asking = [Asking(server, body) for body in bodies]
     until(lambda: all(server.metrics("orcinus_preemptions_total", "orcinus_queue_depth")), "nobody was preempted")
     engine_of(server).kill()
@@ -360,7 +361,7 @@ def test_in_deterministic_mode_kills_cost_no_bit_while_serving_and_while_drainin
     scored = {name: {"logprobs": 1, **body} for name, body in REQUESTS.items()}
     twins = {name: request.answer() for name, request in {n: Asking(server, b) for n, b in scored.items()}.items()}
     num_tokens = server.metric(TOKENS)
-    gate.hold(HALFWAY)
+    gate.hold(HALFWAY, step_s=SLOW_STEP_S)
     asking = {name: Asking(server, body) for name, body in scored.items()}
     until(lambda: server.metric(TOKENS) > num_tokens + 60, "no tokens came")
     engine_of(server).kill()

@@ -16,7 +16,8 @@ from tests.server_process import GATED, LIGHT, PATIENCE_S, ServerProcess, StartS
 
 NUM_STREAMS = 32
 LENGTH = 160
-HALFWAY = 80  # tokens of a prompt and its answer
+HALFWAY = 80  # tokens of a prompt and its answer, after which each next one takes
+SLOW_STEP_S = 3.0
 needs_two_cores = pytest.mark.skipif(available_cores() < 2, reason="two engines need two cores")
 
 
@@ -71,7 +72,7 @@ def test_streams_of_an_engine_that_is_killed_go_on_in_the_other_and_end_as_their
     restarts, resumed = server.metrics("orcinus_engine_restarts_total", "orcinus_requests_resumed_total")
     for victim in (0, 1):
         until(lambda: both_are_up(server), "no engine came in its place")
-        gate.hold(HALFWAY)  # none of them ends before the engine does
+        gate.hold(HALFWAY, step_s=SLOW_STEP_S)  # none of them ends before the engine does
         with tokens_counted(server) as answers:
             asking = [Asking(server, body) for body in bodies()]
             until(lambda: sum(slots_by_engine(server)) == NUM_STREAMS, "they did not all run")

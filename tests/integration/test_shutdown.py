@@ -31,7 +31,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @pytest.fixture
 def gate(tmp_path: Path) -> StepGate:
-    """That of the servers of the test, closed but for a step a second."""
+    """That of the servers of the test, closed but for a few steps a second."""
     gate = StepGate(tmp_path / "gate")
     gate.hold()
     return gate
