@@ -31,8 +31,8 @@ class StepGate:
     def hold(self, position: int = 0, *, step_s: float = 0.3) -> None:
         """Let a step that goes beyond this position of some request's tokens, prompt included, take so many seconds.
 
-        What is left of the requests must take longer than anything that the test waits for. Between such steps the engine takes in new requests, and the word that others are gone. Those with new requests
-        come at once.
+        What is left of the requests must take longer than anything that the test waits for. Between such steps the
+        engine takes in new requests, and the word that others are gone. Those with new requests come at once.
         """
         self._write(f"{position} {step_s}")
 

@@ -140,7 +140,7 @@ def test_a_server_serves_while_one_engine_is_replaced_and_drains_both(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     gate = StepGate(tmp_path / "gate")
-    server = start_server("--replicas", "2", module=LIGHT, constants=gate.constants)
+    server = start_server("--replicas", "2", "--drain-timeout-s", "600", module=LIGHT, constants=gate.constants)
     until(lambda: both_are_up(server), "the engines did not start")
     killed, kept = server.engines()
     killed.kill()

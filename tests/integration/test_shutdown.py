@@ -39,10 +39,10 @@ def gate(tmp_path: Path) -> StepGate:
 
 @pytest.fixture
 def start_held(start_server: StartServer, gate: StepGate) -> StartServer:
-    """Starts servers that the gate holds up: their engines have no model, or that of the demo (`module=GATED`)."""
+    """Starts servers held up by the gate, with or without a model (`GATED`, `LIGHT`), and that have long to drain."""
 
     def start(*args: str, module: str = LIGHT) -> ServerProcess:
-        return start_server(*args, module=module, constants=gate.constants)
+        return start_server("--drain-timeout-s", "600", *args, module=module, constants=gate.constants)
 
     return start
 
@@ -194,7 +194,7 @@ def test_a_signal_to_all_processes_at_once_leaves_the_engine_to_finish(
 
 @pytest.mark.slow
 def test_a_signal_lets_a_request_finish_that_is_still_being_read(start_light_server: StartServer) -> None:
-    server = start_light_server()
+    server = start_light_server("--drain-timeout-s", "600")
     sending = Sending(server, LONG)
     await_entering(server)
     server.terminate()
