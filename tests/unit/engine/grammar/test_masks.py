@@ -76,7 +76,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> MaskFiller:
             done, others = wait(futures, 0.005)
             batch = filler._batch
             assert batch is not None
-            if done or batch.matchers[batch.position].is_waiting:  # type: ignore[attr-defined]  (one of ours)
+            current = batch.matchers[batch.position]
+            assert isinstance(current, Matcher)
+            if done or current.is_waiting:
                 return done, others
 
     monkeypatch.setattr("orcinus.engine.grammar.masks.wait", wait_for)
