@@ -21,7 +21,7 @@ from tests.effort import slow_but_for
 from tests.integration.step_gate import StepGate
 from tests.server_process import PATIENCE_S, ServerProcess, StartServer, until
 
-LONG = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
+LONG: dict[str, Any] = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
 KILLED_CLIENT = """
 import json, sys, urllib.request
 headers = {"content-type": "application/json"}
