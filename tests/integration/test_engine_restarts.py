@@ -37,7 +37,7 @@ SCHEMA = {
 }
 JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "names", "schema": SCHEMA, "strict": True}}
 # Three seconds without a sign of life, where ten are usual, and no limit while an engine loads.
-HURRIED = {
+HURRIED: dict[str, float | str] = {
     "orcinus.engine.supervision.supervisor.TICK_S": 0.3,
     "orcinus.engine.supervision.liveness.LOADING_SILENCE_S": 10_000.0,
 }
@@ -178,7 +178,7 @@ def twins(float_server: ServerProcess) -> Twins:
 @pytest.fixture(scope="module")
 def light_server(gates: dict[str, StepGate]) -> Iterator[ServerProcess]:
     """It takes an engine for dead soon."""
-    running = ServerProcess(module=LIGHT, constants=HURRIED | gates[LIGHT].constants)
+    running = ServerProcess(module=LIGHT, constants={**HURRIED, **gates[LIGHT].constants})
     try:
         until(lambda: is_ready(running), "it did not start")
         yield running
