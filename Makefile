@@ -31,7 +31,8 @@ WHEEL_STAMP := $(WHEEL_VENV)/.installed
 PLATFORM := manylinux_2_28_$(shell uname -m)
 
 # So many tests at a time, those of one file one after the other; 0: no other processes, as a debugger wants it.
-WORKERS ?= 2
+# As many as there are cores, from 2, for some tests wait more than they compute, to 4, which take 4 GB of memory.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, max(2, os.cpu_count() or 1)))')
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # What leaves out the slow tests, and has the others try fewer examples.
 QUICK := -m 'not slow' --hypothesis-profile quick
@@ -49,7 +50,7 @@ help: ## List the targets
 	@echo "  TORCH_INDEX_URL=URL   one more index for torch; default: without an NVIDIA GPU that of the CPU build,"
 	@echo "                        which is gigabytes smaller; TORCH_INDEX_URL= leaves it to pip"
 	@echo "  MINUTES=...           how long chaos and soak go on"
-	@echo "  WORKERS=2             how many tests run at a time; 0 runs them in one process"
+	@echo "  WORKERS=...           how many tests run at a time (2 to 4, as many as cores); 0 runs them in one process"
 	@echo "  ARGS=...              arguments for the command, e.g. make test ARGS='-k scheduler'"
 
 .PHONY: install
@@ -76,6 +77,10 @@ test: $(DEV_STAMP) ## The quick tests: what a change is most likely to break, in
 .PHONY: test-all
 test-all: $(DEV_STAMP) $(CLIENTS_STAMP) $(RAY_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
 	$(PYTEST) $(ARGS)
+
+.PHONY: test-most
+test-most: $(DEV_STAMP) $(CLIENTS_STAMP) ## All tests but those on Ray, in one run
+	$(PYTEST) --ignore tests/ray_serve $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(DEV_STAMP) $(CLIENTS_STAMP) ## What the quick tests leave out: slow tests, and all examples of the others

@@ -40,6 +40,10 @@ def ignored_service_links(names: Collection[str]) -> list[str]:
 class Environment(EnvSettingsSource):
     """Variables named `ORCINUS_*`. Refuses those that are no settings, and passes over Kubernetes' service links."""
 
+    def __call__(self) -> dict[str, Any]:
+        """Return what the variables say; each field is looked at only where there are any."""
+        return super().__call__() if self.env_vars else {}
+
     def _load_env_vars(self) -> Mapping[str, str | None]:
         names = {key: value for key, value in os.environ.items() if key.upper().startswith(ENV_PREFIX)}
         own = {key: value for key, value in names.items() if not _is_service_link(key.upper(), value)}

@@ -242,8 +242,8 @@ class OperationTable:
 
     def _is_first_at_its_path(self, index: int) -> bool:
         """Return whether no earlier row, which would be routed first, matches the path of this one."""
-        path = self._operations[index].path
-        return not any(compile_path(row.path)[0].match(path) for row in self._operations[:index])
+        path, earlier = self._operations[index].path, {row.path for row in self._operations[:index]}
+        return not any(row.path in earlier and pattern.match(path) for pattern, row in self._patterns)
 
 
 def _open_page(

@@ -23,6 +23,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 120.0
 LIGHT = "tests.integration.light_server"  # an engine without a model, in a third of the time
+GATED = "tests.integration.gated_server"  # the demo model, whose steps can be held up
 CONSTANTS = "TEST_SERVER_CONSTANTS"  # variable with a JSON object: the full name of a constant -> its value
 PATIENCE_S = 180.0  # for what another process does on a machine that is busy
 
@@ -67,7 +68,7 @@ def processes_running(module: str, among: Sequence[psutil.Process]) -> list[psut
 class ServerProcess:
     """`orcinus serve ARGS` with what it prints. It is ready once made.
 
-    `module` takes the place of the command, and of the engine process; `constants` are for `light_server`.
+    `module` takes the place of the command, and of the engine process; `constants` are for those that set them.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ServerProcess:
         constants: Mapping[str, float | str] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        assert constants is None or module == LIGHT, f"{module} has its own constants"
+        assert constants is None or module in (LIGHT, GATED), f"{module} has its own constants"
         command = [sys.executable, "-m", module, "serve", "--port", "0", *args]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORCINUS_")}
         environment = inherited | dict(environment or {})
@@ -136,9 +137,14 @@ class ServerProcess:
 
     def metric(self, name: str) -> float:
         """The value of a sample, whose name is given with its labels as /metrics writes them."""
-        match = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
-        assert match is not None, f"no sample {name}"
-        return float(match[1])
+        return self.metrics(name)[0]
+
+    def metrics(self, *names: str) -> list[float]:
+        """The values of several samples at one time."""
+        text = self.get("/metrics").text
+        matches = {name: re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE) for name in names}
+        assert all(matches.values()), f"no sample {[name for name, match in matches.items() if match is None]}"
+        return [float(match[1]) for match in matches.values() if match is not None]
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

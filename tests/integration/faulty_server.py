@@ -1,12 +1,9 @@
-"""`orcinus` with an engine that some requests end, hold up or make fail: those that ask for certain seeds.
+"""`orcinus` with the demo model, whose steps some requests make fail: those that ask for certain seeds.
 
 `python -m tests.integration.faulty_server serve ...` starts it; the engine process is this module, too.
 """
 
-import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,30 +21,22 @@ from orcinus.engine.sampling.sampler import PendingSample
 from orcinus.engine.supervision import engine_process
 from orcinus.engine.supervision.transport import ProcessTransport
 from orcinus.server import cli
+from tests.integration.culprits import NUM_TOKENS, Culprits
 
-FATAL_SEED = 666  # its first step ends the engine
-HANGING_SEED = 667  # a step in which it takes part never ends
 RAISING_SEED = 668  # every step fails in which it takes part
 NAN_SEED = 669  # the model's logits for it are broken
 HUNGRY_SEED = 670  # a step with it and more than two others does not fit into memory
-NUM_TOKENS = 16  # beyond which it happens
 
 
 def build_faulty_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     info, runner = _build_executor(config)
     assert isinstance(runner, ModelRunner)
     launch, sample = runner.launch, runner._sampler.launch
-    seeds: dict[str, int | None] = {}
+    culprits = Culprits()
 
     def launch_or_fail(plan: StepPlan) -> Callable[[], StepResult]:
-        new_seeds = {new.sampling.seed for new in plan.new_requests}
-        if FATAL_SEED in new_seeds:
-            os.kill(os.getpid(), signal.SIGSEGV)
         result = launch(plan)  # so that it has begun
-        seeds.update((new.request_id, new.sampling.seed) for new in plan.new_requests)
-        grown = [seeds[item.request_id] for item in plan.scheduled if item.num_samples and item.end > NUM_TOKENS]
-        if HANGING_SEED in grown:
-            time.sleep(1000)
+        grown = culprits.meet(plan)
         if RAISING_SEED in grown:
             raise ValueError("a step with 0xdeadbeef in it")
         if HUNGRY_SEED in grown and len(plan.scheduled) > 3:

@@ -2,7 +2,7 @@
 
 `python -m tests.integration.light_server serve ...` starts it; the engine process is this module, too. Its next token
 is a function of all tokens before it, so that an answer that goes on in another engine is the same, or visibly not. It
-knows no seeds and refuses grammars: what depends on them needs the model.
+knows no seeds but those of `culprits`, and refuses grammars: what depends on them needs the model.
 
 Constants of ours can be set in both processes, such as time-outs that nobody wants to wait for: `ServerProcess` hands
 them over.
@@ -28,6 +28,7 @@ from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.supervision import engine_process
 from orcinus.engine.supervision.transport import ProcessTransport
 from orcinus.server import cli
+from tests.integration.culprits import Culprits, hang_for
 from tests.integration.step_gate import wait_at_gate
 from tests.server_process import CONSTANTS, LIGHT
 from tests.unit.engine.fakes import FakeExecutor, fake_info
@@ -40,7 +41,13 @@ class LightExecutor(FakeExecutor):
     """The fake of the unit tests, with steps that take a while, and no grammars."""
 
     def __init__(self, vocab_size: int) -> None:
-        super().__init__(lambda prompt, output: mixed(prompt, output, vocab_size), before_step=take_a_while)
+        super().__init__(lambda prompt, output: mixed(prompt, output, vocab_size), before_step=self._take_a_while)
+        self._culprits = Culprits()
+
+    def _take_a_while(self, plan: StepPlan) -> None:
+        time.sleep(STEP_S)
+        wait_at_gate(plan)
+        hang_for(self._culprits.meet(plan))
 
     def prepare(self, sampling: SamplingParams) -> Future[Any] | None:
         if sampling.grammar is None:
@@ -54,11 +61,6 @@ def mixed(prompt: Sequence[int], output: Sequence[int], vocab_size: int) -> int:
     """Return an ordinary token that depends on every token before it."""
     digest = zlib.crc32(array("q", [*prompt, *output]).tobytes())
     return _FIRST_ORDINARY_TOKEN + digest % (vocab_size - _FIRST_ORDINARY_TOKEN)
-
-
-def take_a_while(plan: StepPlan) -> None:
-    time.sleep(STEP_S)
-    wait_at_gate(plan)
 
 
 def build_light_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:

@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from orcinus.engine.text.template_sandbox import MAX_RENDER_S
 from orcinus.server.http.connection import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
@@ -25,7 +26,7 @@ from orcinus.server.http.connection import (
     MAX_TARGET_BYTES,
 )
 from tests.pause_probe import PauseProbe
-from tests.server_process import LIGHT, ServerProcess, StartServer, until
+from tests.server_process import LIGHT, PATIENCE_S, ServerProcess, StartServer, until
 from tests.unit.server.http.test_bodies import BROKEN
 
 JSON = {"content-type": "application/json"}
@@ -255,12 +256,26 @@ def test_other_spellings_of_an_open_path_are_that_path_or_closed(guarded_server:
 @pytest.fixture(scope="module")
 def guarded_server() -> Iterator[ServerProcess]:
     """It lets a client send on for 0.3 s after an answer, where 2 s are usual."""
-    limits = ("--api-key", "secret", "--allowed-host", "*", "--max-num-seqs", "1", "--max-queue-len", "1")
-    running = ServerProcess(*limits, module=LIGHT, constants={"orcinus.server.http.connection.LINGER_S": 0.3})
+    running = start_guarded(linger_s=0.3)
     try:
         yield running
     finally:
         running.close()
+
+
+@pytest.fixture(scope="module")
+def patient_server() -> Iterator[ServerProcess]:
+    """It lets a client send on for longer than any machine takes."""
+    running = start_guarded(linger_s=PATIENCE_S)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def start_guarded(linger_s: float) -> ServerProcess:
+    limits = ("--api-key", "secret", "--allowed-host", "*", "--max-num-seqs", "1", "--max-queue-len", "1")
+    return ServerProcess(*limits, module=LIGHT, constants={"orcinus.server.http.connection.LINGER_S": linger_s})
 
 
 def test_a_key_is_asked_for_before_a_body_is_read(guarded_server: ServerProcess) -> None:
@@ -295,9 +310,9 @@ def answering_with(server: ServerProcess, status: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("head", "status"), ANSWERED_EARLY.values(), ids=ANSWERED_EARLY.keys())
 def test_who_is_answered_before_the_body_ends_can_send_on_for_a_while_and_read_why(
-    guarded_server: ServerProcess, head: bytes, status: int
+    patient_server: ServerProcess, head: bytes, status: int
 ) -> None:
-    with answering_with(guarded_server, status), connected(guarded_server) as connection:
+    with answering_with(patient_server, status), connected(patient_server) as connection:
         connection.sendall(head + PART * 128)
         answer = hear(connection)
     assert status_of(answer) == status
@@ -361,16 +376,23 @@ WRONG_VALUES: list[Any] = [
 ]
 
 
+def fields_of(document: dict[str, Any], path: str) -> dict[str, Any]:
+    """The schemas of the fields of a body."""
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    fields: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+    return fields
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BODIES)
 def test_no_value_of_any_parameter_is_a_500(server: ServerProcess, path: str) -> None:
-    """Any value is fine, or the client's fault."""
+    """Any value is fine, or the client's fault. Every sixth is tried of a field that an earlier path has, too."""
     document = server.get("/openapi.json").json()
-    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    fields = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+    earlier = [fields_of(document, other) for other in list(BODIES)[: list(BODIES).index(path)]]
     with httpx.Client(base_url=server.url, headers=JSON, timeout=60) as client:
-        for field in fields:
-            for value in WRONG_VALUES:
+        for number, (field, schema) in enumerate(fields_of(document, path).items()):
+            is_known = any(fields.get(field) == schema for fields in earlier)
+            for value in WRONG_VALUES[number % 6 :: 6] if is_known else WRONG_VALUES:
                 content = json.dumps({**BODIES[path], field: value})
                 response = client.post(path, content=content)
                 assert response.status_code in (200, 400, 404), (field, value, response.text[:500])
@@ -484,7 +506,7 @@ def test_a_template_without_end_fails_its_request_and_holds_up_nobody(start_ligh
         while worker.is_alive():
             assert post(server, "/v1/chat/completions", messages=USER, max_tokens=1).status_code == 200
     assert "the chat template took longer than 5 s" in message_of(answers[0], 400)
-    assert probe.worst_s < 1, f"the server did not answer for {probe.worst_s:.3f} s"
+    assert probe.worst_s < MAX_RENDER_S / 2, f"the server did not answer for {probe.worst_s:.3f} s"
 
 
 @pytest.mark.slow
@@ -518,7 +540,7 @@ def test_a_template_that_is_hostile_costs_its_own_request_and_nobody_elses(start
     for name in ("memory", "time"):
         assert re.search("takes (too much memory|more than 5 s or 512 MiB)", message_of(answers[name], 400))
     assert answers["odd"].status_code == 200
-    assert probe.worst_s < 1, f"the server did not answer for {probe.worst_s:.3f} s"
+    assert probe.worst_s < MAX_RENDER_S / 2, f"the server did not answer for {probe.worst_s:.3f} s"
 
 
 @pytest.mark.slow
@@ -584,12 +606,14 @@ def test_the_server_answers_others_while_all_of_it_comes_at_once(server: ServerP
         return server.http.post(path, content=content, headers=JSON, timeout=300).status_code
 
     bombs = bomb_bodies()
+    began = time.monotonic()
     with ThreadPoolExecutor(8) as senders, PauseProbe(server.url) as probe:
         bodies: list[Future[Any]] = [senders.submit(send, path, content) for path, content in bombs]
         raws: list[Future[Any]] = [senders.submit(talk, server, raw) for raw, _, _ in RAW.values()]
         wait([*bodies, *raws])
     for (path, content), answer in zip(bombs, bodies, strict=True):
         assert answer.result() in (200, 400), (path, content[:40], answer.result())
-    print(f"the longest wait for /health was {probe.worst_s * 1000:.0f} ms")
-    assert probe.worst_s < 1
+    took_s = time.monotonic() - began
+    print(f"the longest wait for /health was {probe.worst_s * 1000:.0f} ms of {took_s:.1f} s")
+    assert probe.worst_s < took_s / 4
     assert is_well(server)

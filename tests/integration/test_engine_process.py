@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from orcinus.engine.frontend.replica import EngineSpec
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.supervision.transport import ProcessTransport
+from tests.server_process import is_alive, until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -149,14 +149,4 @@ def test_engine_ends_when_its_server_is_killed(moment: str) -> None:
         if moment == "ready":
             assert server.stdout.readline() == "ready\n"
         server.kill()
-        assert ends_within(engine, 3)
-
-
-def ends_within(process: psutil.Process, timeout_s: float) -> bool:
-    """Nobody may be there to reap an orphan, so a zombie has ended, too."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.01)
-    return False
+        until(lambda: not is_alive(engine), "the engine went on")

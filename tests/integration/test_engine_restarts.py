@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,11 +19,15 @@ import psutil
 import pytest
 
 from tests.effort import scaled
-from tests.integration.faulty_server import FATAL_SEED, HANGING_SEED
-from tests.server_process import LIGHT, PATIENCE_S, ServerProcess, StartServer, is_alive, until
+from tests.integration.culprits import FATAL_SEED, HANGING_SEED
+from tests.integration.step_gate import StepGate
+from tests.server_process import GATED, LIGHT, PATIENCE_S, ServerProcess, StartServer, is_alive, until
 
 ENDLESS = {"prompt": "On and on", "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
 LENGTH = 160
+HALFWAY = 80  # tokens of a prompt and its answer, after which each next one takes
+SLOW_STEP_S = 3.0
+TOKENS = "orcinus_generation_tokens_total"
 ABORTED = 'orcinus_requests_total{outcome="abort"}'
 SCHEMA = {
     "type": "object",
@@ -32,7 +37,7 @@ SCHEMA = {
 }
 JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "names", "schema": SCHEMA, "strict": True}}
 # Three seconds without a sign of life, where ten are usual, and no limit while an engine loads.
-HURRIED = {
+HURRIED: dict[str, float | str] = {
     "orcinus.engine.supervision.supervisor.TICK_S": 0.3,
     "orcinus.engine.supervision.liveness.LOADING_SILENCE_S": 10_000.0,
 }
@@ -124,11 +129,6 @@ def engine_of(server: ServerProcess) -> psutil.Process:
     return until(server.engine, "there was no engine")
 
 
-def await_tokens(server: ServerProcess, num_tokens: int) -> None:
-    wanted = server.metric("orcinus_generation_tokens_total") + num_tokens
-    until(lambda: server.metric("orcinus_generation_tokens_total") >= wanted, "no tokens came")
-
-
 def is_ready(server: ServerProcess) -> bool:
     return server.get("/ready").status_code == 200
 
@@ -147,25 +147,17 @@ def streaming(server: ServerProcess, body: dict[str, Any]) -> Iterator[httpx.Res
         yield response
 
 
-def stop_while_some_are_preempted(server: ServerProcess) -> psutil.Process:
-    """The engine, stopped while sequences that it had begun wait for blocks. There must be a slot for each request."""
-    engine = engine_of(server)
-
-    def is_stopped_in_time() -> bool:
-        engine.send_signal(signal.SIGSTOP)
-        server.get("/live")  # meanwhile the server reads what the engine had sent before
-        if server.metric("orcinus_preemptions_total") and server.metric("orcinus_queue_depth"):
-            return True
-        engine.send_signal(signal.SIGCONT)
-        return False
-
-    until(is_stopped_in_time, "nobody was preempted")
-    return engine
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StepGate]:
+    """One for each server of the module."""
+    folder = tmp_path_factory.mktemp("gates")
+    return {name: StepGate(folder / name) for name in (GATED, LIGHT)}
 
 
 @pytest.fixture(scope="module")
-def float_server() -> Iterator[ServerProcess]:
-    running = ServerProcess("--dtype", "float32", "--max-num-seqs", "16", "--kv-cache-memory", "128MiB")
+def float_server(gates: dict[str, StepGate]) -> Iterator[ServerProcess]:
+    flags = ("--dtype", "float32", "--max-num-seqs", "16", "--kv-cache-memory", "128MiB")
+    running = ServerProcess(*flags, module=GATED, constants=gates[GATED].constants)
     try:
         until(lambda: is_ready(running), "it did not start")
         yield running
@@ -184,14 +176,27 @@ def twins(float_server: ServerProcess) -> Twins:
 
 
 @pytest.fixture(scope="module")
-def light_server() -> Iterator[ServerProcess]:
+def light_server(gates: dict[str, StepGate]) -> Iterator[ServerProcess]:
     """It takes an engine for dead soon."""
-    running = ServerProcess(module=LIGHT, constants=HURRIED)
+    running = ServerProcess(module=LIGHT, constants={**HURRIED, **gates[LIGHT].constants})
     try:
         until(lambda: is_ready(running), "it did not start")
         yield running
     finally:
         running.close()
+
+
+@pytest.fixture
+def gate(gates: dict[str, StepGate]) -> Iterator[StepGate]:
+    """That of the server with a model."""
+    yield gates[GATED]
+    gates[GATED].open()
+
+
+@pytest.fixture
+def light_gate(gates: dict[str, StepGate]) -> Iterator[StepGate]:
+    yield gates[LIGHT]
+    gates[LIGHT].open()
 
 
 @pytest.fixture(scope="module")
@@ -202,17 +207,22 @@ def light_twins(light_server: ServerProcess) -> Twins:
 @contextmanager
 def tokens_counted(server: ServerProcess) -> Iterator[list[dict[int, dict[str, Any]]]]:
     """Check that what goes into the list, and only that, was generated meanwhile."""
-    before = server.metric("orcinus_generation_tokens_total")
+    before = server.metric(TOKENS)
     answers: list[dict[int, dict[str, Any]]] = []
     yield answers
-    num_tokens = server.metric("orcinus_generation_tokens_total") - before
+    num_tokens = server.metric(TOKENS) - before
     assert num_tokens == sum(answer[-1]["completion_tokens"] for answer in answers)
 
 
-def assert_undisturbed(server: ServerProcess, twins: Twins, disturb: Callable[[], None]) -> None:
+def assert_undisturbed(server: ServerProcess, twins: Twins, gate: StepGate, disturb: Callable[[], None]) -> None:
+    """Check answers that are under way, none of which ends, when `disturb` is called."""
+    gate.hold(HALFWAY, step_s=SLOW_STEP_S)
     with tokens_counted(server) as answers:
+        num_tokens = server.metric(TOKENS)
         asking = {name: Asking(server, REQUESTS[name]) for name in twins}
+        until(lambda: server.metric(TOKENS) > num_tokens + 60, "no tokens came")
         disturb()
+        gate.open()
         for name, request in asking.items():
             answers.append(request.answer())
             assert_same(answers[-1], twins[name])
@@ -221,23 +231,25 @@ def assert_undisturbed(server: ServerProcess, twins: Twins, disturb: Callable[[]
 @pytest.mark.scaled
 @pytest.mark.timeout(900)  # on a machine that is busy
 def test_an_engine_killed_again_and_again_makes_no_difference_to_any_answer(
-    float_server: ServerProcess, twins: Twins
+    float_server: ServerProcess, twins: Twins, gate: StepGate
 ) -> None:
     server, num_kills = float_server, scaled(3)
-    before = {name: server.metric(name) for name in ("orcinus_engine_restarts_total", "orcinus_requests_resumed_total")}
+    restarts, resumed = server.metrics("orcinus_engine_restarts_total", "orcinus_requests_resumed_total")
 
     def kill() -> None:
-        for _ in range(num_kills):
+        for number in range(num_kills):
             until(lambda: is_ready(server), "no engine came up")
-            await_tokens(server, 60)
+            num_tokens = server.metric(TOKENS)
+            gate.hold(HALFWAY + 20 * number, step_s=SLOW_STEP_S)
+            until(lambda num_tokens=num_tokens: server.metric(TOKENS) > num_tokens, "no tokens came")  # type: ignore[misc]
             engine_of(server).kill()
             until(lambda: not is_ready(server), "/ready stayed green")
             assert server.get("/live").status_code == 200
             assert 1 <= int(server.get("/health").headers["retry-after"]) <= 120
 
-    assert_undisturbed(server, twins, kill)
-    assert server.metric("orcinus_engine_restarts_total") - before["orcinus_engine_restarts_total"] >= num_kills
-    assert server.metric("orcinus_requests_resumed_total") - before["orcinus_requests_resumed_total"] >= num_kills
+    assert_undisturbed(server, twins, gate, kill)
+    assert server.metric("orcinus_engine_restarts_total") >= restarts + num_kills
+    assert server.metric("orcinus_requests_resumed_total") >= resumed + num_kills
     assert server.metric("orcinus_requests_quarantined_total") == 0
     assert server.metric("orcinus_slots_in_use") == server.metric("orcinus_queue_depth") == 0
 
@@ -258,43 +270,42 @@ def test_a_killed_engine_is_missed_at_once_and_requests_wait_for_the_next(light_
 
 
 @pytest.mark.slow
-def test_an_engine_that_is_stopped_is_replaced(light_server: ServerProcess, light_twins: Twins) -> None:
+def test_an_engine_that_is_stopped_is_replaced(
+    light_server: ServerProcess, light_twins: Twins, light_gate: StepGate
+) -> None:
     server = light_server
     until(lambda: is_ready(server), "no engine came up")
     engine = engine_of(server)
-
-    def stop() -> None:
-        await_tokens(server, 60)
-        engine.send_signal(signal.SIGSTOP)
-
-    assert_undisturbed(server, light_twins, stop)
+    assert_undisturbed(server, light_twins, light_gate, lambda: engine.send_signal(signal.SIGSTOP))
     assert not is_alive(engine)
     assert "no sign of life" in server.log
 
 
 def test_an_engine_that_is_killed_while_it_loads_is_replaced_by_a_third(
-    light_server: ServerProcess, light_twins: Twins
+    light_server: ServerProcess, light_twins: Twins, light_gate: StepGate
 ) -> None:
     server = light_server
     until(lambda: is_ready(server), "no engine came up")
     before = server.metric("orcinus_engine_restarts_total")
 
     def kill_two() -> None:
-        await_tokens(server, 60)
         first = engine_of(server)
         first.kill()
         until(lambda: other_than(first, server.engine()), "no second engine was started").kill()
 
-    assert_undisturbed(server, light_twins, kill_two)
+    assert_undisturbed(server, light_twins, light_gate, kill_two)
     assert server.metric("orcinus_engine_restarts_total") >= before + 2  # more where the machine holds one up for long
     assert server.metric("orcinus_requests_quarantined_total") == 0
 
 
-def test_clients_that_leave_in_the_moment_of_a_kill_are_gone(light_server: ServerProcess, light_twins: Twins) -> None:
+def test_clients_that_leave_in_the_moment_of_a_kill_are_gone(
+    light_server: ServerProcess, light_twins: Twins, light_gate: StepGate
+) -> None:
     """One before it, of which the engine never hears; one when it is killed; one before the server knows of it."""
     server = light_server
     until(lambda: is_ready(server), "no engine came up")
     before = server.metric(ABORTED)
+    light_gate.hold(HALFWAY, step_s=SLOW_STEP_S)
     asking = {name: Asking(server, body) for name, body in PLAIN_REQUESTS.items()}
     with streaming(server, ENDLESS) as early, streaming(server, ENDLESS) as prompt, streaming(server, ENDLESS) as late:
         engine = engine_of(server)
@@ -304,6 +315,7 @@ def test_clients_that_leave_in_the_moment_of_a_kill_are_gone(light_server: Serve
         prompt.close()
         engine.kill()
         late.close()
+    light_gate.open()
     for name, request in asking.items():
         assert_same(request.answer(), light_twins[name])
     assert server.metric(ABORTED) == before + 3
@@ -312,20 +324,24 @@ def test_clients_that_leave_in_the_moment_of_a_kill_are_gone(light_server: Serve
 
 @pytest.mark.slow
 def test_an_engine_that_is_killed_while_sequences_wait_to_resume_makes_no_difference(
-    float_server: ServerProcess, start_server: StartServer
+    float_server: ServerProcess, start_server: StartServer, tmp_path: Path
 ) -> None:
     cramped = ("--max-num-seqs", "4", "--max-model-len", "384", "--block-size", "16", "--kv-cache-memory", "1920KiB")
-    server = start_server("--dtype", "float32", *cramped)
+    gate = StepGate(tmp_path / "gate")
+    server = start_server("--dtype", "float32", *cramped, module=GATED, constants=gate.constants)
     until(lambda: is_ready(server), "it did not start")
     long = {"max_tokens": 320, "ignore_eos": True, "logprobs": 1, "stream": True}
     bodies = [{"prompt": "The whale", "seed": seed, "temperature": 0.9, **long} for seed in range(4)]
     twins = [request.answer() for request in [Asking(float_server, body) for body in bodies]]
+    gate.hold(250, step_s=SLOW_STEP_S)  # where they have no room together
     asking = [Asking(server, body) for body in bodies]
-    stop_while_some_are_preempted(server).kill()
+    until(lambda: all(server.metrics("orcinus_preemptions_total", "orcinus_queue_depth")), "nobody was preempted")
+    engine_of(server).kill()
+    gate.open()
     for request, twin in zip(asking, twins, strict=True):
         assert_same(request.answer(), twin)
     assert server.metric("orcinus_requests_resumed_total") == len(bodies)
-    assert server.metric("orcinus_generation_tokens_total") == sum(twin[-1]["completion_tokens"] for twin in twins)
+    assert server.metric(TOKENS) == sum(twin[-1]["completion_tokens"] for twin in twins)
     assert server.metric("orcinus_kv_blocks_in_use") == server.metric("orcinus_queue_depth") == 0
 
 
@@ -337,23 +353,25 @@ def test_an_engine_that_is_killed_while_sequences_wait_to_resume_makes_no_differ
     ids=lambda mode: mode[-1],
 )
 def test_in_deterministic_mode_kills_cost_no_bit_while_serving_and_while_draining(
-    mode: tuple[str, ...], start_server: StartServer
+    mode: tuple[str, ...], start_server: StartServer, tmp_path: Path
 ) -> None:
     """In 8 bits the mode is on by itself, where our kernels multiply them."""
-    server = start_server(*mode, "--drain-timeout-s", "300")
+    gate = StepGate(tmp_path / "gate")
+    server = start_server(*mode, "--drain-timeout-s", "300", module=GATED, constants=gate.constants)
     scored = {name: {"logprobs": 1, **body} for name, body in REQUESTS.items()}
     twins = {name: request.answer() for name, request in {n: Asking(server, b) for n, b in scored.items()}.items()}
+    num_tokens = server.metric(TOKENS)
+    gate.hold(HALFWAY, step_s=SLOW_STEP_S)
     asking = {name: Asking(server, body) for name, body in scored.items()}
-    await_tokens(server, 60)
+    until(lambda: server.metric(TOKENS) > num_tokens + 60, "no tokens came")
     engine_of(server).kill()
     until(lambda: not is_ready(server), "/ready stayed green")
     until(lambda: is_ready(server), "no engine came up")
-    engine = engine_of(server)
-    engine.send_signal(signal.SIGSTOP)
-    assert server.metric("orcinus_http_requests_in_progress") > 1, "nothing is left to be drained"
+    until(lambda: server.metric("orcinus_http_requests_in_progress") == 1 + len(asking), "they did not all come in")
     server.terminate()
     until(lambda: is_draining(server), "the server did not drain")
-    engine.kill()
+    engine_of(server).kill()
+    gate.open()
     for name, request in asking.items():
         assert request.answer() == twins[name]
     assert server.wait(PATIENCE_S) == 0
@@ -361,29 +379,35 @@ def test_in_deterministic_mode_kills_cost_no_bit_while_serving_and_while_drainin
 
 @pytest.mark.timeout(900)  # on a machine that is busy
 @pytest.mark.slow
-def test_a_request_that_ends_or_holds_up_its_engine_is_given_up_alone() -> None:
+def test_a_request_that_ends_or_holds_up_its_engine_is_given_up_alone(
+    start_light_server: StartServer, tmp_path: Path
+) -> None:
     """One ends it at once, and one after a while: then all of the crowd is under suspicion."""
-    server = ServerProcess("--dtype", "float32", "--step-timeout-s", "5", module="tests.integration.faulty_server")
-    try:
-        crowd = [{**LONG, "prompt": f"Number {i}", "seed": i} for i in range(6)]
-        twins = [request.answer() for request in [Asking(server, body) for body in crowd]]
-        others = [Asking(server, body) for body in crowd]
-        culprits = [Asking(server, {**LONG, "prompt": "x", "seed": seed}) for seed in (FATAL_SEED, HANGING_SEED)]
-        for culprit in culprits:
-            with pytest.raises(httpx.HTTPStatusError, match="500"):
-                culprit.answer()
-        for other, twin in zip(others, twins, strict=True):
-            assert_same(other.answer(), twin)
-        assert server.metric("orcinus_requests_quarantined_total") == 2
-        assert server.metric("orcinus_engine_restarts_total") <= 6
-        assert "killed by SIGSEGV" in server.log
-        assert "step_timeout_s" in server.log
-    finally:
-        server.close()
+    gate = StepGate(tmp_path / "gate")
+    server = start_light_server("--step-timeout-s", "5", constants=gate.constants)
+    crowd = [{**LONG, "prompt": f"Number {i}", "seed": i} for i in range(6)]
+    twins = [request.answer() for request in [Asking(server, body) for body in crowd]]
+    gate.hold()
+    others = [Asking(server, body) for body in crowd]
+    until(lambda: server.metric("orcinus_slots_in_use") == len(crowd), "they did not all run")
+    culprits = [Asking(server, {**LONG, "prompt": "x", "seed": seed}) for seed in (FATAL_SEED, HANGING_SEED)]
+    until(lambda: server.metric("orcinus_engine_restarts_total") >= 1, "nothing happened to the engine")
+    gate.open()
+    for culprit in culprits:
+        with pytest.raises(httpx.HTTPStatusError, match="500"):
+            culprit.answer()
+    for other, twin in zip(others, twins, strict=True):
+        assert_same(other.answer(), twin)
+    assert server.metric("orcinus_requests_quarantined_total") == 2
+    assert server.metric("orcinus_engine_restarts_total") <= 6
+    assert "killed by SIGSEGV" in server.log
+    assert "step_timeout_s" in server.log
 
 
-def test_an_engine_that_always_crashes_ends_the_server(start_light_server: StartServer) -> None:
-    server = start_light_server("--max-engine-restarts", "1")
+def test_an_engine_that_always_crashes_ends_the_server(start_light_server: StartServer, tmp_path: Path) -> None:
+    gate = StepGate(tmp_path / "gate")
+    gate.hold()
+    server = start_light_server("--max-engine-restarts", "1", constants=gate.constants)
     with server.http.stream(
         "POST", "/v1/completions", json={**ENDLESS, "stream": True}, timeout=PATIENCE_S
     ) as response:
@@ -415,7 +439,7 @@ def test_a_server_that_is_killed_while_its_engine_restarts_leaves_no_process(sta
     first.kill()
     second = until(lambda: other_than(first, server.engine()), "no second engine was started")
     server.process.kill()
-    until(lambda: not is_alive(second), "the engine went on", 10)
+    until(lambda: not is_alive(second), "the engine went on")
 
 
 def other_than(first: psutil.Process, engine: psutil.Process | None) -> psutil.Process | None:

@@ -1,6 +1,7 @@
 """The end of a server, whoever wants it and whenever: what runs is finished, no process and no port stays behind.
 
-With an engine that has no model but where the test is about one: loading it, or its work among signals.
+With an engine that has no model but where the test is about one: loading it, or its work among signals. Its steps come
+slowly until what has to happen meanwhile has happened.
 """
 
 import contextlib
@@ -19,13 +20,31 @@ import psutil
 import pytest
 
 from tests.effort import slow_but_for
-from tests.server_process import ServerProcess, StartServer, is_alive, process_running, until
+from tests.integration.step_gate import StepGate
+from tests.server_process import GATED, LIGHT, PATIENCE_S, ServerProcess, StartServer, is_alive, process_running, until
 
 LONG = {"prompt": "On and on", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
 ENDLESS = {**LONG, "max_tokens": 2000}
 REGEX = {"prompt": "x", "max_tokens": 4, "structured_outputs": {"regex": "[ab]{2,9}"}}
-ORPHANS_END_WITHIN_S = 10.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> StepGate:
+    """That of the servers of the test, closed but for a few steps a second."""
+    gate = StepGate(tmp_path / "gate")
+    gate.hold()
+    return gate
+
+
+@pytest.fixture
+def start_held(start_server: StartServer, gate: StepGate) -> StartServer:
+    """Starts servers held up by the gate, with or without a model (`GATED`, `LIGHT`), and that have long to drain."""
+
+    def start(*args: str, module: str = LIGHT) -> ServerProcess:
+        return start_server("--drain-timeout-s", "600", *args, module=module, constants=gate.constants)
+
+    return start
 
 
 @contextlib.contextmanager
@@ -119,7 +138,7 @@ def last_event(lines: Iterator[str]) -> dict[str, Any]:
 
 def assert_all_end(processes: list[psutil.Process]) -> None:
     assert processes
-    until(lambda: not any(map(is_alive, processes)), "orphans went on", ORPHANS_END_WITHIN_S)
+    until(lambda: not any(map(is_alive, processes)), "orphans went on")
 
 
 def free_port() -> int:
@@ -133,9 +152,9 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("number", slow_but_for(SIGNALS, signal.SIGTERM))
 def test_a_signal_lets_streams_plain_requests_and_the_queue_finish(
-    start_light_server: StartServer, number: signal.Signals
+    start_held: StartServer, gate: StepGate, number: signal.Signals
 ) -> None:
-    server = start_light_server("--max-num-seqs", "1")
+    server = start_held("--max-num-seqs", "1")
     with streaming(server, LONG) as lines:
         plain, queued = Asking(server, LONG), Asking(server, LONG)
         await_busy(server, num_waiting=2)
@@ -143,34 +162,39 @@ def test_a_signal_lets_streams_plain_requests_and_the_queue_finish(
         server.process.send_signal(number)
         await_draining(server)
         refused = server.http.post("/v1/completions", json={"prompt": "x"}, timeout=30)
+        gate.open()
         assert last_event(lines)["choices"][0]["finish_reason"] == "length"
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "draining"
     assert 1 <= int(refused.headers["retry-after"]) <= 120
     for asking in (plain, queued):
         assert asking.response().json()["usage"]["completion_tokens"] == LONG["max_tokens"]
-    assert server.wait(60) == 0
+    assert server.wait(PATIENCE_S) == 0
     assert_all_end(children)
     assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize("number", slow_but_for(SIGNALS, signal.SIGINT))
 def test_a_signal_to_all_processes_at_once_leaves_the_engine_to_finish(
-    start_server: StartServer, number: signal.Signals
+    start_held: StartServer, gate: StepGate, number: signal.Signals
 ) -> None:
-    server = start_server()
+    gate.open()
+    server = start_held(module=GATED)
     assert Asking(server, REGEX).response().status_code == 200  # there is a process that tries out grammars, too
+    gate.hold()
     with streaming(server, LONG) as lines:
         signal_all(server, number)
+        await_draining(server)
+        gate.open()
         assert last_event(lines)["choices"][0]["finish_reason"] == "length"
-    assert server.wait(60) == 0
+    assert server.wait(PATIENCE_S) == 0
     assert "the engine is gone" not in server.log
     assert "Traceback" not in server.log
 
 
 @pytest.mark.slow
 def test_a_signal_lets_a_request_finish_that_is_still_being_read(start_light_server: StartServer) -> None:
-    server = start_light_server()
+    server = start_light_server("--drain-timeout-s", "600")
     sending = Sending(server, LONG)
     await_entering(server)
     server.terminate()
@@ -179,7 +203,7 @@ def test_a_signal_lets_a_request_finish_that_is_still_being_read(start_light_ser
     sending.go_on()
     status, answer = sending.answer()
     assert (status, answer["usage"]["completion_tokens"]) == (200, LONG["max_tokens"])
-    assert server.wait(60) == 0
+    assert server.wait(PATIENCE_S) == 0
     assert "Traceback" not in server.log
 
 
@@ -191,14 +215,14 @@ def test_a_body_that_never_comes_holds_the_end_up_no_longer_than_the_drain(start
     server.terminate()
     status, answer = sending.answer()
     assert (status, answer["error"]["code"]) == (503, "draining")
-    assert server.wait(60) == 0
+    assert server.wait(PATIENCE_S) == 0
     assert "Traceback" not in server.log
 
 
 def test_when_the_drain_time_is_over_streams_get_an_error_event_and_plain_requests_an_error(
-    start_light_server: StartServer,
+    start_held: StartServer,
 ) -> None:
-    server = start_light_server("--max-num-seqs", "2", "--drain-timeout-s", "0.1")
+    server = start_held("--max-num-seqs", "2", "--drain-timeout-s", "0.1")
     with streaming(server, ENDLESS) as lines:
         plain = Asking(server, ENDLESS)
         until(lambda: server.metric("orcinus_slots_in_use") == 2, "no second slot was taken")
@@ -206,12 +230,12 @@ def test_when_the_drain_time_is_over_streams_get_an_error_event_and_plain_reques
         assert last_event(lines)["error"]["type"] == "server_error"
     assert plain.response().status_code == 503
     assert plain.response().json()["error"]["type"] == "server_error"
-    assert server.wait(60) == 0
+    assert server.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize("number", slow_but_for(SIGNALS, signal.SIGTERM))
-def test_a_second_signal_ends_what_runs_and_what_waits(start_light_server: StartServer, number: signal.Signals) -> None:
-    server = start_light_server("--max-num-seqs", "1", "--drain-timeout-s", "600")
+def test_a_second_signal_ends_what_runs_and_what_waits(start_held: StartServer, number: signal.Signals) -> None:
+    server = start_held("--max-num-seqs", "1", "--drain-timeout-s", "600")
     with streaming(server, ENDLESS) as lines:
         queued = Asking(server, ENDLESS)
         await_busy(server, num_waiting=1)
@@ -220,7 +244,7 @@ def test_a_second_signal_ends_what_runs_and_what_waits(start_light_server: Start
         server.process.send_signal(number)
         assert last_event(lines)["error"]["type"] == "server_error"
     assert queued.response().status_code == 503
-    assert server.wait(60) == 0
+    assert server.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.slow
@@ -229,7 +253,7 @@ def test_open_connections_that_ask_nothing_do_not_hold_the_end_up(start_light_se
     with httpx.Client() as client:
         assert client.get(f"{server.url}/live").status_code == 200
         server.terminate()
-        assert server.wait(60) == 0
+        assert server.wait(PATIENCE_S) == 0
 
 
 def test_a_client_that_does_not_read_its_stream_does_not_hold_the_end_up(start_light_server: StartServer) -> None:
@@ -239,7 +263,7 @@ def test_a_client_that_does_not_read_its_stream_does_not_hold_the_end_up(start_l
         until(lambda: server.metric('orcinus_requests_total{outcome="length"}') == 8, "it is still generated")
         assert server.metric("orcinus_http_requests_in_progress") == 2
         server.terminate()
-        assert server.wait(60) == 0
+        assert server.wait(PATIENCE_S) == 0
     assert "were cut off" in server.log
     assert "Traceback" not in server.log
 
@@ -252,7 +276,7 @@ def test_a_signal_while_the_model_loads_ends_at_once(start_server: StartServer) 
     for child in children:
         child.send_signal(signal.SIGINT)
     server.terminate()
-    assert server.wait(60) == 0
+    assert server.wait(PATIENCE_S) == 0
     assert_all_end(children)
     assert "Traceback" not in server.log
     assert "is ready" not in server.log
@@ -265,7 +289,7 @@ def test_an_engine_that_is_frozen_does_not_hold_the_end_up(start_light_server: S
     children = server.children()
     until(server.engine, "there is no engine").send_signal(signal.SIGSTOP)
     server.terminate()
-    assert server.wait(60) == 0
+    assert server.wait(PATIENCE_S) == 0
     assert_all_end(children)
 
 
@@ -295,8 +319,8 @@ def test_a_server_that_is_killed_while_it_serves_leaves_no_process_and_no_port(s
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_while_it_drains_leaves_no_process(start_light_server: StartServer) -> None:
-    server = start_light_server("--drain-timeout-s", "600")
+def test_a_server_that_is_killed_while_it_drains_leaves_no_process(start_held: StartServer) -> None:
+    server = start_held("--drain-timeout-s", "600")
     with streaming(server, ENDLESS):
         children = server.children()
         server.terminate()
@@ -309,14 +333,16 @@ def test_a_server_that_is_killed_while_it_drains_leaves_no_process(start_light_s
 # --- and again ------------------------------------------------------------------------------------------
 
 
-def test_a_server_starts_at_once_on_the_port_of_one_that_just_ended(start_light_server: StartServer) -> None:
+def test_a_server_starts_at_once_on_the_port_of_one_that_just_ended(start_held: StartServer, gate: StepGate) -> None:
     port = str(free_port())
-    first = start_light_server("--port", port)
+    first = start_held("--port", port)
     with streaming(first, LONG) as lines:  # its connection is closed by the server, and lingers
         first.terminate()
+        await_draining(first)
+        gate.open()
         assert last_event(lines)["choices"]
-    assert first.wait(60) == 0
-    assert start_light_server("--port", port).get("/ready").status_code == 200
+    assert first.wait(PATIENCE_S) == 0
+    assert start_held("--port", port).get("/ready").status_code == 200
 
 
 @pytest.mark.slow
@@ -341,33 +367,38 @@ def test_the_end_of_its_terminal_ends_neither_the_server_nor_its_engine_and_has_
 
 
 @pytest.mark.slow
-def test_signals_that_mean_nothing_end_neither_the_server_nor_a_stream(start_light_server: StartServer) -> None:
-    server = start_light_server()
+def test_signals_that_mean_nothing_end_neither_the_server_nor_a_stream(start_held: StartServer, gate: StepGate) -> None:
+    server = start_held()
     with streaming(server, LONG) as lines:
         processes = [psutil.Process(server.pid), *server.children()]
         for process in processes:
             process.send_signal(signal.SIGUSR1)
             process.send_signal(signal.SIGUSR2)
+        gate.open()
         assert last_event(lines)["choices"]
     assert all(is_alive(process) for process in processes)
+    gate.hold()
     with streaming(server, LONG) as lines:
         server.terminate()
         await_draining(server)
         psutil.Process(server.pid).send_signal(signal.SIGUSR1)
+        gate.open()
         assert last_event(lines)["choices"]
-    assert server.wait(60) == 0
+    assert server.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.slow
-def test_one_who_watches_sees_the_drain_and_holds_up_no_end(start_light_server: StartServer) -> None:
-    server = start_light_server()
+def test_one_who_watches_sees_the_drain_and_holds_up_no_end(start_held: StartServer, gate: StepGate) -> None:
+    server = start_held()
     with streaming(server, LONG) as answer, server.http.stream("GET", "/events", timeout=60) as response:
         events = (json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line)
         assert next(events)["status"] == "ready"
         server.terminate()
+        until(lambda: next(events)["status"] == "draining", "it was not seen")
+        gate.open()
         statuses = [event["status"] for event in events]
         assert [*answer][-2:] == ["data: [DONE]", ""]
-    assert set(statuses) - {"ready"} == {"draining", "dead"}
+    assert set(statuses) <= {"draining", "dead"}
     assert statuses[-1] == "dead"
     assert server.wait() == 0
     assert "were cut off" not in server.log

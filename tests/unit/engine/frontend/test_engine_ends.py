@@ -33,9 +33,10 @@ from orcinus.engine.frontend.live_request import LiveChoice
 from orcinus.engine.frontend.output_buffer import OutputBuffer
 from orcinus.engine.frontend.output_processor import OutputProcessor
 from orcinus.engine.frontend.replica import EngineReplica, EngineSpec
-from orcinus.engine.messages import AddRequest, EngineInfo, NewRequest, RequestDelta, StepPlan
+from orcinus.engine.messages import AddRequest, Alive, EngineInfo, FromEngine, NewRequest, RequestDelta, StepPlan
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.supervision.liveness import LivenessMonitor
 from orcinus.engine.supervision.supervisor import EngineEnd
 from orcinus.engine.supervision.transport import InProcessTransport
 from orcinus.engine.text.tokenizer import Tokenizer
@@ -608,7 +609,7 @@ async def test_an_engine_whose_step_does_not_end_is_replaced_and_that_is_its_own
 ) -> None:
     hangs = HangsOnce(3)
     hangs.scripted = scripted = ScriptedEngines(before_step=hangs)
-    async with engine_on(model, scripted, step_timeout_s=0.5) as engine:
+    async with engine_on(model, scripted, step_timeout_s=1.0) as engine:
         assert await texts(engine.submit(request(max_tokens=6))) == {0: "abcdef"}
     assert scripted.killed.is_set()
     assert scripted.num_engines == 2
@@ -630,11 +631,20 @@ async def test_an_engine_without_signs_of_life_is_replaced_and_may_have_been_sto
 
 
 @pytest.mark.usefixtures("fast_clocks")
-async def test_an_idle_engine_is_left_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orcinus.engine.supervision.liveness.SILENCE_S", 0.9)
-    scripted = ScriptedEngines()
-    recorder = Recorder()
-    async with engine_on(model, scripted, step_timeout_s=0.5, observer=recorder):
-        await until(lambda: recorder.steps > 100)
-    assert not scripted.killed.is_set()
+async def test_an_idle_engine_says_again_and_again_that_it_lives_and_is_in_no_step(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stalls: list[float] = []
+    on_message = LivenessMonitor.on_message
+
+    def noted(monitor: LivenessMonitor, message: FromEngine) -> None:
+        on_message(monitor, message)
+        if isinstance(message, Alive):
+            stalls.append(message.stalled_s)
+
+    monkeypatch.setattr(LivenessMonitor, "on_message", noted)
+    scripted, recorder = ScriptedEngines(), Recorder()
+    async with engine_on(model, scripted, step_timeout_s=0, observer=recorder):
+        await until(lambda: recorder.steps > 100 and len(stalls) > 100)
+    assert stalls.count(0) > 10
     assert scripted.num_engines == 1

@@ -18,6 +18,7 @@ from orcinus.engine.grammar.gate import GrammarGate, ServedVocabulary, Trial
 from orcinus.engine.grammar.trial_process import find_fault, load_compiler
 from orcinus.engine.platform.priority import LOW_PRIORITY
 from orcinus.engine.sampling_params import Grammar, GrammarKind
+from tests.unit.engine.frontend.test_async_engine import until
 from tests.unit.engine.grammar.grammars import DEMO_ENDS, DEMO_MODEL, DEMO_VOCAB_SIZE, demo_compiler
 
 DEMO = ServedVocabulary(str(DEMO_MODEL), False, DEMO_VOCAB_SIZE, list(DEMO_ENDS))
@@ -154,7 +155,7 @@ async def test_a_trial_that_has_not_begun_is_dropped_when_its_client_leaves() ->
         os.kill(pid, signal.SIGSTOP)
         first = asyncio.create_task(gate.check(Grammar("regex", "b"), "a"))
         second = asyncio.create_task(gate.check(Grammar("regex", "c"), "a"))
-        await asyncio.sleep(0.01)
+        await until(lambda: len(gate._pending) == 2)
         for task in (first, second):
             task.cancel()
         await asyncio.wait([first, second])
@@ -171,7 +172,7 @@ async def test_a_trial_that_all_have_left_is_not_begun() -> None:
         os.kill(pid_of(gate), signal.SIGSTOP)
         first = asyncio.create_task(gate.check(Grammar("regex", "b"), "a"))
         gone = asyncio.create_task(gate.check(Grammar("regex", "c"), "a"))
-        await asyncio.sleep(0.01)
+        await until(lambda: len(gate._pending) == 2)
         gone.cancel()
         await asyncio.wait([gone])
         assert [trial.source for _, trial in gate._pending] == ["b"]

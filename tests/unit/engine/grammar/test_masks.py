@@ -1,6 +1,8 @@
 """Packed sets of tokens, and the thread that fills them: whoever takes too long is given up, and nobody else."""
 
 import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, wait
 
 import numpy as np
 import pytest
@@ -21,12 +23,14 @@ class Matcher:
         self.is_finished = False
         self.is_steered = False
         self.num_fills = 0
+        self.is_waiting = False
         self._may_run = may_run
         self._fault = fault
 
     def fill_mask(self) -> None:
         self.num_fills += 1
         if self._may_run is not None:
+            self.is_waiting = True
             assert self._may_run.wait(WAIT_S)
         if self._fault is not None:
             raise self._fault
@@ -61,8 +65,28 @@ def test_masks_are_filled_while_something_else_is_done() -> None:
     filler.wait()
 
 
-def test_a_mask_that_takes_too_long_fails_alone() -> None:
-    filler, may_run = MaskFiller(timeout_s=0.05), threading.Event()
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> MaskFiller:
+    """A filler whose time is over for a matcher that waits, and for no other however slow the machine is."""
+    filler = MaskFiller(timeout_s=0.05)
+
+    def wait_for(futures: Iterable[Future[None]], timeout_s: float) -> tuple[set[Future[None]], set[Future[None]]]:
+        assert timeout_s == 0.05
+        while True:
+            done, others = wait(futures, 0.005)
+            batch = filler._batch
+            assert batch is not None
+            current = batch.matchers[batch.position]
+            assert isinstance(current, Matcher)
+            if done or current.is_waiting:
+                return done, others
+
+    monkeypatch.setattr("orcinus.engine.grammar.masks.wait", wait_for)
+    return filler
+
+
+def test_a_mask_that_takes_too_long_fails_alone(impatient: MaskFiller) -> None:
+    filler, may_run = impatient, threading.Event()
     slow, others = [Matcher(may_run) for _ in range(2)], [Matcher() for _ in range(3)]
     try:
         filler.start([others[0], slow[0], others[1], slow[1], others[2]])
@@ -93,7 +117,7 @@ def test_a_mask_that_cannot_be_filled_fails_alone(fault: BaseException, caplog: 
 
 
 def test_what_nobody_waited_for_is_forgotten() -> None:
-    filler, may_run, other = MaskFiller(timeout_s=0.05), threading.Event(), Matcher()
+    filler, may_run, other = MaskFiller(), threading.Event(), Matcher()
     stuck = Matcher(may_run)
     try:
         filler.start([stuck])
@@ -104,8 +128,8 @@ def test_what_nobody_waited_for_is_forgotten() -> None:
         may_run.set()
 
 
-def test_a_thread_that_was_given_up_leaves_the_other_masks_alone() -> None:
-    filler, may_run, other = MaskFiller(timeout_s=0.05), threading.Event(), Matcher()
+def test_a_thread_that_was_given_up_leaves_the_other_masks_alone(impatient: MaskFiller) -> None:
+    filler, may_run, other = impatient, threading.Event(), Matcher()
     filler.start([Matcher(may_run), other])
     batch = filler._batch
     assert batch is not None

@@ -4,12 +4,12 @@ import subprocess
 import sys
 
 WAITING = """
-import sys, threading
+import sys, threading, time
 from orcinus.engine.platform.lean_imports import wait_for_transformers
 
 threading.Thread(target=lambda: __import__("transformers")).start()
 while "transformers" not in sys.modules:
-    pass
+    time.sleep(0.001)
 wait_for_transformers()
 from transformers import AttentionInterface
 """
