@@ -78,10 +78,6 @@ test: $(DEV_STAMP) ## The quick tests: what a change is most likely to break, in
 test-all: $(DEV_STAMP) $(CLIENTS_STAMP) $(RAY_STAMP) ## All tests: clients of others, chaos, sanitizers and every family, too
 	$(PYTEST) $(ARGS)
 
-.PHONY: test-most
-test-most: $(DEV_STAMP) $(CLIENTS_STAMP) ## All tests but those on Ray, in one run
-	$(PYTEST) --ignore tests/ray_serve $(ARGS)
-
 .PHONY: test-slow
 test-slow: $(DEV_STAMP) $(CLIENTS_STAMP) ## What the quick tests leave out: slow tests, and all examples of the others
 	$(PYTEST) $(LEFT_OUT) $(ARGS)
