@@ -67,8 +67,9 @@ class Layer:
     def torch_convolution(self) -> Tensor:
         """As a layer does with a cache."""
         x, earlier = self.projected.transpose(1, 2), self.last_inputs.transpose(1, 2)
+        out: Tensor
         if self.length == 1:
-            out: Tensor = theirs.causal_conv1d_update(x, earlier, self.weight, None, "silu")
+            out = theirs.causal_conv1d_update(x, earlier, self.weight, None, "silu")
             return out
         out = theirs.causal_conv1d_fn(torch.cat([earlier, x], dim=2), self.weight, None, activation="silu")
         return out[:, :, -self.length :]
@@ -87,11 +88,12 @@ class Layer:
             use_qk_l2norm_in_kernel=True,
         )
         self.state = state.contiguous()
-        return out
+        answers: Tensor = out
+        return answers
 
 
 def heads_of(projected: Tensor) -> list[Tensor]:
-    return [part.unflatten(2, (HEADS, DIM)) for part in projected.chunk(3, dim=2)]
+    return [part.view(*projected.shape[:2], HEADS, DIM) for part in projected.chunk(3, dim=2)]
 
 
 @torch.inference_mode()

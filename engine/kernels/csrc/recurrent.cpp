@@ -39,7 +39,7 @@ INLINE Segment segment_of(const Segments& segments, long sequence) {
                    segments.is_new[sequence] != 0};
 }
 
-// What an item of a scan computes: a part of a head of a sequence. Where that part lies which the thread computes next, or -1.
+// What an item of a scan computes: a part of a head's state, over all tokens of a sequence.
 struct Place {
     long sequence, head, part;
 };
