@@ -30,6 +30,7 @@ from orcinus.engine.scheduler.preparation import Preparation
 from orcinus.engine.scheduler.scheduled_step import ScheduledStep
 from orcinus.engine.scheduler.scheduler import Scheduler, SchedulerLimits
 from orcinus.engine.scheduler.slot_watch import SlotWatch
+from orcinus.engine.scheduler.state_cache import StateCache
 
 if TYPE_CHECKING:
     from orcinus.engine.platform.device import DeviceMonitor
@@ -93,10 +94,12 @@ class EngineCore:
             enable_prefix_caching=info.enable_prefix_caching,
             target_itl_s=None if target_itl_ms is None else target_itl_ms / 1000,
             target_ttft_s=target_ttft_ms / 1000,
+            has_states=info.state_bytes > 0,
         )
         groups = info.cache_groups or [CacheGroup(info.num_kv_blocks, num_layers=1)]
-        self._blocks = BlockManager(groups, info.block_size)
-        self.scheduler = Scheduler(limits, self._blocks, clock)
+        self._states = StateCache(info.num_state_snapshots) if info.num_state_snapshots else None
+        self._blocks = BlockManager(groups, info.block_size, () if self._states is None else [self._states])
+        self.scheduler = Scheduler(limits, self._blocks, clock, self._states)
         self._executor = executor
         self._preparation = Preparation(executor)
         self._clock = clock
