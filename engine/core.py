@@ -218,6 +218,11 @@ class EngineCore:
         stats.slot_s, stats.slot_capacity_s = self.scheduler.take_slot_seconds()
         stats.num_kv_blocks = self._blocks.num_blocks
         stats.num_kv_blocks_used = self._blocks.num_used_blocks
+        if self._states is not None:
+            stats.num_snapshots, stats.num_snapshots_used = self._states.num_rows, self._states.num_snapshots
+            counts = self._states.take_counts()
+            stats.num_snapshot_loads, stats.num_snapshot_saves = counts.num_loads, counts.num_saves
+            stats.num_snapshot_evictions = counts.num_evictions
         if (monitor := self._executor.device_monitor) is not None:
             utilization, used_bytes, total_bytes = monitor.sample()
             stats.device_utilization = utilization

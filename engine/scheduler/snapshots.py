@@ -8,8 +8,8 @@ request may begin, always after a full block:
   which this one goes on, or is tried again;
 * after the last full block of the prompt, for the same prompt again;
 * where cached blocks end that the prompt shares with others, if none was there: the next one to come this way finds it;
-* after each full block of the output, in place of the one before: there an answer goes on, and a request that was
-  preempted.
+* after each full block of the output, in place of the one before: there an answer goes on, and a request whose step
+  failed. Who is preempted for want of blocks loses the last ones at once, so one is left some blocks behind as well.
 
 Prompts are cut there into chunks. Which snapshots are kept is the rule of `state_cache`.
 """
@@ -27,6 +27,8 @@ from orcinus.engine.scheduler.scheduled_step import StepBuilder
 from orcinus.engine.scheduler.slots import Slots
 from orcinus.engine.scheduler.state_cache import Snapshot, StateCache
 
+_BLOCKS_BEHIND = 8  # a place of the output after so many blocks keeps its snapshot until the next such place has one
+
 
 @dataclass(slots=True)
 class _Saving:
@@ -43,6 +45,7 @@ class _Places:
     marks: list[int]  # where it still leaves one on its way through the prompt, ascending
     held: Snapshot | None = None  # which it begins with, until its first chunk is planned
     rolling: Snapshot | None = None  # its newest one behind the prompt
+    behind: Snapshot | None = None  # the last one there that was left behind
     saving: dict[int, _Saving] = field(default_factory=dict)
 
 
@@ -51,8 +54,6 @@ class SnapshotReuse(PrefixReuse):
 
     def __init__(self, blocks: BlockManager, cache: StateCache, eos_token_ids: frozenset[int]) -> None:
         super().__init__(blocks, is_enabled=True)
-        self.num_loads = 0
-        self.num_saves = 0
         self._cache = cache
         self._eos_token_ids = eos_token_ids
         self._places: dict[str, _Places] = {}  # of those that run
@@ -84,7 +85,7 @@ class SnapshotReuse(PrefixReuse):
         if held is None:
             return -1
         self._cache.release(held, was_used=True)
-        self.num_loads += 1
+        self._cache.counts.num_loads += 1
         return held.row
 
     def _last_snapshot(self, hashes: Sequence[bytes], num_blocks: int) -> int:
@@ -137,12 +138,17 @@ class SnapshotReuse(PrefixReuse):
         saving = None if end % self._block_size else places.saving.pop(place, None)
         if saving is None:
             return
-        self.num_saves += 1
+        self._cache.counts.num_saves += 1
         snapshot = self._cache.put(saving.row, request.known_hashes, place, is_rolling=saving.is_rolling)
         if saving.is_rolling:
-            if places.rolling is not None:
-                self._cache.discard(places.rolling)
-            places.rolling = snapshot
+            self._replace_rolling(places, snapshot)
+
+    def _replace_rolling(self, places: _Places, snapshot: Snapshot | None) -> None:
+        outdated, places.rolling = places.rolling, snapshot
+        if outdated is not None and outdated.num_blocks % _BLOCKS_BEHIND == 0:
+            outdated, places.behind = places.behind, outdated
+        if outdated is not None:
+            self._cache.discard(outdated)
 
     def leave(self, request: Request) -> None:
         places = self._places.pop(request.request_id)
@@ -196,11 +202,14 @@ class SnapshotReuse(PrefixReuse):
         if place <= len(hashes) and self._cache.find(hashes[place - 1]) is not None:
             return False
         nearest = self._cache.nearest(hashes, min(place - 1, len(hashes)))
-        if nearest is not None and nearest is places.rolling and nearest.is_rolling:
+        outdated = places.rolling if is_rolling else None
+        if outdated is not None and outdated.num_blocks % _BLOCKS_BEHIND == 0:
+            outdated = places.behind
+        if nearest is not None and nearest is outdated and nearest.is_rolling:
             nearest = nearest.parent  # it goes when this one comes
         known = 0 if nearest is None else nearest.num_blocks
         cost = place - max(known, max(places.saving, default=0))
-        row = self._cache.reserve(cost, instead_of=places.rolling if is_rolling else None)
+        row = self._cache.reserve(cost, instead_of=outdated)
         if row is None:
             return False
         places.saving[place] = _Saving(row, is_rolling)

@@ -43,6 +43,15 @@ class Snapshot:
         return self.num_blocks - (0 if self.parent is None else self.parent.num_blocks)
 
 
+@dataclass(slots=True)
+class SnapshotCounts:
+    """Counts what became of snapshots. `num_evictions` leaves out those that later ones take the place of."""
+
+    num_loads: int = 0
+    num_saves: int = 0
+    num_evictions: int = 0
+
+
 class StateCache:
     """Knows what is in rows `0 .. num_rows - 1`.
 
@@ -52,7 +61,7 @@ class StateCache:
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
-        self.num_evictions = 0
+        self.counts = SnapshotCounts()
         self._free = list(range(num_rows - 1, -1, -1))
         self._reserved: set[int] = set()
         self._found: dict[bytes, Snapshot] = {}
@@ -69,6 +78,11 @@ class StateCache:
     def hashes(self) -> KeysView[bytes]:
         """The hashes of the blocks that have a snapshot after them."""
         return self._found.keys()
+
+    def take_counts(self) -> SnapshotCounts:
+        """Return what was counted since the last call."""
+        counts, self.counts = self.counts, SnapshotCounts()
+        return counts
 
     def find(self, block_hash: bytes) -> Snapshot | None:
         return self._found.get(block_hash)
@@ -175,7 +189,7 @@ class StateCache:
             self._clock = own
             return False
         self._clock = max(self._clock, lowest.priority)
-        self.num_evictions += 1
+        self.counts.num_evictions += 1
         self._remove(lowest)
         return True
 
