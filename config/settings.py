@@ -216,8 +216,9 @@ class Settings(BaseSettings):
     kv_cache_memory: Bytes | None = _setting(
         None,
         "Engine",
-        "Memory for the KV cache, and for states where a model keeps some, taken at the start, but for what all slots together cannot use. Default: on a CPU"
-        " 40 % of what is free once the weights are loaded, within the limits of containers; on a GPU what weights and"
+        "Memory for the KV cache, and for states where a model keeps some, taken at the start, but for what all slots"
+        " together cannot use. Default: on a CPU 40 % of what is free once the weights are loaded, within the limits of"
+        " containers; on a GPU what weights and"
         " the largest step leave of 90 %. Replicas on a CPU share it out; on GPUs each takes so much of its own.",
         "SIZE",
         ge=1,

@@ -175,7 +175,7 @@ class ModelRunner:
                     self.states.restore(item.load_state, self._requests[item.request_id].index)
 
     def _save_states(self, plan: StepPlan) -> None:
-        """Keep what the step has made of states. On a device that works while the host goes on, this is in its order."""
+        """Keep what the step has made of states; a device that works while the host goes on does so in its order."""
         if self.states is not None:
             for item in plan.scheduled:
                 if item.save_state >= 0:

@@ -107,9 +107,7 @@ class BlockManager:
     step that fills one come `register` and `release_behind`. `followers` forget each hash that the first group forgets.
     """
 
-    def __init__(
-        self, groups: Sequence[CacheGroup], block_size: int, followers: Sequence[HashFollower] = ()
-    ) -> None:
+    def __init__(self, groups: Sequence[CacheGroup], block_size: int, followers: Sequence[HashFollower] = ()) -> None:
         assert groups[0].window is None, "the first group keeps everything"
         self.num_blocks = groups[0].num_blocks
         self.block_size = block_size

@@ -15,7 +15,15 @@ from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
 from tests.integration.test_step_context import AloneWithAverage, executor_of, record
 from tests.integration.tiny_models import build_model
-from tests.integration.truth import BLOCK_SIZE, NUM_REQUESTS, Case, generate_alone, info_with_blocks, random_tokens, serve
+from tests.integration.truth import (
+    BLOCK_SIZE,
+    NUM_REQUESTS,
+    Case,
+    generate_alone,
+    info_with_blocks,
+    random_tokens,
+    serve,
+)
 
 NUM_SLOTS = 4
 EOS = 2

@@ -3,8 +3,8 @@
 The "key and value" of a token is a hash of all tokens up to it. Writing and reading go through the block tables
 that the plans give, so a block that is shared wrongly, reused too early or left unwritten shows at once. The token
 sampled is a function of that hash alone: a request gives the same tokens whatever shares its batch. As it knows what
-comes next, it can propose drafts that are right, or wrong where it wants. Where it keeps a state for each request, that is
-the same hash, which has to be there whenever a chunk goes on.
+comes next, it can propose drafts that are right, or wrong where it wants. Where it keeps a state for each request,
+that is the same hash, which has to be there whenever a chunk goes on.
 """
 
 import random
@@ -169,7 +169,8 @@ class Simulator(Synchronous):
         state = self._states[scheduled.request_id]
         if scheduled.load_state >= 0:
             snapshot = self._snapshots[scheduled.load_state]
-            assert state.num_computed is None and snapshot is not None, "a state that goes on is replaced"
+            assert state.num_computed is None, "a state that goes on is replaced"
+            assert snapshot is not None, "there is nothing in the snapshot"
             state.recurrent = snapshot
             self.num_loads += 1
         elif self.info.state_bytes:

@@ -165,7 +165,7 @@ def test_a_model_without_states_gives_them_nothing() -> None:
 def test_states_that_leave_the_cache_nothing_are_refused_with_both_numbers() -> None:
     with pytest.raises(ModelLoadError, match="max_num_seqs sequences: 500 B are wanted, but kv_cache_memory is 400 B"):
         states(400)
-    with pytest.raises(ModelLoadError, match="state_cache_memory: 600 B are wanted, but what is left of .* is 500 B"):
+    with pytest.raises(ModelLoadError, match=r"state_cache_memory: 600 B are wanted, but what is left of .* is 500 B"):
         states(1000, state_cache_memory=600)
     with pytest.raises(ModelLoadError, match="600 B are wanted, but what is left of the host's free memory is 599 B"):
         states(1000, host_bytes=599, state_cache_memory=600)
