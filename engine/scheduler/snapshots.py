@@ -40,7 +40,7 @@ class _Saving:
 
 @dataclass(slots=True)
 class _Places:
-    """Where a running request has to do with snapshots. Places are numbers of blocks."""
+    """Holds where a running request has to do with snapshots. Places are numbers of blocks."""
 
     marks: list[int]  # where it still leaves one on its way through the prompt, ascending
     held: Snapshot | None = None  # which it begins with, until its first chunk is planned
