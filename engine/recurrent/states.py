@@ -48,7 +48,7 @@ class StatePool:
 def _host_rows(num_rows: int, row_bytes: int, device: torch.device) -> Tensor:
     """Return (num_rows, row_bytes) uint8 on the host, pinned where a GPU is to read and write it.
 
-    Torch's own pinned memory comes in powers of two, of which up to half would be wasted.
+    Torch's own pinned memory comes in powers of two, of which up to half would be wasted. Not yet run on a GPU.
     """
     try:
         memory = zeroed_bytes(num_rows * row_bytes)
@@ -60,5 +60,5 @@ def _host_rows(num_rows: int, row_bytes: int, device: torch.device) -> Tensor:
         failure = int(runtime.cudaHostRegister(rows.data_ptr(), rows.nbytes, 0))
         if failure:
             raise ModelLoadError(f"state_cache_memory: {rows.nbytes} bytes cannot be pinned (CUDA error {failure})")
-        weakref.finalize(memory, runtime.cudaHostUnregister, rows.data_ptr())
+        weakref.finalize(rows, runtime.cudaHostUnregister, rows.data_ptr()).atexit = False
     return rows

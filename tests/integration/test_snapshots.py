@@ -158,7 +158,7 @@ def test_the_same_prompt_again_computes_at_most_one_block_and_answers_the_same(
 def test_the_third_request_behind_a_shared_beginning_finds_all_of_it(directory: Path, reference: Reference) -> None:
     core, rng = roomy_core(directory), random.Random(7)
     shared = random_tokens(rng, 1000)
-    found = []
+    found: list[int] = []
     while len(found) < 3:
         case = reference.case(shared + random_tokens(rng, 20), 5)
         if case is not None:
