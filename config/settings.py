@@ -218,8 +218,8 @@ class Settings(BaseSettings):
         "Engine",
         "Memory for the KV cache, and for states where a model keeps some, taken at the start, but for what all slots"
         " together cannot use. Default: on a CPU 40 % of what is free once the weights are loaded, within the limits of"
-        " containers; on a GPU what weights and"
-        " the largest step leave of 90 %. Replicas on a CPU share it out; on GPUs each takes so much of its own.",
+        " containers; on a GPU what weights and the largest step leave of 90 %. Replicas on a CPU share it out; on GPUs"
+        " each takes so much of its own.",
         "SIZE",
         ge=1,
     )
@@ -230,7 +230,7 @@ class Settings(BaseSettings):
         " values (linear attention, convolutions); 0 reuses none. On a CPU it is a part of kv_cache_memory; for a GPU"
         " it is the host's. Replicas share it out as they do kv_cache_memory. Default: an eighth of the KV cache's,"
         " eight snapshots at least where half of it has room for them; for a GPU at most an eighth of what the host"
-        " has free.",
+        " has free. Neither is there more than an eighth of the cache that all slots can use, or four for each slot.",
         "SIZE",
         ge=0,
     )

@@ -24,6 +24,8 @@ _CUDA_MEMORY_SHARE = 0.9
 # them are of little use that they may have more of a small cache.
 _SNAPSHOT_SHARE = 8
 _FEW_SNAPSHOTS = 8
+# Two for the output, and two for places in the prompt that the next turn may go on from.
+_SNAPSHOTS_PER_SLOT = 4
 
 _DEFAULT_NUM_SEQS = {"cpu": 32, "cuda": 256}
 _DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
@@ -186,12 +188,13 @@ def _check_states(name: str, wanted_bytes: int, there_bytes: int, source: str) -
 def useful_states(config: EngineConfig, states: StateSize, cache: CacheSize) -> StateSize:
     """Return the states without snapshots that the cache, as it came out, has no use for.
 
-    There is one at most after each block; and unless a setting says how many, they take their share of it alone.
+    There is one at most after each block; and unless a setting says how many, they take no more than their share of it,
+    or as many as each slot has use for, where that is more.
     """
     most = cache.num_blocks
     if config.state_cache_memory is None and states.num_snapshots:
         share = cache.num_bytes // (_SNAPSHOT_SHARE - 1) // states.row_bytes
-        most = min(most, max(_FEW_SNAPSHOTS, share))
+        most = min(most, max(_FEW_SNAPSHOTS, _SNAPSHOTS_PER_SLOT * states.num_slots, share))
     return replace(states, num_snapshots=min(states.num_snapshots, most))
 
 

@@ -10,11 +10,13 @@ import torch
 
 from orcinus.engine.core import EngineCore
 from orcinus.engine.kernels.library import load_library
-from orcinus.engine.messages import AddRequest, EngineInfo
+from orcinus.engine.messages import AddRequest, EngineInfo, TokenLogprobs
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.startup.build import build_executor
+from tests.effort import slow_but_for
 from tests.integration.test_step_context import AloneWithAverage, executor_of, record
-from tests.integration.tiny_models import build_model
+from tests.integration.tiny_models import build_model, engine_config
 from tests.integration.truth import (
     BLOCK_SIZE,
     NUM_REQUESTS,
@@ -28,6 +30,7 @@ from tests.integration.truth import (
 NUM_SLOTS = 4
 EOS = 2
 FEW_BLOCKS = 26
+FAMILIES = ("qwen3_5", "lfm2", "bamba", "kimi_linear", "jamba")  # one of each kind of state
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +169,45 @@ def test_the_third_request_behind_a_shared_beginning_finds_all_of_it(directory: 
             assert output == case.expected
             found.append(num_cached)
     assert found == [0, 0, 1000]
+
+
+@pytest.mark.parametrize("family", slow_but_for(FAMILIES, "qwen3_5", "lfm2"))
+def test_hybrids_answer_from_snapshots_as_they_do_without(family: str, tmp_path: Path) -> None:
+    """Turns of a conversation, one of them twice: to the last bit, where the engine says so of chunks of any length."""
+    config = engine_config(build_model(family, tmp_path), max_model_len=200, block_size=BLOCK_SIZE)
+    info, runner = build_executor(config)
+    without = msgspec.structs.replace(info, num_state_snapshots=0, enable_prefix_caching=False)
+    rng = random.Random(family)
+    turns = [random_tokens(rng, 21)]
+    for _ in range(4):
+        turns.append([*turns[-1], *random_tokens(rng, 12)])
+    turns.insert(3, turns[2])
+    reused, computed = (logprobs_of(EngineCore(each, runner), turns) for each in (info, without))
+    assert [num_cached for num_cached, _ in computed] == [0] * len(turns)
+    assert [num_cached for num_cached, _ in reused][1:] == [20, 32, 44, 44, 56]
+    tolerance = 0.0 if info.is_deterministic else 1e-3
+    for (_, again), (_, anew) in zip(reused, computed, strict=True):
+        assert [entry.token_id for entry in again] == [entry.token_id for entry in anew]
+        assert [entry.logprob for entry in again] == pytest.approx(
+            [entry.logprob for entry in anew], abs=tolerance, rel=0
+        )
+
+
+def logprobs_of(core: EngineCore, prompts: list[list[int]]) -> list[tuple[int, list[TokenLogprobs]]]:
+    """Serve one prompt after the other; returns how many tokens of each were cached, and what became of its output."""
+    answers = []
+    for number, prompt in enumerate(prompts):
+        sampling = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=0)
+        core.add_request(AddRequest(f"{id(core)} {number}", prompt, sampling, arrival_time=0.0))
+        entries: list[TokenLogprobs] = []
+        num_cached = 0
+        while core.has_work:
+            for delta in core.step().deltas:
+                assert delta.error is None
+                entries += delta.logprobs or []
+                num_cached += delta.num_cached_tokens or 0
+        answers.append((num_cached, entries))
+    return answers
 
 
 def test_rows_are_copied_in_the_order_of_the_plans(directory: Path) -> None:

@@ -176,7 +176,10 @@ def test_snapshots_take_their_share_of_the_cache_that_slots_can_use() -> None:
     config = engine_config(Path())
     assert useful_states(config, StateSize(100, 5, 9_000), cache).num_snapshots == 100
     assert useful_states(config, StateSize(100, 5, 50), cache).num_snapshots == 50
-    assert useful_states(config, StateSize(10_000, 5, 90), cache).num_snapshots == 8
+    assert useful_states(config, StateSize(10_000, 5, 90), cache).num_snapshots == 20, "four for each slot"
+    assert useful_states(config, StateSize(10_000, 1, 90), cache).num_snapshots == 8
+    without_attention = CacheSize([CacheGroup(400, 0)], 8, 0, 100)
+    assert useful_states(config, StateSize(10_000, 5, 90), without_attention).num_snapshots == 20
     assert useful_states(config, StateSize(100, 5, 0), cache).num_snapshots == 0
     told = engine_config(Path(), state_cache_memory=900_000)
     assert useful_states(told, StateSize(100, 5, 9_000), cache).num_snapshots == 400
