@@ -69,7 +69,7 @@ class PrefixReuse:
             if self._is_coming(hashes, start, coming):
                 return 0
         start = request.num_computed_tokens // self._block_size
-        num_tokens = self._cut(request, hashes, min(request.num_tokens_to_compute, budget), coming)
+        num_tokens = self._cut(request, hashes, min(request.num_tokens_to_compute, budget))
         coming.own.update(hashes[start : (request.num_computed_tokens + num_tokens) // self._block_size])
         return num_tokens
 
@@ -96,6 +96,6 @@ class PrefixReuse:
         """Return whether others are computing what a request with `start` blocks could go on with."""
         return start < len(hashes) and hashes[start] in coming
 
-    def _cut(self, request: Request, hashes: Sequence[bytes], num_tokens: int, coming: ComingHashes) -> int:
+    def _cut(self, request: Request, hashes: Sequence[bytes], num_tokens: int) -> int:
         """Return how many of its next tokens a request computes at once."""
         return num_tokens

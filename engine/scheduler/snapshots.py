@@ -173,12 +173,12 @@ class SnapshotReuse(PrefixReuse):
         ends = [position for position, token_id in enumerate(prompt, 1) if is_end(token_id)]
         return [end for end in ends if end >= self._block_size]
 
-    def _cut(self, request: Request, hashes: Sequence[bytes], num_tokens: int, coming: ComingHashes) -> int:
+    def _cut(self, request: Request, hashes: Sequence[bytes], num_tokens: int) -> int:
         """Return how many of its next tokens a request computes at once: up to its next snapshot, if that is before."""
         first = request.num_computed_tokens
         places, own_hashes = self._places[request.request_id], self._hashes(request)
         places.marks = [mark for mark in places.marks if mark * self._block_size > first]
-        branch = self._branch(hashes, first // self._block_size, coming)
+        branch = self._branch(hashes, first // self._block_size)
         for place in sorted({*places.marks, *branch}):
             if place * self._block_size > first + num_tokens:
                 break
@@ -188,12 +188,10 @@ class SnapshotReuse(PrefixReuse):
                 return place * self._block_size - first
         return num_tokens
 
-    def _branch(self, hashes: Sequence[bytes], start: int, coming: ComingHashes) -> list[int]:
-        """Return where a request comes to the end of blocks that are cached from `start` on, if others do not go on."""
+    def _branch(self, hashes: Sequence[bytes], start: int) -> list[int]:
+        """Return where a request comes to the end of blocks that are cached from `start` on, if there are any."""
         end = start + self._blocks.num_known(hashes, start)
-        if end == start or (end < len(hashes) and hashes[end] in coming):
-            return []
-        return [end]
+        return [] if end == start else [end]
 
     def _reserve(self, request: Request, places: _Places, place: int) -> bool:
         """Take a row for a snapshot. Return False if it is not worth one, or there is one of these tokens already."""

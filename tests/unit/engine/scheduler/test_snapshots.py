@@ -110,6 +110,17 @@ def test_the_same_prompt_many_times_at_once_is_computed_once() -> None:
     assert [engine.cached_tokens[f"{number}"] for number in range(6)] == [0, *[100] * 5]
 
 
+def test_who_goes_first_waits_for_the_snapshot_that_a_request_behind_it_is_on_the_way_to() -> None:
+    engine = engine_with_states(max_num_batched_tokens=16)
+    shared = [*tokens(99), EOS]
+    engine.add("leader", shared + tokens(20, 1), max_tokens=1)
+    engine.step()
+    engine.add("follower", shared + tokens(8, 2), max_tokens=1, priority=-1)
+    engine.run()
+    assert engine.cached_tokens["follower"] == 100
+    assert num_computed(engine, "follower") == 8
+
+
 @pytest.mark.parametrize("runs_ahead", [False, True])
 def test_a_conversation_computes_each_token_once_but_for_a_block_a_turn(runs_ahead: bool) -> None:
     engine = engine_with_states(runs_ahead=runs_ahead)

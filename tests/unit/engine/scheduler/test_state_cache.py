@@ -38,6 +38,16 @@ def test_of_snapshots_that_cost_the_same_the_least_recently_used_one_goes() -> N
     assert second.key not in cache.hashes
 
 
+def test_who_goes_on_from_a_snapshot_uses_it_and_who_leaves_before_does_not() -> None:
+    cache = StateCache(2)
+    first, second = put(cache, chain(1, 0)), put(cache, chain(2, 0))
+    for snapshot, was_used in ((first, True), (second, False)):
+        cache.hold(snapshot)
+        cache.release(snapshot, was_used=was_used)
+    put(cache, chain(3, 0))
+    assert kept(cache) == {first.key, bytes([3, 0])}
+
+
 def test_what_costs_less_to_compute_again_goes_first_though_it_was_used_later() -> None:
     cache = StateCache(3)
     long, short, middle = put(cache, chain(1, *range(9))), put(cache, chain(2, 0)), put(cache, chain(3, *range(4)))
