@@ -121,6 +121,17 @@ def test_who_goes_first_waits_for_the_snapshot_that_a_request_behind_it_is_on_th
     assert num_computed(engine, "follower") == 8
 
 
+def test_who_waits_goes_on_from_a_later_snapshot_than_it_had_when_it_got_its_slot() -> None:
+    engine = engine_with_states(max_num_batched_tokens=16)
+    system = [*tokens(11), EOS]
+    serve(engine, "first", system + tokens(9, 5))
+    shared = [*system, *tokens(60, 1), EOS]
+    for number in range(2):
+        engine.add(f"{number}", shared + tokens(9, 2 + number), max_tokens=1)
+    engine.run()
+    assert (engine.cached_tokens["0"], engine.cached_tokens["1"]) == (12, 72)
+
+
 @pytest.mark.parametrize("runs_ahead", [False, True])
 def test_a_conversation_computes_each_token_once_but_for_a_block_a_turn(runs_ahead: bool) -> None:
     engine = engine_with_states(runs_ahead=runs_ahead)
