@@ -176,15 +176,13 @@ class SnapshotReuse(PrefixReuse):
     def _cut(self, request: Request, hashes: Sequence[bytes], num_tokens: int) -> int:
         """Return how many of its next tokens a request computes at once: up to its next snapshot, if that is before."""
         first = request.num_computed_tokens
-        places, own_hashes = self._places[request.request_id], self._hashes(request)
+        places = self._places[request.request_id]
         places.marks = [mark for mark in places.marks if mark * self._block_size > first]
         branch = self._branch(hashes, first // self._block_size)
         for place in sorted({*places.marks, *branch}):
             if place * self._block_size > first + num_tokens:
                 break
-            if (there := self._cache.find(own_hashes[place - 1])) is not None:
-                self._cache.touch(there)
-            elif self._reserve(request, places, place):
+            if self._reserve(request, places, place):
                 return place * self._block_size - first
         return num_tokens
 
@@ -203,11 +201,9 @@ class SnapshotReuse(PrefixReuse):
         outdated = places.rolling if is_rolling else None
         if outdated is not None and outdated.num_blocks % _BLOCKS_BEHIND == 0:
             outdated = places.behind
-        if nearest is not None and nearest is outdated and nearest.is_rolling:
-            nearest = nearest.parent  # it goes when this one comes
         known = 0 if nearest is None else nearest.num_blocks
         cost = place - max(known, max(places.saving, default=0))
-        row = self._cache.reserve(cost, instead_of=outdated)
+        row = self._cache.reserve(cost, is_rolling=is_rolling, instead_of=outdated)
         if row is None:
             return False
         places.saving[place] = _Saving(row, is_rolling)

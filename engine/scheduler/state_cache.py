@@ -9,8 +9,9 @@ nearest snapshot before it, or from the start. So what is evicted is the least r
 rule is GreedyDual (Young, "The k-server dual and loose competitiveness for paging", 1994). A snapshot's priority is the
 clock at its last use plus its cost. The lowest goes first, of several the one that has been there for the longest, and
 the clock is set to its priority: so one that nobody uses falls behind those that come later, an expensive one later. A
-new snapshot that would be the first to go is not taken; the clock moves as if it had been. When a snapshot goes, those
-behind it cost more, and when one comes between two, the later one costs less.
+new snapshot that would be the first to go is not taken; the clock moves as if it had been, but not for a rolling one,
+which its request will soon offer again. When a snapshot goes, those behind it cost more, and when one comes between
+two, the later one costs less.
 """
 
 import heapq
@@ -110,7 +111,7 @@ class StateCache:
         snapshot.used_at = self._clock
         self._queue_up(snapshot)
 
-    def reserve(self, cost: int, instead_of: Snapshot | None = None) -> int | None:
+    def reserve(self, cost: int, *, is_rolling: bool = False, instead_of: Snapshot | None = None) -> int | None:
         """Return a row for a new snapshot, which would save that many blocks; None if it is not worth one.
 
         Without a free row `instead_of`, which it would take the place of, gives up its own if it is still there and
@@ -118,7 +119,7 @@ class StateCache:
         """
         if not self._free and instead_of is not None:
             self.discard(instead_of)
-        if not self._free and not self._evict_for(cost):
+        if not self._free and not self._evict_for(cost, is_rolling=is_rolling):
             return None
         row = self._free.pop()
         self._reserved.add(row)
@@ -179,14 +180,15 @@ class StateCache:
             assert snapshot.used_at <= self._clock
         assert len(self._first) + sum(len(snapshot.children) for snapshot in snapshots) == len(snapshots), "a child"
 
-    def _evict_for(self, cost: int) -> bool:
+    def _evict_for(self, cost: int, *, is_rolling: bool) -> bool:
         """Evict what is worth the least. Return False if that is the newcomer, or all are held."""
         lowest = self._lowest()
         own = self._clock + cost
         if lowest is None:
             return False
         if own < lowest.priority:
-            self._clock = own
+            if not is_rolling:
+                self._clock = own
             return False
         self._clock = max(self._clock, lowest.priority)
         self.counts.num_evictions += 1

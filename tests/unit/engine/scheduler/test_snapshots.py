@@ -271,6 +271,16 @@ def test_nothing_is_drafted_that_could_not_be_taken_back() -> None:
     assert all(not item.draft_token_ids for item in chunks(engine, "first"))
 
 
+def test_an_answer_that_is_quick_to_compute_again_does_not_push_out_a_long_prompt() -> None:
+    engine = engine_with_states(num_state_snapshots=2)
+    serve(engine, "long", tokens(150, 1))
+    serve(engine, "longer", tokens(200, 2))
+    serve(engine, "answered", tokens(200, 2), max_tokens=50)
+    assert engine.cached_tokens["answered"] == 196
+    serve(engine, "again", tokens(150, 1))
+    assert engine.cached_tokens["again"] == 148
+
+
 def test_loads_saves_and_evictions_are_counted() -> None:
     engine = engine_with_states(num_state_snapshots=2)
     loads = saves = evictions = 0

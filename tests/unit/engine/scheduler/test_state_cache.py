@@ -96,6 +96,7 @@ def test_one_before_it_makes_a_snapshot_cheap_and_without_it_dear() -> None:
 def test_a_newcomer_that_would_be_the_first_to_go_is_not_taken_and_time_passes() -> None:
     cache = StateCache(1)
     put(cache, chain(*range(5)))
+    assert [cache.reserve(2, is_rolling=True) for _ in range(9)] == [None] * 9
     taken = [cache.reserve(2) is not None for _ in range(3)]
     assert taken == [False, False, True]
 
@@ -162,7 +163,7 @@ class Operations(RuleBasedStateMachine):
     @rule(cost=st.integers(1, 8), data=st.data())
     def reserve(self, cost: int, data: st.DataObject) -> None:
         outdated = data.draw(st.sampled_from([None, *self.rolling]))
-        row = self.cache.reserve(cost, outdated)
+        row = self.cache.reserve(cost, is_rolling=outdated is not None, instead_of=outdated)
         assert row not in self.reserved
         if row is not None:
             self.reserved.add(row)
