@@ -217,6 +217,7 @@ def engine_config(options: argparse.Namespace, model: str) -> EngineConfig:
         target_itl_ms=None,
         target_ttft_ms=500.0,
         kv_cache_memory=None,
+        state_cache_memory=None,
         block_size=None,
         enable_prefix_caching=False,
         batching="continuous",

@@ -133,15 +133,16 @@ def throughput(engine: Engine, batch_sizes: Iterable[int], prompt_tokens: int, o
 
 
 def roofline_ms(info: EngineInfo, batch_size: int, context: float, bandwidth: float) -> float:
-    """Return the time to read all weights and, for each sequence, the keys and values that its next token sees.
+    """Return the time to read all weights and, for each sequence, its state and the keys and values that are seen.
 
     A layer with a window sees the last of the `context` tokens alone. Layers are taken to be of one shape.
     """
     groups = info.cache_groups or [CacheGroup(num_blocks=info.num_kv_blocks, num_layers=1)]
     num_layer_tokens = info.block_size * sum(group.num_blocks * group.num_layers for group in groups)
     num_seen = sum(group.num_layers * min(context, group.window or context) for group in groups)
-    kv_bytes = batch_size * num_seen * info.kv_cache_bytes / num_layer_tokens
-    return 1000 * (info.weight_bytes + kv_bytes) / bandwidth
+    block_bytes = info.kv_cache_bytes - (info.max_num_seqs + 1) * info.state_bytes
+    sequence_bytes = num_seen * block_bytes / num_layer_tokens + info.state_bytes
+    return 1000 * (info.weight_bytes + batch_size * sequence_bytes) / bandwidth
 
 
 def sampling(engine: Engine, batch_sizes: Iterable[int], prompt_tokens: int, output_tokens: int) -> str:

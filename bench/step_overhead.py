@@ -108,6 +108,7 @@ def engine_config(directory: Path, rows: int, num_steps: int) -> EngineConfig:
         target_itl_ms=None,
         target_ttft_ms=500.0,
         kv_cache_memory=None,
+        state_cache_memory=None,
         block_size=_BLOCK_SIZE,
         enable_prefix_caching=False,
         batching="continuous",

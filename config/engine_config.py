@@ -45,6 +45,7 @@ class EngineConfig:
     target_itl_ms: float | None
     target_ttft_ms: float
     kv_cache_memory: int | None  # bytes
+    state_cache_memory: int | None  # bytes
     block_size: int | None  # tokens
     enable_prefix_caching: bool
     batching: BatchingStrategy

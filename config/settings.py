@@ -216,11 +216,23 @@ class Settings(BaseSettings):
     kv_cache_memory: Bytes | None = _setting(
         None,
         "Engine",
-        "Memory for the KV cache, taken at the start, but for what all slots together cannot use. Default: on a CPU"
-        " 40 % of what is free once the weights are loaded, within the limits of containers; on a GPU what weights and"
-        " the largest step leave of 90 %. Replicas on a CPU share it out; on GPUs each takes so much of its own.",
+        "Memory for the KV cache, and for states where a model keeps some, taken at the start, but for what all slots"
+        " together cannot use. Default: on a CPU 40 % of what is free once the weights are loaded, within the limits of"
+        " containers; on a GPU what weights and the largest step leave of 90 %. Replicas on a CPU share it out; on GPUs"
+        " each takes so much of its own.",
         "SIZE",
         ge=1,
+    )
+    state_cache_memory: Bytes | None = _setting(
+        None,
+        "Engine",
+        "Memory for snapshots of states, by which prefixes are reused of a model that keeps states beside keys and"
+        " values (linear attention, convolutions); 0 reuses none. On a CPU it is a part of kv_cache_memory; for a GPU"
+        " it is the host's. Replicas share it out as they do kv_cache_memory. Default: an eighth of the KV cache's,"
+        " eight snapshots at least where half of it has room for them; for a GPU at most an eighth of what the host"
+        " has free. Neither is there more than an eighth of the cache that all slots can use, or four for each slot.",
+        "SIZE",
+        ge=0,
     )
     block_size: int | None = _setting(
         None,
@@ -712,6 +724,7 @@ class Settings(BaseSettings):
             target_itl_ms=self.target_itl_ms,
             target_ttft_ms=self.target_ttft_ms,
             kv_cache_memory=self.kv_cache_memory,
+            state_cache_memory=self.state_cache_memory,
             block_size=self.block_size,
             enable_prefix_caching=self.enable_prefix_caching,
             batching=self.batching,

@@ -30,6 +30,7 @@ from orcinus.engine.scheduler.preparation import Preparation
 from orcinus.engine.scheduler.scheduled_step import ScheduledStep
 from orcinus.engine.scheduler.scheduler import Scheduler, SchedulerLimits
 from orcinus.engine.scheduler.slot_watch import SlotWatch
+from orcinus.engine.scheduler.state_cache import StateCache
 
 if TYPE_CHECKING:
     from orcinus.engine.platform.device import DeviceMonitor
@@ -93,10 +94,12 @@ class EngineCore:
             enable_prefix_caching=info.enable_prefix_caching,
             target_itl_s=None if target_itl_ms is None else target_itl_ms / 1000,
             target_ttft_s=target_ttft_ms / 1000,
+            has_states=info.state_bytes > 0,
         )
         groups = info.cache_groups or [CacheGroup(info.num_kv_blocks, num_layers=1)]
-        self._blocks = BlockManager(groups, info.block_size)
-        self.scheduler = Scheduler(limits, self._blocks, clock)
+        self._states = StateCache(info.num_state_snapshots) if info.num_state_snapshots else None
+        self._blocks = BlockManager(groups, info.block_size, () if self._states is None else [self._states])
+        self.scheduler = Scheduler(limits, self._blocks, clock, self._states)
         self._executor = executor
         self._preparation = Preparation(executor)
         self._clock = clock
@@ -215,6 +218,11 @@ class EngineCore:
         stats.slot_s, stats.slot_capacity_s = self.scheduler.take_slot_seconds()
         stats.num_kv_blocks = self._blocks.num_blocks
         stats.num_kv_blocks_used = self._blocks.num_used_blocks
+        if self._states is not None:
+            stats.num_snapshots, stats.num_snapshots_used = self._states.num_rows, self._states.num_snapshots
+            counts = self._states.take_counts()
+            stats.num_snapshot_loads, stats.num_snapshot_saves = counts.num_loads, counts.num_saves
+            stats.num_snapshot_evictions = counts.num_evictions
         if (monitor := self._executor.device_monitor) is not None:
             utilization, used_bytes, total_bytes = monitor.sample()
             stats.device_utilization = utilization

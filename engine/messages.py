@@ -114,7 +114,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     max_num_batched_tokens: int
     num_kv_blocks: int
     block_size: int
-    kv_cache_bytes: int
+    kv_cache_bytes: int  # of blocks and of the states of slots; on a CPU of snapshots, too
     enable_prefix_caching: bool
     batching: BatchingStrategy
     load_time_s: float
@@ -128,6 +128,8 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     lacks_kernels: bool = False  # a CPU computes without native code, which it should not
     text_half_of: str | None = None  # the multimodal architecture whose language model this is
     has_head: bool = True  # without a language-model head it embeds, and writes nothing
+    state_bytes: int = 0  # of the states beside keys and values that a sequence has; 0: the model keeps none
+    num_state_snapshots: int = 0  # copies of states that prefixes are reused with; 0: none are, where there are states
 
     def check_generates(self) -> None:
         """Raise `InvalidRequestError` where the model can only embed."""
@@ -222,8 +224,8 @@ class StepStats(msgspec.Struct, omit_defaults=True):
 
     The counts are of this step alone: prompt tokens (recomputed ones among them) and tokens of decoding requests that
     were computed, tokens that were sampled, preemptions, slots filled, tokens looked up and found in the prefix cache.
-    `blocked_by` has what those wait for who got nothing of this step. Slot-seconds and energy are of all the time since
-    the message before. The gauges are of the moment.
+    `blocked_by` has what those wait for who got nothing of this step. Slot-seconds, energy and what became of snapshots
+    of states are of all the time since the message before. The gauges are of the moment.
     """
 
     step_time_s: float = 0.0
@@ -238,6 +240,9 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     slot_s: float = 0.0  # seconds that slots were held, of all slots together
     slot_capacity_s: float = 0.0  # and that there were slots to hold
     gpu_energy_j: float | None = None  # None where the device does not say
+    num_snapshot_loads: int = 0
+    num_snapshot_saves: int = 0
+    num_snapshot_evictions: int = 0
     # Gauges.
     num_running: int = 0
     num_waiting: int = 0
@@ -245,6 +250,8 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     num_running_tokens: int = 0  # prompts and output of those that run
     num_kv_blocks: int = 0
     num_kv_blocks_used: int = 0
+    num_snapshots: int = 0
+    num_snapshots_used: int = 0
     device_utilization: float | None = None  # 0 to 1; sampled about once a second
     device_memory_used_bytes: int | None = None
     device_memory_total_bytes: int | None = None
@@ -347,6 +354,11 @@ class ScheduledRequest(Message, frozen=True):
     as if it were alone, by a random number that is a function of (seed, position) and of nothing else. So the text of a
     request is the same, token for token, with and without drafts, however good they are: as with all that shares a
     step, up to the model's rounding, and to the last bit in deterministic mode.
+
+    Of a model with states beside keys and values, a request's own is what it was after its last chunk; it begins anew
+    at position 0. `load_state` is the snapshot that takes its place before this chunk is computed, and `save_state` the
+    one that it is copied to after that; -1 is none. Loads and saves happen in the order of the plans, and in a plan all
+    loads before all saves.
     """
 
     request_id: str
@@ -355,6 +367,8 @@ class ScheduledRequest(Message, frozen=True):
     new_block_ids: list[list[int]] = []
     num_samples: int = 1
     draft_token_ids: tuple[int, ...] = ()
+    load_state: int = -1
+    save_state: int = -1
 
     @property
     def end(self) -> int:

@@ -102,6 +102,10 @@ class Metrics(EngineObserver):
         self._stats = stats
         self._slot_s += stats.slot_s
         self._slot_capacity_s += stats.slot_capacity_s
+        counters = self._counters
+        counters["orcinus_state_snapshot_loads_total"] += stats.num_snapshot_loads
+        counters["orcinus_state_snapshot_saves_total"] += stats.num_snapshot_saves
+        counters["orcinus_state_snapshot_evictions_total"] += stats.num_snapshot_evictions
         if stats.gpu_energy_j is not None:
             self._gpu_energy_j = (self._gpu_energy_j or 0.0) + stats.gpu_energy_j
         num_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
@@ -111,7 +115,6 @@ class Metrics(EngineObserver):
             self.step_listener(stats)
         self._step_time.observe(stats.step_time_s)
         self._tokens_per_step.observe(num_tokens)
-        counters = self._counters
         counters["orcinus_prefill_tokens_total"] += stats.num_prefill_tokens
         counters["orcinus_preemptions_total"] += stats.num_preemptions
         counters["orcinus_prefix_cache_queries_total"] += stats.prefix_cache_queries
@@ -194,7 +197,11 @@ class Metrics(EngineObserver):
         """Note what runs, and its sizes before the first step."""
         self._info = msgspec.structs.replace(info, model=model_name)
         if not self._stats.num_slots:
-            self._stats = StepStats(num_slots=info.max_num_seqs, num_kv_blocks=info.num_kv_blocks)
+            self._stats = StepStats(
+                num_slots=info.max_num_seqs,
+                num_kv_blocks=info.num_kv_blocks,
+                num_snapshots=info.num_state_snapshots,
+            )
 
     def on_rejected(self, reason: RejectionReason, num_choices: int) -> None:
         """Count a request that was refused before the engine had it."""
@@ -303,6 +310,8 @@ class Metrics(EngineObserver):
             "orcinus_kv_blocks": stats.num_kv_blocks,
             "orcinus_kv_blocks_in_use": stats.num_kv_blocks_used,
             "orcinus_kv_cache_utilization_ratio": _ratio(stats.num_kv_blocks_used, stats.num_kv_blocks),
+            "orcinus_state_snapshots": stats.num_snapshots,
+            "orcinus_state_snapshots_in_use": stats.num_snapshots_used,
             "orcinus_device_utilization_ratio": stats.device_utilization,
             "orcinus_device_memory_used_bytes": stats.device_memory_used_bytes,
             "orcinus_device_memory_total_bytes": stats.device_memory_total_bytes,

@@ -22,8 +22,8 @@ class StepContext:
     A state slot belongs to one running request, from its admission until it is released or preempted; then the next
     request gets it with what is left in it. So a module that keeps states begins a sequence anew at its position 0.
     Within a step it reads all states before it writes any, as a recorded step may name a sequence several times. Slots
-    go from 0 to `max_num_seqs`, included: the last one is no request's, and recordings are made with it. The prefix
-    cache has keys and values but no states: a model that has states is served without it.
+    go from 0 to `max_num_seqs`, included: the last one is no request's, and recordings are made with it. A sequence of
+    which a prefix is reused begins behind that prefix, with the state copied to its slot.
     """
 
     attention: LayerAttention
@@ -36,9 +36,9 @@ class StepContext:
 class SlotState(Protocol):
     """Keeps a state for each running request, in the slots of the current `StepContext`: a module of a model does.
 
-    Start-up finds it among the model's modules, counts what it keeps and has it make room. In a run without slots,
-    which is made before that, it computes one whole sequence from its start. What a state was after some earlier token
-    is not known later: a model with such a module computes every prompt anew, and reuses no prefix.
+    Start-up finds it among the model's modules, counts what it keeps and gives it memory. In a run without slots, which
+    is made before that, it computes one whole sequence from its start. What a state was after some earlier token is not
+    known later, but for the tokens after which it was copied: all of it is in that memory, a slot in a row.
     """
 
     @property

@@ -26,6 +26,8 @@ def engine_specs(settings: "Settings") -> list[EngineSpec]:
 def _with_share(config: "EngineConfig", share: "EngineShare") -> "EngineConfig":
     """Return the config of one engine of several, on the device that was divided and with its part of the memory."""
     config = replace(config, share=share, device="cpu" if share.cuda_device is None else "cuda")
-    if config.kv_cache_memory is None:
-        return config
-    return replace(config, kv_cache_memory=max(1, config.kv_cache_memory // config.num_sharing_memory))
+    if config.kv_cache_memory is not None:
+        config = replace(config, kv_cache_memory=max(1, config.kv_cache_memory // config.num_sharing_memory))
+    if config.state_cache_memory is not None:
+        config = replace(config, state_cache_memory=config.state_cache_memory // config.num_sharing_memory)
+    return config

@@ -206,7 +206,9 @@ class EngineReplica:
         if self.info is None:
             await self._on_up(info)
             self.info = info
-            self.stats = StepStats(num_slots=info.max_num_seqs, num_kv_blocks=info.num_kv_blocks)
+            self.stats = StepStats(
+                num_slots=info.max_num_seqs, num_kv_blocks=info.num_kv_blocks, num_snapshots=info.num_state_snapshots
+            )
             if self._keeps_prefixes and info.enable_prefix_caching:
                 self.prefixes = PrefixIndex(info.block_size, info.num_kv_blocks)
         if self.state != "dead":

@@ -33,6 +33,7 @@ from orcinus.engine.messages import (
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.platform.device import DeviceMonitor, is_broken, is_out_of_memory
 from orcinus.engine.platform.device_copy import to_device
+from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.runner.cuda_graphs import DecodeGraphs, Recorder, recorded_sizes
 from orcinus.engine.runner.drafts import Drafter, SamplePositions, accept, sample_positions
 from orcinus.engine.runner.pooling import PooledPrompt
@@ -58,7 +59,8 @@ class ModelRunner:
     None each operation is launched. `make_compiler` is called when a request first brings a grammar. Where it
     `runs_ahead`, which is for devices that work while the host goes on, tokens that the host does not know yet are
     taken from the device. There are at most `max_num_seqs` requests. `adapters` has the row of each adapter by its
-    name; row 0 is no adapter. A `drafter` proposes what may be tried next, for the scheduler to plan.
+    name; row 0 is no adapter. A `drafter` proposes what may be tried next, for the scheduler to plan. `states` has the
+    states of a model that keeps some beside keys and values; a request's slot is its row.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class ModelRunner:
         self.device_monitor: DeviceMonitor | None = device_monitor
         self.runs_ahead = runs_ahead
         self.adapters: dict[str, int] = {}
+        self.states: StatePool | None = None
         self.drafter = drafter
         self._model = model
         self._attention = attention
@@ -153,7 +156,9 @@ class ModelRunner:
         batch = self._batch(plan.scheduled)
         self._suspects.begin(batch.rows)
         self._start_masks(batch)
+        self._load_states(plan)
         wait = self._compute(batch)
+        self._save_states(plan)
 
         def wait_and_note() -> StepResult:
             result = wait()
@@ -161,6 +166,20 @@ class ModelRunner:
             return result
 
         return wait_and_note
+
+    def _load_states(self, plan: StepPlan) -> None:
+        """Let requests go on from snapshots, before the model runs: replayed steps find their states in their slots."""
+        if self.states is not None:
+            for item in plan.scheduled:
+                if item.load_state >= 0:
+                    self.states.restore(item.load_state, self._requests[item.request_id].index)
+
+    def _save_states(self, plan: StepPlan) -> None:
+        """Keep what the step has made of states; a device that works while the host goes on does so in its order."""
+        if self.states is not None:
+            for item in plan.scheduled:
+                if item.save_state >= 0:
+                    self.states.save(self._requests[item.request_id].index, item.save_state)
 
     def _compute(self, batch: StepBatch) -> Callable[[], StepResult]:
         """Run the model over a batch, and begin to sample."""

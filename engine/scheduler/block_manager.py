@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from orcinus.engine.messages import CacheGroup
-from orcinus.engine.scheduler.block_pool import BlockPool
+from orcinus.engine.scheduler.block_pool import BlockPool, HashFollower
 from orcinus.engine.scheduler.cache_groups import blocks_behind
 
 
@@ -104,10 +104,10 @@ class BlockManager:
     to be computed, and what is taken for those after them. Its pool has to be as large as `cache_groups` says.
 
     `allocate` gives a request its place. `advance` comes before each step that reaches a new block, and after each
-    step that fills one come `register` and `release_behind`.
+    step that fills one come `register` and `release_behind`. `followers` forget each hash that the first group forgets.
     """
 
-    def __init__(self, groups: Sequence[CacheGroup], block_size: int) -> None:
+    def __init__(self, groups: Sequence[CacheGroup], block_size: int, followers: Sequence[HashFollower] = ()) -> None:
         assert groups[0].window is None, "the first group keeps everything"
         self.num_blocks = groups[0].num_blocks
         self.block_size = block_size
@@ -116,7 +116,7 @@ class BlockManager:
             assert group.window is not None, "there is one group that keeps everything"
             num_behind = blocks_behind(group.window, block_size)
             self._windows.append(_Window(BlockPool(group.num_blocks), group.window, num_behind))
-        self._full = BlockPool(self.num_blocks, [window.pool for window in self._windows])
+        self._full = BlockPool(self.num_blocks, [*(window.pool for window in self._windows), *followers])
         self._tables: dict[str, list[_Table]] = {}
 
     @property
@@ -142,6 +142,14 @@ class BlockManager:
     def find_prefix(self, block_hashes: Sequence[bytes]) -> CachedPrefix:
         """Return the cached blocks of the longest prefix that every group knows as far as it needs it."""
         return self._find_prefix(block_hashes, 0)
+
+    def num_known(self, block_hashes: Sequence[bytes], start: int) -> int:
+        """Return how many blocks the first group knows in a row, from index `start` on."""
+        return len(self._full.find_first(block_hashes[start:]))
+
+    def num_cached(self, block_hashes: Sequence[bytes], start: int) -> int:
+        """Return the length of the longest cached prefix of which the first `start` blocks are held."""
+        return start + len(self._find_prefix(block_hashes, start))
 
     def _find_prefix(self, block_hashes: Sequence[bytes], start: int) -> CachedPrefix:
         """Find the longest prefix of which the first `start` blocks are held; these are left out of `full`."""

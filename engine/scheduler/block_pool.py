@@ -4,18 +4,30 @@ Deals in ids and hashes only: knows nothing of requests, their tables or what a 
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import KeysView, Sequence
+from typing import Protocol
+
+
+class HashFollower(Protocol):
+    """Keeps something by the hashes of blocks that is of no use once the blocks cannot be found."""
+
+    @property
+    def hashes(self) -> KeysView[bytes]:
+        """The hashes that it knows."""
+
+    def forget(self, block_hash: bytes) -> None:
+        """Forget what it keeps by this hash, which it may not know."""
 
 
 class BlockPool:
     """Hands out blocks `0 .. num_blocks - 1`.
 
     A block is free or held, by one table or by several. A free block keeps its contents and its hash until it is handed
-    out again, least recently freed first, so it can still be found by its hash. `followers` are pools in which a hash
-    is of no use once this pool has lost it: they lose it too.
+    out again, least recently freed first, so it can still be found by its hash. In `followers` a hash is of no use once
+    this pool has lost it: they lose it too.
     """
 
-    def __init__(self, num_blocks: int, followers: Sequence["BlockPool"] = ()) -> None:
+    def __init__(self, num_blocks: int, followers: Sequence[HashFollower] = ()) -> None:
         self.num_blocks = num_blocks
         self._followers = tuple(followers)
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
@@ -30,6 +42,11 @@ class BlockPool:
     @property
     def num_used_blocks(self) -> int:
         return self.num_blocks - len(self._free)
+
+    @property
+    def hashes(self) -> KeysView[bytes]:
+        """The hashes by which blocks can be found."""
+        return self._block_of.keys()
 
     def find(self, block_hash: bytes) -> int | None:
         return self._block_of.get(block_hash)
@@ -62,8 +79,8 @@ class BlockPool:
         if block_hash is not None:
             del self._block_of[block_hash]
             self._hash_of[block] = None
-            for pool in self._followers:
-                pool.forget(block_hash)
+            for follower in self._followers:
+                follower.forget(block_hash)
         self._ref_counts[block] = 1
         return block
 
@@ -103,5 +120,5 @@ class BlockPool:
         assert set(self._free) == {b for b, count in enumerate(counts) if count == 0}, "free list is wrong"
         known = {block: block_hash for block, block_hash in enumerate(self._hash_of) if block_hash is not None}
         assert {block: block_hash for block_hash, block in self._block_of.items()} == known, "hashes differ"
-        for pool in self._followers:
-            assert pool._block_of.keys() <= self._block_of.keys(), "a follower knows a hash that this pool has lost"
+        for follower in self._followers:
+            assert follower.hashes <= self.hashes, "a follower knows a hash that this pool has lost"

@@ -125,6 +125,11 @@ class Request:
             hashes.append(_hash_block(parent, self.token_ids[index * block_size : (index + 1) * block_size]))
         return hashes[:num_blocks]
 
+    @property
+    def known_hashes(self) -> list[bytes]:
+        """The hashes that `block_hashes` has made so far: a list that only grows, of which nothing changes."""
+        return self._block_hashes
+
     def forget_computed(self, now: float) -> None:
         """Go back to the queue after a preemption: the tokens stay, what was computed of them does not."""
         self.queued_since = now

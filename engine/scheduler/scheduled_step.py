@@ -91,7 +91,7 @@ class StepBuilder:
         if request.first_scheduled_time is None:
             request.first_scheduled_time = self.now
             request.num_cached_tokens = request.num_computed_tokens
-            if self._slots.reuses_prefix(request):
+            if self._slots.prefixes.is_for(request):
                 self.step.stats.prefix_cache_queries += request.num_tokens
                 self.step.stats.prefix_cache_hits += request.num_computed_tokens
         elif request.num_preemptions:

@@ -26,11 +26,14 @@ from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.ends import End, EndRules, end_without_tokens, report, report_error
 from orcinus.engine.scheduler.fair_queue import FairQueue
 from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, PendingPrompt, PrefillBudget
+from orcinus.engine.scheduler.prefix_reuse import ComingHashes, PrefixReuse
 from orcinus.engine.scheduler.prompt_order import soonest_first
 from orcinus.engine.scheduler.request import Request
 from orcinus.engine.scheduler.scheduled_step import ScheduledStep, StepBuilder
 from orcinus.engine.scheduler.slot_time import SlotTime
 from orcinus.engine.scheduler.slots import Slots
+from orcinus.engine.scheduler.snapshots import SnapshotReuse, SnapshotStepBuilder
+from orcinus.engine.scheduler.state_cache import StateCache
 from orcinus.engine.scheduler.step_recovery import CulpritSearch, MemoryBackoff
 
 
@@ -48,13 +51,15 @@ class SchedulerLimits:
     max_queue_wait_s: float = 60.0
     target_itl_s: float | None = None
     target_ttft_s: float = 0.5
+    has_states: bool = False  # of sequences, beside keys and values: what was computed cannot be taken back
 
 
 class Scheduler:
     """Used by one thread: `schedule` and `update` in turn, `add` and `abort` in between.
 
     Where `may_run_ahead`, a step is planned before the one before it is known, and each `update` is of the oldest step.
-    After a step that failed, `retry` takes the place of `update`.
+    After a step that failed, `retry` takes the place of `update`. A model with states reuses prefixes by the snapshots
+    of a `state_cache`, which follows the blocks of `block_manager`; without one it reuses none.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Scheduler:
         limits: SchedulerLimits,
         block_manager: BlockManager,
         clock: Callable[[], float] = time.monotonic,
+        state_cache: StateCache | None = None,
     ) -> None:
         assert limits.max_num_batched_tokens >= limits.max_num_seqs, "a step must fit one token of every slot"
         assert block_manager.num_blocks >= block_manager.blocks_for(limits.max_model_len), (
@@ -75,9 +81,12 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._waiting = FairQueue(limits.max_queue_wait_s)
         self._slot_time = SlotTime(clock)
-        self._slots = Slots(
-            block_manager, self._waiting, self._slot_time, enable_prefix_caching=limits.enable_prefix_caching
-        )
+        self.snapshots: SnapshotReuse | None = None
+        if limits.enable_prefix_caching and state_cache is not None:
+            self.snapshots = SnapshotReuse(block_manager, state_cache, limits.eos_token_ids)
+        is_enabled = limits.enable_prefix_caching and not limits.has_states
+        self._prefixes = self.snapshots or PrefixReuse(block_manager, is_enabled=is_enabled)
+        self._slots = Slots(block_manager, self._waiting, self._slot_time, self._prefixes)
         self._by_service: list[Request] = []  # the running ones: the last one is the first to be preempted
         self._steps_in_flight: deque[ScheduledStep] = deque()  # those that wait for their update, oldest first
         self._is_short_of_blocks = False  # a request could not grow, and none is preempted while a step is in flight
@@ -163,7 +172,7 @@ class Scheduler:
         """
         self._num_steps += 1
         self._is_short_of_blocks = False
-        builder = StepBuilder(self._slots, self._num_steps, self._clock())
+        builder = self._begin_step()
         self._admit(builder)
         self._by_service = self._slots.by_service()
         prompts = self._schedule_decodes(builder)
@@ -174,6 +183,12 @@ class Scheduler:
             self._slots.released.clear()
             self._steps_in_flight.append(step)
         return step
+
+    def _begin_step(self) -> StepBuilder:
+        now = self._clock()
+        if self.snapshots is None:
+            return StepBuilder(self._slots, self._num_steps, now)
+        return SnapshotStepBuilder(self._slots, self._num_steps, now, self.snapshots)
 
     def update(self, step: ScheduledStep, result: StepResult) -> list[RequestDelta]:
         """Book what a step brought: append tokens, finish, free. Returns a delta for each request with news."""
@@ -376,13 +391,13 @@ class Scheduler:
             return
         prompts = soonest_first(prompts, self._prefill_budget.prompt_token_s)
         budget, limit = self._prompt_tokens(builder, prompts)
-        for step in self._steps_in_flight:
-            builder.step.computing.update(step.computing)
+        coming = ComingHashes(builder.step.computing, [step.computing for step in self._steps_in_flight])
+        self._prefixes.announce(prompts, coming)
         for request in prompts:
             if budget <= 0:
                 builder.note_limit(limit)
                 break
-            budget -= self._schedule_chunk(builder, request, budget)
+            budget -= self._schedule_chunk(builder, request, budget, coming)
 
     def _prompt_tokens(self, builder: StepBuilder, prompts: Sequence[Request]) -> tuple[int, AdmissionLimit]:
         """Return how many tokens of prompts may go into a step that has its decodes, and why not more."""
@@ -402,23 +417,11 @@ class Scheduler:
             limits.append((self._memory_backoff.max_extra_tokens - _num_drafts(decodes), "other"))
         return min(limits, key=lambda limit: limit[0])
 
-    def _schedule_chunk(self, builder: StepBuilder, request: Request, budget: int) -> int:
-        """Schedule as much of a prompt as the budget allows; returns the tokens scheduled.
-
-        Before its first chunk a request looks for its prefix once more: others may have computed it since it got
-        its slot. If a step in flight or this one is computing its next block, it waits for that.
-        """
-        block_size, computing = self._blocks.block_size, builder.step.computing
-        hashes = self._slots.reusable_hashes(request)
-        start = request.num_computed_tokens // block_size
-        if not request.is_known:
-            start += self._blocks.extend_prefix(request.request_id, hashes, start)
-            request.num_computed_tokens = start * block_size
-            if start < len(hashes) and hashes[start] in computing:
-                return 0
-        num_tokens = min(request.num_tokens_to_compute, budget)
-        computing.update(hashes[start : (request.num_computed_tokens + num_tokens) // block_size])
-        builder.add(request, num_tokens, builder.unsent_blocks(request, num_tokens))
+    def _schedule_chunk(self, builder: StepBuilder, request: Request, budget: int, coming: ComingHashes) -> int:
+        """Schedule as much of a prompt as the budget allows, or as is good for it; returns the tokens scheduled."""
+        num_tokens = self._prefixes.chunk(request, budget, coming)
+        if num_tokens:
+            builder.add(request, num_tokens, builder.unsent_blocks(request, num_tokens))
         return num_tokens
 
     # --- what a step brought --------------------------------------------------------------------------------
@@ -469,7 +472,12 @@ class Scheduler:
         return delta
 
     def _keep_drafts(self, result: StepResult) -> None:
-        """Keep what the executor proposes, but not for requests whose next tokens depend on those before them."""
+        """Keep what the executor proposes, but not for requests whose next tokens depend on those before them.
+
+        Nor where there are states: a draft that is rejected would have changed one.
+        """
+        if self.limits.has_states:
+            return
         for request_id, draft_token_ids in result.drafts.items():
             request = self._requests.get(request_id)
             if request is not None and not request.looks_back:
@@ -495,6 +503,10 @@ class Scheduler:
             in_flight.update({item.request_id: item.num_samples for item in step.plan.scheduled})
         for request_id, request in self._requests.items():
             assert request.num_in_flight == in_flight[request_id], f"{request_id} has lost count of its steps"
+        if self.snapshots is not None:
+            items = [item for step in self._steps_in_flight for item in step.plan.scheduled]
+            saved = {item.save_state for item in items if item.request_id in self._requests}
+            assert self.snapshots.rows_in_flight() == saved - {-1}, "a snapshot is made by no step, or twice"
 
 
 def _num_drafts(plan: StepPlan) -> int:

@@ -8,6 +8,7 @@ import bisect
 
 from orcinus.engine.scheduler.block_manager import BlockManager
 from orcinus.engine.scheduler.fair_queue import FairQueue
+from orcinus.engine.scheduler.prefix_reuse import PrefixReuse
 from orcinus.engine.scheduler.request import Request
 from orcinus.engine.scheduler.slot_time import SlotTime
 
@@ -15,44 +16,31 @@ from orcinus.engine.scheduler.slot_time import SlotTime
 class Slots:
     """Used by one thread."""
 
-    def __init__(
-        self, blocks: BlockManager, waiting: FairQueue, time_held: SlotTime, *, enable_prefix_caching: bool
-    ) -> None:
+    def __init__(self, blocks: BlockManager, waiting: FairQueue, time_held: SlotTime, prefixes: PrefixReuse) -> None:
         self.blocks = blocks
+        self.prefixes = prefixes
         self.waiting = waiting
         self._time_held = time_held
         self.running: list[Request] = []  # by `Request.order`
         self.released: list[str] = []  # requests that left, which the executor has not been told of
-        self._enable_prefix_caching = enable_prefix_caching
 
     def by_service(self) -> list[Request]:
         """Return the running requests, those first whose client had least: the last one is the first to make room."""
         return self.waiting.by_service(self.running)
-
-    def reuses_prefix(self, request: Request) -> bool:
-        """Return whether a request may start with blocks that others have computed."""
-        return self._enable_prefix_caching and request.may_reuse_prefix
-
-    def reusable_hashes(self, request: Request) -> list[bytes]:
-        """Return the hashes of the full blocks before the last token: it is always computed, to be sampled from."""
-        if not self.reuses_prefix(request):
-            return []
-        block_size = self.blocks.block_size
-        return request.block_hashes(block_size, (request.num_tokens - 1) // block_size)
 
     def allocate(self, request: Request) -> bool:
         """Give a waiting request blocks for all tokens it has, so that only decoding can run out of them later.
 
         Returns False, with nothing changed, if they would leave the running requests too few to grow into.
         """
-        prefix = self.blocks.find_prefix(self.reusable_hashes(request))
+        prefix = self.prefixes.find(request)
         growth_reserve = len(self.running)  # each running request needs its next block before long
         needed = self.blocks.blocks_for(request.num_tokens) - len(prefix)
         if self.running and needed + growth_reserve > self.blocks.num_free_excluding(prefix):
             return False
         if self.blocks.allocate(request.request_id, request.num_tokens, prefix) is None:
             return False
-        request.num_computed_tokens = len(prefix) * self.blocks.block_size
+        self.prefixes.begin(request, len(prefix))
         return True
 
     def take(self, request: Request) -> None:
@@ -79,6 +67,7 @@ class Slots:
         self._time_held.release()
         request.is_running = False
         self.running.remove(request)
+        self.prefixes.leave(request)
         self.blocks.free(request.request_id)
         if request.is_known:
             self.released.append(request.request_id)
@@ -89,18 +78,15 @@ class Slots:
         Blocks that no later token sees are free from then on.
         """
         block_size = self.blocks.block_size
-        first, last = start // block_size, end // block_size
-        if first == last:
+        if start // block_size == end // block_size:
             return
-        if self._enable_prefix_caching:
-            hashes = request.block_hashes(block_size, last)
-            for index in range(first, last):
-                self.blocks.register(request.request_id, index, hashes[index])
+        self.prefixes.book(request, start, end)
         self.blocks.release_behind(request.request_id, end)
 
     def check_integrity(self, requests: dict[str, Request]) -> None:
         """Raise `AssertionError` where the books do not balance; `requests` are all that there are."""
         self.blocks.check_integrity()
+        self.prefixes.check_integrity(self.running)
         running = {request.request_id for request in self.running}
         assert len(running) == len(self.running), "a request has two slots"
         assert self.running == sorted(self.running, key=lambda request: request.order), "order"

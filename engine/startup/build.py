@@ -33,6 +33,7 @@ from orcinus.engine.platform.device import (
     use_available_cores,
 )
 from orcinus.engine.platform.memory import large_blocks_given_back, populate
+from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.runner.cuda_graphs import CudaRecorder
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.pooling import resolve_pooling
@@ -41,10 +42,13 @@ from orcinus.engine.sampling.sampler import Sampler
 from orcinus.engine.startup.cache_size import (
     BatchLimits,
     CacheSize,
+    StateSize,
     check_memory,
     default_cpu_memory,
     resolve_cache_size,
     resolve_limits,
+    resolve_states,
+    useful_states,
     wanted_context,
 )
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
@@ -52,7 +56,6 @@ from orcinus.engine.startup.determinism import check_device, check_positions, se
 from orcinus.engine.startup.device_memory import measured_cuda_memory
 from orcinus.engine.startup.probe import (
     ServedModel,
-    allocate_states,
     cache_groups,
     check_paged,
     probe_model,
@@ -107,26 +110,45 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
             device=device,
             num_engines=config.num_sharing_memory,
         )
-        memory -= (limits.max_num_seqs + 1) * sum(module.bytes_per_slot for module in served.states)
-        size = resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=max(0, memory), costs=costs)
-        allocate_states(served, limits.max_num_seqs + 1, device)  # one is no request's, see `StepContext`
+        states = _resolve_states(config, served, limits, memory, device)
+        memory -= states.slot_bytes + _snapshot_bytes(states, device)
+        size = resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=memory, costs=costs)
+        states = useful_states(config, states, size)
+        pool = StatePool(served.states, states.num_slots, states.num_snapshots, device=device)
         num_blocks = [group.num_blocks for group in size.groups]
         layers = allocate_cache(
             served.backend, specs, num_blocks, size.block_size, dtype=served.cache_dtype, device=device
         )
     if device.type == "cpu":
         stored = [layer for layer in layers.values() if not layer.only_reads]
-        populate([tensor for layer in stored for tensor in (layer.cache.keys, layer.cache.values)])
+        caches = [tensor for layer in stored for tensor in (layer.cache.keys, layer.cache.values)]
+        populate([*caches, pool.slots, pool.snapshots])
     runner = make_runner(layers)
+    runner.states = pool
     if device.type == "cuda":
         runner.record_decodes(CudaRecorder(), size.max_model_len)
     if obstacle is not None and config.deterministic is None and device.type == "cpu":
         logger.info("what shares a step may change the last bits of an answer (see --deterministic): %s", obstacle)
     load_time_s = time.monotonic() - started
     info = _engine_info(
-        config, served, limits, size, is_deterministic=obstacle is None, device=device, load_time_s=load_time_s
+        config, served, limits, size, states, is_deterministic=obstacle is None, device=device, load_time_s=load_time_s
     )
     return info, runner
+
+
+def _resolve_states(
+    config: EngineConfig, served: ServedModel, limits: BatchLimits, memory_bytes: int, device: torch.device
+) -> StateSize:
+    row_bytes = sum(module.bytes_per_slot for module in served.states)
+    if device.type == "cpu" or not row_bytes:
+        return resolve_states(config, limits, row_bytes, memory_bytes)
+    num_engines = 1 if config.share is None else config.share.num_engines
+    return resolve_states(config, limits, row_bytes, memory_bytes, available_memory() // num_engines)
+
+
+def _snapshot_bytes(states: StateSize, device: torch.device) -> int:
+    """Return what snapshots take of the memory that the KV cache lies in."""
+    return states.snapshot_bytes if device.type == "cpu" else 0
 
 
 def _default_cache_memory(
@@ -204,6 +226,7 @@ def _engine_info(
     served: ServedModel,
     limits: BatchLimits,
     size: CacheSize,
+    states: StateSize,
     *,
     is_deterministic: bool,
     device: torch.device,
@@ -227,9 +250,9 @@ def _engine_info(
         max_num_batched_tokens=limits.max_num_batched_tokens,
         num_kv_blocks=size.num_blocks,
         block_size=size.block_size,
-        kv_cache_bytes=size.num_bytes,
+        kv_cache_bytes=size.num_bytes + states.slot_bytes + _snapshot_bytes(states, device),
         cache_groups=size.groups,
-        enable_prefix_caching=config.enable_prefix_caching and not served.states,
+        enable_prefix_caching=config.enable_prefix_caching and (not served.states or states.num_snapshots > 0),
         batching=config.batching,
         load_time_s=load_time_s,
         pooling=resolve_pooling(config.pooling, config.model),
@@ -239,4 +262,6 @@ def _engine_info(
         lacks_kernels=device.type == "cpu" and load_library() is None,
         text_half_of=text_half_of(causal_lm),
         has_head=served.model.has_head,
+        state_bytes=states.row_bytes,
+        num_state_snapshots=states.num_snapshots,
     )

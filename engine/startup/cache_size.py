@@ -6,7 +6,7 @@ Pure arithmetic over what the model and the device offer. Knows no tensors and a
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.errors import ModelLoadError
@@ -19,6 +19,13 @@ logger = logging.getLogger(__name__)
 # what all slots can use, which small models reach long before.
 _CPU_MEMORY_SHARE = 0.4
 _CUDA_MEMORY_SHARE = 0.9
+
+# Of the KV cache's memory on a CPU, and of the host's free memory for a GPU: what snapshots of states get. So few of
+# them are of little use that they may have more of a small cache.
+_SNAPSHOT_SHARE = 8
+_FEW_SNAPSHOTS = 8
+# Two for the output, and two for places in the prompt that the next turn may go on from.
+_SNAPSHOTS_PER_SLOT = 4
 
 _DEFAULT_NUM_SEQS = {"cpu": 32, "cuda": 256}
 _DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
@@ -128,6 +135,67 @@ def resolve_cache_size(
             wanted_len,
         )
     return CacheSize(groups, limits.block_size, bytes_of(groups, costs), min(wanted_len, fits))
+
+
+@dataclass(frozen=True, slots=True)
+class StateSize:
+    """Says what the states of a model take that keeps some beside keys and values; without any, nothing."""
+
+    row_bytes: int  # of one sequence
+    num_slots: int
+    num_snapshots: int = 0
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.num_slots * self.row_bytes
+
+    @property
+    def snapshot_bytes(self) -> int:
+        return self.num_snapshots * self.row_bytes
+
+
+def resolve_states(
+    config: EngineConfig, limits: BatchLimits, row_bytes: int, memory_bytes: int, host_bytes: int | None = None
+) -> StateSize:
+    """Return how many states of so many bytes there are: those of slots, and snapshots.
+
+    `memory_bytes` is what the KV cache and all states have, or, where snapshots are in other memory, of which
+    `host_bytes` are free, the KV cache and the states of slots. Raises `ModelLoadError` if there is not so much.
+    """
+    if not row_bytes:
+        return StateSize(0, 0)
+    size = StateSize(row_bytes, limits.max_num_seqs + 1)  # one is no request's, see `StepContext`
+    left = memory_bytes - size.slot_bytes
+    _check_states("the states of max_num_seqs sequences", size.slot_bytes, memory_bytes, "kv_cache_memory")
+    if not config.enable_prefix_caching:
+        return size
+    left, source = (left, "kv_cache_memory") if host_bytes is None else (host_bytes, "the host's free memory")
+    if (wanted := config.state_cache_memory) is None:
+        few = _FEW_SNAPSHOTS * row_bytes
+        wanted = max(left // _SNAPSHOT_SHARE, few if few <= left // 2 else 0)
+    _check_states("state_cache_memory", wanted, left, f"what is left of {source}")
+    return replace(size, num_snapshots=wanted // row_bytes)
+
+
+def _check_states(name: str, wanted_bytes: int, there_bytes: int, source: str) -> None:
+    if wanted_bytes and wanted_bytes >= there_bytes:
+        from orcinus.config.values import format_bytes  # pydantic, which the engine does without
+
+        wanted, there = format_bytes(wanted_bytes), format_bytes(max(0, there_bytes))
+        raise ModelLoadError(f"{name}: {wanted} are wanted, but {source} is {there}")
+
+
+def useful_states(config: EngineConfig, states: StateSize, cache: CacheSize) -> StateSize:
+    """Return the states without snapshots that the cache, as it came out, has no use for.
+
+    There is one at most after each block; and unless a setting says how many, they take no more than their share of it,
+    or as many as each slot has use for, where that is more.
+    """
+    most = cache.num_blocks
+    if config.state_cache_memory is None and states.num_snapshots:
+        share = cache.num_bytes // (_SNAPSHOT_SHARE - 1) // states.row_bytes
+        most = min(most, max(_FEW_SNAPSHOTS, _SNAPSHOTS_PER_SLOT * states.num_slots, share))
+    return replace(states, num_snapshots=min(states.num_snapshots, most))
 
 
 def _concurrency(limits: BatchLimits) -> Concurrency:

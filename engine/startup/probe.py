@@ -20,6 +20,7 @@ from orcinus.engine.cpu.decoder_layers import RecordedCalls, record_layer_calls
 from orcinus.engine.errors import ModelLoadError, reason_of
 from orcinus.engine.models.context import has_fixed_rope, model_context
 from orcinus.engine.models.language_model import LanguageModel
+from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.scheduler.cache_groups import GroupCost
 
 PROBE_TOKENS = 12
@@ -157,13 +158,7 @@ def paged_probe_logits(
 
 def allocate_states(served: ServedModel, num_slots: int, device: torch.device) -> Tensor:
     """Make room for the states of so many sequences; returns their slots."""
-    pool = torch.zeros(
-        num_slots, sum(module.bytes_per_slot for module in served.states), dtype=torch.uint8, device=device
-    )
-    offset = 0
-    for module in served.states:
-        module.take_memory(pool[:, offset : offset + module.bytes_per_slot])
-        offset += module.bytes_per_slot
+    StatePool(served.states, num_slots, device=device)
     return torch.arange(num_slots, device=device)
 
 

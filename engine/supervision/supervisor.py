@@ -193,6 +193,7 @@ def _with_sizes_of(info: EngineInfo, config: EngineConfig) -> EngineConfig:
         max_num_seqs=info.max_num_seqs,
         max_num_batched_tokens=info.max_num_batched_tokens,
         kv_cache_memory=info.kv_cache_bytes,
+        state_cache_memory=info.num_state_snapshots * info.state_bytes,
         block_size=info.block_size,
     )
 

@@ -90,6 +90,12 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("orcinus_kv_blocks_in_use", "gauge", "Those that running sequences hold (cached ones are free)."),
     MetricSpec("orcinus_kv_cache_utilization_ratio", "gauge", "Blocks in use over blocks, 0 to 1."),
     MetricSpec(
+        "orcinus_state_snapshots",
+        "gauge",
+        "Snapshots of states that there is room for, of a model that keeps states beside keys and values.",
+    ),
+    MetricSpec("orcinus_state_snapshots_in_use", "gauge", "Those that prefixes can be reused with."),
+    MetricSpec(
         "orcinus_device_utilization_ratio",
         "gauge",
         "How busy the device is, 0 to 1: NVML's figure for a GPU, the engine's share of all cores on a CPU.",
@@ -143,6 +149,9 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("orcinus_preemptions_total", "counter", "Sequences that gave up their KV blocks and were put back."),
     MetricSpec("orcinus_prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."),
     MetricSpec("orcinus_prefix_cache_hits_total", "counter", "Prompt tokens found there."),
+    MetricSpec("orcinus_state_snapshot_loads_total", "counter", "Sequences that went on from a snapshot of a state."),
+    MetricSpec("orcinus_state_snapshot_saves_total", "counter", "Snapshots that were made."),
+    MetricSpec("orcinus_state_snapshot_evictions_total", "counter", "Snapshots that made room for others."),
     MetricSpec("orcinus_slots_refilled_total", "counter", "Slots given to a waiting sequence."),
     MetricSpec("orcinus_engine_restarts_total", "counter", "Times that an engine ended and was replaced."),
     MetricSpec(

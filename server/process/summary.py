@@ -136,8 +136,14 @@ def _kv_cache(info: EngineInfo) -> str:
     )
     return (
         f"{info.num_kv_blocks:,} blocks of {info.block_size} tokens ({tokens:,} in all){windows},"
-        f" {format_bytes(info.kv_cache_bytes)}, prefix caching {sharing}"
+        f" {format_bytes(info.kv_cache_bytes)}, prefix caching {sharing}{_snapshots(info)}"
     )
+
+
+def _snapshots(info: EngineInfo) -> str:
+    if not info.state_bytes:
+        return ""
+    return f", {info.num_state_snapshots:,} snapshots of states ({format_bytes(info.state_bytes)} each)"
 
 
 def _count(number: int) -> str:

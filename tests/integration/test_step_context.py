@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from orcinus.config.engine_config import EngineConfig
-from orcinus.engine.attention.step_context import SlotState, current_step
+from orcinus.engine.attention.step_context import current_step
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
@@ -27,6 +27,7 @@ from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup import build
 from orcinus.engine.startup.build import build_executor
+from orcinus.engine.supervision.supervisor import _with_sizes_of
 from tests.integration.tiny_models import build_model, engine_config
 from tests.integration.truth import (
     BLOCK_SIZE,
@@ -201,18 +202,34 @@ def test_states_and_adapters_belong_to_their_requests_whatever_shares_the_steps(
     assert max(len(case.prompt) for case in cases) > info.max_num_batched_tokens
 
 
-def test_start_up_counts_what_modules_keep_for_each_slot_and_reuses_no_prefix(directory: Path) -> None:
-    """A state at the end of a prefix is nowhere to be found."""
+def test_start_up_counts_what_modules_keep_for_each_slot_and_the_snapshots(directory: Path) -> None:
     memory = 100 * 3072
-    with_states, runner = executor_of(directory, has_states=True, kv_cache_memory=memory, max_model_len=None)
-    without, _ = executor_of(directory, has_states=False, kv_cache_memory=memory, max_model_len=None)
-    (states,) = [module for module in runner._model.causal_lm.modules() if isinstance(module, SlotState)]
-    assert isinstance(states, MovingAverage)
-    assert states.states.nbytes == (NUM_SLOTS + 1) * MovingAverage.bytes_per_slot
+    sizes: dict[str, Any] = {"kv_cache_memory": memory, "max_model_len": None}
+    without, _ = executor_of(directory, has_states=False, **sizes)
     per_block = without.kv_cache_bytes // without.num_kv_blocks
-    assert without.num_kv_blocks == memory // per_block
-    assert with_states.num_kv_blocks == (memory - states.states.nbytes) // per_block < without.num_kv_blocks
-    assert [info.enable_prefix_caching for info in (with_states, without)] == [False, True]
+    assert (without.num_kv_blocks, without.state_bytes) == (memory // per_block, 0)
+    row_bytes = MovingAverage.bytes_per_slot
+    for num_snapshots in (0, 10):
+        settings = {"state_cache_memory": (num_snapshots + 1) * row_bytes - 1}
+        info, runner = executor_of(directory, has_states=True, **settings, **sizes)
+        assert (info.state_bytes, info.num_state_snapshots) == (row_bytes, num_snapshots)
+        assert info.enable_prefix_caching == (num_snapshots > 0)
+        assert runner.states is not None
+        assert runner.states.slots.shape == (NUM_SLOTS + 1, row_bytes)
+        assert runner.states.snapshots.shape == (num_snapshots, row_bytes)
+        state_bytes = (NUM_SLOTS + 1 + num_snapshots) * row_bytes
+        assert info.num_kv_blocks == (memory - state_bytes) // per_block < without.num_kv_blocks
+        assert info.kv_cache_bytes == info.num_kv_blocks * per_block + state_bytes
+
+
+def test_an_engine_that_is_given_the_sizes_of_another_has_the_same(directory: Path) -> None:
+    """Where each block could have a snapshot, there are as many."""
+    info, _ = executor_of(directory, has_states=True, kv_cache_memory=100 * 3072, max_model_len=None)
+    assert info.num_state_snapshots == info.num_kv_blocks
+    config = _with_sizes_of(info, engine_config(directory))
+    sizes = ("kv_cache_memory", "state_cache_memory", "max_model_len")
+    again, _ = executor_of(directory, has_states=True, **{name: getattr(config, name) for name in sizes})
+    assert msgspec.structs.replace(again, load_time_s=info.load_time_s) == info
 
 
 def test_a_module_that_keeps_states_and_does_not_say_so_is_refused(

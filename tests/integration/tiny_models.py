@@ -283,6 +283,7 @@ def engine_config(model: Path, **overrides: Any) -> EngineConfig:
         "target_itl_ms": None,
         "target_ttft_ms": 500.0,
         "kv_cache_memory": None,
+        "state_cache_memory": None,
         "block_size": 8,
         "enable_prefix_caching": True,
         "batching": "continuous",

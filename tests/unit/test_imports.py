@@ -36,15 +36,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.text": VOCABULARY | {"engine.platform"},
     "engine.grammar": VOCABULARY | {"engine.text", "engine.platform"},
     "engine.attention": VOCABULARY | {"engine.kernels", "engine.platform"},
-    "engine.recurrent": VOCABULARY | {"engine.attention", "engine.kernels"},
+    "engine.recurrent": VOCABULARY | {"engine.attention", "engine.kernels", "engine.platform"},
     "engine.models": VOCABULARY | {"engine.attention", "engine.recurrent", "engine.platform"},
     "engine.cpu": VOCABULARY | {"engine.attention", "engine.kernels", "engine.platform"},
     "engine.sampling": VOCABULARY | {"engine.grammar", "engine.kernels", "engine.platform"},
     "engine.runner": VOCABULARY
-    | {"engine.sampling", "engine.models", "engine.attention", "engine.grammar", "engine.platform"},
+    | {"engine.sampling", "engine.models", "engine.attention", "engine.recurrent", "engine.grammar", "engine.platform"},
     "engine.startup": VOCABULARY
     | {"engine.runner", "engine.cpu", "engine.sampling", "engine.models", "engine.attention", "engine.grammar"}
-    | {"engine.text", "engine.kernels", "engine.platform", "engine.scheduler"},
+    | {"engine.text", "engine.kernels", "engine.platform", "engine.scheduler", "engine.recurrent"},
     "engine.supervision": VOCABULARY | {"engine.core", "engine.platform", "engine.startup"},
     "engine.frontend": VOCABULARY
     | {"engine.supervision", "engine.admission", "engine.core", "engine.grammar", "engine.text", "engine.platform"}

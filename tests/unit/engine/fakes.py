@@ -184,6 +184,7 @@ def fake_config(model: str | Path, **overrides: Any) -> EngineConfig:
         target_itl_ms=None,
         target_ttft_ms=500.0,
         kv_cache_memory=None,
+        state_cache_memory=None,
         block_size=None,
         enable_prefix_caching=True,
         batching="continuous",

@@ -71,6 +71,11 @@ def test_gauges_are_those_of_the_last_step_and_counters_of_all() -> None:
         num_kv_blocks=10,
         num_kv_blocks_used=7,
         num_slots_refilled=2,
+        num_snapshots=8,
+        num_snapshots_used=5,
+        num_snapshot_loads=1,
+        num_snapshot_saves=4,
+        num_snapshot_evictions=2,
         device_utilization=0.5,
         device_memory_used_bytes=100,
         device_memory_total_bytes=400,
@@ -90,6 +95,9 @@ def test_gauges_are_those_of_the_last_step_and_counters_of_all() -> None:
     assert values["orcinus_prefix_cache_hits_total"] == 8
     assert values["orcinus_slots_refilled_total"] == 4
     assert values["orcinus_prefill_tokens_total"] == 12
+    assert (values["orcinus_state_snapshots"], values["orcinus_state_snapshots_in_use"]) == (8, 5)
+    made = {name: values[f"orcinus_state_snapshot_{name}_total"] for name in ("loads", "saves", "evictions")}
+    assert made == {"loads": 2, "saves": 8, "evictions": 4}
     assert values["orcinus_step_time_seconds_count"] == 2
     assert values["orcinus_tokens_per_step_sum"] == 16
     metrics.on_step(StepStats(num_slots=4, num_kv_blocks=10))

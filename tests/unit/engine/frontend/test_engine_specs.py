@@ -34,6 +34,12 @@ def test_several_divide_cores_and_memory(tmp_path: Path) -> None:
     assert [spec.config.kv_cache_memory for spec in engine_specs(fake_settings(tmp_path, replicas=3))] == [None] * 3
 
 
+def test_several_divide_what_snapshots_have(tmp_path: Path) -> None:
+    for wanted, share in ((None, None), (0, 0), (1001, 500)):
+        configs = [spec.config for spec in engine_specs(fake_settings(tmp_path, replicas=2, state_cache_memory=wanted))]
+        assert [config.state_cache_memory for config in configs] == [share, share]
+
+
 def test_on_gpus_each_has_all_of_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     configs = [spec.config for spec in engine_specs(fake_settings(tmp_path, replicas=2, kv_cache_memory=1000))]

@@ -3,7 +3,8 @@
 The "key and value" of a token is a hash of all tokens up to it. Writing and reading go through the block tables
 that the plans give, so a block that is shared wrongly, reused too early or left unwritten shows at once. The token
 sampled is a function of that hash alone: a request gives the same tokens whatever shares its batch. As it knows what
-comes next, it can propose drafts that are right, or wrong where it wants.
+comes next, it can propose drafts that are right, or wrong where it wants. Where it keeps a state for each request,
+that is the same hash, which has to be there whenever a chunk goes on.
 """
 
 import random
@@ -44,6 +45,7 @@ class _State:
     sampling: SamplingParams
     block_tables: list[list[int]]
     num_computed: int | None = None
+    recurrent: int = 0  # the state beside keys and values: a hash of all tokens computed
     drafts: list[int] = field(default_factory=list)  # proposed after the tokens so far
 
 
@@ -106,6 +108,8 @@ class Simulator(Synchronous):
         self._states: dict[str, _State] = {}
         self._groups = info.cache_groups or [CacheGroup(info.num_kv_blocks, num_layers=1)]
         self._kv: list[dict[int, int]] = [{} for _ in self._groups]
+        self._snapshots: list[int | None] = [None] * info.num_state_snapshots
+        self.num_loads = self.num_saves = 0
 
     def prepare(self, sampling: SamplingParams) -> None:
         """Everything is at hand."""
@@ -145,14 +149,32 @@ class Simulator(Synchronous):
         assert 0 < plan.num_tokens <= self.info.max_num_batched_tokens
         assert len(self._states) <= self.info.max_num_seqs
         for scheduled in plan.scheduled:
+            self._load(scheduled)
+        for scheduled in plan.scheduled:
             self._write(scheduled)
         self.fault(plan)
+        saves = [scheduled for scheduled in plan.scheduled if scheduled.save_state >= 0]
+        assert len({scheduled.save_state for scheduled in saves}) == len(saves), "two states in one snapshot"
+        for scheduled in saves:
+            self._snapshots[scheduled.save_state] = self._states[scheduled.request_id].recurrent
+        self.num_saves += len(saves)
         sampled = {item.request_id: self._sample(item) for item in plan.scheduled if item.num_samples}
         return StepResult(sampled_token_ids=sampled, drafts=self._propose(sampled))
 
     def _meet(self, new: NewRequest) -> None:
         assert new.request_id not in self._states, "introduced twice"
         self._states[new.request_id] = _State(list(new.token_ids), new.sampling, [[] for _ in self._groups])
+
+    def _load(self, scheduled: ScheduledRequest) -> None:
+        state = self._states[scheduled.request_id]
+        if scheduled.load_state >= 0:
+            snapshot = self._snapshots[scheduled.load_state]
+            assert state.num_computed is None, "a state that goes on is replaced"
+            assert snapshot is not None, "there is nothing in the snapshot"
+            state.recurrent = snapshot
+            self.num_loads += 1
+        elif self.info.state_bytes:
+            assert state.num_computed is not None or scheduled.num_computed_tokens == 0, "no state to go on with"
 
     def _slot(self, state: _State, position: int, group: int = 0) -> int:
         block = state.block_tables[group][position // self.info.block_size]
@@ -176,11 +198,12 @@ class Simulator(Synchronous):
         token_ids = state.token_ids + drafts
         self._attend(state, start - 1, seen_by=start)
         prefix_hash = self._kv[0][self._slot(state, start - 1)] if start else 0
+        assert not self.info.state_bytes or state.recurrent == prefix_hash, "the state is that of other tokens"
         for position in range(start, end):
             prefix_hash = extend(prefix_hash, token_ids[position])
             for group, kv in enumerate(self._kv):
                 kv[self._slot(state, position, group)] = prefix_hash
-        state.num_computed = end
+        state.num_computed, state.recurrent = end, prefix_hash
 
     def _sample(self, scheduled: ScheduledRequest) -> list[int]:
         """Sample after the last token and each draft, and keep what stands; nothing does in a step that is spoiled."""

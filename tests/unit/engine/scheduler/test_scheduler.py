@@ -269,6 +269,21 @@ def test_requests_that_arrive_together_share_their_prefix_too() -> None:
     assert tokens_by_request(engine.executor.plans[1]) == {"a": 1, "b": 1, "c": 1, "d": 1}
 
 
+def test_nobody_waits_for_blocks_of_a_step_that_is_over() -> None:
+    """The request that computed them was aborted, and prompts in flight go on all the time."""
+    engine = SimulatedEngine(runs_ahead=True, max_num_batched_tokens=16, max_model_len=128, num_kv_blocks=64)
+    scheduler = engine.core.scheduler
+    engine.add("gone", prompt(16, 1), max_tokens=2)
+    first = scheduler.schedule()
+    engine.core.abort_requests(["gone"])
+    engine.add("long", prompt(100, 2), max_tokens=2)
+    second = scheduler.schedule()
+    assert tokens_by_request(second.plan) == {"long": 16}
+    scheduler.update(first, engine.executor.launch(first.plan)())
+    engine.add("same", prompt(16, 1), max_tokens=2, priority=-1)
+    assert tokens_by_request(scheduler.schedule().plan) == {"same": 16}
+
+
 def test_an_identical_prompt_still_computes_its_last_token() -> None:
     engine = SimulatedEngine()
     engine.add("a", prompt(16), max_tokens=2, ignore_eos=True)

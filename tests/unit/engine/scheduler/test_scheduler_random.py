@@ -23,6 +23,18 @@ PROFILES: dict[str, dict[str, object]] = {
     "windows, few blocks": {"windows": (1, 6, 20), "num_kv_blocks": 17},
     "windows, few blocks, no prefix cache": {"windows": (6,), "num_kv_blocks": 17, "enable_prefix_caching": False},
     "windows, blocks of one token": {"windows": (6,), "block_size": 1, "num_kv_blocks": 100},
+    "states": {"state_bytes": 64, "num_state_snapshots": 40},
+    "states, few snapshots": {"state_bytes": 64, "num_state_snapshots": 5},
+    "states, one snapshot, few blocks": {"state_bytes": 64, "num_state_snapshots": 1, "num_kv_blocks": 17},
+    "states, few blocks": {"state_bytes": 64, "num_state_snapshots": 16, "num_kv_blocks": 17},
+    "states, windows": {"state_bytes": 64, "num_state_snapshots": 16, "windows": (6,), "max_num_batched_tokens": 8},
+    "states, blocks of one token": {
+        "state_bytes": 64,
+        "num_state_snapshots": 30,
+        "block_size": 1,
+        "num_kv_blocks": 100,
+    },
+    "states, none of which is kept": {"state_bytes": 64, "num_kv_blocks": 20},
 }
 NUM_OPERATIONS = 2_000
 
@@ -64,7 +76,7 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
     faults = Faults(random.Random(profile))
     if has_faults:
         engine.executor.fault = faults
-    shared = [[rng.randrange(1, 50) for _ in range(40)] for _ in range(3)]
+    shared = [[rng.randrange(50) for _ in range(40)] for _ in range(3)]
     prompts: dict[str, tuple[list[int], SamplingParams]] = {}
     aborted: set[str] = set()
     preemptions = refills = 0
@@ -108,6 +120,9 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
     assert preemptions > 0 or "few blocks" not in profile
     assert (faults.num_faults > 0) == has_faults
     assert engine.core.stats().num_kv_blocks_used == 0
+    executor = engine.executor
+    assert min(executor.num_loads, executor.num_saves) > (0 if "num_state_snapshots" in PROFILES[profile] else -1)
+    has_drafts = has_drafts and "states" not in profile
     counts = (drafts.num_accepted, drafts.num_rejected, drafts.num_spoiled_steps)
     assert min(counts) > (0 if has_drafts else -1)
     assert max(counts) == 0 or has_drafts

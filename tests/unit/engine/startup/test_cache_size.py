@@ -12,11 +12,14 @@ from orcinus.engine.scheduler.cache_groups import GroupCost
 from orcinus.engine.startup.cache_size import (
     BatchLimits,
     CacheSize,
+    StateSize,
     check_memory,
     default_cpu_memory,
     default_cuda_memory,
     resolve_cache_size,
     resolve_limits,
+    resolve_states,
+    useful_states,
     wanted_context,
 )
 from tests.integration.tiny_models import engine_config
@@ -131,3 +134,52 @@ def test_several_engines_divide_what_is_free_beside_the_weights_that_are_still_t
 def test_cuda_share_is_what_weights_and_the_largest_step_leave() -> None:
     assert default_cuda_memory(100, 30) == 60
     assert default_cuda_memory(100, 95) == 0
+
+
+def states(memory_bytes: int, host_bytes: int | None = None, **settings: Any) -> StateSize:
+    """Resolve the states of 100 bytes, of which five slots have one."""
+    return resolve_states(engine_config(Path(), **settings), LIMITS, 100, memory_bytes, host_bytes)
+
+
+def test_snapshots_get_an_eighth_of_what_slots_leave_and_of_a_small_cache_what_eight_of_them_take() -> None:
+    assert states(80_500) == StateSize(100, 5, 100)
+    assert states(2_500) == StateSize(100, 5, 8)
+    assert states(2_000) == StateSize(100, 5, 1)
+
+
+def test_for_a_gpu_snapshots_are_in_the_hosts_memory() -> None:
+    assert states(501, host_bytes=80_000) == StateSize(100, 5, 100)
+    assert states(501, host_bytes=80_000, state_cache_memory=79_999).num_snapshots == 799
+
+
+def test_the_setting_says_how_many_snapshots_there_are() -> None:
+    assert states(80_500, state_cache_memory=250).num_snapshots == 2
+    assert states(80_500, state_cache_memory=0).num_snapshots == 0
+    assert states(80_500, state_cache_memory=250, enable_prefix_caching=False) == StateSize(100, 5, 0)
+
+
+def test_a_model_without_states_gives_them_nothing() -> None:
+    assert resolve_states(engine_config(Path(), state_cache_memory=10**9), LIMITS, 0, 1000) == StateSize(0, 0)
+
+
+def test_states_that_leave_the_cache_nothing_are_refused_with_both_numbers() -> None:
+    with pytest.raises(ModelLoadError, match="max_num_seqs sequences: 500 B are wanted, but kv_cache_memory is 400 B"):
+        states(400)
+    with pytest.raises(ModelLoadError, match=r"state_cache_memory: 600 B are wanted, but what is left of .* is 500 B"):
+        states(1000, state_cache_memory=600)
+    with pytest.raises(ModelLoadError, match="600 B are wanted, but what is left of the host's free memory is 599 B"):
+        states(1000, host_bytes=599, state_cache_memory=600)
+
+
+def test_snapshots_take_their_share_of_the_cache_that_slots_can_use() -> None:
+    cache = CacheSize([CacheGroup(400, 1)], 8, 70_000, 100)
+    config = engine_config(Path())
+    assert useful_states(config, StateSize(100, 5, 9_000), cache).num_snapshots == 100
+    assert useful_states(config, StateSize(100, 5, 50), cache).num_snapshots == 50
+    assert useful_states(config, StateSize(10_000, 5, 90), cache).num_snapshots == 20, "four for each slot"
+    assert useful_states(config, StateSize(10_000, 1, 90), cache).num_snapshots == 8
+    without_attention = CacheSize([CacheGroup(400, 0)], 8, 0, 100)
+    assert useful_states(config, StateSize(10_000, 5, 90), without_attention).num_snapshots == 20
+    assert useful_states(config, StateSize(100, 5, 0), cache).num_snapshots == 0
+    told = engine_config(Path(), state_cache_memory=900_000)
+    assert useful_states(told, StateSize(100, 5, 9_000), cache).num_snapshots == 400
