@@ -37,6 +37,7 @@ INCLUDED = (
     "linear.h",
     "linear.inl",
     "matrix_units.inl",
+    "norms.inl",
     "product.inl",
     "rows.inl",
     "sampler.inl",

@@ -4,7 +4,7 @@ The sources declare each of them too (`common.h`, `linear.h`, `structures.h`). K
 """
 
 import ctypes
-from ctypes import c_char_p, c_float, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
 
 
 class Step(ctypes.Structure):
@@ -76,25 +76,28 @@ class Linear(ctypes.Structure):
     )
 
 
+class Norm(ctypes.Structure):
+    """`struct Norm` of structures.h: a norm's weight, if any."""
+
+    _fields_ = (("weight", c_void_p), ("eps", c_float), ("is_zero_centred", c_int32))
+
+
 class DecoderLayer(ctypes.Structure):
     """`struct DecoderLayer` of structures.h: the weights of one layer."""
 
     _fields_ = (
-        ("qkv", c_void_p),
-        ("attention_out", c_void_p),
+        ("projections", c_void_p),
+        ("mixer_out", c_void_p),
         ("gate_up", c_void_p),
         ("down", c_void_p),
-        ("attention_norm", c_void_p),
-        ("mlp_norm", c_void_p),
-        ("query_norm", c_void_p),
-        ("key_norm", c_void_p),
-        ("attention_eps", c_float),
-        ("mlp_eps", c_float),
-        ("query_eps", c_float),
-        ("key_eps", c_float),
+        ("mixer_norm", Norm),
+        ("mlp_norm", Norm),
+        ("query_norm", Norm),
+        ("key_norm", Norm),
         ("hidden_size", c_int64),
         ("num_heads", c_int64),
         ("head_dim", c_int64),
+        ("has_gate", c_int64),
     )
 
 
@@ -105,6 +108,7 @@ class DecoderCall(ctypes.Structure):
         ("layers", c_void_p),
         ("attentions", c_void_p),
         ("num_layers", c_int64),
+        ("num_tokens", c_int64),
         ("hidden", c_void_p),
         ("cosines", c_void_p),
         ("sines", c_void_p),
@@ -202,6 +206,7 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Cache,
     Attention,
     Linear,
+    Norm,
     DecoderLayer,
     DecoderCall,
     PlainProduct,

@@ -7,12 +7,19 @@
 
 extern "C" {
 
-// Weights of norms are bfloat16; those of queries and keys, one head wide, may be null.
+// RMSNorm with a weight of bfloat16, to which 1 is added if it is zero-centred. Without a weight there is no norm.
+struct Norm {
+    const bf16* weight;
+    float eps;
+    int32_t is_zero_centred;
+};
+
+// `projections` give a token's queries, keys and values, head by head. With a gate, each head's query is followed by what
+// gates the values that the head attends to. The norms of queries and keys are one head wide.
 struct DecoderLayer {
-    const Linear *qkv, *attention_out, *gate_up, *down;
-    const bf16 *attention_norm, *mlp_norm, *query_norm, *key_norm;
-    float attention_eps, mlp_eps, query_eps, key_eps;
-    int64_t hidden_size, num_heads, head_dim;
+    const Linear *projections, *mixer_out, *gate_up, *down;
+    Norm mixer_norm, mlp_norm, query_norm, key_norm;
+    int64_t hidden_size, num_heads, head_dim, has_gate;
 };
 
 // Consecutive layers in one step: from hidden states (num_tokens, hidden_size) to `out`, which is contiguous, with the
@@ -21,7 +28,7 @@ struct DecoderLayer {
 struct DecoderCall {
     const DecoderLayer* const* layers;
     const Attention* attentions;
-    int64_t num_layers;
+    int64_t num_layers, num_tokens;
     const bf16 *hidden, *cosines, *sines;
     bf16* out;
     int64_t hidden_stride, rotary_stride, rotary_dim;

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from orcinus.engine.attention.interface import PagedLayer, batch_metadata
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.serving import ATTENTION_NAME, PagedAttention, ProbingAttention, attention_function
 from orcinus.engine.attention.step_context import StepContext, step_context
-from orcinus.engine.cpu.decoder_layers import replace_layers
+from orcinus.engine.cpu.layer_replacement import replace_layers
 from orcinus.engine.cpu.native_linear import Kind, can_multiply
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.startup.probe import ServedModel, probe_model
@@ -53,6 +53,7 @@ _MOE: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
 }
+_FULL_ATTENTION: dict[str, Any] = {"layer_types": ["full_attention"] * 3}
 # Configuration class, what differs, and how many of the three layers have the family's form.
 FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "llama": ("LlamaConfig", {}, 3),
@@ -62,8 +63,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "qwen2-biases": ("Qwen2Config", {}, 3),
     "qwen3-head-norms": ("Qwen3Config", {}, 3),
     "glm4-partial-rotary": ("Glm4MoeConfig", _MOE, 1),
+    "gemma-norms-with-one-added": ("GemmaConfig", {"hidden_act": "silu"}, 3),
+    "qwen3_5-gates": ("Qwen3_5TextConfig", _FULL_ATTENTION | {"head_dim": 256}, 3),
+    "qwen3_next-gates": ("Qwen3NextConfig", _FULL_ATTENTION | {"head_dim": 128, "mlp_only_layers": [0, 1, 2]}, 3),
+    "lfm2-other-names": ("Lfm2Config", _FULL_ATTENTION | {"block_auto_adjust_ff_dim": False}, 3),
     "smollm3-one-without-rotary": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}, 2),
 }
+_BY_LAYER = ("no_rope_layers", "layer_types", "mlp_only_layers")
 # Layers with the same or similar parts that compute something else.
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": (
@@ -195,8 +201,7 @@ def in_chunks(lengths: list[int]) -> list[list[tuple[int, int]]]:
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "glm4-partial-rotary"])
 def test_native_layers_are_as_near_to_exact_as_transformers_own(family: str, num_layers: int, kind: Kind) -> None:
     class_name, settings, num_native = FAMILIES[family]
-    if "no_rope_layers" in settings:
-        settings = settings | {"no_rope_layers": settings["no_rope_layers"][:num_layers]}
+    settings = settings | {key: settings[key][:num_layers] for key in _BY_LAYER if key in settings}
     tiny = Tiny.of(class_name, **settings | {"num_hidden_layers": num_layers})
     sequences = [tokens(count, seed) for seed, count in enumerate((50, 1, 23, 37))]
     exact = [tiny.exactly(sequence) for sequence in sequences]
@@ -376,6 +381,60 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_one_changed_layer_stays_and_the_others_are_replaced(change: Any, kind: Kind) -> None:
     model = random_model("LlamaConfig", "bfloat16", ATTENTION_NAME, **_SHAPE)
+    changed = model.model.layers[1]
+    change(changed)
+    tiny = Tiny(probe_model(model, CPU), None)
+    assert tiny.replace(kind) == 2
+    assert tiny.layers[1] is changed
+
+
+def do_not_add_one(layer: Any) -> None:
+    norm = layer.post_attention_layernorm
+    norm.forward = lambda x: norm.weight * norm._norm(x.float()).to(x.dtype)
+
+
+class Changing(nn.Module):
+    """Changes what a layer gives, whichever that layer is by then."""
+
+    def __init__(self, layer: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._layer, self._change = layer, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._change(self._layer(x))
+
+
+def change_queries(layer: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """Of queries with their gates, (..., heads, 2, head_dim)."""
+    attention = layer.self_attn
+    forward, width = attention.forward, attention.head_dim
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        plain = attention.q_proj
+        attention.q_proj = Changing(plain, lambda x: change(x.view(*x.shape[:-1], -1, 2, width)).flatten(-3))
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            attention.q_proj = plain
+
+    attention.forward = changed
+
+
+def put_gates_before_queries(layer: Any) -> None:
+    change_queries(layer, lambda x: x.flip(-2))
+
+
+def halve_gates(layer: Any) -> None:
+    change_queries(layer, lambda x: x * torch.tensor([[1.0], [0.5]], dtype=x.dtype))
+
+
+@each_kind
+@pytest.mark.parametrize(
+    "change", [do_not_add_one, put_gates_before_queries, halve_gates], ids=lambda change: change.__name__
+)
+def test_a_changed_layer_with_gates_stays_and_the_others_are_replaced(change: Any, kind: Kind) -> None:
+    settings = _SHAPE | _FULL_ATTENTION | {"head_dim": 256}
+    model = random_model("Qwen3_5TextConfig", "bfloat16", ATTENTION_NAME, **settings)
     changed = model.model.layers[1]
     change(changed)
     tiny = Tiny(probe_model(model, CPU), None)
