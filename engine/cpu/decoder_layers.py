@@ -1,7 +1,7 @@
-"""Decoder layers as one native call: norms, projections, rotary positions, attention, MLP.
+"""Decoder layers as one native call: norms, products, what mixes tokens, MLP.
 
-Knows nothing of requests, nor which layers may be replaced; where keys and values lie comes from the attention that
-answers.
+Knows nothing of requests, nor which layers may be replaced; where keys, values and states lie comes from the current
+step.
 """
 
 from collections.abc import Sequence
@@ -11,53 +11,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.interface import AttentionSpec, LayerShape
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import current_step
-from orcinus.engine.cpu.layer_parts import LayerParts, Place, has_gate, norm_eps
+from orcinus.engine.cpu.layer_parts import LayerParts, Place
 from orcinus.engine.cpu.native_linear import Kind, PackedWeight
+from orcinus.engine.cpu.token_mixers import NativeAttention, NativeMixer, native_norm
+from orcinus.engine.kernels import structures
 from orcinus.engine.kernels.library import Library
-from orcinus.engine.kernels.structures import Attention, DecoderCall, DecoderLayer, Norm
+from orcinus.engine.kernels.structures import Attention, DecoderCall, DecoderLayer
+from orcinus.engine.platform.memory import MappedFiles
+from orcinus.engine.recurrent.segments import Segments
 
 
 class NativeWeights:
-    """Holds the packed weights of one layer; its attention module is the key to its cache."""
+    """Holds the packed weights of one layer, and its mixer."""
 
-    def __init__(self, parts: LayerParts, shape: LayerShape, spec: AttentionSpec, library: Library, kind: Kind) -> None:
-        self.attention = parts.attention
-        self.spec = spec
-        self.num_heads = parts.mixer_out.module.in_features // shape.key_dim
-        self._projections = _packed(library, parts.projections, kind)
-        self._mixer_out = _packed(library, [parts.mixer_out], kind)
+    def __init__(self, parts: LayerParts, mixer: NativeMixer, library: Library, kind: Kind) -> None:
+        self.mixer = mixer
+        self._projections = _packed(library, parts.mixer.projections, kind)
+        self._mixer_out = _packed(library, [parts.mixer.out], kind)
         self._gate_up = _packed(library, [parts.gate, parts.up], kind, alternates=True)
         self._down = _packed(library, [parts.down], kind)
-        self._norms = [parts.mixer_norm, parts.mlp_norm, parts.query_norm, parts.key_norm]  # their weights are in use
-        self.native = self._structure(shape.key_dim, has_gate(parts))
+        self._norms = [parts.mixer_norm, parts.mlp_norm]  # their weights are in use
+        self.native = DecoderLayer(
+            projections=addressof(self._projections.native),
+            mixer_out=addressof(self._mixer_out.native),
+            gate_up=addressof(self._gate_up.native),
+            down=addressof(self._down.native),
+            mixer_norm=native_norm(parts.mixer_norm),
+            mlp_norm=native_norm(parts.mlp_norm),
+            hidden_size=self._mixer_out.out_features,
+        )
+        mixer.put_into(self.native)
 
     @property
     def nbytes(self) -> int:
         return sum(weight.nbytes for weight in (self._projections, self._mixer_out, self._gate_up, self._down))
 
-    def _structure(self, head_dim: int, has_gate: bool) -> DecoderLayer:
-        mixer_norm, mlp_norm, query_norm, key_norm = (_norm(norm) for norm in self._norms)
-        return DecoderLayer(
-            projections=addressof(self._projections.native),
-            mixer_out=addressof(self._mixer_out.native),
-            gate_up=addressof(self._gate_up.native),
-            down=addressof(self._down.native),
-            mixer_norm=mixer_norm,
-            mlp_norm=mlp_norm,
-            query_norm=query_norm,
-            key_norm=key_norm,
-            hidden_size=self._mixer_out.out_features,
-            num_heads=self.num_heads,
-            head_dim=head_dim,
-            has_gate=has_gate,
-        )
-
     def use_norms(self, *, are_zero_centred: bool) -> None:
         """Take the weights of norms as they are, or with 1 added."""
-        for norm in (self.native.mixer_norm, self.native.mlp_norm, self.native.query_norm, self.native.key_norm):
+        for norm in (self.native.mixer_norm, self.native.mlp_norm, *self.mixer.norms):
             norm.is_zero_centred = are_zero_centred
 
 
@@ -69,8 +62,11 @@ class NativeDecoder(nn.Module):
         self.layers = list(layers)
         self._library = library
         self._addresses = (c_void_p * len(layers))(*(addressof(layer.native) for layer in layers))
+        self._with_states = [layer.mixer for layer in layers if not isinstance(layer.mixer, NativeAttention)]
+        self.states = nn.ModuleList(mixer.states for mixer in self._with_states)
         self._served_by: PagedAttention | None = None
         self._attentions: Any = None
+        self._segments = structures.Segments()
 
     @property
     def packed_bytes(self) -> int:
@@ -87,29 +83,29 @@ class NativeDecoder(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         *_positional: object,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
         **_unused: object,
     ) -> Tensor:
         assert attention_mask is None
         hidden = hidden_states[0]
-        cosines, sines = (part[0] for part in position_embeddings)
-        assert cosines.stride() == sines.stride()
         out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
-        self._library.decode(
-            DecoderCall(
-                layers=addressof(self._addresses),
-                attentions=addressof(self._attention_calls()),
-                num_layers=len(self.layers),
-                num_tokens=hidden.shape[0],
-                hidden=hidden.data_ptr(),
-                cosines=cosines.data_ptr(),
-                sines=sines.data_ptr(),
-                out=out.data_ptr(),
-                hidden_stride=hidden.stride(0),
-                rotary_stride=cosines.stride(0),
-                rotary_dim=cosines.shape[1],
-            )
+        call = DecoderCall(
+            layers=addressof(self._addresses),
+            attentions=addressof(self._attention_calls()),
+            num_layers=len(self.layers),
+            num_tokens=hidden.shape[0],
+            hidden=hidden.data_ptr(),
+            out=out.data_ptr(),
+            hidden_stride=hidden.stride(0),
         )
+        if self._with_states:
+            call.segments = self._segments_of_step()
+        if position_embeddings is not None:
+            cosines, sines = (part[0] for part in position_embeddings)
+            assert cosines.stride() == sines.stride()
+            call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
+            call.rotary_stride, call.rotary_dim = cosines.stride(0), cosines.shape[1]
+        self._library.decode(call)
         return out
 
     def _attention_calls(self) -> Any:
@@ -117,10 +113,26 @@ class NativeDecoder(nn.Module):
         paged = current_step().attention
         assert isinstance(paged, PagedAttention)
         if paged is not self._served_by:
-            calls = [paged.native_call(layer.attention, layer.spec, layer.num_heads) for layer in self.layers]
+            calls = [_attention_call(paged, layer.mixer) for layer in self.layers]
             self._served_by, self._attentions = paged, (Attention * len(calls))(*calls)
         paged.set_native_step()
         return self._attentions
+
+    def _segments_of_step(self) -> int:
+        """Return the address of what the current step's sequences are, having found the layers' states."""
+        for mixer in self._with_states:
+            mixer.find_states()
+        segments, native = Segments.of(current_step()), self._segments
+        native.num_seqs = segments.slots.shape[0]
+        native.query_start = segments.starts.data_ptr()
+        native.slots, native.is_new = segments.slots.data_ptr(), segments.is_new.data_ptr()
+        return addressof(native)
+
+
+def _attention_call(paged: PagedAttention, mixer: NativeMixer) -> Attention:
+    if not isinstance(mixer, NativeAttention):
+        return Attention()
+    return paged.native_call(mixer.module, mixer.spec, mixer.num_heads)
 
 
 def num_native_layers(model: nn.Module) -> int:
@@ -129,11 +141,15 @@ def num_native_layers(model: nn.Module) -> int:
 
 
 def _packed(library: Library, places: Sequence[Place], kind: Kind, *, alternates: bool = False) -> PackedWeight:
-    linears = [place.module for place in places]
-    weights = [linear.weight.detach() for linear in linears]
-    biases = [None if linear.bias is None else linear.bias.detach() for linear in linears]
-    return PackedWeight(library, kind, weights, biases, alternates=alternates)
+    weights = [_in_order(place.module.weight.detach(), place.order) for place in places]
+    biases = [
+        bias if (bias := place.module.bias) is None else _in_order(bias.detach(), place.order) for place in places
+    ]
+    packed = PackedWeight(library, kind, weights, biases, alternates=alternates)
+    for place in places:
+        MappedFiles().release(place.module.weight)
+    return packed
 
 
-def _norm(norm: Any) -> Norm:
-    return Norm() if norm is None else Norm(weight=norm.weight.data_ptr(), eps=norm_eps(norm))
+def _in_order(rows: Tensor, order: Tensor | None) -> Tensor:
+    return rows.detach() if order is None else rows.detach()[order]

@@ -4,39 +4,60 @@ A name says only what to try: whether a layer computes what its names promise is
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from orcinus.engine.attention.interface import LayerShape
 
-MOST_HIDDEN = 16384  # MOST_HIDDEN of decoder.cpp
+_MOST_HIDDEN = 16384  # MOST_HIDDEN of decoder.cpp
+_MOST_TAPS, _MOST_KEYS = 8, 512  # MOST_TAPS and MOST_KEYS of recurrent.cpp
 # The names of each role, in any of the families that are known.
 _NAMES = {
-    "mixer": ("self_attn",),
+    "mixer": ("self_attn", "linear_attn", "conv"),
     "mlp": ("mlp", "feed_forward"),
     "mixer norm": ("input_layernorm", "operator_norm"),
     "mlp norm": ("post_attention_layernorm", "ffn_norm"),
+    "out": ("o_proj", "out_proj"),
     "query": ("q_proj",),
     "key": ("k_proj",),
     "value": ("v_proj",),
-    "out": ("o_proj", "out_proj"),
     "query norm": ("q_norm", "q_layernorm"),
     "key norm": ("k_norm", "k_layernorm"),
+    "query, key, value": ("in_proj_qkv",),
+    "output gate": ("in_proj_z", "g_proj"),
+    "beta": ("in_proj_b", "b_proj"),
+    "decay": ("in_proj_a", "a_proj"),
+    "query, key, value, output gate": ("in_proj_qkvz",),
+    "beta, decay": ("in_proj_ba",),
+    "gates, input": ("in_proj",),
+    "convolution": ("conv1d", "conv"),
+    "output norm": ("norm", "o_norm"),
     "gate": ("gate_proj", "w1"),
     "up": ("up_proj", "w3"),
     "down": ("down_proj", "w2"),
 }
 _LAYER_ROLES = ("mixer", "mlp", "mixer norm", "mlp norm")
+# What a gated delta net projects; the last has all that belongs to one head of keys side by side.
+_OF_DELTA_NETS = (
+    ("query, key, value", "output gate", "beta", "decay"),
+    ("query", "key", "value", "output gate", "beta", "decay"),
+    ("query, key, value, output gate", "beta, decay"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Says where a module is: whose child it is, and by which name."""
+    """Says where a module is: whose child it is, and by which name.
+
+    A product with `order` (out_features,) has its outputs in another order than our kernels.
+    """
 
     owner: nn.Module
     name: str
+    order: Tensor | None = None
 
     @property
     def module(self) -> Any:
@@ -44,80 +65,169 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionParts:
+    """Names what is in an attention module."""
+
+    module: nn.Module
+    projections: list[Place]  # of queries, keys and values
+    out: Place
+    query_norm: nn.Module | None
+    key_norm: nn.Module | None
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether each head's query comes with as many numbers that gate what it attends to."""
+        return bool(self.projections[0].module.out_features == 2 * self.out.module.in_features)
+
+    def fits(self, shape: LayerShape) -> bool:
+        query, key, value = (place.module for place in self.projections)
+        num_values, head_dim, num_kv_heads = self.out.module.in_features, shape.key_dim, shape.num_kv_heads
+        return (
+            shape.value_dim == head_dim
+            and key.out_features == value.out_features == num_kv_heads * head_dim
+            and (query.out_features == num_values or self.has_gate)
+            and num_values % (num_kv_heads * head_dim) == 0
+            and all(norm is None or _is_norm(norm, head_dim) for norm in (self.query_norm, self.key_norm))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNetParts:
+    """Names what is in a gated delta net; (key_heads, key_dim) and (heads, value_dim) are its keys and values."""
+
+    module: nn.Module
+    projections: list[Place]  # of queries, keys, values, gates of what comes out, betas, decays
+    out: Place
+    convolution: Any
+    norm: Any
+    key_heads: int
+    key_dim: int
+    heads: int
+    value_dim: int
+
+    def fits(self) -> bool:
+        keys, values = self.key_heads * self.key_dim, self.heads * self.value_dim
+        outputs = sum(place.module.out_features for place in self.projections)
+        rates, offsets = (getattr(self.module, name, None) for name in ("A_log", "dt_bias"))
+        return (
+            self.heads % self.key_heads == 0
+            and self.key_dim <= _MOST_KEYS
+            and self.out.module.in_features == values
+            and outputs == 2 * keys + 2 * values + 2 * self.heads
+            and isinstance(rates, Tensor)
+            and isinstance(offsets, Tensor)
+            and rates.shape == offsets.shape == (self.heads,)
+            and _is_norm(self.norm, self.value_dim)
+            and _is_convolution(self.convolution, 2 * keys + values)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionParts:
+    """Names what is in a short convolution between two gates."""
+
+    module: nn.Module
+    projections: list[Place]  # of both gates and of what is convolved
+    out: Place
+    convolution: Any
+
+    def fits(self) -> bool:
+        width = self.out.module.in_features
+        return self.projections[0].module.out_features == 3 * width and _is_convolution(self.convolution, width)
+
+
+MixerParts = AttentionParts | DeltaNetParts | ConvolutionParts
+
+
+@dataclass(frozen=True, slots=True)
 class LayerParts:
     """Names the parts of one layer."""
 
-    attention: nn.Module
-    projections: list[Place]  # of queries, keys and values
-    mixer_out: Place
+    mixer: MixerParts
     gate: Place
     up: Place
     down: Place
     mixer_norm: nn.Module
     mlp_norm: nn.Module
-    query_norm: nn.Module | None
-    key_norm: nn.Module | None
 
     @property
     def linears(self) -> list[Place]:
-        return [*self.projections, self.mixer_out, self.gate, self.up, self.down]
+        return [*self.mixer.projections, self.mixer.out, self.gate, self.up, self.down]
+
+    def fits(self) -> bool:
+        """Return whether the parts have types and sizes that our kernels work with, whatever mixes the tokens."""
+        linears = [place.module for place in self.linears]
+        if any(type(linear) is not nn.Linear or linear.weight.dtype is not torch.bfloat16 for linear in linears):
+            return False
+        *projections, out, gate, up, down = linears
+        hidden = out.out_features
+        return (
+            gate.out_features == up.out_features == down.in_features
+            and gate.out_features % 16 == 0
+            and all(linear.in_features == hidden for linear in (*projections, gate, up))
+            and down.out_features == hidden <= _MOST_HIDDEN
+            and all(_is_norm(norm, hidden) for norm in (self.mixer_norm, self.mlp_norm))
+        )
 
 
 def parts_of(layer: nn.Module) -> LayerParts | None:
     """Return the parts of a layer, if it is a layer, and has these alone."""
-    found = {role: _child(layer, role) for role in _LAYER_ROLES}
-    if None in found.values() or len(dict(layer.named_children())) != len(found):
+    found = _all_of(layer, _LAYER_ROLES)
+    if found is None or len(dict(layer.named_children())) != len(found):
         return None
-    attention, mlp = found["mixer"], found["mlp"]
-    projections = [_place(attention, role) for role in ("query", "key", "value", "out")]
-    gated = [_place(mlp, role) for role in ("gate", "up", "down")]
-    if None in (*projections, *gated):
+    module, mlp, mixer_norm, mlp_norm = (place.module for place in found)
+    mixer = _delta_net(module) or _convolution(module) or _attention(module)
+    gated = _all_of(mlp, ("gate", "up", "down"))
+    if mixer is None or gated is None:
         return None
-    *inputs, out = projections
     gate, up, down = gated
-    return LayerParts(
-        attention=attention,
-        projections=inputs,
-        mixer_out=out,
-        gate=gate,
-        up=up,
-        down=down,
-        mixer_norm=found["mixer norm"],
-        mlp_norm=found["mlp norm"],
-        query_norm=_child(attention, "query norm"),
-        key_norm=_child(attention, "key norm"),
-    )
-
-
-def has_gate(parts: LayerParts) -> bool:
-    """Return whether each head's query comes with as many numbers that gate what it attends to."""
-    query: Any = parts.projections[0].module
-    return bool(query.out_features == 2 * parts.mixer_out.module.in_features)
+    return LayerParts(mixer, gate, up, down, mixer_norm, mlp_norm)
 
 
 def norm_eps(norm: Any) -> float:
     return float(getattr(norm, "variance_epsilon", None) or norm.eps)
 
 
-def fits_kernels(parts: LayerParts, shape: LayerShape) -> bool:
-    """Return whether the parts have types and sizes that our kernels work with."""
-    linears: list[Any] = [place.module for place in parts.linears]
-    if any(type(linear) is not nn.Linear or linear.weight.dtype is not torch.bfloat16 for linear in linears):
-        return False
-    query, key, value, out, gate, up, down = linears
-    hidden, head_dim, num_kv_heads = query.in_features, shape.key_dim, shape.num_kv_heads
-    return (
-        shape.value_dim == head_dim
-        and key.out_features == value.out_features == num_kv_heads * head_dim
-        and (query.out_features == out.in_features or has_gate(parts))
-        and out.in_features % (num_kv_heads * head_dim) == 0
-        and gate.out_features == up.out_features == down.in_features
-        and gate.out_features % 16 == 0
-        and all(linear.in_features == hidden for linear in (key, value, gate, up))
-        and out.out_features == down.out_features == hidden <= MOST_HIDDEN
-        and all(_is_norm(norm, hidden) for norm in (parts.mixer_norm, parts.mlp_norm))
-        and all(norm is None or _is_norm(norm, head_dim) for norm in (parts.query_norm, parts.key_norm))
-    )
+def _attention(module: nn.Module) -> AttentionParts | None:
+    found = _all_of(module, ("query", "key", "value", "out"))
+    if found is None:
+        return None
+    *projections, out = found
+    return AttentionParts(module, projections, out, _child(module, "query norm"), _child(module, "key norm"))
+
+
+def _delta_net(module: Any) -> DeltaNetParts | None:
+    projections = next(filter(None, (_all_of(module, roles) for roles in _OF_DELTA_NETS)), None)
+    others = _all_of(module, ("out", "convolution", "output norm"))
+    if projections is None or others is None:
+        return None
+    out, convolution, norm = others
+    try:
+        sizes = (module.num_k_heads, module.head_k_dim, module.num_v_heads, module.head_v_dim)
+    except AttributeError:
+        return None
+    if len(projections) == 2:
+        orders = _orders_by_key_head(*sizes)
+        projections = [Place(module, place.name, order) for place, order in zip(projections, orders, strict=True)]
+    return DeltaNetParts(module, projections, out, convolution.module, norm.module, *sizes)
+
+
+def _orders_by_key_head(key_heads: int, key_dim: int, heads: int, value_dim: int) -> tuple[Tensor, Tensor]:
+    """Return where queries, keys, values and gates lie, all of each in turn, and where betas and decays do."""
+    keys, values = key_dim, heads // key_heads * value_dim
+    wide = torch.arange(key_heads * 2 * (keys + values)).view(key_heads, -1)
+    narrow = torch.arange(2 * heads).view(key_heads, 2, -1)
+    firsts = (0, keys, 2 * keys, 2 * keys + values, 2 * keys + 2 * values)
+    whole = torch.cat([wide[:, first:end].flatten() for first, end in pairwise(firsts)])
+    return whole, narrow.transpose(0, 1).flatten()
+
+
+def _convolution(module: nn.Module) -> ConvolutionParts | None:
+    found = _all_of(module, ("gates, input", "out", "convolution"))
+    if found is None or len(dict(module.named_children())) > len(found) + 1:  # its states may be one more
+        return None
+    projection, out, convolution = found
+    return ConvolutionParts(module, [projection], out, convolution.module)
 
 
 def _is_norm(norm: Any, width: int) -> bool:
@@ -129,12 +239,29 @@ def _is_norm(norm: Any, width: int) -> bool:
     )
 
 
-def _child(owner: Any, role: str) -> Any:
+def _is_convolution(convolution: Any, width: int) -> bool:
+    weight = getattr(convolution, "weight", None)
+    return (
+        isinstance(weight, Tensor)
+        and weight.dtype is torch.bfloat16
+        and weight.is_contiguous()
+        and weight.dim() == 3
+        and weight.shape[:2] == (width, 1)
+        and weight.shape[2] <= _MOST_TAPS
+    )
+
+
+def _child(owner: nn.Module, role: str) -> Any:
     place = _place(owner, role)
     return None if place is None else place.module
 
 
-def _place(owner: nn.Module, role: str) -> Any:
-    """Return the place of a role in a module; None if nothing has one of its names."""
+def _all_of(owner: nn.Module, roles: tuple[str, ...]) -> list[Place] | None:
+    """Return the places of the roles, or None if one is missing."""
+    places = [place for role in roles if (place := _place(owner, role)) is not None]
+    return places if len(places) == len(roles) else None
+
+
+def _place(owner: nn.Module, role: str) -> Place | None:
     children = dict(owner.named_children())
     return next((Place(owner, name) for name in _NAMES[role] if name in children), None)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,18 @@ from orcinus.engine.attention.serving import PagedAttention, ProbingAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.cpu.decoder_layers import NativeDecoder, NativeWeights
 from orcinus.engine.cpu.int8_linear import Int8Linear
-from orcinus.engine.cpu.layer_parts import LayerParts, Place, fits_kernels, parts_of
+from orcinus.engine.cpu.layer_parts import (
+    AttentionParts,
+    DeltaNetParts,
+    LayerParts,
+    MixerParts,
+    Place,
+    parts_of,
+)
 from orcinus.engine.cpu.native_linear import Kind
+from orcinus.engine.cpu.token_mixers import NativeAttention, NativeConvolution, NativeDeltaNet, NativeMixer
 from orcinus.engine.kernels.library import Library
+from orcinus.engine.recurrent.binding import states_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +50,15 @@ class RecordedCall:
     """Holds what a layer was called with, (1, num_tokens, ...) each, and how much it added to that."""
 
     hidden: Tensor
-    cosines: Tensor
-    sines: Tensor
+    rotary: tuple[Tensor, Tensor] | None  # cosines and sines
+    positional: tuple[Any, ...]  # behind the hidden states
     given: dict[str, Any]
     gain: float  # of the norms: what was added, over what it was added to
 
 
 RecordedCalls = dict[nn.Module, RecordedCall]
+# By attention module.
+Attentions = dict[nn.Module, tuple[LayerShape, AttentionSpec]]
 
 
 @contextmanager
@@ -56,11 +68,12 @@ def record_layer_calls(model: nn.Module) -> Iterator[RecordedCalls]:
 
     def note(layer: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any], out: object) -> None:
         hidden = inputs[0] if inputs else given.get("hidden_states")
-        match given.get("position_embeddings"), hidden, out:
-            case (Tensor() as cosines, Tensor() as sines), Tensor(), Tensor():
+        rotary = given.get("position_embeddings")
+        match rotary, hidden, out:
+            case ((None | (Tensor(), Tensor())), Tensor(), Tensor()):
                 others = {key: value for key, value in given.items() if key != "hidden_states"}
                 gain = float((out.float() - hidden.float()).norm() / hidden.float().norm())
-                samples[layer] = RecordedCall(hidden.clone(), cosines, sines, others, gain)
+                samples[layer] = RecordedCall(hidden.clone(), rotary, inputs[1:], others, gain)
 
     candidates = [module for module in model.modules() if parts_of(module) is not None]
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in candidates]
@@ -74,7 +87,7 @@ def record_layer_calls(model: nn.Module) -> Iterator[RecordedCalls]:
 def replace_layers(
     model: nn.Module,
     samples: RecordedCalls,
-    attentions: dict[nn.Module, tuple[LayerShape, AttentionSpec]],
+    attentions: Attentions,
     backend: NativeBackend,
     kind: Kind,
 ) -> int:
@@ -87,15 +100,16 @@ def replace_layers(
     count = 0
     for place, parts in tqdm(candidates, desc="Packing weights", disable=None, leave=False):
         layer: nn.Module = place.module
-        if parts is None or parts.attention not in attentions:
+        mixer = None if parts is None else _native_mixer(parts.mixer, attentions, samples[layer])
+        if parts is None or mixer is None:
             continue
-        native = _native_layer(layer, parts, samples[layer], *attentions[parts.attention], backend=backend, kind=kind)
+        native = _native_layer(layer, parts, mixer, samples[layer], backend=backend, kind=kind)
         if native is not None:
             _drop_projections(parts)
             native.take_names_of(layer)
             setattr(place.owner, place.name, native)
             count += 1
-    if len({(sample.cosines.data_ptr(), sample.sines.data_ptr()) for sample in samples.values()}) == 1:
+    if len({_places(sample.rotary) for sample in samples.values()}) == 1:
         _join_lists(model, backend.library)
     return count
 
@@ -118,29 +132,45 @@ def _join_lists(model: nn.Module, library: Library) -> None:
                 setattr(parent, name, nn.ModuleList([joined]))
 
 
+def _places(rotary: tuple[Tensor, Tensor] | None) -> tuple[int, ...]:
+    return () if rotary is None else tuple(part.data_ptr() for part in rotary)
+
+
+def _native_mixer(parts: MixerParts, attentions: Attentions, sample: RecordedCall) -> NativeMixer | None:
+    """Return a native mixer of these parts, or None if our kernels cannot work with their types and sizes."""
+    if isinstance(parts, AttentionParts):
+        shape, spec = attentions.get(parts.module, (None, None))
+        if shape is None or spec is None or spec.sinks is not None:
+            return None
+        return NativeAttention(parts, shape, spec) if parts.fits(shape) and _can_rotate(sample, shape) else None
+    states = states_of(parts.module)
+    if states is None or not parts.fits():
+        return None
+    return NativeDeltaNet(parts, states) if isinstance(parts, DeltaNetParts) else NativeConvolution(parts, states)
+
+
 def _native_layer(
     layer: nn.Module,
     parts: LayerParts,
+    mixer: NativeMixer,
     sample: RecordedCall,
-    shape: LayerShape,
-    spec: AttentionSpec,
     *,
     backend: NativeBackend,
     kind: Kind,
 ) -> NativeDecoder | None:
     """Return a native layer that computes what this one does, or None."""
-    if not fits_kernels(parts, shape) or not _can_rotate(sample, shape) or spec.sinks is not None:
+    if not parts.fits():
         return None
     hidden, wanted = _trial(layer, parts, sample, kind)
-    weights = NativeWeights(parts, shape, spec, backend.library, kind)
+    weights = NativeWeights(parts, mixer, backend.library, kind)
     native = NativeDecoder(backend.library, [weights])
     errors = []
     for are_zero_centred in (False, True):
         weights.use_norms(are_zero_centred=are_zero_centred)
-        error = _error(native, parts.attention, replace(sample, hidden=hidden), wanted, shape, backend=backend)
-        if error <= _TOLERANCE[kind]:
+        out = _run(native, mixer, replace(sample, hidden=hidden), backend)
+        errors.append(_error(out, wanted, hidden))
+        if errors[-1] <= _TOLERANCE[kind]:
             return native
-        errors.append(error)
     logger.debug("%s stays as it is: native, it differs by %.2g", type(layer).__name__, min(errors))
     return None
 
@@ -152,7 +182,7 @@ def _trial(layer: nn.Module, parts: LayerParts, sample: RecordedCall, kind: Kind
     if isinstance(given.get("position_ids"), Tensor):
         given["position_ids"] = given["position_ids"] + _FAR_POSITION
     with step_context(StepContext(ProbingAttention())), _quantized(parts.linears) if kind == "int8" else nullcontext():
-        return hidden, layer(hidden, **given)
+        return hidden, layer(hidden, *sample.positional, **given)
 
 
 @contextmanager
@@ -169,32 +199,43 @@ def _quantized(places: Sequence[Place]) -> Iterator[None]:
 
 
 def _can_rotate(sample: RecordedCall, shape: LayerShape) -> bool:
-    rotary_dim = sample.cosines.shape[-1]
+    if sample.rotary is None:
+        return False
+    cosines = sample.rotary[0]
+    rotary_dim = cosines.shape[-1]
     return (
         rotary_dim % 32 == 0
         and rotary_dim <= shape.key_dim
-        and sample.cosines.dtype is torch.bfloat16
-        and sample.cosines.shape[0] == 1
+        and cosines.dtype is torch.bfloat16
+        and cosines.shape[0] == 1
     )
 
 
-def _error(
-    native: NativeDecoder,
-    attention: nn.Module,
-    sample: RecordedCall,
-    wanted: Tensor,
-    shape: LayerShape,
-    *,
-    backend: NativeBackend,
-) -> float:
-    """Return how far the layer is off, relative to what it adds to its input."""
+def _run(native: NativeDecoder, mixer: NativeMixer, sample: RecordedCall, backend: NativeBackend) -> Tensor:
+    """Return what the native layer makes of the recorded tokens, in two chunks."""
     num_tokens = sample.hidden.shape[1]
     table = np.arange(-(-num_tokens // _SAMPLE_BLOCK), dtype=np.int32).reshape(1, -1)
     cpu = torch.device("cpu")
-    cache = backend.allocate(shape, table.size, _SAMPLE_BLOCK, torch.bfloat16, cpu)
-    paged = PagedAttention(backend, {attention: PagedLayer(cache)})
-    metadata = batch_metadata([(0, num_tokens)], table, _SAMPLE_BLOCK, cpu)
-    with step_context(StepContext(paged, (metadata,))):
-        out = native(sample.hidden, position_embeddings=(sample.cosines, sample.sines)).float()
-    added = float((wanted.float() - sample.hidden.float()).norm())
-    return float((out - wanted.float()).norm()) / max(added, 1e-30)
+    paged = PagedAttention(backend, _scratch_memory(mixer, table.size, backend))
+    outputs = []
+    for first, end in pairwise((0, num_tokens // 2 + 1, num_tokens)):
+        metadata = batch_metadata([(first, end)], table, _SAMPLE_BLOCK, cpu)
+        rotary = None if sample.rotary is None else (sample.rotary[0][:, first:end], sample.rotary[1][:, first:end])
+        with step_context(StepContext(paged, (metadata,), state_slots=torch.zeros(1, dtype=torch.int64))):
+            outputs.append(native(sample.hidden[:, first:end], position_embeddings=rotary))
+    return torch.cat(outputs, dim=1)
+
+
+def _scratch_memory(mixer: NativeMixer, num_blocks: int, backend: NativeBackend) -> dict[nn.Module, PagedLayer]:
+    """Return the cache of an attention; states have a slot with anything but numbers in it."""
+    if isinstance(mixer, NativeAttention):
+        cache = backend.allocate(mixer.shape, num_blocks, _SAMPLE_BLOCK, torch.bfloat16, torch.device("cpu"))
+        return {mixer.module: PagedLayer(cache)}
+    mixer.states.take_memory(torch.full((1, mixer.states.bytes_per_slot), 0xFF, dtype=torch.uint8))
+    return {}
+
+
+def _error(out: Tensor, wanted: Tensor, hidden: Tensor) -> float:
+    """Return how far the output is off, relative to what the layer adds to its input."""
+    added = float((wanted.float() - hidden.float()).norm())
+    return float((out.float() - wanted.float()).norm()) / max(added, 1e-30)

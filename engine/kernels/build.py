@@ -48,6 +48,7 @@ INCLUDED = (
     "state_spaces.inl",
     "structures.h",
     "tile_shapes.h",
+    "token_mixers.inl",
     "vectors.inl",
 )
 LIBRARY_NAME = "_kernels.so"

@@ -82,6 +82,51 @@ class Norm(ctypes.Structure):
     _fields_ = (("weight", c_void_p), ("eps", c_float), ("is_zero_centred", c_int32))
 
 
+class AttentionMixer(ctypes.Structure):
+    """`struct AttentionMixer` of structures.h: how a layer attends, besides its products."""
+
+    _fields_ = (
+        ("query_norm", Norm),
+        ("key_norm", Norm),
+        ("num_heads", c_int64),
+        ("head_dim", c_int64),
+        ("has_gate", c_int64),
+    )
+
+
+class DeltaNetMixer(ctypes.Structure):
+    """`struct DeltaNetMixer` of structures.h: a gated delta net, besides its products."""
+
+    _fields_ = (
+        ("conv_weight", c_void_p),
+        ("conv_bias", c_void_p),
+        ("rates", c_void_p),
+        ("dt_bias", c_void_p),
+        ("conv_states", c_void_p),
+        ("states", c_void_p),
+        ("norm", Norm),
+        ("taps", c_int64),
+        ("key_heads", c_int64),
+        ("heads", c_int64),
+        ("key_dim", c_int64),
+        ("value_dim", c_int64),
+        ("slot_bytes", c_int64),
+        ("beta_scale", c_float),
+    )
+
+
+class ConvolutionMixer(ctypes.Structure):
+    """`struct ConvolutionMixer` of structures.h: a short convolution between two gates, besides its products."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("states", c_void_p),
+        ("taps", c_int64),
+        ("slot_bytes", c_int64),
+    )
+
+
 class DecoderLayer(ctypes.Structure):
     """`struct DecoderLayer` of structures.h: the weights of one layer."""
 
@@ -90,14 +135,12 @@ class DecoderLayer(ctypes.Structure):
         ("mixer_out", c_void_p),
         ("gate_up", c_void_p),
         ("down", c_void_p),
+        ("attention", c_void_p),
+        ("delta_net", c_void_p),
+        ("convolution", c_void_p),
         ("mixer_norm", Norm),
         ("mlp_norm", Norm),
-        ("query_norm", Norm),
-        ("key_norm", Norm),
         ("hidden_size", c_int64),
-        ("num_heads", c_int64),
-        ("head_dim", c_int64),
-        ("has_gate", c_int64),
     )
 
 
@@ -107,6 +150,7 @@ class DecoderCall(ctypes.Structure):
     _fields_ = (
         ("layers", c_void_p),
         ("attentions", c_void_p),
+        ("segments", c_void_p),
         ("num_layers", c_int64),
         ("num_tokens", c_int64),
         ("hidden", c_void_p),
@@ -338,6 +382,9 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Attention,
     Linear,
     Norm,
+    AttentionMixer,
+    DeltaNetMixer,
+    ConvolutionMixer,
     DecoderLayer,
     DecoderCall,
     PlainProduct,

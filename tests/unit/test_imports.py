@@ -38,13 +38,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.attention": VOCABULARY | {"engine.kernels", "engine.platform"},
     "engine.recurrent": VOCABULARY | {"engine.attention", "engine.kernels"},
     "engine.models": VOCABULARY | {"engine.attention", "engine.recurrent", "engine.platform"},
-    "engine.cpu": VOCABULARY | {"engine.attention", "engine.kernels", "engine.platform"},
+    "engine.cpu": VOCABULARY | {"engine.attention", "engine.recurrent", "engine.kernels", "engine.platform"},
     "engine.sampling": VOCABULARY | {"engine.grammar", "engine.kernels", "engine.platform"},
     "engine.runner": VOCABULARY
     | {"engine.sampling", "engine.models", "engine.attention", "engine.grammar", "engine.platform"},
     "engine.startup": VOCABULARY
     | {"engine.runner", "engine.cpu", "engine.sampling", "engine.models", "engine.attention", "engine.grammar"}
-    | {"engine.text", "engine.kernels", "engine.platform", "engine.scheduler"},
+    | {"engine.text", "engine.kernels", "engine.recurrent", "engine.platform", "engine.scheduler"},
     "engine.supervision": VOCABULARY | {"engine.core", "engine.platform", "engine.startup"},
     "engine.frontend": VOCABULARY
     | {"engine.supervision", "engine.admission", "engine.core", "engine.grammar", "engine.text", "engine.platform"}
