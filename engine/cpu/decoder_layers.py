@@ -120,9 +120,11 @@ class NativeDecoder(nn.Module):
 
     def _segments_of_step(self) -> int:
         """Return the address of what the current step's sequences are, having found the layers' states."""
+        segments, native = Segments.of(current_step()), self._segments
+        highest = int(segments.slots.numpy().max())
         for mixer in self._with_states:
             mixer.find_states()
-        segments, native = Segments.of(current_step()), self._segments
+            assert highest < mixer.num_slots
         native.num_seqs = segments.slots.shape[0]
         native.query_start = segments.starts.data_ptr()
         native.slots, native.is_new = segments.slots.data_ptr(), segments.is_new.data_ptr()

@@ -49,12 +49,14 @@ class _WithStates(ABC):
 
     def __init__(self, states: LayerStates) -> None:
         self.states = states
+        self.num_slots = 0
         self._known: list[Tensor] | None = None
 
     def find_states(self) -> None:
         """Have the kernels find the states, before each step."""
         if self.states.tensors is not self._known:
             self._known = self.states.tensors
+            self.num_slots = self._known[0].shape[0]
             self._set_states(self._known)
 
     @abstractmethod
