@@ -24,29 +24,28 @@ from orcinus.engine.recurrent.segments import Segments
 
 
 class NativeWeights:
-    """Holds the packed weights of one layer, and its mixer."""
+    """Holds the packed weights of one layer, or of what comes before its experts, and its mixer."""
 
     def __init__(self, parts: LayerParts, mixer: NativeMixer, library: Library, kind: Kind) -> None:
         self.mixer = mixer
-        self._projections = _packed(library, parts.mixer.projections, kind)
-        self._mixer_out = _packed(library, [parts.mixer.out], kind)
-        self._gate_up = _packed(library, [parts.gate, parts.up], kind, alternates=True)
-        self._down = _packed(library, [parts.down], kind)
+        self.has_mlp = bool(parts.gated)
+        self._packed = [_packed(library, parts.mixer.projections, kind), _packed(library, [parts.mixer.out], kind)]
+        if parts.gated:
+            gate, up, down = parts.gated
+            self._packed.append(_packed(library, [gate, up], kind, alternates=True))
+            self._packed.append(_packed(library, [down], kind))
         self._norms = [parts.mixer_norm, parts.mlp_norm]  # their weights are in use
         self.native = DecoderLayer(
-            projections=addressof(self._projections.native),
-            mixer_out=addressof(self._mixer_out.native),
-            gate_up=addressof(self._gate_up.native),
-            down=addressof(self._down.native),
+            *(addressof(weight.native) for weight in self._packed),
             mixer_norm=native_norm(parts.mixer_norm),
             mlp_norm=native_norm(parts.mlp_norm),
-            hidden_size=self._mixer_out.out_features,
+            hidden_size=parts.mixer.out.module.out_features,
         )
         mixer.put_into(self.native)
 
     @property
     def nbytes(self) -> int:
-        return sum(weight.nbytes for weight in (self._projections, self._mixer_out, self._gate_up, self._down))
+        return sum(weight.nbytes for weight in self._packed)
 
     def use_norms(self, *, are_zero_centred: bool) -> None:
         """Take the weights of norms as they are, or with 1 added."""
@@ -71,12 +70,6 @@ class NativeDecoder(nn.Module):
     @property
     def packed_bytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
-
-    def take_names_of(self, layer: nn.Module) -> None:
-        """Take over what the model's code may read of the layer that this one replaces."""
-        for name, value in vars(layer).items():
-            if not name.startswith("_") and name not in vars(self):
-                setattr(self, name, value)
 
     def forward(
         self,
@@ -137,9 +130,32 @@ def _attention_call(paged: PagedAttention, mixer: NativeMixer) -> Attention:
     return paged.native_call(mixer.module, mixer.spec, mixer.num_heads)
 
 
+def take_names(native: nn.Module, layer: nn.Module) -> None:
+    """Give a native layer what the model's code may read of the layer that it replaces."""
+    for name, value in vars(layer).items():
+        if not name.startswith("_") and name not in vars(native):
+            setattr(native, name, value)
+
+
+class NativeMixerLayer(nn.Module):
+    """Runs a layer whose experts are the model's own code, what comes before them natively."""
+
+    def __init__(self, decoder: NativeDecoder, parts: LayerParts) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.norm = parts.mlp_norm
+        self.mlp = parts.mlp
+
+    def forward(self, hidden_states: Tensor, *positional: Any, **given: Any) -> Tensor:
+        mixed: Tensor = self.decoder(hidden_states, *positional, **given)
+        experts: Tensor = self.mlp(self.norm(mixed))
+        return mixed + experts
+
+
 def num_native_layers(model: nn.Module) -> int:
-    """Return how many of the model's layers run natively."""
-    return sum(len(module.layers) for module in model.modules() if isinstance(module, NativeDecoder))
+    """Return how many of the model's layers run natively, from one end to the other."""
+    decoders = [module for module in model.modules() if isinstance(module, NativeDecoder)]
+    return sum(layer.has_mlp for decoder in decoders for layer in decoder.layers)
 
 
 def _packed(library: Library, places: Sequence[Place], kind: Kind, *, alternates: bool = False) -> PackedWeight:

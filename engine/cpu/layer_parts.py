@@ -141,32 +141,31 @@ MixerParts = AttentionParts | DeltaNetParts | ConvolutionParts
 
 @dataclass(frozen=True, slots=True)
 class LayerParts:
-    """Names the parts of one layer."""
+    """Names the parts of one layer. What is no gated MLP, such as experts, stays what it is."""
 
     mixer: MixerParts
-    gate: Place
-    up: Place
-    down: Place
+    mlp: nn.Module
+    gated: list[Place]  # gate, up and down of the MLP, or nothing
     mixer_norm: nn.Module
     mlp_norm: nn.Module
 
     @property
     def linears(self) -> list[Place]:
-        return [*self.mixer.projections, self.mixer.out, self.gate, self.up, self.down]
+        """Return the products that a native layer computes."""
+        return [*self.mixer.projections, self.mixer.out, *self.gated]
 
     def fits(self) -> bool:
         """Return whether the parts have types and sizes that our kernels work with, whatever mixes the tokens."""
         linears = [place.module for place in self.linears]
         if any(type(linear) is not nn.Linear or linear.weight.dtype is not torch.bfloat16 for linear in linears):
             return False
-        *projections, out, gate, up, down = linears
+        projections, out = linears[: len(self.mixer.projections)], self.mixer.out.module
         hidden = out.out_features
         return (
-            gate.out_features == up.out_features == down.in_features
-            and gate.out_features % 16 == 0
-            and all(linear.in_features == hidden for linear in (*projections, gate, up))
-            and down.out_features == hidden <= _MOST_HIDDEN
+            hidden <= _MOST_HIDDEN
+            and all(linear.in_features == hidden for linear in projections)
             and all(_is_norm(norm, hidden) for norm in (self.mixer_norm, self.mlp_norm))
+            and (not self.gated or _is_gated(*(place.module for place in self.gated), hidden=hidden))
         )
 
 
@@ -177,11 +176,8 @@ def parts_of(layer: nn.Module) -> LayerParts | None:
         return None
     module, mlp, mixer_norm, mlp_norm = (place.module for place in found)
     mixer = _delta_net(module) or _convolution(module) or _attention(module)
-    gated = _all_of(mlp, ("gate", "up", "down"))
-    if mixer is None or gated is None:
-        return None
-    gate, up, down = gated
-    return LayerParts(mixer, gate, up, down, mixer_norm, mlp_norm)
+    gated = _all_of(mlp, ("gate", "up", "down")) or []
+    return None if mixer is None else LayerParts(mixer, mlp, gated, mixer_norm, mlp_norm)
 
 
 def norm_eps(norm: Any) -> float:
@@ -228,6 +224,15 @@ def _convolution(module: nn.Module) -> ConvolutionParts | None:
         return None
     projection, out, convolution = found
     return ConvolutionParts(module, [projection], out, convolution.module)
+
+
+def _is_gated(gate: nn.Linear, up: nn.Linear, down: nn.Linear, *, hidden: int) -> bool:
+    width = down.in_features
+    return (
+        gate.out_features == up.out_features == width
+        and width % 16 == 0
+        and gate.in_features == up.in_features == down.out_features == hidden
+    )
 
 
 def _is_norm(norm: Any, width: int) -> bool:

@@ -21,7 +21,7 @@ from orcinus.engine.attention.interface import AttentionSpec, LayerShape, PagedL
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
-from orcinus.engine.cpu.decoder_layers import NativeDecoder, NativeWeights
+from orcinus.engine.cpu.decoder_layers import NativeDecoder, NativeMixerLayer, NativeWeights, take_names
 from orcinus.engine.cpu.int8_linear import Int8Linear
 from orcinus.engine.cpu.layer_parts import (
     AttentionParts,
@@ -93,7 +93,8 @@ def replace_layers(
 ) -> int:
     """Put a `NativeDecoder` in place of each layer that it equals, packing one at a time. Returns how many.
 
-    Where all of a list's layers are native and turn by the same angles, one stands for all of them.
+    Of a layer with experts, it stands for what comes before these. Where all of a list's layers are native and turn by
+    the same angles, one stands for all of them.
     """
     places = [(parent, name, layer) for parent in model.modules() for name, layer in parent.named_children()]
     candidates = [(Place(parent, name), parts_of(layer)) for parent, name, layer in places if layer in samples]
@@ -106,8 +107,9 @@ def replace_layers(
         native = _native_layer(layer, parts, mixer, samples[layer], backend=backend, kind=kind)
         if native is not None:
             _drop_projections(parts)
-            native.take_names_of(layer)
-            setattr(place.owner, place.name, native)
+            stand_in = native if parts.gated else NativeMixerLayer(native, parts)
+            take_names(stand_in, layer)
+            setattr(place.owner, place.name, stand_in)
             count += 1
     if len({_places(sample.rotary) for sample in samples.values()}) == 1:
         _join_lists(model, backend.library)
@@ -128,7 +130,7 @@ def _join_lists(model: nn.Module, library: Library) -> None:
             natives = [layer for layer in layers if isinstance(layer, NativeDecoder)]
             if len(natives) == len(layers):
                 joined = NativeDecoder(library, [weights for native in natives for weights in native.layers])
-                joined.take_names_of(natives[0])
+                take_names(joined, natives[0])
                 setattr(parent, name, nn.ModuleList([joined]))
 
 
@@ -161,7 +163,10 @@ def _native_layer(
     """Return a native layer that computes what this one does, or None."""
     if not parts.fits():
         return None
-    hidden, wanted = _trial(layer, parts, sample, kind)
+    trial = _trial(layer, parts, sample, kind)
+    if trial is None:
+        return None
+    hidden, wanted = trial
     weights = NativeWeights(parts, mixer, backend.library, kind)
     native = NativeDecoder(backend.library, [weights])
     errors = []
@@ -175,14 +180,41 @@ def _native_layer(
     return None
 
 
-def _trial(layer: nn.Module, parts: LayerParts, sample: RecordedCall, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Return hidden states so small that rounding keeps what the layer adds, and what its own code makes of them."""
+def _trial(layer: nn.Module, parts: LayerParts, sample: RecordedCall, kind: Kind) -> tuple[Tensor, Tensor] | None:
+    """Return hidden states so small that rounding keeps what the layer adds, and what its own code makes of them.
+
+    Of a layer with experts, what it makes of them before these. None if they are not added to that.
+    """
     hidden = sample.hidden * min(1.0, sample.gain)
     given = dict(sample.given)
     if isinstance(given.get("position_ids"), Tensor):
         given["position_ids"] = given["position_ids"] + _FAR_POSITION
-    with step_context(StepContext(ProbingAttention())), _quantized(parts.linears) if kind == "int8" else nullcontext():
-        return hidden, layer(hidden, *sample.positional, **given)
+    with (
+        step_context(StepContext(ProbingAttention())),
+        _quantized(parts.linears) if kind == "int8" else nullcontext(),
+        _noted_inputs(parts.mlp_norm) as normed,
+    ):
+        out = layer(hidden, *sample.positional, **given)
+    if parts.gated:
+        return hidden, out
+    if len(normed) != 1 or not _adds_experts(parts, normed[0], out):
+        return None
+    return hidden, normed[0]
+
+
+@contextmanager
+def _noted_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    inputs: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, given: inputs.extend(given))
+    try:
+        yield inputs
+    finally:
+        hook.remove()
+
+
+def _adds_experts(parts: LayerParts, mixed: Tensor, out: Tensor) -> bool:
+    experts = parts.mlp(parts.mlp_norm(mixed))
+    return isinstance(experts, Tensor) and torch.equal(mixed + experts, out)
 
 
 @contextmanager

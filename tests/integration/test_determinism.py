@@ -196,7 +196,7 @@ def test_in_bfloat16_families_that_keep_their_layers_answer_alike(
 
 
 @pytest.mark.skipif(not has("bfloat16"), reason="our kernels do not multiply bfloat16 on this CPU")
-@pytest.mark.parametrize("family", slow_but_for(["llama", "qwen3", "mistral"], "llama"))
+@pytest.mark.parametrize("family", slow_but_for(["llama", "qwen3", "mistral", "qwen3_moe"], "llama"))
 def test_in_bfloat16_native_layers_answer_alike(family: str, executor_of: Callable[..., Executor]) -> None:
     executor = executor_of(family, is_native=True, dtype="bfloat16")
     assert NativeDecoder in {type(module) for module in executor[1]._model.causal_lm.modules()}

@@ -42,7 +42,7 @@ public:
     long bytes() const {
         long total = bytes_to_mix(layer_, count_);
         for (const Linear* linear : {layer_.projections, layer_.mixer_out, layer_.gate_up, layer_.down})
-            total = most(total, bytes_of_rows(*linear, count_));
+            if (linear != nullptr) total = most(total, bytes_of_rows(*linear, count_));
         const long values = layer_.projections->out + layer_.mixer_out->in + layer_.hidden_size + mlp_width();
         return total + count_ * values * sizeof(bf16) + 64 * 8;
     }
@@ -54,7 +54,7 @@ public:
         Scratch scratch(memory);
         bf16* projected = scratch.take<bf16>(count_ * projections->out);
         bf16* mixed = scratch.take<bf16>(count_ * mixer_out->in);
-        bf16* middle = scratch.take<bf16>(count_ * width);
+        bf16* middle = has_mlp() ? scratch.take<bf16>(count_ * width) : out;
         bf16* gated = scratch.take<bf16>(count_ * mlp_width());
         char* rest = scratch.take<char>(0);
 
@@ -63,6 +63,7 @@ public:
         if (mix(Mixing{call_, layer_, attention_, team_, level_, projected, mixed, rest})) return 1;
         multiply(*mixer_out, rows(*mixer_out, rest, mixed, mixer_out->in),
                  Target{middle, width, hidden, hidden_stride, false}, team_);
+        if (!has_mlp()) return 0;
         multiply(*gate_up, normalized(*gate_up, rest, middle, width, layer_.mlp_norm),
                  Target{gated, mlp_width(), nullptr, 0, true}, team_);
         multiply(*layer_.down, rows(*layer_.down, rest, gated, mlp_width()), Target{out, width, middle, width, false},
@@ -71,7 +72,9 @@ public:
     }
 
 private:
-    long mlp_width() const { return layer_.gate_up->out / 2; }
+    bool has_mlp() const { return layer_.gate_up != nullptr; }
+
+    long mlp_width() const { return has_mlp() ? layer_.gate_up->out / 2 : 0; }
 
     Rows normalized(const Linear& linear, char* memory, const bf16* x, long stride, const Norm& norm) const {
         Scratch scratch(memory);

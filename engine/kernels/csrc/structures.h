@@ -51,7 +51,7 @@ struct ConvolutionMixer {
     int64_t taps, slot_bytes;
 };
 
-// A token mixer, of which one is not null, and an MLP.
+// A token mixer, of which one is not null, and an MLP, which may be missing: its products are null then.
 struct DecoderLayer {
     const Linear *projections, *mixer_out, *gate_up, *down;
     const AttentionMixer* attention;

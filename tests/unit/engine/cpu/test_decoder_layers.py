@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
+from orcinus.engine.cpu.decoder_layers import num_native_layers
 from orcinus.engine.cpu.native_linear import Kind
 from orcinus.engine.startup.probe import probe_model
 from tests.effort import slow_but_for
@@ -40,7 +41,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "mistral-window": ("MistralConfig", {"sliding_window": 10}, 3),
     "qwen2-biases": ("Qwen2Config", {}, 3),
     "qwen3-head-norms": ("Qwen3Config", {}, 3),
-    "glm4-partial-rotary": ("Glm4MoeConfig", _MOE, 1),
+    "glm4-partial-rotary": ("Glm4MoeConfig", _MOE, 3),
     "gemma-norms-with-one-added": ("GemmaConfig", {"hidden_act": "silu"}, 3),
     "qwen3_5-gates": ("Qwen3_5TextConfig", _FULL_ATTENTION | {"head_dim": 256}, 3),
     "qwen3_next-gates": ("Qwen3NextConfig", _FULL_ATTENTION | {"head_dim": 128, "mlp_only_layers": [0, 1, 2]}, 3),
@@ -107,6 +108,24 @@ def test_partial_rotary_positions_and_a_dense_layer_before_experts(kind: Kind) -
     own_noise = noise([dense.whole(sequence)], [exact])
     assert dense.replace(kind) == 1
     assert 0 < noise(dense.paged([sequence], [[(0, 50)]]), [exact]) <= own_noise * MARGIN[kind]
+
+
+# Every expert is asked for, so that none is chosen by a rounding.
+_EXPERTS: dict[str, Any] = {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+@each_kind
+def test_what_comes_before_experts_is_native_and_they_stay(kind: Kind) -> None:
+    tiny = Tiny.of("Qwen3MoeConfig", **_EXPERTS)
+    sequences = [tokens(count, seed) for seed, count in enumerate((50, 1, 23))]
+    exact = [tiny.exactly(sequence) for sequence in sequences]
+    own_noise = noise([tiny.whole(sequence) for sequence in sequences], exact)
+    own_experts = [layer.mlp for layer in tiny.layers]
+    assert tiny.replace(kind) == 3
+    assert [layer.mlp for layer in tiny.layers] == own_experts
+    assert num_native_layers(tiny.served.model.causal_lm) == 0
+    together = tiny.paged(sequences, in_chunks([len(sequence) for sequence in sequences]))
+    assert 0 < noise(together, exact) <= own_noise * MARGIN[kind]
 
 
 @each_kind
@@ -265,6 +284,19 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_one_changed_layer_stays_and_the_others_are_replaced(change: Any, kind: Kind) -> None:
     model = random_model("LlamaConfig", "bfloat16", ATTENTION_NAME, **SHAPE)
+    changed = model.model.layers[1]
+    change(changed)
+    tiny = Tiny(probe_model(model, CPU), None)
+    assert tiny.replace(kind) == 2
+    assert tiny.layers[1] is changed
+
+
+@each_kind
+@pytest.mark.parametrize(
+    "change", [scale_output, clip_queries, leave_out_a_residual], ids=lambda change: change.__name__
+)
+def test_a_changed_layer_with_experts_stays(change: Any, kind: Kind) -> None:
+    model = random_model("Qwen3MoeConfig", "bfloat16", ATTENTION_NAME, **SHAPE | _EXPERTS)
     changed = model.model.layers[1]
     change(changed)
     tiny = Tiny(probe_model(model, CPU), None)

@@ -45,6 +45,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "lfm2": ("Lfm2Config", _CONV, 3),
     "lfm2-biases": ("Lfm2Config", _CONV | {"conv_bias": True, "conv_L_cache": 5}, 3),
 }
+# Every expert is asked for, so that none is chosen by a rounding.
+_EXPERTS: dict[str, Any] = {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_SHARED: dict[str, Any] = {"shared_expert_intermediate_size": 32}
+FAMILIES |= {
+    "qwen3_5-experts": ("Qwen3_5MoeTextConfig", _DELTA_NET | _EXPERTS | _SHARED, 3),
+    "lfm2-experts": ("Lfm2MoeConfig", _CONV | _EXPERTS | {"num_dense_layers": 1}, 3),
+}
 MIXED = ["qwen3_5", "lfm2"]
 
 
@@ -56,7 +63,9 @@ def paged() -> Iterator[None]:
 
 
 @each_kind
-@pytest.mark.parametrize("family", slow_but_for(FAMILIES, "qwen3_5", "qwen3_next-by-key-head", "lfm2"))
+@pytest.mark.parametrize(
+    "family", slow_but_for(FAMILIES, "qwen3_5", "qwen3_next-by-key-head", "lfm2", "qwen3_5-experts")
+)
 def test_native_layers_are_as_near_to_exact_as_transformers_own(family: str, kind: Kind) -> None:
     class_name, settings, num_native = FAMILIES[family]
     tiny = Tiny.of(class_name, **settings)
