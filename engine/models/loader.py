@@ -247,9 +247,14 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
         )
     if getattr(model_class, "_is_stateful", False) and not is_recurrent:
         raise ModelLoadError(f"{name} keeps recurrent state, which a paged cache cannot hold")
-    if model_class.__name__ != "AutoModelForCausalLM" and not (
-        (model_class._supports_attention_backend or is_recurrent)  # classes with states leave it unsaid
-        and (model_class._supports_flash_attn or has_known_chunks(text_config))  # no flash kernel knows of chunks
+    attends = getattr(text_config, "num_attention_heads", None) is not None
+    if (
+        attends
+        and model_class.__name__ != "AutoModelForCausalLM"
+        and not (
+            (model_class._supports_attention_backend or is_recurrent)  # classes with states leave it unsaid
+            and (model_class._supports_flash_attn or has_known_chunks(text_config))  # no flash kernel knows of chunks
+        )
     ):
         raise ModelLoadError(
             f"{name} does not attend through transformers' attention interface, or needs a mask of its own there"

@@ -5,6 +5,7 @@ slots, which is one whole sequence from its start, that one computes, and what a
 """
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +14,29 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from orcinus.engine.attention.step_context import current_step
+from orcinus.engine.kernels.library import load_library
 from orcinus.engine.recurrent import torch_scans
 from orcinus.engine.recurrent.layer_states import LayerStates
+from orcinus.engine.recurrent.native_scans import NativeScans, can_convolve, can_run_delta_rule, can_scan
 from orcinus.engine.recurrent.segments import Segments
+
+_THREAD = threading.local()
 
 
 def _segments() -> Segments | None:
     step = current_step()
     return None if step.state_slots is None else Segments.of(step)
+
+
+def _native(x: Tensor) -> NativeScans | None:
+    """Return this thread's kernels for the device of `x`, if there are some."""
+    library = load_library() if x.device.type == "cpu" else None
+    if library is None:
+        return None
+    if not hasattr(_THREAD, "scans"):
+        _THREAD.scans = NativeScans(library)
+    scans: NativeScans = _THREAD.scans
+    return scans
 
 
 def convolve(  # noqa: PLR0917 (as the next ones: the signature is transformers')
@@ -38,9 +54,11 @@ def convolve(  # noqa: PLR0917 (as the next ones: the signature is transformers'
         states.note((weight.shape[1] - 1, weight.shape[0]), hidden_states.dtype)
         whole: Tensor = original(hidden_states, weight, bias, activation=activation, **given)
         return whole
-    x, kept = hidden_states[0].t(), states.take_next()
-    out = torch_scans.convolve(x, weight, bias, activation=activation, states=kept, segments=segments)
-    return out.t().unsqueeze(0)
+    place: dict[str, Any] = {"activation": activation, "states": states.take_next(), "segments": segments}
+    native = _native(hidden_states)
+    if native is not None and can_convolve(hidden_states.dtype, weight, activation):
+        return native.convolve(hidden_states, weight, bias, **place)
+    return torch_scans.convolve(hidden_states[0].t(), weight, bias, **place).t().unsqueeze(0)
 
 
 def delta_rule(  # noqa: PLR0917
@@ -61,6 +79,10 @@ def delta_rule(  # noqa: PLR0917
         states.note((value.shape[2], key.shape[3], value.shape[3]), torch.float32)
         given["use_qk_l2norm_in_kernel"] = use_qk_l2norm_in_kernel
         return original(query, key, value, g=g, beta=beta, **given)[0], None
+    kept, native = states.take_next(), _native(value)
+    if native is not None and can_run_delta_rule(value.dtype, key.shape[3]):
+        shared: dict[str, Any] = {"states": kept, "segments": segments, "normalized": use_qk_l2norm_in_kernel}
+        return native.delta_rule(query, key, value, decay=g, beta=beta, **shared), None
 
     def advance(before: Tensor, place: slice) -> tuple[Tensor, Tensor]:
         q, k, v, decay, weight = (x[0, place] for x in (query, key, value, g, beta))
@@ -82,7 +104,7 @@ def delta_rule(  # noqa: PLR0917
         )
         return out, end
 
-    return torch_scans.scan(states.take_next(), segments, advance, go_on).unsqueeze(0), None
+    return torch_scans.scan(kept, segments, advance, go_on).unsqueeze(0), None
 
 
 def mamba2_scan(  # noqa: PLR0917
@@ -110,6 +132,10 @@ def mamba2_scan(  # noqa: PLR0917
         states.note((x.shape[2], x.shape[3], B.shape[3]), torch.float32)
         whole: Tensor = original(x, dt, A, B, C, **shared)
         return whole
+    kept, native = states.take_next(), _native(x)
+    if native is not None and can_scan(x.dtype, B.shape[3]):
+        place_of: dict[str, Any] = {"states": kept, "segments": segments, "dt_limit": dt_limit}
+        return native.mamba2(x, dt, a=A, b=B, c=C, d=D, dt_bias=dt_bias, has_softplus=dt_softplus, **place_of)
     shared |= {"return_final_states": True}
     step_sizes = (dt if dt_bias is None else dt + dt_bias.to(dt.dtype))[0]
     step_sizes = (F.softplus(step_sizes) if dt_softplus else step_sizes).clamp(*dt_limit)
@@ -124,7 +150,7 @@ def mamba2_scan(  # noqa: PLR0917
         )
         return out, end
 
-    return torch_scans.scan(states.take_next(), segments, advance, go_on).unsqueeze(0)
+    return torch_scans.scan(kept, segments, advance, go_on).unsqueeze(0)
 
 
 def selective_scan(  # noqa: PLR0917
@@ -153,6 +179,10 @@ def selective_scan(  # noqa: PLR0917
             x, dt, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus, **given
         )
         return whole
+    kept, native = states.take_next(), _native(x)
+    if native is not None and can_scan(x.dtype, A.shape[1]):
+        shared: dict[str, Any] = {"states": kept, "segments": segments, "has_softplus": delta_softplus}
+        return native.selective_scan(x, dt, a=A, b=B, c=C, d=D, z=z, dt_bias=delta_bias, **shared)
     step_sizes = (dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[..., None])[0].t()
     step_sizes = F.softplus(step_sizes) if delta_softplus else step_sizes
     tokens, inputs, outputs = x[0].t(), B[0].t(), C[0].t()
@@ -168,7 +198,7 @@ def selective_scan(  # noqa: PLR0917
             results.append(result)
         return torch.cat(results).unsqueeze(0), state
 
-    out = torch_scans.scan(states.take_next(), segments, advance, go_on)
+    out = torch_scans.scan(kept, segments, advance, go_on)
     if z is not None:
         out = out * F.silu(z[0].t())
     return out.t().unsqueeze(0)

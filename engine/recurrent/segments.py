@@ -27,9 +27,10 @@ class Segments:
     def of(step: StepContext) -> "Segments":
         """Return those of a step that has state slots; the same object as long as the step is."""
         global _last  # noqa: PLW0603 (every recurrent layer of a step asks)
-        if _last is None or _last[0] is not step:
-            _last = step, _segments_of(step)
-        return _last[1]
+        last = _last
+        if last is None or last[0] is not step:
+            last = _last = step, _segments_of(step)
+        return last[1]
 
     @property
     def longer(self) -> range:

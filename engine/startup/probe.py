@@ -59,21 +59,23 @@ def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None 
         raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
     except Exception as error:  # a configuration that its own code cannot run, or code that asks for more
         raise ModelLoadError(f"the first run of {model.name} failed: {reason_of(error)}") from error
-    if probe.dtype is None:
+    states = [module for module in causal_lm.modules() if isinstance(module, SlotState)]
+    if not probe.kv and not states:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
+    cache_dtype = probe.dtype or causal_lm.dtype
     windows = {spec.window for spec in probe.specs.values()}
     layers = [LayerKind(probe.num_heads[module], kv.shape, probe.specs[module]) for module, kv in probe.kv.items()]
     return ServedModel(
         model=model,
         num_parameters=int(causal_lm.num_parameters()),
         weight_bytes=int(causal_lm.get_memory_footprint()),
-        backend=choose_backend(device, probe.dtype, layers, block_size),
+        backend=choose_backend(device, cache_dtype, layers, block_size),
         kv=probe.kv,
         specs=probe.specs,
         recorded_calls=calls,
-        cache_dtype=probe.dtype,
+        cache_dtype=cache_dtype,
         max_context=model_context(model.config, windows, is_fixed=has_fixed_rope(causal_lm)),
-        states=[module for module in causal_lm.modules() if isinstance(module, SlotState)],
+        states=states,
         expected_logits=expected,
     )
 

@@ -16,6 +16,7 @@ import torch
 from orcinus.engine.attention.step_context import SlotState
 from orcinus.engine.messages import AddRequest, EngineInfo
 from orcinus.engine.models.loader import load_causal_lm
+from orcinus.engine.recurrent import functions
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.startup.build import build_executor
 from tests.effort import slow_but_for
@@ -68,16 +69,36 @@ def test_batched_greedy_output_equals_generate_alone(
     assert len({token for case in cases for token in case.expected}) > VOCAB_SIZE // 8
 
 
+@pytest.mark.parametrize("family", slow_but_for(KINDS, *QUICK))
+def test_by_torch_tokens_are_the_same(
+    family: str,
+    model_of: Callable[[str], Path],
+    executor_of: Callable[[str], tuple[EngineInfo, ModelRunner]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU, and where there are no kernels."""
+    monkeypatch.setattr(functions, "_native", lambda _: None)
+    rng = random.Random(family)
+    cases = greedy_cases(model_of(family), rng, 14)
+    run = serve(core_with_few_blocks(executor_of(family)), cases, rng, "torch")
+    assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]
+
+
 @pytest.mark.parametrize("way", ["ahead", "replayed"])
 @pytest.mark.parametrize("family", slow_but_for(KINDS, "qwen3_5"))
 def test_steps_launched_ahead_or_replayed_give_the_same(
-    family: str, way: str, model_of: Callable[[str], Path], executor_of: Callable[[str], tuple[EngineInfo, ModelRunner]]
+    family: str,
+    way: str,
+    model_of: Callable[[str], Path],
+    executor_of: Callable[[str], tuple[EngineInfo, ModelRunner]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = random.Random(family)
     cases = greedy_cases(model_of(family), rng, 14)
     info, runner = executor_of(family)
     runner.runs_ahead = way == "ahead"
     if way == "replayed":
+        monkeypatch.setattr(functions, "_native", lambda _: None)  # steps are recorded on GPUs alone
         runner.record_decodes(record, info.max_model_len)
     try:
         run = serve(core_with_few_blocks((info, runner)), cases, rng, way)

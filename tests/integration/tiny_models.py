@@ -77,7 +77,7 @@ _MAMBA2: dict[str, Any] = _DENSE | {
     "mamba_n_groups": 2,
     "mamba_chunk_size": 8,
 }
-# Families with layers that keep a state for each sequence.
+# Families with layers that keep a state for each sequence; the Mambas have no others.
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5": ("Qwen3_5TextConfig", _DELTA_NET),
     "qwen3_5_moe": (
@@ -156,6 +156,19 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 40,
+        },
+    ),
+    "mamba": ("MambaConfig", {"hidden_size": 48, "state_size": 8, "num_hidden_layers": 3, "pad_token_id": 0}),
+    "mamba2": (
+        "Mamba2Config",
+        {
+            "hidden_size": 48,
+            "num_heads": 6,
+            "head_dim": 16,
+            "state_size": 16,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "num_hidden_layers": 3,
         },
     ),
     "jamba": (
