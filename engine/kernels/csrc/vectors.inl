@@ -12,8 +12,13 @@ INLINE f32x16 load(const float* p) { return *reinterpret_cast<const f32x16_unali
 INLINE void store(float* p, f32x16 x) { *reinterpret_cast<f32x16_unaligned*>(p) = x; }
 
 INLINE f32x16 widen(const bf16* p) {
+#if AVX512
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return reinterpret_cast<f32x16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+#else
     const u16x16 raw = *reinterpret_cast<const u16x16_unaligned*>(p);
     return bits_as<f32x16>(__builtin_convertvector(raw, u32x16) << 16);
+#endif
 }
 
 INLINE f32x16 load_as_float(const float* p) { return load(p); }
