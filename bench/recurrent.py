@@ -1,11 +1,11 @@
 """What the native kernels of recurrent layers are worth: the convolution and the gated delta rule of a layer, no more.
 
-    OMP_NUM_THREADS=1 python -m bench.recurrent [--singles 1,4,16,32] [--chunks 128,512] [--threads 2] [--rounds 9]
+    OMP_NUM_THREADS=1 python -m bench.recurrent [--singles 1,4,16,32] [--chunks 128,512] [--rounds 9] [--cpu-time]
 
-A layer is like those of Qwen3.5 0.8B: 16 heads of 128 by 128, and 6144 channels of 4 taps. Every round runs all layers, each
-with states of its own, over so many sequences of one token, or over one sequence of so many tokens: by our kernels, and
-by the functions of transformers in torch, which take single tokens in a batch. Medians over the rounds, in milliseconds a
-layer. Random numbers in bfloat16.
+A layer is like those of Qwen3.5 0.8B: 16 heads of 128 by 128, and 6144 channels of 4 taps. Every round runs all layers,
+each with states of its own, over so many sequences of one token, or over one sequence of so many tokens: by our
+kernels, and by the functions of transformers in torch, which take single tokens in a batch. Medians over the rounds, in
+milliseconds a layer, on the clock or of processor time. Random numbers in bfloat16.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def main() -> int:
     for num_seqs, length in steps:
         name = f"{num_seqs} of one token" if length == 1 else f"{length} tokens of one"
         layers = [Layer(num_seqs, length) for _ in range(options.layers)]
-        print(f"| {name} | " + " | ".join(compare(layers, library, options.rounds)) + " |", flush=True)
+        print(f"| {name} | " + " | ".join(compare(layers, library, options)) + " |", flush=True)
     return 0
 
 
@@ -124,10 +124,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, of all threads together")
     return parser.parse_args()
 
 
-def compare(layers: Sequence[Layer], library: Library, rounds: int) -> list[str]:
+def compare(layers: Sequence[Layer], library: Library, options: argparse.Namespace) -> list[str]:
     """Return a cell for each way, of milliseconds a layer. The first round does not count."""
     scans = NativeScans(library)
     ways: list[Callable[[Layer], object]] = [
@@ -136,15 +137,16 @@ def compare(layers: Sequence[Layer], library: Library, rounds: int) -> list[str]
         lambda layer: layer.native_rule(scans),
         Layer.torch_rule,
     ]
-    times = [[milliseconds(way, layers) for way in ways] for _ in range(rounds + 1)][1:]
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    times = [[milliseconds(way, layers, clock) for way in ways] for _ in range(options.rounds + 1)][1:]
     return [f"{statistics.median(measured):.3f}" for measured in zip(*times, strict=True)]
 
 
-def milliseconds(way: Callable[[Layer], object], layers: Sequence[Layer]) -> float:
-    started = time.perf_counter()
+def milliseconds(way: Callable[[Layer], object], layers: Sequence[Layer], clock: Callable[[], float]) -> float:
+    started = clock()
     for layer in layers:
         way(layer)
-    return (time.perf_counter() - started) * 1e3 / len(layers)
+    return (clock() - started) * 1e3 / len(layers)
 
 
 if __name__ == "__main__":

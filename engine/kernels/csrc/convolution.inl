@@ -5,13 +5,30 @@ template <class T> struct Taps {
     const T* rows[MOST_TAPS];
 };
 
+// Puts the weights of each tap side by side, for as many channels as it can; returns how many.
+template <class T> INLINE long turn_four_taps(const T*, long, float (*)[CONVOLVED]) { return 0; }
+#if AVX512
+INLINE long turn_four_taps(const bf16* weight, long num_channels, float (*out)[CONVOLVED]) {
+    long i = 0;
+    for (; i + 8 <= num_channels; i += 8) {
+        const __m512i four = _mm512_loadu_si512(weight + 4 * i);
+        UNROLL
+        for (int tap = 0; tap < 4; tap++) {
+            const __m256i bits = _mm256_slli_epi32(_mm512_cvtepi64_epi32(_mm512_srli_epi64(four, 16 * tap)), 16);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(out[tap] + i), bits);
+        }
+    }
+    return i;
+}
+#endif
+
 template <class T> class ConvolvedPart {
 public:
     ConvolvedPart(const Convolution& call, long first, long end)
         : call_(call), first_(first), width_(end - first) {
         const T *weight = static_cast<const T*>(call.weight) + first * call.taps, *bias = static_cast<const T*>(call.bias);
-        for (long tap = 0; tap < call.taps; tap++)
-            for (long i = 0; i < round_up(width_, 16); i++)
+        for (long i = call.taps == 4 ? turn_four_taps(weight, width_, weights_) : 0; i < round_up(width_, 16); i++)
+            for (long tap = 0; tap < call.taps; tap++)
                 weights_[tap][i] = i < width_ ? to_float(weight[i * call.taps + tap]) : 0.0f;
         for (long i = 0; i < round_up(width_, 16); i++)
             bias_[i] = bias != nullptr && i < width_ ? to_float(bias[first + i]) : 0.0f;
