@@ -9,111 +9,123 @@ struct Token {
     alignas(64) float decay[MOST_KEYS], key[MOST_KEYS], decayed_key[MOST_KEYS], query[MOST_KEYS];
 };
 
-template <int VECTORS> struct Sums {
-    f32x16 partial[PARTIALS][VECTORS];
-
-    INLINE Sums() {
-        UNROLL
-        for (int p = 0; p < PARTIALS; p++)
-            UNROLL
-            for (int v = 0; v < VECTORS; v++) partial[p][v] = f32x16{};
-    }
-    INLINE f32x16 total(int v) const { return (partial[0][v] + partial[1][v]) + (partial[2][v] + partial[3][v]); }
-};
-
-// sums += what the state, once it has forgotten, answers to the key.
-template <int VECTORS> INLINE void recall_row(const float* state, float decayed_key, f32x16* sums) {
+template <int VECTORS> INLINE void clear(f32x16 (&sums)[PARTIALS][VECTORS]) {
     UNROLL
-    for (int v = 0; v < VECTORS; v++) sums[v] = multiply_add(splat(decayed_key), load(state + 16 * v), sums[v]);
+    for (int p = 0; p < PARTIALS; p++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) sums[p][v] = f32x16{};
 }
 
-template <int VECTORS> INLINE Sums<VECTORS> recall(const float* state, long stride, const Token& token, long key_dim) {
-    Sums<VECTORS> sums;
+template <int VECTORS> INLINE void add_up(const f32x16 (&sums)[PARTIALS][VECTORS], f32x16* out) {
+    UNROLL
+    for (int v = 0; v < VECTORS; v++) out[v] = (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]);
+}
+
+// sums += what a row of the state, once it has forgotten, answers to the key.
+template <int VECTORS> INLINE void recall_row(const float* state, float decayed_key, f32x16 (&sums)[VECTORS]) {
+    const f32x16 key = each(decayed_key);
+    UNROLL
+    for (int v = 0; v < VECTORS; v++) sums[v] = multiply_add(key, load(state + 16 * v), sums[v]);
+}
+
+template <int VECTORS>
+INLINE void recall(const float* state, long stride, const Token& token, long key_dim, f32x16* answer) {
+    f32x16 sums[PARTIALS][VECTORS];
+    clear(sums);
     long i = 0;
     for (; i + PARTIALS <= key_dim; i += PARTIALS)
         UNROLL
         for (int p = 0; p < PARTIALS; p++)
-            recall_row<VECTORS>(state + (i + p) * stride, token.decayed_key[i + p], sums.partial[p]);
-    for (; i < key_dim; i++) recall_row<VECTORS>(state + i * stride, token.decayed_key[i], sums.partial[0]);
-    return sums;
+            recall_row<VECTORS>(state + (i + p) * stride, token.decayed_key[i + p], sums[p]);
+    for (; i < key_dim; i++) recall_row<VECTORS>(state + i * stride, token.decayed_key[i], sums[0]);
+    add_up(sums, answer);
 }
 
-// The state forgets and learns; sums += what it then answers to the query.
+// A row of the state forgets and learns; sums += what it then answers to the query.
 template <int VECTORS>
-INLINE void learn_row(float* state, const Token& token, long i, const f32x16* learnt, f32x16* sums) {
+INLINE void learn_row(float* state, const Token& token, long i, const f32x16* learnt, f32x16 (&sums)[VECTORS]) {
+    const f32x16 decay = each(token.decay[i]), key = each(token.key[i]), query = each(token.query[i]);
     UNROLL
     for (int v = 0; v < VECTORS; v++) {
-        const f32x16 kept = load(state + 16 * v) * token.decay[i];
-        const f32x16 now = multiply_add(splat(token.key[i]), learnt[v], kept);
+        const f32x16 now = multiply_add(key, learnt[v], load(state + 16 * v) * decay);
         store(state + 16 * v, now);
-        sums[v] = multiply_add(splat(token.query[i]), now, sums[v]);
+        sums[v] = multiply_add(query, now, sums[v]);
     }
 }
 
 // What is asked for ahead lies as the state does.
 template <int VECTORS>
-INLINE Sums<VECTORS> learn(float* state, long stride, const Token& token, long key_dim, const f32x16* learnt,
-                           const float* ahead) {
-    Sums<VECTORS> sums;
+INLINE void learn(float* state, long stride, const Token& token, long key_dim, const f32x16* learnt, const float* ahead,
+                  f32x16* answer) {
+    f32x16 sums[PARTIALS][VECTORS];
+    clear(sums);
     long i = 0;
     for (; i + PARTIALS <= key_dim; i += PARTIALS) {
         if (ahead != nullptr)
             for (int p = 0; p < PARTIALS; p++)
                 for (int v = 0; v < VECTORS; v++) __builtin_prefetch(ahead + (i + p) * stride + 16 * v, 1, 2);
         UNROLL
-        for (int p = 0; p < PARTIALS; p++)
-            learn_row<VECTORS>(state + (i + p) * stride, token, i + p, learnt, sums.partial[p]);
+        for (int p = 0; p < PARTIALS; p++) learn_row<VECTORS>(state + (i + p) * stride, token, i + p, learnt, sums[p]);
     }
-    for (; i < key_dim; i++) learn_row<VECTORS>(state + i * stride, token, i, learnt, sums.partial[0]);
-    return sums;
+    for (; i < key_dim; i++) learn_row<VECTORS>(state + i * stride, token, i, learnt, sums[0]);
+    add_up(sums, answer);
 }
 
-// A part of the state: `width` columns of the values, some of which lie in memory of the part's own while it is computed.
+// Columns of the values that a thread takes through all tokens: their part of the state should stay in the nearest cache.
+INLINE long part_columns(long key_dim) {
+    long columns = AVX512 ? 64 : 32;
+    while (columns > 16 && key_dim * columns * static_cast<long>(sizeof(float)) > PART_BYTES) columns /= 2;
+    return columns;
+}
+
+static_assert(MOST_KEYS * 16 * sizeof(float) <= PART_BYTES, "a part of so many keys has room where it is copied to");
+
+// A part of a state: some columns of the values. It is copied to where it lies in one piece, unless that would be in vain:
+// rows that are far apart share few places of a cache.
 template <class T> class DeltaPart {
 public:
     DeltaPart(const DeltaRule& call, const Place& place)
         : call_(call),
           place_(place),
           segment_(segment_of(*call.segments, place.sequence)),
-          width_(least(16 * PART_VECTORS, call.value_dim - place.part * 16 * PART_VECTORS)),
-          state_(state_at(call, place)) {}
+          first_column_(place.part * part_columns(call.key_dim)),
+          width_(least(part_columns(call.key_dim), call.value_dim - first_column_)),
+          is_copied_(segment_.end - segment_.first > FEW_TOKENS || width_ % 16 > 0),
+          stride_(is_copied_ ? round_up(width_, 16) : call.value_dim),
+          slot_(state_at(call, place)),
+          state_(is_copied_ ? copy_ : slot_) {}
 
     static float* state_at(const DeltaRule& call, const Place& place) {
         return in_slot(call.states, call.slot_bytes, segment_of(*call.segments, place.sequence).slot) +
-               place.head * call.key_dim * call.value_dim + place.part * 16 * PART_VECTORS;
+               place.head * call.key_dim * call.value_dim + place.part * part_columns(call.key_dim);
     }
 
     void run(const Place* next) {
         begin();
-        const float* ahead =
-            next != nullptr && segment_.end - segment_.first == 1 && width_ == 16 * PART_VECTORS ? state_at(call_, *next) : nullptr;
+        const float* ahead = next != nullptr && !is_copied_ ? state_at(call_, *next) : nullptr;
         for (long first = segment_.first; first < segment_.end; first += TILE) {
             float decays[TILE];
             const long count = least(TILE, segment_.end - first);
             if (!call_.has_channel_decay) store(decays, any_exp_of(gather(decay_of(first), call_.decay_token, count)));
             for (long i = 0; i < count; i++) {
                 prepare(first + i, decays[i]);
-                run_token(first + i, ahead);
+                run_token(first + i, first + i + 1 == segment_.end ? ahead : nullptr);
             }
         }
-        end();
+        if (is_copied_)
+            for (long i = 0; i < call_.key_dim; i++)
+                __builtin_memcpy(slot_ + i * call_.value_dim, copy_ + i * stride_, width_ * sizeof(float));
     }
 
 private:
     void begin() {
-        const long whole = width_ / 16 * 16;
-        if (segment_.is_new)
-            for (long i = 0; i < call_.key_dim; i++) __builtin_memset(state_ + i * call_.value_dim, 0, width_ * sizeof(float));
-        if (whole < width_)
-            for (long i = 0; i < call_.key_dim; i++)
-                store(last_ + 16 * i, load_first(state_ + i * call_.value_dim + whole, width_ - whole));
-    }
-
-    void end() {
-        const long whole = width_ / 16 * 16;
-        if (whole < width_)
-            for (long i = 0; i < call_.key_dim; i++)
-                __builtin_memcpy(state_ + i * call_.value_dim + whole, last_ + 16 * i, (width_ - whole) * sizeof(float));
+        for (long i = 0; i < call_.key_dim; i++) {
+            float* row = state_ + i * stride_;
+            if (segment_.is_new)
+                __builtin_memset(row, 0, round_up(width_, is_copied_ ? 16 : 1) * sizeof(float));
+            else if (is_copied_)
+                widen_row(slot_ + i * call_.value_dim, width_, row);
+        }
     }
 
     const float* decay_of(long token) const {
@@ -122,22 +134,26 @@ private:
 
     // Widens, and gives the length 1 where that is wanted; then it is multiplied by `scale`.
     void vector_of(const T* row, float scale, float* out) const {
-        widen_row(row, call_.key_dim, out);
+        const long key_dim = call_.key_dim;
         f32x16 squares = {};
-        for (long i = 0; i < call_.key_dim; i += 16) squares = multiply_add(load(out + i), load(out + i), squares);
-        const float inverse = call_.is_normalized ? 1.0f / sqrtf(sum_of(squares) + 1e-6f) : 1.0f;
-        for (long i = 0; i < call_.key_dim; i += 16) store(out + i, load(out + i) * inverse * scale);
+        for (long i = 0; i < key_dim; i += 16) {
+            const f32x16 x = first_of(row + i, key_dim - i);
+            squares = multiply_add(x, x, squares);
+            store(out + i, x);
+        }
+        const float inverse = call_.is_normalized ? 1.0f / sqrtf(sum_of_stored(squares) + 1e-6f) : 1.0f;
+        for (long i = 0; i < key_dim; i += 16) store(out + i, load(out + i) * inverse * scale);
     }
 
     void prepare(long token, float decay) {
-        const long key_head = place_.head / (call_.heads / call_.key_heads);
+        const long key_dim = call_.key_dim, key_head = place_.head / (call_.heads / call_.key_heads);
         const T* query = static_cast<const T*>(call_.query) + token * call_.query_token + key_head * call_.query_head;
         const T* key = static_cast<const T*>(call_.key) + token * call_.key_token + key_head * call_.key_head;
-        vector_of(query, static_cast<float>(1.0 / sqrt(static_cast<double>(call_.key_dim))), token_.query);
+        vector_of(query, static_cast<float>(1.0 / sqrt(static_cast<double>(key_dim))), token_.query);
         vector_of(key, 1.0f, token_.key);
-        for (long i = 0; i < call_.key_dim; i += 16) {
-            const f32x16 decays = call_.has_channel_decay ? any_exp_of(first_of(decay_of(token) + i, call_.key_dim - i))
-                                                          : splat(decay);
+        const float* by_channel = call_.has_channel_decay ? decay_of(token) : nullptr;
+        for (long i = 0; i < key_dim; i += 16) {
+            const f32x16 decays = by_channel != nullptr ? any_exp_of(first_of(by_channel + i, key_dim - i)) : each(decay);
             store(token_.decay + i, decays);
             store(token_.decayed_key + i, load(token_.key + i) * decays);
         }
@@ -145,10 +161,10 @@ private:
 
     void run_token(long token, const float* ahead) {
         long column = 0;
-        if constexpr (BLOCK_VECTORS >= 4)
+        if constexpr (BLOCK_VECTORS == 4) {
             for (; column + 64 <= width_; column += 64) run_block<4>(token, column, ahead);
-        if constexpr (BLOCK_VECTORS >= 2)
             for (; column + 32 <= width_; column += 32) run_block<2>(token, column, ahead);
+        }
         for (; column < width_; column += 16) run_block<1>(token, column, ahead);
     }
 
@@ -158,32 +174,31 @@ private:
     }
 
     template <int VECTORS> INLINE void run_block(long token, long column, const float* ahead) {
-        const long count = width_ - column, first = place_.part * 16 * PART_VECTORS + column;
-        const bool is_whole = count >= 16;
-        float* state = is_whole ? state_ + column : last_;
-        const long stride = is_whole ? call_.value_dim : 16;
+        const long count = width_ - column, first = first_column_ + column;
         const T* value =
             static_cast<const T*>(call_.value) + token * call_.value_token + place_.head * call_.value_head + first;
+        float* state = state_ + column;
         const float beta = beta_of(token);
-        const Sums<VECTORS> known = recall<VECTORS>(state, stride, token_, call_.key_dim);
-        f32x16 learnt[VECTORS];
+        f32x16 answer[VECTORS], learnt[VECTORS];
+        recall<VECTORS>(state, stride_, token_, call_.key_dim, answer);
         UNROLL
         for (int v = 0; v < VECTORS; v++)
-            learnt[v] = ((VECTORS > 1 ? load_as_float(value + 16 * v) : first_of(value, count)) - known.total(v)) * beta;
-        const Sums<VECTORS> answer =
-            learn<VECTORS>(state, stride, token_, call_.key_dim, learnt, ahead == nullptr ? nullptr : ahead + column);
+            learnt[v] = ((VECTORS > 1 ? load_as_float(value + 16 * v) : first_of(value, count)) - answer[v]) * beta;
+        learn<VECTORS>(state, stride_, token_, call_.key_dim, learnt, ahead == nullptr ? nullptr : ahead + column, answer);
         T* out = static_cast<T*>(call_.out) + token * call_.out_token + place_.head * call_.value_dim + first;
         UNROLL
-        for (int v = 0; v < VECTORS; v++) store_first(out + 16 * v, answer.total(v), VECTORS > 1 ? 16 : count);
+        for (int v = 0; v < VECTORS; v++) store_first(out + 16 * v, answer[v], VECTORS > 1 ? 16 : count);
     }
 
     const DeltaRule& call_;
     const Place place_;
     const Segment segment_;
-    const long width_;
-    float* const state_;
+    const long first_column_, width_;
+    const bool is_copied_;
+    const long stride_;
+    float *const slot_, *const state_;
     Token token_;
-    alignas(64) float last_[MOST_KEYS * 16];
+    alignas(64) float copy_[PART_BYTES / sizeof(float)];
 };
 
 template <class T> void delta_rule(const DeltaRule& call, const Place& place, const Place* next) {

@@ -15,10 +15,16 @@ namespace {
 const long TILE = 16;
 // Bounds of what an item has memory for; engine/recurrent/native_scans.py holds callers to them.
 const long MOST_TAPS = 8, MOST_KEYS = 512, MOST_STATES = 256;
-// Channels of an item: of a convolution, and of a selective scan.
-const long CONVOLVED = 64, SCANNED = 32;
+// Channels of an item of a convolution, at most; fewer if there would not be as many items for each thread.
+const long CONVOLVED = 512, ITEMS_PER_THREAD = 4;
+// Channels of an item of a selective scan.
+const long SCANNED = 32;
 // Rows of a head's state in an item of Mamba-2.
 const long HEAD_ROWS = 32;
+// A part of a state of the delta rule that stays in the nearest cache.
+const long PART_BYTES = 32 * 1024;
+// Tokens of a sequence for which that part is not copied.
+const long FEW_TOKENS = 2;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 100e3;
 
@@ -51,11 +57,11 @@ INLINE long parts_of(long count, long each) { return (count + each - 1) / each; 
 INLINE long num_tokens_of(const Segments& segments) { return segments.query_start[segments.num_seqs]; }
 
 struct Kernels {
-    void (*convolve)(const Convolution&, long part);
+    void (*convolve)(const Convolution&, long first, long end);
     void (*delta_rule)(const DeltaRule&, const Place&, const Place* next);
     void (*mamba2)(const Mamba2&, const Place&);
     void (*selective)(const SelectiveScan&, const Place&);
-    long value_columns;  // of a part of the delta rule
+    long (*part_columns)(long key_dim);  // of a part of the delta rule
 };
 
 // ---- the instruction sets
@@ -63,10 +69,10 @@ struct Kernels {
 #define AVX512 0
 namespace generic {
 #define BLOCK_VECTORS 1
-#define PART_VECTORS 4
+#define BLOCK_ROWS 4
 #include "recurrent.inl"
 #undef BLOCK_VECTORS
-#undef PART_VECTORS
+#undef BLOCK_ROWS
 }  // namespace generic
 
 #if defined(__x86_64__)
@@ -74,10 +80,10 @@ namespace generic {
 BEGIN_TARGET("avx2,fma")
 namespace avx2 {
 #define BLOCK_VECTORS 1
-#define PART_VECTORS 2
+#define BLOCK_ROWS 4
 #include "recurrent.inl"
 #undef BLOCK_VECTORS
-#undef PART_VECTORS
+#undef BLOCK_ROWS
 }  // namespace avx2
 END_TARGET
 #undef AVX512
@@ -86,7 +92,7 @@ END_TARGET
 BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
 namespace avx512 {
 #define BLOCK_VECTORS 4
-#define PART_VECTORS 4
+#define BLOCK_ROWS 16
 #include "recurrent.inl"
 }  // namespace avx512
 END_TARGET
@@ -115,14 +121,17 @@ EXPORT void orcinus_convolve(const Convolution* call, const Team* team, int64_t 
     const Convolution& c = *call;
     const Kernels kernels = kernels_for(level, c.is_bf16 != 0);
     const double work = double(num_tokens_of(*c.segments)) * c.channels * (c.taps + (c.has_silu ? 16 : 0));
-    parallel_shares(helpers(*team, work), parts_of(c.channels, CONVOLVED),
-                    [&](long part, long) { kernels.convolve(c, part); });
+    const Team threads = helpers(*team, work);
+    const long fair = round_up(parts_of(c.channels, ITEMS_PER_THREAD * most(1, threads.num_threads)), 64);
+    const long each = threads.num_threads > 1 ? least(CONVOLVED, fair) : CONVOLVED;
+    parallel_shares(threads, parts_of(c.channels, each),
+                    [&](long part, long) { kernels.convolve(c, part * each, least(part * each + each, c.channels)); });
 }
 
 EXPORT void orcinus_delta_rule(const DeltaRule* call, const Team* team, int64_t level) {
     const DeltaRule& d = *call;
     const Kernels kernels = kernels_for(level, d.is_bf16 != 0);
-    const long parts = parts_of(d.value_dim, kernels.value_columns), num_seqs = d.segments->num_seqs;
+    const long parts = parts_of(d.value_dim, kernels.part_columns(d.key_dim)), num_seqs = d.segments->num_seqs;
     const double work = double(num_tokens_of(*d.segments)) * d.heads * d.key_dim * d.value_dim * 4;
     parallel_shares(helpers(*team, work), num_seqs * d.heads * parts, [&](long number, long next) {
         const Place following = place_of(next, d.heads, parts);

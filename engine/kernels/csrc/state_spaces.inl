@@ -47,7 +47,7 @@ private:
     void make_gates(long first, long count, float* dt, float* decay) const {
         const T* given = static_cast<const T*>(call_.dt) + first * call_.dt_token + place_.head * call_.dt_head;
         const float bias = call_.dt_bias != nullptr ? to_float(static_cast<const T*>(call_.dt_bias)[place_.head]) : 0.0f;
-        const f32x16 sizes = step_sizes<T>(gather(given, call_.dt_token, count), splat(bias), call_.has_softplus != 0);
+        const f32x16 sizes = step_sizes<T>(gather(given, call_.dt_token, count), each(bias), call_.has_softplus != 0);
         const f32x16 limited = rounded<T>(within(sizes, call_.dt_min, call_.dt_max));
         store(dt, limited);
         store(decay, any_exp_of(limited * call_.a[place_.head]));
@@ -65,31 +65,37 @@ private:
 
     void run_token(long token) {
         float* out = call_.out + token * call_.out_token + place_.head * call_.head_dim + first_row_;
+        const float d = call_.d != nullptr ? call_.d[place_.head] : 0.0f;
         long row = 0;
-        for (; row + 4 <= num_rows_; row += 4) run_rows<4>(row, out + row);
-        for (; row < num_rows_; row++) run_rows<1>(row, out + row);
+        for (; row + BLOCK_ROWS <= num_rows_; row += BLOCK_ROWS) run_rows<BLOCK_ROWS>(row, d, out + row);
+        for (; row < num_rows_; row++) run_rows<1>(row, d, out + row);
     }
 
-    template <int ROWS> INLINE void run_rows(long row, float* out) {
+    template <int ROWS> INLINE void run_rows(long row, float d, float* out) {
         float* state = state_ + row * stride_;
+        const long stride = stride_;
+        const float* x = token_.x + row;
+        const f32x16 decay = each(token_.decay);
         f32x16 sums[ROWS];
+        float added[ROWS];
         UNROLL
-        for (int r = 0; r < ROWS; r++) sums[r] = f32x16{};
-        for (long i = 0; i < stride_; i += 16) {
+        for (int r = 0; r < ROWS; r++) {
+            sums[r] = f32x16{};
+            added[r] = x[r] * token_.dt;
+        }
+        for (long i = 0; i < stride; i += 16) {
             const f32x16 b = load(token_.b + i), c = load(token_.c + i);
             UNROLL
             for (int r = 0; r < ROWS; r++) {
-                const f32x16 kept = load(state + r * stride_ + i) * token_.decay;
-                const f32x16 now = multiply_add(splat(token_.x[row + r] * token_.dt), b, kept);
-                store(state + r * stride_ + i, now);
+                const f32x16 now = multiply_add(each(added[r]), b, load(state + r * stride + i) * decay);
+                store(state + r * stride + i, now);
                 sums[r] = multiply_add(now, c, sums[r]);
             }
         }
-        UNROLL
-        for (int r = 0; r < ROWS; r++) {
-            const float sum = sum_of(sums[r]);
-            out[r] = call_.d != nullptr ? sum + token_.x[row + r] * call_.d[place_.head] : sum;
-        }
+        if constexpr (ROWS == 16)
+            store(out, multiply_add(load(x), each(d), sums_of(sums)));
+        else
+            for (int r = 0; r < ROWS; r++) out[r] = sum_of_stored(sums[r]) + x[r] * d;
     }
 
     const Mamba2& call_;
@@ -105,10 +111,9 @@ template <class T> void mamba2(const Mamba2& call, const Place& place) { Mamba2P
 
 // ---- Mamba: some channels, each with a state of its own
 
-// Tokens that are taken on together, and what they give.
+// What is known of tokens before their states are.
 struct ScanTile {
-    alignas(64) float dt[TILE][SCANNED], x[TILE][SCANNED], y[TILE][SCANNED];
-    alignas(64) float b[TILE][MOST_STATES], c[TILE][MOST_STATES];
+    alignas(64) float dt[TILE][SCANNED], x[TILE][SCANNED], b[TILE][MOST_STATES], c[TILE][MOST_STATES];
 };
 
 template <class T> class ScanPart {
@@ -125,8 +130,8 @@ public:
         for (long first = segment_.first; first < segment_.end; first += TILE) {
             const long count = least(TILE, segment_.end - first);
             for (long i = 0; i < count; i++) prepare(first + i, i);
-            for (long channel = 0; channel < width_; channel++) scan(channel, count);
-            for (long i = 0; i < count; i++) finish(first + i, i);
+            for (long channel = 0; channel < width_; channel += 16)
+                for (long i = 0; i < count; i++) finish(first + i, i, channel, scan(i, channel));
         }
     }
 
@@ -146,37 +151,45 @@ private:
         }
     }
 
-    // Lanes beyond the state are zeros.
-    void scan(long channel, long count) {
-        const float* a = call_.a + (channel_ + channel) * call_.state_dim;
-        float* state = states_ + channel * call_.state_dim;
-        f32x16 sums[TILE];
-        for (long at = 0; at < call_.state_dim; at += 16) {
-            const long lanes = call_.state_dim - at;
-            const f32x16 rates = first_of(a + at, lanes);
-            f32x16 now = first_of(state + at, lanes);
-            for (long i = 0; i < count; i++) {
-                const float dt = tile_.dt[i][channel];
-                const f32x16 added = load(tile_.b[i] + at) * (dt * tile_.x[i][channel]);
-                now = multiply_add(now, any_exp_of(rates * dt), added);
-                sums[i] = multiply_add(now, load(tile_.c[i] + at), at > 0 ? sums[i] : f32x16{});
-            }
-            store_first(state + at, now, lanes);
-        }
-        for (long i = 0; i < count; i++) tile_.y[i][channel] = sum_of(sums[i]);
+    // What up to 16 channels give for a token.
+    f32x16 scan(long i, long channel) {
+        return call_.state_dim % 16 == 0 ? scan_channels<true>(i, channel) : scan_channels<false>(i, channel);
     }
 
-    void finish(long token, long i) const {
-        float* out = call_.out + token * call_.out_token + channel_;
-        for (long at = 0; at < width_; at += 16) {
-            f32x16 y = load(tile_.y[i] + at);
-            if (call_.d != nullptr) y = multiply_add(load(tile_.x[i] + at), first_of(call_.d + channel_ + at, width_ - at), y);
-            if (call_.z != nullptr) {
-                const T* z = row_of<T>(call_.z, token * call_.z_token + channel_ + at);
-                y = y * rounded<T>(silu(first_of(z, width_ - at)));
-            }
-            store_first(out + at, y, width_ - at);
+    template <bool HAS_WHOLE_VECTORS> INLINE f32x16 scan_channels(long i, long channel) {
+        const long dim = call_.state_dim, count = least(16, width_ - channel);
+        const float *a = call_.a + (channel_ + channel) * dim, *dt = tile_.dt[i] + channel, *x = tile_.x[i] + channel;
+        float* states = states_ + channel * dim;
+        f32x16 products[16];
+        for (long lane = 0; lane < count; lane++)
+            products[lane] = advance<HAS_WHOLE_VECTORS>(i, a + lane * dim, dt[lane], x[lane], states + lane * dim, dim);
+        for (long lane = count; lane < 16; lane++) products[lane] = f32x16{};
+        return sums_of(products);
+    }
+
+    // The state's products with the token's C, which are yet to be summed. Lanes beyond the state are zeros.
+    template <bool HAS_WHOLE_VECTORS>
+    INLINE f32x16 advance(long i, const float* a, float dt, float x, float* state, long dim) const {
+        const f32x16 added = each(dt * x);
+        f32x16 products = {};
+        for (long at = 0; at < dim; at += 16) {
+            const long lanes = HAS_WHOLE_VECTORS ? 16 : dim - at;
+            const f32x16 decay = any_exp_of(first_of(a + at, lanes) * dt);
+            const f32x16 now = multiply_add(first_of(state + at, lanes), decay, load(tile_.b[i] + at) * added);
+            store_first(state + at, now, lanes);
+            products = multiply_add(now, load(tile_.c[i] + at), products);
         }
+        return products;
+    }
+
+    INLINE void finish(long token, long i, long channel, f32x16 y) const {
+        const long count = width_ - channel;
+        if (call_.d != nullptr) y = multiply_add(load(tile_.x[i] + channel), first_of(call_.d + channel_ + channel, count), y);
+        if (call_.z != nullptr) {
+            const T* z = row_of<T>(call_.z, token * call_.z_token + channel_ + channel);
+            y = y * rounded<T>(silu(first_of(z, count)));
+        }
+        store_first(call_.out + token * call_.out_token + channel_ + channel, y, count);
     }
 
     const SelectiveScan& call_;

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import INSTRUCTION_SETS, Library, load_library
-from orcinus.engine.recurrent.native_scans import NativeScans
+from orcinus.engine.recurrent.native_scans import NativeScans, can_convolve, can_run_delta_rule, can_scan
 from tests.unit.engine.kernels.recurrent_layers import (
     EPS,
     Inputs,
@@ -39,6 +39,7 @@ LAYERS: dict[str, Callable[..., Layer]] = {
     "delta rule of longer values": partial(delta_rule, key_heads=1, heads=2, key_dim=96, value_dim=176),
     "delta rule of longer keys": partial(delta_rule, key_heads=2, heads=2, key_dim=64, value_dim=24),
     "delta rule of odd heads": partial(delta_rule, key_heads=1, heads=1, key_dim=19, value_dim=75, has_float_beta=True),
+    "delta rule of the longest keys": partial(delta_rule, key_heads=1, heads=2, key_dim=512, value_dim=40),
     "delta rule without a norm": partial(delta_rule, key_heads=2, heads=2, key_dim=32, value_dim=32, normalized=False),
     "delta attention": partial(delta_rule, key_heads=2, heads=2, key_dim=64, value_dim=96, by_channel=True),
     "delta attention of odd heads": partial(
@@ -211,3 +212,16 @@ def test_convolution_in_bfloat16_rounds_as_torch_does(level: int) -> None:
     inputs: Inputs = layer.inputs
     theirs = F.silu(F.conv1d(inputs["x"].t().unsqueeze(0), weight.unsqueeze(1), padding=3, groups=64)[0, :, :200]).t()
     assert float((out != theirs).double().mean()) < 0.002
+
+
+def test_what_is_beyond_the_kernels_is_said_to_be() -> None:
+    half = torch.bfloat16
+    assert can_convolve(half, torch.zeros(2, 8).bfloat16(), "silu")
+    assert not can_convolve(half, torch.zeros(2, 9).bfloat16(), "silu")
+    assert not can_convolve(half, torch.zeros(2, 4).bfloat16(), "gelu")
+    assert not can_convolve(half, torch.zeros(2, 4), None)
+    assert not can_convolve(torch.float16, torch.zeros(2, 4).half(), None)
+    assert [can_run_delta_rule(half, key_dim) for key_dim in (512, 513)] == [True, False]
+    assert [can_scan(half, state_dim) for state_dim in (256, 257)] == [True, False]
+    assert not can_run_delta_rule(torch.float16, 64)
+    assert not can_scan(torch.float64, 64)
