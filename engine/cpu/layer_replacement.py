@@ -192,29 +192,32 @@ def _trial(layer: nn.Module, parts: LayerParts, sample: RecordedCall, kind: Kind
     with (
         step_context(StepContext(ProbingAttention())),
         _quantized(parts.linears) if kind == "int8" else nullcontext(),
-        _noted_inputs(parts.mlp_norm) as normed,
+        _noted_calls(parts.mlp_norm) as norms,
+        _noted_calls(parts.mlp) as mlps,
     ):
         out = layer(hidden, *sample.positional, **given)
     if parts.gated:
         return hidden, out
-    if len(normed) != 1 or not _adds_experts(parts, normed[0], out):
-        return None
-    return hidden, normed[0]
+    match norms, mlps:
+        case [((Tensor() as mixed,), normed)], [((given_to_experts,), Tensor() as added)]:
+            is_added = given_to_experts is normed and torch.equal(mixed + added, out)
+            return (hidden, mixed) if is_added else None
+    return None
 
 
 @contextmanager
-def _noted_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    inputs: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, given: inputs.extend(given))
+def _noted_calls(module: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], Any]]]:
+    """Note each call of a module until the context ends: all that it was given, and what it returned."""
+    calls: list[tuple[tuple[Any, ...], Any]] = []
+
+    def note(_: nn.Module, positional: tuple[Any, ...], given: dict[str, Any], out: Any) -> None:
+        calls.append(((*positional, *given.values()), out))
+
+    hook = module.register_forward_hook(note, with_kwargs=True)
     try:
-        yield inputs
+        yield calls
     finally:
         hook.remove()
-
-
-def _adds_experts(parts: LayerParts, mixed: Tensor, out: Tensor) -> bool:
-    experts = parts.mlp(parts.mlp_norm(mixed))
-    return isinstance(experts, Tensor) and torch.equal(mixed + experts, out)
 
 
 @contextmanager
