@@ -110,8 +110,7 @@ class DeltaNetParts:
         outputs = sum(place.module.out_features for place in self.projections)
         rates, offsets = (getattr(self.module, name, None) for name in ("A_log", "dt_bias"))
         return (
-            self.heads % self.key_heads == 0
-            and self.key_dim <= _MOST_KEYS
+            self.key_dim <= _MOST_KEYS
             and self.out.module.in_features == values
             and outputs == 2 * keys + 2 * values + 2 * self.heads
             and isinstance(rates, Tensor)
@@ -181,7 +180,9 @@ def parts_of(layer: nn.Module) -> LayerParts | None:
 
 
 def norm_eps(norm: Any) -> float:
-    return float(getattr(norm, "variance_epsilon", None) or norm.eps)
+    """Return what a norm adds to the mean square, 0.0 if it does not tell."""
+    eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
+    return float(eps) if isinstance(eps, int | float) else 0.0
 
 
 def _attention(module: nn.Module) -> AttentionParts | None:
@@ -198,9 +199,9 @@ def _delta_net(module: Any) -> DeltaNetParts | None:
     if projections is None or others is None:
         return None
     out, convolution, norm = others
-    try:
-        sizes = (module.num_k_heads, module.head_k_dim, module.num_v_heads, module.head_v_dim)
-    except AttributeError:
+    names = ("num_k_heads", "head_k_dim", "num_v_heads", "head_v_dim")
+    sizes = [size for name in names if isinstance(size := getattr(module, name, None), int) and size > 0]
+    if len(sizes) < len(names) or sizes[2] % sizes[0] != 0:
         return None
     if len(projections) == 2:
         orders = _orders_by_key_head(*sizes)
@@ -237,10 +238,12 @@ def _is_gated(gate: nn.Linear, up: nn.Linear, down: nn.Linear, *, hidden: int) -
 
 def _is_norm(norm: Any, width: int) -> bool:
     weight = getattr(norm, "weight", None)
-    if weight is None or not (hasattr(norm, "variance_epsilon") or hasattr(norm, "eps")):
-        return False
-    return bool(
-        weight.dtype is torch.bfloat16 and weight.is_contiguous() and weight.numel() == width and norm_eps(norm)
+    return (
+        isinstance(weight, Tensor)
+        and weight.dtype is torch.bfloat16
+        and weight.is_contiguous()
+        and weight.numel() == width
+        and norm_eps(norm) > 0
     )
 
 

@@ -101,8 +101,10 @@ def replace_layers(
     count = 0
     for place, parts in tqdm(candidates, desc="Packing weights", disable=None, leave=False):
         layer: nn.Module = place.module
-        mixer = None if parts is None else _native_mixer(parts.mixer, attentions, samples[layer])
-        if parts is None or mixer is None:
+        if parts is None or not parts.fits():
+            continue
+        mixer = _native_mixer(parts.mixer, attentions, samples[layer])
+        if mixer is None:
             continue
         native = _native_layer(layer, parts, mixer, samples[layer], backend=backend, kind=kind)
         if native is not None:
@@ -161,8 +163,6 @@ def _native_layer(
     kind: Kind,
 ) -> NativeDecoder | None:
     """Return a native layer that computes what this one does, or None."""
-    if not parts.fits():
-        return None
     trial = _trial(layer, parts, sample, kind)
     if trial is None:
         return None

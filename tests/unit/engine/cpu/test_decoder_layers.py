@@ -255,6 +255,26 @@ def clip_queries(layer: Any) -> None:
     layer.self_attn.q_proj.__class__ = Clipped
 
 
+def wrap_queries(layer: Any) -> None:
+    """In a module that does not tell of what size it is."""
+    layer.self_attn.q_proj = nn.Sequential(layer.self_attn.q_proj)
+
+
+def tell_no_eps(layer: Any) -> None:
+    norm = layer.input_layernorm
+    eps, plain = norm.variance_epsilon, norm.forward
+
+    def forward(x: Tensor) -> Tensor:
+        norm.variance_epsilon = eps
+        try:
+            return plain(x)  # type: ignore[no-any-return]
+        finally:
+            norm.variance_epsilon = None
+
+    norm.forward = forward
+    norm.variance_epsilon = None
+
+
 def leave_out_a_residual(layer: Any) -> None:
     attention = layer.self_attn
     plain = attention.forward
@@ -276,6 +296,8 @@ CHANGES = [
     use_norms_with_one_added,
     swap_gate_and_up,
     clip_queries,
+    wrap_queries,
+    tell_no_eps,
     leave_out_a_residual,
 ]
 
