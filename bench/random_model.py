@@ -34,9 +34,34 @@ _SMOLLM2_135M: dict[str, Any] = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
 }
+# Three layers of gated delta nets to one of attention.
+_QWEN35_08B: dict[str, Any] = {
+    "vocab_size": 248_320,
+    "hidden_size": 1024,
+    "intermediate_size": 3584,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "max_position_embeddings": 262_144,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10_000_000.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    },
+}
 # Name -> model class, configuration class, and what differs from its defaults.
 SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3-0.6b": ("Qwen3ForCausalLM", "Qwen3Config", _QWEN3_06B),
+    "qwen3.5-0.8b": ("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", _QWEN35_08B),
     "smollm2-135m": ("LlamaForCausalLM", "LlamaConfig", _SMOLLM2_135M),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {}),
 }

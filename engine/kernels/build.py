@@ -40,6 +40,7 @@ INCLUDED = (
     "linear.h",
     "linear.inl",
     "matrix_units.inl",
+    "norms.inl",
     "product.inl",
     "recurrent.inl",
     "rows.inl",
@@ -47,6 +48,7 @@ INCLUDED = (
     "state_spaces.inl",
     "structures.h",
     "tile_shapes.h",
+    "token_mixers.inl",
     "vectors.inl",
 )
 LIBRARY_NAME = "_kernels.so"

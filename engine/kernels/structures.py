@@ -4,7 +4,7 @@ The sources declare each of them too (`common.h`, `linear.h`, `structures.h`). K
 """
 
 import ctypes
-from ctypes import c_char_p, c_float, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
 
 
 class Step(ctypes.Structure):
@@ -76,25 +76,71 @@ class Linear(ctypes.Structure):
     )
 
 
+class Norm(ctypes.Structure):
+    """`struct Norm` of structures.h: a norm's weight, if any."""
+
+    _fields_ = (("weight", c_void_p), ("eps", c_float), ("is_zero_centred", c_int32))
+
+
+class AttentionMixer(ctypes.Structure):
+    """`struct AttentionMixer` of structures.h: how a layer attends, besides its products."""
+
+    _fields_ = (
+        ("query_norm", Norm),
+        ("key_norm", Norm),
+        ("num_heads", c_int64),
+        ("head_dim", c_int64),
+        ("has_gate", c_int64),
+    )
+
+
+class DeltaNetMixer(ctypes.Structure):
+    """`struct DeltaNetMixer` of structures.h: a gated delta net, besides its products."""
+
+    _fields_ = (
+        ("conv_weight", c_void_p),
+        ("conv_bias", c_void_p),
+        ("rates", c_void_p),
+        ("dt_bias", c_void_p),
+        ("conv_states", c_void_p),
+        ("states", c_void_p),
+        ("norm", Norm),
+        ("taps", c_int64),
+        ("key_heads", c_int64),
+        ("heads", c_int64),
+        ("key_dim", c_int64),
+        ("value_dim", c_int64),
+        ("slot_bytes", c_int64),
+        ("beta_scale", c_float),
+    )
+
+
+class ConvolutionMixer(ctypes.Structure):
+    """`struct ConvolutionMixer` of structures.h: a short convolution between two gates, besides its products."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("states", c_void_p),
+        ("taps", c_int64),
+        ("slot_bytes", c_int64),
+    )
+
+
 class DecoderLayer(ctypes.Structure):
     """`struct DecoderLayer` of structures.h: the weights of one layer."""
 
     _fields_ = (
-        ("qkv", c_void_p),
-        ("attention_out", c_void_p),
+        ("projections", c_void_p),
+        ("mixer_out", c_void_p),
         ("gate_up", c_void_p),
         ("down", c_void_p),
-        ("attention_norm", c_void_p),
-        ("mlp_norm", c_void_p),
-        ("query_norm", c_void_p),
-        ("key_norm", c_void_p),
-        ("attention_eps", c_float),
-        ("mlp_eps", c_float),
-        ("query_eps", c_float),
-        ("key_eps", c_float),
+        ("attention", c_void_p),
+        ("delta_net", c_void_p),
+        ("convolution", c_void_p),
+        ("mixer_norm", Norm),
+        ("mlp_norm", Norm),
         ("hidden_size", c_int64),
-        ("num_heads", c_int64),
-        ("head_dim", c_int64),
     )
 
 
@@ -104,7 +150,9 @@ class DecoderCall(ctypes.Structure):
     _fields_ = (
         ("layers", c_void_p),
         ("attentions", c_void_p),
+        ("segments", c_void_p),
         ("num_layers", c_int64),
+        ("num_tokens", c_int64),
         ("hidden", c_void_p),
         ("cosines", c_void_p),
         ("sines", c_void_p),
@@ -333,6 +381,10 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Cache,
     Attention,
     Linear,
+    Norm,
+    AttentionMixer,
+    DeltaNetMixer,
+    ConvolutionMixer,
     DecoderLayer,
     DecoderCall,
     PlainProduct,

@@ -11,7 +11,7 @@ from torch import nn
 
 from orcinus.engine.attention.interface import AttentionSpec, LayerShape
 from orcinus.engine.attention.native_backend import NativeBackend
-from orcinus.engine.cpu.decoder_layers import replace_layers
+from orcinus.engine.cpu.layer_replacement import replace_layers
 from orcinus.engine.cpu.packed_linear import native_kind, pack_linears, pack_tied_head, packed_bytes, packer_for
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.startup.probe import ServedModel

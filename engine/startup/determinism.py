@@ -24,6 +24,7 @@ from orcinus.engine.cpu.row_by_row import RowByRow
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.models.context import varying_rope
+from orcinus.engine.recurrent.layer_states import LayerStates
 from orcinus.engine.startup.probe import PROBE_TOKENS, ServedModel, allocate_states, paged_probe_logits
 
 _CPU = torch.device("cpu")
@@ -72,8 +73,9 @@ def _row_by_row(served: ServedModel) -> ServedModel:
 def _obstacle(served: ServedModel, chunked_logits: Tensor, block_size: int) -> str | None:
     """Return what speaks against the model's rows being kept apart as it is, or None."""
     count = num_native_layers(served.model.causal_lm)
-    if count < len(served.specs):
-        return f"{len(served.specs) - count} of {len(served.specs)} layers do not run natively"
+    total = len(served.specs) + sum(isinstance(states, LayerStates) for states in served.states)
+    if count < total:
+        return f"{total - count} of {total} layers do not run natively"
     if kinds := varying_rope(served.model.causal_lm):
         return f"its rotary positions ({kinds[0]}) depend on the longest sequence of a step"
     operations = _Operations()

@@ -16,7 +16,7 @@ from orcinus.engine.attention.choice import LayerKind, choose_backend
 from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, KVCacheSpec, batch_metadata
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
 from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
-from orcinus.engine.cpu.decoder_layers import RecordedCalls, record_layer_calls
+from orcinus.engine.cpu.layer_replacement import RecordedCalls, record_layer_calls
 from orcinus.engine.errors import ModelLoadError, reason_of
 from orcinus.engine.models.context import has_fixed_rope, model_context
 from orcinus.engine.models.language_model import LanguageModel

@@ -23,7 +23,7 @@ from orcinus.engine.cpu.decoder_layers import NativeDecoder
 from orcinus.engine.cpu.native_linear import can_multiply
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
-from orcinus.engine.messages import EngineInfo, RequestDelta
+from orcinus.engine.messages import EngineInfo, RequestDelta, StepPlan
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import Pooling, SamplingParams
 from orcinus.engine.startup import build as executor_builder
@@ -46,6 +46,7 @@ from tests.integration.truth import (
 LIBRARY = load_library()
 # Shapes that our kernels take whole layers of.
 NATIVE_SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+NATIVE_SHAPES: dict[str, dict[str, Any]] = {"qwen3_5": NATIVE_SHAPE | {"head_dim": 128}}
 
 Executor = tuple[EngineInfo, ModelRunner]
 Answer = list[RequestDelta]
@@ -59,7 +60,7 @@ def has(kind: Any) -> bool:
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return cache(
         lambda family, is_native: build_model(
-            family, tmp_path_factory.mktemp(family), **(NATIVE_SHAPE if is_native else {})
+            family, tmp_path_factory.mktemp(family), **(NATIVE_SHAPES.get(family, NATIVE_SHAPE) if is_native else {})
         )
     )
 
@@ -90,6 +91,7 @@ def executor_for(model: Path, **settings: Any) -> Executor:
 def core_of(executor: Executor, *, is_cramped: bool = False, **changes: Any) -> EngineCore:
     """With blocks for one sequence of the greatest length, or with all."""
     info, runner = executor
+    runner.execute(StepPlan(scheduled=[], released=[*runner._requests]))  # of a core that was dropped
     num_blocks = MAX_MODEL_LEN // info.block_size if is_cramped else info.num_kv_blocks
     return EngineCore(info_with_blocks(info, num_blocks, **changes), runner)
 
@@ -159,7 +161,7 @@ def answers_in_crowds(executor: Executor, cases: list[Case]) -> list[tuple[int, 
         num_preemptions += run.num_preemptions
         num_cached += run.num_cached_tokens
         assert run.max_running > 2
-    assert num_cached > 0
+    assert num_cached > 0 or not executor[0].enable_prefix_caching
     assert num_preemptions > 0 or executor[0].block_size > BLOCK_SIZE
     return found
 
@@ -194,7 +196,7 @@ def test_in_bfloat16_families_that_keep_their_layers_answer_alike(
 
 
 @pytest.mark.skipif(not has("bfloat16"), reason="our kernels do not multiply bfloat16 on this CPU")
-@pytest.mark.parametrize("family", slow_but_for(["llama", "qwen3", "mistral"], "llama"))
+@pytest.mark.parametrize("family", slow_but_for(["llama", "qwen3", "mistral", "qwen3_moe"], "llama"))
 def test_in_bfloat16_native_layers_answer_alike(family: str, executor_of: Callable[..., Executor]) -> None:
     executor = executor_of(family, is_native=True, dtype="bfloat16")
     assert NativeDecoder in {type(module) for module in executor[1]._model.causal_lm.modules()}
@@ -202,7 +204,11 @@ def test_in_bfloat16_native_layers_answer_alike(family: str, executor_of: Callab
 
 
 @pytest.mark.parametrize(
-    "case", slow_but_for(["llama", "qwen3", "mistral in 8 bits", "qwen2 in 8 bits"], "llama", "mistral in 8 bits")
+    "case",
+    slow_but_for(
+        ["llama", "qwen3", "qwen3_5", "lfm2", "mistral in 8 bits", "qwen2 in 8 bits", "qwen3_5 in 8 bits"],
+        *("llama", "qwen3_5", "mistral in 8 bits"),
+    ),
 )
 def test_where_all_layers_run_natively_requests_answer_alike_by_default(
     case: str, model_of: Callable[..., Path]

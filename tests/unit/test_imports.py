@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.attention": VOCABULARY | {"engine.kernels", "engine.platform"},
     "engine.recurrent": VOCABULARY | {"engine.attention", "engine.kernels", "engine.platform"},
     "engine.models": VOCABULARY | {"engine.attention", "engine.recurrent", "engine.platform"},
-    "engine.cpu": VOCABULARY | {"engine.attention", "engine.kernels", "engine.platform"},
+    "engine.cpu": VOCABULARY | {"engine.attention", "engine.recurrent", "engine.kernels", "engine.platform"},
     "engine.sampling": VOCABULARY | {"engine.grammar", "engine.kernels", "engine.platform"},
     "engine.runner": VOCABULARY
     | {"engine.sampling", "engine.models", "engine.attention", "engine.recurrent", "engine.grammar", "engine.platform"},

@@ -8,18 +8,6 @@
 
 #include "vectors.inl"
 
-// Without a sum that a compiler cannot leave out.
-INLINE f32x16 each(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-
-// Where widths differ, compilers must not choose which of two products is part of a fused operation.
-INLINE f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
-#if AVX512
-    return reinterpret_cast<f32x16>(_mm512_fmadd_ps(as_m512(a), as_m512(b), as_m512(c)));
-#else
-    return a * b + c;
-#endif
-}
-
 template <class T> INLINE f32x16 first_of(const T* p, long count) {
     return count >= 16 ? load_as_float(p) : load_first(p, count);
 }
@@ -118,15 +106,6 @@ INLINE f32x16 any_exp_of(f32x16 x) {
 INLINE f32x16 silu(f32x16 x) {
     const f32x16 bottom = each(-88.0f);  // below, exp(-x) is beyond float32
     return x / (1.0f + exp_of(x < bottom ? -bottom : -x));
-}
-
-// log(1 + exp(x)), by log(1 + u) = 2 artanh(u / (2 + u)) for u = exp(-|x|); to about 3 units in the last place.
-INLINE f32x16 softplus(f32x16 x) {
-    const f32x16 u = exp_of(x < 0.0f ? x : -x), z = u / (2.0f + u), square = z * z;
-    f32x16 series = each(1.0f / 15);
-    UNROLL
-    for (int odd = 13; odd > 0; odd -= 2) series = multiply_add(series, square, each(1.0f / odd));
-    return multiply_add(z + z, series, x > 0.0f ? x : f32x16{});
 }
 
 INLINE f32x16 within(f32x16 x, float low, float high) {

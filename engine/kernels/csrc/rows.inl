@@ -28,7 +28,11 @@ INLINE f32x16 rounded(f32x16 x) { return as_floats(_mm512_slli_epi32(_mm512_cvte
 
 INLINE f32x16 magnitude(f32x16 x) { return x < 0.0f ? -x : x; }
 
-INLINE f32x16 silu(f32x16 x) {
+INLINE f32x16 exp_of_negated(f32x16 x) {
     const f32x16 bottom = splat(-88.0f);  // below, exp(-x) is beyond float32
-    return x / (1.0f + exp_of(x < bottom ? -bottom : -x));
+    return exp_of(x < bottom ? -bottom : -x);
 }
+
+INLINE f32x16 sigmoid(f32x16 x) { return 1.0f / (1.0f + exp_of_negated(x)); }
+
+INLINE f32x16 silu(f32x16 x) { return x / (1.0f + exp_of_negated(x)); }

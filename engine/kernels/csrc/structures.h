@@ -7,21 +7,69 @@
 
 extern "C" {
 
-// Weights of norms are bfloat16; those of queries and keys, one head wide, may be null.
+// Sequences of a step and where their states lie: sequence i has tokens query_start[i] to query_start[i + 1], and its state is
+// `slots[i]` strides behind that of slot 0. Where it is new, what the slot holds counts as zeros. No slot is named twice.
+struct Segments {
+    int64_t num_seqs;
+    const int32_t* query_start;
+    const int64_t* slots;
+    const uint8_t* is_new;
+};
+
+// RMSNorm with a weight of bfloat16, to which 1 is added if it is zero-centred. Without a weight there is no norm.
+struct Norm {
+    const bf16* weight;
+    float eps;
+    int32_t is_zero_centred;
+};
+
+// Attention. The layer's projections give queries, keys and values, head by head; with a gate, each head's query is followed
+// by what gates the values that the head attends to. The norms are one head wide.
+struct AttentionMixer {
+    Norm query_norm, key_norm;
+    int64_t num_heads, head_dim, has_gate;
+};
+
+// A gated delta net. The layer's projections give queries and keys (key_heads, key_dim), values and their gates (heads,
+// value_dim), and what makes betas and decays, (heads,) each. The first three are convolved together, by conv_weight
+// (channels, taps) and conv_bias, which may be null. Rates are negative; they and dt_bias (heads,) are padded to vectors.
+// States are those of slot 0.
+struct DeltaNetMixer {
+    const bf16 *conv_weight, *conv_bias;
+    const float *rates, *dt_bias;
+    void* conv_states;
+    float* states;
+    Norm norm;
+    int64_t taps, key_heads, heads, key_dim, value_dim, slot_bytes;
+    float beta_scale;
+};
+
+// A short convolution between two gates: the layer's projections give the first, the second and what is convolved.
+struct ConvolutionMixer {
+    const bf16 *weight, *bias;
+    void* states;
+    int64_t taps, slot_bytes;
+};
+
+// A token mixer, of which one is not null, and an MLP, which may be missing: its products are null then.
 struct DecoderLayer {
-    const Linear *qkv, *attention_out, *gate_up, *down;
-    const bf16 *attention_norm, *mlp_norm, *query_norm, *key_norm;
-    float attention_eps, mlp_eps, query_eps, key_eps;
-    int64_t hidden_size, num_heads, head_dim;
+    const Linear *projections, *mixer_out, *gate_up, *down;
+    const AttentionMixer* attention;
+    const DeltaNetMixer* delta_net;
+    const ConvolutionMixer* convolution;
+    Norm mixer_norm, mlp_norm;
+    int64_t hidden_size;
 };
 
 // Consecutive layers in one step: from hidden states (num_tokens, hidden_size) to `out`, which is contiguous, with the
 // cosines and sines (num_tokens, rotary_dim) of the tokens' positions. Strides count elements. Each layer's `attentions`
-// have all but queries, keys, values, output and their strides.
+// have all but queries, keys, values, output and their strides; those of other mixers are not looked at. Where no layer
+// has states, segments may be null.
 struct DecoderCall {
     const DecoderLayer* const* layers;
     const Attention* attentions;
-    int64_t num_layers;
+    const Segments* segments;
+    int64_t num_layers, num_tokens;
     const bf16 *hidden, *cosines, *sines;
     bf16* out;
     int64_t hidden_stride, rotary_stride, rotary_dim;
@@ -75,15 +123,6 @@ struct Logprobs {
     int64_t num_top;
     float *logprobs, *top_logprobs;
     int64_t* top_ids;
-};
-
-// Sequences of a step and where their states lie: sequence i has tokens query_start[i] to query_start[i + 1], and its state is
-// `slots[i]` strides behind that of slot 0. Where it is new, what the slot holds counts as zeros. No slot is named twice.
-struct Segments {
-    int64_t num_seqs;
-    const int32_t* query_start;
-    const int64_t* slots;
-    const uint8_t* is_new;
 };
 
 // A causal convolution of each channel: rows x (num_tokens, channels), weight (channels, taps), bias (channels,) or null,
@@ -145,6 +184,10 @@ struct FieldLayout {
     const char *structure, *field;
     int64_t offset, size;
 };
+
+// recurrent.cpp
+EXPORT void orcinus_convolve(const Convolution* call, const Team* team, int64_t level);
+EXPORT void orcinus_delta_rule(const DeltaRule* call, const Team* team, int64_t level);
 
 // structures.cpp: every structure and field of the interface, ended by an entry without a structure.
 EXPORT const FieldLayout* orcinus_layouts();

@@ -1,47 +1,26 @@
 """Native decoder layers compute what the layers compute that they stand for, and stand for no others."""
 
-import math
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from orcinus.engine.attention.interface import PagedLayer, batch_metadata
 from orcinus.engine.attention.native_backend import NativeBackend
-from orcinus.engine.attention.serving import ATTENTION_NAME, PagedAttention, ProbingAttention, attention_function
-from orcinus.engine.attention.step_context import StepContext, step_context
-from orcinus.engine.cpu.decoder_layers import replace_layers
-from orcinus.engine.cpu.native_linear import Kind, can_multiply
-from orcinus.engine.kernels.library import load_library
-from orcinus.engine.startup.probe import ServedModel, probe_model
+from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
+from orcinus.engine.cpu.decoder_layers import num_native_layers
+from orcinus.engine.cpu.native_linear import Kind
+from orcinus.engine.startup.probe import probe_model
 from tests.effort import slow_but_for
 from tests.integration.tiny_models import random_model
-
-CPU = torch.device("cpu")
-BLOCK_SIZE = 8
-LIBRARY = load_library()
-KINDS: list[Kind] = [kind for kind in ("bfloat16", "int8") if LIBRARY is not None and can_multiply(LIBRARY, kind)]
-# Of the noise that transformers' own bfloat16 has. Rounding in another order moves it by a few percent.
-MARGIN: dict[Kind, float] = {"bfloat16": 1.15, "int8": 12.0}
+from tests.unit.engine.cpu.tiny_layers import CPU, KINDS, MARGIN, SHAPE, Tiny, in_chunks, noise, tokens
 
 pytestmark = pytest.mark.skipif(not KINDS, reason="this CPU does not multiply what our kernels multiply")
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
-_SHAPE: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "pad_token_id": 0,
-}
 _MOE: dict[str, Any] = {
     "head_dim": 64,
     "partial_rotary_factor": 0.5,
@@ -53,6 +32,7 @@ _MOE: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
 }
+_FULL_ATTENTION: dict[str, Any] = {"layer_types": ["full_attention"] * 3}
 # Configuration class, what differs, and how many of the three layers have the family's form.
 FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "llama": ("LlamaConfig", {}, 3),
@@ -61,9 +41,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "mistral-window": ("MistralConfig", {"sliding_window": 10}, 3),
     "qwen2-biases": ("Qwen2Config", {}, 3),
     "qwen3-head-norms": ("Qwen3Config", {}, 3),
-    "glm4-partial-rotary": ("Glm4MoeConfig", _MOE, 1),
+    "glm4-partial-rotary": ("Glm4MoeConfig", _MOE, 3),
+    "gemma-norms-with-one-added": ("GemmaConfig", {"hidden_act": "silu"}, 3),
+    "qwen3_5-gates": ("Qwen3_5TextConfig", _FULL_ATTENTION | {"head_dim": 256}, 3),
+    "qwen3_next-gates": ("Qwen3NextConfig", _FULL_ATTENTION | {"head_dim": 128, "mlp_only_layers": [0, 1, 2]}, 3),
+    "lfm2-other-names": ("Lfm2Config", _FULL_ATTENTION | {"block_auto_adjust_ff_dim": False}, 3),
     "smollm3-one-without-rotary": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}, 2),
 }
+_BY_LAYER = ("no_rope_layers", "layer_types", "mlp_only_layers")
 # Layers with the same or similar parts that compute something else.
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": (
@@ -95,108 +80,13 @@ def paged() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Tiny:
-    """A model in bfloat16 that has been run once, and the same weights in float64."""
-
-    served: ServedModel
-    exact: Any
-
-    @classmethod
-    def of(cls, class_name: str, **settings: Any) -> "Tiny":
-        settings = _SHAPE | settings
-        model = random_model(class_name, "bfloat16", ATTENTION_NAME, **settings)
-        exact = random_model(class_name, "float64", ATTENTION_NAME, **settings)
-        exact.load_state_dict(model.state_dict())
-        return cls(probe_model(model, CPU), exact)
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return list(self.served.model.causal_lm.base_model.layers)
-
-    def replace(self, kind: Kind = "bfloat16") -> int:
-        served = self.served
-        assert isinstance(served.backend, NativeBackend)
-        attentions = {module: (spec.shape, served.specs[module]) for module, spec in served.kv.items()}
-        return replace_layers(served.model.causal_lm, served.recorded_calls, attentions, served.backend, kind)
-
-    def whole(self, token_ids: Tensor) -> Tensor:
-        """(num_tokens, hidden_size) of one sequence, by transformers' own code in bfloat16."""
-        with step_context(StepContext(ProbingAttention())):
-            return self.served.model.hidden_states(token_ids, torch.arange(len(token_ids)))
-
-    def exactly(self, token_ids: Tensor) -> Tensor:
-        with step_context(StepContext(ProbingAttention())):
-            hidden: Tensor = self.exact.base_model(input_ids=token_ids.unsqueeze(0), use_cache=False).last_hidden_state
-        return hidden[0]
-
-    def paged(self, sequences: list[Tensor], steps: list[list[tuple[int, int]]]) -> list[Tensor]:
-        """Of several sequences from a paged cache, in steps of a span of each; an empty span is none."""
-        width = max(math.ceil(len(sequence) / BLOCK_SIZE) for sequence in sequences)
-        backend = self.served.backend
-        num_blocks = len(sequences) * width
-        caches = {
-            module: PagedLayer(backend.allocate(spec.shape, num_blocks, BLOCK_SIZE, torch.bfloat16, CPU))
-            for module, spec in self.served.kv.items()
-        }
-        attention = PagedAttention(backend, caches)
-        tables = np.random.default_rng(0).permutation(num_blocks).astype(np.int32).reshape(len(sequences), width)
-        parts: list[list[Tensor]] = [[] for _ in sequences]
-        for spans in steps:
-            self._step(attention, tables, sequences, spans, parts)
-        return [torch.cat(part) for part in parts]
-
-    def _step(
-        self,
-        attention: PagedAttention,
-        tables: Any,
-        sequences: list[Tensor],
-        spans: list[tuple[int, int]],
-        parts: list[list[Tensor]],
-    ) -> None:
-        running = [i for i, (first, end) in enumerate(spans) if end > first]
-        running.sort(key=lambda i: spans[i][1] - spans[i][0] > 1)  # single tokens first
-        metadata = batch_metadata([spans[i] for i in running], tables[running], BLOCK_SIZE, CPU)
-        token_ids = torch.cat([sequences[i][slice(*spans[i])] for i in running])
-        positions = torch.cat([torch.arange(*spans[i]) for i in running])
-        with step_context(StepContext(attention, (metadata,))):
-            hidden = self.served.model.hidden_states(token_ids, positions)
-        for i, part in zip(running, torch.split(hidden, [len(range(*spans[i])) for i in running]), strict=True):
-            parts[i].append(part)
-
-
-def tokens(count: int, seed: int) -> Tensor:
-    return torch.randint(4, 300, (count,), generator=torch.Generator().manual_seed(seed))
-
-
-def noise(got: list[Tensor], exact: list[Tensor]) -> float:
-    """Relative to the values; of the mean, which single outliers do not move."""
-    off, size = torch.cat(got).double() - torch.cat(exact), torch.cat(exact)
-    return float(off.abs().mean() / size.abs().mean())
-
-
-def in_chunks(lengths: list[int]) -> list[list[tuple[int, int]]]:
-    """Chunks of unequal sizes beside single tokens; later sequences begin later."""
-    steps = []
-    computed = [0] * len(lengths)
-    for number in range(2 * max(lengths)):
-        sizes = [(1, 7, 1, 13, 2)[(number + i) % 5] if number >= 2 * i else 0 for i in range(len(lengths))]
-        ends = [min(length, done + size) for length, done, size in zip(lengths, computed, sizes, strict=True)]
-        steps.append(list(zip(computed, ends, strict=True)))
-        computed = ends
-        if computed == lengths:
-            break
-    return steps
-
-
 # A router that bfloat16 tips over says nothing about the dense layer before it.
 @each_kind
 @pytest.mark.parametrize("num_layers", slow_but_for([1, 3], 3))
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "glm4-partial-rotary"])
 def test_native_layers_are_as_near_to_exact_as_transformers_own(family: str, num_layers: int, kind: Kind) -> None:
     class_name, settings, num_native = FAMILIES[family]
-    if "no_rope_layers" in settings:
-        settings = settings | {"no_rope_layers": settings["no_rope_layers"][:num_layers]}
+    settings = settings | {key: settings[key][:num_layers] for key in _BY_LAYER if key in settings}
     tiny = Tiny.of(class_name, **settings | {"num_hidden_layers": num_layers})
     sequences = [tokens(count, seed) for seed, count in enumerate((50, 1, 23, 37))]
     exact = [tiny.exactly(sequence) for sequence in sequences]
@@ -218,6 +108,24 @@ def test_partial_rotary_positions_and_a_dense_layer_before_experts(kind: Kind) -
     own_noise = noise([dense.whole(sequence)], [exact])
     assert dense.replace(kind) == 1
     assert 0 < noise(dense.paged([sequence], [[(0, 50)]]), [exact]) <= own_noise * MARGIN[kind]
+
+
+# Every expert is asked for, so that none is chosen by a rounding.
+_EXPERTS: dict[str, Any] = {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+@each_kind
+def test_what_comes_before_experts_is_native_and_they_stay(kind: Kind) -> None:
+    tiny = Tiny.of("Qwen3MoeConfig", **_EXPERTS)
+    sequences = [tokens(count, seed) for seed, count in enumerate((50, 1, 23))]
+    exact = [tiny.exactly(sequence) for sequence in sequences]
+    own_noise = noise([tiny.whole(sequence) for sequence in sequences], exact)
+    own_experts = [layer.mlp for layer in tiny.layers]
+    assert tiny.replace(kind) == 3
+    assert [layer.mlp for layer in tiny.layers] == own_experts
+    assert num_native_layers(tiny.served.model.causal_lm) == 0
+    together = tiny.paged(sequences, in_chunks([len(sequence) for sequence in sequences]))
+    assert 0 < noise(together, exact) <= own_noise * MARGIN[kind]
 
 
 @each_kind
@@ -347,6 +255,26 @@ def clip_queries(layer: Any) -> None:
     layer.self_attn.q_proj.__class__ = Clipped
 
 
+def wrap_queries(layer: Any) -> None:
+    """In a module that does not tell of what size it is."""
+    layer.self_attn.q_proj = nn.Sequential(layer.self_attn.q_proj)
+
+
+def tell_no_eps(layer: Any) -> None:
+    norm = layer.input_layernorm
+    eps, plain = norm.variance_epsilon, norm.forward
+
+    def forward(x: Tensor) -> Tensor:
+        norm.variance_epsilon = eps
+        try:
+            return plain(x)  # type: ignore[no-any-return]
+        finally:
+            norm.variance_epsilon = None
+
+    norm.forward = forward
+    norm.variance_epsilon = None
+
+
 def leave_out_a_residual(layer: Any) -> None:
     attention = layer.self_attn
     plain = attention.forward
@@ -368,6 +296,8 @@ CHANGES = [
     use_norms_with_one_added,
     swap_gate_and_up,
     clip_queries,
+    wrap_queries,
+    tell_no_eps,
     leave_out_a_residual,
 ]
 
@@ -375,7 +305,74 @@ CHANGES = [
 @each_kind
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_one_changed_layer_stays_and_the_others_are_replaced(change: Any, kind: Kind) -> None:
-    model = random_model("LlamaConfig", "bfloat16", ATTENTION_NAME, **_SHAPE)
+    model = random_model("LlamaConfig", "bfloat16", ATTENTION_NAME, **SHAPE)
+    changed = model.model.layers[1]
+    change(changed)
+    tiny = Tiny(probe_model(model, CPU), None)
+    assert tiny.replace(kind) == 2
+    assert tiny.layers[1] is changed
+
+
+@each_kind
+@pytest.mark.parametrize(
+    "change", [scale_output, clip_queries, leave_out_a_residual], ids=lambda change: change.__name__
+)
+def test_a_changed_layer_with_experts_stays(change: Any, kind: Kind) -> None:
+    model = random_model("Qwen3MoeConfig", "bfloat16", ATTENTION_NAME, **SHAPE | _EXPERTS)
+    changed = model.model.layers[1]
+    change(changed)
+    tiny = Tiny(probe_model(model, CPU), None)
+    assert tiny.replace(kind) == 2
+    assert tiny.layers[1] is changed
+
+
+def do_not_add_one(layer: Any) -> None:
+    norm = layer.post_attention_layernorm
+    norm.forward = lambda x: norm.weight * norm._norm(x.float()).to(x.dtype)
+
+
+class Changing(nn.Module):
+    """Changes what a layer gives, whichever that layer is by then."""
+
+    def __init__(self, layer: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._layer, self._change = layer, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._change(self._layer(x))
+
+
+def change_queries(layer: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """Of queries with their gates, (..., heads, 2, head_dim)."""
+    attention = layer.self_attn
+    forward, width = attention.forward, attention.head_dim
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        plain = attention.q_proj
+        attention.q_proj = Changing(plain, lambda x: change(x.view(*x.shape[:-1], -1, 2, width)).flatten(-3))
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            attention.q_proj = plain
+
+    attention.forward = changed
+
+
+def put_gates_before_queries(layer: Any) -> None:
+    change_queries(layer, lambda x: x.flip(-2))
+
+
+def halve_gates(layer: Any) -> None:
+    change_queries(layer, lambda x: x * torch.tensor([[1.0], [0.5]], dtype=x.dtype))
+
+
+@each_kind
+@pytest.mark.parametrize(
+    "change", [do_not_add_one, put_gates_before_queries, halve_gates], ids=lambda change: change.__name__
+)
+def test_a_changed_layer_with_gates_stays_and_the_others_are_replaced(change: Any, kind: Kind) -> None:
+    settings = SHAPE | _FULL_ATTENTION | {"head_dim": 256}
+    model = random_model("Qwen3_5TextConfig", "bfloat16", ATTENTION_NAME, **settings)
     changed = model.model.layers[1]
     change(changed)
     tiny = Tiny(probe_model(model, CPU), None)
@@ -390,7 +387,7 @@ def test_a_changed_layer_stays_where_it_adds_little_to_large_hidden_states(
     change: Any, factor: int, kind: Kind
 ) -> None:
     """As in trained models, whose residual stream is many times what one layer adds to it."""
-    model = random_model("LlamaConfig", "bfloat16", ATTENTION_NAME, **_SHAPE)
+    model = random_model("LlamaConfig", "bfloat16", ATTENTION_NAME, **SHAPE)
     model.model.embed_tokens.weight.mul_(factor)
     changed = model.model.layers[1]
     change(changed)
@@ -435,5 +432,5 @@ def test_weights_of_replaced_layers_are_freed_though_the_layers_are_named(kind: 
 
 
 def test_layers_of_float32_stay_as_they_are() -> None:
-    tiny = Tiny(probe_model(random_model("LlamaConfig", "float32", ATTENTION_NAME, **_SHAPE), CPU), None)
+    tiny = Tiny(probe_model(random_model("LlamaConfig", "float32", ATTENTION_NAME, **SHAPE), CPU), None)
     assert tiny.replace(KINDS[0]) == 0
