@@ -20,6 +20,8 @@ from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
 from orcinus.engine.models.bare import bare_architecture, is_bare
 from orcinus.engine.models.checkpoint import read_checkpoint, read_text_half
 from orcinus.engine.models.context import drop_scaling_by_step, fix_rope, has_known_chunks
+from orcinus.engine.models.indexers import indexed_layer_types
+from orcinus.engine.models.own_attention import has_interface, is_vouched_for
 from orcinus.engine.models.text_half import causal_class, drop_towers, key_mapping, new_text_half, settle_text_config
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.lean_imports import wait_for_transformers
@@ -187,7 +189,10 @@ def _check_files(source: ModelSource) -> None:
 def _model_class(model_config: Any, trust_remote_code: bool) -> Any:
     """Return the class that the checkpoint names, so that only its own modelling code is imported."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
 
     if trust_remote_code and "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {}):
         return transformers.AutoModelForCausalLM
@@ -196,7 +201,8 @@ def _model_class(model_config: Any, trust_remote_code: bool) -> Any:
     if is_bare(architecture, model_config.model_type):
         model_config.tie_word_embeddings = True  # the class wants a head, which no weights are spent on
         architecture = names[model_config.model_type]
-    if architecture is None or architecture not in names.values() or not hasattr(transformers, architecture):
+    known = {*names.values(), *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()}  # that write text
+    if architecture is None or architecture not in known or not hasattr(transformers, architecture):
         raise ModelLoadError(
             f"{architecture or model_config.model_type} is not a causal language model that this transformers knows"
         )
@@ -233,6 +239,7 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
             f"{name} attends in both directions (is_causal is false); only causal models can be served"
         )
     servable = _SERVABLE_LAYERS | ({"chunked_attention"} if has_known_chunks(text_config) else set())
+    servable |= indexed_layer_types(text_config)
     strange = set(getattr(text_config, "layer_types", None) or []) - servable
     if strange:
         raise ModelLoadError(
@@ -242,11 +249,11 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
     if getattr(model_class, "_is_stateful", False):
         raise ModelLoadError(f"{name} keeps recurrent state, which a paged cache cannot hold")
     if model_class.__name__ != "AutoModelForCausalLM" and not (
-        model_class._supports_attention_backend
-        and (model_class._supports_flash_attn or has_known_chunks(text_config))  # no flash kernel knows of chunks
+        is_vouched_for(model_class) or has_interface(model_class)
     ):
         raise ModelLoadError(
-            f"{name} does not attend through transformers' attention interface, or needs a mask of its own there"
+            f"{name} computes its attention itself, not through transformers' attention interface, so that it cannot "
+            "be computed from a paged cache"
         )
 
 

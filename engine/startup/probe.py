@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
 from orcinus.engine.attention.choice import LayerKind, choose_backend
 from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, KVCacheSpec, batch_metadata
-from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
+from orcinus.engine.attention.latent import Expansion, cache_latents, record_expansions
+from orcinus.engine.attention.serving import LaterCall, PagedAttention, ProbingAttention, UnsupportedAttentionError
 from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
 from orcinus.engine.cpu.decoder_layers import RecordedCalls, record_layer_calls
 from orcinus.engine.errors import ModelLoadError, reason_of
 from orcinus.engine.models.context import has_fixed_rope, model_context
+from orcinus.engine.models.indexers import pick_every_key
 from orcinus.engine.models.language_model import LanguageModel
+from orcinus.engine.models.own_attention import is_vouched_for, own_attention
 from orcinus.engine.scheduler.cache_groups import GroupCost
 
 PROBE_TOKENS = 12
@@ -52,8 +55,14 @@ def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None 
     """
     model = LanguageModel(causal_lm)
     probe = ProbingAttention()
+    own = _own_logits(model, device)
+    pick_every_key(causal_lm)
     try:
-        with step_context(StepContext(probe)), record_layer_calls(causal_lm) as calls:
+        with (
+            step_context(StepContext(probe)),
+            record_layer_calls(causal_lm) as calls,
+            record_expansions(causal_lm) as expansions,
+        ):
             expected = model.whole_logits(*_probe_tokens(model, device)).float()
     except UnsupportedAttentionError as error:
         raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
@@ -61,14 +70,23 @@ def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None 
         raise ModelLoadError(f"the first run of {model.name} failed: {reason_of(error)}") from error
     if probe.dtype is None:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
+    if own is not None and not _agree(expected, own, probe.dtype):
+        raise ModelLoadError(
+            f"{model.name} attends by more than it tells transformers' attention interface: by that alone its logits "
+            "are others than with its own attention"
+        )
+    if any(isinstance(key, LaterCall) for key in probe.kv):
+        _check_calls(model, expected, probe.dtype, device)
+    num_parameters = int(causal_lm.num_parameters())
+    kv = _with_latents(probe.kv, expansions) if device.type == "cpu" else probe.kv
     windows = {spec.window for spec in probe.specs.values()}
-    layers = [LayerKind(probe.num_heads[module], kv.shape, probe.specs[module]) for module, kv in probe.kv.items()]
+    layers = [LayerKind(probe.num_heads[module], spec.shape, probe.specs[module]) for module, spec in kv.items()]
     return ServedModel(
         model=model,
-        num_parameters=int(causal_lm.num_parameters()),
+        num_parameters=num_parameters,
         weight_bytes=int(causal_lm.get_memory_footprint()),
         backend=choose_backend(device, probe.dtype, layers, block_size),
-        kv=probe.kv,
+        kv=kv,
         specs=probe.specs,
         recorded_calls=calls,
         cache_dtype=probe.dtype,
@@ -76,6 +94,20 @@ def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None 
         states=[module for module in causal_lm.modules() if isinstance(module, SlotState)],
         expected_logits=expected,
     )
+
+
+def _with_latents(
+    kv: dict[nn.Module, KVCacheSpec], expansions: dict[nn.Module, Expansion]
+) -> dict[nn.Module, KVCacheSpec]:
+    """Have each layer cache its latents in place of keys and values, where that can be: it runs once, for itself."""
+    shared = {spec.source for spec in kv.values()} | {key.layer for key in kv if isinstance(key, LaterCall)}
+    specs = dict(kv)
+    for module, expansion in expansions.items():
+        if module in kv and kv[module].source is None and module not in shared:
+            weights = cache_latents(module, expansion)
+            if weights is not None:
+                specs[module] = replace(kv[module], shape=weights.shape, latents=weights)
+    return specs
 
 
 def cache_groups(
@@ -113,14 +145,45 @@ def check_paged(served: ServedModel, block_size: int, device: torch.device, *, i
         raise ModelLoadError(f"{model.name} cannot run from a paged cache: {reason_of(error)}") from error
     if model.num_replays != len(_CHUNKS):
         raise ModelLoadError(f"{model.name} computes its logits in a way that cannot be served")
-    difference = float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
-    is_exact = served.cache_dtype in _TOLERANCE and not is_quantized
-    if not difference <= (_TOLERANCE[served.cache_dtype] if is_exact else _LOW_PRECISION_TOLERANCE):
+    if not _agree(logits, expected, None if is_quantized else served.cache_dtype):
         raise ModelLoadError(
-            f"{model.name} computes something else when its tokens come in chunks (relative error {difference:.2g}): "
-            "it keeps state outside attention, and cannot be served from a paged cache"
+            f"{model.name} computes something else when its tokens come in chunks (relative error "
+            f"{_difference(logits, expected):.2g}): it keeps state outside attention, and cannot be served from a "
+            "paged cache"
         )
     return logits
+
+
+def _own_logits(model: LanguageModel, device: torch.device) -> Tensor | None:
+    """Return what the model computes with its own attention; None where its class vouches for the interface."""
+    if is_vouched_for(type(model.causal_lm)):
+        return None
+    try:
+        with own_attention(model.causal_lm):
+            return model.whole_logits(*_probe_tokens(model, device)).float()
+    except Exception as error:
+        raise ModelLoadError(f"the first run of {model.name} failed: {reason_of(error)}") from error
+
+
+def _check_calls(model: LanguageModel, expected: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a model that runs layers several times unless its own cache, too, has what each of these runs stored."""
+    with own_attention(model.causal_lm):
+        cached = model.cached_logits(*_probe_tokens(model, device), split=PROBE_TOKENS // 2).float()
+    if not _agree(cached, expected, dtype):
+        raise ModelLoadError(
+            f"{model.name} runs one attention layer more than once per token, and with a cache it computes something "
+            "else than without one"
+        )
+
+
+def _agree(logits: Tensor, expected: Tensor, dtype: torch.dtype | None) -> bool:
+    """Return whether logits are the same but for rounding in this dtype; None is for weights of lower precision."""
+    tolerance = _LOW_PRECISION_TOLERANCE if dtype is None else _TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE)
+    return _difference(logits, expected) <= tolerance
+
+
+def _difference(logits: Tensor, expected: Tensor) -> float:
+    return float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
 
 
 # Per chunk, the positions of the other sequence and of the probe's own; single tokens last.
