@@ -41,7 +41,8 @@ def decoder_of(causal_lm: Any) -> nn.Module:
     from transformers import PreTrainedModel
 
     candidates = [causal_lm.get_decoder(), causal_lm.base_model, *causal_lm.children()]
-    return next(part for part in candidates if isinstance(part, PreTrainedModel) and part is not causal_lm)
+    part = next(part for part in candidates if isinstance(part, PreTrainedModel) and part is not causal_lm)
+    return decoder_of(part) if part.get_output_embeddings() is not None else part
 
 
 class LanguageModel:

@@ -35,6 +35,10 @@ _SERVABLE_LAYERS = {"full_attention", "sliding_attention"}
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+class MissingWeightsError(ModelLoadError):
+    """Says that a checkpoint lacks weights of the model, or has them under names that its class does not know."""
+
+
 def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
     """Return the model in evaluation mode on its device, attending through the paged interface.
 
@@ -48,6 +52,13 @@ def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
         return _load(source, config, device)
     except ModelLoadError:
         raise
+    except KeyError as error:
+        if error.args == (ATTENTION_NAME,):
+            raise ModelLoadError(
+                f"{config.model} has several classes of attention to choose from, and none goes by transformers' "
+                "attention interface"
+            ) from error
+        raise ModelLoadError(f"cannot load {config.model}: {reason_of(error)}") from error
     except Exception as error:  # transformers, safetensors, the hub and remote code raise whatever they like
         raise ModelLoadError(f"cannot load {config.model}: {reason_of(error)}") from error
 
@@ -90,13 +101,17 @@ def _text_half(source: ModelSource, config: EngineConfig, whole_config: Any, dev
         given_config.quantization_config = whole_config.quantization_config
     causal_lm = new_text_half(given_class, given_config, dtype)
     is_filled, names = read_text_half(source, causal_lm)
-    if not is_filled:
-        renamed = None if model_class is None else key_mapping(names)  # transformers knows a multimodal class's own
-        causal_lm = _from_pretrained(
-            source, config, given_class, given_config, dtype=dtype, device=device, renamed=renamed
-        )
-        if model_class is None:
-            drop_towers(causal_lm)
+    if not is_filled and model_class is not None:
+        try:
+            causal_lm = _from_pretrained(
+                source, config, model_class, text_config, dtype=dtype, device=device, renamed=key_mapping(names)
+            )
+            is_filled = True
+        except MissingWeightsError as error:
+            logger.debug("the whole checkpoint is read, because %s", error)
+    if not is_filled:  # the multimodal class knows what its checkpoints call their weights
+        causal_lm = _from_pretrained(source, config, whole_class, whole_config, dtype=dtype, device=device)
+        drop_towers(causal_lm)
     causal_lm.generation_config = _generation_config(source, whole_config)
     return causal_lm
 
@@ -142,7 +157,7 @@ def _from_pretrained(
     if missing and (bare := bare_architecture(causal_lm)):
         raise ModelLoadError(f"{bare} is not a causal language model, without or with its head")
     if missing:
-        raise ModelLoadError(
+        raise MissingWeightsError(
             f"the checkpoint of {config.model} lacks {len(missing)} of the model's weights, first {missing[0]}"
         )
     gc.collect()  # cycles that keep copies of the weights, and would stay if they were frozen

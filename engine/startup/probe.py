@@ -67,7 +67,7 @@ def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None 
     except UnsupportedAttentionError as error:
         raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
     except Exception as error:  # a configuration that its own code cannot run, or code that asks for more
-        raise ModelLoadError(f"the first run of {model.name} failed: {reason_of(error)}") from error
+        raise ModelLoadError(f"the first run of {model.name}, on text alone, failed: {reason_of(error)}") from error
     if probe.dtype is None:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
     if own is not None and not _agree(expected, own, probe.dtype):
@@ -162,7 +162,7 @@ def _own_logits(model: LanguageModel, device: torch.device) -> Tensor | None:
         with own_attention(model.causal_lm):
             return model.whole_logits(*_probe_tokens(model, device)).float()
     except Exception as error:
-        raise ModelLoadError(f"the first run of {model.name} failed: {reason_of(error)}") from error
+        raise ModelLoadError(f"the first run of {model.name}, on text alone, failed: {reason_of(error)}") from error
 
 
 def _check_calls(model: LanguageModel, expected: Tensor, dtype: torch.dtype, device: torch.device) -> None:
@@ -231,5 +231,14 @@ def _scratch_attention(served: ServedModel, num_blocks: int, block_size: int, de
 
 
 def _probe_tokens(model: LanguageModel, device: torch.device) -> tuple[Tensor, Tensor]:
-    positions = torch.arange(PROBE_TOKENS, device=device)
-    return (positions * 37 + 5) % model.vocab_size, positions
+    """Return ids and positions, (num_tokens,) each, of tokens that all stand for text."""
+    markers = _marker_ids(model.causal_lm.config) | _marker_ids(model.config)
+    candidates = ((i * 37 + 5) % model.vocab_size for i in range(PROBE_TOKENS + len(markers)))
+    token_ids = [token for token in candidates if token not in markers][:PROBE_TOKENS]
+    return torch.tensor(token_ids, device=device), torch.arange(PROBE_TOKENS, device=device)
+
+
+def _marker_ids(config: Any) -> set[int]:
+    """Return the tokens that a configuration names, of which some stand for images and sounds."""
+    named = [value for name, value in vars(config).items() if name.endswith(("_token_id", "_token_index"))]
+    return {value for value in named if isinstance(value, int)}

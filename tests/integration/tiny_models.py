@@ -133,11 +133,11 @@ def random_model(class_name: str, dtype: str = "float32", attention: str | None 
     return model
 
 
-def make_lively(model: Any) -> None:
+def make_lively(model: Any, seed: int = 21) -> None:
     """Give every layer a say in the output: variance-preserving matrices, and biases and gains that differ."""
     import torch
 
-    generator = torch.Generator().manual_seed(21)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)

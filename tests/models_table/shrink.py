@@ -134,6 +134,8 @@ _OF_TYPE["step3p7_text"] = {"sliding_window": 12}
 _OF_TYPE["xmod"] = {"default_language": "en_XX"}
 _OF_TYPE["chameleon"] = _OF_TYPE["emu3"] = {"vocabulary_map": {"<image>": FIRST_MARKER}}
 _OF_TYPE["reformer"] = {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [16, 16], "attn_layers": ["local"] * 4}
+for _name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"):
+    _OF_TYPE[_name] = {"vision_start_token_id": FIRST_MARKER + 10}
 _OF_TYPE["cohere_compass_text"] = {
     "rope_parameters": {
         f"{kind}_attention": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
@@ -159,6 +161,7 @@ CHANGES: list[dict[str, Any]] = [
     {"sliding_window": CONTEXT},
     {"num_heads": 8},
     {"tie_word_embeddings": False},
+    {"tie_word_embeddings": False, "seed": 22},
 ]
 
 
@@ -176,7 +179,7 @@ def _settings(config: Any, change: dict[str, Any], *, is_text: bool) -> dict[str
 
     config.allow_global_per_layer_attribute_access = True
     sizes = {name: size for name, size in (_SIZES | change if is_text else _TOWER).items() if size is not None}
-    settings = {name: _like(getattr(config, name), size) for name, size in sizes.items() if _has(config, name)}
+    settings = {name: _like(config, name, size) for name, size in sizes.items() if _has(config, name)}
     if is_text and getattr(config, "is_decoder", None) is False and not config.is_encoder_decoder:
         settings["is_decoder"] = True  # as its causal class wants it
     markers = [name for name in sorted(vars(config)) if name.endswith(("_token_id", "_token_index"))]
@@ -197,9 +200,11 @@ def _has(config: Any, name: str) -> bool:
     return getattr(config, name, None) is not None and not isinstance(getattr(type(config), name, None), property)
 
 
-def _like(value: Any, size: Any) -> Any:
-    """Return a size in the form of a setting's value, which may be a list."""
-    return [size] * len(value) if isinstance(value, list | tuple) and not isinstance(size, list) else size
+def _like(config: Any, name: str, size: Any) -> Any:
+    """Return a size in the form that a setting has: a list of equal ones where it cannot be a single one."""
+    value, field = getattr(config, name), type(config).__dataclass_fields__.get(name)
+    is_single = field is None or "int" in [part.strip() for part in str(field.type).split("|")]
+    return size if is_single or not isinstance(value, list | tuple) else [size] * len(value)
 
 
 def _mrope(config: Any, section: list[int]) -> dict[str, Any]:
@@ -212,14 +217,14 @@ def _mrope(config: Any, section: list[int]) -> dict[str, Any]:
     return {"rope_parameters": rope | {"mrope_section": section}}
 
 
-def tiny_model(model_class: Any, config: Any, dtype: str = "float32") -> Any:
+def tiny_model(model_class: Any, config: Any, dtype: str = "float32", seed: int = 20) -> Any:
     """Return a model with random weights, the same at every call."""
     import torch
 
-    torch.manual_seed(20)
+    torch.manual_seed(seed)
     model = model_class._from_config(config, dtype=getattr(torch, dtype), attn_implementation="eager").eval()
     small = {name: weight.clone() for name, weight in model.named_parameters() if _is_small(weight)}
-    make_lively(model)
+    make_lively(model, seed + 1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name in small:
