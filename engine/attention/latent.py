@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from orcinus.engine.attention.interface import LayerShape
+from orcinus.engine.platform.memory import MappedFiles
 
 _EXPANSION = "expand_kv"  # what transformers' classes call it; they cache what it is given
 # Of the largest number, against what the layer's own code made of the latents.
@@ -35,28 +36,31 @@ class Expansion:
 class LatentWeights(nn.Module):
     """Multiplies queries and results, (num_tokens, num_heads, dim), by the halves of an expanding layer's weight."""
 
-    def __init__(self, weight: Tensor, key_dim: int, rotary_dim: int) -> None:
-        """Take the weight, (num_heads, key_dim + value_dim, rank); `key_dim` is without the rotary part."""
+    def __init__(self, keys: Tensor, values: Tensor, rotary_dim: int) -> None:
+        """Take the weight's parts, (num_heads, key_dim, rank), of keys without rotary part, and (.., rank, value_dim).
+
+        Both are copied: torch multiplies a few rows by a part of a tensor several times slower.
+        """
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self._key_dim, self._rotary_dim = key_dim, rotary_dim
+        self.keys = nn.Parameter(keys.clone(memory_format=torch.contiguous_format), requires_grad=False)
+        self.values = nn.Parameter(values.clone(memory_format=torch.contiguous_format), requires_grad=False)
+        self._rotary_dim = rotary_dim
 
     @property
     def shape(self) -> LayerShape:
         """Return what is cached of a token."""
-        rank = self.weight.shape[2]
+        rank = self.keys.shape[2]
         return LayerShape(1, rank + self._rotary_dim, rank)
 
     def queries(self, query: Tensor) -> Tensor:
         """Return queries of latents, (num_tokens, num_heads, rank + rotary_dim)."""
-        plain, rotary = query.split([self._key_dim, self._rotary_dim], dim=-1)
-        latent = torch.bmm(plain.transpose(0, 1), self.weight[:, : self._key_dim])
+        plain, rotary = query.split([self.keys.shape[1], self._rotary_dim], dim=-1)
+        latent = torch.bmm(plain.transpose(0, 1), self.keys)
         return torch.cat([latent.transpose(0, 1), rotary], dim=-1)
 
     def results(self, out: Tensor) -> Tensor:
         """Return (num_tokens, num_heads, value_dim) of what was attended to, (num_tokens, num_heads, rank)."""
-        weight = self.weight[:, self._key_dim :].transpose(1, 2)
-        return torch.bmm(out.transpose(0, 1), weight).transpose(0, 1)
+        return torch.bmm(out.transpose(0, 1), self.values).transpose(0, 1)
 
 
 @contextmanager
@@ -100,6 +104,7 @@ def cache_latents(layer: Any, expansion: Expansion) -> LatentWeights | None:
     if weights is None:
         return None
     (linear,) = expansion.linears
+    MappedFiles().release(linear.weight)
     for parent in layer.modules():
         for name, child in list(parent.named_children()):
             if child is linear:
@@ -122,21 +127,21 @@ def _weights_of(expansion: Expansion) -> LatentWeights | None:
     key_dim, value_dim = expansion.keys.shape[3] - rotary_dim, expansion.values.shape[3]
     if linear.bias is not None or linear.weight.shape != (num_heads * (key_dim + value_dim), rank):
         return None
-    weights = LatentWeights(linear.weight.detach().view(num_heads, -1, rank), key_dim, rotary_dim)
-    return weights if _are_right(weights.weight, key_dim, expansion) else None
+    keys, values = linear.weight.detach().view(num_heads, -1, rank).split([key_dim, value_dim], dim=1)
+    weights = LatentWeights(keys, values.transpose(1, 2), rotary_dim)
+    return weights if _are_right(weights, expansion) else None
 
 
 def _has_one_head(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
 
 
-def _are_right(weight: Tensor, key_dim: int, expansion: Expansion) -> bool:
-    """Return whether the weight makes of the latents what the layer's own code made of them."""
-    heads = torch.matmul(expansion.latents[0], weight.transpose(1, 2))  # (heads, num_tokens, key_dim + value_dim)
-    rotary = expansion.rotary[0].expand(len(heads), -1, -1)
-    keys = torch.cat([heads[..., :key_dim], rotary], dim=-1)
-    pairs = ((keys, expansion.keys[0]), (heads[..., key_dim:], expansion.values[0]))
-    return all(_is_close(made, own) for made, own in pairs)
+def _are_right(weights: LatentWeights, expansion: Expansion) -> bool:
+    """Return whether the weights make of the latents what the layer's own code made of them."""
+    plain = torch.matmul(expansion.latents[0], weights.keys.transpose(1, 2))  # (heads, num_tokens, key_dim)
+    keys = torch.cat([plain, expansion.rotary[0].expand(len(plain), -1, -1)], dim=-1)
+    values = torch.matmul(expansion.latents[0], weights.values)
+    return _is_close(keys, expansion.keys[0]) and _is_close(values, expansion.values[0])
 
 
 def _is_close(made: Tensor, own: Tensor) -> bool:
