@@ -54,7 +54,7 @@ class LatentWeights(nn.Module):
 
     def queries(self, query: Tensor) -> Tensor:
         """Return queries of latents, (num_tokens, num_heads, rank + rotary_dim)."""
-        plain, rotary = query.split([self.keys.shape[1], self._rotary_dim], dim=-1)
+        plain, rotary = torch.split(query, [self.keys.shape[1], self._rotary_dim], dim=-1)
         latent = torch.bmm(plain.transpose(0, 1), self.keys)
         return torch.cat([latent.transpose(0, 1), rotary], dim=-1)
 
@@ -122,12 +122,12 @@ def _as_they_are(latents: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
 def _weights_of(expansion: Expansion) -> LatentWeights | None:
     if len(expansion.linears) != 1 or not _has_one_head(expansion.latents) or not _has_one_head(expansion.rotary):
         return None
-    (linear,) = expansion.linears
+    linear: Any = expansion.linears[0]
     num_heads, rotary_dim, rank = expansion.keys.shape[1], expansion.rotary.shape[3], expansion.latents.shape[3]
     key_dim, value_dim = expansion.keys.shape[3] - rotary_dim, expansion.values.shape[3]
     if linear.bias is not None or linear.weight.shape != (num_heads * (key_dim + value_dim), rank):
         return None
-    keys, values = linear.weight.detach().view(num_heads, -1, rank).split([key_dim, value_dim], dim=1)
+    keys, values = torch.split(linear.weight.detach().view(num_heads, -1, rank), [key_dim, value_dim], dim=1)
     weights = LatentWeights(keys, values.transpose(1, 2), rotary_dim)
     return weights if _are_right(weights, expansion) else None
 

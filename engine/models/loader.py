@@ -7,8 +7,9 @@ Knows nothing of caches, requests or scheduling.
 import gc
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -101,18 +102,31 @@ def _text_half(source: ModelSource, config: EngineConfig, whole_config: Any, dev
         given_config.quantization_config = whole_config.quantization_config
     causal_lm = new_text_half(given_class, given_config, dtype)
     is_filled, names = read_text_half(source, causal_lm)
-    if not is_filled and model_class is not None:
-        try:
-            causal_lm = _from_pretrained(
-                source, config, model_class, text_config, dtype=dtype, device=device, renamed=key_mapping(names)
-            )
-            is_filled = True
-        except MissingWeightsError as error:
-            logger.debug("the whole checkpoint is read, because %s", error)
-    if not is_filled:  # the multimodal class knows what its checkpoints call their weights
-        causal_lm = _from_pretrained(source, config, whole_class, whole_config, dtype=dtype, device=device)
-        drop_towers(causal_lm)
+    if not is_filled:
+        load = partial(_from_pretrained, source, config, dtype=dtype, device=device)
+        causal_lm = _converted_half(load, (model_class, text_config), (whole_class, whole_config), names)
     causal_lm.generation_config = _generation_config(source, whole_config)
+    return causal_lm
+
+
+def _converted_half(
+    load: Callable[..., Any], half: tuple[Any, Any], whole: tuple[Any, Any], names: dict[str, str]
+) -> Any:
+    """Return a language model whose weights transformers converts: by its own class, if that has one and knows them.
+
+    Else the multimodal class reads the whole checkpoint, and its towers are dropped: it knows what its weights become.
+    """
+    missing = None
+    if half[0] is not None:
+        try:
+            return load(*half, renamed=key_mapping(names))
+        except MissingWeightsError as error:
+            missing = error
+    try:
+        causal_lm = load(*whole)
+    except MissingWeightsError as error:
+        raise missing or error from error
+    drop_towers(causal_lm)
     return causal_lm
 
 
