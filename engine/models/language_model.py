@@ -41,7 +41,7 @@ def decoder_of(causal_lm: Any) -> nn.Module:
     from transformers import PreTrainedModel
 
     candidates = [causal_lm.get_decoder(), causal_lm.base_model, *causal_lm.children()]
-    part = next(part for part in candidates if isinstance(part, PreTrainedModel) and part is not causal_lm)
+    part: Any = next(part for part in candidates if isinstance(part, PreTrainedModel) and part is not causal_lm)
     return decoder_of(part) if part.get_output_embeddings() is not None else part
 
 

@@ -48,10 +48,13 @@ class ServedModel:
     expected_logits: Tensor
 
 
-def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None = None) -> ServedModel:
+def probe_model(
+    causal_lm: Any, device: torch.device, *, block_size: int | None = None, caches_latents: bool = True
+) -> ServedModel:
     """Find the attention layers and their shapes by running them, which also brings the weights into memory.
 
-    `block_size` as in `choose_backend`. Raises `ModelLoadError` for attention that a paged cache cannot serve.
+    `block_size` as in `choose_backend`. With `caches_latents`, layers on a CPU that expand keys and values of latents
+    cache these instead. Raises `ModelLoadError` for attention that a paged cache cannot serve.
     """
     model = LanguageModel(causal_lm)
     probe = ProbingAttention()
@@ -78,7 +81,7 @@ def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None 
     if any(isinstance(key, LaterCall) for key in probe.kv):
         _check_calls(model, expected, probe.dtype, device)
     num_parameters = int(causal_lm.num_parameters())
-    kv = _with_latents(probe.kv, expansions) if device.type == "cpu" else probe.kv
+    kv = _with_latents(probe.kv, expansions) if caches_latents and device.type == "cpu" else probe.kv
     windows = {spec.window for spec in probe.specs.values()}
     layers = [LayerKind(probe.num_heads[module], spec.shape, probe.specs[module]) for module, spec in kv.items()]
     return ServedModel(
