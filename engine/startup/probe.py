@@ -57,31 +57,21 @@ def probe_model(
     cache these instead. Raises `ModelLoadError` for attention that a paged cache cannot serve.
     """
     model = LanguageModel(causal_lm)
-    probe = ProbingAttention()
     own = _own_logits(model, device)
     pick_every_key(causal_lm)
-    try:
-        with (
-            step_context(StepContext(probe)),
-            record_layer_calls(causal_lm) as calls,
-            record_expansions(causal_lm) as expansions,
-        ):
-            expected = model.whole_logits(*_probe_tokens(model, device)).float()
-    except UnsupportedAttentionError as error:
-        raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
-    except Exception as error:  # a configuration that its own code cannot run, or code that asks for more
-        raise ModelLoadError(f"the first run of {model.name}, on text alone, failed: {reason_of(error)}") from error
+    run = _first_run(model, device)
+    probe = run.attention
     if probe.dtype is None:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
-    if own is not None and not _agree(expected, own, probe.dtype):
+    if own is not None and not _agree(run.logits, own, probe.dtype):
         raise ModelLoadError(
             f"{model.name} attends by more than it tells transformers' attention interface: by that alone its logits "
             "are others than with its own attention"
         )
     if any(isinstance(key, LaterCall) for key in probe.kv):
-        _check_calls(model, expected, probe.dtype, device)
+        _check_calls(model, run.logits, probe.dtype, device)
     num_parameters = int(causal_lm.num_parameters())
-    kv = _with_latents(probe.kv, expansions) if caches_latents and device.type == "cpu" else probe.kv
+    kv = _with_latents(probe.kv, run.expansions) if caches_latents and device.type == "cpu" else probe.kv
     windows = {spec.window for spec in probe.specs.values()}
     layers = [LayerKind(probe.num_heads[module], spec.shape, probe.specs[module]) for module, spec in kv.items()]
     return ServedModel(
@@ -91,12 +81,43 @@ def probe_model(
         backend=choose_backend(device, probe.dtype, layers, block_size),
         kv=kv,
         specs=probe.specs,
-        recorded_calls=calls,
+        recorded_calls=run.calls,
         cache_dtype=probe.dtype,
         max_context=model_context(model.config, windows, is_fixed=has_fixed_rope(causal_lm)),
         states=[module for module in causal_lm.modules() if isinstance(module, SlotState)],
-        expected_logits=expected,
+        expected_logits=run.logits,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstRun:
+    """Holds what a model's run over the probe's tokens shows."""
+
+    logits: Tensor
+    attention: ProbingAttention
+    calls: RecordedCalls
+    expansions: dict[nn.Module, Expansion]
+
+
+def _first_run(model: LanguageModel, device: torch.device) -> _FirstRun:
+    """Run the model whole, attending through the interface. Raises `ModelLoadError`."""
+    probe, causal_lm = ProbingAttention(), model.causal_lm
+    try:
+        with (
+            step_context(StepContext(probe)),
+            record_layer_calls(causal_lm) as calls,
+            record_expansions(causal_lm) as expansions,
+        ):
+            logits = model.whole_logits(*_probe_tokens(model, device)).float()
+    except UnsupportedAttentionError as error:
+        raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
+    except Exception as error:  # a configuration that its own code cannot run, or code that asks for more
+        raise _failed(model, error) from error
+    return _FirstRun(logits, probe, calls, expansions)
+
+
+def _failed(model: LanguageModel, error: Exception) -> ModelLoadError:
+    return ModelLoadError(f"the first run of {model.name}, on text alone, failed: {reason_of(error)}")
 
 
 def _with_latents(
@@ -165,7 +186,7 @@ def _own_logits(model: LanguageModel, device: torch.device) -> Tensor | None:
         with own_attention(model.causal_lm):
             return model.whole_logits(*_probe_tokens(model, device)).float()
     except Exception as error:
-        raise ModelLoadError(f"the first run of {model.name}, on text alone, failed: {reason_of(error)}") from error
+        raise _failed(model, error) from error
 
 
 def _check_calls(model: LanguageModel, expected: Tensor, dtype: torch.dtype, device: torch.device) -> None:

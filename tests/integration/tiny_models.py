@@ -93,9 +93,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe_lite": ("Glm4MoeLiteConfig", _MLA_MOE),
     "minicpm3": ("MiniCPM3Config", _MLA),
     "longcat_flash": ("LongcatFlashConfig", _LONGCAT),
-    "bart": (
-        "BartConfig",
-        {"d_model": 48, "decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 80, "pad_token_id": 0},
+    "mbart": (
+        "MBartConfig",
+        {
+            "d_model": 48,
+            "decoder_layers": 3,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 80,
+            "forced_eos_token_id": None,
+        },
     ),
     "dory": (
         "DoryConfig",
