@@ -4,20 +4,23 @@
 
 A server with two keys. One client streams one chat after the other; the other, with the second key, sends 31 plain
 streams, 150 chats at a time that each have a JSON schema of their own, one answer of 31 choices with 20
-log-probabilities for each token, or the last two together. "Own lag" is how late this program's event loop was, which
-is in the other figures. No OMP_* or ORCINUS_* variable of the shell reaches the server.
+log-probabilities for each token, or the last two together. That client is a process of its own, of low priority: it
+stands for one on another machine. "Own lag" is how late the reader's event loop was, which is in the other figures. No
+OMP_* or ORCINUS_* variable of the shell reaches the server.
 """
 
 import argparse
 import asyncio
 import contextlib
 import itertools
+import multiprocessing
+import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -26,10 +29,17 @@ from bench.peers.machine import describe_machine
 from bench.peers.serving import RunningArm, free_port
 from orcinus.server.load.report import markdown_table, percentile
 
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
 _KEYS = ("key-of-the-one-who-reads", "key-of-the-one-who-asks")
 _NUM_GRAMMARS, _NUM_CHOICES = 150, 31
 _WARM_UP_S = 3.0
 _HEADINGS = ["beside", "tokens", "ITL p50", "ITL p90", "ITL p99", "/live p99", "/live max", "own lag p99", "answers"]
+
+_LOW_PRIORITY = 10
+_MOST_SCHEMAS = 1_000_000  # in a row of the report: no two have the same schema
+_SPAWN = multiprocessing.get_context("spawn")
 
 Load = Callable[[httpx.AsyncClient], Awaitable[int]]
 
@@ -52,36 +62,50 @@ def main() -> None:
 
 async def measure(url: str, num_rounds: int, seconds: float) -> list[list[str]]:
     """Return a row for each load and round; times in ms."""
-    schemas = itertools.count()
-    loads: dict[str, list[Load]] = {
-        "nothing": [],
-        "31 plain streams": [partial(ask_for_choices, {})],
-        "150 schemas at a time": [partial(ask_with_schema, schemas)] * _NUM_GRAMMARS,
-        "log-probabilities": [partial(ask_for_choices, {"logprobs": True, "top_logprobs": 20})],
-    }
-    loads["both"] = loads["150 schemas at a time"] + loads["log-probabilities"]
+    numbers = itertools.count(step=_MOST_SCHEMAS)
     rows = []
     for _ in range(num_rounds):
-        rows += [[name, *await measure_beside(url, load, seconds)] for name, load in loads.items()]
+        for name in ("nothing", *_LOADS):
+            with asking(url, name, next(numbers)) as num_answers:
+                await asyncio.sleep(_WARM_UP_S)
+                rows.append([name, *await measure_beside(url, seconds), str(num_answers.value)])
     return rows
 
 
-async def measure_beside(url: str, loads: Sequence[Load], seconds: float) -> list[str]:
-    async with client(url, _KEYS[0]) as reader, client(url, _KEYS[1]) as asker:
+@contextlib.contextmanager
+def asking(url: str, name: str, first_number: int) -> "Iterator[Synchronized[int]]":
+    """Let the other client ask while the block lasts. Yields how many answers it has had."""
+    num_answers = _SPAWN.Value("i", 0)
+    process = _SPAWN.Process(target=ask_for_ever, args=(url, name, first_number, num_answers), daemon=True)
+    if name != "nothing":
+        process.start()
+    try:
+        yield num_answers
+    finally:
+        if name != "nothing":
+            assert process.is_alive(), "the client that asks has failed"
+            process.terminate()
+            process.join()
+
+
+def ask_for_ever(url: str, name: str, first_number: int, num_answers: "Synchronized[int]") -> None:
+    os.nice(_LOW_PRIORITY)
+    asyncio.run(_ask_for_ever(url, _LOADS[name](itertools.count(first_number)), num_answers))
+
+
+async def _ask_for_ever(url: str, loads: Sequence[Load], num_answers: "Synchronized[int]") -> None:
+    async with client(url, _KEYS[1]) as asker:
+        await asyncio.gather(*(keep_asking(asker, load, num_answers) for load in loads))
+
+
+async def measure_beside(url: str, seconds: float) -> list[str]:
+    async with client(url, _KEYS[0]) as reader:
         lags: list[float] = []
         live: list[float] = []
-        answers = [0]
-        async with running(
-            keep_probing(reader, live), keep_sleeping(lags), *(keep_asking(asker, load, answers) for load in loads)
-        ):
-            await asyncio.sleep(_WARM_UP_S)
+        async with running(keep_probing(reader, live), keep_sleeping(lags)):
             gaps = await read_streams(reader, seconds)
     figures = [percentile(gaps, share) for share in (50, 90, 99)] + [percentile(live, 99), max(live)]
-    return [
-        str(len(gaps)),
-        *(f"{figure * 1e3:.1f}" for figure in [*figures, percentile(lags, 99)]),
-        str(answers[0]),
-    ]
+    return [str(len(gaps)), *(f"{figure * 1e3:.1f}" for figure in [*figures, percentile(lags, 99)])]
 
 
 @contextlib.asynccontextmanager
@@ -121,10 +145,10 @@ async def read_streams(reader: httpx.AsyncClient, seconds: float) -> list[float]
     return gaps
 
 
-async def keep_asking(asker: httpx.AsyncClient, load: Load, answers: list[int]) -> None:
+async def keep_asking(asker: httpx.AsyncClient, load: Load, num_answers: "Synchronized[int]") -> None:
     while True:
-        num_answers = await load(asker)
-        answers[0] += num_answers
+        num = await load(asker)
+        num_answers.value += num
 
 
 async def keep_probing(reader: httpx.AsyncClient, live: list[float]) -> None:
@@ -179,6 +203,20 @@ def slow_schema(number: int) -> dict[str, Any]:
     }
     return {"type": "object", "properties": properties, "required": names[:20], "additionalProperties": False}
 
+
+def _schemas(numbers: "itertools.count[int]") -> list[Load]:
+    return [partial(ask_with_schema, numbers)] * _NUM_GRAMMARS
+
+
+_PLAIN: Load = partial(ask_for_choices, {})
+_LOGPROBS: Load = partial(ask_for_choices, {"logprobs": True, "top_logprobs": 20})
+# What the other client asks for at once, given the numbers of its schemas.
+_LOADS: dict[str, Callable[["itertools.count[int]"], list[Load]]] = {
+    "31 plain streams": lambda _: [_PLAIN],
+    "150 schemas at a time": _schemas,
+    "log-probabilities": lambda _: [_LOGPROBS],
+    "both": lambda numbers: [*_schemas(numbers), _LOGPROBS],
+}
 
 if __name__ == "__main__":
     main()

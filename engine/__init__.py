@@ -7,6 +7,7 @@ scheduler     which request runs how many tokens in the next step, and where its
 runner        the step itself: flat tensors in, tokens out
 models        transformers' models as tokens to hidden states to logits
 attention     attention over the paged KV cache, a module for each backend
+recurrent     layers that keep a state for each sequence, in slots
 cpu, kernels  layers as they run on a CPU; native code
 sampling      logits to tokens
 grammar       which tokens a schema, a regex or a grammar allows next

@@ -42,10 +42,11 @@ class SlotState(Protocol):
     """
 
     @property
-    def bytes_per_slot(self) -> int: ...
+    def bytes_per_slot(self) -> int:
+        """Return what it keeps for a slot, a multiple of 64 bytes."""
 
-    def allocate(self, num_slots: int) -> None:
-        """Make room for so many states, in place of any that there were."""
+    def take_memory(self, memory: Tensor) -> None:
+        """Keep the states there from now on: uint8 (num_slots, bytes_per_slot), whose rows may be apart."""
 
 
 _CURRENT: ContextVar[StepContext | None] = ContextVar("current_step", default=None)

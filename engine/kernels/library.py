@@ -13,11 +13,15 @@ from pathlib import Path
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.structures import (
     Attention,
+    Convolution,
     DecoderCall,
+    DeltaRule,
     Linear,
     Logprobs,
+    Mamba2,
     PlainProduct,
     Sampling,
+    SelectiveScan,
     Team,
     check_layouts,
 )
@@ -52,8 +56,9 @@ class Library:
         functions.orcinus_decode.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_sample.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_logprobs.argtypes = (c_void_p, c_void_p, c_int64)
-        functions.orcinus_product.argtypes = (c_void_p, c_void_p, c_int64)
-        functions.orcinus_product.restype = None
+        for name in ("product", "convolve", "delta_rule", "mamba2", "selective_scan"):
+            getattr(functions, f"orcinus_{name}").argtypes = (c_void_p, c_void_p, c_int64)
+            getattr(functions, f"orcinus_{name}").restype = None
         self._functions = functions
         best: int = functions.orcinus_best_level()
         self._level = best if level is None else min(level, best)
@@ -89,6 +94,22 @@ class Library:
     def product(self, call: PlainProduct) -> None:
         """Multiply rows with a plain weight: each number is a function of its row and its column alone."""
         self._functions.orcinus_product(addressof(call), addressof(self.team), self._level)
+
+    def convolve(self, call: Convolution) -> None:
+        """Convolve each channel of a step's rows, from the states of its sequences on, which it takes further."""
+        self._functions.orcinus_convolve(addressof(call), addressof(self.team), self._level)
+
+    def delta_rule(self, call: DeltaRule) -> None:
+        """Take the states of a step's sequences through their tokens by the gated delta rule."""
+        self._functions.orcinus_delta_rule(addressof(call), addressof(self.team), self._level)
+
+    def mamba2(self, call: Mamba2) -> None:
+        """Take the states of a step's sequences through their tokens by the rule of Mamba-2."""
+        self._functions.orcinus_mamba2(addressof(call), addressof(self.team), self._level)
+
+    def selective_scan(self, call: SelectiveScan) -> None:
+        """Take the states of a step's sequences through their tokens by the rule of Mamba."""
+        self._functions.orcinus_selective_scan(addressof(call), addressof(self.team), self._level)
 
     def sample(self, call: Sampling) -> None:
         """Choose a token of each row of logits. Raises `MemoryError`."""

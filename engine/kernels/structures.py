@@ -191,6 +191,137 @@ class Logprobs(ctypes.Structure):
     )
 
 
+class Segments(ctypes.Structure):
+    """`struct Segments` of structures.h: the sequences of a step and where their states lie."""
+
+    _fields_ = (
+        ("num_seqs", c_int64),
+        ("query_start", c_void_p),
+        ("slots", c_void_p),
+        ("is_new", c_void_p),
+    )
+
+
+class Convolution(ctypes.Structure):
+    """`struct Convolution` of structures.h: a causal convolution of each channel."""
+
+    _fields_ = (
+        ("segments", c_void_p),
+        ("x", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("out", c_void_p),
+        ("states", c_void_p),
+        ("channels", c_int64),
+        ("taps", c_int64),
+        ("x_token", c_int64),
+        ("out_token", c_int64),
+        ("slot_bytes", c_int64),
+        ("is_bf16", c_int64),
+        ("has_silu", c_int64),
+    )
+
+
+class DeltaRule(ctypes.Structure):
+    """`struct DeltaRule` of structures.h: the gated delta rule."""
+
+    _fields_ = (
+        ("segments", c_void_p),
+        ("query", c_void_p),
+        ("key", c_void_p),
+        ("value", c_void_p),
+        ("beta", c_void_p),
+        ("decay", c_void_p),
+        ("out", c_void_p),
+        ("states", c_void_p),
+        ("key_heads", c_int64),
+        ("heads", c_int64),
+        ("key_dim", c_int64),
+        ("value_dim", c_int64),
+        ("query_token", c_int64),
+        ("query_head", c_int64),
+        ("key_token", c_int64),
+        ("key_head", c_int64),
+        ("value_token", c_int64),
+        ("value_head", c_int64),
+        ("out_token", c_int64),
+        ("decay_token", c_int64),
+        ("decay_head", c_int64),
+        ("beta_token", c_int64),
+        ("beta_head", c_int64),
+        ("slot_bytes", c_int64),
+        ("is_bf16", c_int64),
+        ("has_float_beta", c_int64),
+        ("has_channel_decay", c_int64),
+        ("is_normalized", c_int64),
+    )
+
+
+class Mamba2(ctypes.Structure):
+    """`struct Mamba2` of structures.h: a state space of Mamba-2."""
+
+    _fields_ = (
+        ("segments", c_void_p),
+        ("x", c_void_p),
+        ("dt", c_void_p),
+        ("dt_bias", c_void_p),
+        ("b", c_void_p),
+        ("c", c_void_p),
+        ("a", c_void_p),
+        ("d", c_void_p),
+        ("out", c_void_p),
+        ("states", c_void_p),
+        ("heads", c_int64),
+        ("head_dim", c_int64),
+        ("groups", c_int64),
+        ("state_dim", c_int64),
+        ("x_token", c_int64),
+        ("x_head", c_int64),
+        ("dt_token", c_int64),
+        ("dt_head", c_int64),
+        ("b_token", c_int64),
+        ("b_group", c_int64),
+        ("c_token", c_int64),
+        ("c_group", c_int64),
+        ("out_token", c_int64),
+        ("slot_bytes", c_int64),
+        ("is_bf16", c_int64),
+        ("has_softplus", c_int64),
+        ("dt_min", c_float),
+        ("dt_max", c_float),
+    )
+
+
+class SelectiveScan(ctypes.Structure):
+    """`struct SelectiveScan` of structures.h: a selective state space of Mamba."""
+
+    _fields_ = (
+        ("segments", c_void_p),
+        ("x", c_void_p),
+        ("dt", c_void_p),
+        ("dt_bias", c_void_p),
+        ("b", c_void_p),
+        ("c", c_void_p),
+        ("z", c_void_p),
+        ("a", c_void_p),
+        ("d", c_void_p),
+        ("out", c_void_p),
+        ("states", c_void_p),
+        ("channels", c_int64),
+        ("state_dim", c_int64),
+        ("x_token", c_int64),
+        ("dt_token", c_int64),
+        ("dt_channel", c_int64),
+        ("b_token", c_int64),
+        ("c_token", c_int64),
+        ("z_token", c_int64),
+        ("out_token", c_int64),
+        ("slot_bytes", c_int64),
+        ("is_bf16", c_int64),
+        ("has_softplus", c_int64),
+    )
+
+
 class Team(ctypes.Structure):
     """`struct Team` of common.h: the threads that help."""
 
@@ -208,6 +339,11 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     LogitChanges,
     Sampling,
     Logprobs,
+    Segments,
+    Convolution,
+    DeltaRule,
+    Mamba2,
+    SelectiveScan,
     Team,
 )
 

@@ -27,12 +27,14 @@ from orcinus.engine.models.text_half import causal_class, drop_towers, key_mappi
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, model_source
+from orcinus.engine.recurrent.binding import bind_recurrent_layers, has_recurrence
 from orcinus.engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SERVABLE_LAYERS = {"full_attention", "sliding_attention"}
+_BESIDE_STATES = {"linear_attention", "conv", "mamba", "hybrid", "hybrid_sliding", "attention", "mlp", "moe"}
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -76,6 +78,7 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> An
     causal_lm = load(source, config, model_config, device)
     fix_rope(causal_lm, text_config, config.max_model_len)
     drop_scaling_by_step(causal_lm)
+    bind_recurrent_layers(causal_lm)
     causal_lm.eval().requires_grad_(False)
     return causal_lm if causal_lm.device.type == device.type else causal_lm.to(device)
 
@@ -269,16 +272,22 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
         )
     servable = _SERVABLE_LAYERS | ({"chunked_attention"} if has_known_chunks(text_config) else set())
     servable |= indexed_layer_types(text_config)
+    is_recurrent = has_recurrence(model_class)
+    if is_recurrent:
+        servable = servable | _BESIDE_STATES
     strange = set(getattr(text_config, "layer_types", None) or []) - servable
     if strange:
         raise ModelLoadError(
             f"{name} has layers of type {', '.join(sorted(strange))}: only full and sliding-window attention "
             "can be served from a paged cache"
         )
-    if getattr(model_class, "_is_stateful", False):
+    if getattr(model_class, "_is_stateful", False) and not is_recurrent:
         raise ModelLoadError(f"{name} keeps recurrent state, which a paged cache cannot hold")
-    if model_class.__name__ != "AutoModelForCausalLM" and not (
-        is_vouched_for(model_class) or has_interface(model_class)
+    attends = getattr(text_config, "num_attention_heads", None) is not None
+    if (
+        attends
+        and model_class.__name__ != "AutoModelForCausalLM"
+        and not (is_vouched_for(model_class) or has_interface(model_class))
     ):
         raise ModelLoadError(
             f"{name} computes its attention itself, not through transformers' attention interface, so that it cannot "

@@ -51,7 +51,7 @@ def _populate(tensors: list[torch.Tensor]) -> None:
     advise = getattr(ctypes.CDLL(None), "madvise", None)
     if advise is None or not sys.platform.startswith("linux"):
         return
-    for offset in range(0, max(tensor.nbytes for tensor in tensors), _HUGE_PAGE):
+    for offset in range(0, max((tensor.nbytes for tensor in tensors), default=0), _HUGE_PAGE):
         for tensor in tensors:
             first = (tensor.data_ptr() + offset) // mmap.PAGESIZE * mmap.PAGESIZE
             size = min(_HUGE_PAGE, tensor.nbytes - offset)

@@ -61,15 +61,17 @@ def probe_model(
     pick_every_key(causal_lm)
     run = _first_run(model, device)
     probe = run.attention
-    if probe.dtype is None:
+    states = [module for module in causal_lm.modules() if isinstance(module, SlotState)]
+    if not probe.kv and not states:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
-    if own is not None and not _agree(run.logits, own, probe.dtype):
+    cache_dtype = probe.dtype or causal_lm.dtype
+    if own is not None and not _agree(run.logits, own, cache_dtype):
         raise ModelLoadError(
             f"{model.name} attends by more than it tells transformers' attention interface: by that alone its logits "
             "are others than with its own attention"
         )
     if any(isinstance(key, LaterCall) for key in probe.kv):
-        _check_calls(model, run.logits, probe.dtype, device)
+        _check_calls(model, run.logits, cache_dtype, device)
     num_parameters = int(causal_lm.num_parameters())
     kv = _with_latents(probe.kv, run.expansions) if caches_latents and device.type == "cpu" else probe.kv
     windows = {spec.window for spec in probe.specs.values()}
@@ -78,13 +80,13 @@ def probe_model(
         model=model,
         num_parameters=num_parameters,
         weight_bytes=int(causal_lm.get_memory_footprint()),
-        backend=choose_backend(device, probe.dtype, layers, block_size),
+        backend=choose_backend(device, cache_dtype, layers, block_size),
         kv=kv,
         specs=probe.specs,
         recorded_calls=run.calls,
-        cache_dtype=probe.dtype,
+        cache_dtype=cache_dtype,
         max_context=model_context(model.config, windows, is_fixed=has_fixed_rope(causal_lm)),
-        states=[module for module in causal_lm.modules() if isinstance(module, SlotState)],
+        states=states,
         expected_logits=run.logits,
     )
 
@@ -242,8 +244,13 @@ def paged_probe_logits(
 
 def allocate_states(served: ServedModel, num_slots: int, device: torch.device) -> Tensor:
     """Make room for the states of so many sequences; returns their slots."""
+    pool = torch.zeros(
+        num_slots, sum(module.bytes_per_slot for module in served.states), dtype=torch.uint8, device=device
+    )
+    offset = 0
     for module in served.states:
-        module.allocate(num_slots)
+        module.take_memory(pool[:, offset : offset + module.bytes_per_slot])
+        offset += module.bytes_per_slot
     return torch.arange(num_slots, device=device)
 
 

@@ -225,11 +225,9 @@ def write_config(directory: Path, class_name: str, architecture: str, **settings
     [
         ("T5Config", "T5ForConditionalGeneration", "encoder-decoder"),
         ("MarianConfig", "MarianForCausalLM", "encoder-decoder"),
-        ("MambaConfig", "MambaForCausalLM", "recurrent state|layers of type"),
         ("RwkvConfig", "RwkvForCausalLM", "recurrent state|layers of type"),
-        ("JambaConfig", "JambaForCausalLM", "layers of type linear_attention"),
-        ("Qwen3NextConfig", "Qwen3NextForCausalLM", "layers of type linear_attention"),
-        ("Zamba2Config", "Zamba2ForCausalLM", "recurrent state|layers of type"),
+        ("RecurrentGemmaConfig", "RecurrentGemmaForCausalLM", "recurrent state|layers of type"),
+        ("MiniMaxConfig", "MiniMaxForCausalLM", "layers of type linear_attention"),
         ("BloomConfig", "BloomForCausalLM", "attention interface"),
         ("LlamaConfig", "LlamaForSequenceClassification", "not a causal language model"),
         ("T5Config", "T5Model", "not a causal language model"),
@@ -264,12 +262,6 @@ def test_an_encoder_without_its_head_is_no_causal_language_model(tmp_path: Path)
     }
     BertModel(BertConfig(vocab_size=VOCAB_SIZE, **sizes)).save_pretrained(tmp_path)
     assert "BertModel is not a causal language model" in refusal(tmp_path)
-
-
-def test_convolution_layers_are_refused(tmp_path: Path) -> None:
-    directory = write_config(tmp_path, "Lfm2Config", "Lfm2ForCausalLM", full_attn_idxs=[2, 5])
-    with pytest.raises(ModelLoadError, match="layers of type conv"):
-        load_causal_lm(engine_config(directory), CPU)
 
 
 def test_unknown_architecture_is_refused(llama: Path) -> None:

@@ -75,8 +75,8 @@ class MovingAverage(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def allocate(self, num_slots: int) -> None:
-        self.states = torch.full((num_slots, WIDTH), torch.nan)
+    def take_memory(self, memory: Tensor) -> None:
+        self.states = memory.view(torch.float32).fill_(torch.nan)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.inner(x)[0]

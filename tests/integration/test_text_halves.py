@@ -32,6 +32,9 @@ WHOLES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "lfm2_vl": "Lfm2VlForConditionalGeneration",
 }
 
 
@@ -211,7 +214,6 @@ def write_config(directory: Path, family: str, architecture: str, **settings: An
 @pytest.mark.parametrize(
     ("family", "architecture", "reason"),
     [
-        ("qwen3_5", "Qwen3_5ForConditionalGeneration", "layers of type linear_attention"),
         ("gemma3", "Gemma3ForSequenceClassification", "not a causal language model"),
         ("gemma3", "Gemma3ForNothing", "not a causal language model"),
     ],

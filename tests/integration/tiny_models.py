@@ -109,10 +109,134 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_DELTA_NET: dict[str, Any] = _DENSE | {
+    "num_hidden_layers": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+}
+_CONV: dict[str, Any] = _DENSE | {"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 16}
+_MAMBA2: dict[str, Any] = _DENSE | {
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 8,
+}
+# Families with layers that keep a state for each sequence; the Mambas have no others.
+HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_5": ("Qwen3_5TextConfig", _DELTA_NET),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeTextConfig",
+        _DELTA_NET
+        | {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 40,
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        _DELTA_NET
+        | {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 40,
+        },
+    ),
+    "olmo_hybrid": ("OlmoHybridConfig", _DELTA_NET | {"linear_num_value_heads": 2, "pad_token_id": 0}),
+    "lfm2": ("Lfm2Config", _CONV),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        _CONV | {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_dense_layers": 1},
+    ),
+    "lfm3": (
+        "Lfm3Config",
+        _CONV | {"pad_token_id": 0, "sliding_window": 12, "layer_types": ["conv", "sliding_attention", "conv"]},
+    ),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        _MAMBA2
+        | {
+            "layer_types": ["mamba", "attention", "mamba"],
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 40,
+        },
+    ),
+    "nemotron_h": (
+        "NemotronHConfig",
+        {key: value for key, value in _DENSE.items() if key != "num_hidden_layers"}
+        | {
+            "layers_block_type": ["mamba", "attention", "mlp", "mamba", "moe"],
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "time_step_min": 1e-30,  # single tokens are not held to it by transformers, only chunks are
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 40,
+            "moe_shared_expert_intermediate_size": 40,
+        },
+    ),
+    "falcon_h1": ("FalconH1Config", _MAMBA2 | {"mamba_d_ssm": 96}),
+    "bamba": ("BambaConfig", _MAMBA2 | {"attn_layer_indices": [1]}),
+    "kimi_linear": (
+        "KimiLinearConfig",
+        _DENSE
+        | {
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 4,
+            "pad_token_id": 0,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 16,
+            "linear_head_dim": 16,
+            "linear_num_heads": 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+        },
+    ),
+    "mamba": ("MambaConfig", {"hidden_size": 48, "state_size": 8, "num_hidden_layers": 3, "pad_token_id": 0}),
+    "mamba2": (
+        "Mamba2Config",
+        {
+            "hidden_size": 48,
+            "num_heads": 6,
+            "head_dim": 16,
+            "state_size": 16,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "num_hidden_layers": 3,
+        },
+    ),
+    "jamba": (
+        "JambaConfig",
+        _MOE
+        | {
+            "num_experts": 4,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+        },
+    ),
+}
+
 
 def build_model(family: str, directory: Path, **overrides: Any) -> Path:
     """Write a model of this family (float32, safetensors) and return its directory."""
-    class_name, settings = FAMILIES[family]
+    class_name, settings = (FAMILIES | HYBRIDS)[family]
     random_model(class_name, **settings | overrides).save_pretrained(directory)
     return directory
 

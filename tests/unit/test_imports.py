@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.text": VOCABULARY | {"engine.platform"},
     "engine.grammar": VOCABULARY | {"engine.text", "engine.platform"},
     "engine.attention": VOCABULARY | {"engine.kernels", "engine.platform"},
-    "engine.models": VOCABULARY | {"engine.attention", "engine.platform"},
+    "engine.recurrent": VOCABULARY | {"engine.attention", "engine.kernels"},
+    "engine.models": VOCABULARY | {"engine.attention", "engine.recurrent", "engine.platform"},
     "engine.cpu": VOCABULARY | {"engine.attention", "engine.kernels", "engine.platform"},
     "engine.sampling": VOCABULARY | {"engine.grammar", "engine.kernels", "engine.platform"},
     "engine.runner": VOCABULARY

@@ -77,6 +77,69 @@ struct Logprobs {
     int64_t* top_ids;
 };
 
+// Sequences of a step and where their states lie: sequence i has tokens query_start[i] to query_start[i + 1], and its state is
+// `slots[i]` strides behind that of slot 0. Where it is new, what the slot holds counts as zeros. No slot is named twice.
+struct Segments {
+    int64_t num_seqs;
+    const int32_t* query_start;
+    const int64_t* slots;
+    const uint8_t* is_new;
+};
+
+// A causal convolution of each channel: rows x (num_tokens, channels), weight (channels, taps), bias (channels,) or null,
+// out (num_tokens, channels); a slot holds a sequence's last inputs (taps - 1, channels). All are of one type. Strides of rows
+// count elements, those of slots bytes.
+struct Convolution {
+    const Segments* segments;
+    const void *x, *weight, *bias;
+    void *out, *states;
+    int64_t channels, taps, x_token, out_token, slot_bytes;
+    int64_t is_bf16, has_silu;
+};
+
+// The gated delta rule: query and key (num_tokens, key_heads, key_dim), value and out (num_tokens, heads, value_dim), decay
+// in log space (num_tokens, heads), or (num_tokens, heads, key_dim) where each channel of keys has its own, and beta
+// (num_tokens, heads). A slot holds (heads, key_dim, value_dim). Strides count elements, those of slots bytes; the last
+// dimension of query, key, value, out and of decays by channel is contiguous.
+struct DeltaRule {
+    const Segments* segments;
+    const void *query, *key, *value, *beta;
+    const float* decay;
+    void* out;
+    float* states;
+    int64_t key_heads, heads, key_dim, value_dim;
+    int64_t query_token, query_head, key_token, key_head, value_token, value_head, out_token;
+    int64_t decay_token, decay_head, beta_token, beta_head, slot_bytes;
+    int64_t is_bf16, has_float_beta, has_channel_decay, is_normalized;
+};
+
+// A state space of Mamba-2: x (num_tokens, heads, head_dim), dt (num_tokens, heads) to which dt_bias (heads,) is added unless
+// it is null, A and D (heads,), D or null, B and C (num_tokens, groups, state_dim), out (num_tokens, heads, head_dim) in
+// float32. A slot holds (heads, head_dim, state_dim). Strides as above.
+struct Mamba2 {
+    const Segments* segments;
+    const void *x, *dt, *dt_bias, *b, *c;
+    const float *a, *d;
+    float *out, *states;
+    int64_t heads, head_dim, groups, state_dim;
+    int64_t x_token, x_head, dt_token, dt_head, b_token, b_group, c_token, c_group, out_token, slot_bytes;
+    int64_t is_bf16, has_softplus;
+    float dt_min, dt_max;
+};
+
+// A selective state space of Mamba: x and z (num_tokens, channels), z or null, dt (num_tokens, channels) to which dt_bias
+// (channels,) is added unless it is null, A (channels, state_dim) contiguous, D (channels,) or null, B and C (num_tokens,
+// state_dim), out (num_tokens, channels) in float32. A slot holds (channels, state_dim). Strides as above.
+struct SelectiveScan {
+    const Segments* segments;
+    const void *x, *dt, *dt_bias, *b, *c, *z;
+    const float *a, *d;
+    float *out, *states;
+    int64_t channels, state_dim;
+    int64_t x_token, dt_token, dt_channel, b_token, c_token, z_token, out_token, slot_bytes;
+    int64_t is_bf16, has_softplus;
+};
+
 // Where a field of a structure lies; without a name, the structure itself.
 struct FieldLayout {
     const char *structure, *field;

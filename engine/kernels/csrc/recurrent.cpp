@@ -1,0 +1,150 @@
+// Recurrent layers: causal convolutions, the gated delta rule, and the state spaces of Mamba-2 and Mamba.
+//
+// One call serves one layer of one step: each sequence's state is read in its slot, taken on token by token, and written back.
+// Every token is computed by the recurrent rule, in order, by the same code. So it has the same bits alone and in any chunk,
+// whatever sequences share the step and however the work is shared out. Sums are in float32.
+//
+// Gated delta rule: https://arxiv.org/abs/2412.06464; with decays by channel, https://arxiv.org/abs/2510.26692.
+// Mamba-2: https://arxiv.org/abs/2405.21060. Mamba: https://arxiv.org/abs/2312.00752.
+
+#include "structures.h"
+
+namespace {
+
+// Tokens of a sequence whose gates are made ready together.
+const long TILE = 16;
+// Bounds of what an item has memory for; engine/recurrent/native_scans.py holds callers to them.
+const long MOST_TAPS = 8, MOST_KEYS = 512, MOST_STATES = 256;
+// Channels of an item: of a convolution, and of a selective scan.
+const long CONVOLVED = 64, SCANNED = 32;
+// Rows of a head's state in an item of Mamba-2.
+const long HEAD_ROWS = 32;
+// Below this many multiplications, waking the other threads costs more than they save.
+const double SERIAL_WORK = 100e3;
+
+// The tokens of a sequence.
+struct Segment {
+    long first, end, slot;
+    bool is_new;
+};
+
+INLINE Segment segment_of(const Segments& segments, long sequence) {
+    return Segment{segments.query_start[sequence], segments.query_start[sequence + 1], segments.slots[sequence],
+                   segments.is_new[sequence] != 0};
+}
+
+// What an item of a scan computes: a part of a head of a sequence. Where that part lies which the thread computes next, or -1.
+struct Place {
+    long sequence, head, part;
+};
+
+INLINE Place place_of(long number, long heads, long parts) {
+    return Place{number / (heads * parts), number / parts % heads, number % parts};
+}
+
+template <class State> INLINE State* in_slot(State* states, long slot_bytes, long slot) {
+    return reinterpret_cast<State*>(reinterpret_cast<char*>(states) + slot * slot_bytes);
+}
+
+INLINE long parts_of(long count, long each) { return (count + each - 1) / each; }
+
+INLINE long num_tokens_of(const Segments& segments) { return segments.query_start[segments.num_seqs]; }
+
+struct Kernels {
+    void (*convolve)(const Convolution&, long part);
+    void (*delta_rule)(const DeltaRule&, const Place&, const Place* next);
+    void (*mamba2)(const Mamba2&, const Place&);
+    void (*selective)(const SelectiveScan&, const Place&);
+    long value_columns;  // of a part of the delta rule
+};
+
+// ---- the instruction sets
+
+#define AVX512 0
+namespace generic {
+#define BLOCK_VECTORS 1
+#define PART_VECTORS 4
+#include "recurrent.inl"
+#undef BLOCK_VECTORS
+#undef PART_VECTORS
+}  // namespace generic
+
+#if defined(__x86_64__)
+
+BEGIN_TARGET("avx2,fma")
+namespace avx2 {
+#define BLOCK_VECTORS 1
+#define PART_VECTORS 2
+#include "recurrent.inl"
+#undef BLOCK_VECTORS
+#undef PART_VECTORS
+}  // namespace avx2
+END_TARGET
+#undef AVX512
+
+#define AVX512 1
+BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
+namespace avx512 {
+#define BLOCK_VECTORS 4
+#define PART_VECTORS 4
+#include "recurrent.inl"
+}  // namespace avx512
+END_TARGET
+
+#endif
+
+Kernels kernels_for(int64_t level, bool is_bf16) {
+#if defined(__x86_64__)
+    if (level >= 2) return avx512::kernels_for(is_bf16);
+    if (level == 1) return avx2::kernels_for(is_bf16);
+#endif
+    (void)level;
+    return generic::kernels_for(is_bf16);
+}
+
+// The team, or nobody where that is faster.
+Team helpers(const Team& team, double multiplications) {
+    return multiplications < SERIAL_WORK ? Team{nullptr, 1} : team;
+}
+
+}  // namespace
+
+extern "C" {
+
+EXPORT void orcinus_convolve(const Convolution* call, const Team* team, int64_t level) {
+    const Convolution& c = *call;
+    const Kernels kernels = kernels_for(level, c.is_bf16 != 0);
+    const double work = double(num_tokens_of(*c.segments)) * c.channels * (c.taps + (c.has_silu ? 16 : 0));
+    parallel_shares(helpers(*team, work), parts_of(c.channels, CONVOLVED),
+                    [&](long part, long) { kernels.convolve(c, part); });
+}
+
+EXPORT void orcinus_delta_rule(const DeltaRule* call, const Team* team, int64_t level) {
+    const DeltaRule& d = *call;
+    const Kernels kernels = kernels_for(level, d.is_bf16 != 0);
+    const long parts = parts_of(d.value_dim, kernels.value_columns), num_seqs = d.segments->num_seqs;
+    const double work = double(num_tokens_of(*d.segments)) * d.heads * d.key_dim * d.value_dim * 4;
+    parallel_shares(helpers(*team, work), num_seqs * d.heads * parts, [&](long number, long next) {
+        const Place following = place_of(next, d.heads, parts);
+        kernels.delta_rule(d, place_of(number, d.heads, parts), next < 0 ? nullptr : &following);
+    });
+}
+
+EXPORT void orcinus_mamba2(const Mamba2* call, const Team* team, int64_t level) {
+    const Mamba2& m = *call;
+    const Kernels kernels = kernels_for(level, m.is_bf16 != 0);
+    const long parts = parts_of(m.head_dim, HEAD_ROWS);
+    const double work = double(num_tokens_of(*m.segments)) * m.heads * m.head_dim * m.state_dim * 3;
+    parallel_shares(helpers(*team, work), m.segments->num_seqs * m.heads * parts,
+                    [&](long number, long) { kernels.mamba2(m, place_of(number, m.heads, parts)); });
+}
+
+EXPORT void orcinus_selective_scan(const SelectiveScan* call, const Team* team, int64_t level) {
+    const SelectiveScan& s = *call;
+    const Kernels kernels = kernels_for(level, s.is_bf16 != 0);
+    const long parts = parts_of(s.channels, SCANNED);
+    const double work = double(num_tokens_of(*s.segments)) * s.channels * s.state_dim * 20;
+    parallel_shares(helpers(*team, work), s.segments->num_seqs * parts,
+                    [&](long number, long) { kernels.selective(s, place_of(number, 1, parts)); });
+}
+}
