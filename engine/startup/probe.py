@@ -185,7 +185,7 @@ def _own_logits(model: LanguageModel, device: torch.device) -> Tensor | None:
     if is_vouched_for(type(model.causal_lm)):
         return None
     try:
-        with own_attention(model.causal_lm):
+        with own_attention(model.causal_lm), step_context(StepContext(ProbingAttention())):
             return model.whole_logits(*_probe_tokens(model, device)).float()
     except Exception as error:
         raise _failed(model, error) from error
@@ -193,7 +193,7 @@ def _own_logits(model: LanguageModel, device: torch.device) -> Tensor | None:
 
 def _check_calls(model: LanguageModel, expected: Tensor, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a model that runs layers several times unless its own cache, too, has what each of these runs stored."""
-    with own_attention(model.causal_lm):
+    with own_attention(model.causal_lm), step_context(StepContext(ProbingAttention())):
         cached = model.cached_logits(*_probe_tokens(model, device), split=PROBE_TOKENS // 2).float()
     if not _agree(cached, expected, dtype):
         raise ModelLoadError(
