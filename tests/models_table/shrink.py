@@ -76,6 +76,7 @@ _SIZES: dict[str, Any] = {
     "decoder_ffn_dim": 80,
     "max_target_positions": CONTEXT,
     "kv_n_heads": 2,
+    "encoder_hash_byte_group_vocab": 64,
     "index_topk": 128,
     "index_head_dim": 16,
     "index_n_heads": 2,
