@@ -10,7 +10,7 @@ from orcinus.engine.attention.interface import LayerShape
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.startup import build
 from orcinus.engine.startup.build import build_executor
-from orcinus.engine.startup.probe import ServedModel
+from orcinus.engine.startup.probe import ServedModel, probe_model
 from tests.integration.tiny_models import CONTEXT, build_model, engine_config
 from tests.models_table.shrink import tiny_config, tiny_model
 from tests.models_table.trial import compare
@@ -34,7 +34,6 @@ def refusal(directory: Path, **overrides: Any) -> str:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[ServedModel]:
     """What is loaded in a test."""
     seen: list[ServedModel] = []
-    probe_model = build.probe_model
 
     def noted(*args: Any, **options: Any) -> ServedModel:
         seen.append(probe_model(*args, **options))
