@@ -131,8 +131,10 @@ _OF_TYPE["nemotron"] = {"head_dim": 16, "num_key_value_heads": 2}
 _OF_TYPE["lfm2_moe"] = {"layer_types": ["conv", "full_attention"] * 2}
 _OF_TYPE["dbrx"] = {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8.0}}
 _OF_TYPE["deepseek_v2"] = {"num_experts_per_tok": 2}
-_OF_TYPE["step3p7_text"] = {"sliding_window": 12}
+_OF_TYPE["step3p5"] = {"sliding_window": 12}
+_OF_TYPE["deepseek_ocr2_text"] = {"mlp_layer_types": ["dense", *["sparse"] * 3]}
 _OF_TYPE["xmod"] = {"default_language": "en_XX"}
+_OF_TYPE["granite4_vision"] = {"deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1]}
 _OF_TYPE["chameleon"] = _OF_TYPE["emu3"] = {"vocabulary_map": {"<image>": FIRST_MARKER}}
 _OF_TYPE["reformer"] = {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [16, 16], "attn_layers": ["local"] * 4}
 for _name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"):
@@ -163,6 +165,7 @@ CHANGES: list[dict[str, Any]] = [
     {"num_heads": 8},
     {"tie_word_embeddings": False},
     {"tie_word_embeddings": False, "seed": 22},
+    {"hidden_size_per_layer_input": 0},
 ]
 
 
