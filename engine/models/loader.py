@@ -283,9 +283,8 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
         )
     if getattr(model_class, "_is_stateful", False) and not is_recurrent:
         raise ModelLoadError(f"{name} keeps recurrent state, which a paged cache cannot hold")
-    attends = getattr(text_config, "num_attention_heads", None) is not None
     if (
-        attends
+        _has_heads(text_config)
         and model_class.__name__ != "AutoModelForCausalLM"
         and not (is_vouched_for(model_class) or has_interface(model_class))
     ):
@@ -293,6 +292,14 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
             f"{name} computes its attention itself, not through transformers' attention interface, so that it cannot "
             "be computed from a paged cache"
         )
+
+
+def _has_heads(text_config: Any) -> bool:
+    """Return whether a configuration names heads of attention, which may be other ones in each layer."""
+    try:
+        return getattr(text_config, "num_attention_heads", None) is not None
+    except Exception:  # transformers' answer to who asks for one number where there are several
+        return True
 
 
 def _dtype(config: EngineConfig, model_config: Any, device: torch.device, *, is_gguf: bool) -> torch.dtype:

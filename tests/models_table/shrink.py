@@ -133,6 +133,7 @@ _OF_TYPE["dbrx"] = {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8.0}}
 _OF_TYPE["deepseek_v2"] = {"num_experts_per_tok": 2}
 _OF_TYPE["step3p5"] = {"sliding_window": 12}
 _OF_TYPE["deepseek_ocr2_text"] = {"mlp_layer_types": ["dense", *["sparse"] * 3]}
+_OF_TYPE["bamba"] = {"attn_layer_indices": [1, 3]}
 _OF_TYPE["xmod"] = {"default_language": "en_XX"}
 _OF_TYPE["granite4_vision"] = {"deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1]}
 _OF_TYPE["chameleon"] = _OF_TYPE["emu3"] = {"vocabulary_map": {"<image>": FIRST_MARKER}}
@@ -166,6 +167,8 @@ CHANGES: list[dict[str, Any]] = [
     {"tie_word_embeddings": False},
     {"tie_word_embeddings": False, "seed": 22},
     {"hidden_size_per_layer_input": 0},
+    {"layer_types": ["linear_attention", "full_attention"] * 2, "num_key_value_heads": 4, "head_dim": None},
+    {"layer_types": ["linear_attention", "full_attention"] * 2, "num_key_value_heads": 4},
 ]
 
 
@@ -208,7 +211,8 @@ def _like(config: Any, name: str, size: Any) -> Any:
     """Return a size in the form that a setting has: a list of equal ones where it cannot be a single one."""
     value, field = getattr(config, name), type(config).__dataclass_fields__.get(name)
     is_single = field is None or "int" in [part.strip() for part in str(field.type).split("|")]
-    return size if is_single or not isinstance(value, list | tuple) else [size] * len(value)
+    is_whole = is_single or isinstance(size, list) or not isinstance(value, list | tuple)
+    return size if is_whole else [size] * len(value)
 
 
 def _mrope(config: Any, section: list[int]) -> dict[str, Any]:
