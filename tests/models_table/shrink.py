@@ -134,6 +134,7 @@ _OF_TYPE["deepseek_v2"] = {"num_experts_per_tok": 2}
 _OF_TYPE["step3p5"] = {"sliding_window": 12}
 _OF_TYPE["deepseek_ocr2_text"] = {"mlp_layer_types": ["dense", *["sparse"] * 3]}
 _OF_TYPE["bamba"] = {"attn_layer_indices": [1, 3]}
+_OF_TYPE["jamba"] = {"attn_layer_period": 2, "attn_layer_offset": 1}
 _OF_TYPE["xmod"] = {"default_language": "en_XX"}
 _OF_TYPE["granite4_vision"] = {"deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1]}
 _OF_TYPE["chameleon"] = _OF_TYPE["emu3"] = {"vocabulary_map": {"<image>": FIRST_MARKER}}
