@@ -71,10 +71,6 @@ def probe_model(
             "are others than with its own attention"
         )
     if any(isinstance(key, LaterCall) for key in probe.kv):
-        if states:
-            raise ModelLoadError(
-                f"{model.name} runs one attention layer more than once per token, beside layers with states"
-            )
         _check_calls(model, run.logits, cache_dtype, device)
     num_parameters = int(causal_lm.num_parameters())
     kv = _with_latents(probe.kv, run.expansions) if caches_latents and device.type == "cpu" else probe.kv
