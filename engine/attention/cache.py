@@ -41,7 +41,7 @@ def allocate_cache(
                 layers[module] = replace(layers[spec.source], only_reads=True)
             else:
                 cache = backend.allocate(spec.shape, num_blocks[spec.group], block_size, dtype, device)
-                layers[module] = PagedLayer(cache, spec.group)
+                layers[module] = PagedLayer(cache, spec.group, latents=spec.latents)
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         num_bytes = sum(num_blocks[spec.group] * bytes_per_block([spec], block_size, dtype) for spec in specs.values())
         raise ModelLoadError(f"cannot allocate {num_bytes / 2**20:.1f} MiB of KV cache: {error}") from error

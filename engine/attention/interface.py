@@ -106,12 +106,25 @@ class LayerShape:
 class KVCacheSpec:
     """Says what one layer stores of each token, in the blocks of which cache group.
 
-    A layer with a `source` attends to the keys and values of that layer, which comes before it, and stores none.
+    A layer with a `source` attends to the keys and values of that layer, which comes before it, and stores none. One
+    with `latents` stores what all its heads share, and has the two products made that stand in for expanding it.
     """
 
     shape: LayerShape
     group: int = 0
     source: nn.Module | None = None
+    latents: "LatentProducts | None" = None
+
+
+class LatentProducts(Protocol):
+    """Turns the queries of a layer's heads into queries of latents, and what was attended to into the heads' results.
+
+    Both are (num_tokens, num_heads, dim).
+    """
+
+    def queries(self, query: Tensor) -> Tensor: ...
+
+    def results(self, out: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +142,7 @@ class PagedLayer:
     cache: LayerCache
     group: int = 0
     only_reads: bool = False
+    latents: LatentProducts | None = None
 
 
 class AttentionBackend(Protocol):

@@ -8,8 +8,10 @@ import msgspec
 from orcinus.engine.messages import StepStats
 
 _T = TypeVar("_T", int, float)
-_COUNTS = ("num_running", "num_waiting", "num_slots", "num_running_tokens", "num_kv_blocks", "num_kv_blocks_used")
-_COUNTS += ("num_snapshots", "num_snapshots_used")
+_COUNTS = (
+    *("num_running", "num_waiting", "num_slots", "num_running_tokens", "num_kv_blocks", "num_kv_blocks_used"),
+    *("num_snapshots", "num_snapshots_used"),
+)
 
 
 def combine_stats(step: StepStats, others: Sequence[StepStats], *, is_memory_shared: bool = False) -> StepStats:

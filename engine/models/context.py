@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from orcinus.engine.models.indexers import most_indexed_keys
+
 logger = logging.getLogger(__name__)
 
 _FALLBACK_CONTEXT = 2048
@@ -73,6 +75,8 @@ def model_context(text_config: Any, windows: set[int | None], *, is_fixed: bool 
         context = min(context, window)
     if has_known_chunks(text_config):
         context = min(context, text_config.attention_chunk_size)
+    if (most := most_indexed_keys(text_config)) is not None:
+        context = min(context, most)
     if getattr(text_config, "attn_temperature_tuning", False):
         context = min(context, text_config.floor_scale - 1)
     return int(context)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from orcinus.engine.models.bare import bare_architecture
+from orcinus.engine.models.positions import PositionFeed
 
 
 class _ReplayingDecoder:
@@ -40,7 +41,8 @@ def decoder_of(causal_lm: Any) -> nn.Module:
     from transformers import PreTrainedModel
 
     candidates = [causal_lm.get_decoder(), causal_lm.base_model, *causal_lm.children()]
-    return next(part for part in candidates if isinstance(part, PreTrainedModel) and part is not causal_lm)
+    part: Any = next(part for part in candidates if isinstance(part, PreTrainedModel) and part is not causal_lm)
+    return decoder_of(part) if part.get_output_embeddings() is not None else part
 
 
 class LanguageModel:
@@ -54,6 +56,7 @@ class LanguageModel:
         self._replaying = _ReplayingDecoder(self._decoder)
         # nn.Module calls whatever `forward` the instance has.
         self._decoder.forward = self._replaying
+        self._feed = PositionFeed(self._decoder)
 
     def use_arithmetic(self, arithmetic: AbstractContextManager[Any]) -> None:
         """Enter `arithmetic` around whatever the model computes from now on."""
@@ -80,6 +83,7 @@ class LanguageModel:
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Compute (num_tokens, hidden_size), after the model's last norm, of (num_tokens,) ids and positions."""
+        self._feed.positions = positions
         with self._arithmetic:
             output = self._decoder(
                 input_ids=token_ids.unsqueeze(0),
@@ -102,11 +106,29 @@ class LanguageModel:
 
     def whole_logits(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Run the model's own `forward` whole, which is what the two halves must add up to."""
+        self._feed.positions = positions
         with self._arithmetic:
             logits: Tensor = self.causal_lm(
                 input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False
             ).logits[0]
         return logits
+
+    def cached_logits(self, token_ids: Tensor, positions: Tensor, split: int) -> Tensor:
+        """Run the model's own `forward` over the first `split` tokens, then over the others with its own cache."""
+        self._feed.positions = None
+        given: dict[str, Any] = {}
+        logits = []
+        for part in (slice(None, split), slice(split, None)):
+            output = self.causal_lm(
+                input_ids=token_ids[part].unsqueeze(0),
+                position_ids=positions[part].unsqueeze(0),
+                use_cache=True,
+                **given,
+            )
+            name = "cache" if "cache" in output else "past_key_values"  # before transformers 5.24
+            given = {name: output[name]}
+            logits.append(output.logits[0])
+        return torch.cat(logits)
 
     @property
     def num_replays(self) -> int:

@@ -7,8 +7,9 @@ Knows nothing of caches, requests or scheduling.
 import gc
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
 from orcinus.engine.models.bare import bare_architecture, is_bare
 from orcinus.engine.models.checkpoint import read_checkpoint, read_text_half
 from orcinus.engine.models.context import drop_scaling_by_step, fix_rope, has_known_chunks
+from orcinus.engine.models.indexers import indexed_layer_types
+from orcinus.engine.models.own_attention import has_interface, is_vouched_for
 from orcinus.engine.models.text_half import causal_class, drop_towers, key_mapping, new_text_half, settle_text_config
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.lean_imports import wait_for_transformers
@@ -35,6 +38,10 @@ _BESIDE_STATES = {"linear_attention", "conv", "mamba", "hybrid", "hybrid_sliding
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+class MissingWeightsError(ModelLoadError):
+    """Says that a checkpoint lacks weights of the model, or has them under names that its class does not know."""
+
+
 def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
     """Return the model in evaluation mode on its device, attending through the paged interface.
 
@@ -48,6 +55,13 @@ def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
         return _load(source, config, device)
     except ModelLoadError:
         raise
+    except KeyError as error:
+        if error.args == (ATTENTION_NAME,):
+            raise ModelLoadError(
+                f"{config.model} has several classes of attention to choose from, and none goes by transformers' "
+                "attention interface"
+            ) from error
+        raise ModelLoadError(f"cannot load {config.model}: {reason_of(error)}") from error
     except Exception as error:  # transformers, safetensors, the hub and remote code raise whatever they like
         raise ModelLoadError(f"cannot load {config.model}: {reason_of(error)}") from error
 
@@ -92,13 +106,30 @@ def _text_half(source: ModelSource, config: EngineConfig, whole_config: Any, dev
     causal_lm = new_text_half(given_class, given_config, dtype)
     is_filled, names = read_text_half(source, causal_lm)
     if not is_filled:
-        renamed = None if model_class is None else key_mapping(names)  # transformers knows a multimodal class's own
-        causal_lm = _from_pretrained(
-            source, config, given_class, given_config, dtype=dtype, device=device, renamed=renamed
-        )
-        if model_class is None:
-            drop_towers(causal_lm)
+        load = partial(_from_pretrained, source, config, dtype=dtype, device=device)
+        causal_lm = _converted_half(load, (model_class, text_config), (whole_class, whole_config), names)
     causal_lm.generation_config = _generation_config(source, whole_config)
+    return causal_lm
+
+
+def _converted_half(
+    load: Callable[..., Any], half: tuple[Any, Any], whole: tuple[Any, Any], names: dict[str, str]
+) -> Any:
+    """Return a language model whose weights transformers converts: by its own class, if that has one and knows them.
+
+    Else the multimodal class reads the whole checkpoint, and its towers are dropped: it knows what its weights become.
+    """
+    missing = None
+    if half[0] is not None:
+        try:
+            return load(*half, renamed=key_mapping(names))
+        except MissingWeightsError as error:
+            missing = error
+    try:
+        causal_lm = load(*whole)
+    except MissingWeightsError as error:
+        raise missing or error from error
+    drop_towers(causal_lm)
     return causal_lm
 
 
@@ -143,7 +174,7 @@ def _from_pretrained(
     if missing and (bare := bare_architecture(causal_lm)):
         raise ModelLoadError(f"{bare} is not a causal language model, without or with its head")
     if missing:
-        raise ModelLoadError(
+        raise MissingWeightsError(
             f"the checkpoint of {config.model} lacks {len(missing)} of the model's weights, first {missing[0]}"
         )
     gc.collect()  # cycles that keep copies of the weights, and would stay if they were frozen
@@ -190,7 +221,10 @@ def _check_files(source: ModelSource) -> None:
 def _model_class(model_config: Any, trust_remote_code: bool) -> Any:
     """Return the class that the checkpoint names, so that only its own modelling code is imported."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
 
     if trust_remote_code and "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {}):
         return transformers.AutoModelForCausalLM
@@ -199,7 +233,8 @@ def _model_class(model_config: Any, trust_remote_code: bool) -> Any:
     if is_bare(architecture, model_config.model_type):
         model_config.tie_word_embeddings = True  # the class wants a head, which no weights are spent on
         architecture = names[model_config.model_type]
-    if architecture is None or architecture not in names.values() or not hasattr(transformers, architecture):
+    known = {*names.values(), *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()}  # that write text
+    if architecture is None or architecture not in known or not hasattr(transformers, architecture):
         raise ModelLoadError(
             f"{architecture or model_config.model_type} is not a causal language model that this transformers knows"
         )
@@ -236,6 +271,7 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
             f"{name} attends in both directions (is_causal is false); only causal models can be served"
         )
     servable = _SERVABLE_LAYERS | ({"chunked_attention"} if has_known_chunks(text_config) else set())
+    servable |= indexed_layer_types(text_config)
     is_recurrent = has_recurrence(model_class)
     if is_recurrent:
         servable = servable | _BESIDE_STATES
@@ -247,18 +283,23 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
         )
     if getattr(model_class, "_is_stateful", False) and not is_recurrent:
         raise ModelLoadError(f"{name} keeps recurrent state, which a paged cache cannot hold")
-    attends = getattr(text_config, "num_attention_heads", None) is not None
     if (
-        attends
+        _has_heads(text_config)
         and model_class.__name__ != "AutoModelForCausalLM"
-        and not (
-            (model_class._supports_attention_backend or is_recurrent)  # classes with states leave it unsaid
-            and (model_class._supports_flash_attn or has_known_chunks(text_config))  # no flash kernel knows of chunks
-        )
+        and not (is_vouched_for(model_class) or has_interface(model_class))
     ):
         raise ModelLoadError(
-            f"{name} does not attend through transformers' attention interface, or needs a mask of its own there"
+            f"{name} computes its attention itself, not through transformers' attention interface, so that it cannot "
+            "be computed from a paged cache"
         )
+
+
+def _has_heads(text_config: Any) -> bool:
+    """Return whether a configuration names heads of attention, which may be other ones in each layer."""
+    try:
+        return getattr(text_config, "num_attention_heads", None) is not None
+    except Exception:  # transformers' answer to who asks for one number where there are several
+        return True
 
 
 def _dtype(config: EngineConfig, model_config: Any, device: torch.device, *, is_gguf: bool) -> torch.dtype:

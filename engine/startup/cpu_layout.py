@@ -11,6 +11,7 @@ from torch import nn
 
 from orcinus.engine.attention.interface import AttentionSpec, LayerShape
 from orcinus.engine.attention.native_backend import NativeBackend
+from orcinus.engine.attention.serving import LaterCall
 from orcinus.engine.cpu.layer_replacement import replace_layers
 from orcinus.engine.cpu.packed_linear import native_kind, pack_linears, pack_tied_head, packed_bytes, packer_for
 from orcinus.engine.kernels.library import load_library
@@ -46,8 +47,9 @@ def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_determi
 
 
 def _replaceable(served: ServedModel) -> dict[nn.Module, tuple[LayerShape, AttentionSpec]]:
-    """Return the attention modules that neither hand their keys on to another layer nor have them from one."""
+    """Return the attention modules that run once, and neither hand their keys on to another layer nor have them."""
     sharing = {spec.source for spec in served.kv.values()}
+    sharing |= {key.layer for key in served.kv if isinstance(key, LaterCall)}
     own = {module: spec for module, spec in served.kv.items() if spec.source is None and module not in sharing}
     return {module: (spec.shape, served.specs[module]) for module, spec in own.items()}
 

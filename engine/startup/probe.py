@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
 from orcinus.engine.attention.choice import LayerKind, choose_backend
 from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, KVCacheSpec, batch_metadata
-from orcinus.engine.attention.serving import PagedAttention, ProbingAttention, UnsupportedAttentionError
+from orcinus.engine.attention.latent import Expansion, cache_latents, record_expansions
+from orcinus.engine.attention.serving import LaterCall, PagedAttention, ProbingAttention, UnsupportedAttentionError
 from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
 from orcinus.engine.cpu.layer_replacement import RecordedCalls, record_layer_calls
 from orcinus.engine.errors import ModelLoadError, reason_of
 from orcinus.engine.models.context import has_fixed_rope, model_context
+from orcinus.engine.models.indexers import pick_every_key
 from orcinus.engine.models.language_model import LanguageModel
+from orcinus.engine.models.own_attention import is_vouched_for, own_attention
 from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.scheduler.cache_groups import GroupCost
 
@@ -46,39 +49,92 @@ class ServedModel:
     expected_logits: Tensor
 
 
-def probe_model(causal_lm: Any, device: torch.device, *, block_size: int | None = None) -> ServedModel:
+def probe_model(
+    causal_lm: Any, device: torch.device, *, block_size: int | None = None, caches_latents: bool = True
+) -> ServedModel:
     """Find the attention layers and their shapes by running them, which also brings the weights into memory.
 
-    `block_size` as in `choose_backend`. Raises `ModelLoadError` for attention that a paged cache cannot serve.
+    `block_size` as in `choose_backend`. With `caches_latents`, layers on a CPU that expand keys and values of latents
+    cache these instead. Raises `ModelLoadError` for attention that a paged cache cannot serve.
     """
     model = LanguageModel(causal_lm)
-    probe = ProbingAttention()
-    try:
-        with step_context(StepContext(probe)), record_layer_calls(causal_lm) as calls:
-            expected = model.whole_logits(*_probe_tokens(model, device)).float()
-    except UnsupportedAttentionError as error:
-        raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
-    except Exception as error:  # a configuration that its own code cannot run, or code that asks for more
-        raise ModelLoadError(f"the first run of {model.name} failed: {reason_of(error)}") from error
+    own = _own_logits(model, device)
+    pick_every_key(causal_lm)
+    run = _first_run(model, device)
+    probe = run.attention
     states = [module for module in causal_lm.modules() if isinstance(module, SlotState)]
     if not probe.kv and not states:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
     cache_dtype = probe.dtype or causal_lm.dtype
+    if own is not None and not _agree(run.logits, own, cache_dtype):
+        raise ModelLoadError(
+            f"{model.name} attends by more than it tells transformers' attention interface: by that alone its logits "
+            "are others than with its own attention"
+        )
+    if any(isinstance(key, LaterCall) for key in probe.kv):
+        _check_calls(model, run.logits, cache_dtype, device)
+    num_parameters = int(causal_lm.num_parameters())
+    kv = _with_latents(probe.kv, run.expansions) if caches_latents and device.type == "cpu" else probe.kv
     windows = {spec.window for spec in probe.specs.values()}
-    layers = [LayerKind(probe.num_heads[module], kv.shape, probe.specs[module]) for module, kv in probe.kv.items()]
+    layers = [LayerKind(probe.num_heads[module], spec.shape, probe.specs[module]) for module, spec in kv.items()]
     return ServedModel(
         model=model,
-        num_parameters=int(causal_lm.num_parameters()),
+        num_parameters=num_parameters,
         weight_bytes=int(causal_lm.get_memory_footprint()),
         backend=choose_backend(device, cache_dtype, layers, block_size),
-        kv=probe.kv,
+        kv=kv,
         specs=probe.specs,
-        recorded_calls=calls,
+        recorded_calls=run.calls,
         cache_dtype=cache_dtype,
         max_context=model_context(model.config, windows, is_fixed=has_fixed_rope(causal_lm)),
         states=states,
-        expected_logits=expected,
+        expected_logits=run.logits,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstRun:
+    """Holds what a model's run over the probe's tokens shows."""
+
+    logits: Tensor
+    attention: ProbingAttention
+    calls: RecordedCalls
+    expansions: dict[nn.Module, Expansion]
+
+
+def _first_run(model: LanguageModel, device: torch.device) -> _FirstRun:
+    """Run the model whole, attending through the interface. Raises `ModelLoadError`."""
+    probe, causal_lm = ProbingAttention(), model.causal_lm
+    try:
+        with (
+            step_context(StepContext(probe)),
+            record_layer_calls(causal_lm) as calls,
+            record_expansions(causal_lm) as expansions,
+        ):
+            logits = model.whole_logits(*_probe_tokens(model, device)).float()
+    except UnsupportedAttentionError as error:
+        raise ModelLoadError(f"{model.name} cannot be served, because {error}") from error
+    except Exception as error:  # a configuration that its own code cannot run, or code that asks for more
+        raise _failed(model, error) from error
+    return _FirstRun(logits, probe, calls, expansions)
+
+
+def _failed(model: LanguageModel, error: Exception) -> ModelLoadError:
+    return ModelLoadError(f"the first run of {model.name}, on text alone, failed: {reason_of(error)}")
+
+
+def _with_latents(
+    kv: dict[nn.Module, KVCacheSpec], expansions: dict[nn.Module, Expansion]
+) -> dict[nn.Module, KVCacheSpec]:
+    """Have each layer cache its latents in place of keys and values, where that can be: it runs once, for itself."""
+    shared = {spec.source for spec in kv.values()} | {key.layer for key in kv if isinstance(key, LaterCall)}
+    specs = dict(kv)
+    for module, expansion in expansions.items():
+        if module in kv and kv[module].source is None and module not in shared:
+            weights = cache_latents(module, expansion)
+            if weights is not None:
+                specs[module] = replace(kv[module], shape=weights.shape, latents=weights)
+    return specs
 
 
 def cache_groups(
@@ -116,14 +172,45 @@ def check_paged(served: ServedModel, block_size: int, device: torch.device, *, i
         raise ModelLoadError(f"{model.name} cannot run from a paged cache: {reason_of(error)}") from error
     if model.num_replays != len(_CHUNKS):
         raise ModelLoadError(f"{model.name} computes its logits in a way that cannot be served")
-    difference = float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
-    is_exact = served.cache_dtype in _TOLERANCE and not is_quantized
-    if not difference <= (_TOLERANCE[served.cache_dtype] if is_exact else _LOW_PRECISION_TOLERANCE):
+    if not _agree(logits, expected, None if is_quantized else served.cache_dtype):
         raise ModelLoadError(
-            f"{model.name} computes something else when its tokens come in chunks (relative error {difference:.2g}): "
-            "it keeps state outside attention, and cannot be served from a paged cache"
+            f"{model.name} computes something else when its tokens come in chunks (relative error "
+            f"{_difference(logits, expected):.2g}): it keeps state outside attention, and cannot be served from a "
+            "paged cache"
         )
     return logits
+
+
+def _own_logits(model: LanguageModel, device: torch.device) -> Tensor | None:
+    """Return what the model computes with its own attention; None where its class vouches for the interface."""
+    if is_vouched_for(type(model.causal_lm)):
+        return None
+    try:
+        with own_attention(model.causal_lm), step_context(StepContext(ProbingAttention())):
+            return model.whole_logits(*_probe_tokens(model, device)).float()
+    except Exception as error:
+        raise _failed(model, error) from error
+
+
+def _check_calls(model: LanguageModel, expected: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a model that runs layers several times unless its own cache, too, has what each of these runs stored."""
+    with own_attention(model.causal_lm), step_context(StepContext(ProbingAttention())):
+        cached = model.cached_logits(*_probe_tokens(model, device), split=PROBE_TOKENS // 2).float()
+    if not _agree(cached, expected, dtype):
+        raise ModelLoadError(
+            f"{model.name} runs one attention layer more than once per token, and with a cache it computes something "
+            "else than without one"
+        )
+
+
+def _agree(logits: Tensor, expected: Tensor, dtype: torch.dtype | None) -> bool:
+    """Return whether logits are the same but for rounding in this dtype; None is for weights of lower precision."""
+    tolerance = _LOW_PRECISION_TOLERANCE if dtype is None else _TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE)
+    return _difference(logits, expected) <= tolerance
+
+
+def _difference(logits: Tensor, expected: Tensor) -> float:
+    return float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
 
 
 # Per chunk, the positions of the other sequence and of the probe's own; single tokens last.
@@ -170,5 +257,14 @@ def _scratch_attention(served: ServedModel, num_blocks: int, block_size: int, de
 
 
 def _probe_tokens(model: LanguageModel, device: torch.device) -> tuple[Tensor, Tensor]:
-    positions = torch.arange(PROBE_TOKENS, device=device)
-    return (positions * 37 + 5) % model.vocab_size, positions
+    """Return ids and positions, (num_tokens,) each, of tokens that all stand for text."""
+    markers = _marker_ids(model.causal_lm.config) | _marker_ids(model.config)
+    candidates = ((i * 37 + 5) % model.vocab_size for i in range(PROBE_TOKENS + len(markers)))
+    token_ids = [token for token in candidates if token not in markers][:PROBE_TOKENS]
+    return torch.tensor(token_ids, device=device), torch.arange(PROBE_TOKENS, device=device)
+
+
+def _marker_ids(config: Any) -> set[int]:
+    """Return the tokens that a configuration names, of which some stand for images and sounds."""
+    named = [value for name, value in vars(config).items() if name.endswith(("_token_id", "_token_index"))]
+    return {value for value in named if isinstance(value, int)}

@@ -310,7 +310,7 @@ def test_model_whose_code_fails_is_refused(llama: Path, monkeypatch: pytest.Monk
         raise RuntimeError("shapes\ndo not match")
 
     monkeypatch.setattr(LlamaMLP, "forward", broken)
-    assert "first run of LlamaForCausalLM failed: shapes do not match" in refusal(llama)
+    assert "first run of LlamaForCausalLM, on text alone, failed: shapes do not match" in refusal(llama)
 
 
 @pytest.mark.parametrize("kind", ["shards", "gguf"])

@@ -230,8 +230,18 @@ def test_text_half_that_attends_both_ways_is_refused(tmp_path: Path) -> None:
 
     model = tiny_model(transformers.PaliGemmaForConditionalGeneration, tiny_config("paligemma"))
     model.save_pretrained(tmp_path)
-    with pytest.raises(ModelLoadError, match="mask of its own"):
+    with pytest.raises(ModelLoadError, match="in both directions"):
         build_executor(engine_config(tmp_path))
+
+
+@pytest.mark.slow
+def test_whole_checkpoint_is_read_where_its_own_class_alone_knows_what_becomes_of_its_weights(tmp_path: Path) -> None:
+    """The experts of MiniMax-M3's are written one by one, and its language model's class has no name for them."""
+    import transformers
+
+    model = tiny_model(transformers.MiniMaxM3SparseForConditionalGeneration, tiny_config("minimax_m3_vl"))
+    model.save_pretrained(tmp_path)
+    assert compare(model, tmp_path) == ("served", "")
 
 
 @pytest.mark.parametrize("file", ["chat_template.json", "processor_config.json"])

@@ -41,6 +41,35 @@ _GEMMA3N: dict[str, Any] = _DENSE | {
 }
 _MOE: dict[str, Any] = _DENSE | {"num_experts_per_tok": 2}
 
+# Latents of rank 16 with a rotary part of 8; heads have keys of 12 + 8 and values of 16.
+_MLA: dict[str, Any] = _DENSE | {
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 16,
+}
+_MLA_MOE: dict[str, Any] = _MLA | {
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+    "pad_token_id": 0,
+}
+_INDEXED: dict[str, Any] = {"index_topk": 128, "index_n_heads": 2, "index_head_dim": 16}
+_LONGCAT: dict[str, Any] = _MLA_MOE | {
+    "num_layers": 2,
+    "ffn_hidden_size": 80,
+    "expert_ffn_hidden_size": 40,
+    "moe_topk": 2,
+    "zero_expert_num": 2,
+}
+
 # Family -> configuration class, and what differs from its defaults. Windows are shorter than the tests' prompts.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _DENSE),
@@ -58,6 +87,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", _MOE | {"num_local_experts": 4, "sliding_window": None}),
     "qwen3_moe": ("Qwen3MoeConfig", _MOE | {"num_experts": 6, "moe_intermediate_size": 40}),
     "gpt_oss": ("GptOssConfig", _MOE | {"num_local_experts": 4, "sliding_window": 12}),
+    "deepseek_v2": ("DeepseekV2Config", _MLA_MOE),
+    "deepseek_v3": ("DeepseekV3Config", _MLA_MOE),
+    "deepseek_v32": ("DeepseekV32Config", _MLA_MOE | _INDEXED),
+    "glm4_moe_lite": ("Glm4MoeLiteConfig", _MLA_MOE),
+    "minicpm3": ("MiniCPM3Config", _MLA),
+    "longcat_flash": ("LongcatFlashConfig", _LONGCAT),
+    "mbart": (
+        "MBartConfig",
+        {
+            "d_model": 48,
+            "decoder_layers": 3,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 80,
+            "forced_eos_token_id": None,
+        },
+    ),
+    "dory": (
+        "DoryConfig",
+        _DENSE | {"num_hidden_layers": 4, "n_input_layers": 1, "n_output_layers": 1, "sliding_window": 12},
+    ),
 }
 
 _DELTA_NET: dict[str, Any] = _DENSE | {
@@ -214,11 +263,11 @@ def random_model(class_name: str, dtype: str = "float32", attention: str | None 
     return model
 
 
-def make_lively(model: Any) -> None:
+def make_lively(model: Any, seed: int = 21) -> None:
     """Give every layer a say in the output: variance-preserving matrices, and biases and gains that differ."""
     import torch
 
-    generator = torch.Generator().manual_seed(21)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)

@@ -50,7 +50,7 @@ def _by_reason(trials: list[Trial]) -> dict[str, list[Trial]]:
 
 def _reason(trial: Trial) -> str:
     """Return a reason without whom it is about, so that equal ones are."""
-    reason = re.sub(r"^\S+ (?=has|does|is|keeps|attends|computes|cannot)", "", trial.reason).replace("|", "\\|")
+    reason = re.sub(r"^\S+ (?=has|does|is|keeps|attends|computes|cannot|runs)", "", trial.reason).replace("|", "\\|")
     return re.sub(r" \(relative error [^)]*\)", "", reason)
 
 

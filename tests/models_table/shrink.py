@@ -11,6 +11,7 @@ FIRST_MARKER = 300  # tokens from here on stand for images and the like; no prom
 
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
+    "unpadded_vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "embedding_size": 64,
     "n_embd": 64,
@@ -67,6 +68,20 @@ _SIZES: dict[str, Any] = {
     "query_pre_attn_scalar": 16,
     "floor_scale": 512,
     "word_embed_proj_dim": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 80,
+    "decoder_ffn_dim": 80,
+    "max_target_positions": CONTEXT,
+    "kv_n_heads": 2,
+    "encoder_hash_byte_group_vocab": 64,
+    "index_topk": 128,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "index_block_size": 8,
+    "index_topk_blocks": 16,
     "dim": 64,
     "hidden_dim": 80,
 }
@@ -83,6 +98,10 @@ _TOWER: dict[str, Any] = {
     "num_heads": 2,
     "num_key_value_heads": 2,
     "head_dim": 16,
+    "out_hidden_size": 64,
+    "text_hidden_size": 64,
+    "codebook_dim": 32,
+    "pad_token_id": 0,
     "image_size": 28,
     "patch_size": 14,
     "projection_dim": 32,
@@ -110,7 +129,25 @@ _OF_TYPE |= {name: {"head_dim": 16} for name in _WITHOUT_HEAD_DIM}
 _OF_TYPE["dots1"] = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
 _OF_TYPE["nemotron"] = {"head_dim": 16, "num_key_value_heads": 2}
 _OF_TYPE["lfm2_moe"] = {"layer_types": ["conv", "full_attention"] * 2}
-_TEXT_NAMES = {"text_config", "decoder", "generator"}
+_OF_TYPE["dbrx"] = {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8.0}}
+_OF_TYPE["deepseek_v2"] = {"num_experts_per_tok": 2}
+_OF_TYPE["step3p5"] = {"sliding_window": 12}
+_OF_TYPE["deepseek_ocr2_text"] = {"mlp_layer_types": ["dense", *["sparse"] * 3]}
+_OF_TYPE["bamba"] = {"attn_layer_indices": [1, 3]}
+_OF_TYPE["jamba"] = {"attn_layer_period": 2, "attn_layer_offset": 1}
+_OF_TYPE["xmod"] = {"default_language": "en_XX"}
+_OF_TYPE["granite4_vision"] = {"deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1]}
+_OF_TYPE["chameleon"] = _OF_TYPE["emu3"] = {"vocabulary_map": {"<image>": FIRST_MARKER}}
+_OF_TYPE["reformer"] = {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [16, 16], "attn_layers": ["local"] * 4}
+for _name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"):
+    _OF_TYPE[_name] = {"vision_start_token_id": FIRST_MARKER + 10}
+_OF_TYPE["cohere_compass_text"] = {
+    "rope_parameters": {
+        f"{kind}_attention": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+        for kind in ("full", "sliding")
+    }
+}
+_TEXT_NAMES = {"text_config", "decoder", "generator", "attn_config", "ffn_config", "thinker_config"}
 
 
 # What some types want otherwise, to be tried in turn. None leaves a setting as the type has it.
@@ -126,6 +163,13 @@ CHANGES: list[dict[str, Any]] = [
     {"mrope_section": [2, 1, 1], "num_key_value_heads": 4, "head_dim": None},
     {"head_dim": None, "qk_head_dim": None, "moe_intermediate_size": None, "num_experts_per_tok": None},
     {"head_dim": None, "num_hidden_layers": None, "num_layers": None, "num_key_value_heads": None},
+    {"sliding_window": CONTEXT},
+    {"num_heads": 8},
+    {"tie_word_embeddings": False},
+    {"tie_word_embeddings": False, "seed": 22},
+    {"hidden_size_per_layer_input": 0},
+    {"layer_types": ["linear_attention", "full_attention"] * 2, "num_key_value_heads": 4, "head_dim": None},
+    {"layer_types": ["linear_attention", "full_attention"] * 2, "num_key_value_heads": 4},
 ]
 
 
@@ -143,36 +187,60 @@ def _settings(config: Any, change: dict[str, Any], *, is_text: bool) -> dict[str
 
     config.allow_global_per_layer_attribute_access = True
     sizes = {name: size for name, size in (_SIZES | change if is_text else _TOWER).items() if size is not None}
-    settings = {name: value for name, value in sizes.items() if getattr(config, name, None) is not None}
+    settings = {name: _like(config, name, size) for name, size in sizes.items() if _has(config, name)}
+    if is_text and getattr(config, "is_decoder", None) is False and not config.is_encoder_decoder:
+        settings["is_decoder"] = True  # as its causal class wants it
     markers = [name for name in sorted(vars(config)) if name.endswith(("_token_id", "_token_index"))]
     for i, name in enumerate(markers):
         if name not in sizes and isinstance(getattr(config, name), int):
-            settings[name] = FIRST_MARKER + i
+            settings[name] = None if name.startswith("forced_") else FIRST_MARKER + i
     if is_text:
         settings |= _mrope(config, change.get("mrope_section", [2, 3, 3])) | _OF_TYPE.get(config.model_type, {})
     for name, inner in vars(config).items():
         if isinstance(inner, PreTrainedConfig):
-            settings[name] = {"model_type": inner.model_type} | _settings(
-                inner, change, is_text=is_text and name in _TEXT_NAMES
-            )
+            small = _settings(inner, change, is_text=is_text and name in _TEXT_NAMES)
+            settings[name] = {"model_type": inner.model_type} | small | settings.get(name, {})
     return settings
+
+
+def _has(config: Any, name: str) -> bool:
+    """Return whether a configuration has this setting, and not a number that it makes of others."""
+    return getattr(config, name, None) is not None and not isinstance(getattr(type(config), name, None), property)
+
+
+def _like(config: Any, name: str, size: Any) -> Any:
+    """Return a size in the form that a setting has: a list of equal ones where it cannot be a single one."""
+    value, field = getattr(config, name), type(config).__dataclass_fields__.get(name)
+    is_single = field is None or "int" in [part.strip() for part in str(field.type).split("|")]
+    is_whole = is_single or isinstance(size, list) or not isinstance(value, list | tuple)
+    return size if is_whole else [size] * len(value)
 
 
 def _mrope(config: Any, section: list[int]) -> dict[str, Any]:
     """Return rotary positions of three axes that fit a small head, for a model that has such."""
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict) or not (
-        "mrope_section" in rope or "_vl" in config.model_type or "glm" in config.model_type
+        "mrope_section" in rope or any(part in config.model_type for part in ("_vl", "glm", "omni"))
     ):
         return {}
     return {"rope_parameters": rope | {"mrope_section": section}}
 
 
-def tiny_model(model_class: Any, config: Any, dtype: str = "float32") -> Any:
+def tiny_model(model_class: Any, config: Any, dtype: str = "float32", seed: int = 20) -> Any:
     """Return a model with random weights, the same at every call."""
     import torch
 
-    torch.manual_seed(20)
+    torch.manual_seed(seed)
     model = model_class._from_config(config, dtype=getattr(torch, dtype), attn_implementation="eager").eval()
-    make_lively(model)
+    small = {name: weight.clone() for name, weight in model.named_parameters() if _is_small(weight)}
+    make_lively(model, seed + 1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in small:
+                weight.copy_(small[name] + (weight - small[name]) * small[name].abs().mean())
     return model
+
+
+def _is_small(weight: Any) -> bool:
+    """Return whether a vector's numbers are so small that the noise of `make_lively` would drown them."""
+    return weight.dim() < 2 and 0 < float(weight.detach().abs().mean()) < 0.1

@@ -551,7 +551,7 @@ async def test_without_restarts_the_first_end_is_the_last(model: Path) -> None:
 
 async def test_the_next_engine_is_told_the_sizes_of_the_first(model: Path) -> None:
     sizes: dict[str, Any] = {"max_model_len": 100, "max_num_seqs": 3, "max_num_batched_tokens": 50, "block_size": 4}
-    states = {"state_bytes": 50, "num_state_snapshots": 3}
+    states: dict[str, Any] = {"state_bytes": 50, "num_state_snapshots": 3}
     scripted = ScriptedEngines(before_step=KilledInSteps(2), kv_cache_bytes=12345, num_kv_blocks=77, **sizes, **states)
     async with engine_on(model, scripted) as engine:
         await texts(engine.submit(request(max_tokens=3)))
