@@ -84,6 +84,7 @@ _SIZES: dict[str, Any] = {
     "index_topk_blocks": 16,
     "dim": 64,
     "hidden_dim": 80,
+    "time_step_min": 1e-30,  # transformers holds chunks to it and not single tokens
 }
 _TOWER: dict[str, Any] = {
     "hidden_size": 32,
