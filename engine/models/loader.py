@@ -278,8 +278,8 @@ def _check_architecture(model_config: Any, model_class: Any) -> None:
     strange = set(getattr(text_config, "layer_types", None) or []) - servable
     if strange:
         raise ModelLoadError(
-            f"{name} has layers of type {', '.join(sorted(strange))}: only full and sliding-window attention "
-            "can be served from a paged cache"
+            f"{name} has layers of type {', '.join(sorted(strange))}: only full and sliding-window attention, and "
+            "layers whose states are of a known kind, can be served"
         )
     if getattr(model_class, "_is_stateful", False) and not is_recurrent:
         raise ModelLoadError(f"{name} keeps recurrent state, which a paged cache cannot hold")
