@@ -217,11 +217,11 @@ def _concurrency(limits: BatchLimits) -> Concurrency:
     return Concurrency(limits.max_num_seqs, 2 * limits.max_num_batched_tokens, limits.block_size)
 
 
-def wanted_context(config: EngineConfig, model_max_len: int) -> int:
-    """Return the setting, or all that the model has. Raises `ModelLoadError` for a setting that is beyond that."""
+def wanted_context(config: EngineConfig, model_max_len: int, *, is_open: bool = False) -> int:
+    """Return the setting, or all that the model has. Raises `ModelLoadError` for a setting beyond what is not open."""
     if config.max_model_len is None:
         return model_max_len
-    if config.max_model_len > model_max_len:
+    if config.max_model_len > model_max_len and not is_open:
         raise ModelLoadError(
             f"max_model_len is {config.max_model_len}, but the model's own context has {model_max_len} tokens"
         )
