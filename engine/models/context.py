@@ -82,6 +82,11 @@ def model_context(text_config: Any, windows: set[int | None], *, is_fixed: bool 
     return int(context)
 
 
+def has_open_context(text_config: Any, windows: set[int | None]) -> bool:
+    """Return whether nothing ends a model's context: no layer attends, and the configuration states none (Mamba)."""
+    return not windows and getattr(text_config, "max_position_embeddings", None) is None
+
+
 def has_known_chunks(text_config: Any) -> bool:
     """Return whether there are layers that attend within chunks of so many tokens, the first of which is all there is.
 

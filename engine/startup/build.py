@@ -95,7 +95,7 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         obstacle: str | None = "it runs on a GPU"
         if device.type == "cpu":
             served, obstacle = settle_determinism(served, config.deterministic, logits, limits.block_size)
-        wanted_len = wanted_context(config, served.max_context)
+        wanted_len = wanted_context(config, served.max_context, is_open=served.has_open_context)
         specs, costs = cache_groups(served, limits.block_size, wanted_len)
         sampler = triton_sampler(device, served.model.causal_lm.dtype)
         make_runner = partial(

@@ -166,7 +166,8 @@ def resolve_states(
         return StateSize(0, 0)
     size = StateSize(row_bytes, limits.max_num_seqs + 1)  # one is no request's, see `StepContext`
     left = memory_bytes - size.slot_bytes
-    _check_states("the states of max_num_seqs sequences", size.slot_bytes, memory_bytes, "kv_cache_memory")
+    name = f"the states of {limits.max_num_seqs} sequences (max_num_seqs)"
+    _check_states(name, size.slot_bytes, memory_bytes, "kv_cache_memory")
     if not config.enable_prefix_caching:
         return size
     left, source = (left, "kv_cache_memory") if host_bytes is None else (host_bytes, "the host's free memory")
@@ -174,15 +175,28 @@ def resolve_states(
         few = _FEW_SNAPSHOTS * row_bytes
         wanted = max(left // _SNAPSHOT_SHARE, few if few <= left // 2 else 0)
     _check_states("state_cache_memory", wanted, left, f"what is left of {source}")
+    _check_snapshot(config.state_cache_memory, row_bytes)
     return replace(size, num_snapshots=wanted // row_bytes)
 
 
 def _check_states(name: str, wanted_bytes: int, there_bytes: int, source: str) -> None:
-    if wanted_bytes and wanted_bytes >= there_bytes:
+    """Raise `ModelLoadError` if there is not so much. All of it may be wanted: some models keep nothing but states."""
+    if wanted_bytes > there_bytes:
         from orcinus.config.values import format_bytes  # pydantic, which the engine does without
 
         wanted, there = format_bytes(wanted_bytes), format_bytes(max(0, there_bytes))
         raise ModelLoadError(f"{name}: {wanted} are wanted, but {source} is {there}")
+
+
+def _check_snapshot(setting_bytes: int | None, row_bytes: int) -> None:
+    """Raise `ModelLoadError` for a setting that is not 0 and has no room for a snapshot."""
+    if setting_bytes and setting_bytes < row_bytes:
+        from orcinus.config.values import format_bytes  # pydantic, which the engine does without
+
+        setting, row = format_bytes(setting_bytes), format_bytes(row_bytes)
+        raise ModelLoadError(
+            f"state_cache_memory: {setting} have no room for a snapshot, which takes {row}; 0 keeps none"
+        )
 
 
 def useful_states(config: EngineConfig, states: StateSize, cache: CacheSize) -> StateSize:
@@ -203,11 +217,11 @@ def _concurrency(limits: BatchLimits) -> Concurrency:
     return Concurrency(limits.max_num_seqs, 2 * limits.max_num_batched_tokens, limits.block_size)
 
 
-def wanted_context(config: EngineConfig, model_max_len: int) -> int:
-    """Return the setting, or all that the model has. Raises `ModelLoadError` for a setting that is beyond that."""
+def wanted_context(config: EngineConfig, model_max_len: int, *, is_open: bool = False) -> int:
+    """Return the setting, or all that the model has. Raises `ModelLoadError` for a setting beyond what is not open."""
     if config.max_model_len is None:
         return model_max_len
-    if config.max_model_len > model_max_len:
+    if config.max_model_len > model_max_len and not is_open:
         raise ModelLoadError(
             f"max_model_len is {config.max_model_len}, but the model's own context has {model_max_len} tokens"
         )

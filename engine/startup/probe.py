@@ -19,7 +19,7 @@ from orcinus.engine.attention.serving import LaterCall, PagedAttention, ProbingA
 from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
 from orcinus.engine.cpu.layer_replacement import RecordedCalls, record_layer_calls
 from orcinus.engine.errors import ModelLoadError, reason_of
-from orcinus.engine.models.context import has_fixed_rope, model_context
+from orcinus.engine.models.context import has_fixed_rope, has_open_context, model_context
 from orcinus.engine.models.indexers import pick_every_key
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.own_attention import is_vouched_for, own_attention
@@ -45,6 +45,7 @@ class ServedModel:
     recorded_calls: RecordedCalls
     cache_dtype: torch.dtype
     max_context: int
+    has_open_context: bool  # a longer one may be asked for
     states: list[SlotState]  # the model's modules that keep states
     expected_logits: Tensor
 
@@ -87,6 +88,7 @@ def probe_model(
         recorded_calls=run.calls,
         cache_dtype=cache_dtype,
         max_context=model_context(model.config, windows, is_fixed=has_fixed_rope(causal_lm)),
+        has_open_context=has_open_context(model.config, windows),
         states=states,
         expected_logits=run.logits,
     )

@@ -1,5 +1,6 @@
 """How long a context models are served with: rotary scaling of every kind, against transformers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,17 @@ def test_angles_vary_as_transformers_has_them_where_no_longer_context_is_asked_f
     assert varying_rope(causal_lm) == ["dynamic"]
     with torch.inference_mode():
         assert probe_model(causal_lm, CPU).max_context == CONTEXT
+
+
+def test_a_model_without_attention_has_the_context_that_is_asked_for(tmp_path: Path) -> None:
+    """Configurations of Mamba state none."""
+    directory = build_model("mamba2", tmp_path)
+    path = directory / "config.json"
+    stated = json.loads(path.read_text())
+    with pytest.raises(
+        ModelLoadError, match=f"max_model_len is 5000, but the model's own context has {CONTEXT} tokens"
+    ):
+        build_executor(engine_config(directory, max_model_len=5000))
+    path.write_text(json.dumps({key: value for key, value in stated.items() if key != "max_position_embeddings"}))
+    assert build_executor(engine_config(directory))[0].max_model_len == 2048
+    assert build_executor(engine_config(directory, max_model_len=5000))[0].max_model_len == 5000

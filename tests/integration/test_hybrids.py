@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from orcinus.engine.models.loader import load_causal_lm
 from orcinus.engine.recurrent import functions
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.startup.build import build_executor
+from orcinus.engine.supervision.supervisor import _with_sizes_of
 from tests.effort import slow_but_for
 from tests.integration.test_step_context import record
 from tests.integration.tiny_models import HYBRIDS, VOCAB_SIZE, build_model, engine_config
@@ -133,6 +135,17 @@ def test_in_bfloat16_a_model_loads_and_writes_as_many_tokens_as_asked(
     cases = greedy_cases(model_of(family), rng, 5)
     run = serve(core_with_few_blocks((info, runner), info.num_kv_blocks), cases, rng)
     assert [len(outcome.token_ids) for outcome in run.outcomes] == [len(case.expected) for case in cases]
+
+
+@pytest.mark.parametrize("settings", [{}, {"state_cache_memory": 0}, {"enable_prefix_caching": False}], ids=str)
+@pytest.mark.parametrize("family", ["qwen3_5", "mamba2"])  # with attention, and without
+def test_an_engine_that_takes_the_place_of_another_comes_to_the_same_sizes(
+    family: str, settings: dict[str, Any], model_of: Callable[[str], Path]
+) -> None:
+    config = engine_config(model_of(family), **settings)
+    first, _ = build_executor(config)
+    again, _ = build_executor(_with_sizes_of(first, config))
+    assert msgspec.structs.replace(again, load_time_s=first.load_time_s) == first
 
 
 def test_each_layer_with_a_state_is_found_and_its_states_are_counted(model_of: Callable[[str], Path]) -> None:

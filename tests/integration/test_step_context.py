@@ -209,8 +209,8 @@ def test_start_up_counts_what_modules_keep_for_each_slot_and_the_snapshots(direc
     per_block = without.kv_cache_bytes // without.num_kv_blocks
     assert (without.num_kv_blocks, without.state_bytes) == (memory // per_block, 0)
     row_bytes = MovingAverage.bytes_per_slot
-    for num_snapshots in (0, 10):
-        settings = {"state_cache_memory": (num_snapshots + 1) * row_bytes - 1}
+    for wanted, num_snapshots in ((0, 0), (11 * row_bytes - 1, 10)):
+        settings = {"state_cache_memory": wanted}
         info, runner = executor_of(directory, has_states=True, **settings, **sizes)
         assert (info.state_bytes, info.num_state_snapshots) == (row_bytes, num_snapshots)
         assert info.enable_prefix_caching == (num_snapshots > 0)

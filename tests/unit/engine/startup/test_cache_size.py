@@ -162,13 +162,27 @@ def test_a_model_without_states_gives_them_nothing() -> None:
     assert resolve_states(engine_config(Path(), state_cache_memory=10**9), LIMITS, 0, 1000) == StateSize(0, 0)
 
 
-def test_states_that_leave_the_cache_nothing_are_refused_with_both_numbers() -> None:
-    with pytest.raises(ModelLoadError, match="max_num_seqs sequences: 500 B are wanted, but kv_cache_memory is 400 B"):
-        states(400)
+def test_states_may_take_all_there_is() -> None:
+    """A model without attention has nothing else to keep."""
+    assert states(500, state_cache_memory=0) == StateSize(100, 5, 0)
+    assert states(900, state_cache_memory=400) == StateSize(100, 5, 4)
+
+
+def test_states_for_which_there_is_no_room_are_refused_with_both_numbers() -> None:
+    with pytest.raises(
+        ModelLoadError, match=r"states of 4 sequences \(max_num_seqs\): 500 B are wanted, but kv_cache_memory is 499 B"
+    ):
+        states(499)
     with pytest.raises(ModelLoadError, match=r"state_cache_memory: 600 B are wanted, but what is left of .* is 500 B"):
         states(1000, state_cache_memory=600)
     with pytest.raises(ModelLoadError, match="600 B are wanted, but what is left of the host's free memory is 599 B"):
         states(1000, host_bytes=599, state_cache_memory=600)
+
+
+@pytest.mark.parametrize("host_bytes", [None, 1000])
+def test_memory_that_has_no_room_for_one_snapshot_is_refused_with_both_numbers(host_bytes: int | None) -> None:
+    with pytest.raises(ModelLoadError, match="state_cache_memory: 99 B have no room for a snapshot, which takes 100 B"):
+        states(1000, host_bytes, state_cache_memory=99)
 
 
 def test_snapshots_take_their_share_of_the_cache_that_slots_can_use() -> None:
