@@ -127,7 +127,8 @@ _MOVING = (
         _ATEN.flip,
     ),
     *(_ATEN._to_copy, _ATEN.where, _ATEN.arange, _ATEN.zeros, _ATEN.ones, _ATEN.full, _ATEN.empty, _ATEN.empty_like),
-    *(_ATEN.zeros_like, _ATEN.ones_like, _ATEN.full_like, _ATEN.new_empty, _ATEN.scalar_tensor, _ATEN.lift_fresh),
+    *(_ATEN.zeros_like, _ATEN.ones_like, _ATEN.full_like, _ATEN.new_empty, _ATEN.scalar_tensor),
+    *(_ATEN.lift_fresh, _ATEN.detach_),
 )
 _ROUNDED_ONCE = (
     *(_ATEN.add, _ATEN.sub, _ATEN.mul, _ATEN.div, _ATEN.neg, _ATEN.abs, _ATEN.sqrt, _ATEN.rsqrt, _ATEN.reciprocal),
