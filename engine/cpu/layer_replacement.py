@@ -96,8 +96,12 @@ def replace_layers(
     Of a layer with experts, it stands for what comes before these. Where all of a list's layers are native and turn by
     the same angles, one stands for all of them.
     """
-    places = [(parent, name, layer) for parent in model.modules() for name, layer in parent.named_children()]
-    candidates = [(Place(parent, name), parts_of(layer)) for parent, name, layer in places if layer in samples]
+    candidates = [  # no other module is named here: weights are to go when they are packed
+        (Place(parent, name), parts_of(layer))
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if layer in samples
+    ]
     count = 0
     for place, parts in tqdm(candidates, desc="Packing weights", disable=None, leave=False):
         layer: nn.Module = place.module
