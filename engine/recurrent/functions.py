@@ -29,8 +29,12 @@ def _segments() -> Segments | None:
 
 
 def _native(x: Tensor) -> NativeScans | None:
-    """Return this thread's kernels for the device of `x`, if there are some."""
-    library = load_library() if x.device.type == "cpu" else None
+    """Return this thread's kernels for the device of `x`, if there are some and the step can be computed by them.
+
+    They run sequences in parallel, each in its own slot, and a recorded step may name one several times.
+    """
+    is_recorded = current_step().metadata[0].is_recorded
+    library = load_library() if x.device.type == "cpu" and not is_recorded else None
     if library is None:
         return None
     if not hasattr(_THREAD, "scans"):

@@ -93,14 +93,12 @@ def test_steps_launched_ahead_or_replayed_give_the_same(
     way: str,
     model_of: Callable[[str], Path],
     executor_of: Callable[[str], tuple[EngineInfo, ModelRunner]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = random.Random(family)
     cases = greedy_cases(model_of(family), rng, 14)
     info, runner = executor_of(family)
     runner.runs_ahead = way == "ahead"
     if way == "replayed":
-        monkeypatch.setattr(functions, "_native", lambda _: None)  # steps are recorded on GPUs alone
         runner.record_decodes(record, info.max_model_len)
     try:
         run = serve(core_with_few_blocks((info, runner)), cases, rng, way)
