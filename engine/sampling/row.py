@@ -84,9 +84,10 @@ class SamplingRow:
 
     def mask(self) -> NDArray[np.int32] | None:
         """Return a bit for each token that may come next, or None if every token may."""
-        if self.matcher is None or self.allowed is None:
-            return self.allowed if self.matcher is None else self.matcher.mask
-        return self.allowed & self.matcher.mask
+        own = None if self.matcher is None else self.matcher.mask
+        if own is None or self.allowed is None:
+            return self.allowed if own is None else own
+        return self.allowed & own
 
     def ends(self, eos_token_ids: Sequence[int]) -> list[int]:
         """Return the tokens that would end the request, of which the model's own are given."""

@@ -32,6 +32,7 @@ class FakeMatcher:
         self.error: str | None = None
         self.is_finished = False
         self.is_steered = False
+        self.overrules = False
         self._replacement = replacement
 
     def fill_mask(self) -> None:
