@@ -175,8 +175,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `min_p` follows https://arxiv.org/abs/2407.01082. `max_tokens` None is the rest of the context.
     `allowed_token_ids` leaves only these to choose from; of each sequence of `bad_words_token_ids` the last token is
     ruled out wherever the others have just been generated. `grammar` rules out whatever it cannot continue with.
-    `more_eos_token_ids` end the output as the model's own do, `ignore_eos` included. The thoughts of `thinking` are held
-    to its budget; those before a grammar to that of `Grammar.thinking`.
+    `more_eos_token_ids` end the output as the model's own do, `ignore_eos` included. The thoughts of `thinking` are
+    held to its budget; those before a grammar to that of `Grammar.thinking`.
     With `pooling` the request is embedded instead of continued: `max_tokens` is 0, and the answer one vector.
     `stop` strings are a matter of the text side (`engine.text.stop_scanner`); the engine core looks at token ids only.
 

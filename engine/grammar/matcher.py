@@ -26,7 +26,8 @@ class GrammarMatcher:
     """Follows one request's tokens. `mask` has a bit for each token that may come next, once `fill_mask` has run.
 
     With `max_tokens` it brings the text to an end within them, where that can be done (`engine.grammar.closing`). The
-    `thinking` before the text is held to its budget. Used by one thread at a time. If it cannot go on, `error` says why, and everything else is meaningless.
+    `thinking` before the text is held to its budget. Used by one thread at a time. If it cannot go on, `error` says
+    why, and everything else is meaningless.
     """
 
     def __init__(

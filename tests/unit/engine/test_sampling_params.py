@@ -141,7 +141,7 @@ def test_a_request_looks_back_where_a_parameter_does_and_the_host_has_to_know_wh
 
 def test_thoughts_without_a_budget_are_not_followed() -> None:
     sampling = SamplingParams(thinking=Thinking(end=(3,)))
-    assert not (sampling.looks_back or sampling.follows_tokens or sampling.has_budget)
+    assert [sampling.looks_back, sampling.follows_tokens, sampling.has_budget] == [False] * 3
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.grammar.compiler import GrammarCompiler
-from orcinus.engine.grammar.source import MAX_CHOICES, MAX_DEPTH, MAX_ENUM_VALUES, MAX_PROPERTIES
 from orcinus.engine.grammar.matcher import GrammarMatcher
+from orcinus.engine.grammar.source import MAX_CHOICES, MAX_DEPTH, MAX_ENUM_VALUES, MAX_PROPERTIES
 from orcinus.engine.sampling_params import Grammar, Thinking
 from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
