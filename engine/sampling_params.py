@@ -5,6 +5,7 @@ Owns the bounds of every parameter (`RANGES`). Knows nothing of tokenizers: a bo
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -71,6 +72,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
     }
 )
 """Of every parameter of `SamplingParams` that is a number."""
+NOWHERE, ANYWHERE = range(0), range(sys.maxsize)
 LOGIT_BIAS_RANGE = Range(ge=-100, le=100)
 
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
@@ -132,8 +134,20 @@ class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.budget is None or max_tokens is None:
             return self.budget
         reserve = min(max(max_tokens // 4, 1), MAX_ANSWER_RESERVE)
-        num_tag_tokens = max(map(len, self.opening_tags), default=0) + len(self.forced_tokens)
+        num_tag_tokens = self._longest_opening + len(self.forced_tokens)
         return max(min(self.budget, max_tokens - reserve - num_tag_tokens), 0)
+
+    def forced_places(self, max_tokens: int | None) -> range:
+        """Return where in an output of at most `max_tokens` a token may be forced, or follow one that was."""
+        budget = self.budget_within(max_tokens)
+        if budget is None or self.recurs:
+            return NOWHERE if budget is None else ANYWHERE
+        longest_end = max(map(len, self.closing_tags))  # the model may have begun to write it
+        return range(budget, budget + self._longest_opening + longest_end + len(self.forced_tokens))
+
+    @property
+    def _longest_opening(self) -> int:
+        return max(map(len, self.opening_tags), default=0)
 
 
 class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -245,12 +259,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
     @property
-    def follows_tokens(self) -> bool:
-        """Whether the host has to know each token before the next one can be chosen.
+    def followed_places(self) -> range:
+        """The places in the output at which the host has to know each token before the next one can be chosen.
 
         Of such a request no step is planned before the one before it is known.
         """
-        return self.grammar is not None or self.has_budget
+        if self.grammar is not None:
+            return ANYWHERE
+        return NOWHERE if self.thinking is None else self.thinking.forced_places(self.max_tokens)
 
     @property
     def has_budget(self) -> bool:
@@ -263,7 +279,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
         Of such a request no tokens are tried as drafts.
         """
-        return self.follows_tokens or bool(self.bad_words_token_ids) or self.has_penalties
+        follows_tokens = self.grammar is not None or self.has_budget
+        return follows_tokens or bool(self.bad_words_token_ids) or self.has_penalties
 
     def contradiction(self, num_tokens: int) -> InvalidRequestError:
         """Return the error of a text of `num_tokens` tokens after which these parameters rule every token out."""

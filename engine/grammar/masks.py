@@ -22,7 +22,8 @@ _TIMEOUT_S = 1.0
 class Matcher(Protocol):
     """The part of `engine.grammar.matcher.GrammarMatcher` that sampling uses, by one thread at a time.
 
-    A mask of None rules nothing out. With `overrules` a replacement is taken although other parameters rule it out.
+    A mask of None rules nothing out, and what may replace no token now is not asked to. With `overrules` a replacement
+    is taken although other parameters rule it out.
     """
 
     @property
@@ -33,6 +34,8 @@ class Matcher(Protocol):
     def is_finished(self) -> bool: ...
     @property
     def is_steered(self) -> bool: ...
+    @property
+    def may_replace(self) -> bool: ...
     @property
     def overrules(self) -> bool: ...
     def fill_mask(self) -> None: ...

@@ -110,6 +110,11 @@ class GrammarMatcher:
         self.is_finished = self.error is None and self._matcher.is_stopped()
 
     @property
+    def may_replace(self) -> bool:
+        """Whether another token than the one drawn may be taken now."""
+        return True
+
+    @property
     def overrules(self) -> bool:
         """Whether a replacement is taken although other parameters rule it out: the end of a thought is."""
         return self._is_thinking

@@ -138,6 +138,10 @@ class ThoughtMatcher:
         return self._inside is not None and self._inside.is_steered
 
     @property
+    def may_replace(self) -> bool:
+        return self._inside is not None or self._thought.is_forced
+
+    @property
     def overrules(self) -> bool:
         return self._inside is None
 

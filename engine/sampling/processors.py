@@ -156,7 +156,8 @@ def apply_closing(tokens: Tensor, logits: Tensor, rows: Sequence[SamplingRow], c
     A replacement that the logits or the row's other parameters rule out is not taken, unless it is the end of a
     thought. `can_draw` (num_rows,) is False for rows that failed, whose tokens mean nothing.
     """
-    followed = [(i, row.matcher) for i, row in enumerate(rows) if row.matcher is not None]
+    both = enumerate(row.matcher for row in rows)
+    followed = [(i, matcher) for i, matcher in both if matcher is not None and matcher.may_replace]
     if not followed:
         return
     drawn: list[int] = tokens.tolist()

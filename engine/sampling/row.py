@@ -49,8 +49,10 @@ class SamplingRow:
 
     @property
     def is_processed(self) -> bool:
-        """Whether a processor other than that of `min_tokens` changes its logits."""
-        has_state = self.sampling.has_penalties or self.bad_words is not None or self.matcher is not None
+        """Whether a processor other than that of `min_tokens` changes its logits, or what is drawn from them."""
+        if self.matcher is not None and (self.matcher.mask is not None or self.matcher.may_replace):
+            return True
+        has_state = self.sampling.has_penalties or self.bad_words is not None
         return has_state or self.allowed is not None or bool(self.sampling.logit_bias)
 
     @property

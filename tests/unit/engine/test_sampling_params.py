@@ -5,9 +5,11 @@ import pytest
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import (
+    ANYWHERE,
     MAX_ANSWER_RESERVE,
     MAX_STOP_STRINGS,
     MAX_TAG_TOKENS,
+    NOWHERE,
     RANGES,
     Grammar,
     SamplingParams,
@@ -126,7 +128,7 @@ def test_token_ids_are_held_against_the_vocabulary(fields: dict[str, object]) ->
 def test_every_parameter_is_known_to_follow_tokens_or_not_to() -> None:
     assert set(INDEPENDENT_OF_TOKENS) | set(FOLLOWING_TOKENS) == set(SamplingParams.__struct_fields__)
     assert not SamplingParams().looks_back
-    assert not SamplingParams().follows_tokens
+    assert SamplingParams().followed_places == NOWHERE
 
 
 @pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])
@@ -136,12 +138,20 @@ def test_a_request_looks_back_where_a_parameter_does_and_the_host_has_to_know_wh
     sampling = SamplingParams(**fields)  # type: ignore[arg-type]
     assert sampling != SamplingParams(), "the value switches nothing on"
     assert sampling.looks_back == (name in FOLLOWING_TOKENS)
-    assert sampling.follows_tokens == (name in ("grammar", "thinking"))
+    assert sampling.followed_places == {"grammar": ANYWHERE, "thinking": range(5, 7)}.get(name, NOWHERE)
 
 
 def test_thoughts_without_a_budget_are_not_followed() -> None:
     sampling = SamplingParams(thinking=Thinking(end=(3,)))
-    assert [sampling.looks_back, sampling.follows_tokens, sampling.has_budget] == [False] * 3
+    assert [sampling.looks_back, bool(sampling.followed_places), sampling.has_budget] == [False] * 3
+
+
+def test_tokens_are_followed_where_some_may_be_forced_and_one_place_beyond() -> None:
+    thinking = Thinking(end=(3,), start=2, budget=20, forced=(9, 3, 9))
+    assert SamplingParams(max_tokens=100, thinking=thinking).followed_places == range(20, 25)
+    assert SamplingParams(max_tokens=16, thinking=thinking).followed_places == range(8, 13)
+    recurring = msgspec.structs.replace(thinking, recurs=True)
+    assert SamplingParams(thinking=recurring).followed_places == ANYWHERE
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.sampling_params import Grammar, SamplingParams, Thinking
 from orcinus.server.apis.chat.body import parse_chat, template_variables
 from orcinus.server.apis.thinking_budget import EFFORT_BUDGETS, held_to_budget, thinking_budget
+from orcinus.server.reading.thought_marks import ThoughtMarks
 from tests.unit.engine.fakes import FakeExecutor, says
 from tests.unit.server.serving import Serving, error_of, serving, user
 
@@ -236,13 +237,41 @@ async def test_completions_take_a_budget_and_have_nothing_to_hold_it_to(thoughtf
     await thoughtful.complete(max_tokens=1, thinking_budget="any", thinking_token_budget=3)
 
 
-async def test_a_grammar_after_the_thought_has_the_budget(thoughtful: Serving) -> None:
+OPENED = "<|start|>assistant\n<think>"
+
+
+async def test_without_a_budget_or_a_thought_there_is_nothing_to_hold(thoughtful: Serving) -> None:
+    context, bare = thoughtful.app.state.context, SamplingParams(max_tokens=50)
+    assert (await held_to_budget(context, bare, OPENED, 20)).thinking is not None
+    assert await held_to_budget(context, bare, OPENED, None) == bare
+    assert await held_to_budget(context, bare, f"{OPENED}</think>\n", 20) == bare
+
+
+async def test_a_thought_before_a_grammar_has_the_budget(thoughtful: Serving) -> None:
     context = thoughtful.app.state.context
-    bare = SamplingParams(max_tokens=50)
-    held = await held_to_budget(context, bare, "<|start|>assistant\n<think>", 20)
-    assert held.thinking is not None
-    assert await held_to_budget(context, bare, "<|start|>assistant\n<think>", None) == bare
-    assert await held_to_budget(context, bare, "<|start|>assistant\n<think></think>\n", 20) == bare
+    own = Thinking(end=(7,), start=8)
+    bare = SamplingParams(grammar=Grammar("regex", "a", own))
+    held = await held_to_budget(context, bare, OPENED, 20)
+    assert held.thinking is None
+    assert held.grammar == Grammar("regex", "a", Thinking(end=(7,), start=8, budget=20, forced=(*b"</think>\n",)))
+    unthinking = SamplingParams(grammar=Grammar("regex", "a"))
+    assert await held_to_budget(context, unthinking, OPENED, 20) == unthinking
+
+
+class Channels:
+    """A context whose model thinks in channels."""
+
+    async def thought_marks(self) -> ThoughtMarks:
+        return ThoughtMarks(Thinking(end=(1,), openings=((2, 3, 4),), forced=(1, 5, 6), recurs=True), None)
+
+
+@pytest.mark.parametrize(("grammar", "forced"), [(None, (1, 5, 6)), (Grammar("regex", "a"), (1,))])
+async def test_in_channels_a_grammar_says_what_follows_the_end(
+    grammar: Grammar | None, forced: tuple[int, ...]
+) -> None:
+    held = await held_to_budget(Channels(), SamplingParams(grammar=grammar), "<|start|>assistant", 20)  # type: ignore[arg-type]
+    assert held.grammar == grammar
+    assert held.thinking == Thinking(end=(1,), openings=((2, 3, 4),), forced=forced, recurs=True, budget=20)
 
 
 async def test_whatever_the_template_makes_of_a_trial_a_budget_is_held(tmp_path: Path) -> None:
