@@ -42,6 +42,9 @@ SCHEMA: dict[str, Any] = {
 }
 ENDLESS = {CLOSE: -100.0, OPEN: -100.0, EOS_TOKEN_ID: -100.0}  # biases
 HI = [{"role": "user", "content": "hi"}]
+USAGE = {"include_usage": True}
+TOKENS = "orcinus_generation_tokens_total"
+SLOW_STEP_S = 3.0
 PATHS = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}
 
 
@@ -368,7 +371,7 @@ def named_budget(api: str, budget: int) -> dict[str, Any]:
 
 
 async def ask(client: httpx.AsyncClient, api: str, body: dict[str, Any], *, stream: bool = False) -> Answer:
-    options = {"stream_options": {"include_usage": True}} if stream and api == "chat" else {}
+    options = {"stream_options": USAGE} if stream and api == "chat" else {}
     response = await client.post(PATHS[api], json={**body, "stream": stream, **options})
     assert response.status_code == 200, response.text
     read_whole, read_stream = READERS[api]
@@ -496,18 +499,18 @@ def test_an_engine_killed_in_the_midst_of_a_thought_makes_no_difference(
     try:
         until(lambda: server.get("/ready").status_code == 200, "it did not start")
         body = body_of("chat", letters, temperature=1.0, seed=3, thinking_budget=BUDGET, stream=True)
-        body["stream_options"] = {"include_usage": True}
-        twin = read_chat_stream(server.http.post(PATHS["chat"], json=body).text)
+        whole = server.http.post(PATHS["chat"], json={**body, "stream": False}).json()
+        twin, num_prompt_tokens = read_chat(whole), whole["usage"]["prompt_tokens"]
         assert twin.num_thought == BUDGET + NUM_FORCED
-        for place in (5, BUDGET + 1, BUDGET + 3):  # in the thought, and in what is forced after it
+        for place in (5, BUDGET, BUDGET + 2):  # in the thought, and in what is forced after it
             until(lambda: server.get("/ready").status_code == 200, "no engine came up")
-            prompt = 30
-            gate.hold(prompt + place, step_s=3.0)
-            with server.http.stream("POST", PATHS["chat"], json=body) as response:
+            num_tokens = server.metric(TOKENS) + place + 1
+            gate.hold(num_prompt_tokens + place, step_s=SLOW_STEP_S)
+            with server.http.stream("POST", PATHS["chat"], json={**body, "stream_options": USAGE}) as response:
                 lines = response.iter_lines()
-                read = [next(lines), next(lines)]
-                engine = until(server.engine, "there was no engine")
-                engine.kill()
+                read = [next(lines)]
+                until(lambda wanted=num_tokens: server.metric(TOKENS) >= wanted, "no tokens came")  # type: ignore[misc]
+                until(server.engine, "there was no engine").kill()
                 until(lambda: server.get("/ready").status_code != 200, "/ready stayed green")
                 gate.open()
                 text = "\n".join([*read, *lines])

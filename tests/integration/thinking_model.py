@@ -6,7 +6,7 @@ from tests.integration.tiny_models import VOCAB_SIZE, build_model, build_tokeniz
 
 OPEN, CLOSE = VOCAB_SIZE, VOCAB_SIZE + 1  # the tokens of its tags
 CONTEXT = 1024
-# It ends a thought as Qwen 3 does, and begins one in the prompt, or leaves that to the model.
+# It ends a thought as Qwen 3 does, and begins one in the prompt.
 TEMPLATE = """{%- if tools %}
   {{- '# Tools\\n\\nYou may call one or more functions.\\n<tools>' }}
   {%- for tool in tools %}{{- "\\n" }}{{- tool | tojson }}{%- endfor %}
@@ -22,9 +22,8 @@ TEMPLATE = """{%- if tools %}
   {%- endfor %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- 'assistant: ' }}
-  {%- if enable_thinking is not defined %}{{- '<think>\\n' }}
-  {%- elif not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}
-  {%- endif %}
+  {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}
+  {%- else %}{{- '<think>\\n' }}{%- endif %}
 {%- endif %}"""
 
 
