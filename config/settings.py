@@ -147,6 +147,15 @@ class Settings(BaseSettings):
     ] = _setting(
         "auto", "Model", "How the model marks what it thinks before it answers; auto tells by its chat template."
     )
+    default_thinking_budget: int | None = _setting(
+        None,
+        "Model",
+        "Tokens that the thinking of a chat may have which names neither a budget nor an effort: it is ended there, and"
+        " the answer follows. 0: none. Default: no budget.",
+        "N",
+        ge=0,
+        le=2**31 - 1,
+    )
     trust_remote_code: bool = _setting(
         False, "Model", "Run Python code that comes with the model. It can do anything that you can."
     )

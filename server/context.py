@@ -9,16 +9,18 @@ Independent of HTTP, so that a file of requests can be answered in process:
 Both calls raise the errors that `server.errors.to_response` turns into a status and a body.
 """
 
+import re
 import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from orcinus.config.limits import ClientLimits
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
+from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.frontend.observer import EngineObserver, SlotListener
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
@@ -27,6 +29,12 @@ from orcinus.server.caller_key import check_allowed, is_allowed
 from orcinus.server.errors import ModelNotFoundError
 from orcinus.server.intake import Intake
 from orcinus.server.reading.message_format import MessageFormat
+from orcinus.server.reading.thought_marks import (
+    TRIAL_MESSAGES,
+    ThoughtMarks,
+    find_thought_marks,
+    marks_before_answer,
+)
 
 
 class ServingTokenizer(Protocol):
@@ -99,6 +107,8 @@ class ServingContext:
             "tool_call_parser": settings.tool_call_parser,
             "reasoning_parser": settings.reasoning_parser,
         }
+        self.default_thinking_budget = settings.default_thinking_budget
+        self._thought_marks: list[ThoughtMarks | None] = []  # once they are known
         self._shares_prefixes = settings.prefix_cache_scope == "all"
         self.created = int(time.time())
         self.is_lenient = settings.lenient
@@ -128,6 +138,31 @@ class ServingContext:
             special_tokens=tokenizer.special_tokens,
             **self._parsers,
         )
+
+    def template_reads(self, variable: str) -> bool:
+        """Return whether the model's chat template speaks of a variable. Only once the engine is ready."""
+        return re.search(rf"\b{re.escape(variable)}\b", self.engine.tokenizer.chat_template_source) is not None
+
+    @cached_property
+    def marks_before_answer(self) -> tuple[int, ...]:
+        """The tokens between a thought and the answer, as far as they are known. Only once the engine is ready."""
+        return marks_before_answer(self.message_format, self.engine.tokenizer.added_token_id)
+
+    async def thought_marks(self) -> ThoughtMarks | None:
+        """Return by which tokens the model begins and ends its thoughts. Only once the engine is ready."""
+        if not self._thought_marks:
+            encode = partial(self.engine.encode, add_special_tokens=False)
+            tokenizer, shown = self.engine.tokenizer, await self._shown_thought()
+            self._thought_marks = [await find_thought_marks(self.message_format, tokenizer, encode, shown)]
+        return self._thought_marks[0]
+
+    async def _shown_thought(self) -> str:
+        """Return what the chat template makes of a thought and an answer, nothing where it takes no such trial."""
+        try:
+            token_ids = await self.engine.render_and_encode(TRIAL_MESSAGES, add_generation_prompt=False)
+        except InvalidRequestError:
+            return ""
+        return self.engine.tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def limit_clients(self, limits_of: Callable[[str], ClientLimits]) -> None:
         """Hold each client from now on to the limits that `limits_of` gives."""

@@ -5,7 +5,6 @@ requests' parameters.
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from orcinus.engine.grammar.closing import Closing, StartPaths
 from orcinus.engine.grammar.masks import empty_mask, pack_tokens
+from orcinus.engine.grammar.thought import Thought
 from orcinus.engine.grammar.vocabulary import Vocabulary
 from orcinus.engine.sampling_params import Thinking
 
@@ -25,8 +25,9 @@ _TOO_SLOW = "the grammar is too complex: it takes too long to find an end of the
 class GrammarMatcher:
     """Follows one request's tokens. `mask` has a bit for each token that may come next, once `fill_mask` has run.
 
-    With `max_tokens` it brings the text to an end within them, where that can be done (`engine.grammar.closing`). Used
-    by one thread at a time. If it cannot go on, `error` says why, and everything else is meaningless.
+    With `max_tokens` it brings the text to an end within them, where that can be done (`engine.grammar.closing`). The
+    `thinking` before the text is held to its budget. Used by one thread at a time. If it cannot go on, `error` says
+    why, and everything else is meaningless.
     """
 
     def __init__(
@@ -49,30 +50,30 @@ class GrammarMatcher:
         self._vocab_size = vocabulary.size
         self._ends = pack_tokens(vocabulary.end_ids, vocabulary.size)
         self._ignores_eos = ignore_eos
-        self._opening = None if thinking is None else thinking.start
-        self._thought: deque[int] | None = None
-        self._thinking_end: tuple[int, ...] = () if thinking is None else thinking.end
-        if thinking is not None and thinking.start is None:
-            self._begin_thinking()
+        self._thought = None if thinking is None else Thought(thinking, max_tokens)
 
     def fill_mask(self) -> None:
         """Fill `mask` for the next token. A token that ends the text is allowed only where the text may end."""
-        if self._thought is not None:
+        if self._is_thinking:
             self.mask[:] = ~self._ends
             return
         self._matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self.mask.nbytes)
         self._check()
         if self._ignores_eos and (self.mask & ~self._ends).any():
             self.mask &= ~self._ends
-        if self._opening is not None:
-            self.mask |= pack_tokens([self._opening], self._vocab_size)
+        thought = self._thought
+        if thought is not None and thought.start is not None and not thought.is_spent:
+            self.mask |= pack_tokens([thought.start], self._vocab_size)
         self._update_path()
 
     def replacement_for(self, token_id: int) -> int:
-        """Return the token to take where `token_id` was drawn: another if the text could not end in time after it.
+        """Return the token to take where `token_id` was drawn: another if the text could not end in time after it, or
+        if the thought before it has used up its budget.
 
         Never raises: see `error`.
         """
+        if self._thought is not None and self._thought.is_on:
+            return self._thought.replacement_for(token_id)
         if self._closing is None or self._is_free(token_id) or self.error is not None:
             return token_id
         try:
@@ -87,7 +88,7 @@ class GrammarMatcher:
         """Take in tokens that an earlier matcher of the same request has taken in. Never raises: see `error`."""
         try:
             for token_id in token_ids:
-                if self._thought is None:
+                if not self._is_thinking:
                     self._update_path()
                 self._take_in(token_id)
         except Exception as error:
@@ -102,15 +103,21 @@ class GrammarMatcher:
 
     def _take_in(self, token_id: int) -> None:
         self._count(token_id)
-        opening, self._opening = self._opening, None
-        if self._thought is not None:
-            self._think(self._thought, token_id)
-        elif token_id == opening:
-            self._begin_thinking()
-        else:
-            self._matcher.consume_token(token_id)
-            self._check()
-            self.is_finished = self.error is None and self._matcher.is_stopped()
+        if self._thought is not None and self._thought.add(token_id):
+            return
+        self._matcher.consume_token(token_id)
+        self._check()
+        self.is_finished = self.error is None and self._matcher.is_stopped()
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether another token than the one drawn may be taken now."""
+        return True
+
+    @property
+    def overrules(self) -> bool:
+        """Whether a replacement is taken although other parameters rule it out: the end of a thought is."""
+        return self._is_thinking
 
     @property
     def is_steered(self) -> bool:
@@ -127,7 +134,11 @@ class GrammarMatcher:
 
     def _is_free(self, token_id: int) -> bool:
         """Return whether the token is not the grammar's: part of the thinking before it."""
-        return self._thought is not None or token_id == self._opening
+        return self._thought is not None and self._thought.takes(token_id)
+
+    @property
+    def _is_thinking(self) -> bool:
+        return self._thought is not None and self._thought.is_on
 
     def _update_path(self) -> None:
         if self._closing is None or self.error is not None:
@@ -147,14 +158,6 @@ class GrammarMatcher:
             self._closing.accept(self._matcher, token_id)
         except TimeoutError:
             self.fail(_TOO_SLOW)
-
-    def _begin_thinking(self) -> None:
-        self._thought = deque(maxlen=len(self._thinking_end))
-
-    def _think(self, thought: deque[int], token_id: int) -> None:
-        thought.append(token_id)
-        if tuple(thought) == self._thinking_end:
-            self._thought = None
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -21,6 +21,7 @@ from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.attention.step_layout import lay_out
 from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
+from orcinus.engine.grammar.thought import Thought, ThoughtMatcher
 from orcinus.engine.messages import (
     NOTHING_LEFT,
     Fault,
@@ -230,6 +231,9 @@ class ModelRunner:
                 max_tokens=sampling.max_tokens,
                 tokens=output,
             )
+        if sampling.thinking is not None and sampling.has_budget:
+            thought = Thought(sampling.thinking, sampling.max_tokens)
+            row.matcher = ThoughtMatcher(thought, vocab_size, row.matcher, output)
         return row
 
     @cached_property
@@ -239,7 +243,7 @@ class ModelRunner:
     def _start_masks(self, batch: StepBatch) -> None:
         """Begin to find out which tokens grammars allow next: they are known before the model runs."""
         both = zip(batch.scheduled, batch.requests, strict=True)
-        matchers = [request.row.matcher for item, request in both if item.num_samples]
+        matchers = [request.row.matcher for item, request in both if item.num_samples and request.row.sampling.grammar]
         self._masks.start([matcher for matcher in matchers if matcher is not None and matcher.error is None])
 
     def _seed_of(self, new: NewRequest) -> int:

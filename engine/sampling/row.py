@@ -49,8 +49,10 @@ class SamplingRow:
 
     @property
     def is_processed(self) -> bool:
-        """Whether a processor other than that of `min_tokens` changes its logits."""
-        has_state = self.sampling.has_penalties or self.bad_words is not None or self.matcher is not None
+        """Whether a processor other than that of `min_tokens` changes its logits, or what is drawn from them."""
+        if self.matcher is not None and (self.matcher.mask is not None or self.matcher.may_replace):
+            return True
+        has_state = self.sampling.has_penalties or self.bad_words is not None
         return has_state or self.allowed is not None or bool(self.sampling.logit_bias)
 
     @property
@@ -84,9 +86,10 @@ class SamplingRow:
 
     def mask(self) -> NDArray[np.int32] | None:
         """Return a bit for each token that may come next, or None if every token may."""
-        if self.matcher is None or self.allowed is None:
-            return self.allowed if self.matcher is None else self.matcher.mask
-        return self.allowed & self.matcher.mask
+        own = None if self.matcher is None else self.matcher.mask
+        if own is None or self.allowed is None:
+            return self.allowed if own is None else own
+        return self.allowed & own
 
     def ends(self, eos_token_ids: Sequence[int]) -> list[int]:
         """Return the tokens that would end the request, of which the model's own are given."""

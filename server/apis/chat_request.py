@@ -19,6 +19,7 @@ from orcinus.server.apis.chat.body import ChatBody, template_variables
 from orcinus.server.apis.chat.prefix import without_prefix
 from orcinus.server.apis.forms import settle_form
 from orcinus.server.apis.offered_tools import OfferedTools, function_choice, read_chat_tools, with_function_calls
+from orcinus.server.apis.thinking_budget import held_to_budget, thinking_budget
 from orcinus.server.context import ServingContext
 from orcinus.server.reading.client_calls import ClientCallReader
 from orcinus.server.reading.message_reader import MessageReader
@@ -69,13 +70,14 @@ async def prepare_chat(
     tool_use = _usable_tools(ctx, body, offered)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     messages, is_prefix = without_prefix(body.messages)
+    budget = thinking_budget(ctx, body)
     prompt = await encode_chat(
         ctx.engine,
         with_function_calls(messages),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message or is_prefix,
         add_special_tokens=body.add_special_tokens,
-        variables=template_variables(body),
+        variables=_variables(ctx, body, budget),
         tools=None if tool_use is None else tool_use.raw,
     )
     tail = ctx.engine.tokenizer.decode(prompt.token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
@@ -88,6 +90,7 @@ async def prepare_chat(
         bad_words=await encode_bad_words(ctx.engine, body.bad_words),
         grammar=await _grammar(ctx, body, tool_use, tail, format_name),
     )
+    sampling = await held_to_budget(ctx, sampling, tail, budget)
     if form.needs_special_tokens and form.reader(tail, tool_use) is not None:
         sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
     sampling = ending_chats(sampling, ctx.engine.tokenizer.eos_token_id, ctx.engine.info)
@@ -99,6 +102,12 @@ async def prepare_chat(
         return _reader(form.reader(tail, tool_use, is_streamed=streamed), body, offered)
 
     return ChatRequest(body, generation, tool_use, new_reader)
+
+
+def _variables(ctx: ServingContext, body: ChatBody, budget: int | None) -> dict[str, Any]:
+    """Return the variables of the chat template, the budget among them where it would tell the model."""
+    told = {} if budget is None or not ctx.template_reads("thinking_budget") else {"thinking_budget": budget}
+    return told | template_variables(body, budget)
 
 
 def _reader(reader: MessageReader | None, body: ChatBody, offered: OfferedTools) -> PieceReader | None:

@@ -83,6 +83,9 @@ IGNORED: Mapping[str, Ignored] = {
     "diagnostics": Ignored("the prefix cache finds shared prefixes by itself", MESSAGES),
     "speed": Ignored("only ever a matter of speed", MESSAGES),
     "user_profile_id": Ignored("no accounts here", MESSAGES),
+    **dict.fromkeys(
+        ("thinking_budget", "thinking_token_budget"), Ignored("completions know no thinking from text", COMPLETIONS)
+    ),
     "billing_policy": Ignored("nothing is billed", MESSAGES),
     "fallback_credit_token": Ignored("nothing is billed", MESSAGES),
     **dict.fromkeys(("betas", "anthropic_beta"), Ignored("what is served needs no header", MESSAGES)),

@@ -22,7 +22,7 @@ from orcinus.server.apis.generation import OpenAIGeneration, PendingChoice
 from orcinus.server.apis.json_pieces import JsonList
 from orcinus.server.apis.logprobs import ChatLogprobs
 from orcinus.server.apis.parameter_names import naming_parameters
-from orcinus.server.apis.thinking import ThinkingCount
+from orcinus.server.apis.thinking import thinking_count
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.reading.output_pieces import read_pieces
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
@@ -66,7 +66,7 @@ class ChatGeneration(OpenAIGeneration):
         num_choices = request.generation.num_choices
         self._readers = [request.new_reader() for _ in range(num_choices)]
         self._messages = [WrittenMessage() for _ in range(num_choices)]
-        self._thinking = [ThinkingCount() for _ in range(num_choices)]
+        self._thinking = [thinking_count(ctx) for _ in range(num_choices)]
         self._logprobs = ChatLogprobs(self.tokenizer)
 
     @property
@@ -106,7 +106,7 @@ class ChatGeneration(OpenAIGeneration):
         reader = self._readers[output.index]
         pieces = read_pieces(reader, output)
         if reader is not None:
-            self._thinking[output.index].add(len(output.token_ids), pieces)
+            self._thinking[output.index].add(output.token_ids, pieces)
         return pieces
 
     def _add_text(self, choice: PendingChoice, output: RequestOutput) -> int:

@@ -30,7 +30,7 @@ from orcinus.server.apis.responses.body import ResponseBody, TextOptions, parse_
 from orcinus.server.apis.responses.input import PARAMETER_NAMES, read_offered_tools, to_chat_body
 from orcinus.server.apis.responses.output import Event, OutputItems
 from orcinus.server.apis.single_choice import SingleChoiceGeneration, event_pieces
-from orcinus.server.apis.thinking import ThinkingCount
+from orcinus.server.apis.thinking import thinking_count
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import ResponseNotFoundError, error_body
 from orcinus.server.reading.pieces import Content, Piece
@@ -110,7 +110,7 @@ class ResponseGeneration(SingleChoiceGeneration):
         self._logprobs = ChatLogprobs(self.tokenizer) if asked.has_logprobs else None
         self._items = OutputItems()
         self._new_logprobs: list[bytes] = []
-        self._thinking = ThinkingCount()
+        self._thinking = thinking_count(ctx)
         self._num_events = 0
 
     def _collect(self, output: RequestOutput) -> Iterator[int]:
@@ -148,7 +148,7 @@ class ResponseGeneration(SingleChoiceGeneration):
 
     def _take(self, output: RequestOutput) -> list[Piece]:
         pieces = super()._take(output)
-        self._thinking.add(len(output.token_ids), pieces)
+        self._thinking.add(output.token_ids, pieces)
         if self._logprobs is not None and output.logprobs:
             self._new_logprobs.append(self._logprobs.write(output.logprobs))
         if pieces and not any(isinstance(piece, Content) for piece in pieces):

@@ -87,6 +87,8 @@ def to_chat_body(body: ResponseBody, offered: OfferedTools | None = None) -> Cha
         logprobs=body.has_logprobs,
         top_logprobs=body.top_logprobs,
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
+        thinking_budget=body.thinking_budget,
+        thinking_token_budget=body.thinking_token_budget,
         chat_template_kwargs=body.chat_template_kwargs,
     )
 

@@ -32,6 +32,8 @@ class FakeMatcher:
         self.error: str | None = None
         self.is_finished = False
         self.is_steered = False
+        self.may_replace = True
+        self.overrules = False
         self._replacement = replacement
 
     def fill_mask(self) -> None:

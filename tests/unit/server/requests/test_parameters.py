@@ -101,7 +101,7 @@ async def test_every_sampling_parameter_reaches_the_engine(served: Serving, reco
         more_eos_token_ids=(MESSAGE_END,) if endpoint == "chat" else (),
         grammar=Grammar("choice", '["a", "b"]'),
     )
-    others = {"logprobs", "max_tokens", "allowed_token_ids", "bad_words_token_ids", "grammar", "pooling"}
+    others = {"logprobs", "max_tokens", "allowed_token_ids", "bad_words_token_ids", "grammar", "pooling", "thinking"}
     others |= {"more_eos_token_ids"}
     assert set(EVERY_SAMPLING_FIELD) | others == set(SamplingParams.__struct_fields__)
     assert (request.priority, request.cache_salt, request.timeout_s) == (-3, "salt", 2.5)
