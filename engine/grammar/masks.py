@@ -23,6 +23,7 @@ class Matcher(Protocol):
     """The part of `engine.grammar.matcher.GrammarMatcher` that sampling uses, by one thread at a time."""
 
     mask: NDArray[np.int32]
+    allows_all: bool  # and `mask` means nothing
     error: str | None
     is_finished: bool
 

@@ -86,8 +86,10 @@ def find_fault(compiler: GrammarCompiler, trial: Trial) -> str | None:
     """Return why a grammar cannot be served, fit for a user's eyes, or None if it can."""
     rng = random.Random(0)  # noqa: S311  (no secrets; what means the same is followed alike)
     try:
-        compiled = compiler.compile(trial.kind, trial.source)
-        walks = (_walk(compiled.matcher(), rng) for _ in range(_NUM_WALKS))
+        compiled = compiler.compile(trial.kind, trial.source, trial.openings)
+        begun = compiled.begun()
+        num_walks = max(_NUM_WALKS, len(begun))
+        walks = (_walk(begun[i % len(begun)].matcher(), rng) for i in range(num_walks))
         return next((fault for fault in walks if fault is not None), None)
     except InvalidRequestError as error:
         return str(error)

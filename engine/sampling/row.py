@@ -84,8 +84,10 @@ class SamplingRow:
 
     def mask(self) -> NDArray[np.int32] | None:
         """Return a bit for each token that may come next, or None if every token may."""
-        if self.matcher is None or self.allowed is None:
-            return self.allowed if self.matcher is None else self.matcher.mask
+        if self.matcher is None or self.matcher.allows_all:
+            return self.allowed
+        if self.allowed is None:
+            return self.matcher.mask
         return self.allowed & self.matcher.mask
 
     def ends(self, eos_token_ids: Sequence[int]) -> list[int]:

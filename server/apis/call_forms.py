@@ -1,7 +1,8 @@
 """The grammar of calls: what makes a model call tools with the arguments that they are to have.
 
 A strict tool is enforced or refused, as `server.apis.forms` says of every form. Of the schema of another, what cannot
-be enforced is left out. No error shows the grammar, which is none of the client's.
+be enforced is left out; where calls are left to the model and a tool is strict, the others take any object. No error
+shows the grammar, which is none of the client's.
 """
 
 import json
@@ -15,12 +16,11 @@ from orcinus.engine.errors import InvalidRequestError, UnenforceableSchemaError
 from orcinus.engine.sampling_params import Grammar
 from orcinus.server.apis.forms import can_be_enforced, keyword_places, refusal_of, settle_form
 from orcinus.server.context import ServingContext
-from orcinus.server.reading.tools.lark import arguments_schema, leaves_room, without_options
+from orcinus.server.reading.tools.lark import ANY_OBJECT, arguments_schema, leaves_room, without_options
 from orcinus.server.reading.tools.request import Tool, ToolUse
 from orcinus.server.reading.tools.unwritten import unwritten_keywords
 from orcinus.server.requests.left_out import leave_out
 
-ANY_OBJECT: Mapping[str, Any] = {"type": "object", "additionalProperties": True}
 _TOO_COMPLEX = "the grammar is too complex"
 
 
@@ -49,6 +49,10 @@ class CallForm:
 
     async def settle(self) -> Grammar | None:
         """Return the grammar in force, None where all is left to the model. Raises `InvalidRequestError`."""
+        if self.tool_use.holds_calls and self.answer is None:
+            self.tool_use = held_to_strict(self.tool_use)
+        elif self.tool_use.choice != "required" and self.answer is None:
+            return None
         grammar = self._grammar(self.tool_use, self.answer)
         if grammar is None:
             return None
@@ -121,6 +125,12 @@ class CallForm:
             self._left_out.append(place)
             return replace(tool, parameters=ANY_OBJECT)
         return tool
+
+
+def held_to_strict(tool_use: ToolUse) -> ToolUse:
+    """Return the tools of which those that are not strict may be called with any object."""
+    tools = (tool if tool.strict else replace(tool, parameters=ANY_OBJECT) for tool in tool_use.tools)
+    return replace(tool_use, tools=tuple(tools))
 
 
 def _place_of(tool: Tool) -> str:

@@ -48,8 +48,7 @@ class ToolUse:
     """The tools of a request and what the model is to do with them.
 
     `forced_name` is the one tool to call, with `choice` "required". `raw` is for the chat template; with `choice`
-    "none" it is empty, so that the model knows of no tools. `strict` tools are enforced where a call is (`choice`
-    "required"): with "auto" the model is left to itself, for it cannot be known in advance that it will call one.
+    "none" it is empty, so that the model knows of no tools.
     """
 
     tools: tuple[Tool, ...]
@@ -57,6 +56,11 @@ class ToolUse:
     forced_name: str | None
     parallel: bool
     raw: list[dict[str, Any]]
+
+    @property
+    def holds_calls(self) -> bool:
+        """Whether the model may call or not, and what it calls is held to the schemas of strict tools."""
+        return self.choice == "auto" and any(tool.strict for tool in self.tools)
 
     @property
     def callable_tools(self) -> tuple[Tool, ...]:

@@ -18,15 +18,26 @@ from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
 from orcinus.server.reading.tools.argument_values import (
     StringWriter,
     any_string_rule,
+    any_string_terminal,
     is_plain_string,
     value_as_json,
     value_rule,
 )
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, one_call, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
-from orcinus.server.reading.tools.lark import Terminal, one_of, properties_of, quote, repeated, required_arguments
+from orcinus.server.reading.tools.lark import (
+    Terminal,
+    one_of,
+    properties_of,
+    quote,
+    repeated,
+    required_arguments,
+    takes_anything,
+)
 from orcinus.server.reading.tools.request import ToolUse
 
 _NAME = re.compile(r"[\w.:/-]+")
+_ANY_NAME = "/[A-Za-z0-9_.-]{1,64}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +89,15 @@ class XmlCalls:
             f"call: {one_of(f'call_{i}' for i in range(len(tools)))}",
         ]
         section, end = self.section
+        if terminal(self.value[1]) != quote(self.value[1]):
+            rules.append(any_string_terminal(self.value[1], end))
         for i, tool in enumerate(tools):
             schemas, required = properties_of(tool), set(required_arguments(tool))
             names = sorted(schemas, key=lambda name: name not in required)
             arguments = [f"call_{i}_{n}{'' if name in required else '?'}" for n, name in enumerate(names)]
+            if takes_anything(tool):
+                arguments = [f"call_{i}_any*"]
+                rules.append(self._any_argument_rule(f"call_{i}_any", terminal))
             head = [
                 section,
                 self.gap if self.function[0] else "",
@@ -95,6 +111,17 @@ class XmlCalls:
             for n, name in enumerate(names):
                 rules += self._argument_rules(f"call_{i}_{n}", name, schemas[name], terminal, strict=tool.strict)
         return "\n".join(rules)
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        rules = self.grammar_rules(one_call(tool_use), terminal_by(token_id))
+        return BegunCalls(rules, after(tool_use, opening_tag(self.section[0], token_id)))
+
+    def _any_argument_rule(self, rule: str, terminal: Terminal) -> str:
+        key, key_end = _written([self.key[0]], terminal), self.key[1]
+        between = self.gap if self.value[0] else ""
+        opening = _written([key_end, between, self.value[0], self.newline], terminal)
+        end = any_string_rule(self.value[1], terminal)
+        return f"{rule}: {key} {_ANY_NAME} {opening} {end} {_written([self.gap], terminal)}"
 
     def _argument_rules(self, rule: str, name: str, schema: Any, terminal: Terminal, *, strict: bool) -> list[str]:
         between = self.gap if self.value[0] else ""
