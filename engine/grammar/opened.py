@@ -81,7 +81,12 @@ class OpenedText:
         return [0 if begun is None else begun.num_needed() for begun in self.begun]
 
     def search_ends(self) -> int:
-        """Search for the ways from openings to the grammar's end, once. Returns how many tokens the longest has."""
+        """Search for what texts need from their first token on. Returns how many tokens the longest way to an end has.
+
+        That are the ways from openings to the grammar's end, and the masks of text without a part of an opening.
+        """
+        for state in (self.finder.start, self.finder.base):
+            self.mask(state, is_over=False)
         return self._most_needed
 
     def is_too_late(self, state: int, token_id: int, num_left: int) -> bool:

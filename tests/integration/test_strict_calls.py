@@ -12,10 +12,12 @@ from orcinus.config.settings import demo_model_path
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
+from orcinus.server.apis.call_forms import held_to_strict
 from orcinus.server.reading.message_format import MessageFormat
+from tests.effort import slow_but_for
 from tests.unit.server.reading.tools.calling import function, tool_use
 from tests.unit.server.reading.tools.templates import QWEN_2_5
-from tests.unit.server.reading.tools.walking import NOTE, UNIT, calls_in, held_to_strict
+from tests.unit.server.reading.tools.walking import NOTE, UNIT, calls_in
 
 TOOLS = [function("note", NOTE, strict=True), function("set_unit", UNIT, strict=True), function("any", NOTE)]
 SCHEMAS: dict[str, Any] = {"note": NOTE, "set_unit": UNIT, "any": {"type": "object"}}
@@ -50,7 +52,7 @@ def outputs_of(llm: LLM, params: SamplingParams) -> list[RequestOutput]:
     return [output for result in llm.generate(PROMPTS, params) for output in result.outputs]
 
 
-@pytest.mark.parametrize("max_tokens", [48, 160])
+@pytest.mark.parametrize("max_tokens", slow_but_for([48, 160], 48))
 def test_of_200_hot_samples_every_call_that_begins_is_valid(
     llm: LLM, form: MessageFormat, grammar: Grammar, tokenizer: Tokenizer, max_tokens: int
 ) -> None:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from orcinus.server.reading.tools.json_values import mended_object
 from orcinus.server.reading.tools.lark import Terminal, inline_json, one_of, quote
 from orcinus.server.reading.tools.python_literals import to_json
@@ -28,6 +30,15 @@ def value_as_json(written: str, schema: Any) -> str:
     if value is None and bare.startswith("{"):
         value = mended_object(bare)
     return json.dumps(written, ensure_ascii=False) if value is None else value
+
+
+def is_written_json(written: str) -> bool:
+    """Return whether a text is a value in JSON."""
+    try:
+        msgspec.json.decode(written)
+    except ValueError:
+        return False
+    return True
 
 
 def value_rule(schema: Any, *, strict: bool) -> str | None:

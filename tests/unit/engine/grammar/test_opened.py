@@ -218,7 +218,8 @@ def test_what_was_opened_ends_within_the_limit_and_nothing_is_opened_that_could_
 
 def test_a_matcher_that_takes_in_the_tokens_again_is_where_the_first_one_was(model: Model) -> None:
     compiled = model.compiler.compile("grammar", 'start: "<call>" "f(" /[0-9]*/ ")"\n', Openings((TAG,)))
-    matcher, taken = compiled.matcher(max_tokens=40), []
+    matcher = compiled.matcher(max_tokens=40)
+    taken: list[int] = []
     rng = random.Random(3)
     opened = model.compiler.vocabulary("a <call>f(")
     digits = {model.token(digit) for digit in "0123456789"}

@@ -39,7 +39,7 @@ UNIT: dict[str, Any] = {
     "additionalProperties": False,
 }
 TOOLS = [function("note", NOTE, strict=True), function("set_unit", UNIT, strict=True), function("any", NOTE)]
-SCHEMAS = {"note": NOTE, "set_unit": UNIT, "any": {"type": "object"}}
+SCHEMAS: dict[str, Any] = {"note": NOTE, "set_unit": UNIT, "any": {"type": "object"}}
 
 
 def strict_use(*, parallel: bool = True) -> ToolUse:
@@ -71,6 +71,7 @@ def write_tokenizer(directory: Path, special: Sequence[str], plain: Sequence[str
 class Model:
     """A tokenizer and a chat template, and what is made of them."""
 
+    directory: Path
     tokenizer: Tokenizer
     form: MessageFormat
     compiler: GrammarCompiler
@@ -81,7 +82,7 @@ class Model:
         form = MessageFormat.detect(
             template, tokenizer.added_token_id, special_tokens=tokenizer.special_tokens, **options
         )
-        return cls(tokenizer, form, GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size, DEMO_ENDS))
+        return cls(directory, tokenizer, form, GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size, DEMO_ENDS))
 
     def compile(self, use: ToolUse, tail: str = "") -> CompiledGrammar:
         grammar = self.form.grammar(tail, held_to_strict(use))
