@@ -90,11 +90,11 @@ class Opening(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `between` None: whatever characters there are. `is_first`: the parts have to be the first of the text, but for
     characters of `between`. `begin` is how the grammar's own text begins there, as texts and token ids: what the
-    opening stands for. None: there is no such text, and the opening must not be written.
+    opening stands for.
     """
 
     parts: tuple[str, ...]
-    begin: tuple[str | int, ...] | None
+    begin: tuple[str | int, ...]
     between: str | None = ""
     is_first: bool = False
 

@@ -91,7 +91,7 @@ class CompiledOpenings(CompiledGrammar):
 
     def begun(self) -> list[CompiledGrammar]:
         """Return the grammar after each of its openings."""
-        return [CompiledGrammar(begun.automaton, self._vocabulary) for begun in self._text.begun if begun is not None]
+        return [CompiledGrammar(begun.automaton, self._vocabulary) for begun in self._text.begun.values()]
 
     def _new_matcher(self, thinking: Thinking | None, *, ignore_eos: bool, max_tokens: int | None) -> GrammarMatcher:
         return OpenedMatcher(

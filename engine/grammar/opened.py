@@ -24,9 +24,10 @@ from orcinus.engine.sampling_params import Openings, Thinking
 
 
 class Begun(NamedTuple):
-    """A grammar after one opening."""
+    """A grammar after one opening. `probe` is at the same place, for one thread at a time."""
 
     automaton: LLMatcher
+    probe: LLMatcher
     start_paths: StartPaths
 
     def num_needed(self) -> int:
@@ -59,7 +60,8 @@ class OpenedText:
         self.is_single = openings.is_single
         self.vocabulary = vocabulary
         self.finder = OpeningFinder(openings)
-        self.begun = [None if of.begin is None else self._begin(automaton, of.begin) for of in openings.openings]
+        self.begun = {of.begin: self._begin(automaton, of.begin) for of in openings.openings}
+        self._begins = [of.begin for of in openings.openings]
         texts = {marker.encode() for marker in openings.markers}
         written = vocabulary.written
         self._specials = {i: written[i] if written[i] in texts else b"" for i in vocabulary.special_token_ids}
@@ -73,12 +75,17 @@ class OpenedText:
             begun.consume_tokens([part] if isinstance(part, int) else self.vocabulary(part))
         if begun.is_error():
             raise InvalidRequestError("the grammar allows no text at all", "structured_outputs")
-        return Begun(begun, StartPaths(self.path_finder, begun))
+        return Begun(begun, begun.deep_copy(), StartPaths(self.path_finder, begun))
+
+    def begun_by(self, opening: int) -> Begun:
+        """Return the grammar after an opening."""
+        return self.begun[self._begins[opening]]
 
     @cached_property
     def nums_needed(self) -> list[int]:
         """Return how many tokens lead from each opening to the grammar's end. Searched for once."""
-        return [0 if begun is None else begun.num_needed() for begun in self.begun]
+        needed = {begin: begun.num_needed() for begin, begun in self.begun.items()}
+        return [needed[begin] for begin in self._begins]
 
     def search_ends(self) -> int:
         """Search for what texts need from their first token on. Returns how many tokens the longest way to an end has.
@@ -109,9 +116,7 @@ class OpenedText:
 
     def after(self, opening: int, rest: bytes) -> LLMatcher:
         """Return the automaton after an opening and what has followed it. It may be in error."""
-        begun = self.begun[opening]
-        assert begun is not None
-        automaton = begun.automaton.deep_copy()
+        automaton = self.begun_by(opening).automaton.deep_copy()
         if rest:
             automaton.consume_tokens(self._tokens(rest))
         return automaton
@@ -140,11 +145,8 @@ class OpenedText:
                 yield _Completion(token_id, found.opening, self._fits(found.opening, found.rest))
 
     def _fits(self, opening: int, rest: bytes) -> bool:
-        begun = self.begun[opening]
-        if begun is None or not rest:
-            return begun is not None
-        tokens = self._tokens(rest)
-        return bool(begun.automaton.validate_tokens(tokens) == len(tokens))
+        tokens = self._tokens(rest) if rest else []
+        return not tokens or bool(self.begun_by(opening).probe.validate_tokens(tokens) == len(tokens))
 
     def _tokens(self, text: bytes) -> list[int]:
         return self.vocabulary.ll_tokenizer.tokenize_bytes(text)
@@ -218,7 +220,7 @@ class OpenedMatcher(GrammarMatcher):
     def _follow(self, text: bytes) -> None:
         """Take in free text, and enter the grammar where an opening ends."""
         found = self._text.finder.feed(self._state, text)
-        while found.opening is not None and (self._is_over or self._text.begun[found.opening] is None):
+        while found.opening is not None and self._is_over:
             found = self._text.finder.feed(found.state, found.rest)
         self._state = found.state
         if found.opening is not None:
@@ -228,9 +230,9 @@ class OpenedMatcher(GrammarMatcher):
         self._is_inside = True
         self._matcher = self._text.after(opening, rest)
         self._check()
-        begun, finder = self._text.begun[opening], self._text.path_finder
-        if self._num_left is not None and begun is not None:
-            paths = StartPaths(finder, self._matcher) if rest else begun.start_paths
+        if self._num_left is not None:
+            finder = self._text.path_finder
+            paths = StartPaths(finder, self._matcher) if rest else self._text.begun_by(opening).start_paths
             self._closing = Closing(finder, self._text.vocabulary.end_ids, self._num_left, paths)
         self.is_finished = self.error is None and self._matcher.is_stopped()
         self._leave_at_end()

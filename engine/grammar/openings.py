@@ -5,6 +5,7 @@ grammars and of requests.
 """
 
 import re
+import threading
 from typing import NamedTuple
 
 from orcinus.engine.sampling_params import Opening, Openings
@@ -36,7 +37,7 @@ class OpeningFinder:
     """
 
     def __init__(self, openings: Openings) -> None:
-        self._patterns = [*openings.openings, *(Opening((reset,), None) for reset in openings.resets)]
+        self._patterns = [*openings.openings, *(Opening((reset,), ()) for reset in openings.resets)]
         self._num_openings = len(openings.openings)
         self._parts = [[part.encode() for part in pattern.parts] for pattern in self._patterns]
         self._between = [None if of.between is None else of.between.encode() for of in self._patterns]
@@ -45,6 +46,7 @@ class OpeningFinder:
         self._states: dict[_Places, int] = {}
         self._places: list[_Places] = []
         self._next: list[dict[int, tuple[int, int | None]]] = []
+        self._lock = threading.Lock()
         self.base = self._state(self._again)
         self.start = self._state(frozenset(_Place(i, 0, 0) for i in range(len(self._patterns))))
         first_bytes = sorted({self._parts[i][0][:1] for i in again})
@@ -69,7 +71,8 @@ class OpeningFinder:
     def _step(self, state: int, byte: int) -> tuple[int, int | None]:
         known = self._next[state].get(byte)
         if known is None:
-            known = self._next[state][byte] = self._find(self._places[state], byte)
+            with self._lock:
+                known = self._next[state][byte] = self._find(self._places[state], byte)
         return known
 
     def _find(self, places: _Places, byte: int) -> tuple[int, int | None]:

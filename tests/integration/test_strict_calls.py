@@ -9,6 +9,7 @@ import pytest
 
 from orcinus import LLM, SamplingParams
 from orcinus.config.settings import demo_model_path
+from orcinus.engine.messages import AddRequest, RequestDelta
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
@@ -95,3 +96,36 @@ def test_text_without_a_call_is_what_it_would_be_without_tools(
         assert with_grammar.finish_reason == without.finish_reason
         assert with_grammar.logprobs == without.logprobs
     assert same >= 2
+
+
+@pytest.mark.parametrize("max_tokens", [50, 70])
+def test_text_with_calls_is_the_same_wherever_its_engine_ended(
+    llm: LLM, grammar: Grammar, tokenizer: Tokenizer, max_tokens: int
+) -> None:
+    """A request that was never interrupted, and those that go on in another engine after each of its tokens."""
+    opening = tokenizer.added_token_id(OPENING)
+    assert opening is not None
+    params = SamplingParams(max_tokens=max_tokens, temperature=1.0, seed=8, grammar=grammar, logit_bias={opening: 12.0})
+    undisturbed = AddRequest("whole", tokenizer.encode(PROMPTS[0]), params, 0.0)
+    deltas = run(llm, [undisturbed])
+    whole, finish_reason = [token_id for delta in deltas for token_id in delta.token_ids], deltas[-1].finish_reason
+    assert opening in whole
+    begun = [
+        msgspec.structs.replace(
+            undisturbed, request_id=str(i), output_token_ids=whole[:i], is_steered=i > 0 and deltas[i - 1].is_steered
+        )
+        for i in range(len(whole))
+    ]
+    ends: dict[str, tuple[list[int], Any]] = {request.request_id: (request.output_token_ids, None) for request in begun}
+    for delta in run(llm, begun):
+        ends[delta.request_id] = ends[delta.request_id][0] + delta.token_ids, delta.finish_reason
+    assert [*ends.values()] == [(whole, finish_reason)] * len(whole)
+
+
+def run(llm: LLM, requests: list[AddRequest]) -> list[RequestDelta]:
+    deltas: list[RequestDelta] = []
+    for request in requests:
+        llm._core.add_request(request)
+    while llm._core.has_work:
+        deltas += llm._core.step().deltas
+    return deltas

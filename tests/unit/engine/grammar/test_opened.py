@@ -120,16 +120,6 @@ def test_an_opening_may_stand_for_a_token(model: Model) -> None:
         model.write(matcher, "f(1)")
 
 
-def test_an_opening_without_a_beginning_cannot_be_written(model: Model) -> None:
-    matcher = model.matcher(TAG, Opening(("!",), None))
-    ruled_out = model.ruled_out(matcher)
-    assert {"!", ")!"} <= ruled_out
-    assert all("!" in text or text == "<call>x" for text in ruled_out)
-    matcher.accept(model.token("!"))  # as a request does that goes on from elsewhere
-    model.write(matcher, "<call>f(1)")
-    assert matcher.error is None
-
-
 def test_where_nothing_follows_the_text_ends_with_the_grammar(model: Model) -> None:
     matcher = model.matcher(fields={"text_follows": False})
     model.write(matcher, "Hello <call>f(123")
