@@ -12,7 +12,7 @@ from orcinus.engine.sampling_params import Opening, Openings
 
 
 class Found(NamedTuple):
-    """Where a piece of text leads: to a state, and with `opening` to the end of one, which `rest` follows."""
+    """Says where a piece of text leads: to a state, and with `opening` to the end of one, which `rest` follows."""
 
     state: int
     opening: int | None = None
@@ -20,7 +20,7 @@ class Found(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """How far an opening has come: `num_bytes` of the part that is next."""
+    """Says how far an opening has come: `num_bytes` of the part that is next."""
 
     opening: int
     part: int

@@ -91,5 +91,5 @@ def _openings(token_id: TokenId, prompt_tail: str) -> list[Opening]:
         openings.append(Opening((_TO,), begin, between=None, is_first=True))
     elif header is not None:
         openings.append(Opening((_TO,), without_channel, between=_SPACE, is_first=True))
-        openings.append(Opening(("assistant", _TO), without_channel, between=_SPACE, is_first=True))
+        openings.append(Opening((f"assistant {_TO}",), without_channel, between=_SPACE, is_first=True))
     return openings

@@ -152,6 +152,8 @@ class Walk:
             beyond = [pair for pair in fitting if len(pair[1]) > len(left)]
             token_id, own = self.rng.choice(beyond if beyond and self.rng.random() < 0.5 else fitting)
             self.take(token_id)
+            if self.is_over:  # there was no room for what the text begins
+                return
             left = left[len(own) :]
 
     def ramble(self, num_tokens: int) -> None:
