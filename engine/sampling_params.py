@@ -150,18 +150,48 @@ class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):
         return max(map(len, self.opening_tags), default=0)
 
 
+class Opening(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A text after which a grammar counts: `parts` in this order, and between them any characters of `between`.
+
+    `between` None: whatever characters there are. `is_first`: the parts have to be the first of the text, but for
+    characters of `between`. `begin` is how the grammar's own text begins there, as texts and token ids: what the
+    opening stands for.
+    """
+
+    parts: tuple[str, ...]
+    begin: tuple[str | int, ...]
+    between: str | None = ""
+    is_first: bool = False
+
+
+class Openings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The openings after which a grammar counts, where the text before and between is free.
+
+    Where several end at one place, the first of them counts. `markers` are those special tokens that are text here.
+    After one of `resets` no opening before it can be gone on with. Where the grammar's text may end, free text
+    follows, with openings again unless `is_single`; without `text_follows` the grammar holds to the end.
+    """
+
+    openings: tuple[Opening, ...]
+    markers: tuple[str, ...] = ()
+    resets: tuple[str, ...] = ()
+    text_follows: bool = True
+    is_single: bool = False
+
+
 class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     """Says what the generated text has to match, from its first character (after any thinking) to its last.
 
     `source` is, by kind: nothing; a JSON schema as JSON; a regular expression; a JSON list of strings; a grammar in
     Lark's notation or in GBNF. Compiled by `engine.grammar.compiler`, whose limits it has to keep. `param` is the
-    parameter that asked for it, for errors.
+    parameter that asked for it, for errors. With `openings` it holds after each of them alone.
     """
 
     kind: GrammarKind
     source: str = ""
     thinking: Thinking | None = None
     param: str = "structured_outputs"
+    openings: Openings | None = None
 
     def __post_init__(self) -> None:
         if len(self.source) > MAX_GRAMMAR_CHARS:

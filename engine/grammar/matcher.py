@@ -43,6 +43,7 @@ class GrammarMatcher:
         self.mask: NDArray[np.int32] = empty_mask(vocabulary.size)
         self.error: str | None = None
         self.is_finished = False  # nothing can follow
+        self.allows_all = False  # `mask` means nothing: every token may come
         self._matcher = matcher
         self._closing = (
             None if max_tokens is None else Closing(vocabulary.path_finder, vocabulary.end_ids, max_tokens, start_paths)

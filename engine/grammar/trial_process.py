@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from orcinus.engine.text.tokenizer import Tokenizer
 _MEMORY_BYTES = 1 << 30
 _MAX_MASK_S = 0.25  # of processor time: well below what the engine waits for
 _NUM_WALKS, _WALK_TOKENS = 3, 32
+_MAX_WALKED_OPENINGS = 16
 _MAX_WALKED_SCHEMAS = 100  # to find out what is to blame
 
 
@@ -86,8 +88,10 @@ def find_fault(compiler: GrammarCompiler, trial: Trial) -> str | None:
     """Return why a grammar cannot be served, fit for a user's eyes, or None if it can."""
     rng = random.Random(0)  # noqa: S311  (no secrets; what means the same is followed alike)
     try:
-        compiled = compiler.compile(trial.kind, trial.source)
-        walks = (_walk(compiled.matcher(), rng) for _ in range(_NUM_WALKS))
+        compiled = compiler.compile(trial.kind, trial.source, trial.openings)
+        begun = compiled.begun()
+        starts = rng.sample(begun, min(len(begun), _MAX_WALKED_OPENINGS))
+        walks = (_walk(start.matcher(), rng) for start in islice(cycle(starts), max(_NUM_WALKS, len(starts))))
         return next((fault for fault in walks if fault is not None), None)
     except InvalidRequestError as error:
         return str(error)

@@ -14,7 +14,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.frontend.chat_ends import ending_chats
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
-from orcinus.server.apis.call_forms import ANY_OBJECT, AnswerForm, CallForm
+from orcinus.server.apis.call_forms import AnswerForm, CallForm
 from orcinus.server.apis.chat.body import ChatBody, template_variables
 from orcinus.server.apis.chat.prefix import without_prefix
 from orcinus.server.apis.forms import settle_form
@@ -24,6 +24,7 @@ from orcinus.server.context import ServingContext
 from orcinus.server.reading.client_calls import ClientCallReader
 from orcinus.server.reading.message_reader import MessageReader
 from orcinus.server.reading.pieces import PieceReader
+from orcinus.server.reading.tools.lark import ANY_OBJECT
 from orcinus.server.reading.tools.request import ToolUse, read_tool_use
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.contradictions import check_choices
@@ -128,6 +129,7 @@ def _usable_tools(ctx: ServingContext, body: ChatBody, offered: OfferedTools) ->
         places=offered.places,
         max_name_chars=offered.max_name_chars,
         left_out=offered.left_out,
+        held=offered.held,
     )
     if tool_use is None or tool_use.choice == "none":
         return None

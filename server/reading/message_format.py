@@ -9,9 +9,11 @@ tool, and could do nothing with the text. Without a marker, only the names of th
 answer.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import Grammar, Thinking
@@ -19,6 +21,7 @@ from orcinus.server.reading.harmony import CHANNEL, END, MARKERS, MESSAGE, START
 from orcinus.server.reading.message_reader import MessageReader, channel_reader, tagged_reader
 from orcinus.server.reading.reasoning import Start, start_of_output
 from orcinus.server.reading.thought_tags import HARMONY, REASONING_NAMES, TAGS, ThoughtTags, find_reasoning
+from orcinus.server.reading.tools.begun_calls import TokenId, terminal_by
 from orcinus.server.reading.tools.families import find_family, has_tools
 from orcinus.server.reading.tools.formats import FORMAT_NAMES, ToolFormat, find_format, named_format
 from orcinus.server.reading.tools.lark import inline_json, quote
@@ -30,8 +33,6 @@ REASONING_PARSERS = ("auto", "none", *REASONING_NAMES)
 _TURNED_OFF = "--tool-call-parser is none"
 _NO_TOOLS = "the model's chat template has no tools"
 _UNKNOWN_FORMAT = "the model's chat template has tools, and no sign of a format of calls that is known here"
-
-AddedTokenId = Callable[[str], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,13 @@ class MessageFormat:
     why_no_tools: str  # for messages; empty where there is a tool format
     template_opens_thoughts: bool
     special_tokens: frozenset[str]
-    added_token_id: AddedTokenId
+    added_token_id: TokenId
 
     @classmethod
     def detect(
         cls,
         template_source: str,
-        added_token_id: AddedTokenId,
+        added_token_id: TokenId,
         *,
         special_tokens: Collection[str] = (),
         tool_call_parser: str = "auto",
@@ -150,12 +151,15 @@ class MessageFormat:
     ) -> Grammar | None:
         """Return what makes the model call a tool, or the tool that is named; None where it is left to the model.
 
+        Where it is left to the model and a tool is strict, the grammar counts from the opening of a call on.
         With `answer_schema` what is left to the model is a choice: calls, or an answer in JSON that matches it.
         Raises `InvalidRequestError` if there is no such grammar.
         """
         self.check(tool_use)
-        if self.tool_format is None or (tool_use.choice != "required" and answer_schema is None):
+        if self.tool_format is None:
             return None
+        if tool_use.choice != "required" and answer_schema is None:
+            return self._held_calls(prompt_tail, tool_use) if tool_use.holds_calls else None
         rules = self.tool_format.grammar_rules(tool_use, self._terminal)
         output = "calls"
         if tool_use.choice != "required" and answer_schema is not None:
@@ -164,6 +168,22 @@ class MessageFormat:
         thinking = self.thinking(prompt_tail)
         before = f"{quote(chr(10))}{{0,2}} " if thinking else self._analysis()
         return Grammar(kind="grammar", source=f"start: {before}{output}\n{rules}\n", thinking=thinking)
+
+    def _held_calls(self, prompt_tail: str, tool_use: ToolUse) -> Grammar:
+        """Return what the model's calls are to be, if it makes any."""
+        assert self.tool_format is not None
+        calls = self.tool_format.begun_calls(tool_use, self.added_token_id, prompt_tail)
+        markers = tuple(sorted(self._markers(self.tool_format)))
+        try:
+            thinking = self.thinking(prompt_tail)
+        except InvalidRequestError:  # no token ends the thought, in which openings count then
+            thinking = None
+        return Grammar(
+            kind="grammar",
+            source=f"start: calls\n{calls.rules}\n",
+            thinking=thinking,
+            openings=msgspec.structs.replace(calls.openings, markers=markers),
+        )
 
     def _analysis(self) -> str:
         """Return what Harmony's models may think before, in a grammar: where its markers are tokens of their own."""
@@ -205,8 +225,7 @@ class MessageFormat:
 
     def _terminal(self, marker: str) -> str:
         """Return a marker in a grammar: the token of its own, if it has one."""
-        token_id = self.added_token_id(marker)
-        return quote(marker) if token_id is None else f"<[{token_id}]>"
+        return terminal_by(self.added_token_id)(marker)
 
 
 def _can_call(tool_use: ToolUse | None) -> bool:

@@ -125,7 +125,8 @@ def tagged_reader(
         assert tool_format is not None
         assert tool_use is not None
         openings = tool_format.openings
-        is_call = partial(_is_call, tool_format, tool_use)
+        if not tool_use.holds_calls:  # a call inside a thought is not held to its schema
+            is_call = partial(_is_call, tool_format, tool_use)
         reader.read_calls(_call_reader(tool_format, tool_use, calls))
     if tags is not None and (start != "over" or tags.answer):
         reader.split_off_reasoning(

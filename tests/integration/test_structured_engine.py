@@ -217,9 +217,9 @@ def test_no_step_compiles_a_grammar_however_many_wait(llm: LLM, monkeypatch: pyt
     monkeypatch.setattr("orcinus.engine.grammar.compiler._MAX_KEPT", 4)
     compile_grammar, compiled_by = GrammarCompiler.compile, []
 
-    def compile_and_tell(self: GrammarCompiler, kind: GrammarKind, source: str) -> CompiledGrammar:
+    def compile_and_tell(self: GrammarCompiler, kind: GrammarKind, source: str, *rest: Any) -> CompiledGrammar:
         compiled_by.append(threading.current_thread().name)
-        return compile_grammar(self, kind, source)
+        return compile_grammar(self, kind, source, *rest)
 
     monkeypatch.setattr(GrammarCompiler, "compile", compile_and_tell)
     words = [f"word {number}" for number in range(40)]

@@ -52,7 +52,11 @@ class ChatBody(GenerationBody, BudgetBody):
     needed: ClassVar[tuple[str, ...]] = ("messages",)
 
     messages: Messages = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
-    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Functions that the model may call.")
+    tools: list[dict[str, Any]] = Field(
+        [],
+        max_length=MAX_TOOLS,
+        description="Functions that the model may call. `strict: true`: whatever calls it makes match the schema.",
+    )
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="`none`, `auto`, `required`, or a function by name; the last two are enforced."
     )

@@ -81,7 +81,11 @@ class MessagesBody(SamplingBody, BudgetBody):
         description="Tokens to generate at most; /v1/messages needs it. 0: none, the prompt is computed and cached.",
     )
     stop_sequences: StopSequences = Field([], max_length=MAX_STOP_STRINGS, description="Anthropic's name of `stop`.")
-    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Tools that the model may call.")
+    tools: list[dict[str, Any]] = Field(
+        [],
+        max_length=MAX_TOOLS,
+        description="Tools that the model may call. `strict: true`: whatever calls it makes match the schema.",
+    )
     tool_choice: MessagesToolChoice | None = Field(
         None, description="`auto`, `any`, `tool` with a name, or `none`; `any` and `tool` are enforced."
     )

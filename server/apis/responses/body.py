@@ -91,7 +91,12 @@ class ResponseBody(SamplingBody, BudgetBody):
     stream_options: ResponseStreamOptions | None = Field(
         None, description="`include_obfuscation`, which changes nothing; only with `stream`."
     )
-    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Functions that the model may call.")
+    tools: list[dict[str, Any]] = Field(
+        [],
+        max_length=MAX_TOOLS,
+        description="Functions that the model may call. Calls match the schema with `strict: true`, and where nothing"
+        " is said of `strict` as far as that can be enforced: x-orcinus-left-out names the rest.",
+    )
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="`none`, `auto`, `required`, or a function by name; the last two are enforced."
     )

@@ -252,7 +252,7 @@ def _add_tool(offered: OfferedTools, tool: Mapping[str, Any], place: str) -> Non
     kind = tool.get("type")
     if kind == "function":
         function = tool_fields(without_type(tool), FUNCTION_FIELDS, place)
-        offered.add({"type": "function", "function": function}, place)
+        offered.add_response_function(function, place)
     elif kind == "custom":
         offered.add_custom(tool, place)
     elif kind == "namespace":

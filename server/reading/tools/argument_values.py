@@ -1,13 +1,17 @@
 """Values that models write as bare text, made JSON by the schema of the argument that they are for."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import msgspec
 
 from orcinus.server.reading.tools.json_values import mended_object
 from orcinus.server.reading.tools.lark import Terminal, inline_json, one_of, quote
 from orcinus.server.reading.tools.python_literals import to_json
 
+_ANY_STRING = "ANY_STRING"
 _MAX_DEPTH = 8  # of alternatives in alternatives
 
 
@@ -28,6 +32,15 @@ def value_as_json(written: str, schema: Any) -> str:
     return json.dumps(written, ensure_ascii=False) if value is None else value
 
 
+def is_written_json(written: str) -> bool:
+    """Return whether a text is a value in JSON."""
+    try:
+        msgspec.json.decode(written)
+    except ValueError:
+        return False
+    return True
+
+
 def value_rule(schema: Any, *, strict: bool) -> str | None:
     """Return the rule of a grammar for a value written as bare text; None where it may be any string."""
     if not is_plain_string(schema):
@@ -40,11 +53,18 @@ def value_rule(schema: Any, *, strict: bool) -> str | None:
 def any_string_rule(closing: str, terminal: Terminal) -> str:
     """Return the rule for any string and the tag that ends it. Unless that is a token, there is no `</` in the string.
 
-    They are one expression, for one that ends before a tag cannot take back the tag's first character.
+    They are one expression, for one that ends before a tag cannot take back the tag's first character. Where the tag is
+    a token the rules need that of `any_string_terminal`.
     """
     if (end := terminal(closing)) != quote(closing):
-        return rf"/(.|\n)*/ {end}"
+        return f"{_ANY_STRING} {end}"
     return r"/([^<]|<+[^<\/])*" + closing.replace("/", r"\/") + "/"
+
+
+def any_string_terminal(*tags: str) -> str:
+    """Return the rule for any string without these tags, which end it wherever they stand."""
+    ends = "|".join(re.escape(tag).replace("/", r"\/") for tag in tags)
+    return rf"{_ANY_STRING}: /(.|\n)*/ & ~/(.|\n)*({ends})(.|\n)*/"
 
 
 class StringWriter:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, one_call, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_calls import read_tagged_calls
 from orcinus.server.reading.tools.lark import Terminal, json_call_rules, quote, repeated
@@ -40,3 +41,7 @@ class Hermes:
         calls = repeated("call", quote("\n"), tool_use)
         call = f'{terminal(OPENING)} "\\n" object "\\n" {terminal(CLOSING)}'
         return f"calls: {calls}\ncall: {call}\n{json_call_rules(tool_use, 'arguments')}"
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        rules = self.grammar_rules(one_call(tool_use), terminal_by(token_id))
+        return BegunCalls(rules, after(tool_use, opening_tag(OPENING, token_id)))

@@ -10,7 +10,9 @@ the request's tools is an answer.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from orcinus.engine.sampling_params import Opening
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_calls import CallRules, read_calls
 from orcinus.server.reading.tools.lark import Terminal, json_call_rules, quote, repeated
@@ -18,6 +20,8 @@ from orcinus.server.reading.tools.request import ToolUse
 
 TAG = "<|python_tag|>"
 _TAG = Markers([TAG])
+_TYPE = ('"type"', ":", '"function"')
+_HEADS = (("{",), ("[", "{"), ("{", *_TYPE), ("[", "{", *_TYPE))  # what may stand before the name
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Llama3Json:
         return openai_call_id()
 
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
-        rules = CallRules(known_names={tool.name for tool in tool_use.tools})
+        rules = CallRules(known_names={tool.name for tool in tool_use.tools}, name_first=tool_use.holds_calls)
         is_at_calls = True
         while is_at_calls:
             yield from _read_calls_if_any(text, writer, rules)
@@ -43,6 +47,19 @@ class Llama3Json:
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
         calls = repeated("object", quote("; "), tool_use)
         return f"calls: {calls}\n{json_call_rules(tool_use, 'parameters')}"
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what calls are to be after the tag, or once an object at the beginning names one of the tools.
+
+        They are all the rest of the answer.
+        """
+        openings = [
+            Opening((*head, '"name"', ":", f'"{tool.name}"'), (f'{{"name": "{tool.name}"',), " \t\r\n,;", is_first=True)
+            for tool in tool_use.callable_tools
+            for head in _HEADS
+        ]
+        rules = self.grammar_rules(tool_use, terminal_by(token_id))
+        return BegunCalls(rules, after(tool_use, Opening((TAG,), ()), *openings, text_follows=False))
 
 
 def _read_calls_if_any(text: IncomingText, writer: CallWriter, rules: CallRules) -> Reading[None]:

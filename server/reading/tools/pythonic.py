@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.engine.sampling_params import Opening
 from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
-from orcinus.server.reading.tools.lark import Terminal, inline_json, one_of, quote, repeated, required_arguments
+from orcinus.server.reading.tools.lark import (
+    Terminal,
+    inline_json,
+    one_of,
+    quote,
+    repeated,
+    required_arguments,
+    takes_anything,
+)
 from orcinus.server.reading.tools.python_literals import to_json
 from orcinus.server.reading.tools.request import Tool, ToolUse
 
@@ -25,6 +35,7 @@ _NAME = re.compile(r"[\w-]+")
 _PLAIN = re.compile(r"""[^"'()\[\]{},]+""")
 _IN_STRING = {mark: re.compile(rf"[^{mark}\\\x00\r\n]+") for mark in "\"'"}
 _ESCAPED = {"\n": "\\n", "\r": "\\r", "\x00": "\\u0000"}  # inside strings, where Python does not take them
+_PYTHON_STRING = r"/'([^'\\\r\n]|\\[\\'nt])*'/"  # in a grammar; with double quotes it is JSON
 _BRACKETS = re.compile(r"[)\]}]+")
 
 
@@ -51,8 +62,18 @@ class Pythonic:
         calls = repeated("call", quote(", "), tool_use)
         rules = [f'calls: "[" {calls} "]"', f"call: {one_of(f'call_{i}' for i in range(len(tools)))}"]
         for i, tool in enumerate(tools):
-            rules += _call_rules(tool, f"call_{i}")
+            rules += _any_call_rules(tool, f"call_{i}") if takes_anything(tool) else _call_rules(tool, f"call_{i}")
         return "\n".join(rules)
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what calls are to be once one of the tools is called at the beginning: they are the whole answer."""
+        openings = [
+            Opening((*before, "[", tool.name, "("), (f"[{tool.name}(",), between=" \t\r\n", is_first=True)
+            for tool in tool_use.callable_tools
+            for before in ((), (OPENING,))
+        ]
+        rules = self.grammar_rules(tool_use, terminal_by(token_id))
+        return BegunCalls(rules, after(tool_use, *openings, text_follows=False))
 
 
 class _Calls:
@@ -178,6 +199,15 @@ def _call_rules(tool: Tool, rule: str) -> list[str]:
         rules.append(f"{rule}_{i}_value: {inline_json(schemas[name], strict=tool.strict)}")
         rules.append(f'{rule}_{i}_on: (", " {rule}_{i})? {_following(rule, i + 1, len(names))}')
     return rules
+
+
+def _any_call_rules(tool: Tool, rule: str) -> list[str]:
+    """Return the call of a tool whose arguments may be any."""
+    return [
+        f'{rule}: {quote(f"{tool.name}(")} ({rule}_any (", " {rule}_any)*)? ")"',
+        f'{rule}_any: /[A-Za-z_][A-Za-z0-9_]{{0,63}}/ "=" {rule}_value',
+        f'{rule}_value: {inline_json({}, strict=True)} | "True" | "False" | "None" | {_PYTHON_STRING}',
+    ]
 
 
 def _arguments(rule: str, num_required: int, num_all: int) -> str:

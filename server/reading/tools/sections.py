@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_values import read_brackets
 from orcinus.server.reading.tools.lark import Terminal, arguments_schema, inline_json, one_of, quote, repeated
@@ -98,10 +99,18 @@ class Sections:
         return (head, match["name"]) if match else (None, head)
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
+        return f"calls: section\n{self._section_rules(tool_use, terminal)}"
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what calls are to be, in a section or, as they are read, a single one without."""
+        rules = f"calls: section | call\n{self._section_rules(tool_use, terminal_by(token_id))}"
+        return BegunCalls(rules, after(tool_use, *(opening_tag(tag, token_id) for tag in self.openings)))
+
+    def _section_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
         tools = tool_use.callable_tools
         calls = repeated("call", quote("\n") if self.is_fenced else "", tool_use)
         begin, end = map(terminal, self.section)
-        rules = [f"calls: {begin} {calls} {end}", f"call: {one_of(f'call_{i}' for i in range(len(tools)))}"]
+        rules = [f"section: {begin} {calls} {end}", f"call: {one_of(f'call_{i}' for i in range(len(tools)))}"]
         begin, end = map(terminal, self.call)
         for i, tool in enumerate(tools):
             rules.append(f"call_{i}: {begin} {self._head(tool.name, terminal)} arguments_{i} {self._tail}{end}")

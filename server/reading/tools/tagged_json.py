@@ -7,6 +7,7 @@
 from dataclasses import dataclass
 
 from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_calls import read_tagged_calls
 from orcinus.server.reading.tools.lark import Terminal, json_call_rules, quote, repeated
@@ -45,6 +46,12 @@ class TaggedJson:
         closing = f" {terminal(self.closing)}" if self.closing else ""
         rules = json_call_rules(tool_use, self.arguments_key, self.name_key)
         return f'calls: {terminal(self.opening)} "[" {objects} "]"{closing}\n{rules}'
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        rules = self.grammar_rules(tool_use, terminal_by(token_id))
+        opening = opening_tag(self.opening, token_id)
+        # Without a tag that closes, an object further on would be a call.
+        return BegunCalls(rules, after(tool_use, opening, text_follows=bool(self.closing)))
 
 
 GRANITE = TaggedJson("granite", "<|tool_call|>")

@@ -10,7 +10,7 @@ it comes, anything else once it is complete. What stands between the tags is no 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,28 @@ from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
 from orcinus.server.reading.tools.argument_values import (
     StringWriter,
     any_string_rule,
+    any_string_terminal,
     is_plain_string,
+    is_written_json,
     value_as_json,
     value_rule,
 )
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, one_call, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
-from orcinus.server.reading.tools.lark import Terminal, one_of, properties_of, quote, repeated, required_arguments
+from orcinus.server.reading.tools.json_values import read_brackets, read_string
+from orcinus.server.reading.tools.lark import (
+    Terminal,
+    one_of,
+    properties_of,
+    quote,
+    repeated,
+    required_arguments,
+    takes_anything,
+)
 from orcinus.server.reading.tools.request import ToolUse
 
 _NAME = re.compile(r"[\w.:/-]+")
+_ANY_NAME = "/[A-Za-z0-9_.-]{1,64}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,8 @@ class XmlCalls:
 
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
         schemas = {tool.name: properties_of(tool) for tool in tool_use.tools}
-        calls = _Calls(self, text, writer, schemas)
+        held = {tool.name for tool in tool_use.tools if tool_use.holds(tool)}
+        calls = _Calls(self, text, writer, schemas, held)
         outside = Markers(self.openings)
         marker = yield from text.read_until(outside, writer.content)
         while marker:
@@ -78,10 +92,15 @@ class XmlCalls:
             f"call: {one_of(f'call_{i}' for i in range(len(tools)))}",
         ]
         section, end = self.section
+        if terminal(self.value[1]) != quote(self.value[1]):
+            rules.append(any_string_terminal(self.value[1], end))
         for i, tool in enumerate(tools):
             schemas, required = properties_of(tool), set(required_arguments(tool))
             names = sorted(schemas, key=lambda name: name not in required)
             arguments = [f"call_{i}_{n}{'' if name in required else '?'}" for n, name in enumerate(names)]
+            if takes_anything(tool):
+                arguments = [f"call_{i}_any*"]
+                rules.append(self._any_argument_rule(f"call_{i}_any", terminal))
             head = [
                 section,
                 self.gap if self.function[0] else "",
@@ -95,6 +114,17 @@ class XmlCalls:
             for n, name in enumerate(names):
                 rules += self._argument_rules(f"call_{i}_{n}", name, schemas[name], terminal, strict=tool.strict)
         return "\n".join(rules)
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        rules = self.grammar_rules(one_call(tool_use), terminal_by(token_id))
+        return BegunCalls(rules, after(tool_use, opening_tag(self.section[0], token_id)))
+
+    def _any_argument_rule(self, rule: str, terminal: Terminal) -> str:
+        key, key_end = _written([self.key[0]], terminal), self.key[1]
+        between = self.gap if self.value[0] else ""
+        opening = _written([key_end, between, self.value[0], self.newline], terminal)
+        end = any_string_rule(self.value[1], terminal)
+        return f"{rule}: {key} {_ANY_NAME} {opening} {end} {_written([self.gap], terminal)}"
 
     def _argument_rules(self, rule: str, name: str, schema: Any, terminal: Terminal, *, strict: bool) -> list[str]:
         between = self.gap if self.value[0] else ""
@@ -113,15 +143,24 @@ def _written(parts: Sequence[str], terminal: Terminal) -> str:
 
 
 class _Calls:
-    """Reads the calls of a section. Until the name of one is known, everything is held."""
+    """Reads the calls of a section. Until the name of one is known, everything is held.
+
+    Calls of the tools in `writing_json` were held to a grammar: what may be something else than a string is JSON.
+    """
 
     def __init__(
-        self, form: XmlCalls, text: IncomingText, writer: CallWriter, schemas: Mapping[str, Mapping[str, Any]]
+        self,
+        form: XmlCalls,
+        text: IncomingText,
+        writer: CallWriter,
+        schemas: Mapping[str, Mapping[str, Any]],
+        writing_json: Collection[str],
     ) -> None:
         self._form = form
         self._text = text
         self._writer = writer
         self._schemas = schemas
+        self._writing_json = writing_json
         self._in_call = Markers([tag for tag in (form.key[0], form.function_end, *form.section) if tag])
         self._after_call = Markers([tag for tag in (form.function[0], *form.section) if tag])
         self._key_ends = Markers([form.key[1], form.section[1]])
@@ -174,14 +213,14 @@ class _Calls:
             key = "".join(parts).strip()
             self._writer.arguments(f"{before}{json.dumps(key, ensure_ascii=False)}: ")
             before = ", "
-            marker = yield from self._read_value(schemas.get(key))
+            marker = yield from self._read_value(schemas.get(key), is_json=name in self._writing_json)
             if marker != self._form.value[1]:
                 break
         if marker or not self._text.is_cut:
             self._writer.arguments("{}" if before == "{" else "}")
         return marker
 
-    def _read_value(self, schema: Any) -> Reading[str]:
+    def _read_value(self, schema: Any, *, is_json: bool) -> Reading[str]:
         if self._form.value[0]:
             yield from self._text.take_space()
             yield from self._text.take_if(self._form.value[0])
@@ -191,11 +230,22 @@ class _Calls:
             string.end(is_complete=bool(marker) or not self._text.is_cut)
             return marker
         parts: list[str] = []
+        if is_json:
+            yield from self._read_json(parts)
         marker = yield from self._text.read_until(self._value_ends, parts.append)
         if marker or not self._text.is_cut:
             written = "".join(parts).removeprefix(self._form.newline).removesuffix(self._form.newline)
-            self._writer.arguments(value_as_json(written, schema))
+            self._writer.arguments(written if is_json and is_written_json(written) else value_as_json(written, schema))
         return marker
+
+    def _read_json(self, parts: list[str]) -> Reading[None]:
+        """Read a value in JSON, in whose strings any tag may stand."""
+        parts.append((yield from self._text.take_if(self._form.newline)))
+        match (yield from self._text.peek()):
+            case "{" | "[":
+                yield from read_brackets(self._text, parts.append)
+            case '"':
+                yield from read_string(self._text, parts.append)
 
 
 def _ignore(text: str) -> None:

@@ -163,7 +163,7 @@ async def test_a_trial_that_has_not_begun_is_dropped_when_its_client_leaves() ->
         await asyncio.sleep(0)
         os.kill(pid, signal.SIGCONT)
         await again
-        assert [source for _, source in gate._verdicts] == [FINE.source, "b", "c"]
+        assert [trial.source for trial in gate._verdicts] == [FINE.source, "b", "c"]
 
 
 async def test_a_trial_that_all_have_left_is_not_begun() -> None:
@@ -178,7 +178,7 @@ async def test_a_trial_that_all_have_left_is_not_begun() -> None:
         assert [trial.source for _, trial in gate._pending] == ["b"]
         os.kill(pid_of(gate), signal.SIGCONT)
         await first
-        assert [source for _, source in gate._verdicts] == [FINE.source, "b"]
+        assert [trial.source for trial in gate._verdicts] == [FINE.source, "b"]
 
 
 async def test_closing_ends_what_is_under_way_and_says_so() -> None:
@@ -197,7 +197,7 @@ async def test_the_oldest_verdicts_are_forgotten(monkeypatch: pytest.MonkeyPatch
     async with gate_with() as gate:
         for pattern in ("a", "b", "a", "c"):
             await gate.check(Grammar("regex", pattern), "a")
-        assert [source for _, source in gate._verdicts] == ["a", "c"]
+        assert [trial.source for trial in gate._verdicts] == ["a", "c"]
 
 
 @pytest.mark.parametrize(

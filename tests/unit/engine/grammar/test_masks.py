@@ -19,6 +19,7 @@ class Matcher:
 
     def __init__(self, may_run: threading.Event | None = None, fault: BaseException | None = None) -> None:
         self.mask = empty_mask(40)
+        self.allows_all = False
         self.error: str | None = None
         self.is_finished = False
         self.is_steered = False

@@ -31,6 +31,7 @@ class FakeMatcher:
         self.mask = pack_tokens(token_ids, vocab_size)
         self.error: str | None = None
         self.is_finished = False
+        self.allows_all = False
         self.is_steered = False
         self.may_replace = True
         self.overrules = False
