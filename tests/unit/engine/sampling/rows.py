@@ -32,6 +32,7 @@ class FakeMatcher:
         self.error: str | None = None
         self.is_finished = False
         self.is_steered = False
+        self.forced: list[int] = []
         self._replacement = replacement
 
     def fill_mask(self) -> None:
@@ -42,6 +43,9 @@ class FakeMatcher:
 
     def accept(self, token_id: int) -> None:
         self.is_finished = True
+
+    def take_forced(self) -> None:
+        raise AssertionError("sampling forces nothing")
 
     def fail(self, reason: str) -> None:
         self.error = reason
