@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -105,6 +106,7 @@ async def first_uses(client: httpx.AsyncClient) -> str:
     rows = []
     for kind, make in kinds.items():
         rows.append([kind, "nothing", *await first_use(client, make), ""])
+        print(rows[-1], file=sys.stderr)
     for beside in ("nothing", "10 fields"):
         async with busy(client) as gaps:
             figures = await first_use(client, kinds[beside]) if beside in kinds else await wait()
@@ -188,7 +190,8 @@ def typed(kind: str) -> dict[str, Any]:
 
 async def post(client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
     response = await client.post("/v1/chat/completions", json=body)
-    response.raise_for_status()
+    if response.is_error:
+        raise RuntimeError(response.text)
     return response.json()
 
 
