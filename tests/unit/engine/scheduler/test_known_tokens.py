@@ -17,7 +17,7 @@ class Always(Forcing):
 
     def __init__(self, count: int) -> None:
         class Longest(random.Random):
-            def randrange(self, *_: object) -> int:  # type: ignore[override]
+            def randrange(self, *_: object) -> int:
                 return count
 
         super().__init__(Longest())
