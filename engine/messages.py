@@ -129,6 +129,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     text_half_of: str | None = None  # the multimodal architecture whose language model this is
     has_head: bool = True  # without a language-model head it embeds, and writes nothing
     state_bytes: int = 0  # of the states beside keys and values that a sequence has; 0: the model keeps none
+    warms_grammars: bool = False  # what the first grammar needs is loaded before it comes
     num_state_snapshots: int = 0  # copies of states that prefixes are reused with; 0: none are, where there are states
 
     def check_generates(self) -> None:
@@ -223,7 +224,7 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     """One step in numbers, and the state after it. Not frozen: it is filled in while the step is planned and run.
 
     The counts are of this step alone: prompt tokens (recomputed ones among them) and tokens of decoding requests that
-    were computed, tokens that were sampled, preemptions, slots filled, tokens looked up and found in the prefix cache.
+    were computed, tokens that requests got, preemptions, slots filled, tokens looked up and found in the prefix cache.
     `blocked_by` has what those wait for who got nothing of this step. Slot-seconds, energy and what became of snapshots
     of states are of all the time since the message before. The gauges are of the moment.
     """
@@ -232,6 +233,7 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
     num_sampled_tokens: int = 0
+    num_forced_tokens: int = 0  # of these, those that came without a sample
     num_preemptions: int = 0
     num_slots_refilled: int = 0
     prefix_cache_queries: int = 0
@@ -396,7 +398,9 @@ class StepResult(Message, frozen=True):
     """Tells what the executor made of a plan.
 
     `sampled_token_ids` has 1 to `num_samples` tokens for each request that sampled: sample i stands if every draft
-    before it is what was sampled in its place. It has none for a request whose drafts made the model's output useless
+    before it is what was sampled in its place. Behind the sample of a request that tried no drafts there may be any
+    number of tokens that nobody sampled, because its grammar left no choice: they are what would have been sampled, and
+    are known but not computed. It has none for a request whose drafts made the model's output useless
     for that step; it is then planned again. `logprobs` matches `sampled_token_ids`. `drafts` are what the executor
     proposes to try next, after the tokens sampled now.
 

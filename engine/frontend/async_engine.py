@@ -327,6 +327,8 @@ class AsyncEngine:
         await self._text.loaded()
         if self._info is None:
             self._info = info
+            if info.warms_grammars:
+                self._text.warm_up(info)
         elif differences := _differences(self._info, info):
             raise ModelLoadError(f"an engine is not like the others: {differences}")
         self._settled.set()

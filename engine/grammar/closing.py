@@ -272,6 +272,11 @@ class Closing:
         self._step: _Step | None = None  # what was found out about one token that may come next
         self._steered_to: int | None = None  # instead of a token that was drawn
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether no token is left."""
+        return self._num_left <= 0
+
     def update_path(self, matcher: LLMatcher) -> None:
         """Search for the path, unless that can wait; to be called before each token is chosen."""
         if self._path is not None or self._num_left > self._search_at:

@@ -118,7 +118,7 @@ class GrammarCompiler:
         self._load_tokenizer = load_tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
-        self._vocabulary: Vocabulary | None = None
+        self._vocabulary: Future[Vocabulary] | None = None
         self._loading = threading.Lock()
         self._kept: OrderedDict[tuple[GrammarKind, str, Openings | None], _Kept] = OrderedDict()
         self._threads = ThreadPoolExecutor(_NUM_COMPILERS, "grammar", initializer=lower_priority)
@@ -129,6 +129,7 @@ class GrammarCompiler:
         To be called by one thread. The future raises `InvalidRequestError` for a grammar that cannot be compiled, and
         `ModelLoadError` for a model whose tokenizer cannot be read.
         """
+        self.load()
         key = grammar.kind, grammar.source, grammar.openings
         kept, limit = self._kept.get(key), min(max_tokens or MAX_PATH_TOKENS, MAX_PATH_TOKENS)
         if kept is None or (kept.future.done() and kept.future.exception() is not None):
@@ -162,10 +163,28 @@ class GrammarCompiler:
 
     @property
     def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary, as soon as it is loaded. Raises `ModelLoadError` where it cannot be."""
+        return self.load().result()
+
+    def load(self) -> Future[Vocabulary]:
+        """Begin to load the vocabulary, unless that was done, in a thread of the caller's process's own priority.
+
+        It holds the interpreter's lock while it makes its tree of tokens: at a low priority others would wait for it as
+        long as the machine is busy.
+        """
         with self._loading:
-            if self._vocabulary is None:
-                self._vocabulary = Vocabulary(self._load_tokenizer(), self._vocab_size, self._eos_token_ids)
+            if self._vocabulary is None or (self._vocabulary.done() and self._vocabulary.exception() is not None):
+                self._vocabulary = Future()
+                threading.Thread(
+                    target=self._load_vocabulary, args=[self._vocabulary], name="vocabulary", daemon=True
+                ).start()
             return self._vocabulary
+
+    def _load_vocabulary(self, loaded: Future[Vocabulary]) -> None:
+        try:
+            loaded.set_result(Vocabulary(self._load_tokenizer(), self._vocab_size, self._eos_token_ids))
+        except BaseException as error:  # whoever waits for it is told, whatever it is
+            loaded.set_exception(error)
 
 
 def _close(compiling: Future[CompiledGrammar], max_tokens: int) -> CompiledGrammar:

@@ -71,7 +71,7 @@ class _Pending:
 
 
 class GrammarGate:
-    """Checks grammars and remembers the verdicts. A process starts with the first grammar.
+    """Checks grammars and remembers the verdicts. A process starts with the first grammar, or with `warm_up`.
 
     `turn` says whose turn it is: there are as many processes as were ever let in at once. A trial takes whichever is
     free first, a new one or one that was busy.
@@ -109,6 +109,11 @@ class GrammarGate:
             raise UnenforceableSchemaError(verdict.fault or "", param, verdict.keywords, verdict.rest)
         if verdict.fault is not None:
             raise InvalidRequestError(verdict.fault, param)
+
+    def warm_up(self) -> None:
+        """Start the first process, unless it is there, so that the first grammar does not wait for it."""
+        if not self._processes:
+            self._add_process()
 
     async def aclose(self) -> None:
         """End the trials that are under way, and the processes."""

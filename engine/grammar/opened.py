@@ -1,11 +1,11 @@
 """Grammars that count only after an opening, in a text that is otherwise free: what follows a call's opening is a call.
 
-Free text costs a look at each token's bytes, and no mask: where every token may come, `OpenedMatcher.allows_all` says
-so. It has a mask where a token would end an opening and go on with what the grammar cannot begin with. Knows nothing of
+Free text costs a look at each token's bytes, and no mask where every token may come. It has one where a token would end an opening and go on with what the grammar cannot begin with. Knows nothing of
 calls.
 """
 
 import threading
+from collections import deque
 from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
@@ -183,15 +183,12 @@ class OpenedMatcher(GrammarMatcher):
         return self._was_steered or super().is_steered
 
     def fill_mask(self) -> None:
-        if self._is_inside or self._thought is not None:
+        if self._is_thinking:
+            self.mask = None  # free text may end in a thought
+        elif self._is_inside:
             super().fill_mask()
-            # Free text may end in a thought.
-            self.allows_all = self._thought is not None and bool((self.mask == ~self._ends).all())
-            return
-        mask = self._text.mask(self._state, is_over=self._is_over)
-        self.allows_all = mask is None
-        if mask is not None:
-            self.mask[:] = mask
+        else:
+            self.mask = self._text.mask(self._state, is_over=self._is_over)
 
     def replacement_for(self, token_id: int) -> int:
         if self._is_inside or super()._is_free(token_id) or self.error is not None:
@@ -201,6 +198,13 @@ class OpenedMatcher(GrammarMatcher):
         self._steered_to = self._text.vocabulary.end_ids[0]
         return self._steered_to
 
+    @property
+    def _is_strict(self) -> bool:
+        return self._is_inside and super()._is_strict
+
+    def _find_coming(self) -> deque[int]:
+        return super()._find_coming() if self._is_inside else deque()
+
     def _is_free(self, token_id: int) -> bool:
         return not self._is_inside or super()._is_free(token_id)
 
@@ -208,7 +212,8 @@ class OpenedMatcher(GrammarMatcher):
         if self._num_left is not None:
             self._num_left -= 1
         if not self._is_inside and not super()._is_free(token_id):
-            self._opening = None
+            if self._thought is not None:
+                self._thought.add(token_id)
             self._was_steered |= token_id == self._steered_to
             self._steered_to = None
             self._follow(self._text.text_of(token_id))
@@ -229,6 +234,7 @@ class OpenedMatcher(GrammarMatcher):
     def _enter(self, opening: int, rest: bytes) -> None:
         self._is_inside = True
         self._matcher = self._text.after(opening, rest)
+        self._coming = None
         self._check()
         if self._num_left is not None:
             finder = self._text.path_finder

@@ -116,6 +116,7 @@ class ThoughtMatcher:
         self._thought = thought
         self._inside = inside
         self._first_mask: NDArray[np.int32] | None = None
+        self.forced: list[int] = []
         for token_id in tokens:
             thought.add(token_id)
         if inside is None and thought.is_spent and thought.start is not None:
@@ -161,6 +162,15 @@ class ThoughtMatcher:
         self._thought.add(token_id)
         if self._inside is not None:
             self._inside.accept(token_id)
+
+    def take_forced(self) -> None:
+        if self._inside is not None and not self._thought.is_on:
+            self._inside.take_forced()
+            self.forced = self._inside.forced
+            for token_id in self.forced:
+                self._thought.add(token_id)
+        else:
+            self.forced = []
 
     def fail(self, reason: str) -> None:
         if self._inside is not None:

@@ -17,7 +17,7 @@ import psutil
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.gate import ServedVocabulary, Trial, Verdict
-from orcinus.engine.grammar.masks import tokens_in
+from orcinus.engine.grammar.masks import random_token
 from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.grammar.source import parsed_schema
 from orcinus.engine.grammar.unenforceable import find_unenforceable
@@ -106,11 +106,12 @@ def _walk(matcher: GrammarMatcher, rng: random.Random) -> str | None:
         matcher.fill_mask()
         if time.thread_time() - started > _MAX_MASK_S:
             return "the grammar is too complex: a single step takes too long"
-        allowed = tokens_in(matcher.mask)
-        if matcher.error is None and not len(allowed):
+        assert matcher.mask is not None, "a grammar that holds from its start has a mask"
+        token_id = random_token(matcher.mask, rng)
+        if matcher.error is None and token_id is None:
             return "the grammar allows no text at all"
-        if matcher.error is None:
-            matcher.accept(int(rng.choice(allowed)))
+        if matcher.error is None and token_id is not None:
+            matcher.accept(token_id)
         if matcher.error is not None or matcher.is_finished:
             return matcher.error
     return None

@@ -65,6 +65,25 @@ class SamplingRow:
         """Whether `add` is to be told its tokens."""
         return self.counts is not None or self.bad_words is not None or self.matcher is not None
 
+    @property
+    def takes_forced(self) -> bool:
+        """Whether tokens that its grammar leaves no choice of may be taken without being sampled.
+
+        Not if something of theirs is asked for, if anything besides the grammar may rule them out, or if the device
+        counts the tokens that it samples.
+        """
+        is_asked = self.sampling.logprobs is not None or (self.slot is not None and self.sampling.has_penalties)
+        return self.matcher is not None and self.bad_words is None and self.allowed is None and not is_asked
+
+    def add_forced(self) -> list[int]:
+        """Count the tokens that the matcher has taken in without their being sampled; returns them."""
+        assert self.matcher is not None
+        forced = [*self.matcher.forced]
+        if self.counts is not None:
+            for token_id in forced:
+                self.counts.add(token_id)
+        return forced
+
     def add(self, token_id: int) -> None:
         """Take in the token that was chosen."""
         if self.counts is not None:

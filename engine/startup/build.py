@@ -67,6 +67,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Grammars over a larger vocabulary are loaded for before they come, if this much memory is left.
+_LARGE_VOCABULARY = 32_768
+_MEMORY_FOR_GRAMMARS = 1 << 30
+
 
 def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     """Load the model, check and warm it up, size and allocate its KV cache.
@@ -264,4 +268,13 @@ def _engine_info(
         has_head=served.model.has_head,
         state_bytes=states.row_bytes,
         num_state_snapshots=states.num_snapshots,
+        warms_grammars=_warms_grammars(config, served),
     )
+
+
+def _warms_grammars(config: EngineConfig, served: ServedModel) -> bool:
+    """Return the setting; by default it is on where loading takes long, and where what it takes is not missed."""
+    if config.warm_grammars is not None:
+        return config.warm_grammars and served.model.has_head
+    is_large = served.model.has_head and served.model.vocab_size > _LARGE_VOCABULARY
+    return is_large and available_memory() >= _MEMORY_FOR_GRAMMARS

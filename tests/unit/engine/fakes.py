@@ -78,6 +78,9 @@ class Synchronous:
     def diagnose(self, error: Exception) -> Fault:
         return "request"
 
+    def warm_up(self) -> None:
+        """Everything is at hand."""
+
 
 class FakeExecutor(Synchronous):
     """An executor whose tokens come from a function. `before_step` may block, raise or look at the plan.

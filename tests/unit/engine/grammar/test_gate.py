@@ -65,6 +65,16 @@ async def test_what_is_wrong_is_said_by_name_and_the_process_stays() -> None:
         assert pid_of(gate) == pid
 
 
+async def test_a_process_that_was_started_before_takes_the_first_grammar() -> None:
+    async with gate_with() as gate:
+        gate.warm_up()
+        gate.warm_up()
+        await until(lambda: process_of(gate) is not None)
+        pid = pid_of(gate)
+        await gate.check(FINE, "response_format")
+        assert pid_of(gate) == pid
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the priority stays")
 async def test_trials_leave_the_processor_to_steps() -> None:
     async with gate_with() as gate:

@@ -40,7 +40,7 @@ class Model:
     def may_come(self, matcher: GrammarMatcher) -> set[int]:
         matcher.fill_mask()
         assert matcher.error is None, matcher.error
-        return self.all if matcher.allows_all else {int(i) for i in tokens_in(matcher.mask)} & self.all
+        return self.all if matcher.mask is None else {int(i) for i in tokens_in(matcher.mask)} & self.all
 
     def ruled_out(self, matcher: GrammarMatcher) -> set[str]:
         return {self.tokenizer.token_bytes(i).decode(errors="replace") for i in self.all - self.may_come(matcher)}
@@ -66,7 +66,7 @@ def test_free_text_has_no_mask_and_takes_every_token(model: Model) -> None:
     for _ in range(200):
         matcher.accept(rng.choice([*free, *DEMO_ENDS]))
         matcher.fill_mask()
-        assert matcher.allows_all
+        assert matcher.mask is None
         assert not matcher.is_finished
         assert matcher.error is None
 
@@ -78,7 +78,7 @@ def test_after_an_opening_the_grammar_counts_to_its_end_and_text_follows(model: 
         assert model.may_come(matcher).isdisjoint({model.token("g"), *DEMO_ENDS})
         model.write(matcher, "f(12)")
         matcher.fill_mask()
-        assert matcher.allows_all
+        assert matcher.mask is None
         assert not matcher.is_finished
 
 
@@ -165,7 +165,7 @@ def test_openings_in_thoughts_do_not_count_and_thoughts_may_end_the_text(model: 
             matcher.accept(token_id)
         model.write(matcher, "<call>x")
         matcher.fill_mask()
-        assert matcher.allows_all
+        assert matcher.mask is None
         matcher.accept(end)
         model.write(matcher, "<call>")
         assert model.token("x") not in model.may_come(matcher)
@@ -246,6 +246,6 @@ def test_one_source_with_and_without_openings_is_two_grammars(model: Model) -> N
     first, second = (future.result().matcher() for future in prepared)
     first.fill_mask()
     second.fill_mask()
-    assert not first.allows_all
+    assert first.mask is not None
     assert model.token("a") not in model.may_come(first)
     assert model.token("a") in model.may_come(second)

@@ -125,7 +125,7 @@ class Walk:
     def may_come(self) -> set[int]:
         self.matcher.fill_mask()
         assert self.matcher.error is None, self.matcher.error
-        if self.matcher.allows_all:
+        if self.matcher.mask is None:
             return {*range(self.model.tokenizer.vocab_size)}
         self.num_limited += 1
         ids = {int(i) for i in tokens_in(self.matcher.mask) if i < self.model.tokenizer.vocab_size}
