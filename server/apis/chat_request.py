@@ -4,7 +4,7 @@ Shared by every API that speaks in messages: each makes a `ChatBody` of its own 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sa
 from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar, schema_place
 
 _TAIL_TOKENS = 64  # of the prompt: enough to see whether the template has opened the model's thinking
+_MAX_TAIL_TOKENS = 16384  # of the prompt, where the message began long before its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ async def prepare_chat(
         variables=template_variables(body),
         tools=None if tool_use is None else tool_use.raw,
     )
-    tail = ctx.engine.tokenizer.decode(prompt.token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
+    tail = _tail(ctx, prompt.token_ids)
     sampling = to_sampling_params(
         body,
         ctx.engine.info.sampling_defaults,
@@ -99,6 +100,16 @@ async def prepare_chat(
         return _reader(form.reader(tail, tool_use, is_streamed=streamed), body, offered)
 
     return ChatRequest(body, generation, tool_use, new_reader)
+
+
+def _tail(ctx: ServingContext, token_ids: Sequence[int]) -> str:
+    """Return the end of the prompt, as much of it as the readers of answers need."""
+    num_tokens = _TAIL_TOKENS
+    while True:
+        tail = ctx.engine.tokenizer.decode(token_ids[-num_tokens:], skip_special_tokens=False)
+        if num_tokens >= min(len(token_ids), _MAX_TAIL_TOKENS) or not ctx.message_format.needs_more_of(tail):
+            return tail
+        num_tokens *= 4
 
 
 def _reader(reader: MessageReader | None, body: ChatBody, offered: OfferedTools) -> PieceReader | None:
