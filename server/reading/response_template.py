@@ -172,8 +172,8 @@ def _try_patterns(rules: TemplateRules) -> None:
         for key, pattern in (("open_pattern", field.open_re), ("close_pattern", field.close_re)):
             for sample in _SAMPLES if pattern is not None else ():
                 match = pattern.search(sample, partial=True)
-                num_held = len(sample) - match.start() if match is not None else 0
-                if match is not None and sample is _SAMPLES[0] and num_held > _NUM_HELD:
+                is_open = match is not None and (match.partial or match.end() == len(sample))
+                if is_open and sample is _SAMPLES[0] and len(sample) - match.start() > _NUM_HELD:
                     raise ResponseTemplateError(
                         f"the {key} of {name!r} ({pattern.pattern!r}) may begin anywhere: nothing could be streamed"
                     )

@@ -117,6 +117,8 @@ class LaxArguments:
 
     def _read_word(self, text: IncomingText, give: Give, word: str, *, may_be_key: bool) -> Reading[None]:
         space = yield from text.take_space()
+        if text.is_cut and not (yield from text.peek()):  # nobody knows how it went on
+            return
         is_key = self.unquoted_keys and may_be_key and (yield from text.peek()) == ":"
         give((f'"{word}"' if is_key else _PYTHONS.get(word, word)) + space)
 

@@ -1,6 +1,13 @@
 """Response templates in each publisher's form, for the tests that read answers by them."""
 
+from collections.abc import Iterable
 from typing import Any
+
+from orcinus.server.reading.message_format import MessageFormat
+from orcinus.server.reading.message_reader import join_pieces
+from orcinus.server.reading.pieces import Piece
+from orcinus.server.reading.tools.request import ToolUse
+from tests.unit.server.reading.tools.calling import function, without_id
 
 _FUNCTION = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
 _WHOLE = {"type": "function", "function": "{content}"}
@@ -158,6 +165,36 @@ LLAMA_3 = template(
     },
     content={"close_pattern": r"<\|eot_id\|>\s*", "content": "text"},
 )
+ERNIE = template(
+    "Assistant:",
+    thinking={"open_pattern": r"(?:^|<think>\s*)", "close": "</think>", "content": "text"},
+    content={"open": "<response>\n", "close_pattern": r"\n?</response>", "content": "text"},
+    tool_calls={
+        "open": "<tool_call>",
+        "close": "</tool_call>",
+        "repeats": True,
+        "content": "json",
+        "transform": _WHOLE,
+    },
+)
+_ATOM = r"""[^\[\]{}'"]|'[^']*'|"[^"]*\""""
+_NESTED = rf"{_ATOM}|[\[{{](?:{_ATOM})*[\]}}]"
+LFM_2_5 = template(
+    CHATML,
+    thinking={"open": "<think>", "close_pattern": r"</think>\s*", "content": "text"},
+    tool_calls={
+        "open_pattern": r"(?:<\|tool_call_start\|>\[|,\s*)(?P<name>\w+)\(",
+        "close_pattern": r"\)(?:\]<\|tool_call_end\|>)?\s*",
+        "repeats": True,
+        "content": "xml-inline",
+        "content_args": {
+            "tag_pattern": rf"(?P<key>\w+)=(?P<value>'[^']*'|[\[{{](?:{_NESTED})*[\]}}]|[^,)]*)",
+            "value_parser": {"name": "json", "args": {"string_delims": [["'", "'"]], "allow_non_json": True}},
+        },
+        "transform": _FUNCTION,
+    },
+    content={"close_pattern": r"<\|im_end\|>\s*", "content": "text"},
+)
 # What no reader of ours knows: the library parses it once the region has ended.
 SETTINGS = template(
     "BOT:",
@@ -170,3 +207,34 @@ SETTINGS = template(
     },
     content={},
 )
+
+TOOLS = [
+    function(
+        "get_weather",
+        {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "days": {"type": "integer"},
+                "exact": {"type": "boolean"},
+                "tags": {"type": "array", "items": {"type": "string"}},
+            },
+        },
+    ),
+    function("get_time"),
+]
+
+
+def form_of(template: Any, chat_template: str = "", special_tokens: tuple[str, ...] = ()) -> MessageFormat:
+    form = MessageFormat.detect(chat_template, {}.get, special_tokens=special_tokens, response_template=template)
+    assert form.template is not None
+    return form
+
+
+def read(
+    form: MessageFormat, parts: Iterable[str], *, tail: str = "", use: ToolUse | None = None, is_cut: bool = False
+) -> list[Piece]:
+    reader = form.reader(tail, use)
+    assert reader is not None
+    pieces = [piece for part in parts for piece in reader.feed(part)]
+    return join_pieces([without_id(piece) for piece in (*pieces, *reader.finish(is_cut=is_cut))])

@@ -1,0 +1,137 @@
+"""Response templates with faults, and what an answer may cost: nothing of it ends a server or another's request."""
+
+import re
+from typing import Any
+
+import pytest
+
+from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.reading import region_parser
+from orcinus.server.reading.message_format import MessageFormat
+from orcinus.server.reading.response_template import load_response_template
+from tests.unit.server.reading import response_templates as templates
+from tests.unit.server.reading.response_templates import CHATML, TOOLS, form_of, read
+from tests.unit.server.reading.tools.calling import content, reasoning, tool_use
+
+
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        ("text", "must be a dict|dictionary update sequence"),
+        ({"fields": {"content": {}}}, "start_anchor"),
+        (templates.template("A:"), "non-empty dict"),
+        ({**templates.QWEN_3, "version": 2}, "version: 2"),
+        ({**templates.QWEN_3, "colour": 1}, "colour"),
+        (templates.template("A:", content={"close_pattern": "("}), "Field 'content': invalid close_pattern"),
+        (templates.template("A:", content={}, thinking={}), "At most one field"),
+        (templates.template("A:", content={"content": "yaml"}), "yaml"),
+        (templates.template("A:", answer={}), "no field is named content, and what is left over is 'answer'"),
+        (
+            templates.template("A:", content={}, thinking={"open_pattern": r"(?=.*</t>)"}),
+            "open_pattern of 'thinking'.* may begin anywhere",
+        ),
+        (templates.template("A:", content={"close_pattern": r"(?:\s*\n)*x(?:\s*\n)*y|(?:\s|\n)*z"}), "took over"),
+        (
+            templates.template(
+                "A:",
+                content={},
+                tool_calls={"open": "<", "content": "xml-inline", "content_args": {"tag_pattern": "("}},
+            ),
+            "content_args of 'tool_calls'",
+        ),
+        (templates.template("A:", content={}, tool_calls={"open": "<", "content": "xml-inline"}), "tag_pattern"),
+        (
+            templates.template(
+                "A:",
+                content={},
+                tool_calls={"open": "<", "content": "xml-inline", "content_args": {"tag_pattern": "a"}},
+            ),
+            "no group named key",
+        ),
+        (
+            templates.template(
+                "A:", content={}, tool_calls={"open": "<", "content": "json", "content_args": {"string_delims": 3}}
+            ),
+            "content_args of 'tool_calls'",
+        ),
+        (templates.template("A:", content={}, tool_calls={"open": "<", "content_args": []}), "."),
+    ],
+)
+def test_template_that_cannot_be_used_is_told_and_left_alone(
+    spec: Any, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    form = MessageFormat.detect("<tool_call>{{ tools }}<think>", {}.get, response_template=spec)
+    assert form.template is None
+    assert form.summary == "tools: hermes; reasoning: think"
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert "the tokenizer's response_template is not used: " in record.getMessage()
+    assert re.search(fault, record.getMessage())
+
+
+def test_template_without_calls_is_not_used_where_the_model_has_calls_of_a_known_kind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spec = templates.template(CHATML, content={})
+    assert MessageFormat.detect("<tool_call>", {}.get, response_template=spec).template is None
+    assert "no field tool_calls" in caplog.text
+    form = MessageFormat.detect("", {}.get, response_template=spec)
+    assert form.summary == "tools: none (response template); reasoning: none"
+    with pytest.raises(InvalidRequestError, match="tools cannot be used"):
+        form.check(tool_use(TOOLS))
+
+
+def test_template_is_not_used_where_a_parser_is_named() -> None:
+    for options in ({"tool_call_parser": "hermes"}, {"tool_call_parser": "none"}, {"reasoning_parser": "think"}):
+        form = MessageFormat.detect("<tool_call>", {}.get, response_template=templates.QWEN_3, **options)
+        assert form.template is None
+
+
+def test_regions_that_open_and_close_by_nothing_end_in_content(caplog: pytest.LogCaptureFixture) -> None:
+    spec = templates.template("A:", content={}, thinking={"open_pattern": "(?=7)", "close_pattern": "(?=7)"})
+    assert read(form_of(spec), "a 789") == content("a 789")
+    assert "opened and closed without end" in caplog.text
+
+
+def test_pattern_that_takes_too_long_ends_in_content(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(region_parser, "SEARCH_TIMEOUT_S", 0.01)
+    spec = templates.template("A:", content={}, thinking={"open_pattern": r"7(?:\w|\d|.)*(?:\w|\d|.)*!", "close": "<"})
+    form = form_of(spec)
+    text = "a 7" + "7" * 500
+    assert read(form, [text[:100], text[100:], " b"]) == content(text + " b")
+    assert "took over 0.01 s" in caplog.text
+
+
+def test_hooks_of_the_library_are_there() -> None:
+    """What a later version may change: `region_parser` refuses one without them, and this says so first."""
+    assert load_response_template(templates.QWEN_3).has_calls
+
+
+# --- cost -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", ["語 語", "    ", "\n\n", "<", '"{'])
+def test_buffer_of_an_endless_answer_stays_small(piece: str) -> None:
+    form = form_of(templates.QWEN_3)
+    reader = form.reader("", tool_use(TOOLS))
+    assert reader is not None
+    for _ in range(20_000):
+        reader.feed(piece)
+    parser = reader._readers[-1]._parser  # type: ignore[attr-defined]
+    assert len(parser._buffer) + len(parser._unread) < 8 * region_parser.MAX_HELD_CHARS
+    assert parser._body == ""
+
+
+def test_delimiter_that_never_ends_is_given_out() -> None:
+    text = "<|channel|>commentary to=functions.f " + "word " * 1000
+    for special_tokens, given in (((), text + "so"), (("<|channel|>", "<|message|>"), "so")):
+        form = form_of(templates.GPT_OSS, special_tokens=special_tokens)
+        pieces = read(form, [text, "<|channel|>final<|message|>so"], use=tool_use(TOOLS))
+        assert pieces == content(given)
+
+
+def test_white_space_after_a_thought_may_go_on() -> None:
+    text = "<think>x</think>" + "\n" * 5000 + "y"
+    assert read(form_of(templates.QWEN_3_CODER), text) == [*reasoning("x"), *content("y")]
