@@ -225,8 +225,12 @@ TOOLS = [
 ]
 
 
+def no_token(text: str) -> int | None:
+    return None
+
+
 def form_of(template: Any, chat_template: str = "", special_tokens: tuple[str, ...] = ()) -> MessageFormat:
-    form = MessageFormat.detect(chat_template, {}.get, special_tokens=special_tokens, response_template=template)
+    form = MessageFormat.detect(chat_template, no_token, special_tokens=special_tokens, response_template=template)
     assert form.template is not None
     return form
 

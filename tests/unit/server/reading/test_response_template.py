@@ -10,7 +10,7 @@ from transformers.utils.chat_parsing import parse_response
 from orcinus.server.reading.message_format import MessageFormat
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from tests.unit.server.reading import response_templates as templates
-from tests.unit.server.reading.response_templates import CHATML, TOOLS, form_of, read
+from tests.unit.server.reading.response_templates import CHATML, TOOLS, form_of, no_token, read
 from tests.unit.server.reading.tools.calling import call, content, cut, reasoning, tool_use, without_id
 
 
@@ -33,7 +33,7 @@ def message_of(pieces: list[Piece]) -> dict[str, Any]:
 
 
 def library_message(template: Any, text: str, prefix: str = "") -> dict[str, Any]:
-    parsed = parse_response(text, template, prefix=prefix, tools=TOOLS)
+    parsed = parse_response(text, template, prefix=prefix, tools=[*TOOLS])
     message = {"role": "assistant"} | {key: parsed[key] for key in ("content",) if key in parsed}
     for name in ("reasoning_content", "thinking"):
         if name in parsed:
@@ -253,7 +253,7 @@ def test_more_of_the_prompt_is_needed_until_the_message_begins_in_it() -> None:
     form = form_of(templates.QWEN_3)
     assert form.needs_more_of("start|>assistant\nThe answer is")
     assert not form.needs_more_of(f"{CHATML}The answer is")
-    assert not MessageFormat.detect("", {}.get).needs_more_of("")
+    assert not MessageFormat.detect("", no_token).needs_more_of("")
 
 
 # --- what is no call, no thought, or ends too early -----------------------------------------------------
@@ -339,7 +339,7 @@ def test_ids_of_calls_are_the_models_own_where_the_template_has_them() -> None:
 
 
 def test_reasoning_is_left_out_on_request() -> None:
-    for form in (form_of(templates.GPT_OSS), MessageFormat.detect("<|channel|>", {}.get)):
+    for form in (form_of(templates.GPT_OSS), MessageFormat.detect("<|channel|>", no_token)):
         reader = form.reader("<|start|>assistant", None)
         assert reader is not None
         reader.leave_out_reasoning()

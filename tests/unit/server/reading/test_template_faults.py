@@ -1,6 +1,8 @@
 """Response templates with faults, and what an answer may cost: nothing of it ends a server or another's request."""
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from orcinus.server.reading import region_parser
 from orcinus.server.reading.message_format import MessageFormat
 from orcinus.server.reading.response_template import load_response_template
 from tests.unit.server.reading import response_templates as templates
-from tests.unit.server.reading.response_templates import CHATML, TOOLS, form_of, read
+from tests.unit.server.reading.response_templates import CHATML, TOOLS, form_of, no_token, read
 from tests.unit.server.reading.tools.calling import content, reasoning, tool_use
 
 
@@ -60,7 +62,7 @@ from tests.unit.server.reading.tools.calling import content, reasoning, tool_use
 def test_template_that_cannot_be_used_is_told_and_left_alone(
     spec: Any, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    form = MessageFormat.detect("<tool_call>{{ tools }}<think>", {}.get, response_template=spec)
+    form = MessageFormat.detect("<tool_call>{{ tools }}<think>", no_token, response_template=spec)
     assert form.template is None
     assert form.summary == "tools: hermes; reasoning: think"
     [record] = caplog.records
@@ -73,9 +75,9 @@ def test_template_without_calls_is_not_used_where_the_model_has_calls_of_a_known
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     spec = templates.template(CHATML, content={})
-    assert MessageFormat.detect("<tool_call>", {}.get, response_template=spec).template is None
+    assert MessageFormat.detect("<tool_call>", no_token, response_template=spec).template is None
     assert "no field tool_calls" in caplog.text
-    form = MessageFormat.detect("", {}.get, response_template=spec)
+    form = MessageFormat.detect("", no_token, response_template=spec)
     assert form.summary == "tools: none (response template); reasoning: none"
     with pytest.raises(InvalidRequestError, match="tools cannot be used"):
         form.check(tool_use(TOOLS))
@@ -83,7 +85,7 @@ def test_template_without_calls_is_not_used_where_the_model_has_calls_of_a_known
 
 def test_template_is_not_used_where_a_parser_is_named() -> None:
     for options in ({"tool_call_parser": "hermes"}, {"tool_call_parser": "none"}, {"reasoning_parser": "think"}):
-        form = MessageFormat.detect("<tool_call>", {}.get, response_template=templates.QWEN_3, **options)
+        form = MessageFormat.detect("<tool_call>", no_token, response_template=templates.QWEN_3, **options)
         assert form.template is None
 
 
@@ -135,3 +137,35 @@ def test_delimiter_that_never_ends_is_given_out() -> None:
 def test_white_space_after_a_thought_may_go_on() -> None:
     text = "<think>x</think>" + "\n" * 5000 + "y"
     assert read(form_of(templates.QWEN_3_CODER), text) == [*reasoning("x"), *content("y")]
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "value", "fault"),
+    [
+        ("attribute", "_HOOKS", ("_gone",), "parses answers in another way: it has no _gone"),
+        ("module", "orcinus.server.reading.region_parser", None, "takes a later version of transformers"),
+    ],
+)
+def test_library_that_is_built_otherwise_is_told_and_not_used(
+    what: str, name: str, value: Any, fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if what == "attribute":
+        monkeypatch.setattr(region_parser, name, value)
+    else:
+        monkeypatch.setitem(sys.modules, name, value)
+    form = MessageFormat.detect("<tool_call>", no_token, response_template=templates.QWEN_3)
+    assert form.summary == "tools: hermes; reasoning: none"
+    assert fault in caplog.text
+
+
+def test_reading_by_a_template_needs_no_torch() -> None:
+    script = f"""
+import sys
+from orcinus.engine.platform.lean_imports import hide_torch
+from orcinus.server.reading.message_format import MessageFormat
+hide_torch("model", trust_remote_code=False)
+form = MessageFormat.detect("", lambda text: None, response_template={templates.QWEN_3!r})
+print(form.reader("", None).feed("<think>a</think>b"), sys.modules["torch"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "[Reasoning(text='a'), Content(text='b')] None\n", done.stderr
