@@ -121,7 +121,10 @@ class RegionParser(ResponseParser):
     def cast_argument(self, tool: str, name: str, value: Any) -> Any:
         """Return the value as the schema of the tool's argument has it, as far as the library casts it."""
         call = {"function": {"name": tool, "arguments": {name: value}}}
-        return self.cast_calls(call)["function"]["arguments"][name]
+        try:
+            return self.cast_calls(call)["function"]["arguments"][name]
+        except (TypeError, ValueError, RecursionError):  # a schema that is none, or JSON in a string, without end
+            return value
 
     def cast_calls(self, value: Any) -> Any:
         return self._coerce_tool_calls(value) if self._tool_params else value

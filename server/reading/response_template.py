@@ -115,16 +115,20 @@ class ResponseTemplate:
 def load_response_template(spec: Any, special_tokens: Collection[str] = ()) -> ResponseTemplate:
     """Return the template of a tokenizer, tried. Raises `ResponseTemplateError` saying what is wrong with it."""
     try:
-        from orcinus.server.reading.region_parser import load_template, without_field
+        from orcinus.server.reading.region_parser import SEARCH_TIMEOUT_S, load_template, without_field
     except ImportError as error:
         raise ResponseTemplateError(f"it takes a later version of transformers ({reason_of(error)})") from error
     try:
         template = load_template(spec)
         rules = _rules(template)
+        for sample in _SAMPLES:
+            list(template.start_anchor_re.finditer(sample, timeout=SEARCH_TIMEOUT_S))
         _try_patterns(rules)
         _try_contents(rules)
     except UnreadableAnswerError as error:
         raise ResponseTemplateError(str(error)) from error
+    except TimeoutError as error:
+        raise ResponseTemplateError("its start_anchor_pattern takes too long") from error
     except ResponseTemplateError:
         raise
     except Exception as error:  # a stranger's data, in code that expects what its authors wrote

@@ -76,4 +76,4 @@ def test_broken_template_is_told_and_the_server_serves(tmp_path: Path, start_ser
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
     assert server.http.post("/v1/chat/completions", json=body).status_code == 200
     assert "the tokenizer's response_template is not used: response_template: cannot specify both" in server.log
-    assert "tools: none" in server.log
+    assert "tools: hermes; reasoning: none" in server.log

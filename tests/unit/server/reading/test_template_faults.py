@@ -13,7 +13,7 @@ from orcinus.server.reading.message_format import MessageFormat
 from orcinus.server.reading.response_template import load_response_template
 from tests.unit.server.reading import response_templates as templates
 from tests.unit.server.reading.response_templates import CHATML, TOOLS, form_of, no_token, read
-from tests.unit.server.reading.tools.calling import content, reasoning, tool_use
+from tests.unit.server.reading.tools.calling import call, content, function, reasoning, tool_use
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,10 @@ from tests.unit.server.reading.tools.calling import content, reasoning, tool_use
         (templates.template("A:", content={"close_pattern": "("}), "Field 'content': invalid close_pattern"),
         (templates.template("A:", content={}, thinking={}), "At most one field"),
         (templates.template("A:", content={"content": "yaml"}), "yaml"),
+        (
+            {"start_anchor_pattern": r"(?:\s*\n)*x(?:\s*\n)*y|(?:\s|\n)*z", "fields": {"content": {}}},
+            "start_anchor_pattern takes too long",
+        ),
         (templates.template("A:", answer={}), "no field is named content, and what is left over is 'answer'"),
         (
             templates.template("A:", content={}, thinking={"open_pattern": r"(?=.*</t>)"}),
@@ -169,3 +173,12 @@ print(form.reader("", None).feed("<think>a</think>b"), sys.modules["torch"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "[Reasoning(text='a'), Content(text='b')] None\n", done.stderr
+
+
+def test_schema_that_is_none_casts_nothing() -> None:
+    """Whatever a client writes for a schema, its own answer has the argument as the model wrote it."""
+    tools = [function("f", {"type": "object", "properties": {"a": {"anyOf": 5}, "b": {"type": "array"}}})]
+    deep = "[" * 100_000
+    text = f'<tool_call>{{"name": "f", "arguments": {{"a": "1", "b": "{deep}"}}}}</tool_call>'
+    pieces = read(form_of(templates.QWEN_3), [text], use=tool_use(tools))
+    assert pieces == call(0, "f", f'{{"a": "1", "b": "{deep}"}}')
