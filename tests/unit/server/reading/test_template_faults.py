@@ -1,5 +1,6 @@
 """Response templates with faults, and what an answer may cost: nothing of it ends a server or another's request."""
 
+import random
 import re
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from orcinus.server.reading.message_format import MessageFormat
 from orcinus.server.reading.response_template import load_response_template
 from tests.unit.server.reading import response_templates as templates
 from tests.unit.server.reading.response_templates import CHATML, TOOLS, form_of, no_token, read
-from tests.unit.server.reading.tools.calling import call, content, function, reasoning, tool_use
+from tests.unit.server.reading.test_response_template import ANSWERS
+from tests.unit.server.reading.tools.calling import call, content, cut, function, reasoning, tool_use
 
 
 @pytest.mark.parametrize(
@@ -182,3 +184,21 @@ def test_schema_that_is_none_casts_nothing() -> None:
     text = f'<tool_call>{{"name": "f", "arguments": {{"a": "1", "b": "{deep}"}}}}</tool_call>'
     pieces = read(form_of(templates.QWEN_3), [text], use=tool_use(tools))
     assert pieces == call(0, "f", f'{{"a": "1", "b": "{deep}"}}')
+
+
+_TEMPLATES = {name: spec for name, spec in vars(templates).items() if isinstance(spec, dict) and "fields" in spec}
+_PIECES = re.compile(r"<[^<>]*>|\{[^{}]*\}|[^<>{}]+")
+
+
+@pytest.mark.parametrize("name", _TEMPLATES)
+def test_pieces_of_answers_in_any_order_are_read_the_same_however_they_are_cut(name: str) -> None:
+    form, use, chance = form_of(_TEMPLATES[name]), tool_use(TOOLS), random.Random(name)
+    answers = [text for spec, text in ANSWERS.values() if spec is _TEMPLATES[name]]
+    pieces = [piece for text in answers for piece in _PIECES.findall(text)]
+    pieces += ["a", " ", "\n", '"', "{", "}", "<", "語", '{"name": "f", "arguments": {}}']
+    for _ in range(15):
+        text = "".join(chance.choices(pieces, k=chance.randrange(1, 14)))
+        is_cut = chance.random() < 0.3
+        whole = read(form, [text], use=use, is_cut=is_cut)
+        assert read(form, text, use=use, is_cut=is_cut) == whole
+        assert read(form, cut(text, [chance.randrange(len(text)) for _ in range(5)]), use=use, is_cut=is_cut) == whole
