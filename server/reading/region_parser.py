@@ -31,7 +31,7 @@ _STATE = ("_buffer", "_pos", "_current", "_captures", "_opened", "_implicit_name
 
 
 class TimedPattern:
-    """A pattern of the `regex` package whose searches end, with `UnreadableAnswerError`."""
+    """Searches by a pattern of the `regex` package, and ends each search, with `UnreadableAnswerError`."""
 
     def __init__(self, pattern: Any) -> None:
         self._pattern = pattern

@@ -39,7 +39,7 @@ class ResponseTemplateError(ValueError):
 
 @dataclass(frozen=True)
 class ResponseTemplate:
-    """A template that was tried. `rules_without_calls` are for requests in which the model must not call."""
+    """Reads answers by a template that was tried. `rules_without_calls` are for requests in which the model must not call."""
 
     rules: TemplateRules
     rules_without_calls: TemplateRules

@@ -32,7 +32,7 @@ _WRONG = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  #
 
 @dataclass(frozen=True, slots=True)
 class TemplateRules:
-    """What a template says of each answer, found once. `template` and `fields` are the library's.
+    """Holds what a template says of each answer, found once. `template` and `fields` are the library's.
 
     `has_leftovers`: what stands in no region is content. `parse` is the library's parser of a field's text, with the
     names that were captured, and `parse_value` of a text by the name of a parser and its arguments.
@@ -217,7 +217,7 @@ class TemplateReader:
 
 
 class _CallRegion:
-    """A region of calls that is being written."""
+    """Reads a region of calls while it is written."""
 
     def __init__(
         self, reader: TemplateReader, site: CallSite, body: CallBody | None, opening: str, captures: Mapping[str, str]

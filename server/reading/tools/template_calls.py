@@ -31,7 +31,7 @@ _PYTHONS = {"True": "true", "False": "false", "None": "null"}
 
 
 class CallBody(Protocol):
-    """One way of writing calls between what opens a region and what closes it."""
+    """Reads one way of writing calls between what opens a region and what closes it."""
 
     def read(self, text: IncomingText, writer: CallWriter, site: CallSite) -> Reading[None]:
         """Read the region to its end, and write down its calls. Before the first one, all is held."""
@@ -39,7 +39,7 @@ class CallBody(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JsonCalls:
-    """Objects with a name and arguments, one after another or in a list."""
+    """Reads objects with a name and arguments, one after another or in a list."""
 
     name_key: str = "name"
     arguments_key: str = "arguments"
@@ -52,7 +52,7 @@ class JsonCalls:
 
 @dataclass(frozen=True, slots=True)
 class JsonArguments:
-    """An object. Nothing at all is a call without arguments."""
+    """Reads an object. Nothing at all is a call without arguments."""
 
     def read(self, text: IncomingText, writer: CallWriter, site: CallSite) -> Reading[None]:
         yield from text.take_space()
@@ -68,7 +68,7 @@ class JsonArguments:
 
 @dataclass(frozen=True, slots=True)
 class LaxArguments:
-    """An object with names that are not quoted, or strings between delimiters, or both."""
+    """Reads an object with names that are not quoted, or strings between delimiters, or both."""
 
     string_delims: tuple[tuple[str, str], ...] = ()
     unquoted_keys: bool = False
@@ -125,7 +125,7 @@ class LaxArguments:
 
 @dataclass(frozen=True, slots=True)
 class CallList:
-    """A list of calls in Python, of which each argument is handed on when it is complete."""
+    """Reads a list of calls in Python, of which each argument is handed on when it is complete."""
 
     def read(self, text: IncomingText, writer: CallWriter, site: CallSite) -> Reading[None]:
         yield from read_call_list(text, writer)
@@ -133,7 +133,7 @@ class CallList:
 
 @dataclass(frozen=True, slots=True)
 class CallShape:
-    """Where a transform takes a call from: placeholders as they are written, less the braces, or nothing."""
+    """Says where a transform takes a call from: placeholders as they are written, less the braces, or nothing."""
 
     name: str
     arguments: str

@@ -12,7 +12,7 @@ from orcinus.server.reading.tools.template_calls import JsonCalls
 
 @dataclass(frozen=True, slots=True)
 class TemplateJson:
-    """Objects between two texts: each alone, or all of them in one list."""
+    """Writes objects between two texts: each alone, or all of them in one list."""
 
     name: str
     opening: str

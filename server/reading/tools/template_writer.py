@@ -17,7 +17,7 @@ CastArgument = Callable[[str, str, Any], Any]  # of a tool's name, an argument's
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
-    """What a region knows of its calls from the outside: the captured name and id, and how to cast arguments."""
+    """Holds what a region knows of its calls from the outside: the captured name and id, and how to cast arguments."""
 
     name: str = ""
     call_id: str | None = None

@@ -113,7 +113,7 @@ def test_pattern_that_takes_too_long_ends_in_content(
 
 
 def test_hooks_of_the_library_are_there() -> None:
-    """What a later version may change: `region_parser` refuses one without them, and this says so first."""
+    """Fail first where a later version has changed what `region_parser` hooks into."""
     assert load_response_template(templates.QWEN_3).has_calls
 
 
