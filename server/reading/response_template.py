@@ -39,7 +39,10 @@ class ResponseTemplateError(ValueError):
 
 @dataclass(frozen=True)
 class ResponseTemplate:
-    """Reads answers by a template that was tried. `rules_without_calls` are for requests in which the model must not call."""
+    """Reads answers by a template that was tried.
+
+    `rules_without_calls` are for requests in which the model must not call.
+    """
 
     rules: TemplateRules
     rules_without_calls: TemplateRules
