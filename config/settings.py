@@ -131,7 +131,12 @@ class Settings(BaseSettings):
         "phi4_mini",
         "qwen3_coder",
         "seed_oss",
-    ] = _setting("auto", "Model", "How the model writes calls of tools; auto tells by its chat template.")
+    ] = _setting(
+        "auto",
+        "Model",
+        "How the model writes calls of tools; auto tells by its tokenizer's response template, else by its chat"
+        " template.",
+    )
     reasoning_parser: Literal[
         "auto",
         "none",
@@ -145,7 +150,10 @@ class Settings(BaseSettings):
         "apertus",
         "openai",
     ] = _setting(
-        "auto", "Model", "How the model marks what it thinks before it answers; auto tells by its chat template."
+        "auto",
+        "Model",
+        "How the model marks what it thinks before it answers; auto tells by its tokenizer's response template, else by"
+        " its chat template.",
     )
     default_thinking_budget: int | None = _setting(
         None,

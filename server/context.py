@@ -47,6 +47,8 @@ class ServingTokenizer(Protocol):
     @property
     def chat_template_source(self) -> str: ...
     @property
+    def response_template(self) -> Any: ...
+    @property
     def eos_token_id(self) -> int | None: ...
     def added_token_id(self, text: str) -> int | None: ...
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
@@ -136,6 +138,7 @@ class ServingContext:
             tokenizer.chat_template_source,
             tokenizer.added_token_id,
             special_tokens=tokenizer.special_tokens,
+            response_template=tokenizer.response_template,
             **self._parsers,
         )
 

@@ -111,6 +111,7 @@ class TextFrontend:
 
     def _load_tokenizer(self) -> None:
         try:
+            from orcinus.engine.platform.lean_imports import wait_for_transformers
             from orcinus.engine.text.tokenizer import Tokenizer
 
             tokenizer = Tokenizer.load(
@@ -118,6 +119,9 @@ class TextFrontend:
                 trust_remote_code=self._config.trust_remote_code,
                 chat_template=self._chat_template,
             )
+            if tokenizer.response_template is not None:
+                with contextlib.suppress(ImportError):  # the server says so where it would read answers by it
+                    wait_for_transformers()
         except BaseException as error:  # `loaded` raises it, whatever it is
             self._loading.set_exception(error)
         else:

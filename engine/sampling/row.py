@@ -73,7 +73,8 @@ class SamplingRow:
         counts the tokens that it samples.
         """
         is_asked = self.sampling.logprobs is not None or (self.slot is not None and self.sampling.has_penalties)
-        return self.matcher is not None and self.bad_words is None and self.allowed is None and not is_asked
+        follows = self.matcher is not None and self.sampling.grammar is not None
+        return follows and self.bad_words is None and self.allowed is None and not is_asked
 
     def add_forced(self) -> list[int]:
         """Count the tokens that the matcher has taken in without their being sampled; returns them."""

@@ -4,7 +4,7 @@ Shared by every API that speaks in messages: each makes a `ChatBody` of its own 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sa
 from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar, schema_place
 
 _TAIL_TOKENS = 64  # of the prompt: enough to see whether the template has opened the model's thinking
+_MAX_TAIL_TOKENS = 16384  # of the prompt, where the message began long before its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ async def prepare_chat(
         variables=_variables(ctx, body, budget),
         tools=None if tool_use is None else tool_use.raw,
     )
-    tail = ctx.engine.tokenizer.decode(prompt.token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
+    tail = _tail(ctx, prompt.token_ids)
     sampling = to_sampling_params(
         body,
         ctx.engine.info.sampling_defaults,
@@ -109,6 +110,16 @@ def _variables(ctx: ServingContext, body: ChatBody, budget: int | None) -> dict[
     """Return the variables of the chat template, the budget among them where it would tell the model."""
     told = {} if budget is None or not ctx.template_reads("thinking_budget") else {"thinking_budget": budget}
     return told | template_variables(body, budget)
+
+
+def _tail(ctx: ServingContext, token_ids: Sequence[int]) -> str:
+    """Return the end of the prompt, as much of it as the readers of answers need."""
+    num_tokens = _TAIL_TOKENS
+    while True:
+        tail = ctx.engine.tokenizer.decode(token_ids[-num_tokens:], skip_special_tokens=False)
+        if num_tokens >= min(len(token_ids), _MAX_TAIL_TOKENS) or not ctx.message_format.needs_more_of(tail):
+            return tail
+        num_tokens *= 4
 
 
 def _reader(reader: MessageReader | None, body: ChatBody, offered: OfferedTools) -> PieceReader | None:

@@ -8,6 +8,7 @@ list but calls none of the request's tools is an answer.
 
 import keyword
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -76,10 +77,16 @@ class Pythonic:
         return BegunCalls(rules, after(tool_use, *openings, text_follows=False))
 
 
-class _Calls:
-    """Holds what has been read, until a call has its first argument or its end."""
+def read_call_list(text: IncomingText, writer: CallWriter) -> Reading[None]:
+    """Read the one list of calls that `text` is, whatever they call. What is no such list is held."""
+    yield from _Calls(text, writer, None).read()
+    yield from text.read_rest(writer.hold)
 
-    def __init__(self, text: IncomingText, writer: CallWriter, known_names: set[str]) -> None:
+
+class _Calls:
+    """Holds what has been read, until a call has its first argument or its end. Without `known_names` all names are."""
+
+    def __init__(self, text: IncomingText, writer: CallWriter, known_names: Collection[str] | None) -> None:
         self._text = text
         self._writer = writer
         self._known_names = known_names
@@ -102,7 +109,8 @@ class _Calls:
     def _read_call(self) -> Reading[bool]:
         """Read a call. Returns False where something does not fit."""
         name = yield from self._read_name()
-        if name not in self._known_names or not (yield from self._take("(")):
+        is_known = bool(name) if self._known_names is None else name in self._known_names
+        if not is_known or not (yield from self._take("(")):
             return False
         has_arguments = False
         while (yield from self._next_character()) != ")":

@@ -210,7 +210,9 @@ def builds(executor: Executor, **info: Any) -> Callable[[EngineConfig], tuple[En
     return lambda config: (fake_info(**info), executor)
 
 
-def write_byte_tokenizer(directory: Path, chat_template: str | None = CHAT_TEMPLATE) -> Path:
+def write_byte_tokenizer(
+    directory: Path, chat_template: str | None = CHAT_TEMPLATE, response_template: Any = None
+) -> Path:
     """Put a tokenizer whose ids are bytes into `directory`, in the files that models come with."""
     vocab = {character: byte for byte, character in byte_characters().items()}
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
@@ -225,6 +227,7 @@ def write_byte_tokenizer(directory: Path, chat_template: str | None = CHAT_TEMPL
         "bos_token": "<|endoftext|>",
         "eos_token": "<|end|>",
         "chat_template": chat_template,
+        "response_template": response_template,
         "clean_up_tokenization_spaces": False,
     }
     present = {key: value for key, value in settings.items() if value is not None}
