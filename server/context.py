@@ -9,6 +9,7 @@ Independent of HTTP, so that a file of requests can be answered in process:
 Both calls raise the errors that `server.errors.to_response` turns into a status and a body.
 """
 
+import logging
 import time
 import zlib
 from collections import Counter
@@ -20,6 +21,7 @@ from orcinus.config.limits import ClientLimits
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
 from orcinus.engine.frontend.observer import EngineObserver, SlotListener
+from orcinus.engine.frontend.prompt_history import PromptHistory
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import Grammar
@@ -27,6 +29,10 @@ from orcinus.server.caller_key import check_allowed, is_allowed
 from orcinus.server.errors import ModelNotFoundError
 from orcinus.server.intake import Intake
 from orcinus.server.reading.message_format import MessageFormat
+
+logger = logging.getLogger(__name__)
+
+_MAX_STAND_INS = 32  # names that the log tells of
 
 
 class ServingTokenizer(Protocol):
@@ -102,6 +108,7 @@ class ServingContext:
         self._shares_prefixes = settings.prefix_cache_scope == "all"
         self.created = int(time.time())
         self.is_lenient = settings.lenient
+        self._stand_ins = set[str]()
         self._fingerprint: str | None = None
 
     @property
@@ -128,6 +135,12 @@ class ServingContext:
             special_tokens=tokenizer.special_tokens,
             **self._parsers,
         )
+
+    @cached_property
+    def prompt_history(self) -> PromptHistory | None:
+        """Return the prompts that came last, None where none is cached. Only once the engine is ready."""
+        info = self.engine.info
+        return PromptHistory(info.block_size) if info.enable_prefix_caching else None
 
     def limit_clients(self, limits_of: Callable[[str], ClientLimits]) -> None:
         """Hold each client from now on to the limits that `limits_of` gives."""
@@ -172,6 +185,13 @@ class ServingContext:
             return
         served = ", ".join(map(repr, self.usable_models)) or "none to this key"
         raise ModelNotFoundError(f"the model {name[:200]!r} does not exist; served here: {served}", "model")
+
+    def note_stand_in(self, name: str) -> None:
+        """Say in the log, once for each of the first names, that the served model answers in place of another."""
+        shown = name[:100]
+        if shown not in self._stand_ins and len(self._stand_ins) < _MAX_STAND_INS:
+            self._stand_ins.add(shown)
+            logger.info("%r is not served: %s answers in its place", shown, self.model_name)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return an entry of /v1/models. The context length is null until the engine has loaded the model."""

@@ -109,6 +109,7 @@ async def test_a_whole_message_has_every_field(served: Serving) -> None:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": 6,
+            "cache_miss": {"reason": "new"},
         },
     }
 
@@ -118,6 +119,8 @@ async def test_a_stream_has_exactly_these_bytes(tmp_path: Path) -> None:
         response = await send(served, "x", stream=True, max_tokens=1)
         message_id = next(named_events(response.text))["message"]["id"]
         usage = '"input_tokens":20,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"output_tokens":1'
+        usage += ',"cache_miss":{"reason":"new"}'
+        assert response.headers["server-timing"] == 'cached_tokens;desc=0, cache_miss;desc="new"'
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert response.text == (
             'event: message_start\ndata: {"type":"message_start","message":{"id":"' + message_id + '","type":"message",'
@@ -174,6 +177,7 @@ async def test_a_stream_is_the_whole_message_in_parts(thinker: Serving, max_toke
     whole = await message(thinker, **body)
     streamed = put_together(named_events((await send(thinker, stream=True, **body)).text))
     whole["usage"], streamed["usage"] = ({**each["usage"]} for each in (whole, streamed))
+    assert whole["usage"].pop("cache_miss") == {"reason": "new"}
     for answer in (whole, streamed):
         answer["usage"]["input_tokens"] += answer["usage"].pop("cache_read_input_tokens")
     assert without_id(streamed) == without_id(whole)
