@@ -63,8 +63,9 @@ def _find_tools(text: str, tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple
         ]
         start = min(found) if found else text.find(name, position)
         if start >= 0:
+            line = text.rfind("\n", position, start) + 1  # on which the tool begins, where it has one of its own
             position = start + len(name)
-            yield start, Place("tools", tool=name)
+            yield line or start, Place("tools", tool=name)
 
 
 def _find_turns(
