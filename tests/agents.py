@@ -140,7 +140,7 @@ class ClaudeCode(Agent):
             "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
             "output_config": {"effort": "high"},
             "stream": True,
-            **({"tool_choice": {"type": "any"}} if self.forces_calls else {}),
+            **({"tool_choice": {"type": "any", "disable_parallel_tool_use": True}} if self.forces_calls else {}),
         }
 
     def _with_breakpoint(self) -> list[dict[str, Any]]:
@@ -222,7 +222,7 @@ class Codex(Agent):
             "input": self.input,
             "tools": [*functions, *([] if self.forces_calls else others)],
             "tool_choice": "required" if self.forces_calls else "auto",
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": not self.forces_calls,
             "reasoning": {"effort": "medium", "summary": "auto"},
             "store": False,
             "include": ["reasoning.encrypted_content"],
@@ -276,6 +276,7 @@ class OpenCode(Agent):
             "messages": self.messages,
             "tools": [{"type": "function", "function": function} for function in functions],
             "tool_choice": "required" if self.forces_calls else "auto",
+            **({"parallel_tool_calls": False} if self.forces_calls else {}),
             "stream": True,
             "stream_options": {"include_usage": True},
         }

@@ -4,7 +4,7 @@ Prompts of different scopes (a client and its salt) are never compared. Neither 
 that fill no block yet. Knows nothing of what an engine has cached, and nothing of texts.
 """
 
-from array import array
+import struct
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +64,7 @@ class PromptHistory:
         return self._num_blocks
 
     def compare(self, token_ids: Sequence[int], scope: Hashable) -> Comparison:
-        """Return what a prompt has in common with those of its scope. Takes a millisecond for 100,000 tokens."""
+        """Return what a prompt has in common with those of its scope. Takes about a millisecond for 100,000 tokens."""
         prompt = SeenPrompt(scope, *self._split(token_ids))
         closest: SeenPrompt | None = None
         num_common = 0
@@ -104,8 +104,8 @@ class PromptHistory:
     def _split(self, token_ids: Sequence[int]) -> tuple[bytes, list[int]]:
         """Return a hash of each full block, and the tokens after the last one."""
         size = self._block_size
-        hashes = array("q", map(hash, zip(*[iter(token_ids)] * size, strict=False)))
-        return hashes.tobytes(), [*token_ids[len(hashes) * size :]]
+        hashes = [*map(hash, zip(*[iter(token_ids)] * size, strict=False))]
+        return struct.pack(f"{len(hashes)}q", *hashes), [*token_ids[len(hashes) * size :]]
 
     def _forget(self, prompt: SeenPrompt) -> None:
         if self._prompts.pop(id(prompt), None) is None:

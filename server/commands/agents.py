@@ -20,7 +20,7 @@ _PROVIDER = "orcinus"
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A server and one of its models. `context` is the context length, None where the server does not know it yet."""
+    """Names a server and one of its models. `context` is the context length, None where the server does not know it yet."""
 
     base_url: str
     name: str
@@ -35,7 +35,7 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What an agent is started with: variables to set and to take away, arguments before the user's, and as a text."""
+    """Holds what an agent is started with: variables to set and to take away, arguments before the user's; and as text."""
 
     variables: Mapping[str, str] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent: its command, how it is installed, and what it is started with, given its environment."""
+    """Describes an agent: its command, how it is installed, and what it is started with, given its environment."""
 
     command: str
     title: str

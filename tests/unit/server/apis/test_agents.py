@@ -1,6 +1,7 @@
 """Conversations of coding agents, turn by turn: each computes what is new, and one block more at most."""
 
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ async def test_ten_turns_compute_what_is_new(kind: type[Agent], caller: Serving)
     turns = [await take_turn(caller, agent) for _ in range(NUM_TURNS)]
     assert turns[0].num_prompt_tokens > 20_000
     assert (turns[0].num_cached_tokens, turns[0].cache_miss) == (0, {"reason": "new"})
-    for before, turn in zip(turns[:-1], turns[1:], strict=True):
+    for before, turn in pairwise(turns):
         check_growth(before, turn)
 
 
