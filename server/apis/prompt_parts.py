@@ -18,7 +18,7 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Names a part of a request. `message` counts the messages of the chat from 0, instructions and results included."""
+    """Names a part of a request. `message` counts those of the chat from 0, instructions and results included."""
 
     part: Part
     message: int | None = None

@@ -20,7 +20,7 @@ _PROVIDER = "orcinus"
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """Names a server and one of its models. `context` is the context length, None where the server does not know it yet."""
+    """Names a server and one of its models. `context` is the context length, None where it is not known yet."""
 
     base_url: str
     name: str
@@ -35,7 +35,7 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Holds what an agent is started with: variables to set and to take away, arguments before the user's; and as text."""
+    """Holds what an agent is started with: variables to set and to take away, and arguments; and that as a text."""
 
     variables: Mapping[str, str] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
