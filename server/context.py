@@ -9,6 +9,7 @@ Independent of HTTP, so that a file of requests can be answered in process:
 Both calls raise the errors that `server.errors.to_response` turns into a status and a body.
 """
 
+import logging
 import re
 import time
 import zlib
@@ -22,6 +23,7 @@ from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.frontend.observer import EngineObserver, SlotListener
+from orcinus.engine.frontend.prompt_history import PromptHistory
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import Grammar
@@ -35,6 +37,10 @@ from orcinus.server.reading.thought_marks import (
     find_thought_marks,
     marks_before_answer,
 )
+
+logger = logging.getLogger(__name__)
+
+_MAX_STAND_INS = 32  # names that the log tells of
 
 
 class ServingTokenizer(Protocol):
@@ -114,6 +120,7 @@ class ServingContext:
         self._shares_prefixes = settings.prefix_cache_scope == "all"
         self.created = int(time.time())
         self.is_lenient = settings.lenient
+        self._stand_ins = set[str]()
         self._fingerprint: str | None = None
 
     @property
@@ -167,6 +174,12 @@ class ServingContext:
             return ""
         return self.engine.tokenizer.decode(token_ids, skip_special_tokens=False)
 
+    @cached_property
+    def prompt_history(self) -> PromptHistory | None:
+        """Return the prompts that came last, None where none is cached. Only once the engine is ready."""
+        info = self.engine.info
+        return PromptHistory(info.block_size) if info.enable_prefix_caching else None
+
     def limit_clients(self, limits_of: Callable[[str], ClientLimits]) -> None:
         """Hold each client from now on to the limits that `limits_of` gives."""
         self.intake.limits_of = limits_of
@@ -210,6 +223,13 @@ class ServingContext:
             return
         served = ", ".join(map(repr, self.usable_models)) or "none to this key"
         raise ModelNotFoundError(f"the model {name[:200]!r} does not exist; served here: {served}", "model")
+
+    def note_stand_in(self, name: str) -> None:
+        """Say in the log, once for each of the first names, that the served model answers in place of another."""
+        shown = name[:100]
+        if shown not in self._stand_ins and len(self._stand_ins) < _MAX_STAND_INS:
+            self._stand_ins.add(shown)
+            logger.info("%r is not served: %s answers in its place", shown, self.model_name)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return an entry of /v1/models. The context length is null until the engine has loaded the model."""

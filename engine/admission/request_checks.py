@@ -47,4 +47,5 @@ def check_context(num_prompt_tokens: int, max_tokens: int | None, max_model_len:
     raise ContextLengthError(
         f"this model's maximum context length is {max_model_len} tokens: the prompt's {num_prompt_tokens}{asked}",
         "max_tokens" if num_prompt_tokens < max_model_len else "prompt",
+        (num_prompt_tokens, wanted, max_model_len),
     )

@@ -15,6 +15,7 @@ from orcinus.server.apis.answer_schemas import (
     list_of,
     object_with,
 )
+from orcinus.server.apis.cache_miss import watch_prefix
 from orcinus.server.apis.chat.body import ChatBody, parse_chat
 from orcinus.server.apis.chat.message import WrittenMessage
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
@@ -42,7 +43,10 @@ async def start_chat_completion(
     parsed = parse_chat(body)
     with naming_parameters(() if parsed.max_completion_tokens is None else _NEWER_NAMES):
         request = await prepare_chat(ctx, parsed, ChatGeneration.new_id(), caller)
-        return ChatGeneration(ctx, request, ctx.engine.submit(request.generation))
+        prefix = await watch_prefix(ctx, request.generation, request.body.messages, request.body.tools)
+        generation = ChatGeneration(ctx, request, ctx.engine.submit(request.generation))
+        generation.follow_prefix(prefix)
+        return generation
 
 
 _REPLY = object_with(role=constant("assistant"), content=STRING_OR_NULL, refusal=STRING_OR_NULL)

@@ -21,6 +21,7 @@ from orcinus.server.apis.answer_schemas import (
     list_of,
     object_with,
 )
+from orcinus.server.apis.cache_miss import watch_prefix
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import Usage
 from orcinus.server.apis.logprobs import ChatLogprobs
@@ -52,7 +53,10 @@ async def start_response(
         request = await prepare_chat(
             ctx, chat, _new_id(), caller, offered, is_streamed=asked.stream, format_name="text.format"
         )
-        return ResponseGeneration(ctx, asked, request, ctx.engine.submit(request.generation))
+        prefix = await watch_prefix(ctx, request.generation, request.body.messages, request.body.tools)
+        generation = ResponseGeneration(ctx, asked, request, ctx.engine.submit(request.generation))
+        generation.follow_prefix(prefix)
+        return generation
 
 
 RESPONSE = AnswerSchema(
@@ -222,6 +226,7 @@ class ResponseGeneration(SingleChoiceGeneration):
             "input_tokens_details": {
                 "cached_tokens": usage.cached_tokens,
                 "cache_write_tokens": self._num_written_to_cache(usage),
+                **usage.cache_miss,
             },
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": self._thinking.num_tokens},

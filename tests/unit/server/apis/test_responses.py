@@ -134,7 +134,7 @@ async def test_usage_counts_what_went_in_and_came_out(served: Serving) -> None:
     usage = (await respond(served))["usage"]
     assert usage == {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 16},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 16, "cache_miss": {"reason": "new"}},
         "output_tokens": 6,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": prompt + 6,
