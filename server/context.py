@@ -39,6 +39,8 @@ class ServingTokenizer(Protocol):
     @property
     def chat_template_source(self) -> str: ...
     @property
+    def reads_pairs(self) -> bool: ...
+    @property
     def eos_token_id(self) -> int | None: ...
     def added_token_id(self, text: str) -> int | None: ...
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
@@ -99,6 +101,8 @@ class ServingContext:
             "tool_call_parser": settings.tool_call_parser,
             "reasoning_parser": settings.reasoning_parser,
         }
+        self.rerank_template = settings.rerank_template
+        self.rerank_labels = settings.rerank_labels
         self._shares_prefixes = settings.prefix_cache_scope == "all"
         self.created = int(time.time())
         self.is_lenient = settings.lenient
