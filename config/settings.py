@@ -51,6 +51,7 @@ _HOST_AND_PORT = re.compile(r"(?:\[.*\]|[^:]*):(\w*)")
 _MIN_STEP_TIMEOUT_S = 5.0  # stalls are counted in seconds, and a loaded machine takes some
 
 METRICS_NAMES = ("orcinus", "vllm")
+MAX_LABELS = 2  # of a reranker
 
 GROUPS = {
     "Model": "what is served",
@@ -178,6 +179,21 @@ class Settings(BaseSettings):
         "Model",
         "How an embedding is made of a prompt's last hidden states: their mean, or the last token's. auto does what the"
         " model's 1_Pooling/config.json (of sentence-transformers) says, and takes the mean without one.",
+    )
+    rerank_template: Literal["auto", "chat", "qwen3", "mxbai-v2", "bge-gemma"] = _setting(
+        "auto",
+        "Model",
+        "The prompt by which the model judges how relevant a document is to a query, in /v1/rerank and /v1/score: that"
+        " of a family of rerankers, or with chat a question in the model's chat template. auto takes a chat template"
+        " that has the roles query and document as it is, else the family that the model's name tells, else chat.",
+    )
+    rerank_labels: Names = _setting(
+        (),
+        "Model",
+        "Texts whose first tokens are the answers of that prompt: the one of a relevant document, and, where there is"
+        " one, that of another. Default: what the model's 1_LogitScore/config.json (of sentence-transformers) says,"
+        " else what the family has, else yes,no.",
+        "YES[,NO]",
     )
 
     device: Literal["auto", "cpu", "cuda"] = _setting(
@@ -611,6 +627,13 @@ class Settings(BaseSettings):
         if not value or not set(value) <= set(METRICS_NAMES):
             raise ValueError(f"must name one or more of {', '.join(METRICS_NAMES)}, got {','.join(value) or 'none'}")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("rerank_labels")
+    @classmethod
+    def _labels_are_two_at_most(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > MAX_LABELS or len(set(value)) < len(value) or not all(value):
+            raise ValueError(f"must be one or two different texts, such as yes,no; got {','.join(value)!r}")
+        return value
 
     @field_validator("root_path")
     @classmethod

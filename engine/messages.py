@@ -130,14 +130,15 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     has_head: bool = True  # without a language-model head it embeds, and writes nothing
     state_bytes: int = 0  # of the states beside keys and values that a sequence has; 0: the model keeps none
     warms_grammars: bool = False  # what the first grammar needs is loaded before it comes
+    label_token_ids: list[int] = []  # by which the checkpoint says that a text is relevant: a yes, and maybe a no
     num_state_snapshots: int = 0  # copies of states that prefixes are reused with; 0: none are, where there are states
 
     def check_generates(self) -> None:
         """Raise `InvalidRequestError` where the model can only embed."""
         if not self.has_head:
             raise InvalidRequestError(
-                f"this model cannot write text: its checkpoint ({self.architecture}) has no language-model head;"
-                " it makes embeddings alone (/v1/embeddings)",
+                f"this model cannot write text or score it: its checkpoint ({self.architecture}) has no language-model"
+                " head; it makes embeddings alone (/v1/embeddings)",
                 "model",
             )
 
@@ -198,7 +199,8 @@ class RequestDelta(Message, frozen=True):
     `logprobs` matches `token_ids`. `prompt_logprobs` comes once, with the first delta, one entry per prompt
     token, None for the first. `num_cached_tokens`, `queue_time_s` come with the first delta.
     `stop_reason` is the stop token id that ended it, None for end-of-sequence (and for a grammar's end).
-    `embedding` is float32, in the machine's byte order; it comes once, with the last delta.
+    `embedding` is float32, in the machine's byte order; it comes once, with the last delta. It has the vector, or the
+    logits of `sampling.label_token_ids`.
     `ends_in_text` tells that a request which stopped did so after its last token, which is text, and not by it.
     `is_steered` tells that a token so far is not the one that was drawn (`StepResult.steered`).
     `pauses` are the times since the delta before in which it had no slot, each from a preemption to its next step.
@@ -409,7 +411,7 @@ class StepResult(Message, frozen=True):
     whose own row failed (non-finite logits); they have no sampled tokens. `finished` are requests whose grammar
     nothing can follow after the tokens sampled now. `steered` are those of which a token, this or an earlier one, is
     not the one that was drawn, because the grammar could not have come to its end within `max_tokens` after that.
-    `embeddings` has those whose prompt is complete with this chunk.
+    `embeddings` has those (vectors, or logits of labels) whose prompt is complete with this chunk.
     """
 
     sampled_token_ids: dict[str, list[int]]

@@ -24,6 +24,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_ALLOWED_TOKEN_IDS = 65_536
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_TOKENS = 64
+MAX_LABELS = 64
 MAX_GRAMMAR_CHARS = 256 * 1024
 MAX_THOUGHT_TAGS = 64
 MAX_TAG_TOKENS = 64
@@ -221,7 +222,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ruled out wherever the others have just been generated. `grammar` rules out whatever it cannot continue with.
     `more_eos_token_ids` end the output as the model's own do, `ignore_eos` included. The thoughts of `thinking` are
     held to its budget; those before a grammar to that of `Grammar.thinking`.
-    With `pooling` the request is embedded instead of continued: `max_tokens` is 0, and the answer one vector.
+    With `pooling` the request is embedded instead of continued: `max_tokens` is 0, and the answer one vector. With
+    `label_token_ids` the answer is the logits of these tokens after the prompt, in their order; `pooling` is "last".
     `stop` strings are a matter of the text side (`engine.text.stop_scanner`); the engine core looks at token ids only.
 
     Raises `InvalidRequestError` naming the parameter, its bounds and the value given.
@@ -252,6 +254,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     grammar: Grammar | None = None
     thinking: Thinking | None = None
     pooling: Pooling | None = None
+    label_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, bounds in RANGES.items():
@@ -261,6 +264,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             msgspec.structs.force_setattr(self, "seed", self.seed % 2**64)  # or no message could hold it
         if self.pooling is not None and self.max_tokens != 0:
             raise InvalidRequestError(f"with pooling, max_tokens must be 0, got {self.max_tokens}", "max_tokens")
+        if self.label_token_ids and self.pooling != "last":
+            raise InvalidRequestError(f"label_token_ids need pooling last, got {self.pooling}", "label_token_ids")
         Range(ge=0, le=self.max_tokens).check("min_tokens", self.min_tokens)
         for token_bias in self.logit_bias.values():
             LOGIT_BIAS_RANGE.check("logit_bias", token_bias)
@@ -269,6 +274,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_length("stop", self.stop, MAX_STOP_STRINGS)
         _check_length("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
         _check_length("bad_words", self.bad_words_token_ids, MAX_BAD_WORDS)
+        _check_length("label_token_ids", self.label_token_ids, MAX_LABELS)
         for word in self.bad_words_token_ids:
             if not 1 <= len(word) <= MAX_BAD_WORD_TOKENS:
                 raise InvalidRequestError(
@@ -326,6 +332,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_ids("stop_token_ids", self.stop_token_ids, vocab_size)
         _check_ids("more_eos_token_ids", self.more_eos_token_ids, vocab_size)
         _check_ids("allowed_token_ids", self.allowed_token_ids, vocab_size)
+        _check_ids("label_token_ids", self.label_token_ids, vocab_size)
         for word in self.bad_words_token_ids:
             _check_ids("bad_words", word, vocab_size)
         for thinking in (self.thinking, self.grammar and self.grammar.thinking):

@@ -55,6 +55,8 @@ class ServingTokenizer(Protocol):
     @property
     def response_template(self) -> Any: ...
     @property
+    def reads_pairs(self) -> bool: ...
+    @property
     def eos_token_id(self) -> int | None: ...
     def added_token_id(self, text: str) -> int | None: ...
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
@@ -117,6 +119,8 @@ class ServingContext:
         }
         self.default_thinking_budget = settings.default_thinking_budget
         self._thought_marks: list[ThoughtMarks | None] = []  # once they are known
+        self.rerank_template = settings.rerank_template
+        self.rerank_labels = settings.rerank_labels
         self._shares_prefixes = settings.prefix_cache_scope == "all"
         self.created = int(time.time())
         self.is_lenient = settings.lenient

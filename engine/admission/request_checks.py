@@ -10,7 +10,7 @@ from orcinus.engine.outputs import GenerationRequest
 
 def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     """Raise `InvalidRequestError` or `ContextLengthError`, with the limit and the value, unless it can be served."""
-    if request.sampling.pooling is None:
+    if request.sampling.pooling is None or request.sampling.label_token_ids:
         info.check_generates()
     request.sampling.check_token_ids(info.vocab_size)
     _check_adapter(request.adapter, info.adapters)

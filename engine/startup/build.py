@@ -54,6 +54,7 @@ from orcinus.engine.startup.cache_size import (
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_device, check_positions, settle_determinism
 from orcinus.engine.startup.device_memory import measured_cuda_memory
+from orcinus.engine.startup.label_tokens import declared_labels
 from orcinus.engine.startup.probe import (
     ServedModel,
     cache_groups,
@@ -260,6 +261,7 @@ def _engine_info(
         batching=config.batching,
         load_time_s=load_time_s,
         pooling=resolve_pooling(config.pooling, config.model),
+        label_token_ids=declared_labels(config.model, served.model.vocab_size),
         hidden_size=served.model.hidden_size,
         quantization=config.quantization,
         is_deterministic=is_deterministic,

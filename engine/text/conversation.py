@@ -17,11 +17,17 @@ Message = Mapping[str, Any]
 
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _INSTRUCTING = ("system", "developer")
+_JUDGED = ("query", "document")  # in a reranker's template
 _SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 
 def prepare_messages(messages: Sequence[Message], traits: TemplateTraits) -> list[dict[str, Any]]:
-    """Return the messages as the template reads them. Raises `InvalidRequestError` for parts that are no text."""
+    """Return the messages as the template reads them. Raises `InvalidRequestError` for parts that are no text.
+
+    A pair to be judged is no chat, and stays as it is.
+    """
+    if any(message.get("role") in _JUDGED for message in messages):
+        return [dict(message) for message in messages]
     prepared = _gather_instructions([_without_surprises(message) for message in messages], traits)
     prepared = _with_readable_ids(_in_turns(prepared, traits), traits)
     return [_with_content(message, traits) for message in prepared]

@@ -115,6 +115,11 @@ class Tokenizer:
         """The text of the chat template, and of the one for chats with tools; empty if there is none."""
         return "\n".join(template.source for template in (self._chat_template, self._tool_template) if template)
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the chat template is a reranker's (`ChatTemplate.reads_pairs`). Takes a moment when first asked."""
+        return self._chat_template is not None and self._chat_template.reads_pairs
+
     @cached_property
     def special_tokens(self) -> frozenset[str]:
         """Return how the special tokens are written; `decode` leaves them out unless told otherwise."""

@@ -20,6 +20,7 @@ from orcinus.engine.sampling_params import (
 )
 
 MAX_PROMPTS = 256
+MAX_INPUTS = 2048  # prompts that are not continued
 MAX_MESSAGES = 4096
 MAX_TOKENS = 2**31 - 1
 MAX_TEMPLATE_VARIABLES = 64

@@ -16,6 +16,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
 PACKAGE = "tests.clients.scripts"
 CLIENTS = (
     "anthropic_sdk",
+    "cohere_sdk",
     "instructor_client",
     "langchain_client",
     "litellm_client",

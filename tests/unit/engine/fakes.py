@@ -125,7 +125,9 @@ class FakeExecutor(Synchronous):
                 if sampling.logprobs is not None:
                     result.logprobs[scheduled.request_id] = [token_logprobs(token, sampling.logprobs)]
             if sampling.pooling is not None and scheduled.num_computed_tokens + scheduled.num_tokens == len(tokens):
-                result.embeddings[scheduled.request_id] = array("f", embedding(tokens, sampling.pooling)).tobytes()
+                labels = sampling.label_token_ids
+                numbers = label_logits(tokens, labels) if labels else embedding(tokens, sampling.pooling)
+                result.embeddings[scheduled.request_id] = array("f", numbers).tobytes()
         return result
 
 
@@ -134,6 +136,11 @@ def embedding(token_ids: Sequence[int], pooling: Pooling) -> list[float]:
     pooled = token_ids if pooling == "mean" else token_ids[-1:]
     counts = [sum(token_id % EMBEDDING_SIZE == residue for token_id in pooled) for residue in range(EMBEDDING_SIZE)]
     return [count / math.hypot(*counts) for count in counts]
+
+
+def label_logits(token_ids: Sequence[int], labels: Sequence[int]) -> list[float]:
+    """How often each label is among the tokens, less 2 for each after the first: the more of it, the likelier."""
+    return [token_ids.count(label) - 2.0 * (number > 0) for number, label in enumerate(labels)]
 
 
 def packed(entries: Sequence[TokenLogprobs | None]) -> PackedLogprobs:
