@@ -70,7 +70,7 @@ def follow_engine(matcher: GrammarMatcher, prose: list[int], row: torch.Tensor) 
 
 def _mask_by_engine(matcher: GrammarMatcher, row: torch.Tensor) -> None:
     matcher.fill_mask()
-    if not matcher.mask is None:
+    if matcher.mask is not None:
         apply(matcher.mask, row)
 
 

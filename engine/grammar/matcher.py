@@ -5,6 +5,7 @@ requests' parameters.
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterable
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Grammars that count only after an opening, in a text that is otherwise free: what follows a call's opening is a call.
 
-Free text costs a look at each token's bytes, and no mask where every token may come. It has one where a token would end an opening and go on with what the grammar cannot begin with. Knows nothing of
-calls.
+Free text costs a look at each token's bytes, and no mask where every token may come. It has one where a token would end
+an opening and go on with what the grammar cannot begin with. Knows nothing of calls.
 """
 
 import threading

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, one_call, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_calls import read_tagged_calls
 from orcinus.server.reading.tools.lark import Terminal, json_call_rules, quote, repeated
@@ -42,3 +43,7 @@ class TemplateJson:
         if self.calls.is_list:
             return f'calls: {opening} "[" {repeated("object", quote(", "), tool_use)} "]" {closing}\n{rules}'
         return f"calls: {repeated('call', quote(chr(10)), tool_use)}\ncall: {opening} object {closing}\n{rules}"
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        rules = self.grammar_rules(tool_use if self.calls.is_list else one_call(tool_use), terminal_by(token_id))
+        return BegunCalls(rules, after(tool_use, opening_tag(self.opening, token_id)))

@@ -57,6 +57,7 @@ def walk(matcher: GrammarMatcher, seed: int, *, at_once: bool, max_tokens: int =
     while len(tokens) < max_tokens and not matcher.is_finished:
         matcher.fill_mask()
         assert matcher.error is None
+        assert matcher.mask is not None
         token_id = random_token(matcher.mask, random.Random(f"{seed} {len(tokens)}"))
         assert token_id is not None
         token_id = matcher.replacement_for(token_id)

@@ -23,6 +23,8 @@ class Matcher:
         self.error: str | None = None
         self.is_finished = False
         self.is_steered = False
+        self.may_replace = True
+        self.overrules = False
         self.forced: list[int] = []
         self.num_fills = 0
         self.is_waiting = False

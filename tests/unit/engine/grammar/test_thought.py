@@ -13,9 +13,14 @@ FORCED = (NEWLINE, END, NEWLINE)
 VOCAB_SIZE = 40
 
 
+def assert_free(matcher: ThoughtMatcher) -> None:
+    assert matcher.mask is None
+
+
 def generate(thinking: Thinking, drawn: Iterable[int], max_tokens: int | None = None) -> list[int]:
     """Return the tokens that are taken where these are drawn; the same whether or not it is resumed at each of them."""
-    thought, taken = Thought(thinking, max_tokens), []
+    thought = Thought(thinking, max_tokens)
+    taken: list[int] = []
     for token_id in drawn:
         resumed = Thought(thinking, max_tokens)
         for earlier in taken:
@@ -133,7 +138,7 @@ def test_a_budget_of_nothing_has_no_thought_begun_by_the_output() -> None:
     assert set(tokens_in(matcher.mask).tolist()) >= set(range(VOCAB_SIZE)) - {START}
     assert START not in tokens_in(matcher.mask)
     matcher.accept(X)
-    assert matcher.mask is None
+    assert_free(matcher)
     assert matcher_of(thinking, [X]).mask is None
     assert matcher_of(Thinking(end=(END,), start=START, budget=1)).mask is None
     assert matcher_of(Thinking(end=(END,), budget=0)).mask is None
