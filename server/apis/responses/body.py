@@ -94,8 +94,8 @@ class ResponseBody(SamplingBody, BudgetBody):
     tools: list[dict[str, Any]] = Field(
         [],
         max_length=MAX_TOOLS,
-        description="Functions that the model may call. Calls match the schema with `strict: true`, and where nothing"
-        " is said of `strict` as far as that can be enforced: x-orcinus-left-out names the rest.",
+        description="Functions that the model may call. `strict: true`: whatever calls it makes match the schema; in"
+        " responses, where a tool says nothing of it, as far as that can be enforced.",
     )
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="`none`, `auto`, `required`, or a function by name; the last two are enforced."
