@@ -36,7 +36,7 @@ _CUT_CHARACTER = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """How the served model is asked: by a family's `template`, by a chat template that `reads_pairs`, or in a chat.
+    """Asks the served model: by a family's `template`, by a chat template that `reads_pairs`, or in a chat.
 
     `labels` are texts whose first tokens are its answers, that of a relevant document first.
     """
