@@ -181,14 +181,14 @@ def test_a_thought_has_tags_and_its_budget_is_no_debt() -> None:
         Thinking(end=(3,), budget=-2)
     for wrong in ({"end": ()}, {"end": (3,), "forced": ()}, {"end": (3,), "openings": ((1,) * (MAX_TAG_TOKENS + 1),)}):
         with pytest.raises(InvalidRequestError, match=f"1 to {MAX_TAG_TOKENS} tokens each"):
-            Thinking(**wrong)  # type: ignore[arg-type]
+            Thinking(**wrong)
     with pytest.raises(InvalidRequestError, match="opens a thought before a grammar"):
         Grammar("json_object", thinking=Thinking(end=(3,), openings=((1, 2),)))
 
 
 def test_tags_are_held_against_the_vocabulary() -> None:
     for tags in ({"end": (50,)}, {"end": (3,), "start": 50}, {"end": (3,), "forced": (3, 50)}):
-        thinking = Thinking(**tags)  # type: ignore[arg-type]
+        thinking = Thinking(**tags)
         for sampling in (SamplingParams(thinking=thinking), SamplingParams(grammar=Grammar("regex", "a", thinking))):
             with pytest.raises(InvalidRequestError, match="thinking_budget has token id 50"):
                 sampling.check_token_ids(50)

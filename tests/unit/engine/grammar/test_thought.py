@@ -15,7 +15,8 @@ VOCAB_SIZE = 40
 
 def generate(thinking: Thinking, drawn: Iterable[int], max_tokens: int | None = None) -> list[int]:
     """Return the tokens that are taken where these are drawn; the same whether or not it is resumed at each of them."""
-    thought, taken = Thought(thinking, max_tokens), []
+    thought = Thought(thinking, max_tokens)
+    taken: list[int] = []
     for token_id in drawn:
         resumed = Thought(thinking, max_tokens)
         for earlier in taken:
@@ -129,9 +130,10 @@ def test_a_matcher_goes_on_where_another_one_ended() -> None:
 def test_a_budget_of_nothing_has_no_thought_begun_by_the_output() -> None:
     thinking = Thinking(end=(END,), start=START, budget=0, forced=FORCED)
     matcher = matcher_of(thinking)
-    assert matcher.mask is not None
-    assert set(tokens_in(matcher.mask).tolist()) >= set(range(VOCAB_SIZE)) - {START}
-    assert START not in tokens_in(matcher.mask)
+    mask = matcher.mask
+    assert mask is not None
+    assert set(tokens_in(mask).tolist()) >= set(range(VOCAB_SIZE)) - {START}
+    assert START not in tokens_in(mask)
     matcher.accept(X)
     assert matcher.mask is None
     assert matcher_of(thinking, [X]).mask is None
