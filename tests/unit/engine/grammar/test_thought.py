@@ -134,9 +134,10 @@ def test_a_matcher_goes_on_where_another_one_ended() -> None:
 def test_a_budget_of_nothing_has_no_thought_begun_by_the_output() -> None:
     thinking = Thinking(end=(END,), start=START, budget=0, forced=FORCED)
     matcher = matcher_of(thinking)
-    assert matcher.mask is not None
-    assert set(tokens_in(matcher.mask).tolist()) >= set(range(VOCAB_SIZE)) - {START}
-    assert START not in tokens_in(matcher.mask)
+    mask = matcher.mask
+    assert mask is not None
+    assert set(tokens_in(mask).tolist()) >= set(range(VOCAB_SIZE)) - {START}
+    assert START not in tokens_in(mask)
     matcher.accept(X)
     assert_free(matcher)
     assert matcher_of(thinking, [X]).mask is None
