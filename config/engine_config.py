@@ -35,7 +35,7 @@ class EngineConfig:
     model: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device: Literal["auto", "cpu", "cuda"]
-    quantization: Literal["int8"] | None
+    quantization: Literal["int8", "int4"] | None
     trust_remote_code: bool
     use_generation_config: bool
     pooling: Literal["auto", "mean", "last"]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import current_step
 from orcinus.engine.cpu.layer_parts import LayerParts, Place
-from orcinus.engine.cpu.native_linear import Kind, PackedWeight
+from orcinus.engine.cpu.grouped_weight import GroupedWeight
+from orcinus.engine.cpu.native_linear import Kind, PackedWeight, packed_weight
 from orcinus.engine.cpu.token_mixers import NativeAttention, NativeMixer, native_norm
 from orcinus.engine.kernels import structures
 from orcinus.engine.kernels.library import Library
@@ -158,12 +159,14 @@ def num_native_layers(model: nn.Module) -> int:
     return sum(layer.has_mlp for decoder in decoders for layer in decoder.layers)
 
 
-def _packed(library: Library, places: Sequence[Place], kind: Kind, *, alternates: bool = False) -> PackedWeight:
+def _packed(
+    library: Library, places: Sequence[Place], kind: Kind, *, alternates: bool = False
+) -> PackedWeight | GroupedWeight:
     weights = [_in_order(place.module.weight.detach(), place.order) for place in places]
     biases = [
         bias if (bias := place.module.bias) is None else _in_order(bias.detach(), place.order) for place in places
     ]
-    packed = PackedWeight(library, kind, weights, biases, alternates=alternates)
+    packed = packed_weight(library, kind, weights, biases, alternates=alternates)
     for place in places:
         MappedFiles().release(place.module.weight)
     return packed

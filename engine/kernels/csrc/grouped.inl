@@ -115,9 +115,9 @@ TileKernel tile_kernel(const Groups& groups, long num_rows) {
 // Puts the integers of one group where a product reads them, and what it needs of them: its largest value becomes 127.
 // What is not finite makes the scale NaN; what is too small for a factor, 0.
 INLINE void fill_group(const f32x16* x, long num_vectors, int8_t* integers, const Row& row, long group, long start) {
-    f32x16 most = magnitude(x[0]), poison = x[0] * 0.0f;
+    f32x16 most = greater(x[0], -x[0]), poison = x[0] * 0.0f;
     for (long i = 1; i < num_vectors; i++) {
-        most = larger(most, magnitude(x[i]));
+        most = greater(most, greater(x[i], -x[i]));
         poison = poison + x[i] * 0.0f;
     }
     const float found = max_of(most), largest = found > 0x1p-110f ? found : 0.0f;

@@ -12,6 +12,8 @@ INLINE bool has_avx_vnni() {
 // As of linear.cpp: with a spread of 2 the rows of two weights alternate by sixteens.
 INLINE long column_of(long first, long spread, long row) { return first + row / 16 * spread * 16 + row % 16; }
 
+const long LANE_BYTES = PANEL * 4;
+
 // Where a panel has what belongs to one of its columns.
 struct ColumnPlace {
     const Groups& groups;
@@ -29,8 +31,8 @@ struct ColumnPlace {
     uint8_t& scale_part(long group) const { return narrow(group, 0); }
     uint8_t& offset_part(long group) const { return narrow(group, layout.per_block); }
 
-    // The bytes of four inputs, or of eight that share them.
-    char* lane(long group, long lane) const { return panel + layout.values(group) + (lane * PANEL + column) * 4; }
+    // The bytes of a group's first four inputs, or of eight that share them; the next are LANE_BYTES further.
+    char* values(long group) const { return panel + layout.values(group) + column * 4; }
 
 private:
     uint16_t* wide(long block) const { return reinterpret_cast<uint16_t*>(panel + layout.block(block)); }
@@ -44,14 +46,15 @@ private:
 
 INLINE void put_values(const ColumnPlace& place, long group, const uint8_t* values) {
     const long size = place.groups.size, shared = place.groups.bits == 4 ? size / 2 : size;
-    for (long i = 0; i < shared; i += 4) {
+    char* out = place.values(group);
+    for (long i = 0; i < shared; i += 4, out += LANE_BYTES) {
         uint32_t word, other;
         __builtin_memcpy(&word, values + i, 4);
         if (shared < size) {
             __builtin_memcpy(&other, values + shared + i, 4);
             word |= other << 4;
         }
-        __builtin_memcpy(place.lane(group, i / 4), &word, 4);
+        __builtin_memcpy(out, &word, 4);
     }
 }
 
@@ -95,9 +98,10 @@ ScaleAndOffset numbers_of(const ColumnPlace& place, long group) {
     return numbers;
 }
 
-INLINE int value_at(const ColumnPlace& place, long group, long i) {
-    const long shared = place.groups.bits == 4 ? place.groups.size / 2 : place.groups.size, at = i % shared;
-    const int byte = static_cast<uint8_t>(place.lane(group, at / 4)[at % 4]);
+// `values` are those of the group.
+INLINE int value_at(const ColumnPlace& place, const char* values, long i) {
+    const long shared = place.groups.bits == 4 ? place.groups.size / 2 : place.groups.size, at = i < shared ? i : i - shared;
+    const int byte = static_cast<uint8_t>(values[at / 4 * LANE_BYTES + at % 4]);
     if (place.groups.bits == 8) return byte;
     const int half = i < shared ? byte & 15 : byte >> 4;
     return place.groups.table ? place.groups.table[half] : half;
@@ -108,8 +112,9 @@ void unpack_column(const Linear& linear, long column, float* out) {
     const long size = place.groups.size;
     for (long group = 0; group < place.layout.num_groups; group++) {
         const ScaleAndOffset numbers = numbers_of(place, group);
+        const char* values = place.values(group);
         for (long i = 0; i < least(size, linear.in - group * size); i++) {
-            const float value = static_cast<float>(value_at(place, group, i) - static_cast<int>(place.groups.zero));
+            const float value = static_cast<float>(value_at(place, values, i) - static_cast<int>(place.groups.zero));
             out[group * size + i] = __builtin_fmaf(value, numbers.scale, -numbers.offset);
         }
     }

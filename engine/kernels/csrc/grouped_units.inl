@@ -7,10 +7,8 @@ const long UNIT_ROWS = 16;
 // Groups of a panel that are unpacked at once.
 const long UNPACKED_GROUPS = 16;
 
-#define SUM_TILE 0
-#define OTHER_SUM_TILE 1
-#define ROW_TILE 2
-#define VALUE_TILE 3
+// Groups whose sums are computed in one go, with a tile each (0 to 3); rows are in tiles 4 and 5, values in 6 and 7.
+const long GROUPS_AT_ONCE = 4;
 
 struct alignas(64) Unpacked {
     int8_t values[UNPACKED_GROUPS][MOST_GROUP_LANES * PANEL * 4];
@@ -66,51 +64,59 @@ INLINE RowScales row_scales_of(const Row& row, long stride, long num_rows, long 
     return s;
 }
 
-// Adds one group to what 16 rows have come to.
-template <bool IS_OTHER, bool HAS_OFFSETS>
-INLINE void add_group(const uint32_t* lanes, long stride, const Unpacked& from, const RowScales& rows, long g, long column,
-                      Floats (&results)[UNIT_ROWS], int32_t (&sums)[UNIT_ROWS][16]) {
-    _tile_loadd(ROW_TILE, lanes, stride * 4);
-    _tile_loadd(VALUE_TILE, from.values[g] + column * 4, PANEL * 4);
-    if (IS_OTHER) {  // numbers of tiles must be written out
-        _tile_zero(OTHER_SUM_TILE);
-        _tile_dpbssd(OTHER_SUM_TILE, ROW_TILE, VALUE_TILE);
-        _tile_stored(OTHER_SUM_TILE, sums, 64);
-    } else {
-        _tile_zero(SUM_TILE);
-        _tile_dpbssd(SUM_TILE, ROW_TILE, VALUE_TILE);
-        _tile_stored(SUM_TILE, sums, 64);
+// Multiplies 16 rows by 16 columns of a group. Numbers of tiles must be written out.
+#define MULTIPLY_GROUP(index, sum, row_tile, value_tile)                                        \
+    if (index < count) {                                                                        \
+        _tile_loadd(row_tile, lanes + index * group_lanes, stride * 4);                         \
+        _tile_loadd(value_tile, values + index * sizeof(Unpacked::values[0]), PANEL * 4);       \
+        _tile_zero(sum);                                                                        \
+        _tile_dpbssd(sum, row_tile, value_tile);                                                \
+        _tile_stored(sum, sums[index], 64);                                                     \
     }
+
+// Sums of integers: of groups, 16 rows and 16 columns.
+typedef int32_t UnitSums[GROUPS_AT_ONCE][UNIT_ROWS][16];
+
+INLINE void multiply_groups(const uint32_t* lanes, long stride, long group_lanes, const int8_t* values, long count,
+                            UnitSums& sums) {
+    MULTIPLY_GROUP(0, 0, 4, 6)
+    MULTIPLY_GROUP(1, 1, 5, 7)
+    MULTIPLY_GROUP(2, 2, 4, 6)
+    MULTIPLY_GROUP(3, 3, 5, 7)
     __asm__ volatile("" ::: "memory");  // the compiler does not know that the units write there
-    const Floats scale = _mm512_load_ps(from.scales[g] + column), offset = _mm512_load_ps(from.offsets[g] + column);
-    UNROLL for (int m = 0; m < UNIT_ROWS; m++) {
-        const Floats x = product(as_floats_of(_mm512_load_si512(sums[m])), every(rows.scales[g][m]));
-        results[m] = fused(x, scale, results[m]);
-        if (HAS_OFFSETS) results[m] = fused_less(every(rows.sums[g][m]), offset, results[m]);
-    }
 }
 
-// Up to 16 rows by 16 columns of what is unpacked, added to `out` (UNIT_ROWS, PANEL) from `column` on.
+// Up to 16 rows by 16 columns of what is unpacked, added to `out` (UNIT_ROWS, PANEL) from `column` on. Sums of some groups
+// are on their way while those before them are added.
 template <bool HAS_OFFSETS>
 INLINE void add_groups(const uint32_t* lanes, long stride, long group_lanes, const Unpacked& from, const RowScales& rows,
-                       long count, long column, float* out) {
-    alignas(64) int32_t sums[2][UNIT_ROWS][16] = {};
+                       long count, long column, UnitSums (&sums)[2], float* out) {
     Floats results[UNIT_ROWS];
     UNROLL for (int m = 0; m < UNIT_ROWS; m++) results[m] = _mm512_load_ps(out + m * PANEL + column);
-    for (long g = 0; g < count; g += 2) {
-        add_group<false, HAS_OFFSETS>(lanes + g * group_lanes, stride, from, rows, g, column, results, sums[0]);
-        if (g + 1 == count) break;
-        add_group<true, HAS_OFFSETS>(lanes + (g + 1) * group_lanes, stride, from, rows, g + 1, column, results,
-                                               sums[1]);
+    multiply_groups(lanes, stride, group_lanes, from.values[0] + column * 4, count, sums[0]);
+    for (long first = 0; first < count; first += GROUPS_AT_ONCE) {
+        const long next = first + GROUPS_AT_ONCE;
+        if (next < count)
+            multiply_groups(lanes + next * group_lanes, stride, group_lanes, from.values[next] + column * 4, count - next,
+                            sums[next / GROUPS_AT_ONCE % 2]);
+        for (long g = first; g < least(next, count); g++) {
+            const int32_t(&group)[UNIT_ROWS][16] = sums[first / GROUPS_AT_ONCE % 2][g - first];
+            const Floats scale = _mm512_load_ps(from.scales[g] + column), offset = _mm512_load_ps(from.offsets[g] + column);
+            UNROLL for (int m = 0; m < UNIT_ROWS; m++) {
+                const Floats x = product(as_floats_of(_mm512_load_si512(group[m])), every(rows.scales[g][m]));
+                results[m] = fused(x, scale, results[m]);
+                if (HAS_OFFSETS) results[m] = fused_less(every(rows.sums[g][m]), offset, results[m]);
+            }
+        }
     }
     UNROLL for (int m = 0; m < UNIT_ROWS; m++) put(out + m * PANEL + column, results[m]);
 }
 
 // Of so many rows; a row has as many bytes as a group has inputs.
 INLINE void configure(long num_rows, long group_lanes) {
-    const long heights[8] = {num_rows, num_rows, num_rows, group_lanes, 0, 0, 0, 0};
+    const long heights[8] = {num_rows, num_rows, num_rows, num_rows, num_rows, num_rows, group_lanes, group_lanes};
     TileShapes shapes(heights);
-    shapes.bytes_of_row[ROW_TILE] = static_cast<uint16_t>(group_lanes * 4);
+    shapes.bytes_of_row[4] = shapes.bytes_of_row[5] = static_cast<uint16_t>(group_lanes * 4);
     __asm__ volatile("" ::: "memory");  // the units read memory that the compiler does not know they read
     _tile_loadconfig(&shapes);
 }
@@ -121,6 +127,7 @@ void multiply_in_groups(const Linear& linear, const Rows& rows, const Part& part
     const long group_lanes = linear.groups->size / 4;
     const char* panel = static_cast<const char*>(linear.panels) + part.panel * layout.panel_bytes();
     Unpacked unpacked;
+    alignas(64) UnitSums unit_sums[2] = {};
     for (long first = 0; first < layout.num_groups; first += UNPACKED_GROUPS) {
         const long count = least(UNPACKED_GROUPS, layout.num_groups - first);
         unpack<HAS_OFFSETS>(linear, layout, panel, first, count, unpacked);
@@ -132,7 +139,7 @@ void multiply_in_groups(const Linear& linear, const Rows& rows, const Part& part
             if (num_rows != configured) configure(configured = num_rows, group_lanes);
             for (long column = 0; column < PANEL; column += 16)
                 add_groups<HAS_OFFSETS>(row.lanes + first * group_lanes, rows.stride, group_lanes, unpacked, scales, count,
-                                        column, sums + (index - part.row) * PANEL);
+                                        column, unit_sums, sums + (index - part.row) * PANEL);
         }
     }
     _tile_release();

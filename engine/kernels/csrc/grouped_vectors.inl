@@ -42,6 +42,8 @@ template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return ever
 template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) { return _mm512_dpbusd_epi32(sum, values, row); }
 template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
 
+INLINE f32x16 greater(f32x16 a, f32x16 b) { return reinterpret_cast<f32x16>(_mm512_max_ps(as_m512(a), as_m512(b))); }
+INLINE f32x16 lesser(f32x16 a, f32x16 b) { return reinterpret_cast<f32x16>(_mm512_min_ps(as_m512(a), as_m512(b))); }
 INLINE f32x16 nearest(f32x16 x) { return reinterpret_cast<f32x16>(_mm512_roundscale_ps(as_m512(x), 0)); }
 INLINE void put_bytes(int8_t* p, f32x16 whole) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(as_m512(whole))));
@@ -115,6 +117,14 @@ INLINE f32x16 joined(__m256 low, __m256 high) {
 INLINE f32x16 fused(f32x16 a, f32x16 b, f32x16 c) {
     const Halves<f32x16, f32x8> x(a), y(b), z(c);
     return joined(fused(x.low, y.low, z.low), fused(x.high, y.high, z.high));
+}
+INLINE f32x16 greater(f32x16 a, f32x16 b) {
+    const Halves<f32x16, f32x8> x(a), y(b);
+    return joined(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));
+}
+INLINE f32x16 lesser(f32x16 a, f32x16 b) {
+    const Halves<f32x16, f32x8> x(a), y(b);
+    return joined(_mm256_min_ps(x.low, y.low), _mm256_min_ps(x.high, y.high));
 }
 INLINE f32x16 nearest(f32x16 x) {
     const Halves<f32x16, f32x8> parts(x);
@@ -207,6 +217,8 @@ INLINE f32x16 fused(f32x16 a, f32x16 b, f32x16 c) {
     UNROLL for (int i = 0; i < 16; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;
 }
+INLINE f32x16 greater(f32x16 a, f32x16 b) { return a > b ? a : b; }
+INLINE f32x16 lesser(f32x16 a, f32x16 b) { return a < b ? a : b; }
 INLINE f32x16 nearest(f32x16 x) {
     UNROLL for (int i = 0; i < 16; i++) x[i] = __builtin_rintf(x[i]);
     return x;
@@ -218,8 +230,6 @@ INLINE void put_bytes(int8_t* p, f32x16 whole) {
 #endif
 
 #if !AVX512
-
-INLINE f32x16 magnitude(f32x16 x) { return x < 0.0f ? -x : x; }
 
 INLINE f32x16 silu(f32x16 x) {
     const f32x16 bottom = splat(-88.0f);  // below, exp(-x) is beyond float32

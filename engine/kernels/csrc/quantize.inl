@@ -4,17 +4,14 @@
 // Steps that are tried of a group of 4 bits: its largest value becomes -8 or 7, or a little more or less.
 const float LARGEST_VALUES[] = {-7.0f, -7.25f, -7.5f, -7.75f, -8.0f, -8.25f, -8.5f, -8.75f, 6.5f, 7.0f, 7.5f};
 
-INLINE f32x16 between(f32x16 x, float low, float high) {
-    const f32x16 bottom = each(low), top = each(high), raised = x < bottom ? bottom : x;
-    return raised > top ? top : raised;
-}
+INLINE f32x16 between(f32x16 x, float low, float high) { return lesser(greater(x, each(low)), each(high)); }
 
 // The number that is farthest from zero, with its sign.
 INLINE float farthest(const f32x16* x, long num_vectors) {
     f32x16 high = x[0], low = -x[0];
     for (long i = 1; i < num_vectors; i++) {
-        high = larger(high, x[i]);
-        low = larger(low, -x[i]);
+        high = greater(high, x[i]);
+        low = greater(low, -x[i]);
     }
     const float highest = max_of(high), lowest = max_of(low);
     return highest > lowest ? highest : -lowest;
