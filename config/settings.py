@@ -102,6 +102,11 @@ class Settings(BaseSettings):
         " int4: weights in groups of 32, half of that memory again, clearly less exact in small models. A checkpoint that"
         " is already quantized is served as it is, without this.",
     )
+    kernels: Literal["auto", "generic", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "amx"] = _setting(
+        "auto",
+        "Engine",
+        "Most that the CPU kernels may use of the processor, to see what a lesser one does; auto uses all that it has.",
+    )
     max_model_len: int | None = _setting(
         None,
         "Model",
@@ -716,6 +721,7 @@ class Settings(BaseSettings):
             dtype=self.dtype,
             device=self.device,
             quantization=self.quantization,
+            kernels=self.kernels,
             trust_remote_code=self.trust_remote_code,
             use_generation_config=self.use_generation_config,
             pooling=self.pooling,

@@ -37,6 +37,15 @@ _OPENMP_NAMES = ("libgomp", "libiomp5", "libomp")
 INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512-bf16", "amx")
 # What multiplies weights in groups, by the numbers of grouped.h.
 GROUPED_KERNELS = ("generic", "avx2", "avx2-vnni", "avx512", "amx")
+# The most that kernels may use: an instruction set by its number, and whether VNNI. The last is all there is.
+KERNEL_CHOICES = {
+    "generic": (0, False),
+    "avx2": (1, False),
+    "avx2-vnni": (1, True),
+    "avx512": (2, True),
+    "avx512-bf16": (3, True),
+    "amx": (4, True),
+}
 _AVX512_LEVEL, _BF16_LEVEL, _UNITS_LEVEL = 2, 3, 4
 
 
@@ -71,16 +80,24 @@ class Library:
             getattr(functions, f"orcinus_{name}").argtypes = (c_void_p, c_void_p, c_int64)
             getattr(functions, f"orcinus_{name}").restype = None
         self._functions = functions
-        best: int = functions.orcinus_best_level()
-        self._level = best if level is None else min(level, best)
+        self._choose(len(INSTRUCTION_SETS) if level is None else level, has_vnni=has_vnni)
+        self._own_threads = ctypes.cast(functions.orcinus_parallel, c_void_p).value
+        self.team = Team(gomp_parallel(), 1)
+
+    def _choose(self, level: int, *, has_vnni: bool) -> None:
+        functions = self._functions
+        self._level = min(level, functions.orcinus_best_level())
         self.instruction_set = INSTRUCTION_SETS[self._level]
         self.has_bf16_linear = self._level >= _BF16_LEVEL and bool(functions.orcinus_has_bf16())
         self.has_int8_linear = self._level >= _AVX512_LEVEL and bool(functions.orcinus_has_int8())
         self.has_matrix_units = self._level >= _UNITS_LEVEL and bool(functions.orcinus_has_matrix_units())
         self.has_decoder = self._level >= _AVX512_LEVEL
         self.grouped_kernel: int = functions.orcinus_grouped_kernel(self._level, has_vnni)
-        self._own_threads = ctypes.cast(functions.orcinus_parallel, c_void_p).value
-        self.team = Team(gomp_parallel(), 1)
+
+    def use_kernels(self, choice: str) -> None:
+        """Use nothing beyond one of `KERNEL_CHOICES` from now on; what this CPU does not have is passed over."""
+        level, has_vnni = KERNEL_CHOICES[choice]
+        self._choose(level, has_vnni=has_vnni)
 
     def use_threads(self, count: int, *, own: bool) -> None:
         """Choose the threads that help from now on: `count` of the library's own, or of torch's OpenMP runtime.
@@ -161,6 +178,12 @@ class Library:
         """Run the decoder layers of one step. Raises `MemoryError`."""
         if self._functions.orcinus_decode(addressof(call), addressof(self.team), self._level):
             raise MemoryError("no memory for the layers of this step")
+
+
+def use_kernels(choice: str) -> None:
+    """Let the kernels of this process use nothing beyond one of `KERNEL_CHOICES`."""
+    if (library := load_library()) is not None:
+        library.use_kernels(choice)
 
 
 @cache

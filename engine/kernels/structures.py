@@ -70,6 +70,7 @@ class Linear(ctypes.Structure):
         ("bias", c_void_p),
         ("sums", c_void_p),
         ("groups", c_void_p),
+        ("next", c_void_p),
         ("in_features", c_int64),
         ("out_features", c_int64),
         ("is_int8", c_int64),

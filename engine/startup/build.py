@@ -19,7 +19,7 @@ from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.interface import KVCacheSpec, PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
-from orcinus.engine.kernels.library import load_library
+from orcinus.engine.kernels.library import load_library, use_kernels
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.models.loader import eos_token_ids, load_causal_lm, sampling_defaults
 from orcinus.engine.models.text_half import text_half_of
@@ -81,6 +81,8 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         wanted = config.kv_cache_memory * config.num_sharing_memory
         check_memory(wanted, memory_limit() if device.type == "cpu" else device_memory(device))
     use_available_cores()
+    if config.kernels != "auto":
+        use_kernels(config.kernels)
     with large_blocks_given_back(), _collector_off():
         causal_lm = load_causal_lm(config, device)
     with torch.inference_mode():

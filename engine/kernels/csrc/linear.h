@@ -19,12 +19,14 @@ extern "C" {
 // int8 weights have a scale for each column, and the sum of each column's integers, times the 128 that is added to the
 // rows' integers. Matrix units take weights alone whose lanes are a multiple of 16.
 //
-// Where there are `groups`, panels are laid out as they say instead, and neither of those is used.
+// Where there are `groups`, panels are laid out as they say instead, and neither of those is used. `next` has the columns that
+// follow, of the same input, or is null: a decoder layer's projections need not all have the same kind of numbers.
 struct Linear {
     const void* panels;
     const float *scales, *bias;
     const int32_t* sums;
     const Groups* groups;
+    const Linear* next;
     int64_t in, out, is_int8, by_matrix_units;
 };
 }

@@ -26,6 +26,7 @@ const FieldLayout LAYOUTS[] = {
     FIELD(Attention, window), FIELD(Attention, scale), FIELD(Attention, softcap), FIELD(Attention, sinks),
     STRUCTURE(Linear),
     FIELD(Linear, panels), FIELD(Linear, scales), FIELD(Linear, bias), FIELD(Linear, sums), FIELD(Linear, groups),
+    FIELD(Linear, next),
     RENAMED(Linear, in, "in_features"), RENAMED(Linear, out, "out_features"), FIELD(Linear, is_int8),
     FIELD(Linear, by_matrix_units),
     STRUCTURE(Groups),
