@@ -58,6 +58,7 @@ from orcinus.engine.startup.probe import (
     ServedModel,
     cache_groups,
     check_paged,
+    expect_own_logits,
     probe_model,
 )
 
@@ -90,9 +91,14 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
             check_positions(causal_lm)
         served = probe_model(causal_lm, device, block_size=config.block_size)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
+        has_few_bits = config.quantization == "int4"
+        if has_few_bits:
+            check_paged(served, limits.block_size, device)
         if device.type == "cpu":
             with large_blocks_given_back():
                 lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
+        if has_few_bits:
+            served = expect_own_logits(served, limits.block_size, device)
         logits = check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
         obstacle: str | None = "it runs on a GPU"
         if device.type == "cpu":

@@ -21,7 +21,7 @@ const long ROW_BLOCK = 448;
 // Of matrix units: what rows have come to is kept while parts of a panel pass by.
 const long UNIT_ROW_BLOCK = 224;
 // Below so many rows vectors are faster than matrix units.
-const long FEWEST_UNIT_ROWS = 12;
+const long FEWEST_UNIT_ROWS = 24;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
 
@@ -152,7 +152,7 @@ Kernels kernels_of(const Linear& linear) {
 void multiply_part(const Linear& linear, const Rows& rows, const Target& target, const Part& part) {
 #if MATRIX_UNITS
     if (linear.groups->kernel == UNIT_GROUPS && part.end_row - part.row >= FEWEST_UNIT_ROWS) {
-        alignas(64) float sums[UNIT_ROW_BLOCK * PANEL] = {};
+        alignas(64) float sums[UNIT_ROW_BLOCK * PANEL];
         units::multiply(linear, rows, part, sums);
         return avx512::finish_tile(linear, target, part.row, part.end_row - part.row, part.panel, sums);
     }

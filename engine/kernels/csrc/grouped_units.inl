@@ -7,8 +7,8 @@ const long UNIT_ROWS = 16;
 // Groups of a panel that are unpacked at once.
 const long UNPACKED_GROUPS = 16;
 
-// Groups whose sums are computed in one go, with a tile each (0 to 3); rows are in tiles 4 and 5, values in 6 and 7.
-const long GROUPS_AT_ONCE = 4;
+// Groups whose sums are computed in one go. Sums are in tiles 0 to 3, rows in 4 and 5, values in 6 and 7.
+const long GROUPS_AT_ONCE = 8;
 
 struct alignas(64) Unpacked {
     int8_t values[UNPACKED_GROUPS][MOST_GROUP_LANES * PANEL * 4];
@@ -42,11 +42,15 @@ INLINE void unpack_values(const Groups& groups, const char* from, int8_t* to) {
 
 template <bool HAS_OFFSETS>
 INLINE void unpack(const Linear& linear, const GroupLayout& layout, const char* panel, long first, long count, Unpacked& to) {
-    for (long g = 0; g < count; g++) {
-        const long group = first + g;
-        unpack_values(*linear.groups, panel + layout.values(group), to.values[g]);
-        const Scales s = scales_of<HAS_OFFSETS>(linear.groups->scales, layout, panel + layout.block(group / layout.per_block),
-                                                group % layout.per_block);
+    const long per_block = layout.per_block;
+    const char* head = panel + layout.block(first / per_block);
+    for (long g = 0, in_block = first % per_block; g < count; g++, in_block++) {
+        if (in_block == per_block) {
+            head += layout.head_bytes + per_block * layout.group_bytes;
+            in_block = 0;
+        }
+        unpack_values(*linear.groups, head + layout.head_bytes + in_block * layout.group_bytes, to.values[g]);
+        const Scales s = scales_of<HAS_OFFSETS>(linear.groups->scales, layout, head, in_block);
         for (long v = 0; v < VECTORS; v++) {
             put(to.scales[g] + v * LANES, s.scale[v]);
             put(to.offsets[g] + v * LANES, s.offset[v]);
@@ -64,52 +68,60 @@ INLINE RowScales row_scales_of(const Row& row, long stride, long num_rows, long 
     return s;
 }
 
-// Multiplies 16 rows by 16 columns of a group. Numbers of tiles must be written out.
-#define MULTIPLY_GROUP(index, sum, row_tile, value_tile)                                        \
-    if (index < count) {                                                                        \
-        _tile_loadd(row_tile, lanes + index * group_lanes, stride * 4);                         \
-        _tile_loadd(value_tile, values + index * sizeof(Unpacked::values[0]), PANEL * 4);       \
-        _tile_zero(sum);                                                                        \
-        _tile_dpbssd(sum, row_tile, value_tile);                                                \
-        _tile_stored(sum, sums[index], 64);                                                     \
-    }
+// Sums of integers of some groups: 16 rows by the left and the right 16 columns.
+typedef int32_t UnitSums[GROUPS_AT_ONCE][2][UNIT_ROWS][16];
 
-// Sums of integers: of groups, 16 rows and 16 columns.
-typedef int32_t UnitSums[GROUPS_AT_ONCE][UNIT_ROWS][16];
+// Multiplies 16 rows by a panel's columns of one group. Numbers of tiles must be written out.
+#define MULTIPLY_GROUP(index, rows, left, right)                                         \
+    _tile_loadd(rows, lanes + (index) * group_lanes, stride * 4);                        \
+    _tile_loadd(6, values + (index) * sizeof(Unpacked::values[0]), PANEL * 4);           \
+    _tile_loadd(7, values + (index) * sizeof(Unpacked::values[0]) + 64, PANEL * 4);      \
+    _tile_zero(left);                                                                    \
+    _tile_zero(right);                                                                   \
+    _tile_dpbssd(left, rows, 6);                                                         \
+    _tile_dpbssd(right, rows, 7);                                                        \
+    _tile_stored(left, sums[index][0], 64);                                              \
+    _tile_stored(right, sums[index][1], 64);
 
 INLINE void multiply_groups(const uint32_t* lanes, long stride, long group_lanes, const int8_t* values, long count,
                             UnitSums& sums) {
-    MULTIPLY_GROUP(0, 0, 4, 6)
-    MULTIPLY_GROUP(1, 1, 5, 7)
-    MULTIPLY_GROUP(2, 2, 4, 6)
-    MULTIPLY_GROUP(3, 3, 5, 7)
+    for (long g = 0; g < count; g += 2) {
+        MULTIPLY_GROUP(g, 4, 0, 1)
+        if (g + 1 == count) break;
+        MULTIPLY_GROUP(g + 1, 5, 2, 3)
+    }
     __asm__ volatile("" ::: "memory");  // the compiler does not know that the units write there
 }
 
-// Up to 16 rows by 16 columns of what is unpacked, added to `out` (UNIT_ROWS, PANEL) from `column` on. Sums of some groups
-// are on their way while those before them are added.
+// Adds groups to what 16 rows by 16 columns have come to.
 template <bool HAS_OFFSETS>
-INLINE void add_groups(const uint32_t* lanes, long stride, long group_lanes, const Unpacked& from, const RowScales& rows,
-                       long count, long column, UnitSums (&sums)[2], float* out) {
+INLINE void add_groups(const Unpacked& from, const RowScales& rows, long first, long count, long column,
+                       const UnitSums& sums, float* out) {
     Floats results[UNIT_ROWS];
     UNROLL for (int m = 0; m < UNIT_ROWS; m++) results[m] = _mm512_load_ps(out + m * PANEL + column);
-    multiply_groups(lanes, stride, group_lanes, from.values[0] + column * 4, count, sums[0]);
-    for (long first = 0; first < count; first += GROUPS_AT_ONCE) {
-        const long next = first + GROUPS_AT_ONCE;
-        if (next < count)
-            multiply_groups(lanes + next * group_lanes, stride, group_lanes, from.values[next] + column * 4, count - next,
-                            sums[next / GROUPS_AT_ONCE % 2]);
-        for (long g = first; g < least(next, count); g++) {
-            const int32_t(&group)[UNIT_ROWS][16] = sums[first / GROUPS_AT_ONCE % 2][g - first];
-            const Floats scale = _mm512_load_ps(from.scales[g] + column), offset = _mm512_load_ps(from.offsets[g] + column);
-            UNROLL for (int m = 0; m < UNIT_ROWS; m++) {
-                const Floats x = product(as_floats_of(_mm512_load_si512(group[m])), every(rows.scales[g][m]));
-                results[m] = fused(x, scale, results[m]);
-                if (HAS_OFFSETS) results[m] = fused_less(every(rows.sums[g][m]), offset, results[m]);
-            }
+    for (long g = 0; g < count; g++) {
+        const int32_t(&group)[UNIT_ROWS][16] = sums[g][column / 16];
+        const Floats scale = _mm512_load_ps(from.scales[first + g] + column);
+        const Floats offset = _mm512_load_ps(from.offsets[first + g] + column);
+        UNROLL for (int m = 0; m < UNIT_ROWS; m++) {
+            const Floats x = product(as_floats_of(_mm512_load_si512(group[m])), every(rows.scales[first + g][m]));
+            results[m] = fused(x, scale, results[m]);
+            if (HAS_OFFSETS) results[m] = fused_less(every(rows.sums[first + g][m]), offset, results[m]);
         }
     }
-    UNROLL for (int m = 0; m < UNIT_ROWS; m++) put(out + m * PANEL + column, results[m]);
+    UNROLL for (int m = 0; m < UNIT_ROWS; m++) _mm512_store_ps(out + m * PANEL + column, results[m]);
+}
+
+// Up to 16 rows by what is unpacked, added to `out` (UNIT_ROWS, PANEL).
+template <bool HAS_OFFSETS>
+INLINE void multiply_rows(const uint32_t* lanes, long stride, long group_lanes, const Unpacked& from, const RowScales& rows,
+                          long count, UnitSums& sums, float* out) {
+    for (long first = 0; first < count; first += GROUPS_AT_ONCE) {
+        const long few = least(GROUPS_AT_ONCE, count - first);
+        multiply_groups(lanes + first * group_lanes, stride, group_lanes, from.values[first], few, sums);
+        add_groups<HAS_OFFSETS>(from, rows, first, few, 0, sums, out);
+        add_groups<HAS_OFFSETS>(from, rows, first, few, 16, sums, out);
+    }
 }
 
 // Of so many rows; a row has as many bytes as a group has inputs.
@@ -127,7 +139,8 @@ void multiply_in_groups(const Linear& linear, const Rows& rows, const Part& part
     const long group_lanes = linear.groups->size / 4;
     const char* panel = static_cast<const char*>(linear.panels) + part.panel * layout.panel_bytes();
     Unpacked unpacked;
-    alignas(64) UnitSums unit_sums[2] = {};
+    alignas(64) UnitSums unit_sums;
+    if ((part.end_row - part.row) % UNIT_ROWS != 0) __builtin_memset(&unit_sums, 0, sizeof unit_sums);  // none but numbers
     for (long first = 0; first < layout.num_groups; first += UNPACKED_GROUPS) {
         const long count = least(UNPACKED_GROUPS, layout.num_groups - first);
         unpack<HAS_OFFSETS>(linear, layout, panel, first, count, unpacked);
@@ -137,16 +150,16 @@ void multiply_in_groups(const Linear& linear, const Rows& rows, const Part& part
             const Row row = row_at(linear, layout, rows, index);
             const RowScales scales = row_scales_of(row, rows.stride, num_rows, first, count);
             if (num_rows != configured) configure(configured = num_rows, group_lanes);
-            for (long column = 0; column < PANEL; column += 16)
-                add_groups<HAS_OFFSETS>(row.lanes + first * group_lanes, rows.stride, group_lanes, unpacked, scales, count,
-                                        column, unit_sums, sums + (index - part.row) * PANEL);
+            multiply_rows<HAS_OFFSETS>(row.lanes + first * group_lanes, rows.stride, group_lanes, unpacked, scales, count,
+                                       unit_sums, sums + (index - part.row) * PANEL);
         }
     }
     _tile_release();
 }
 
-// Rows by a panel, into `sums` (rows in whole UNIT_ROWS, PANEL), which has zeros.
+// Rows by a panel, into `sums` (rows in whole UNIT_ROWS, PANEL).
 void multiply(const Linear& linear, const Rows& rows, const Part& part, float* sums) {
+    __builtin_memset(sums, 0, round_up(part.end_row - part.row, UNIT_ROWS) * PANEL * sizeof(float));
     if (linear.groups->has_offsets) return multiply_in_groups<true>(linear, rows, part, sums);
     multiply_in_groups<false>(linear, rows, part, sums);
 }
