@@ -132,7 +132,9 @@ def _structured(
 
 
 def report(name: str, model: Path, prompts: list[list[int]]) -> None:
-    exact, plain, in_8_bits, in_4_bits = (logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16, INT8, INT4))
+    exact, plain, in_8_bits, in_4_bits = (
+        logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16, INT8, INT4)
+    )
     for numbers, got, than, wanted in (
         (BFLOAT16, plain, EXACT, exact),
         (INT8, in_8_bits, EXACT, exact),

@@ -98,9 +98,9 @@ class Settings(BaseSettings):
     quantization: Literal["int8", "int4"] | None = _setting(
         None,
         "Model",
-        "Quantize weights at load and activations as they come, on a CPU. int8: up to twice as fast, a little less exact;"
-        " int4: weights in groups of 32, half of that memory again, clearly less exact in small models. A checkpoint that"
-        " is already quantized is served as it is, without this.",
+        "Quantize weights at load and activations as they come, on a CPU. int8: up to twice as fast, a little less"
+        " exact. int4: groups of 32 weights with a scale each, little more than half of that memory, clearly less"
+        " exact in small models. A checkpoint that is already quantized is served as it is, without this.",
     )
     kernels: Literal["auto", "generic", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "amx"] = _setting(
         "auto",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import current_step
-from orcinus.engine.cpu.layer_parts import LayerParts, Place
 from orcinus.engine.cpu.grouped_weight import GroupedWeight
+from orcinus.engine.cpu.layer_parts import LayerParts, Place
 from orcinus.engine.cpu.native_linear import Kind, PackedWeight, packed_weight
 from orcinus.engine.cpu.token_mixers import NativeAttention, NativeMixer, native_norm
 from orcinus.engine.kernels import structures

@@ -126,7 +126,8 @@ def packed_weight(
     if form is not None:
         return GroupedWeight(library, form, weights, biases, alternates=alternates)
     plain = [weight for weight in weights if isinstance(weight, Tensor)]
-    assert len(plain) == len(weights) and not isinstance(kind, GroupForm)
+    assert len(plain) == len(weights)
+    assert not isinstance(kind, GroupForm)
     return PackedWeight(library, kind, plain, biases, alternates=alternates)
 
 

@@ -1,8 +1,9 @@
 """Linear layers for a CPU with their weights laid out once for the kernels that multiply them, siblings merged.
 
 Says which kernels those are: our own, in bfloat16 or in integers of 8 or 4 bits; where they do not run, oneDNN's for
-bfloat16 and torch's for 8 bits. `pack_linears` changes a loaded model in place, layer by layer, so that at no time there are two
-copies of more than one. Knows nothing of architectures but the usual names of projections that share an input.
+bfloat16 and torch's for 8 bits. `pack_linears` changes a loaded model in place, layer by layer, so that at no time
+there are two copies of more than one. Knows nothing of architectures but the usual names of projections that share an
+input.
 """
 
 import logging
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
 from orcinus.engine.cpu.grouped_weight import GroupedWeight
+from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
 from orcinus.engine.cpu.native_linear import Kind, NativeLinear, can_multiply
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.platform.device import cpu_has_bfloat16
@@ -117,7 +118,7 @@ def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
     if pack is PackedLinear:  # a layout of oneDNN's own, which no row can be read from
         return False
     packed = _packed([head], head_packer_for(pack))
-    if isinstance(packed, NativeLinear) and (isinstance(packed.packed, GroupedWeight) or packed.packed.kind == "bfloat16"):
+    if isinstance(packed, NativeLinear) and packed.packed.kind in ("bfloat16", GroupedWeight.kind):
         causal_lm.set_input_embeddings(PackedEmbedding(packed, embedding.weight.dtype))
     causal_lm.set_output_embeddings(packed)
     MappedFiles().release(head.weight)

@@ -126,9 +126,7 @@ class Library:
         functions, team = self._functions, addressof(self.team)
         functions.orcinus_pack_groups(addressof(linear), addressof(rows), first, spread, team)
 
-    def quantize_groups(
-        self, linear: Linear, weight: int, stride: int, count: int, *, first: int, spread: int
-    ) -> None:
+    def quantize_groups(self, linear: Linear, weight: int, stride: int, count: int, *, first: int, spread: int) -> None:
         """Pack `count` rows of a bfloat16 weight at an address, in groups with scales of float16."""
         functions, team = self._functions, addressof(self.team)
         if functions.orcinus_quantize_groups(addressof(linear), weight, stride, count, first, spread, team):

@@ -91,15 +91,7 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
             check_positions(causal_lm)
         served = probe_model(causal_lm, device, block_size=config.block_size)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
-        has_few_bits = config.quantization == "int4"
-        if has_few_bits:
-            check_paged(served, limits.block_size, device)
-        if device.type == "cpu":
-            with large_blocks_given_back():
-                lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
-        if has_few_bits:
-            served = expect_own_logits(served, limits.block_size, device)
-        logits = check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
+        served, logits = _laid_out(served, config, limits.block_size, device)
         obstacle: str | None = "it runs on a GPU"
         if device.type == "cpu":
             served, obstacle = settle_determinism(served, config.deterministic, logits, limits.block_size)
@@ -142,6 +134,21 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         config, served, limits, size, states, is_deterministic=obstacle is None, device=device, load_time_s=load_time_s
     )
     return info, runner
+
+
+def _laid_out(
+    served: ServedModel, config: EngineConfig, block_size: int, device: torch.device
+) -> tuple[ServedModel, torch.Tensor]:
+    """Lay the weights out for the device. Returns the model, and the probe's logits, which are checked."""
+    has_few_bits = config.quantization == "int4"
+    if has_few_bits:
+        check_paged(served, block_size, device)
+    if device.type == "cpu":
+        with large_blocks_given_back():
+            lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
+    if has_few_bits:
+        served = expect_own_logits(served, block_size, device)
+    return served, check_paged(served, block_size, device, is_quantized=config.quantization is not None)
 
 
 def _resolve_states(

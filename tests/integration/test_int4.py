@@ -95,7 +95,8 @@ def test_head_and_embedding_that_share_a_weight_share_it_in_8_bits(tmp_path: Pat
     model: Any = build_executor(config)[1]._model.causal_lm
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     assert isinstance(embedding, PackedEmbedding)
-    assert isinstance(head.packed, GroupedWeight) and head.packed.form.bits == 8
+    assert isinstance(head.packed, GroupedWeight)
+    assert head.packed.form.bits == 8
     ids = torch.tensor([[0, 5], [319, 5]])
     assert torch.equal(embedding(ids), head.weight[ids])
     assert not any(isinstance(module, nn.Embedding) for module in model.modules())

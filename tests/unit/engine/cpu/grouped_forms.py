@@ -1,4 +1,4 @@
-"""Weights in groups of every form, with numbers at random and what they stand for, for tests of what multiplies them."""
+"""Weights in groups of every form, with numbers at random and what they stand for, for tests of their products."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Products with weights in groups: near to float64, and to the bit the same whatever multiplies and whoever is beside."""
+"""Products with weights in groups: near to float64, and the same bits whatever multiplies and whoever is beside."""
 
 import pytest
 import torch
@@ -260,5 +260,3 @@ def test_rows_that_are_not_of_the_form_are_refused() -> None:
         layer(INT4, GroupedRows(rows.values, torch.ones(8, 2)))
     with pytest.raises(ValueError, match="offsets of a weight in groups must have"):
         layer(FORMS["4 bits with offsets"], rows)
-
-
