@@ -110,10 +110,9 @@ def test_text_with_calls_is_the_same_wherever_its_engine_ended(
     deltas = run(llm, [undisturbed])
     whole, finish_reason = [token_id for delta in deltas for token_id in delta.token_ids], deltas[-1].finish_reason
     assert opening in whole
+    steered = [False, *(delta.is_steered for delta in deltas for _ in delta.token_ids)]  # after each token
     begun = [
-        msgspec.structs.replace(
-            undisturbed, request_id=str(i), output_token_ids=whole[:i], is_steered=i > 0 and deltas[i - 1].is_steered
-        )
+        msgspec.structs.replace(undisturbed, request_id=str(i), output_token_ids=whole[:i], is_steered=steered[i])
         for i in range(len(whole))
     ]
     ends: dict[str, tuple[list[int], Any]] = {request.request_id: (request.output_token_ids, None) for request in begun}

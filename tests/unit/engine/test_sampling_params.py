@@ -38,6 +38,11 @@ INDEPENDENT_OF_TOKENS: dict[str, object] = {
     "prompt_logprobs": 2,
     "allowed_token_ids": (3, 4),
     "pooling": "mean",
+    "label_token_ids": (3, 4),
+}
+WITH_NO_TEXT: dict[str, dict[str, object]] = {
+    "pooling": {"max_tokens": 0},
+    "label_token_ids": {"max_tokens": 0, "pooling": "last"},
 }
 FOLLOWING_TOKENS: dict[str, object] = {
     "presence_penalty": 0.5,
@@ -134,7 +139,7 @@ def test_every_parameter_is_known_to_follow_tokens_or_not_to() -> None:
 @pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])
 def test_a_request_looks_back_where_a_parameter_does_and_the_host_has_to_know_what_a_grammar_follows(name: str) -> None:
     values = INDEPENDENT_OF_TOKENS | FOLLOWING_TOKENS
-    fields = {name: values[name]} | ({"max_tokens": 0} if name == "pooling" else {})
+    fields = {name: values[name]} | WITH_NO_TEXT.get(name, {})
     sampling = SamplingParams(**fields)  # type: ignore[arg-type]
     assert sampling != SamplingParams(), "the value switches nothing on"
     assert sampling.looks_back == (name in FOLLOWING_TOKENS)
