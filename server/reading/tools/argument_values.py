@@ -1,6 +1,7 @@
 """Values that models write as bare text, made JSON by the schema of the argument that they are for."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,14 +38,28 @@ def value_rule(schema: Any, *, strict: bool) -> str | None:
     return quote(schema["const"]) if "const" in schema else None
 
 
-def any_string_rule(closing: str, terminal: Terminal) -> str:
+def written_tag(tag: str, terminal: Terminal, token: str = "") -> str:
+    """Return a tag, or a text, in a grammar: a token of its own where it is one, or with the token in its midst."""
+    whole = terminal(tag) if tag.startswith("<") else quote(tag)
+    before, found, after = tag.partition(token) if token else (tag, "", "")
+    if not found or whole != quote(tag):
+        return whole
+    return " ".join([quote(before), terminal(token), *([quote(after)] if after else [])])
+
+
+def any_string_rule(closing: str, terminal: Terminal, token: str = "") -> str:
     """Return the rule for any string and the tag that ends it. Unless that is a token, there is no `</` in the string.
 
-    They are one expression, for one that ends before a tag cannot take back the tag's first character.
+    They are one expression, for one that ends before a tag cannot take back the tag's first character. In general it is
+    the first two characters of the tag that are not in the string.
     """
     if (end := terminal(closing)) != quote(closing):
         return rf"/(.|\n)*/ {end}"
-    return r"/([^<]|<+[^<\/])*" + closing.replace("/", r"\/") + "/"
+    before, found, after = closing.partition(token) if token else (closing, "", "")
+    first, second = (re.escape(char).replace("/", r"\/") for char in closing[:2])
+    ending = re.escape(before).replace("/", r"\/")
+    rule = rf"/([^{first}]|{first}+[^{first}{second}])*{ending}/"
+    return f"{rule} {terminal(token)} {quote(after)}" if found else rule
 
 
 class StringWriter:
