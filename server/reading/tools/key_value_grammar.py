@@ -95,7 +95,7 @@ class KeyValueGrammar:
                 self._value(option, f"{rule}_{i}", (*place, *where)) for i, (where, option) in enumerate(options)
             )
         target = schema.get("$ref")
-        if target in self._shared and not _said_beside(schema, {"$ref"}):
+        if isinstance(target, str) and target in self._shared and not _said_beside(schema, {"$ref"}):
             return self._referred(target, f"{rule.partition('_ref')[0]}_ref{len(self._shared_rules)}")
         allowed = schema.get("enum", [schema["const"]] if "const" in schema else None)
         if isinstance(allowed, list) and allowed:

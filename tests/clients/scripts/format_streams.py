@@ -27,7 +27,7 @@ def openai_calls(url: str) -> Calls:
     client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
     tools: Any = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in NAMES]
     deltas: dict[int, str] = {}
-    with client.chat.completions.stream(model="fake", messages=QUESTION, tools=tools) as stream:
+    with client.chat.completions.stream(model="fake-model", messages=QUESTION, tools=tools) as stream:
         for event in stream:
             if event.type == "tool_calls.function.arguments.delta":
                 deltas[event.index] = deltas.get(event.index, "") + event.arguments_delta
@@ -41,7 +41,7 @@ def openai_calls(url: str) -> Calls:
 def anthropic_calls(url: str) -> Calls:
     client = Anthropic(base_url=url, api_key="none", max_retries=0, timeout=60)
     tools: Any = [{"name": name, "input_schema": SCHEMA} for name in NAMES]
-    with client.messages.stream(model="fake", messages=QUESTION, tools=tools, max_tokens=900) as stream:
+    with client.messages.stream(model="fake-model", messages=QUESTION, tools=tools, max_tokens=900) as stream:
         message = stream.get_final_message()
     assert message.stop_reason == "tool_use", message
     return [(block.name, dict(block.input)) for block in message.content if block.type == "tool_use"]

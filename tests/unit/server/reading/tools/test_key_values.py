@@ -141,8 +141,8 @@ def test_what_a_schema_says_that_cannot_be_enforced_is_told() -> None:
 
 
 def test_a_schema_may_refer_to_itself() -> None:
-    node = {"type": "object", "properties": {name: {"$ref": "#/$defs/Node"} for name in "abcdef"}}
-    node["properties"]["v"] = {"type": "integer"}
+    children = {name: {"$ref": "#/$defs/Node"} for name in "abcdef"}
+    node = {"type": "object", "properties": {**children, "v": {"type": "integer"}}}
     tree = {"properties": {"root": {"$ref": "#/$defs/Node"}}, "$defs": {"Node": node}}
     assert unwritten_keywords(FORMATS["gemma4"], use_of(tree).tools[0]) == []
     assert accepts(GEMMA_4, gemma("root:{a:{b:{c:{d:{e:{f:{a:{b:{c:{d:{v:3}}}}}}}}}}}"), use_of(tree))
