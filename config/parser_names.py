@@ -23,6 +23,7 @@ ToolCallParser = Literal[
     "deepseek_v41",
     "dots",
     "functionary",
+    "functionary_v32",
     "functiongemma",
     "gemma4",
     "glm45",

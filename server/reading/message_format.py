@@ -20,9 +20,9 @@ from orcinus.server.reading.message_reader import MessageReader, channel_reader,
 from orcinus.server.reading.reasoning import Start, start_of_output
 from orcinus.server.reading.thought_tags import HARMONY, REASONING_NAMES, TAGS, ThoughtTags, find_reasoning
 from orcinus.server.reading.tools.families import find_family, has_tools
-from orcinus.server.reading.tools.formats import FORMAT_NAMES, ToolFormat, find_format, named_format
+from orcinus.server.reading.tools.formats import FORMAT_NAMES, FRAMING, ToolFormat, find_format, named_format
 from orcinus.server.reading.tools.lark import inline_json, quote
-from orcinus.server.reading.tools.request import ToolUse
+from orcinus.server.reading.tools.request import NO_TOOLS, ToolUse
 
 TOOL_CALL_PARSERS = ("auto", "none", *FORMAT_NAMES)
 REASONING_PARSERS = ("auto", "none", *REASONING_NAMES)
@@ -104,6 +104,11 @@ class MessageFormat:
         """Whether what the model writes is in Harmony's channels."""
         return HARMONY in (self.reasoning, self.tool_format and self.tool_format.name)
 
+    @property
+    def _has_frames(self) -> bool:
+        """Whether what the model writes is framed by the format of its calls, with tools or without."""
+        return self.tool_format is not None and self.tool_format.name in FRAMING
+
     def _markers(self, tool_format: ToolFormat | None) -> frozenset[str]:
         channels = MARKERS if self._has_channels else ()
         return frozenset({*channels, *(self._tags.markers if self._tags else ()), *_markers_of(tool_format)})
@@ -124,7 +129,7 @@ class MessageFormat:
         possible; a whole answer, or one of a model that always thinks, can wait until it is known to be no thought.
         """
         usable = tool_use if _can_call(tool_use) else None
-        tool_format = self.tool_format if usable else None
+        tool_format = self.tool_format if usable or self._has_frames else None
         meaningless = self._meaningless_tokens(tool_format)
         if self._has_channels:
             return channel_reader(
@@ -140,7 +145,7 @@ class MessageFormat:
             start,
             self._tags,
             tool_format,
-            usable,
+            usable or (NO_TOOLS if self._has_frames else None),
             meaningless_tokens=meaningless,
             waits=not (is_streamed and self.template_opens_thoughts),
         )

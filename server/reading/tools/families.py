@@ -61,7 +61,7 @@ FAMILIES = (
         models="Qwen3-Coder, Qwen 3.5, Nemotron 3, Step-3.5, Granite 4.2",
     ),
     Family("functionary", ("<function=",), models="Functionary 3.1"),
-    Family("functionary_v32", (">>>all",)),
+    Family("functionary_v32", (">>>all",), models="Functionary 3.2"),
     Family("gemma4", ("<|tool_call>",), models="Gemma 4"),
     Family("functiongemma", ("<start_function_call>",), models="FunctionGemma"),
     Family("lfm2", ("<|tool_call_start|>", "<|tool_list_start|>"), models="LFM2, LFM2.5"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from orcinus.server.reading.incoming_text import IncomingText, Reading
-from orcinus.server.reading.tools import bare_json, key_values, pythonic, sections, tagged_json, xml_calls
+from orcinus.server.reading.tools import bare_json, key_values, pythonic, recipients, sections, tagged_json, xml_calls
 from orcinus.server.reading.tools.bare_json import TAG
 from orcinus.server.reading.tools.call_writer import CallWriter
 from orcinus.server.reading.tools.families import find_family
@@ -69,6 +69,7 @@ _ENTRIES: Sequence[ToolFormat] = (
     xml_calls.DEEPSEEK_V41,
     xml_calls.DOTS,
     sections.FUNCTIONARY,
+    recipients.FUNCTIONARY_V32,
     key_values.FUNCTIONGEMMA,
     key_values.GEMMA4,
     xml_calls.GLM45,
@@ -93,6 +94,7 @@ _ENTRIES: Sequence[ToolFormat] = (
     bare_json.XLAM,
 )
 FORMATS: Mapping[str, ToolFormat] = {form.name: form for form in _ENTRIES}
+FRAMING = frozenset({recipients.FUNCTIONARY_V32.name})  # those that frame all of an answer, whether it may call or not
 FORMAT_NAMES = tuple(FORMATS)
 SILENT_MARKERS = frozenset({TAG})  # openings that are no text either, whatever follows them
 

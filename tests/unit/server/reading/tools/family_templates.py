@@ -224,6 +224,13 @@ FUNCTIONARY_3_1 = """{{- bos_token + '<|start_header_id|>system<|end_header_id|>
 {{- '<function=example_function_name>{"example_name": "example_value"}</function>' }}{{- tools | tojson }}
 {%- endif %}"""
 
+FUNCTIONARY_3_2 = """{%- if tools %}
+{{- '// Supported function definitions\\nnamespace functions {' + (tools | tojson) }}
+{%- endif %}{%- for m in messages %}{%- if m.content %}{{- '>>>all\\n' + m.content }}{%- endif %}
+{%- for call in m.tool_calls %}{{- '>>>' + call.function.name + '\\n' + call.function.arguments }}{%- endfor %}
+{%- endfor %}{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n>>>' }}{%- endif %}"""
+
 FUNCTIONGEMMA = """{{ bos_token }}{%- for tool in tools %}
 {{- '<start_function_declaration>declaration:' + tool.function.name }}
 {{- '<end_function_declaration>' }}{%- endfor %}{%- for m in messages %}{%- for call in m.tool_calls %}
@@ -312,6 +319,7 @@ FAMILIES = {
     "longcat": (LONGCAT_FLASH,),
     "longcat_2": (LONGCAT_2,),
     "functionary": (FUNCTIONARY_3_1,),
+    "functionary_v32": (FUNCTIONARY_3_2,),
     "apertus": (APERTUS,),
     "internlm": (INTERNLM_2,),
     "openai": (GPT_OSS,),

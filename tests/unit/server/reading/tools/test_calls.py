@@ -7,7 +7,7 @@ import pytest
 
 from orcinus.server.reading.message_reader import MessageReader
 from orcinus.server.reading.pieces import Content, Piece, ToolCallArguments, ToolCallStart
-from tests.unit.server.reading.tools import templates
+from tests.unit.server.reading.tools import family_templates, templates
 from tests.unit.server.reading.tools.calling import (
     call,
     content,
@@ -371,3 +371,32 @@ def test_tools_with_dashes_in_their_names_can_be_called_in_python() -> None:
 def test_content_is_never_empty() -> None:
     assert read(HERMES, "") == []
     assert all(piece != Content("") for piece in read(HERMES, '\n<tool_call>{"name": "f"}</tool_call>\n'))
+
+
+FUNCTIONARY = family_templates.FUNCTIONARY_3_2
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("all\nHello >> there.", content("Hello >> there.")),
+        ("Hello.", content("Hello.")),
+        ('f\n{"a": 1}', call(0, "f", '{"a": 1}')),
+        (
+            'all\nSee.>>>f\n{"a": ">>>"}\n>>>g\n{}}',
+            [*content("See."), *call(0, "f", '{"a": ">>>"}'), *call(1, "g", "{}")],
+        ),
+        (">>>f\n{}>>>all\nDone.", [*call(0, "f", "{}"), *content("Done.")]),
+        ("f\nno call", content("f\nno call")),
+        ("all\na >>> b >>>", content("a >>> b >>>")),
+    ],
+)
+def test_functionary_names_its_recipients(text: str, pieces: list[Piece]) -> None:
+    assert read(FUNCTIONARY, text) == pieces
+
+
+def test_what_functionary_says_to_everybody_is_its_answer_without_tools_too() -> None:
+    for use in (None, tool_use(choice="none")):
+        reader = detect(FUNCTIONARY).reader(">>>", use)
+        assert reader is not None
+        assert [*reader.feed('all\nSee.>>>f\n{"a": 1}'), *reader.finish()] == content('See.>>>f\n{"a": 1}')

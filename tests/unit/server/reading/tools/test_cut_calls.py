@@ -33,11 +33,17 @@ TWO_CALLS: dict[str, str] = {
         "|>"
     ),
     "pythonic": '<|python_start|>[f(s="x y", t=3), f(s="x")]<|python_end|>',
+    "functionary_v32": 'f\n{"s": "x y", "t": 3}>>>f\n{"s": "x"}',
     "xlam": '[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {"s": "x"}}]',
     **{name: write([("f", '{"s": "x y", "t": 3}'), ("f", "{}")]) for name, (_, write) in PUBLISHERS.items()},
 }
 
-WHOLE_ANSWERS = ("pythonic", "xlam", "openai")  # nothing is said before the calls, or elsewhere than in a channel
+WHOLE_ANSWERS = (
+    "functionary_v32",
+    "pythonic",
+    "xlam",
+    "openai",
+)  # nothing is said before the calls, or elsewhere than in a channel
 BEFORE = [("", "", None), ("Hi. ", "", None), ("<think>a</think>", "", "think"), ("a </think>", "<think>", "think")]
 
 

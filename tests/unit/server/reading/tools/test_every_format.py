@@ -93,9 +93,10 @@ def test_calls_are_read_wherever_their_text_is_cut(name: str, case: str) -> None
 
 @every_format
 def test_a_call_may_follow_text(name: str) -> None:
-    before = {"openai": "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant"}.get(
-        name, "Let me see.\n\n"
-    )
+    before = {
+        "functionary_v32": "all\nLet me see.>>>",
+        "openai": "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant",
+    }.get(name, "Let me see.\n\n")
     text = before + written(name, "one")
     if name in WHOLE_ANSWERS:
         assert read(EVERY[name][0], text, use=USE) == content(text)

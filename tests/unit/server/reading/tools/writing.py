@@ -193,6 +193,7 @@ _OTHERS: dict[str, tuple[str, Write]] = {
         partial(_around, before="[", call="NAME(BODY)", after="]", between=", ", write=_python),
     ),
     "xlam": (family_templates.XLAM_2, _listed("", "")),
+    "functionary_v32": (family_templates.FUNCTIONARY_3_2, _each("NAME\nBODY", between=">>>")),
     "granite, as text": (family_templates.GRANITE_3, _listed("<tool_call>", "")),
     "phi4_mini, functools": (family_templates.PHI_4_MINI_FUNCTOOLS, _listed("functools", "")),
 }
