@@ -13,7 +13,7 @@ no content.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
@@ -72,7 +72,9 @@ class XmlCalls:
         return (self.section[0],)
 
     def suited_to(self, template: str) -> "XmlCalls":
-        return self
+        """Return the format without gaps, where the template writes a key and its value without one (GLM 4.7)."""
+        is_compact = bool(self.value[0]) and self.key[1] + self.value[0] in template
+        return replace(self, gap="") if is_compact else self
 
     def new_call_id(self) -> str:
         return openai_call_id()

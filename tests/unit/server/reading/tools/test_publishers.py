@@ -251,6 +251,17 @@ def test_good_calls_are_allowed_and_others_are_not(name: str) -> None:
     assert not accepts(template, write([TIME, TIME]), tool_use(FORCED, "required", parallel=False))
 
 
+def test_glms_newer_models_write_no_line_breaks() -> None:
+    use = tool_use(FORCED, "required")
+    with_breaks = PUBLISHERS["glm45"][1]([("get_weather", '{"s": "Rome"}'), TIME])
+    without = with_breaks.replace("\n", "")
+    assert accepts(family_templates.GLM_4_7, without, use)
+    assert not accepts(family_templates.GLM_4_7, with_breaks, use)
+    assert not accepts(family_templates.GLM_4_5, without, use)
+    for text in (without, with_breaks):
+        assert read(family_templates.GLM_4_7, text, use=use) == pieces_of(("get_weather", '{"s": "Rome"}'), TIME)
+
+
 @every_publisher
 def test_grammars_compile_for_any_schema(name: str) -> None:
     grammar = detect(PUBLISHERS[name][0]).grammar("", tool_use(TOOLS, "required"))
