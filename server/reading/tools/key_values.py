@@ -144,10 +144,11 @@ class _Calls:
             yield from self._text.read_until(self._mark, parts.append)
         else:
             parts.append((yield from self._text.take_all(_IN_KEY)))
-        if (yield from self._text.peek()) == ":":
+        char = yield from self._text.peek()
+        if char == ":":
             self._text.take()
             return "".join(parts).strip()
-        if not parts[:1] or not parts[0]:
+        if char and not any(parts):
             self._text.take()
         return None
 
