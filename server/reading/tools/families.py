@@ -82,7 +82,7 @@ FAMILIES = (
         models="Qwen 2.5 and 3, Hermes, Granite 4, EXAONE 4, ERNIE 4.5, Ling 2, Ring, Trinity, SmolLM3",
     ),
     Family("pythonic", ("[func_name1(",), models="Llama 3.2 and 4, ToolACE"),
-    Family("xlam", ("tool_call_name",), models="xLAM 2"),
+    Family("xlam", ('"tool_call_name',), models="xLAM 2"),
     Family("llama3_json", ('{"name": ',), beside=('"parameters": ', "ipython"), models="Llama 3.1 to 3.3"),
 )
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
+from orcinus.server.reading.message_format import MessageFormat
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from orcinus.server.reading.tools.call_writer import openai_call_id
 from tests.growth import assert_linear
@@ -22,7 +23,7 @@ from tests.unit.server.reading.tools.calling import (
     read_all,
     tool_use,
 )
-from tests.unit.server.reading.tools.test_grammars import accepts
+from tests.unit.server.reading.tools.test_grammars import accepts, matching_tokenizer
 from tests.unit.server.reading.tools.writing import PUBLISHERS, TAGGED
 
 ANY: dict[str, Any] = {
@@ -249,6 +250,18 @@ def test_good_calls_are_allowed_and_others_are_not(name: str) -> None:
     assert accepts(template, write([TIME]), named)
     assert not accepts(template, write([good]), named)
     assert not accepts(template, write([TIME, TIME]), tool_use(FORCED, "required", parallel=False))
+
+
+def test_deepseeks_token_in_the_midst_of_its_tags_is_one_in_a_grammar() -> None:
+    template, write = PUBLISHERS["deepseek_v32"]
+    form = MessageFormat.detect(template, {"｜DSML｜": 2040}.get, special_tokens=["｜DSML｜"])
+    assert form.needs_special_tokens
+    assert read_all(form, [write([CITY])], use=tool_use(TOOLS)) == pieces_of(CITY)
+    grammar = form.grammar("", tool_use(FORCED, "required"))
+    assert grammar is not None
+    assert '"<" <[2040]> "function_calls>"' in grammar.source
+    assert "｜DSML｜" not in grammar.source
+    assert not LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar.source), matching_tokenizer())
 
 
 def test_glms_newer_models_write_no_line_breaks() -> None:
