@@ -41,7 +41,8 @@ class XmlCalls:
     `newline` is what the model's template writes around a value, and is none of it; `gap` stands between tags. With
     `typed` a key ends as the first where the value is a string, as the second where it is JSON, or as in `key`, where
     the schema says it. `frame` is what stands around a function besides, and `is_nested` says that all functions of an
-    answer stand in one section. `token` is a token of the model's in the midst of its tags.
+    answer stand in one section. `token` is a token of the model's in the midst of its tags. Where models are known to
+    leave the tag of the section out, it `is_optional`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class XmlCalls:
     frame: tuple[tuple[str, ...], str] = ((), "")
     is_nested: bool = False
     token: str = ""
+    is_optional: bool = False
 
     is_parallel: ClassVar[bool] = True
     streaming: ClassVar[Streaming] = "strings"
@@ -69,7 +71,7 @@ class XmlCalls:
 
     @property
     def openings(self) -> tuple[str, ...]:
-        return (self.section[0],)
+        return (self.section[0], self.function[0]) if self.is_optional else (self.section[0],)
 
     def suited_to(self, template: str) -> "XmlCalls":
         """Return the format without gaps, where the template writes a key and its value without one (GLM 4.7)."""
@@ -93,7 +95,7 @@ class XmlCalls:
         marker = yield from text.read_until(outside, writer.content)
         while marker:
             writer.hold(marker)
-            marker = yield from calls.read_section()
+            marker = yield from calls.read_section(marker)
             if marker != self.section[0]:
                 marker = yield from text.read_until(outside, writer.content)
 
@@ -160,13 +162,17 @@ class _Calls:
         self._key_ends = Markers([form.key[1], form.section[1], *filter(None, form.typed)])
         self._value_ends = Markers([form.value[1], form.section[1]])
 
-    def read_section(self) -> Reading[str]:
-        """Read what follows the opening tag of a section, and return the tag that ends it, or begins another."""
-        self._writer.hold((yield from self._text.take_repeats(self._form.section[0])))
-        for part in self._form.frame[0]:
-            self._writer.hold((yield from self._text.take_if(part)) + (yield from self._text.take_space()))
-        opening = yield from self._text.take_if(self._form.function[0])
-        self._writer.hold(opening)
+    def read_section(self, opening: str) -> Reading[str]:
+        """Read what follows the opening tag of a section, and return the tag that ends it, or begins another.
+
+        The section may begin with the tag of its first function instead.
+        """
+        if opening == self._form.section[0]:
+            self._writer.hold((yield from self._text.take_repeats(opening)))
+            for part in self._form.frame[0]:
+                self._writer.hold((yield from self._text.take_if(part)) + (yield from self._text.take_space()))
+            opening = yield from self._text.take_if(self._form.function[0])
+            self._writer.hold(opening)
         name = (yield from self._read_name()) if opening == self._form.function[0] else ""
         if not name:
             self._writer.release()
@@ -260,9 +266,15 @@ _FUNCTION = ("<function=", ">")
 _INVOKE = ('<invoke name="', '">')
 
 QWEN3_CODER = XmlCalls(
-    "qwen3_coder", ("<tool_call>", "</tool_call>"), _FUNCTION, "</function>", *_PARAMETER, newline="\n"
+    "qwen3_coder",
+    ("<tool_call>", "</tool_call>"),
+    _FUNCTION,
+    "</function>",
+    *_PARAMETER,
+    newline="\n",
+    is_optional=True,
 )
-MIMO = XmlCalls("mimo", ("<tool_call>", "</tool_call>"), _FUNCTION, "</function>", *_PARAMETER)
+MIMO = XmlCalls("mimo", ("<tool_call>", "</tool_call>"), _FUNCTION, "</function>", *_PARAMETER, is_optional=True)
 SEED_OSS = XmlCalls("seed_oss", ("<seed:tool_call>", "</seed:tool_call>"), _FUNCTION, "</function>", *_PARAMETER)
 MINIMAX_M2 = XmlCalls("minimax_m2", ("<minimax:tool_call>", "</minimax:tool_call>"), _INVOKE, "</invoke>", *_ATTRIBUTE)
 DOTS = XmlCalls("dots", ("<dots_function_call>", "</dots_function_call>"), _INVOKE, "</invoke>", *_ATTRIBUTE)

@@ -264,6 +264,19 @@ def test_deepseeks_token_in_the_midst_of_its_tags_is_one_in_a_grammar() -> None:
     assert not LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar.source), matching_tokenizer())
 
 
+@pytest.mark.parametrize("name", ["qwen3_coder", "mimo"])
+def test_a_section_that_was_not_opened_is_read(name: str) -> None:
+    template, write = PUBLISHERS[name]
+    text = write([CITY, TIME]).replace("<tool_call>\n", "")
+    for end in ("", "\nDone."):
+        said = content("Done.") if end else []
+        assert read(template, "See.\n" + text + end, use=tool_use(TOOLS)) == [
+            *content("See."),
+            *pieces_of(CITY, TIME),
+            *said,
+        ]
+
+
 def test_glms_newer_models_write_no_line_breaks() -> None:
     use = tool_use(FORCED, "required")
     with_breaks = PUBLISHERS["glm45"][1]([("get_weather", '{"s": "Rome"}'), TIME])
