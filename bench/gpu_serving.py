@@ -210,6 +210,9 @@ class LaunchTimer:
     def diagnose(self, error: Exception) -> Fault:
         return self._runner.diagnose(error)
 
+    def warm_up(self) -> None:
+        self._runner.warm_up()
+
 
 def mixed_steps(engine: Engine, num_streams: int, chunks: Iterable[int]) -> str:
     """Return how long steps of streams alone and beside a prompt of so many tokens take, and the host to launch them.

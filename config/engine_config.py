@@ -55,6 +55,7 @@ class EngineConfig:
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["text", "json"]
     share: EngineShare | None = None  # of the machine; None: all of it, as for one engine alone
+    warm_grammars: bool | None = None
 
     @property
     def num_sharing_memory(self) -> int:

@@ -28,6 +28,7 @@ _TWINS: dict[str, str] = {
     "--quantization": "-q --quantize",
     "--use-generation-config": "--generation-config",
     "--chat-template": "--chat-template-file",
+    "--default-thinking-budget": "--reasoning-budget",
     "--reasoning-parser": "--reasoning-format --enable-reasoning",
     "--tool-call-parser (tools need no flag otherwise)": "--enable-auto-tool-choice",
     "--pooling": "--pooler-config --override-pooler-config --pooling-type",
@@ -64,7 +65,7 @@ _NO_TWINS: dict[str, str] = {
     " --dist-init-addr --num-shard --sharded -sm --split-mode -ts --tensor-split --disable-custom-all-reduce --rpc",
     _PER_REQUEST: "-n --predict --n-predict --temp --temperature --top-k --top-p --min-p --repeat-penalty"
     " --presence-penalty --frequency-penalty --samplers --grammar --grammar-file -j --json-schema --logit-bias"
-    " --reasoning-budget -to --timeout --return-tokens-as-token-ids --max-best-of --max-stop-sequences"
+    " -to --timeout --return-tokens-as-token-ids --max-best-of --max-stop-sequences"
     " --override-generation-config --default-chat-template-kwargs --chat-template-kwargs",
     _CONFIG: "--rope-scaling --rope-theta --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx"
     " --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --hf-overrides --hf-config-path"
@@ -91,9 +92,9 @@ _NO_TWINS: dict[str, str] = {
     " --enable-multimodal",
     f"{_NO_FLAG}: GET /metrics": "--metrics --enable-metrics --slots --props --no-slots",
     f"{_NO_FLAG}: POST /v1/embeddings": "--embedding --embeddings --is-embedding --task --runner --convert",
+    f"{_NO_FLAG}: POST /v1/rerank": "--reranking --rerank",
     f"{_NO_FLAG}": "--jinja --webui --path --use-v2-block-manager",
     "the page and the API reference cannot be turned off": "--no-webui --disable-fastapi-docs",
-    "no models are reranked": "--reranking --rerank",
     f"{_NO_FLAG}: traces have all parts": "--collect-detailed-traces",
     "one process serves HTTP": "--threads-http --api-server-count --validation-workers --workers --headless",
     "log lines go to standard error": "--log-file --max-log-len",

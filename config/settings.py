@@ -57,6 +57,7 @@ _HOST_AND_PORT = re.compile(r"(?:\[.*\]|[^:]*):(\w*)")
 _MIN_STEP_TIMEOUT_S = 5.0  # stalls are counted in seconds, and a loaded machine takes some
 
 METRICS_NAMES = ("orcinus", "vllm")
+MAX_LABELS = 2  # of a reranker
 
 GROUPS = {
     "Model": "what is served",
@@ -120,13 +121,23 @@ class Settings(BaseSettings):
     tool_call_parser: ToolCallParser = _setting(
         "auto",
         "Model",
-        "How the model writes calls of tools; auto tells by its chat template. vLLM's names are taken for the same.",
+        "How the model writes calls of tools; auto tells by its tokenizer's response template, else by its chat"
+        " template. vLLM's names are taken for the same.",
     )
     reasoning_parser: ReasoningParser = _setting(
         "auto",
         "Model",
-        "How the model marks what it thinks before it answers; auto tells by its chat template. vLLM's names are taken"
-        " for the same.",
+        "How the model marks what it thinks before it answers; auto tells by its tokenizer's response template, else by"
+        " its chat template. vLLM's names are taken for the same.",
+    )
+    default_thinking_budget: int | None = _setting(
+        None,
+        "Model",
+        "Tokens that the thinking of a chat may have which names neither a budget nor an effort: it is ended there, and"
+        " the answer follows. 0: none. Default: no budget.",
+        "N",
+        ge=0,
+        le=2**31 - 1,
     )
     trust_remote_code: bool = _setting(
         False, "Model", "Run Python code that comes with the model. It can do anything that you can."
@@ -142,6 +153,21 @@ class Settings(BaseSettings):
         "Model",
         "How an embedding is made of a prompt's last hidden states: their mean, or the last token's. auto does what the"
         " model's 1_Pooling/config.json (of sentence-transformers) says, and takes the mean without one.",
+    )
+    rerank_template: Literal["auto", "chat", "qwen3", "mxbai-v2", "bge-gemma"] = _setting(
+        "auto",
+        "Model",
+        "The prompt by which the model judges how relevant a document is to a query, in /v1/rerank and /v1/score: that"
+        " of a family of rerankers, or with chat a question in the model's chat template. auto takes a chat template"
+        " that has the roles query and document as it is, else the family that the model's name tells, else chat.",
+    )
+    rerank_labels: Names = _setting(
+        (),
+        "Model",
+        "Texts whose first tokens are the answers of that prompt: the one of a relevant document, and, where there is"
+        " one, that of another. Default: what the model's 1_LogitScore/config.json (of sentence-transformers) says,"
+        " else what the family has, else yes,no.",
+        "YES[,NO]",
     )
 
     device: Literal["auto", "cpu", "cuda"] = _setting(
@@ -238,6 +264,13 @@ class Settings(BaseSettings):
         "Answer a request with the same tokens and log-probabilities, to the last bit, whatever runs beside it and"
         " however its prompt was cut, cached or computed again. On a CPU alone. Default: where all of the model's"
         " layers run natively, by the same code; elsewhere it is slower.",
+    )
+    warm_grammars: bool | None = _setting(
+        None,
+        "Engine",
+        "Load what grammars and schemas need as soon as nothing is running after the start, so that the first of them"
+        " does not wait for it: a process and the vocabulary in two of them, some 250 MiB with 152,000 tokens. Default:"
+        " with more than 32,768 tokens and at least 1 GiB of memory left.",
     )
     seed: int | None = _setting(
         None,
@@ -579,6 +612,13 @@ class Settings(BaseSettings):
             raise ValueError(f"must name one or more of {', '.join(METRICS_NAMES)}, got {','.join(value) or 'none'}")
         return tuple(dict.fromkeys(value))
 
+    @field_validator("rerank_labels")
+    @classmethod
+    def _labels_are_two_at_most(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > MAX_LABELS or len(set(value)) < len(value) or not all(value):
+            raise ValueError(f"must be one or two different texts, such as yes,no; got {','.join(value)!r}")
+        return value
+
     @field_validator("root_path")
     @classmethod
     def _path_is_a_path(cls, value: str) -> str:
@@ -721,6 +761,7 @@ class Settings(BaseSettings):
             batching=self.batching,
             batch_wait_ms=self.batch_wait_ms,
             deterministic=self.deterministic,
+            warm_grammars=self.warm_grammars,
             seed=self.seed,
             log_level=self.log_level,
             log_format=self.log_format,

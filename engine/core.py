@@ -65,6 +65,9 @@ class Executor(Protocol):
 
     def diagnose(self, error: Exception) -> Fault: ...
 
+    def warm_up(self) -> None:
+        """Begin to load what is not needed until a request asks for it. To be called once, when nothing runs."""
+
 
 class EngineCore:
     """A scheduler and an executor. Used by one thread.
@@ -101,6 +104,7 @@ class EngineCore:
         self._blocks = BlockManager(groups, info.block_size, () if self._states is None else [self._states])
         self.scheduler = Scheduler(limits, self._blocks, clock, self._states)
         self._executor = executor
+        self._is_warm = not info.warms_grammars
         self._preparation = Preparation(executor)
         self._clock = clock
         self._on_first_step = on_first_step
@@ -128,6 +132,12 @@ class EngineCore:
     def abort_requests(self, request_ids: list[str]) -> None:
         self._preparation.abort(request_ids)
         self.scheduler.abort(request_ids)
+
+    def warm_up(self) -> None:
+        """Let the executor load, once, what the first request of some kind would wait for; while nothing runs."""
+        if not self._is_warm:
+            self._is_warm = True
+            self._executor.warm_up()
 
     def watch_slots(self, *, is_on: bool) -> None:
         """Begin to report what is in the slots, all of it at first, or stop."""

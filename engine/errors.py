@@ -35,7 +35,14 @@ class InvalidRequestError(OrcinusError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt, or the prompt and `max_tokens` together, exceed the context length."""
+    """The prompt, or the prompt and `max_tokens` together, exceed the context length.
+
+    `sizes` are the prompt's length, what is to follow it, and the context's, in tokens, where they are known.
+    """
+
+    def __init__(self, message: str, param: str | None = None, sizes: tuple[int, int, int] | None = None) -> None:
+        super().__init__(message, param)
+        self.sizes = sizes
 
 
 class UnenforceableKeyword(msgspec.Struct, frozen=True):

@@ -129,14 +129,16 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     text_half_of: str | None = None  # the multimodal architecture whose language model this is
     has_head: bool = True  # without a language-model head it embeds, and writes nothing
     state_bytes: int = 0  # of the states beside keys and values that a sequence has; 0: the model keeps none
+    warms_grammars: bool = False  # what the first grammar needs is loaded before it comes
+    label_token_ids: list[int] = []  # by which the checkpoint says that a text is relevant: a yes, and maybe a no
     num_state_snapshots: int = 0  # copies of states that prefixes are reused with; 0: none are, where there are states
 
     def check_generates(self) -> None:
         """Raise `InvalidRequestError` where the model can only embed."""
         if not self.has_head:
             raise InvalidRequestError(
-                f"this model cannot write text: its checkpoint ({self.architecture}) has no language-model head;"
-                " it makes embeddings alone (/v1/embeddings)",
+                f"this model cannot write text or score it: its checkpoint ({self.architecture}) has no language-model"
+                " head; it makes embeddings alone (/v1/embeddings)",
                 "model",
             )
 
@@ -197,7 +199,8 @@ class RequestDelta(Message, frozen=True):
     `logprobs` matches `token_ids`. `prompt_logprobs` comes once, with the first delta, one entry per prompt
     token, None for the first. `num_cached_tokens`, `queue_time_s` come with the first delta.
     `stop_reason` is the stop token id that ended it, None for end-of-sequence (and for a grammar's end).
-    `embedding` is float32, in the machine's byte order; it comes once, with the last delta.
+    `embedding` is float32, in the machine's byte order; it comes once, with the last delta. It has the vector, or the
+    logits of `sampling.label_token_ids`.
     `ends_in_text` tells that a request which stopped did so after its last token, which is text, and not by it.
     `is_steered` tells that a token so far is not the one that was drawn (`StepResult.steered`).
     `pauses` are the times since the delta before in which it had no slot, each from a preemption to its next step.
@@ -223,7 +226,7 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     """One step in numbers, and the state after it. Not frozen: it is filled in while the step is planned and run.
 
     The counts are of this step alone: prompt tokens (recomputed ones among them) and tokens of decoding requests that
-    were computed, tokens that were sampled, preemptions, slots filled, tokens looked up and found in the prefix cache.
+    were computed, tokens that requests got, preemptions, slots filled, tokens looked up and found in the prefix cache.
     `blocked_by` has what those wait for who got nothing of this step. Slot-seconds, energy and what became of snapshots
     of states are of all the time since the message before. The gauges are of the moment.
     """
@@ -232,6 +235,7 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
     num_sampled_tokens: int = 0
+    num_forced_tokens: int = 0  # of these, those that came without a sample
     num_preemptions: int = 0
     num_slots_refilled: int = 0
     prefix_cache_queries: int = 0
@@ -396,7 +400,9 @@ class StepResult(Message, frozen=True):
     """Tells what the executor made of a plan.
 
     `sampled_token_ids` has 1 to `num_samples` tokens for each request that sampled: sample i stands if every draft
-    before it is what was sampled in its place. It has none for a request whose drafts made the model's output useless
+    before it is what was sampled in its place. Behind the sample of a request that tried no drafts there may be any
+    number of tokens that nobody sampled, because its grammar left no choice: they are what would have been sampled, and
+    are known but not computed. It has none for a request whose drafts made the model's output useless
     for that step; it is then planned again. `logprobs` matches `sampled_token_ids`. `drafts` are what the executor
     proposes to try next, after the tokens sampled now.
 
@@ -405,7 +411,7 @@ class StepResult(Message, frozen=True):
     whose own row failed (non-finite logits); they have no sampled tokens. `finished` are requests whose grammar
     nothing can follow after the tokens sampled now. `steered` are those of which a token, this or an earlier one, is
     not the one that was drawn, because the grammar could not have come to its end within `max_tokens` after that.
-    `embeddings` has those whose prompt is complete with this chunk.
+    `embeddings` has those (vectors, or logits of labels) whose prompt is complete with this chunk.
     """
 
     sampled_token_ids: dict[str, list[int]]

@@ -89,7 +89,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     `index` is that of the choice in its request, `prompt_index` that of its prompt among all that were given with it.
     `text` may be empty while `token_ids` is not (part of a code point, or a possible stop string held back).
     `stop_reason` is the stop string or stop token id that ended it. `num_cached_tokens`, `queue_time_s` and
-    `prompt_logprobs` come with the first output of a choice, `timing` and `embedding` with its last.
+    `prompt_logprobs` come with the first output of a choice, `timing` and `embedding` (a vector, or the logits of the
+    labels that were asked for) with its last.
     """
 
     index: int

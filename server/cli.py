@@ -12,6 +12,7 @@ from importlib import import_module
 COMMANDS = {
     "serve": "serve a model over the OpenAI HTTP API",
     "chat": "talk to a running server from the terminal",
+    "launch": "start a coding agent (Claude Code, Codex, opencode) on a running server",
     "generate": "run a file of prompts (OpenAI batch format) through the engine, without a server",
     "usage": "show what each named key has used, from the file of --usage-db",
     "bench": "measure: load a server, sweep batch sizes, compare the batching strategies",
@@ -34,6 +35,7 @@ Examples:
   orcinus serve ./my-model --host 0.0.0.0 --api-key "$KEY"
   orcinus chat                                   in a second terminal
   orcinus chat "What is the capital of France?"
+  orcinus launch claude                          Claude Code on it
   orcinus generate prompts.jsonl -o answers.jsonl
   orcinus bench serve --base-url http://127.0.0.1:8000 --max-concurrency 32
 

@@ -9,17 +9,21 @@ Independent of HTTP, so that a file of requests can be answered in process:
 Both calls raise the errors that `server.errors.to_response` turns into a status and a body.
 """
 
+import logging
+import re
 import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from orcinus.config.limits import ClientLimits
 from orcinus.config.settings import Settings
 from orcinus.config.version import VERSION
+from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.frontend.observer import EngineObserver, SlotListener
+from orcinus.engine.frontend.prompt_history import PromptHistory
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
 from orcinus.engine.sampling_params import Grammar
@@ -27,6 +31,16 @@ from orcinus.server.caller_key import check_allowed, is_allowed
 from orcinus.server.errors import ModelNotFoundError
 from orcinus.server.intake import Intake
 from orcinus.server.reading.message_format import MessageFormat
+from orcinus.server.reading.thought_marks import (
+    TRIAL_MESSAGES,
+    ThoughtMarks,
+    find_thought_marks,
+    marks_before_answer,
+)
+
+logger = logging.getLogger(__name__)
+
+_MAX_STAND_INS = 32  # names that the log tells of
 
 
 class ServingTokenizer(Protocol):
@@ -38,6 +52,10 @@ class ServingTokenizer(Protocol):
     def special_tokens(self) -> frozenset[str]: ...
     @property
     def chat_template_source(self) -> str: ...
+    @property
+    def response_template(self) -> Any: ...
+    @property
+    def reads_pairs(self) -> bool: ...
     @property
     def eos_token_id(self) -> int | None: ...
     def added_token_id(self, text: str) -> int | None: ...
@@ -99,9 +117,14 @@ class ServingContext:
             "tool_call_parser": settings.tool_call_parser,
             "reasoning_parser": settings.reasoning_parser,
         }
+        self.default_thinking_budget = settings.default_thinking_budget
+        self._thought_marks: list[ThoughtMarks | None] = []  # once they are known
+        self.rerank_template = settings.rerank_template
+        self.rerank_labels = settings.rerank_labels
         self._shares_prefixes = settings.prefix_cache_scope == "all"
         self.created = int(time.time())
         self.is_lenient = settings.lenient
+        self._stand_ins = set[str]()
         self._fingerprint: str | None = None
 
     @property
@@ -126,8 +149,40 @@ class ServingContext:
             tokenizer.chat_template_source,
             tokenizer.added_token_id,
             special_tokens=tokenizer.special_tokens,
+            response_template=tokenizer.response_template,
             **self._parsers,
         )
+
+    def template_reads(self, variable: str) -> bool:
+        """Return whether the model's chat template speaks of a variable. Only once the engine is ready."""
+        return re.search(rf"\b{re.escape(variable)}\b", self.engine.tokenizer.chat_template_source) is not None
+
+    @cached_property
+    def marks_before_answer(self) -> tuple[int, ...]:
+        """The tokens between a thought and the answer, as far as they are known. Only once the engine is ready."""
+        return marks_before_answer(self.message_format, self.engine.tokenizer.added_token_id)
+
+    async def thought_marks(self) -> ThoughtMarks | None:
+        """Return by which tokens the model begins and ends its thoughts. Only once the engine is ready."""
+        if not self._thought_marks:
+            encode = partial(self.engine.encode, add_special_tokens=False)
+            tokenizer, shown = self.engine.tokenizer, await self._shown_thought()
+            self._thought_marks = [await find_thought_marks(self.message_format, tokenizer, encode, shown)]
+        return self._thought_marks[0]
+
+    async def _shown_thought(self) -> str:
+        """Return what the chat template makes of a thought and an answer, nothing where it takes no such trial."""
+        try:
+            token_ids = await self.engine.render_and_encode(TRIAL_MESSAGES, add_generation_prompt=False)
+        except InvalidRequestError:
+            return ""
+        return self.engine.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    @cached_property
+    def prompt_history(self) -> PromptHistory | None:
+        """Return the prompts that came last, None where none is cached. Only once the engine is ready."""
+        info = self.engine.info
+        return PromptHistory(info.block_size) if info.enable_prefix_caching else None
 
     def limit_clients(self, limits_of: Callable[[str], ClientLimits]) -> None:
         """Hold each client from now on to the limits that `limits_of` gives."""
@@ -172,6 +227,13 @@ class ServingContext:
             return
         served = ", ".join(map(repr, self.usable_models)) or "none to this key"
         raise ModelNotFoundError(f"the model {name[:200]!r} does not exist; served here: {served}", "model")
+
+    def note_stand_in(self, name: str) -> None:
+        """Say in the log, once for each of the first names, that the served model answers in place of another."""
+        shown = name[:100]
+        if shown not in self._stand_ins and len(self._stand_ins) < _MAX_STAND_INS:
+            self._stand_ins.add(shown)
+            logger.info("%r is not served: %s answers in its place", shown, self.model_name)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return an entry of /v1/models. The context length is null until the engine has loaded the model."""

@@ -168,7 +168,8 @@ def anthropic_error_body(error: BaseException, request_id: str | None = None) ->
     """Return `{"type": "error", "error": {"type", "message"}, "request_id"}`, the last where it is known."""
     status = kind_of(error).status
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    told: dict[str, Any] = {"type": kind, "message": _message(error)[:MAX_MESSAGE_CHARS]}
+    message = _anthropic_context(error) if isinstance(error, ContextLengthError) else _message(error)
+    told: dict[str, Any] = {"type": kind, "message": message[:MAX_MESSAGE_CHARS]}
     if isinstance(error, UnsupportedThreadError):
         told["details"] = error.details
     body: dict[str, Any] = {"type": "error", "error": told}
@@ -187,6 +188,19 @@ def to_response(
     body = msgspec.json.encode(told)
     headers = {"content-type": "application/json", **_extra_headers(error), "content-length": str(len(body))}
     return ErrorResponse(kind_of(error).status, headers, body)
+
+
+def _anthropic_context(error: ContextLengthError) -> str:
+    """Return what Anthropic's API says of a context that is too short.
+
+    Claude Code reads the numbers: it makes the conversation shorter, or asks again for fewer tokens.
+    """
+    if error.sizes is None:
+        return f"prompt is too long: {error}"
+    num_prompt, num_wanted, most = error.sizes
+    if num_prompt >= most:
+        return f"prompt is too long: {num_prompt} tokens > {most - 1} maximum"
+    return f"input length and `max_tokens` exceed context limit: {num_prompt} + {num_wanted} > {most}"
 
 
 def _message(error: BaseException) -> str:

@@ -32,6 +32,8 @@ from orcinus.server.apis.models.answer import (
 )
 from orcinus.server.apis.page.answer import FILES, page, page_file
 from orcinus.server.apis.reference.answer import SCRIPT, START, STYLE, document, reference_file, reference_page
+from orcinus.server.apis.rerank.answer import RERANKING, start_rerank
+from orcinus.server.apis.rerank.body import RerankBody
 from orcinus.server.apis.responses.answer import (
     RESPONSE,
     RESPONSE_TOKENS,
@@ -41,6 +43,8 @@ from orcinus.server.apis.responses.answer import (
     stored_response,
 )
 from orcinus.server.apis.responses.body import ResponseBody
+from orcinus.server.apis.score.answer import SCORES, start_score
+from orcinus.server.apis.score.body import ScoreBody
 from orcinus.server.apis.status.answer import exposition, live, ready, version
 from orcinus.server.apis.tokens.answer import TEXT, TOKENS, detokenize, tokenize
 from orcinus.server.apis.tokens.body import DetokenizeBody, TokenizeBody
@@ -261,6 +265,38 @@ def _open_page(
     )
 
 
+def _rerank(path: str, summary: str | None = None) -> GenerationOperation:
+    """Return the row of one of the paths that clients ask for; the one with a summary is in the API's document."""
+    return GenerationOperation(
+        path,
+        name="rerank",
+        tag="reranking",
+        summary=summary,
+        start=start_rerank,
+        body=RerankBody,
+        answer=RERANKING,
+        is_streamed=False,
+        gen_ai_name="rerank",
+        is_documented=summary is not None,
+    )
+
+
+def _score(path: str, summary: str | None = None) -> GenerationOperation:
+    """Return a row as `_rerank` does."""
+    return GenerationOperation(
+        path,
+        name="score",
+        tag="reranking",
+        summary=summary,
+        start=start_score,
+        body=ScoreBody,
+        answer=SCORES,
+        is_streamed=False,
+        gen_ai_name="score",
+        is_documented=summary is not None,
+    )
+
+
 OPERATIONS = OperationTable(
     [
         _open_page("/", "page", page, "text/html", is_of_page=True),
@@ -426,6 +462,11 @@ OPERATIONS = OperationTable(
             is_streamed=False,
             gen_ai_name="embeddings",
         ),
+        _rerank("/v1/rerank", "Documents by their relevance to a query; also at /v2/rerank and /rerank"),
+        _rerank("/v2/rerank"),
+        _rerank("/rerank"),
+        _score("/v1/score", "How relevant texts are to queries; also at /score"),
+        _score("/score"),
         AdminOperation(
             "/v1/usage",
             name="usage",

@@ -60,6 +60,9 @@ class TimedExecutor:
     def diagnose(self, error: Exception) -> Fault:
         return "engine"
 
+    def warm_up(self) -> None:
+        """Return at once: there is nothing to load."""
+
 
 class Unlimited(PrefillBudget):
     """Prompts take all the tokens that a step may have."""

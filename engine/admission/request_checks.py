@@ -10,7 +10,7 @@ from orcinus.engine.outputs import GenerationRequest
 
 def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     """Raise `InvalidRequestError` or `ContextLengthError`, with the limit and the value, unless it can be served."""
-    if request.sampling.pooling is None:
+    if request.sampling.pooling is None or request.sampling.label_token_ids:
         info.check_generates()
     request.sampling.check_token_ids(info.vocab_size)
     _check_adapter(request.adapter, info.adapters)
@@ -47,4 +47,5 @@ def check_context(num_prompt_tokens: int, max_tokens: int | None, max_model_len:
     raise ContextLengthError(
         f"this model's maximum context length is {max_model_len} tokens: the prompt's {num_prompt_tokens}{asked}",
         "max_tokens" if num_prompt_tokens < max_model_len else "prompt",
+        (num_prompt_tokens, wanted, max_model_len),
     )

@@ -92,11 +92,15 @@ class PackedWeight:
             self._bias[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
 
     def rows(self, indices: Tensor) -> Tensor:
-        """Return (n,) columns of the packed weight, rows of the plain one, as (n, in_features) in bfloat16."""
-        assert self.kind == "bfloat16"
+        """Return (n,) columns of the packed weight, rows of the plain one, as (n, in_features).
+
+        They are in bfloat16, or in float32 where they were 8-bit integers.
+        """
         lanes = self._panels.view(torch.int32).view(-1, self._num_lanes, _PANEL)
         rows = lanes[indices // _PANEL, :, indices % _PANEL]
-        return rows.view(torch.bfloat16)[:, : self.in_features]
+        if self.kind == "bfloat16":
+            return rows.view(torch.bfloat16)[:, : self.in_features]
+        return rows.view(torch.int8)[:, : self.in_features] * self._scales[indices, None]
 
     def unpacked(self) -> Tensor:
         """Return the weight (out_features, in_features) in bfloat16, in the order of the packed columns."""
@@ -126,6 +130,10 @@ class NativeLinear(nn.Module):
     def weight(self) -> Tensor:
         """Return the weight unpacked again, (out_features, in_features), for a model that multiplies by hand."""
         return self.packed.unpacked()
+
+    def weight_rows(self, indices: Tensor) -> Tensor:
+        """Return (n,) rows of the weight, (n, in_features), without unpacking the others."""
+        return self.packed.rows(indices)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(torch.bfloat16).reshape(-1, self.in_features)

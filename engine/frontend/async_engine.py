@@ -42,7 +42,7 @@ EngineState = Literal["loading", "ready", "restarting", "draining", "dead"]
 # What a request, or the answer to it, depends on: in this all engines must be alike. Sizes and devices may differ.
 _MUST_AGREE = (
     *("model", "architecture", "dtype", "quantization", "is_deterministic", "vocab_size", "eos_token_ids"),
-    *("max_model_len", "sampling_defaults", "pooling", "hidden_size", "has_head"),
+    *("max_model_len", "sampling_defaults", "pooling", "hidden_size", "has_head", "label_token_ids"),
 )
 
 
@@ -327,6 +327,8 @@ class AsyncEngine:
         await self._text.loaded()
         if self._info is None:
             self._info = info
+            if info.warms_grammars:
+                self._text.warm_up(info)
         elif differences := _differences(self._info, info):
             raise ModelLoadError(f"an engine is not like the others: {differences}")
         self._settled.set()

@@ -27,6 +27,7 @@ _ON_LOOP_S = 0.02
 # Threads of their own for either: what holds them up holds up nothing else.
 _NUM_ENCODERS = 4
 _NUM_RENDERERS = 4
+_WARM_UP_AFTER_S = 1.0  # the first requests go first
 _NUM_TRIALS = 2  # at once: the second for other clients than the first
 _TEXT_CHARS = 2**19  # that are read whatever the context, and
 _CHARS_PER_TOKEN = 32  # of the context: many times what any language needs
@@ -40,6 +41,7 @@ class TextFrontend:
         self._chat_template = chat_template
         self._loading: Future[Tokenizer] = Future()
         self._grammar_gate: GrammarGate | None = None
+        self._warming: asyncio.TimerHandle | None = None
         self._encoders = FairThreads(_NUM_ENCODERS, "encode")
         self._renderers = FairThreads(_NUM_RENDERERS, "template")
 
@@ -80,6 +82,16 @@ class TextFrontend:
 
     async def check_grammar(self, grammar: Grammar, param: str, info: EngineInfo) -> None:
         """Raise `InvalidRequestError`, which blames `param`, for a grammar that the engine cannot follow."""
+        await self._gate(info).check(grammar, param, current_client())
+
+    def warm_up(self, info: EngineInfo) -> None:
+        """Have a process for grammars shortly, so that the first of them does not wait for it. On an event loop."""
+        self._warming = asyncio.get_running_loop().call_later(_WARM_UP_AFTER_S, self._warm_up, info)
+
+    def _warm_up(self, info: EngineInfo) -> None:
+        self._gate(info).warm_up()
+
+    def _gate(self, info: EngineInfo) -> "GrammarGate":
         if self._grammar_gate is None:
             from orcinus.engine.grammar.gate import GrammarGate, ServedVocabulary
 
@@ -87,9 +99,11 @@ class TextFrontend:
             vocabulary = ServedVocabulary(model, trusts_code, info.vocab_size, info.eos_token_ids)
             turns = FairSemaphore(_NUM_TRIALS, num_reserved=1)
             self._grammar_gate = GrammarGate(vocabulary, turns.turn)
-        await self._grammar_gate.check(grammar, param, current_client())
+        return self._grammar_gate
 
     async def aclose(self) -> None:
+        if self._warming is not None:
+            self._warming.cancel()
         if self._grammar_gate is not None:
             await self._grammar_gate.aclose()
         self._encoders.shutdown()
@@ -97,6 +111,7 @@ class TextFrontend:
 
     def _load_tokenizer(self) -> None:
         try:
+            from orcinus.engine.platform.lean_imports import wait_for_transformers
             from orcinus.engine.text.tokenizer import Tokenizer
 
             tokenizer = Tokenizer.load(
@@ -104,6 +119,9 @@ class TextFrontend:
                 trust_remote_code=self._config.trust_remote_code,
                 chat_template=self._chat_template,
             )
+            if tokenizer.response_template is not None:
+                with contextlib.suppress(ImportError):  # the server says so where it would read answers by it
+                    wait_for_transformers()
         except BaseException as error:  # `loaded` raises it, whatever it is
             self._loading.set_exception(error)
         else:

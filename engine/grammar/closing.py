@@ -7,7 +7,8 @@ quotes, short values. Knows nothing of logits, and of a request only how many to
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from itertools import chain
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ _BETWEEN = b"}])>:,\"'0nt1f;.-[{"
 _SHORT_VALUES_FIRST = b"}])>:,0nt1f\"';.-[{"
 _STRUCTURE = b"}])>:,\"'[{"
 _LAST = b" \t\r\n\\"
+_LESS, _SLASH = b"</"
 _MARKER = 300  # between the closing bytes and all others
 _NUM_LIKELY = 16  # tried one by one, before the mask of the whole vocabulary is computed
 _NUM_ROUNDS = 3  # through the likely ones, before others get their turn
@@ -64,6 +66,8 @@ class PathFinder:
         single = {token[0]: i for i, token in enumerate(tokens) if len(token) == 1 and i not in no_text}
         markers = [i for i in special_token_ids if i not in end_ids]
         self.ids = [*single.values(), *markers]
+        self.preferred: tuple[int, ...] = ()
+        self._single = single
         self.letters = [single[byte] for byte in _SOME_LETTERS if byte in single]
         self.structure = frozenset(position for position, byte in enumerate(single) if byte in _STRUCTURE)
         self.sizes = [0 if i in no_text else len(token) for i, token in enumerate(tokens)]  # in bytes
@@ -77,6 +81,16 @@ class PathFinder:
             _Orders(order(_IN_STRINGS), order(_BETWEEN)),
             _Orders(order(_IN_STRINGS, backwards=True), order(_SHORT_VALUES_FIRST, backwards=True)),
         ]
+
+    def preferring(self, token_ids: Iterable[int]) -> "PathFinder":
+        """Return a finder that takes these tokens wherever they may come: those that stand in a grammar."""
+        finder = copy(self)
+        finder.preferred = tuple(token_ids)
+        return finder
+
+    def closing_slash(self, token_id: int) -> int | None:
+        """Return the token that makes a closing tag of what this token has begun, None where it has begun none."""
+        return self._single.get(_SLASH) if token_id == self._single.get(_LESS) else None
 
     def find_path(self, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
         """Return tokens that lead from the state of `matcher` to an accepting one, or None if none are found.
@@ -144,6 +158,7 @@ class _PathSearch:
         self._used: Counter[int] = Counter()
         self._num_choices = 0
         self._was_in_string = False
+        self._last = -1
 
     def to_end(self, limit: int, deadline: float) -> list[int] | None:
         path: list[int] = []
@@ -157,6 +172,7 @@ class _PathSearch:
             if num_taken == 0:
                 return None
             path += tokens[:num_taken]
+            self._last = path[-1]
         return path if len(path) <= limit else None
 
     def _forced(self) -> list[int]:
@@ -170,6 +186,8 @@ class _PathSearch:
     def _best(self) -> list[int]:
         """Return the best token in a list, an empty one if no token may come next."""
         self._num_choices += 1
+        if (marker := self._preferred()) is not None:
+            return [marker]
         is_in_string = any(map(self._may_come, self._path_finder.letters))
         if is_in_string != self._was_in_string:
             self._used.clear()
@@ -186,6 +204,20 @@ class _PathSearch:
         else:
             self._used[best] += 1
         return [self._path_finder.ids[best]]
+
+    def _preferred(self) -> int | None:
+        """Return a token that ends what might be any text."""
+        best = next(filter(self._ends_text, self._path_finder.preferred), None)
+        if best is not None:
+            return best
+        slash = self._path_finder.closing_slash(self._last)
+        return slash if slash is not None and self._may_come(slash) else None
+
+    def _ends_text(self, token_id: int) -> bool:
+        """Return whether a token may come, and no letter after it."""
+        return self._may_come(token_id) and not any(
+            self._matcher.validate_tokens([token_id, letter]) == 2 for letter in self._path_finder.letters
+        )
 
     def _best_likely(self, order: _Order) -> int | None:
         fresh = [position for position in order.likely if self._used[position] < _NUM_ROUNDS]
@@ -239,6 +271,11 @@ class Closing:
         self._num_bytes = 0
         self._step: _Step | None = None  # what was found out about one token that may come next
         self._steered_to: int | None = None  # instead of a token that was drawn
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no token is left."""
+        return self._num_left <= 0
 
     def update_path(self, matcher: LLMatcher) -> None:
         """Search for the path, unless that can wait; to be called before each token is chosen."""

@@ -23,7 +23,7 @@ from orcinus.engine.errors import (
     UnenforceableSchemaError,
 )
 from orcinus.engine.platform.child_process import module_command, parent_arguments
-from orcinus.engine.sampling_params import Grammar, GrammarKind
+from orcinus.engine.sampling_params import Grammar, GrammarKind, Openings
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Trial(msgspec.Struct, frozen=True):
 
     kind: GrammarKind
     source: str
+    openings: Openings | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -70,7 +71,7 @@ class _Pending:
 
 
 class GrammarGate:
-    """Checks grammars and remembers the verdicts. A process starts with the first grammar.
+    """Checks grammars and remembers the verdicts. A process starts with the first grammar, or with `warm_up`.
 
     `turn` says whose turn it is: there are as many processes as were ever let in at once. A trial takes whichever is
     free first, a new one or one that was busy.
@@ -90,7 +91,7 @@ class GrammarGate:
         self._idle = asyncio.Queue[TrialProcess]()
         self._starts: set[asyncio.Task[None]] = set()
         self._num_inside = 0
-        self._verdicts: OrderedDict[tuple[GrammarKind, str], Verdict] = OrderedDict()
+        self._verdicts: OrderedDict[Trial, Verdict] = OrderedDict()
         self._pending: dict[tuple[str, Trial], _Pending] = {}
 
     async def check(self, grammar: Grammar, param: str, client: str = "") -> None:
@@ -102,12 +103,17 @@ class GrammarGate:
         """
         if grammar.kind == "json_object":
             return  # nothing in it is the client's
-        trial = Trial(grammar.kind, grammar.source)
+        trial = Trial(grammar.kind, grammar.source, grammar.openings)
         verdict = self._recall(trial) or await self._verdict(client, trial)
         if verdict.keywords:
             raise UnenforceableSchemaError(verdict.fault or "", param, verdict.keywords, verdict.rest)
         if verdict.fault is not None:
             raise InvalidRequestError(verdict.fault, param)
+
+    def warm_up(self) -> None:
+        """Start the first process, unless it is there, so that the first grammar does not wait for it."""
+        if not self._processes:
+            self._add_process()
 
     async def aclose(self) -> None:
         """End the trials that are under way, and the processes."""
@@ -139,13 +145,13 @@ class GrammarGate:
             del self._pending[key]
 
     def _recall(self, trial: Trial) -> Verdict | None:
-        verdict = self._verdicts.get((trial.kind, trial.source))
+        verdict = self._verdicts.get(trial)
         if verdict is not None:
-            self._verdicts.move_to_end((trial.kind, trial.source))
+            self._verdicts.move_to_end(trial)
         return verdict
 
     def _remember(self, trial: Trial, verdict: Verdict) -> None:
-        self._verdicts[trial.kind, trial.source] = verdict
+        self._verdicts[trial] = verdict
         if len(self._verdicts) > _MAX_VERDICTS:
             self._verdicts.popitem(last=False)
 
@@ -195,7 +201,7 @@ class GrammarGate:
         except EOFError:
             fault = "compiling it took too much memory"
         await process.end()
-        asyncio.get_running_loop().call_later(_DOUBTFUL_S, self._verdicts.pop, (trial.kind, trial.source), None)
+        asyncio.get_running_loop().call_later(_DOUBTFUL_S, self._verdicts.pop, trial, None)
         logger.warning("a grammar of %d characters was refused: %s", len(trial.source), fault)
         return Verdict(f"the grammar is too complex: {fault}")
 

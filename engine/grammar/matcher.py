@@ -13,20 +13,24 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from orcinus.engine.grammar.closing import Closing, StartPaths
-from orcinus.engine.grammar.masks import empty_mask, pack_tokens
+from orcinus.engine.grammar.masks import empty_mask, pack_tokens, token_mask
+from orcinus.engine.grammar.thought import Thought
 from orcinus.engine.grammar.vocabulary import Vocabulary
 from orcinus.engine.sampling_params import Thinking
 
 logger = logging.getLogger(__name__)
 
+_MOST_FORCED = 256  # tokens that are taken at once; more come with the next one that is sampled
 _TOO_SLOW = "the grammar is too complex: it takes too long to find an end of the text"
 
 
 class GrammarMatcher:
-    """Follows one request's tokens. `mask` has a bit for each token that may come next, once `fill_mask` has run.
+    """Follows one request's tokens. `mask` has a bit for each token that may come next, once `fill_mask` has run;
+    it is None where every token may.
 
-    With `max_tokens` it brings the text to an end within them, where that can be done (`engine.grammar.closing`). Used
-    by one thread at a time. If it cannot go on, `error` says why, and everything else is meaningless.
+    With `max_tokens` it brings the text to an end within them, where that can be done (`engine.grammar.closing`). The
+    `thinking` before the text is held to its budget. Used by one thread at a time. If it cannot go on, `error` says
+    why, and everything else is meaningless.
     """
 
     def __init__(
@@ -39,9 +43,11 @@ class GrammarMatcher:
         ignore_eos: bool = False,
         max_tokens: int | None = None,
     ) -> None:
-        self.mask: NDArray[np.int32] = empty_mask(vocabulary.size)
+        self.mask: NDArray[np.int32] | None = None
         self.error: str | None = None
         self.is_finished = False  # nothing can follow
+        self.forced: list[int] = []  # what `take_forced` took in last
+        self._coming: deque[int] | None = None  # the grammar's next tokens, if it leaves no choice; None: to be found
         self._matcher = matcher
         self._closing = (
             None if max_tokens is None else Closing(vocabulary.path_finder, vocabulary.end_ids, max_tokens, start_paths)
@@ -49,30 +55,35 @@ class GrammarMatcher:
         self._vocab_size = vocabulary.size
         self._ends = pack_tokens(vocabulary.end_ids, vocabulary.size)
         self._ignores_eos = ignore_eos
-        self._opening = None if thinking is None else thinking.start
-        self._thought: deque[int] | None = None
-        self._thinking_end: tuple[int, ...] = () if thinking is None else thinking.end
-        if thinking is not None and thinking.start is None:
-            self._begin_thinking()
+        self._thought = None if thinking is None else Thought(thinking, max_tokens)
 
     def fill_mask(self) -> None:
         """Fill `mask` for the next token. A token that ends the text is allowed only where the text may end."""
-        if self._thought is not None:
-            self.mask[:] = ~self._ends
+        if self._is_thinking:
+            self.mask = ~self._ends
             return
-        self._matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self.mask.nbytes)
+        if coming := self._find_coming():
+            mask = token_mask(coming[0], self._vocab_size)
+        else:
+            mask = empty_mask(self._vocab_size)
+            self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._check()
-        if self._ignores_eos and (self.mask & ~self._ends).any():
-            self.mask &= ~self._ends
-        if self._opening is not None:
-            self.mask |= pack_tokens([self._opening], self._vocab_size)
+        if self._ignores_eos and (mask & ~self._ends).any():
+            mask &= ~self._ends
+        thought = self._thought
+        if thought is not None and thought.start is not None and not thought.is_spent:
+            mask |= pack_tokens([thought.start], self._vocab_size)
+        self.mask = mask
         self._update_path()
 
     def replacement_for(self, token_id: int) -> int:
-        """Return the token to take where `token_id` was drawn: another if the text could not end in time after it.
+        """Return the token to take where `token_id` was drawn: another if the text could not end in time after it, or
+        if the thought before it has used up its budget.
 
         Never raises: see `error`.
         """
+        if self._thought is not None and self._thought.is_on:
+            return self._thought.replacement_for(token_id)
         if self._closing is None or self._is_free(token_id) or self.error is not None:
             return token_id
         try:
@@ -87,7 +98,8 @@ class GrammarMatcher:
         """Take in tokens that an earlier matcher of the same request has taken in. Never raises: see `error`."""
         try:
             for token_id in token_ids:
-                if self._thought is None:
+                if not self._is_thinking:
+                    self._find_coming()
                     self._update_path()
                 self._take_in(token_id)
         except Exception as error:
@@ -100,17 +112,66 @@ class GrammarMatcher:
         except Exception as error:
             self._fail_over(error)
 
+    def take_forced(self) -> None:
+        """Take in the tokens that come next whatever is sampled, a bounded number, and keep them as `forced`.
+
+        To be called after `accept`. Does what it takes to choose each: the state is that of a request which samples
+        them. Never raises: see `error`.
+        """
+        self.forced = []
+        try:
+            while len(self.forced) < _MOST_FORCED and self._is_strict and (coming := self._find_coming()):
+                token_id = coming[0]
+                self._update_path()
+                self.replacement_for(token_id)  # which the mask of this one token would rule out
+                self._take_in(token_id)
+                self.forced.append(token_id)
+        except Exception as error:
+            self._fail_over(error)
+
+    @property
+    def _is_strict(self) -> bool:
+        """Whether there is a next token, and the grammar alone says which may be that."""
+        is_free = self._thought is not None and (self._thought.is_on or self._thought.start is not None)
+        has_ended = self.is_finished or (self._closing is not None and self._closing.has_ended)
+        return not (is_free or has_ended or self.error is not None)
+
+    def _find_coming(self) -> deque[int]:
+        """Return the next tokens, in the model's own spelling, where the text that comes next is a certain one.
+
+        They stay what they are while they are taken one by one: what a token is followed by does not depend on how
+        many are taken at once.
+        """
+        if self._coming is None:
+            self._coming = deque(self._matcher.compute_ff_tokens())
+        return self._coming
+
     def _take_in(self, token_id: int) -> None:
         self._count(token_id)
-        opening, self._opening = self._opening, None
-        if self._thought is not None:
-            self._think(self._thought, token_id)
-        elif token_id == opening:
-            self._begin_thinking()
+        if self._thought is not None and self._thought.add(token_id):
+            return
+        self._pass(token_id)
+        self._matcher.consume_token(token_id)
+        self._check()
+        self.is_finished = self.error is None and self._matcher.is_stopped()
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether another token than the one drawn may be taken now."""
+        return True
+
+    @property
+    def overrules(self) -> bool:
+        """Whether a replacement is taken although other parameters rule it out: the end of a thought is."""
+        return self._is_thinking
+
+    def _pass(self, token_id: int) -> None:
+        """Take one of the grammar's tokens off those that were to come."""
+        if self._coming and self._coming[0] == token_id:
+            self._coming.popleft()
+            self._coming = self._coming or None
         else:
-            self._matcher.consume_token(token_id)
-            self._check()
-            self.is_finished = self.error is None and self._matcher.is_stopped()
+            self._coming = None
 
     @property
     def is_steered(self) -> bool:
@@ -127,7 +188,11 @@ class GrammarMatcher:
 
     def _is_free(self, token_id: int) -> bool:
         """Return whether the token is not the grammar's: part of the thinking before it."""
-        return self._thought is not None or token_id == self._opening
+        return self._thought is not None and self._thought.takes(token_id)
+
+    @property
+    def _is_thinking(self) -> bool:
+        return self._thought is not None and self._thought.is_on
 
     def _update_path(self) -> None:
         if self._closing is None or self.error is not None:
@@ -147,14 +212,6 @@ class GrammarMatcher:
             self._closing.accept(self._matcher, token_id)
         except TimeoutError:
             self.fail(_TOO_SLOW)
-
-    def _begin_thinking(self) -> None:
-        self._thought = deque(maxlen=len(self._thinking_end))
-
-    def _think(self, thought: deque[int], token_id: int) -> None:
-        thought.append(token_id)
-        if tuple(thought) == self._thinking_end:
-            self._thought = None
 
     def _check(self) -> None:
         if self._matcher.is_error():

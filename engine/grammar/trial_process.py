@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ import psutil
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.grammar.compiler import GrammarCompiler
 from orcinus.engine.grammar.gate import ServedVocabulary, Trial, Verdict
-from orcinus.engine.grammar.masks import tokens_in
+from orcinus.engine.grammar.masks import random_token
 from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.grammar.source import parsed_schema
 from orcinus.engine.grammar.unenforceable import find_unenforceable
@@ -28,6 +29,7 @@ from orcinus.engine.text.tokenizer import Tokenizer
 _MEMORY_BYTES = 1 << 30
 _MAX_MASK_S = 0.25  # of processor time: well below what the engine waits for
 _NUM_WALKS, _WALK_TOKENS = 3, 32
+_MAX_WALKED_OPENINGS = 16
 _MAX_WALKED_SCHEMAS = 100  # to find out what is to blame
 
 
@@ -86,8 +88,10 @@ def find_fault(compiler: GrammarCompiler, trial: Trial) -> str | None:
     """Return why a grammar cannot be served, fit for a user's eyes, or None if it can."""
     rng = random.Random(0)  # noqa: S311  (no secrets; what means the same is followed alike)
     try:
-        compiled = compiler.compile(trial.kind, trial.source)
-        walks = (_walk(compiled.matcher(), rng) for _ in range(_NUM_WALKS))
+        compiled = compiler.compile(trial.kind, trial.source, trial.openings)
+        begun = compiled.begun()
+        starts = rng.sample(begun, min(len(begun), _MAX_WALKED_OPENINGS))
+        walks = (_walk(start.matcher(), rng) for start in islice(cycle(starts), max(_NUM_WALKS, len(starts))))
         return next((fault for fault in walks if fault is not None), None)
     except InvalidRequestError as error:
         return str(error)
@@ -102,11 +106,12 @@ def _walk(matcher: GrammarMatcher, rng: random.Random) -> str | None:
         matcher.fill_mask()
         if time.thread_time() - started > _MAX_MASK_S:
             return "the grammar is too complex: a single step takes too long"
-        allowed = tokens_in(matcher.mask)
-        if matcher.error is None and not len(allowed):
+        assert matcher.mask is not None, "a grammar that holds from its start has a mask"
+        token_id = random_token(matcher.mask, rng)
+        if matcher.error is None and token_id is None:
             return "the grammar allows no text at all"
-        if matcher.error is None:
-            matcher.accept(int(rng.choice(allowed)))
+        if matcher.error is None and token_id is not None:
+            matcher.accept(token_id)
         if matcher.error is not None or matcher.is_finished:
             return matcher.error
     return None

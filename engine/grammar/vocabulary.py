@@ -29,6 +29,8 @@ class Vocabulary:
         num_known = min(vocab_size, tokenizer.vocab_size)
         self.special_token_ids = sorted({i for i in tokenizer.special_ids if i < num_known} | set(self.end_ids))
         self.tokens = [tokenizer.token_bytes(i) for i in range(num_known)] + [b""] * (vocab_size + 1 - num_known)
+        self.written = [*self.tokens]  # of all tokens, those that models never write included
+        self._containing: dict[int, list[int]] = {}
         self._drop_fallback_bytes(tokenizer, num_known)
         for end_id in self.end_ids:
             self.tokens[end_id] = self.tokens[end_id] or b"<end>"
@@ -46,6 +48,13 @@ class Vocabulary:
             if b"".join(self.tokens[i] for i in ids) == text and self._specials.isdisjoint(ids):
                 return ids
         return self.ll_tokenizer.greedy_tokenize(text.decode())
+
+    def containing(self, byte: int) -> list[int]:
+        """Return the tokens that have this byte in what they write."""
+        known = self._containing.get(byte)
+        if known is None:
+            known = self._containing[byte] = [i for i, text in enumerate(self.written) if byte in text]
+        return known
 
     def _drop_fallback_bytes(self, tokenizer: "Tokenizer", num_known: int) -> None:
         if not tokenizer.has_byte_fallback:

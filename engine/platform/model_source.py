@@ -48,6 +48,24 @@ def gguf_path(source: ModelSource) -> Path:
     return Path(str(cached_file(source.path_or_id, source.gguf_file)))
 
 
+def model_file(model: str, name: str) -> Path | None:
+    """Return where a file beside a model's weights is, from the hub if need be; None without it.
+
+    Raises `ModelLoadError`.
+    """
+    source = model_source(model)
+    if source.directory is not None:
+        path = source.directory / name
+        return path if path.is_file() else None
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(source.path_or_id, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise ModelLoadError(f"cannot ask the hub for {model}'s {name}: {error}") from error
+    return None if found is None else Path(found)
+
+
 def _gguf_source(model: str, path: Path) -> ModelSource:
     """Return the source of a GGUF file: one on this machine, or `owner/name/file.gguf` on the hub."""
     if path.is_file():

@@ -21,6 +21,7 @@ from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.attention.step_layout import lay_out
 from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
+from orcinus.engine.grammar.thought import Thought, ThoughtMatcher
 from orcinus.engine.messages import (
     NOTHING_LEFT,
     Fault,
@@ -126,6 +127,10 @@ class ModelRunner:
             return None
         return self._grammars.prepare(sampling.grammar, sampling.max_tokens)
 
+    def warm_up(self) -> None:
+        """Begin to load the vocabulary that grammars are compiled for."""
+        self._grammars.load()
+
     def diagnose(self, error: Exception) -> Fault:
         """Return what `launch`, or what it returned, failed of. Gives back memory that is kept for reuse."""
         if is_broken(self._device):
@@ -230,6 +235,9 @@ class ModelRunner:
                 max_tokens=sampling.max_tokens,
                 tokens=output,
             )
+        if sampling.thinking is not None and sampling.has_budget:
+            thought = Thought(sampling.thinking, sampling.max_tokens)
+            row.matcher = ThoughtMatcher(thought, vocab_size, row.matcher, output)
         return row
 
     @cached_property
@@ -239,7 +247,7 @@ class ModelRunner:
     def _start_masks(self, batch: StepBatch) -> None:
         """Begin to find out which tokens grammars allow next: they are known before the model runs."""
         both = zip(batch.scheduled, batch.requests, strict=True)
-        matchers = [request.row.matcher for item, request in both if item.num_samples]
+        matchers = [request.row.matcher for item, request in both if item.num_samples and request.row.sampling.grammar]
         self._masks.start([matcher for matcher in matchers if matcher is not None and matcher.error is None])
 
     def _seed_of(self, new: NewRequest) -> int:
@@ -372,6 +380,7 @@ class ModelRunner:
         self._rows.append(rows[taken], [sampled.token_ids[i] for i in taken])
         failed |= _advance(requests, taken, sampled)
         token_ids, logprobs = [[token_id] for token_id in sampled.token_ids], [[entry] for entry in sampled.logprobs]
+        failed |= self._take_forced(requests, [i for i in taken if i not in failed], token_ids)
         return self._with_proposals(names, requests, _sampled_result(names, requests, token_ids, logprobs, failed))
 
     def _sample_drafts(self, batch: StepBatch, sampling: list[int], hidden: Tensor) -> Callable[[], StepResult]:
@@ -416,9 +425,31 @@ class ModelRunner:
         taken = [i for i in here if i not in failed]
         self._rows.extend(rows[taken], [accepted.token_ids[i] for i in taken])
         failed |= _advance(requests, taken, accepted.first)
+        failed |= self._take_forced(requests, [i for i in taken if i not in failed], accepted.token_ids)
         names = [item.request_id for item in scheduled]
         result = _sampled_result(names, requests, accepted.token_ids, accepted.logprobs, failed)
         return self._with_proposals(names, requests, result)
+
+    def _take_forced(
+        self, requests: list[RunningRequest], taken: list[int], token_ids: list[list[int]]
+    ) -> dict[int, str]:
+        """Append to the tokens of requests those that their grammars leave no choice of; return why some failed.
+
+        Grammars are followed where masks are filled, as it may take them as long.
+        """
+        followed = [(i, requests[i].row.matcher) for i in taken if requests[i].row.takes_forced]
+        matchers = [matcher for _, matcher in followed if matcher is not None]
+        if not matchers:
+            return {}
+        self._masks.start(matchers, lambda matcher: matcher.take_forced())
+        self._masks.wait()
+        failed = {i: matcher.error for i, matcher in followed if matcher is not None and matcher.error is not None}
+        forced = {i: requests[i].row.add_forced() for i, _ in followed if i not in failed}
+        forced = {i: tokens for i, tokens in forced.items() if tokens}
+        self._rows.extend(np.array([requests[i].index for i in forced], dtype=np.int64), [*forced.values()])
+        for i, tokens in forced.items():
+            token_ids[i] += tokens
+        return failed
 
     def _with_proposals(self, names: list[str], requests: list[RunningRequest], result: StepResult) -> StepResult:
         """Ask the drafter what may follow the tokens of requests that have just got some and may try drafts."""

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from orcinus.config.text_files import read_text
-from orcinus.engine.errors import ModelLoadError
-from orcinus.engine.platform.model_source import model_source
+from orcinus.engine.platform.model_source import model_file
 from orcinus.engine.sampling_params import Pooling
 
 logger = logging.getLogger(__name__)
@@ -35,27 +34,13 @@ def resolve_pooling(setting: Literal["auto", "mean", "last"], model: str) -> Poo
     """Return what `auto` means for this model: what its author says, else the mean. Raises `ModelLoadError`."""
     if setting != "auto":
         return setting
-    path = _pooling_file(model)
+    path = model_file(model, POOLING_FILE)
     if path is None:
         return _DEFAULT
     pooling = _read_pooling(path)
     if pooling is None:
         logger.warning("%s asks for no pooling that is served here (mean, last): embeddings use the mean", path)
     return pooling or _DEFAULT
-
-
-def _pooling_file(model: str) -> Path | None:
-    source = model_source(model)
-    if source.directory is not None:
-        path = source.directory / POOLING_FILE
-        return path if path.is_file() else None
-    from transformers.utils.hub import cached_file
-
-    try:
-        found = cached_file(source.path_or_id, POOLING_FILE, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        raise ModelLoadError(f"cannot ask the hub for {model}'s {POOLING_FILE}: {error}") from error
-    return None if found is None else Path(found)
 
 
 def _read_pooling(path: Path) -> Pooling | None:

@@ -1,4 +1,5 @@
-"""What requests ask of their prompts themselves: log-probabilities of the prompt's tokens, and embeddings.
+"""What requests ask of their prompts themselves: log-probabilities of the prompt's tokens, embeddings, and the logits
+of labels.
 
 Made of the hidden states of a step, chunk by chunk. Knows nothing of sampling, plans and blocks.
 """
@@ -7,9 +8,11 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orcinus.engine.messages import StepResult, TokenLogprobs
+from orcinus.engine.models.label_logits import LabelLogits
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.runner.pooling import unit_vectors
@@ -30,9 +33,10 @@ class PromptOutputs:
         self._model = model
         self._rows = rows
         self._device = device
+        self._label_logits = LabelLogits(model)
 
     def of(self, batch: StepBatch, hidden: Tensor) -> StepResult:
-        """Return the prompt log-probabilities and embeddings of a step, and the errors of requests that broke.
+        """Return the prompt log-probabilities, embeddings and label logits of a step, and the errors of what broke.
 
         `hidden` (num_tokens, hidden_size) are the step's hidden states.
         """
@@ -40,7 +44,11 @@ class PromptOutputs:
         for i, request in enumerate(batch.requests):
             if request.row.sampling.prompt_logprobs is not None:
                 self._add_logprobs(batch.chunk(i), hidden, result)
-        self._add_embeddings(self._complete_prompts(batch, hidden), result)
+        complete = self._complete_prompts(batch, hidden)
+        self._add_embeddings([prompt for prompt in complete if not _labels(prompt[0])], result)
+        labelled = [prompt for prompt in complete if _labels(prompt[0])]
+        for labels in dict.fromkeys(_labels(chunk) for chunk, _ in labelled):
+            self._add_label_logits([prompt for prompt in labelled if _labels(prompt[0]) == labels], hidden, result)
         return result
 
     def _add_logprobs(self, chunk: Chunk, hidden: Tensor, result: StepResult) -> None:
@@ -68,7 +76,7 @@ class PromptOutputs:
         return entries
 
     def _complete_prompts(self, batch: StepBatch, hidden: Tensor) -> list[tuple[Chunk, Tensor]]:
-        """Take in the chunks of prompts to be embedded; returns those that are complete, with their vectors."""
+        """Take in the chunks of prompts to be pooled; returns those that are complete, with their vectors."""
         complete = []
         for i, request in enumerate(batch.requests):
             if request.pooled is None:
@@ -81,8 +89,25 @@ class PromptOutputs:
 
     def _add_embeddings(self, complete: list[tuple[Chunk, Tensor]], result: StepResult) -> None:
         for (chunk, _), vector in zip(complete, unit_vectors([vector for _, vector in complete]), strict=True):
-            if np.isfinite(vector).all():
-                result.embeddings[chunk.request_id] = vector.tobytes()
-            else:
-                self._rows.is_broken[chunk.request.index] = True
-                result.errors[chunk.request_id] = _EMBEDDING_NOT_FINITE
+            self._add(chunk, vector, _EMBEDDING_NOT_FINITE, result)
+
+    def _add_label_logits(self, complete: list[tuple[Chunk, Tensor]], hidden: Tensor, result: StepResult) -> None:
+        """Add the logits of prompts that ask for the same labels, of which each vector is its last hidden state."""
+        labels = _labels(complete[0][0])
+        for start in range(0, len(complete), _LOGPROB_ROWS):
+            part = complete[start : start + _LOGPROB_ROWS]
+            last = torch.stack([vector for _, vector in part]).to(hidden.dtype)
+            for (chunk, _), logits in zip(part, self._label_logits(last, labels).cpu().numpy(), strict=True):
+                self._add(chunk, logits, _LOGITS_NOT_FINITE, result)
+
+    def _add(self, chunk: Chunk, numbers: NDArray[np.float32], problem: str, result: StepResult) -> None:
+        """Add what a prompt came to, or the error of one that broke."""
+        if np.isfinite(numbers).all():
+            result.embeddings[chunk.request_id] = numbers.tobytes()
+        else:
+            self._rows.is_broken[chunk.request.index] = True
+            result.errors[chunk.request_id] = problem
+
+
+def _labels(chunk: Chunk) -> tuple[int, ...]:
+    return chunk.request.row.sampling.label_token_ids

@@ -151,12 +151,13 @@ def apply_masks(
 
 
 def apply_closing(tokens: Tensor, logits: Tensor, rows: Sequence[SamplingRow], can_draw: Tensor) -> None:
-    """Replace, in place, tokens after which a grammar's text could not end in time.
+    """Replace, in place, tokens after which a grammar's text could not end in time, or beyond a thought's budget.
 
-    A replacement that the logits or the row's other parameters rule out is not taken. `can_draw` (num_rows,) is False
-    for rows that failed, whose tokens mean nothing.
+    A replacement that the logits or the row's other parameters rule out is not taken, unless it is the end of a
+    thought. `can_draw` (num_rows,) is False for rows that failed, whose tokens mean nothing.
     """
-    followed = [(i, row.matcher) for i, row in enumerate(rows) if row.matcher is not None]
+    both = enumerate(row.matcher for row in rows)
+    followed = [(i, matcher) for i, matcher in both if matcher is not None and matcher.may_replace]
     if not followed:
         return
     drawn: list[int] = tokens.tolist()
@@ -165,7 +166,7 @@ def apply_closing(tokens: Tensor, logits: Tensor, rows: Sequence[SamplingRow], c
         token_id = matcher.replacement_for(drawn[i]) if is_drawn[i] else drawn[i]
         if token_id == drawn[i] or token_id >= logits.shape[-1]:
             continue
-        if logits[i, token_id] != -torch.inf and not rows[i].rules_out(token_id):
+        if matcher.overrules or (logits[i, token_id] != -torch.inf and not rows[i].rules_out(token_id)):
             tokens[i] = token_id
 
 

@@ -49,8 +49,10 @@ class SamplingRow:
 
     @property
     def is_processed(self) -> bool:
-        """Whether a processor other than that of `min_tokens` changes its logits."""
-        has_state = self.sampling.has_penalties or self.bad_words is not None or self.matcher is not None
+        """Whether a processor other than that of `min_tokens` changes its logits, or what is drawn from them."""
+        if self.matcher is not None and (self.matcher.mask is not None or self.matcher.may_replace):
+            return True
+        has_state = self.sampling.has_penalties or self.bad_words is not None
         return has_state or self.allowed is not None or bool(self.sampling.logit_bias)
 
     @property
@@ -62,6 +64,26 @@ class SamplingRow:
     def keeps_tokens(self) -> bool:
         """Whether `add` is to be told its tokens."""
         return self.counts is not None or self.bad_words is not None or self.matcher is not None
+
+    @property
+    def takes_forced(self) -> bool:
+        """Whether tokens that its grammar leaves no choice of may be taken without being sampled.
+
+        Not if something of theirs is asked for, if anything besides the grammar may rule them out, or if the device
+        counts the tokens that it samples.
+        """
+        is_asked = self.sampling.logprobs is not None or (self.slot is not None and self.sampling.has_penalties)
+        follows = self.matcher is not None and self.sampling.grammar is not None
+        return follows and self.bad_words is None and self.allowed is None and not is_asked
+
+    def add_forced(self) -> list[int]:
+        """Count the tokens that the matcher has taken in without their being sampled; returns them."""
+        assert self.matcher is not None
+        forced = [*self.matcher.forced]
+        if self.counts is not None:
+            for token_id in forced:
+                self.counts.add(token_id)
+        return forced
 
     def add(self, token_id: int) -> None:
         """Take in the token that was chosen."""
@@ -84,9 +106,10 @@ class SamplingRow:
 
     def mask(self) -> NDArray[np.int32] | None:
         """Return a bit for each token that may come next, or None if every token may."""
-        if self.matcher is None or self.allowed is None:
-            return self.allowed if self.matcher is None else self.matcher.mask
-        return self.allowed & self.matcher.mask
+        own = None if self.matcher is None else self.matcher.mask
+        if own is None or self.allowed is None:
+            return self.allowed if own is None else own
+        return self.allowed & own
 
     def ends(self, eos_token_ids: Sequence[int]) -> list[int]:
         """Return the tokens that would end the request, of which the model's own are given."""

@@ -32,7 +32,7 @@ class EndRules:
         Returns the tokens to report, and the end, if it is one.
         """
         request_id = request.request_id
-        end = None
+        end, all_sampled = None, sampled
         for count, token_id in enumerate(sampled, 1):
             request.token_ids.append(token_id)
             end = self._end_by(request, token_id)
@@ -41,8 +41,9 @@ class EndRules:
                 break
         if request_id in result.steered:
             request.is_steered = True
-        if request.is_steered or request_id in result.finished:
-            return self._end_of_grammar(request, sampled, end, is_complete=request_id in result.finished)
+        is_complete = request_id in result.finished and len(sampled) == len(all_sampled)
+        if request.is_steered or is_complete:
+            return self._end_of_grammar(request, sampled, end, is_complete=is_complete)
         return sampled, end
 
     def is_at_limit(self, request: Request, num_tokens: int) -> bool:

@@ -75,6 +75,14 @@ class PrefillBudget:
         )
         return max(self._least(decode_s), min(most, _without_rest(wanted, sum(p.num_tokens for p in prompts))))
 
+    def known_tokens(self, num_decodes: int) -> int:
+        """Return how many known tokens may be computed beside so many decodes, as part of some of them.
+
+        They cost what a prompt's do, and what they may make a step take is the same.
+        """
+        chunks, decode_s = self._step_time.chunks, self._step_time.decode_s(num_decodes)
+        return max(self._least(decode_s), chunks.tokens_in(_SHARE * (self._longest_step_s(decode_s) - decode_s)))
+
     def may_admit(self, num_running: int) -> bool:
         """Return whether one more request could decode beside so many within the objective."""
         if self._target_itl_s is None or num_running == 0:

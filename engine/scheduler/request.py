@@ -29,7 +29,7 @@ class Request:
         "client",
         "draft_token_ids",
         "first_scheduled_time",
-        "follows_tokens",
+        "followed_places",
         "has_reported",
         "is_known",
         "is_running",
@@ -59,7 +59,7 @@ class Request:
         self.sampling: SamplingParams = added.sampling
         self.prepared: Any = prepared  # by the executor, whenever it meets the request
         self.wants_tokens: bool = added.sampling.max_tokens != 0
-        self.follows_tokens: bool = added.sampling.follows_tokens
+        self.followed_places: range = added.sampling.followed_places
         self.looks_back: bool = added.sampling.looks_back
         self.arrival_time: float = added.arrival_time
         self.priority: int = added.priority
@@ -96,6 +96,11 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def follows_tokens(self) -> bool:
+        """Whether its next token cannot be chosen before the host knows all before it."""
+        return self.num_output_tokens in self.followed_places
 
     @property
     def num_tokens_to_compute(self) -> int:

@@ -10,20 +10,25 @@ from orcinus.engine.scheduler.request import Request
 from orcinus.engine.scheduler.slots import Slots
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ScheduledStep:
-    """A step that was planned: `update` or `retry` says what became of it. `stats` has what was counted meanwhile."""
+    """A step that was planned: `update` or `retry` says what became of it. `stats` has what was counted meanwhile.
+
+    `num_chunk_tokens` are the tokens of prompts, but not those that end one alone: they cost what a decode costs.
+    `num_known_tokens` are those that requests which decode compute beyond one: their grammars left no choice of them.
+    """
 
     plan: StepPlan = field(default_factory=lambda: StepPlan(scheduled=[], new_requests=[], released=[]))
     stats: StepStats = field(default_factory=StepStats)
     computing: set[bytes] = field(default_factory=set)  # hashes of the blocks of prompts that it fills
+    num_chunk_tokens: int = 0
+    num_known_tokens: int = 0
 
     @property
-    def num_chunk_tokens(self) -> int:
-        """The tokens of prompts, but not those that end one alone: they cost what a decode costs."""
-        if not self.stats.num_prefill_tokens:
-            return 0
-        return sum(item.num_tokens for item in self.plan.scheduled if item.num_tokens != item.num_samples)
+    def num_extra_tokens(self) -> int:
+        """The tokens that it could do without, for want of memory."""
+        num_drafts = sum(len(item.draft_token_ids) for item in self.plan.scheduled)
+        return self.num_chunk_tokens + self.num_known_tokens + num_drafts
 
 
 class StepBuilder:
@@ -32,19 +37,23 @@ class StepBuilder:
     def __init__(self, slots: Slots, number: int, now: float) -> None:
         self.step = ScheduledStep()
         self.now = now
-        self.draft_budget: int | None = None  # drafts that the step may still try; found out when there are some
+        # Tokens beyond one that those may still compute who decode, and known ones among them; set when there are some.
+        self.extra_budget: int | None = None
+        self.known_budget: int | None = None
         self._slots = slots
         self._number = number
 
     def add(self, request: Request, num_tokens: int, new_block_ids: list[list[int]]) -> None:
         """Let a request compute its next tokens, and sample after the last one if it knows no more."""
         first = request.num_computed_tokens
-        if first < request.num_prefill_tokens:
-            self.step.stats.num_prefill_tokens += num_tokens
-        else:
-            self.step.stats.num_decode_tokens += num_tokens
         request.num_computed_tokens = end = first + num_tokens
         num_samples = 1 if request.wants_tokens and end == request.num_tokens else 0
+        if first < request.num_prefill_tokens:
+            self.step.stats.num_prefill_tokens += num_tokens
+            self.step.num_chunk_tokens += num_tokens if num_tokens != num_samples else 0
+        else:
+            self.step.stats.num_decode_tokens += num_tokens
+            self.step.num_known_tokens += num_tokens - 1
         item = ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, num_samples)
         self.step.plan.scheduled.append(item)
         request.num_in_flight += num_samples
@@ -52,8 +61,8 @@ class StepBuilder:
 
     def add_drafts(self, request: Request, draft_token_ids: list[int]) -> None:
         """Let a request that decodes compute its last token and drafts behind it, and sample after each of them."""
-        assert self.draft_budget is not None
-        self.draft_budget -= len(draft_token_ids)
+        assert self.extra_budget is not None
+        self.extra_budget -= len(draft_token_ids)
         num_tokens = 1 + len(draft_token_ids)
         self.step.stats.num_decode_tokens += num_tokens
         first, new_block_ids = request.num_computed_tokens, self.unsent_blocks(request, num_tokens)

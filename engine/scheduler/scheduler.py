@@ -17,7 +17,6 @@ from orcinus.engine.messages import (
     AdmissionLimit,
     RequestDelta,
     ScheduledRequest,
-    StepPlan,
     StepResult,
     pack_logprobs,
 )
@@ -206,6 +205,7 @@ class Scheduler:
                 request.prompt_logprobs += pack_logprobs(result.prompt_logprobs.get(request.request_id, ()))
             take_in = self._take_in_samples if item.num_samples else self._take_in_chunk
             if (delta := take_in(request, item, result)) is not None:
+                step.stats.num_forced_tokens += max(0, len(delta.token_ids) - item.num_samples)
                 deltas.append(delta)
         self._keep_drafts(result)
         return deltas
@@ -223,7 +223,7 @@ class Scheduler:
         with an error. For want of memory, fewer run at a time instead.
         """
         suspects = self._in_flight_requests()
-        num_extra_tokens = max(step.num_chunk_tokens + _num_drafts(step.plan) for step in self._steps_in_flight)
+        num_extra_tokens = max(step.num_extra_tokens for step in self._steps_in_flight)
         fits_if_smaller = is_out_of_memory and self._memory_backoff.shrink(len(suspects), num_extra_tokens)
         culprits = [request for request in suspects if self._culprit_search.is_sole_suspect(request.request_id)]
         if fits_if_smaller:
@@ -322,11 +322,33 @@ class Scheduler:
                 prompts.append(request)
             elif request.draft_token_ids and (drafts := self._take_drafts(builder, request)):
                 builder.add_drafts(request, drafts)
-            elif request.num_computed_tokens % block_size:  # its last block has room, and the executor knows of it
-                builder.add(request, 1, [])
-            elif self._grow(builder, request):
-                builder.add(request, 1, builder.unsent_blocks(request, 1))
+            elif (num_tokens := 1 + self._take_known(builder, request)) <= -request.num_computed_tokens % block_size:
+                builder.add(request, num_tokens, [])  # its last block has room, and the executor knows of it
+            elif num_tokens > 1 or self._grow(builder, request):
+                builder.add(request, num_tokens, builder.unsent_blocks(request, num_tokens))
         return [request for request in prompts if request.is_running]
+
+    def _take_known(self, builder: StepBuilder, request: Request) -> int:
+        """Return how many of the known tokens behind its next one a request computes now, with blocks for them.
+
+        None is preempted for them, and nobody waits longer for a step with them than for one with a prompt.
+        """
+        num_known = request.num_tokens_to_compute - 1
+        if num_known <= 0:
+            return 0
+        if builder.extra_budget is None:
+            builder.extra_budget = self._extra_budget()
+        if builder.known_budget is None:
+            num_running = self.num_running
+            builder.known_budget = self._prefill_budget.known_tokens(num_running) if num_running > 1 else num_known
+        next_end = request.num_computed_tokens + 1
+        num_fitting = self._num_fitting(request) - next_end
+        num_known = max(0, min(num_known, builder.known_budget, builder.extra_budget, num_fitting))
+        if num_known == 0 or self._blocks.allocate(request.request_id, next_end + num_known) is None:
+            return 0
+        builder.known_budget -= num_known
+        builder.extra_budget -= num_known
+        return num_known
 
     def _selected(self) -> list[Request]:
         """Return the requests that take part in this step if there is room."""
@@ -351,20 +373,26 @@ class Scheduler:
         """
         assert not self._steps_in_flight, "no step is planned ahead while there are drafts"
         drafts, request.draft_token_ids = request.draft_token_ids, []
-        num_blocks = len(self._blocks.block_table(request.request_id))
-        num_spare_blocks = max(0, self._blocks.num_free_blocks - self.num_running)
-        num_fitting = (num_blocks + num_spare_blocks) * self._blocks.block_size - request.num_tokens
+        num_fitting = self._num_fitting(request) - request.num_tokens
         if self._blocks.has_windows:  # of more than a block, what is rejected would add up: see `cache_groups`
             num_fitting = min(num_fitting, self._blocks.block_size)
-        if builder.draft_budget is None:
-            builder.draft_budget = self._draft_budget()
-        drafts = drafts[: max(0, min(self._ends.num_tokens_left(request) - 1, num_fitting, builder.draft_budget))]
+        if builder.extra_budget is None:
+            builder.extra_budget = self._extra_budget()
+        drafts = drafts[: max(0, min(self._ends.num_tokens_left(request) - 1, num_fitting, builder.extra_budget))]
         if self._blocks.allocate(request.request_id, request.num_tokens + len(drafts)) is None:
             return []
         return drafts
 
-    def _draft_budget(self) -> int:
-        """Return how many drafts a step may try. A token of each request goes first; prompts get half of the rest."""
+    def _num_fitting(self, request: Request) -> int:
+        """Return how many tokens of a request fit into its blocks and those that nobody needs for a next token."""
+        num_spare_blocks = max(0, self._blocks.num_free_blocks - self.num_running)
+        return (len(self._blocks.block_table(request.request_id)) + num_spare_blocks) * self._blocks.block_size
+
+    def _extra_budget(self) -> int:
+        """Return how many tokens beyond one those may have together that decode: drafts, or known ones.
+
+        A token of each request goes first; prompts get half of the rest.
+        """
         running = self._slots.running
         budget = self.limits.max_num_batched_tokens - len(running)
         if self._memory_backoff.max_extra_tokens is not None:
@@ -377,7 +405,7 @@ class Scheduler:
         While a step is in flight none is preempted: the request waits for the next step, which waits for that one.
         """
         while request.is_running:
-            if self._blocks.allocate(request.request_id, request.num_tokens) is not None:
+            if self._blocks.allocate(request.request_id, request.num_computed_tokens + 1) is not None:
                 return True
             if self._steps_in_flight:
                 self._is_short_of_blocks = True
@@ -414,7 +442,7 @@ class Scheduler:
         if budget is not None:
             limits.append((budget, "objective"))
         if self._memory_backoff.max_extra_tokens is not None:
-            limits.append((self._memory_backoff.max_extra_tokens - _num_drafts(decodes), "other"))
+            limits.append((self._memory_backoff.max_extra_tokens - builder.step.num_extra_tokens, "other"))
         return min(limits, key=lambda limit: limit[0])
 
     def _schedule_chunk(self, builder: StepBuilder, request: Request, budget: int, coming: ComingHashes) -> int:
@@ -434,7 +462,7 @@ class Scheduler:
         return self._report(request, result, [], end_without_tokens(request))
 
     def _take_in_samples(self, request: Request, item: ScheduledRequest, result: StepResult) -> RequestDelta | None:
-        """Append what was sampled until something ends the request, and report it; None if nothing was.
+        """Append what was sampled, and what comes with it, until something ends the request; None if nothing was.
 
         What was counted on and did not come is taken back. Keys and values of drafts that were not accepted lie behind
         what counts as computed: they are overwritten before anything reads them, and their blocks are not registered.
@@ -444,7 +472,7 @@ class Scheduler:
         if request.draft_token_ids:  # of before these tokens were known
             request.draft_token_ids = []
         computed_end = item.num_computed_tokens + item.num_tokens
-        if num_rejected := num_samples - len(sampled):
+        if (num_rejected := num_samples - len(sampled)) > 0:
             assert request.num_in_flight == 0, "a step was planned ahead of drafts"
             computed_end -= num_rejected
             request.num_computed_tokens = computed_end
@@ -507,7 +535,3 @@ class Scheduler:
             items = [item for step in self._steps_in_flight for item in step.plan.scheduled]
             saved = {item.save_state for item in items if item.request_id in self._requests}
             assert self.snapshots.rows_in_flight() == saved - {-1}, "a snapshot is made by no step, or twice"
-
-
-def _num_drafts(plan: StepPlan) -> int:
-    return sum(len(item.draft_token_ids) for item in plan.scheduled)

@@ -54,6 +54,7 @@ from orcinus.engine.startup.cache_size import (
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_device, check_positions, settle_determinism
 from orcinus.engine.startup.device_memory import measured_cuda_memory
+from orcinus.engine.startup.label_tokens import declared_labels
 from orcinus.engine.startup.probe import (
     ServedModel,
     cache_groups,
@@ -66,6 +67,10 @@ if TYPE_CHECKING:
     from orcinus.engine.sampling.triton_sampler import TritonSampler
 
 logger = logging.getLogger(__name__)
+
+# Grammars over a larger vocabulary are loaded for before they come, if this much memory is left.
+_LARGE_VOCABULARY = 32_768
+_MEMORY_FOR_GRAMMARS = 1 << 30
 
 
 def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
@@ -256,6 +261,7 @@ def _engine_info(
         batching=config.batching,
         load_time_s=load_time_s,
         pooling=resolve_pooling(config.pooling, config.model),
+        label_token_ids=declared_labels(config.model, served.model.vocab_size),
         hidden_size=served.model.hidden_size,
         quantization=config.quantization,
         is_deterministic=is_deterministic,
@@ -264,4 +270,13 @@ def _engine_info(
         has_head=served.model.has_head,
         state_bytes=states.row_bytes,
         num_state_snapshots=states.num_snapshots,
+        warms_grammars=_warms_grammars(config, served),
     )
+
+
+def _warms_grammars(config: EngineConfig, served: ServedModel) -> bool:
+    """Return the setting; by default it is on where loading takes long, and where what it takes is not missed."""
+    if config.warm_grammars is not None:
+        return config.warm_grammars and served.model.has_head
+    is_large = served.model.has_head and served.model.vocab_size > _LARGE_VOCABULARY
+    return is_large and available_memory() >= _MEMORY_FOR_GRAMMARS

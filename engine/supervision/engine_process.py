@@ -209,6 +209,8 @@ def _loop(channel: Channel, core: EngineCore, heartbeat: Heartbeat) -> NoReturn:
             channel.send(core.step())
         elif messages or time.monotonic() >= last_sent + HEARTBEAT_S:
             channel.send(core.news())
+            if not (messages or core.has_work):
+                core.warm_up()
         else:
             continue
         last_sent = time.monotonic()

@@ -66,6 +66,14 @@ class ChatTemplate:
                 raise
         return self._render_in_child(messages, options)
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether it is a reranker's, which reads a query and a document in messages of these roles."""
+        try:
+            return self._traits.reads_pairs
+        except RenderLimitError:  # nothing of a reranker's
+            return False
+
     def _render_in_child(self, messages: Sequence[Message], options: dict[str, Any]) -> str:
         return render_in_child(Job(self.source, self._special_tokens, [*messages], options))
 

@@ -17,11 +17,17 @@ Message = Mapping[str, Any]
 
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _INSTRUCTING = ("system", "developer")
+_JUDGED = ("query", "document")  # in a reranker's template
 _SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 
 def prepare_messages(messages: Sequence[Message], traits: TemplateTraits) -> list[dict[str, Any]]:
-    """Return the messages as the template reads them. Raises `InvalidRequestError` for parts that are no text."""
+    """Return the messages as the template reads them. Raises `InvalidRequestError` for parts that are no text.
+
+    A pair to be judged is no chat, and stays as it is.
+    """
+    if any(message.get("role") in _JUDGED for message in messages):
+        return [dict(message) for message in messages]
     prepared = _gather_instructions([_without_surprises(message) for message in messages], traits)
     prepared = _with_readable_ids(_in_turns(prepared, traits), traits)
     return [_with_content(message, traits) for message in prepared]
@@ -75,12 +81,35 @@ def _read_arguments(arguments: Any) -> Any:
 
 
 def _gather_instructions(messages: list[dict[str, Any]], traits: TemplateTraits) -> list[dict[str, Any]]:
+    """Give system messages the places that the template takes.
+
+    Those of the opening, before the assistant speaks, are one leading message where it takes no others. A later one
+    keeps its place, as a part of what the user says where it has to: before it nothing may change that is cached.
+    """
+    start = next((index for index, message in enumerate(messages) if message.get("role") == "assistant"), len(messages))
+    opening = _gather_opening(messages[:start], traits)
+    return opening + [_as_reminder(message, traits) for message in messages[start:]]
+
+
+def _as_reminder(message: dict[str, Any], traits: TemplateTraits) -> dict[str, Any]:
+    """Return a system message between the turns as a user's, between the tags that coding agents use for it."""
+    if message.get("role") not in _INSTRUCTING or not _shows_instructions(traits) or traits.takes_later_system_message:
+        return message
+    text = _as_text(message.get("content", "")).strip("\n")
+    return {"role": "user", "content": f"<system-reminder>\n{text}\n</system-reminder>"}
+
+
+def _shows_instructions(traits: TemplateTraits) -> bool:
+    return traits.reads_text("system") or traits.reads_parts("system")
+
+
+def _gather_opening(messages: list[dict[str, Any]], traits: TemplateTraits) -> list[dict[str, Any]]:
     """Make one leading system message of several, or of later ones, where the template takes no others."""
     places = [index for index, message in enumerate(messages) if message.get("role") in _INSTRUCTING]
     num_leading = next((n for n, index in enumerate(places) if n != index), len(places))
     takes_row = num_leading <= 1 or traits.takes_system_messages_in_a_row
     takes_later = num_leading == len(places) or traits.takes_later_system_message
-    if (takes_row and takes_later) or not (traits.reads_text("system") or traits.reads_parts("system")):
+    if (takes_row and takes_later) or not _shows_instructions(traits):
         return messages
     text = "\n\n".join(_as_text(messages[index].get("content", "")) for index in places)
     others = [message for message in messages if message.get("role") not in _INSTRUCTING]

@@ -96,6 +96,11 @@ class TemplateTraits:
         """Whether ids of calls may have any form. Mistral's templates take nine letters and digits alone."""
         return self._once(self._renders_long_call_id, "id")
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether it is a reranker's: it shows messages of the roles query and document, and not those of any roles."""
+        return self._once(self._finds_pairs, "pairs")
+
     def _once(self, find: Callable[[], T], *question: str) -> T:
         """Return the answer to a question, found at most once by each thread.
 
@@ -109,6 +114,13 @@ class TemplateTraits:
     def _finds_parts(self, role: str) -> bool:
         text = self._try(self._conversation(role, [{"type": "text", "text": _MARK}])) or ""
         return _MARK in text and "'text'" not in text and '"text"' not in text
+
+    def _finds_pairs(self) -> bool:
+        def shows(query: str, document: str) -> bool:
+            pair = [{"role": query, "content": _MARK}, {"role": document, "content": _MARK_2}]
+            return self._shows(pair, _MARK, _MARK_2)
+
+        return shows("query", "document") and not shows("query_on_trial", "document_on_trial")
 
     def _find_absent_content(self) -> AbsentContent:
         for before, after in self._surroundings():

@@ -72,12 +72,17 @@ class Tokenizer:
         tool_template: ChatTemplate | None = None,
         *,
         eos_token: str | None = None,
+        response_template: Any = None,
     ) -> None:
-        """`tool_template`, where there is one, takes the place of `chat_template` in chats with tools."""
+        """`tool_template`, where there is one, takes the place of `chat_template` in chats with tools.
+
+        `response_template` is what the model's files have of that name, unchecked: how its answers are read.
+        """
         self._backend = backend
         self._eos_token = eos_token
         self._chat_template = chat_template
         self._tool_template = tool_template
+        self.response_template = response_template
         self.vocab_size = backend.vocab_size
         self.special_ids = frozenset(i for i, token in backend.added_tokens.items() if token.special)
 
@@ -89,7 +94,7 @@ class Tokenizer:
         Raises `ModelLoadError`.
         """
         try:
-            backend, own_template, special_tokens = _load_parts(model, trust_remote_code)
+            backend, own_template, special_tokens, response_template = _load_parts(model, trust_remote_code)
         except ModelLoadError:
             raise
         except Exception as error:  # other people's code reads other people's files
@@ -98,7 +103,8 @@ class Tokenizer:
             templates: list[ChatTemplate | None] = [_given_template(chat_template, special_tokens)]
         else:
             templates = _own_templates(own_template, special_tokens)
-        return cls(backend, *templates, eos_token=special_tokens.get("eos_token"))
+        eos_token = special_tokens.get("eos_token")
+        return cls(backend, *templates, eos_token=eos_token, response_template=response_template)
 
     @property
     def has_chat_template(self) -> bool:
@@ -108,6 +114,11 @@ class Tokenizer:
     def chat_template_source(self) -> str:
         """The text of the chat template, and of the one for chats with tools; empty if there is none."""
         return "\n".join(template.source for template in (self._chat_template, self._tool_template) if template)
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the chat template is a reranker's (`ChatTemplate.reads_pairs`). Takes a moment when first asked."""
+        return self._chat_template is not None and self._chat_template.reads_pairs
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
@@ -289,7 +300,8 @@ def _flatten(decoder: dict[str, Any]) -> list[dict[str, Any]]:
 
 # --- loading --------------------------------------------------------------------------------------------
 
-_Parts = tuple[_Backend, Any, dict[str, str]]  # backend, the model's own template(s) or None, its named tokens
+# Backend, the model's own template(s) or None, its named tokens, its response template or None.
+_Parts = tuple[_Backend, Any, dict[str, str], Any]
 
 
 def _load_parts(model: str, trust_remote_code: bool) -> _Parts:
@@ -310,7 +322,7 @@ def _plain_parts(directory: Path) -> _Parts | None:
     special_tokens = {name: _token_text(settings[name]) for name in _NAMED_TOKENS if settings.get(name)}
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special_tokens.values()])
     template = _template_files(directory) or settings.get("chat_template") or _processors_template(directory)
-    return _FastBackend(tokenizer), template, special_tokens
+    return _FastBackend(tokenizer), template, special_tokens, settings.get("response_template")
 
 
 def _template_files(directory: Path) -> dict[str, str]:
@@ -360,7 +372,8 @@ def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
         check_sentencepiece(source.directory, lambda text: tokenizer.encode(text, add_special_tokens=False))
     backend = _FastBackend(tokenizer.backend_tokenizer) if tokenizer.is_fast else _SlowBackend(tokenizer)
     directory = None if source.gguf_file else source.directory
-    return backend, tokenizer.chat_template or _processors_template(directory), named
+    template = tokenizer.chat_template or _processors_template(directory)
+    return backend, template, named, getattr(tokenizer, "response_template", None)
 
 
 def _given_template(given: str, special_tokens: Mapping[str, str]) -> ChatTemplate:

@@ -1,7 +1,8 @@
 """The grammar of calls: what makes a model call tools with the arguments that they are to have.
 
 A strict tool is enforced or refused, as `server.apis.forms` says of every form. Of the schema of another, what cannot
-be enforced is left out. No error shows the grammar, which is none of the client's.
+be enforced is left out; where calls are left to the model, and a tool is strict, those that are not take any object. No
+error shows the grammar, which is none of the client's.
 """
 
 import json
@@ -15,12 +16,11 @@ from orcinus.engine.errors import InvalidRequestError, UnenforceableSchemaError
 from orcinus.engine.sampling_params import Grammar
 from orcinus.server.apis.forms import can_be_enforced, keyword_places, refusal_of, settle_form
 from orcinus.server.context import ServingContext
-from orcinus.server.reading.tools.lark import arguments_schema, leaves_room, without_options
+from orcinus.server.reading.tools.lark import ANY_OBJECT, arguments_schema, leaves_room, without_options
 from orcinus.server.reading.tools.request import Tool, ToolUse
 from orcinus.server.reading.tools.unwritten import unwritten_keywords
 from orcinus.server.requests.left_out import leave_out
 
-ANY_OBJECT: Mapping[str, Any] = {"type": "object", "additionalProperties": True}
 _TOO_COMPLEX = "the grammar is too complex"
 
 
@@ -49,6 +49,19 @@ class CallForm:
 
     async def settle(self) -> Grammar | None:
         """Return the grammar in force, None where all is left to the model. Raises `InvalidRequestError`."""
+        if self.tool_use.choice == "required" or self.answer is not None:
+            return await self._settle()
+        if not self.tool_use.holds_calls:
+            return None
+        self.tool_use = held_to_strict(self.tool_use)
+        try:
+            return await self._settle()
+        except InvalidRequestError:
+            if any(tool.strict for tool in self.tool_use.tools):
+                raise
+            return None  # nobody has asked for it
+
+    async def _settle(self) -> Grammar | None:
         grammar = self._grammar(self.tool_use, self.answer)
         if grammar is None:
             return None
@@ -121,6 +134,12 @@ class CallForm:
             self._left_out.append(place)
             return replace(tool, parameters=ANY_OBJECT)
         return tool
+
+
+def held_to_strict(tool_use: ToolUse) -> ToolUse:
+    """Return the tools of which those that are not held to their schemas may be called with any object."""
+    tools = (tool if tool.strict or tool.is_held else replace(tool, parameters=ANY_OBJECT) for tool in tool_use.tools)
+    return replace(tool_use, tools=tuple(tools))
 
 
 def _place_of(tool: Tool) -> str:

@@ -4,7 +4,7 @@ Shared by every API that speaks in messages: each makes a `ChatBody` of its own 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,17 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.frontend.chat_ends import ending_chats
 from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import Grammar
-from orcinus.server.apis.call_forms import ANY_OBJECT, AnswerForm, CallForm
+from orcinus.server.apis.call_forms import AnswerForm, CallForm
 from orcinus.server.apis.chat.body import ChatBody, template_variables
 from orcinus.server.apis.chat.prefix import without_prefix
 from orcinus.server.apis.forms import settle_form
 from orcinus.server.apis.offered_tools import OfferedTools, function_choice, read_chat_tools, with_function_calls
+from orcinus.server.apis.thinking_budget import held_to_budget, thinking_budget
 from orcinus.server.context import ServingContext
 from orcinus.server.reading.client_calls import ClientCallReader
 from orcinus.server.reading.message_reader import MessageReader
 from orcinus.server.reading.pieces import PieceReader
+from orcinus.server.reading.tools.lark import ANY_OBJECT
 from orcinus.server.reading.tools.request import ToolUse, read_tool_use
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.contradictions import check_choices
@@ -32,6 +34,7 @@ from orcinus.server.requests.sampling import encode_bad_words, to_request, to_sa
 from orcinus.server.requests.structured import grammar_param, is_loose, read_grammar, schema_place
 
 _TAIL_TOKENS = 64  # of the prompt: enough to see whether the template has opened the model's thinking
+_MAX_TAIL_TOKENS = 16384  # of the prompt, where the message began long before its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +72,17 @@ async def prepare_chat(
     tool_use = _usable_tools(ctx, body, offered)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     messages, is_prefix = without_prefix(body.messages)
+    budget = thinking_budget(ctx, body)
     prompt = await encode_chat(
         ctx.engine,
         with_function_calls(messages),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message or is_prefix,
         add_special_tokens=body.add_special_tokens,
-        variables=template_variables(body),
+        variables=_variables(ctx, body, budget),
         tools=None if tool_use is None else tool_use.raw,
     )
-    tail = ctx.engine.tokenizer.decode(prompt.token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
+    tail = _tail(ctx, prompt.token_ids)
     sampling = to_sampling_params(
         body,
         ctx.engine.info.sampling_defaults,
@@ -88,6 +92,7 @@ async def prepare_chat(
         bad_words=await encode_bad_words(ctx.engine, body.bad_words),
         grammar=await _grammar(ctx, body, tool_use, tail, format_name),
     )
+    sampling = await held_to_budget(ctx, sampling, tail, budget)
     if form.needs_special_tokens and form.reader(tail, tool_use) is not None:
         sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
     sampling = ending_chats(sampling, ctx.engine.tokenizer.eos_token_id, ctx.engine.info)
@@ -99,6 +104,22 @@ async def prepare_chat(
         return _reader(form.reader(tail, tool_use, is_streamed=streamed), body, offered)
 
     return ChatRequest(body, generation, tool_use, new_reader)
+
+
+def _variables(ctx: ServingContext, body: ChatBody, budget: int | None) -> dict[str, Any]:
+    """Return the variables of the chat template, the budget among them where it would tell the model."""
+    told = {} if budget is None or not ctx.template_reads("thinking_budget") else {"thinking_budget": budget}
+    return told | template_variables(body, budget)
+
+
+def _tail(ctx: ServingContext, token_ids: Sequence[int]) -> str:
+    """Return the end of the prompt, as much of it as the readers of answers need."""
+    num_tokens = _TAIL_TOKENS
+    while True:
+        tail = ctx.engine.tokenizer.decode(token_ids[-num_tokens:], skip_special_tokens=False)
+        if num_tokens >= min(len(token_ids), _MAX_TAIL_TOKENS) or not ctx.message_format.needs_more_of(tail):
+            return tail
+        num_tokens *= 4
 
 
 def _reader(reader: MessageReader | None, body: ChatBody, offered: OfferedTools) -> PieceReader | None:
@@ -119,6 +140,7 @@ def _usable_tools(ctx: ServingContext, body: ChatBody, offered: OfferedTools) ->
         places=offered.places,
         max_name_chars=offered.max_name_chars,
         left_out=offered.left_out,
+        held=offered.held,
     )
     if tool_use is None or tool_use.choice == "none":
         return None

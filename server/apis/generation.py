@@ -17,6 +17,8 @@ import msgspec
 
 from orcinus.engine.errors import RequestFailedError
 from orcinus.engine.outputs import GenerationRequest, RequestOutput
+from orcinus.server.apis.cache_miss import PrefixWatch
+from orcinus.server.apis.cache_miss import entries as miss_entries
 from orcinus.server.apis.json_pieces import JsonList, JsonText, LazyList, Pacer, pieces_of, write_blocks
 from orcinus.server.apis.logprobs import Entries, write_prompt_logprobs
 from orcinus.server.apis.timings import Timings
@@ -51,11 +53,20 @@ class Usage:
         self.prompt_tokens = sum(map(len, request.prompts))
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self.prefix: PrefixWatch | None = None
 
     def add(self, output: RequestOutput) -> None:
         self.completion_tokens += len(output.token_ids)
         if output.num_cached_tokens and output.index % self._n == 0:
             self.cached_tokens += output.num_cached_tokens
+        if self.prefix is not None:
+            self.prefix.add(output)
+
+    @property
+    def cache_miss(self) -> dict[str, Any]:
+        """Return the field that says why no more was cached, if there is a reason."""
+        miss = None if self.prefix is None else self.prefix.miss
+        return {} if miss is None else {"cache_miss": miss.to_dict()}
 
     def to_dict(self, num_unsaid_tokens: int = 0) -> dict[str, Any]:
         """Return the usage less so many tokens, of which the client does not know yet."""
@@ -64,7 +75,7 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": self.prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens, **self.cache_miss},
         }
 
 
@@ -78,6 +89,12 @@ class Generation(ABC):
         self.usage = Usage(request)
         self.timings = Timings()
         self._num_open = request.num_choices
+
+    def follow_prefix(self, prefix: PrefixWatch | None) -> None:
+        """Have the usage say why no more of the prompt was cached. To be called before anything is read."""
+        self.usage.prefix = prefix
+        if prefix is not None:
+            prefix.admit()
 
     async def whole(self) -> list[bytes]:
         """Return the complete answer, as the blocks of one JSON object.
@@ -97,7 +114,10 @@ class Generation(ABC):
 
     def headers(self) -> dict[str, str]:
         """Return the headers of the whole answer, once it is complete."""
-        return {"server-timing": self.timings.to_header(self.usage.cached_tokens)}
+        return {"server-timing": ", ".join([self.timings.to_header(self.usage.cached_tokens), *self._miss()])}
+
+    def _miss(self) -> list[str]:
+        return [*miss_entries(self.usage.prefix)]
 
     @property
     def num_reasoning_tokens(self) -> int | None:
@@ -142,6 +162,12 @@ class StreamableGeneration(Generation):
     ) -> None:
         super().__init__(ctx, request, stream)
         self.is_streamed = is_streamed
+
+    def opening_headers(self) -> dict[str, str]:
+        """Return the headers of the stream, which begins with the first event: what is known then."""
+        if not self.usage.completion_tokens:
+            return {}  # it begins with a comment
+        return {"server-timing": ", ".join([f"cached_tokens;desc={self.usage.cached_tokens}", *self._miss()])}
 
     @abstractmethod
     def encode(self, output: RequestOutput) -> Iterable[bytes]:

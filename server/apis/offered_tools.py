@@ -36,7 +36,8 @@ class OfferedTools:
     """`tools` are all functions, in the form of a chat; `places` say where the fields of each stand in the body.
 
     `calls` holds, by the name of the function, which of the client's tools is meant where that is another. `left_out`
-    names the hosted ones, by place and type.
+    names the hosted ones, by place and type. `held` are the places of functions that the API takes for strict though
+    they do not say so.
     """
 
     max_name_chars: int = MAX_NAME_CHARS
@@ -44,6 +45,7 @@ class OfferedTools:
     places: list[str] = field(default_factory=list)
     calls: dict[str, ClientTool] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    held: set[str] = field(default_factory=set)
 
     def leave_out(self, kind: str, place: str) -> None:
         """Leave out a hosted tool."""
@@ -53,6 +55,12 @@ class OfferedTools:
     def add(self, tool: Any, place: str) -> None:
         self.tools.append(tool)
         self.places.append(place)
+
+    def add_response_function(self, function: Mapping[str, Any], place: str) -> None:
+        """Add a function of the responses API, where those that do not say whether they are strict are."""
+        self.add({"type": "function", "function": function}, place)
+        if function.get("strict") is None:
+            self.held.add(place)
 
     def add_custom(self, given: Mapping[str, Any], place: str, namespace: str | None = None) -> None:
         """Add a custom tool of which these are the fields."""
@@ -145,7 +153,7 @@ def add_namespace(offered: OfferedTools, namespace: Mapping[str, Any], place: st
             name = in_namespace(own_name, space)
             offered.calls[name] = ClientTool(own_name, is_custom=False, namespace=space)
             function = tool_fields(without_type(member), FUNCTION_FIELDS, inside)
-            offered.add({"type": "function", "function": {**function, "name": name}}, inside)
+            offered.add_response_function({**function, "name": name}, inside)
         else:
             raise InvalidRequestError(
                 f'{inside}.type must be "function" or "custom", got {shown(member.get("type"))}', f"{inside}.type"

@@ -33,6 +33,8 @@ def _renamed(error: InvalidRequestError, names: Sequence[Renaming]) -> InvalidRe
     for name in told:
         whole_name = re.compile(rf"(?<![\w.]){re.escape(name)}(?!\w)")
         text = whole_name.sub(_rename(name, names).replace("\\", r"\\"), text, count=1)
+    if isinstance(error, ContextLengthError):
+        return type(error)(text, _rename(error.param, names), error.sizes)
     return type(error)(text, _rename(error.param, names))
 
 

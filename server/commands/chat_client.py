@@ -73,9 +73,19 @@ class ChatClient:
         if "model" in self._parameters:
             return str(self._parameters["model"])
         with self._explained():
-            response = self._http.get("/v1/models")
-            _check(response)
-            return str(response.json()["data"][0]["id"])
+            return str(self._list_models()[0]["id"])
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the entries of the server's models, of which each has an `id`."""
+        with self._explained():
+            models = self._list_models()
+            return [entry for entry in models if entry["id"]]
+
+    def _list_models(self) -> list[dict[str, Any]]:
+        response = self._http.get("/v1/models")
+        _check(response)
+        models: list[dict[str, Any]] = response.json()["data"]
+        return models
 
     def stream(self, messages: Sequence[dict[str, str]]) -> Generator[Piece, None, None]:
         """Return the answer to `messages`, piece by piece. Closing the iterator early stops the server's work."""

@@ -41,9 +41,9 @@ of the OpenAI API:
   {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
    "body": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}}
 
-url is /v1/chat/completions, /v1/completions, /v1/embeddings or /v1/responses. The answers come in the order of the
-requests; a line that cannot be answered gives a line with an error, and the exit code is 1 then. What of a body was
-left out, such as tools that other servers run, is listed as left_out in its response.
+url is /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /v1/responses or /v1/score. The answers come
+in the order of the requests; a line that cannot be answered gives a line with an error, and the exit code is 1 then.
+What of a body was left out, such as tools that other servers run, is listed as left_out in its response.
 """
 _EPILOG = """\
 examples:
@@ -269,7 +269,11 @@ def batch_operations() -> "list[GenerationOperation]":
     from orcinus.server.errors import speaks_anthropic
     from orcinus.server.operations import OPERATIONS, GenerationOperation
 
-    rows = [row for row in OPERATIONS if isinstance(row, GenerationOperation) and not speaks_anthropic(row.path)]
+    rows = [
+        row
+        for row in OPERATIONS
+        if isinstance(row, GenerationOperation) and row.is_documented and not speaks_anthropic(row.path)
+    ]
     return sorted(rows, key=lambda row: row.path)
 
 

@@ -146,6 +146,11 @@ METRICS: tuple[MetricSpec, ...] = (
         bounds=REQUEST_TOKENS,
     ),
     MetricSpec("orcinus_prefill_tokens_total", "counter", "Prompt tokens computed (cached ones are not)."),
+    MetricSpec(
+        "orcinus_forced_tokens_total",
+        "counter",
+        "Generated tokens that took no step of their own, because a grammar left no choice of them.",
+    ),
     MetricSpec("orcinus_preemptions_total", "counter", "Sequences that gave up their KV blocks and were put back."),
     MetricSpec("orcinus_prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."),
     MetricSpec("orcinus_prefix_cache_hits_total", "counter", "Prompt tokens found there."),

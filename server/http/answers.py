@@ -150,7 +150,8 @@ class EventStream(Response):
     async def _send_block(self, block: bytes, *, more_body: bool) -> None:
         if not self._is_started:
             self._is_started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            told = [(name.encode(), value.encode()) for name, value in self._generation.opening_headers().items()]
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *told]})
         await self._send({"type": "http.response.body", "body": block, "more_body": more_body})
         self._last_write = time.monotonic()
         await self._pacer.spend(len(block))

@@ -7,7 +7,7 @@ read. Knows nothing of messages.
 
 import re
 from collections.abc import Callable, Collection, Generator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 Reading = Generator[None, None, T]
@@ -153,6 +153,13 @@ class IncomingText:
             given = self._text[self._position : end]
             self._position = end
             give(given)
+
+
+class TextFeed(Protocol):
+    """Reads text that comes in parts."""
+
+    def feed(self, text: str) -> None: ...
+    def end(self, *, is_cut: bool = False) -> None: ...
 
 
 class TextReader:

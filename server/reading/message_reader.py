@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from itertools import groupby
 
 from orcinus.server.reading.harmony import read_harmony
-from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading, TextReader
+from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading, TextFeed, TextReader
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallStart
 from orcinus.server.reading.reasoning import Give, IsCall, Start, no_call, split_reasoning
 from orcinus.server.reading.thought_tags import ThoughtTags
@@ -29,10 +29,10 @@ class MessageReader:
         self._gives_reasoning = True
         self._pieces: list[Piece] = []
         self._calls = calls
-        self._readers: list[TextReader] = []  # each feeds the next
+        self._readers: list[TextFeed] = []  # each feeds the next
         self._feed: Callable[[str], None] = self._give_content
 
-    def read_calls(self, reader: TextReader) -> None:
+    def read_calls(self, reader: TextFeed) -> None:
         """Have `reader` read what is an answer so far, for the writer of calls."""
         self._put_first(reader)
 
@@ -69,7 +69,7 @@ class MessageReader:
             self._calls.finish()
         return self._take()
 
-    def _put_first(self, reader: TextReader) -> None:
+    def _put_first(self, reader: TextFeed) -> None:
         self._readers.insert(0, reader)
         self._feed = reader.feed
 
@@ -83,7 +83,10 @@ class MessageReader:
     def _take(self) -> list[Piece]:
         """Return the pieces so far; reasoning comes before everything that the calls' reader has read."""
         pieces, self._pieces = self._pieces, []
-        return join_pieces(pieces + self._calls.take() if self._calls else pieces)
+        written = self._calls.take() if self._calls else []
+        if not self._gives_reasoning:
+            written = [piece for piece in written if not isinstance(piece, Reasoning)]
+        return join_pieces(pieces + written)
 
 
 def join_pieces(pieces: Iterable[Piece]) -> list[Piece]:
@@ -125,7 +128,8 @@ def tagged_reader(
         assert tool_format is not None
         assert tool_use is not None
         openings = tool_format.openings
-        is_call = partial(_is_call, tool_format, tool_use)
+        if not tool_use.holds_calls:  # a call inside a thought is not held to its schema
+            is_call = partial(_is_call, tool_format, tool_use)
         reader.read_calls(_call_reader(tool_format, tool_use, calls))
     if tags is not None and (start != "over" or tags.answer):
         reader.split_off_reasoning(

@@ -26,6 +26,7 @@ from orcinus.server.requests.schemas import (
     ResponseFormat,
     Stop,
     StructuredOutputs,
+    ThinkingBudget,
     TokenCount,
     TokenId,
     Word,
@@ -137,6 +138,17 @@ class SamplingBody(PromptBody):
     ignore_eos: bool = Field(False, description="Go on past the end-of-sequence token.")
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string in the text.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
+
+
+class BudgetBody(Body):
+    """Holds what all bodies share that are answered by a model that may think first."""
+
+    thinking_budget: ThinkingBudget | None = Field(
+        None,
+        description="Tokens of thinking at most: it is ended there, and the answer follows. 0: none; -1: no budget."
+        " Default: by the effort, else --default-thinking-budget.",
+    )
+    thinking_token_budget: ThinkingBudget | None = Field(None, description="vLLM's name of `thinking_budget`.")
 
 
 class GenerationBody(SamplingBody):

@@ -130,5 +130,4 @@ WITHOUT_MEANING: Mapping[str, str] = {
     "reasoning_split": "reasoning is always apart from the answer",
     "caching": "the prefix cache needs none",
     **dict.fromkeys(("drop_params", "allowed_openai_params"), "an order to a client's library"),
-    "thinking_budget": "an aim, which the models served here know nothing of",
 }

@@ -18,17 +18,19 @@ from orcinus.server.json_values import MAX_NAME_CHARS, without_nulls
 from orcinus.server.requests.foreign import FOREIGN, WITHOUT_MEANING, asks_nothing
 from orcinus.server.requests.left_out import leave_out, refuse_unknown
 
-Endpoint = Literal["completions", "chat", "responses", "messages", "embeddings"]
+Endpoint = Literal["completions", "chat", "responses", "messages", "embeddings", "rerank", "score"]
 BOTH: tuple[Endpoint, ...] = ("completions", "chat")
 CHAT: tuple[Endpoint, ...] = ("chat",)
 COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
 RESPONSES: tuple[Endpoint, ...] = ("responses",)
 MESSAGES: tuple[Endpoint, ...] = ("messages",)
 EMBEDDINGS: tuple[Endpoint, ...] = ("embeddings",)
+RERANK: tuple[Endpoint, ...] = ("rerank",)
+SCORING: tuple[Endpoint, ...] = (*RERANK, "score")
 GENERATING: tuple[Endpoint, ...] = (*BOTH, *RESPONSES)
 SAMPLING: tuple[Endpoint, ...] = (*GENERATING, *MESSAGES)
 ALL_BUT_COMPLETIONS: tuple[Endpoint, ...] = (*CHAT, *RESPONSES, *MESSAGES)
-ALL: tuple[Endpoint, ...] = (*GENERATING, "embeddings")
+ALL: tuple[Endpoint, ...] = (*GENERATING, *EMBEDDINGS, *SCORING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,12 @@ IGNORED: Mapping[str, Ignored] = {
     "diagnostics": Ignored("the prefix cache finds shared prefixes by itself", MESSAGES),
     "speed": Ignored("only ever a matter of speed", MESSAGES),
     "user_profile_id": Ignored("no accounts here", MESSAGES),
+    **dict.fromkeys(
+        ("thinking_budget", "thinking_token_budget"), Ignored("completions know no thinking from text", COMPLETIONS)
+    ),
     "billing_policy": Ignored("nothing is billed", MESSAGES),
     "fallback_credit_token": Ignored("nothing is billed", MESSAGES),
+    "max_chunks_per_doc": Ignored("documents are never cut into chunks", RERANK),
     **dict.fromkeys(("betas", "anthropic_beta"), Ignored("what is served needs no header", MESSAGES)),
     **dict.fromkeys(
         ("route", "provider", "transforms"),
@@ -149,6 +155,8 @@ REFUSED: Mapping[str, Refused] = {
     "normalize": Refused("embeddings have length 1 here", EMBEDDINGS, lambda value: value is True),
     "truncate": Refused("send it as truncate_prompt_tokens", EMBEDDINGS),
     "embed_dtype": Refused("embeddings are float32; see encoding_format", EMBEDDINGS, asks_nothing("float32")),
+    "rank_fields": Refused("of a document the text is read", RERANK, asks_nothing(["text"])),
+    "relevant_spans": Refused("documents are judged as a whole", RERANK, asks_nothing({"mode": "disabled"})),
     "prompt_embeds": Refused("prompts are text or token ids", COMPLETIONS),
     **{name: Refused(why, SAMPLING, is_off) for name, (why, is_off) in FOREIGN.items()},
 }

@@ -13,6 +13,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.context import ServingEngine, ServingTokenizer
 from orcinus.server.errors import shown
 from orcinus.server.json_values import without_nulls
+from orcinus.server.requests.billing_line import without_billing_lines
 from orcinus.server.requests.message_parts import with_text_parts
 from orcinus.server.requests.schemas import MAX_PROMPTS, ROLES
 
@@ -88,7 +89,7 @@ async def encode_chat(
 ) -> EncodedPrompt:
     """Return the prompt that the chat template makes of the messages. Raises `InvalidRequestError`."""
     _check_variables(variables)
-    prepared = [_check_message(message, i) for i, message in enumerate(messages)]
+    prepared = without_billing_lines([_check_message(message, i) for i, message in enumerate(messages)])
     if add_generation_prompt is None:
         add_generation_prompt = not continue_final_message
     return EncodedPrompt(

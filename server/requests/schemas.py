@@ -20,11 +20,13 @@ from orcinus.engine.sampling_params import (
 )
 
 MAX_PROMPTS = 256
+MAX_INPUTS = 2048  # prompts that are not continued
 MAX_MESSAGES = 4096
 MAX_TOKENS = 2**31 - 1
 MAX_TEMPLATE_VARIABLES = 64
 MAX_CHOICE_STRINGS = 4096
 MAX_BAD_WORD_CHARS = 1024
+UNLIMITED = -1  # as a budget of thinking
 ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
 
 
@@ -36,6 +38,7 @@ def bounds_of(name: str) -> Interval:
 
 TokenId = Annotated[int, Field(ge=0)]
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+ThinkingBudget = Annotated[int, Field(ge=UNLIMITED, le=MAX_TOKENS)]
 
 # --- texts, and lists of them -----------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 MAX_CHOICES = 16  # whose parts have spans: a request may have thousands, and each takes a tenth of a millisecond
+_WITHOUT_OUTPUT = frozenset({"embeddings", "rerank", "score"})
 CLIENT_LEFT = "client_disconnected"
 _FIRST_SERVER_ERROR = 500
 
@@ -124,7 +125,7 @@ class RequestTrace:
             "gen_ai.response.model": self._model_names[0],
             "gen_ai.usage.input_tokens": generation.usage.prompt_tokens,
         }
-        if self._operation == "embeddings":
+        if self._operation in _WITHOUT_OUTPUT:
             return attributes
         choices = sorted(self._choices, key=lambda times: times.index)
         attributes |= {

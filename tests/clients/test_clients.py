@@ -14,7 +14,17 @@ pytestmark = pytest.mark.slow  # in an environment of its own
 
 SCRIPTS = Path(__file__).parent / "scripts"
 PACKAGE = "tests.clients.scripts"
-CLIENTS = ("anthropic_sdk", "instructor_client", "langchain_client", "litellm_client", "llm_cli", "openai_sdk")
+CLIENTS = (
+    "anthropic_sdk",
+    "cohere_sdk",
+    "instructor_client",
+    "langchain_client",
+    "litellm_client",
+    "llm_cli",
+    "openai_agents",
+    "openai_sdk",
+    "pydantic_ai_client",
+)
 
 Outcomes = Callable[[Path, str], dict[str, str]]
 

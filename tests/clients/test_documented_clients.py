@@ -28,7 +28,7 @@ def test_the_pages_show_the_clients_that_they_name() -> None:
     clients = {(page, client) for page, client, _ in PROGRAMS}
     assert ("README.md", "openai") in clients
     shown = {client for page, client in clients if page == "docs/clients.md"}
-    assert shown == {"openai", "anthropic", "langchain_openai", "litellm"}
+    assert shown == {"openai", "anthropic", "cohere", "langchain_openai", "litellm"}
 
 
 @pytest.mark.parametrize(("page", "client", "program"), PROGRAMS, ids=[f"{page}-{name}" for page, name, _ in PROGRAMS])

@@ -18,7 +18,9 @@ from openai.types.chat import (
     chat_completion,
     chat_completion_chunk,
 )
+from openai.types.completion_usage import PromptTokensDetails
 from openai.types.responses import Response, ResponseError
+from openai.types.responses.response_usage import InputTokensDetails
 
 # Optional in the SDK's types, which so allow for other endpoints and older answers; here they never miss.
 ALWAYS_THERE: Mapping[type[BaseModel], frozenset[str]] = {
@@ -42,7 +44,9 @@ EXTENSIONS: Mapping[type[BaseModel], frozenset[str]] = {
     ChatCompletionMessage: frozenset({"reasoning_content"}),
     CompletionChoice: frozenset({"prompt_logprobs", "prompt_token_ids", "stop_reason", "token_ids"}),
     CompletionUsage: frozenset({"timing"}),
+    InputTokensDetails: frozenset({"cache_miss"}),
     Model: frozenset({"max_model_len"}),
+    PromptTokensDetails: frozenset({"cache_miss"}),
     Response: frozenset({"store"}),  # which OpenAI's own answers have too
     ResponseError: frozenset({"param", "type"}),  # as errors have elsewhere
     chat_completion.Choice: frozenset({"stop_reason", "token_ids"}),

@@ -41,6 +41,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": USER, "max_tokens": 1},
     "/v1/messages/count_tokens": {"messages": USER},
     "/v1/embeddings": {"input": "hi"},
+    "/v1/rerank": {"query": "hi", "documents": ["ho"]},
+    "/v1/score": {"text_1": "hi", "text_2": "ho"},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [5]},
 }
@@ -407,6 +409,8 @@ TOO_MUCH: dict[str, tuple[str, dict[str, Any], str]] = {
     "prompts": ("/v1/completions", {"prompt": ["x"] * 10_000}, "at most 256 entries, got 10000"),
     "prompts times n": ("/v1/completions", {"prompt": ["x"] * 200, "n": 100}, "at most 1024, got 200 x 100 = 20000"),
     "inputs": ("/v1/embeddings", {"input": ["x"] * 10_000}, "at most 2048 entries, got 10000"),
+    "documents": ("/v1/rerank", {"documents": ["x"] * 10_000}, "at most 2048 entries, got 10000"),
+    "texts": ("/v1/score", {"text_2": ["x"] * 10_000}, "at most 2048 entries, got 10000"),
     "stops": ("/v1/completions", {"stop": ["x"] * 10_000}, "at most 4 entries, got 10000"),
     "stop sequences": ("/v1/messages", {"stop_sequences": ["x"] * 10_000}, "at most 4 entries, got 10000"),
     "biases": ("/v1/completions", {"logit_bias": {str(i): 1 for i in range(100_000)}}, "got 100000"),

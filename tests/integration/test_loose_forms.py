@@ -161,6 +161,57 @@ def test_what_is_strict_is_refused_by_the_clients_own_names(server: ServerProces
             assert error.get("param") == (None if path == "/v1/messages" else f"{place}.properties.x")
 
 
+def test_a_strict_tool_is_enforced_or_refused_where_the_model_may_call_too(server: ServerProcess) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": "^(?=a)b"}, "y": {}}}
+    for path, body, place in forms(schema, strict=True)[-3:]:
+        del body["tool_choice"]
+        response = server.http.post(path, json=body)
+        assert response.status_code == 400, (path, response.text)
+        assert response.json()["error"]["message"].startswith(f'{place}.properties.x: keyword "pattern"')
+
+
+CALL_TOKEN = "2044"  # the demo model's <tool_call>
+
+
+def calls_of(path: str, answer: dict[str, Any]) -> list[Any]:
+    """Return the arguments of the calls in an answer of any endpoint."""
+    if path == "/v1/chat/completions":
+        calls = answer["choices"][0]["message"].get("tool_calls") or []
+        return [json.loads(call["function"]["arguments"]) for call in calls]
+    if path == "/v1/responses":
+        return [json.loads(item["arguments"]) for item in answer["output"] if item["type"] == "function_call"]
+    return [block["input"] for block in answer["content"] if block["type"] == "tool_use"]
+
+
+def test_calls_that_the_model_chooses_to_make_match_a_strict_schema_on_every_endpoint(server: ServerProcess) -> None:
+    schema = {name: value for name, value in PARTS.items() if name != "dependentRequired"}
+    schema["properties"] = {**PARTS["properties"], "é b": {"type": "array", "items": {"type": "integer"}}}
+    for path, body, _ in forms(schema, strict=True)[-3:]:
+        asked = {**body, "temperature": 1.5, "seed": 1, "logit_bias": {CALL_TOKEN: 100}}
+        del asked["tool_choice"]
+        response = server.http.post(path, json=asked)
+        assert response.status_code == 200, (path, response.text)
+        calls = calls_of(path, response.json())
+        assert calls, (path, response.text)
+        for arguments in calls:
+            jsonschema.validate(arguments, schema)
+
+
+@pytest.mark.parametrize(("strict", "is_held"), [({}, True), ({"strict": None}, True), ({"strict": False}, False)])
+def test_a_tool_of_responses_that_says_nothing_is_held_to_its_schema_as_far_as_that_can_be(
+    server: ServerProcess, strict: dict[str, Any], is_held: bool
+) -> None:
+    asked = {"input": "Hi", "max_output_tokens": 80, "temperature": 1.5, "logit_bias": {CALL_TOKEN: 100}}
+    tool = {"type": "function", **TOOL, "parameters": PARTS, **strict}
+    response = server.http.post("/v1/responses", json={**asked, "tools": [tool]})
+    assert response.status_code == 200, response.text
+    assert ("x-orcinus-left-out" in response.headers) == is_held
+    calls = calls_of("/v1/responses", response.json())
+    assert calls or not is_held
+    for arguments in calls if is_held else []:
+        assert arguments["a"] == "only this"
+
+
 def test_schemas_without_a_word_of_strictness_are_refused_by_the_same_names(server: ServerProcess) -> None:
     schema = {"type": "object", "properties": {"x": {"not": {"type": "null"}}}}
     form = {"format": {"type": "json_schema", "schema": schema}}

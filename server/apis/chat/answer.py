@@ -15,6 +15,7 @@ from orcinus.server.apis.answer_schemas import (
     list_of,
     object_with,
 )
+from orcinus.server.apis.cache_miss import watch_prefix
 from orcinus.server.apis.chat.body import ChatBody, parse_chat
 from orcinus.server.apis.chat.message import WrittenMessage
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
@@ -22,7 +23,7 @@ from orcinus.server.apis.generation import OpenAIGeneration, PendingChoice
 from orcinus.server.apis.json_pieces import JsonList
 from orcinus.server.apis.logprobs import ChatLogprobs
 from orcinus.server.apis.parameter_names import naming_parameters
-from orcinus.server.apis.thinking import ThinkingCount
+from orcinus.server.apis.thinking import thinking_count
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.reading.output_pieces import read_pieces
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
@@ -42,7 +43,10 @@ async def start_chat_completion(
     parsed = parse_chat(body)
     with naming_parameters(() if parsed.max_completion_tokens is None else _NEWER_NAMES):
         request = await prepare_chat(ctx, parsed, ChatGeneration.new_id(), caller)
-        return ChatGeneration(ctx, request, ctx.engine.submit(request.generation))
+        prefix = await watch_prefix(ctx, request.generation, request.body.messages, request.body.tools)
+        generation = ChatGeneration(ctx, request, ctx.engine.submit(request.generation))
+        generation.follow_prefix(prefix)
+        return generation
 
 
 _REPLY = object_with(role=constant("assistant"), content=STRING_OR_NULL, refusal=STRING_OR_NULL)
@@ -66,7 +70,7 @@ class ChatGeneration(OpenAIGeneration):
         num_choices = request.generation.num_choices
         self._readers = [request.new_reader() for _ in range(num_choices)]
         self._messages = [WrittenMessage() for _ in range(num_choices)]
-        self._thinking = [ThinkingCount() for _ in range(num_choices)]
+        self._thinking = [thinking_count(ctx) for _ in range(num_choices)]
         self._logprobs = ChatLogprobs(self.tokenizer)
 
     @property
@@ -106,7 +110,7 @@ class ChatGeneration(OpenAIGeneration):
         reader = self._readers[output.index]
         pieces = read_pieces(reader, output)
         if reader is not None:
-            self._thinking[output.index].add(len(output.token_ids), pieces)
+            self._thinking[output.index].add(output.token_ids, pieces)
         return pieces
 
     def _add_text(self, choice: PendingChoice, output: RequestOutput) -> int:

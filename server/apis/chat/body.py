@@ -9,16 +9,23 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_LOGPROBS
 from orcinus.server.errors import shown
 from orcinus.server.reading.tools.request import MAX_TOOLS
-from orcinus.server.requests.bodies import Body, GenerationBody, StreamOptions, check_stream_options, read_body
+from orcinus.server.requests.bodies import (
+    Body,
+    BudgetBody,
+    GenerationBody,
+    StreamOptions,
+    check_stream_options,
+    read_body,
+)
 from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import MAX_MESSAGES, MAX_TEMPLATE_VARIABLES, Messages, TokenCount
 
 
 class ThinkingChoice(Body):
-    """`thinking` of a chat. A budget is an aim, which the models served here know nothing of."""
+    """`thinking` of a chat."""
 
     type: Literal["enabled", "adaptive", "auto", "disabled"]
-    budget_tokens: TokenCount | None = Field(None, description="Accepted, not held to.")
+    budget_tokens: TokenCount | None = Field(None, description="As `thinking_budget`, unless `type` is `disabled`.")
     clear_thinking: bool | None = Field(None, description="Handed to the chat template, which may use it.")
 
 
@@ -28,7 +35,7 @@ class ReasoningChoice(Body):
     effort: str | None = Field(None, max_length=32, description="As `reasoning_effort`.")
     enabled: bool | None = Field(None, description="As `enable_thinking`.")
     exclude: bool = Field(False, description="Leave the reasoning out of the answer.")
-    max_tokens: TokenCount | None = Field(None, description="Accepted, not held to.")
+    max_tokens: TokenCount | None = Field(None, description="As `thinking_budget`.")
     summary: str | None = Field(None, max_length=32, description="Accepted; reasoning is given whole.")
 
 
@@ -38,14 +45,19 @@ class UsageChoice(Body):
     include: bool = Field(False, description="As `stream_options.include_usage`; a whole answer always has it.")
 
 
-class ChatBody(GenerationBody):
+class ChatBody(GenerationBody, BudgetBody):
     """POST /v1/chat/completions."""
 
     endpoint: ClassVar[Endpoint] = "chat"
     needed: ClassVar[tuple[str, ...]] = ("messages",)
 
     messages: Messages = Field([], max_length=MAX_MESSAGES, description="The conversation: roles and text.")
-    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Functions that the model may call.")
+    tools: list[dict[str, Any]] = Field(
+        [],
+        max_length=MAX_TOOLS,
+        description="Functions that the model may call. `strict: true`: whatever calls it makes match the schema; in"
+        " responses, where a tool says nothing of it, as far as that can be enforced.",
+    )
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="`none`, `auto`, `required`, or a function by name; the last two are enforced."
     )
@@ -59,10 +71,12 @@ class ChatBody(GenerationBody):
         None, ge=0, le=MAX_LOGPROBS, description="Alternatives per token; needs `logprobs`."
     )
     reasoning_effort: str | None = Field(
-        None, max_length=32, description="Handed to the chat template, which may use it."
+        None, max_length=32, description="Handed to the chat template; if that does not use it, it is a budget."
     )
     reasoning: ReasoningChoice | None = Field(
-        None, description="OpenRouter's form: `effort`; `enabled`; `exclude` leaves the reasoning out of the answer."
+        None,
+        description="OpenRouter's form: `effort`; `enabled`; `max_tokens`; `exclude` leaves the reasoning out of the"
+        " answer.",
     )
     usage: UsageChoice | None = Field(
         None, description="OpenRouter's form of `stream_options.include_usage`: `include`."
@@ -105,23 +119,30 @@ def _with_usage(request: ChatBody) -> ChatBody:
     return request.model_copy(update={"stream_options": options})
 
 
-def template_variables(body: ChatBody) -> dict[str, Any]:
+def stated_effort(body: ChatBody) -> str | None:
+    """Return how hard the model is to think. Raises `InvalidRequestError` where two parameters differ."""
+    effort: str | None = one_of(
+        {"reasoning_effort": body.reasoning_effort, "reasoning.effort": body.reasoning and body.reasoning.effort}
+    )
+    return effort
+
+
+def template_variables(body: ChatBody, thinking_budget: int | None = None) -> dict[str, Any]:
     """Return the variables of the chat template: whether to think, by the names that templates have for it, and how
     hard, and what `chat_template_kwargs` says.
 
     Raises `InvalidRequestError` where two parameters say different things.
     """
     variables: dict[str, Any] = {}
-    efforts = {"reasoning_effort": body.reasoning_effort, "reasoning.effort": body.reasoning and body.reasoning.effort}
-    if (effort := _one_of(efforts)) is not None:
+    if (effort := stated_effort(body)) is not None:
         variables["reasoning_effort"] = effort
     switches = {
         "enable_thinking": body.enable_thinking,
         "thinking": body.thinking and body.thinking.type != "disabled",
         "reasoning.enabled": body.reasoning and body.reasoning.enabled,
     }
-    thinks = _one_of(switches)
-    if thinks is None and effort == "none":
+    thinks = one_of(switches)
+    if thinks is None and (effort == "none" or thinking_budget == 0):
         thinks = False
     if thinks is not None:
         variables |= {"enable_thinking": thinks, "thinking": thinks}
@@ -130,7 +151,7 @@ def template_variables(body: ChatBody) -> dict[str, Any]:
     return {**variables, **body.chat_template_kwargs}
 
 
-def _one_of(given: Mapping[str, Any]) -> Any:
+def one_of(given: Mapping[str, Any]) -> Any:
     """Return what all parameters say that say anything. Raises `InvalidRequestError` if two differ."""
     stated = {name: value for name, value in given.items() if value is not None}
     for name, value in stated.items():

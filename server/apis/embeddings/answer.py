@@ -6,26 +6,25 @@ comes about.
 
 import math
 import sys
-import uuid
 from array import array
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.engine.outputs import GenerationRequest, RequestOutput
+from orcinus.engine.outputs import GenerationRequest
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, constant, list_of, object_with
-from orcinus.server.apis.embeddings.body import MAX_INPUTS, EmbeddingBody, parse_embedding
-from orcinus.server.apis.generation import Generation
+from orcinus.server.apis.embeddings.body import EmbeddingBody, parse_embedding
 from orcinus.server.apis.json_pieces import LazyList
+from orcinus.server.apis.pooled import PooledGeneration, naming, pooled_request
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.requests.caller import ANONYMOUS, Caller
 from orcinus.server.requests.prompts import EncodedPrompt, encode_prompts
 from orcinus.server.requests.sampling import tokens_to_keep
+from orcinus.server.requests.schemas import MAX_INPUTS
 
 _encode = msgspec.json.encode
 _BYTES_PER_NUMBER = 4
@@ -60,23 +59,14 @@ async def start_embeddings(
     ctx.check_model(request.model)
     ctx.check_admitting()
     _check_dimensions(request.dimensions, ctx.engine.info.hidden_size)
-    with _naming_input():
+    with naming("input"):
         prompts = await _encode_inputs(ctx, request)
-        generation = GenerationRequest(
-            request_id=f"embd-{uuid.uuid4().hex}",
-            prompts=[prompt.token_ids for prompt in prompts],
-            sampling=SamplingParams(max_tokens=0, pooling=ctx.engine.info.pooling),
-            priority=request.priority,
-            cache_salt=ctx.cache_salt(caller.client, request.cache_salt),
-            timeout_s=caller.deadline_s(request.timeout),
-            asked_at=caller.asked_at,
-            client=caller.client,
-            on_choice_end=caller.on_choice_end,
-        )
+        sampling = SamplingParams(max_tokens=0, pooling=ctx.engine.info.pooling)
+        generation = pooled_request(ctx, "embd", request, sampling=sampling, prompts=prompts, caller=caller)
         return EmbeddingGeneration(ctx, request, generation, ctx.engine.submit(generation))
 
 
-class EmbeddingGeneration(Generation):
+class EmbeddingGeneration(PooledGeneration):
     """An admitted request for embeddings. Its vectors, which are most of its answer, are written one by one."""
 
     def __init__(
@@ -84,19 +74,10 @@ class EmbeddingGeneration(Generation):
     ) -> None:
         super().__init__(ctx, request, stream)
         self._body = body
-        self._model_name = ctx.model_name
-        self._vectors = [b""] * request.num_choices
-
-    def _collect(self, output: RequestOutput) -> Iterator[int]:
-        assert output.embedding is not None, "an input's only output has its vector"
-        self._vectors[output.index] = output.embedding
-        yield len(output.embedding)
 
     def _whole(self) -> dict[str, Any]:
-        tokens = self.usage.prompt_tokens
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        data = LazyList(lambda: _write_entries(self._vectors, self._body))
-        return {"object": "list", "data": data, "model": self._model_name, "usage": usage}
+        data = LazyList(lambda: _write_entries(self._numbers, self._body))
+        return {"object": "list", "data": data, "model": self._model_name, "usage": self._prompt_usage()}
 
 
 async def _encode_inputs(ctx: ServingContext, body: EmbeddingBody) -> list[EncodedPrompt]:
@@ -126,16 +107,6 @@ def _check_dimensions(dimensions: int | None, hidden_size: int) -> None:
             f"dimensions must be at most {hidden_size}, the size of this model's embeddings, got {dimensions}",
             "dimensions",
         )
-
-
-@contextmanager
-def _naming_input() -> Iterator[None]:
-    """Blame `input` for what the engine's checks say of prompts and of choices, which are both the inputs here."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        error.param = "input" if error.param in ("prompt", "n") else error.param
-        raise
 
 
 def _write_entries(vectors: Sequence[bytes], body: EmbeddingBody) -> Iterator[bytes]:

@@ -8,9 +8,7 @@ from pydantic import Field, WithJsonSchema
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.requests.bodies import PromptBody, read_body
 from orcinus.server.requests.parameters import Endpoint
-from orcinus.server.requests.schemas import MAX_TOKENS, prompts_schema
-
-MAX_INPUTS = 2048  # to be embedded
+from orcinus.server.requests.schemas import MAX_INPUTS, MAX_TOKENS, prompts_schema
 
 Input = Annotated[Any, WithJsonSchema(prompts_schema(MAX_INPUTS))]
 

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from orcinus.engine.outputs import RequestOutput
 from orcinus.server.apis.answer_schemas import INTEGER, STRING, AnswerSchema, constant, list_of, object_with
+from orcinus.server.apis.cache_miss import watch_prefix
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.messages.body import MessagesBody, parse_message_count, parse_messages
 from orcinus.server.apis.messages.input import CALL_ID_PREFIX, parameter_names, read_offered_tools, to_chat_body
@@ -26,6 +27,7 @@ from orcinus.server.requests.caller import ANONYMOUS, Caller
 
 _encode = msgspec.json.encode
 
+_ANTHROPIC_MODELS = "claude-"  # how the names of all of them begin
 INVALID_JSON = "INVALID_JSON"  # the key that Anthropic's documentation suggests for arguments that are not JSON
 
 
@@ -52,10 +54,13 @@ async def start_message(
     """
     parsed = parse_messages(body)
     request = await _prepare(ctx, parsed, caller, is_streamed=parsed.stream)
+    prefix = await watch_prefix(ctx, request.generation, request.body.messages, request.body.tools)
     with naming_parameters(parameter_names(parsed)):
         stream = ctx.engine.submit(request.generation)
     hides_thinking = parsed.thinking is not None and parsed.thinking.display == "omitted"
-    return MessageGeneration(ctx, request, stream, is_streamed=parsed.stream, hides_thinking=hides_thinking)
+    generation = MessageGeneration(ctx, request, stream, is_streamed=parsed.stream, hides_thinking=hides_thinking)
+    generation.follow_prefix(prefix)
+    return generation
 
 
 async def count_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,11 +73,23 @@ async def count_tokens(ctx: ServingContext, body: Mapping[str, Any]) -> dict[str
 async def _prepare(
     ctx: ServingContext, body: MessagesBody, caller: Caller = ANONYMOUS, *, is_streamed: bool = False
 ) -> ChatRequest:
+    body = _with_served_model(ctx, body)
     with naming_parameters(parameter_names(body)):
         offered = read_offered_tools(body)
         chat = to_chat_body(body, offered)
         form = "output_format" if body.output_format else "output_config.format"
         return await prepare_chat(ctx, chat, _new_id(), caller, offered, is_streamed=is_streamed, format_name=form)
+
+
+def _with_served_model(ctx: ServingContext, body: MessagesBody) -> MessagesBody:
+    """Return the body without a model of Anthropic's that is not served here: the one that is answers in its place.
+
+    Clients of this API ask for such models by themselves, for work beside the conversation, too.
+    """
+    if body.model is None or not body.model.startswith(_ANTHROPIC_MODELS) or body.model in ctx.model_names:
+        return body
+    ctx.note_stand_in(body.model)
+    return body.model_copy(update={"model": None})
 
 
 @dataclass(slots=True)
@@ -194,13 +211,14 @@ class MessageGeneration(SingleChoiceGeneration):
         has_calls = any(block.kind == "tool_use" for block in self._blocks)
         return {"stop_reason": "tool_use" if has_calls else "end_turn", "stop_sequence": None}
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         """Return the usage as this API counts it: tokens that were cached are not among the input's."""
         return {
             "input_tokens": self.usage.prompt_tokens - self.usage.cached_tokens,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": self.usage.cached_tokens,
             "output_tokens": self.usage.completion_tokens,
+            **self.usage.cache_miss,
         }
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_STOP_STRINGS
 from orcinus.server.reading.tools.request import MAX_TOOLS
-from orcinus.server.requests.bodies import Body, SamplingBody, read_body
+from orcinus.server.requests.bodies import Body, BudgetBody, SamplingBody, read_body
 from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import (
     MAX_MESSAGES,
@@ -37,10 +37,12 @@ Turns = Annotated[list[dict[str, Any]], WithJsonSchema(_TURNS_SCHEMA)]
 
 
 class ThinkingOptions(Body):
-    """`thinking` of a message. A budget is an aim, which the models served here know nothing of."""
+    """`thinking` of a message."""
 
     type: Literal["enabled", "adaptive", "disabled"]
-    budget_tokens: TokenCount | None = Field(None, description="Accepted, not held to: `max_tokens` is the limit.")
+    budget_tokens: TokenCount | None = Field(
+        None, description="As `thinking_budget`, unless `type` is `disabled`; less than `max_tokens`."
+    )
     display: Literal["summarized", "omitted"] | None = Field(
         None, description="`omitted`: blocks of thinking come without their text. `summarized`: it comes as it is."
     )
@@ -57,12 +59,14 @@ class MessagesToolChoice(Body):
 class OutputConfig(Body):
     """`output_config` of a message."""
 
-    effort: str | None = Field(None, max_length=32, description="Handed to the chat template, which may use it.")
+    effort: str | None = Field(
+        None, max_length=32, description="Handed to the chat template; if that does not use it, it is a budget."
+    )
     format: dict[str, Any] | None = Field(None, description="`json_schema` with its schema; the text matches it.")
     task_budget: dict[str, Any] | None = Field(None, description="Accepted, not held to.")
 
 
-class MessagesBody(SamplingBody):
+class MessagesBody(SamplingBody, BudgetBody):
     """POST /v1/messages, and /v1/messages/count_tokens, where of these only `messages` is needed."""
 
     endpoint: ClassVar[Endpoint] = "messages"
@@ -77,20 +81,28 @@ class MessagesBody(SamplingBody):
         description="Tokens to generate at most; /v1/messages needs it. 0: none, the prompt is computed and cached.",
     )
     stop_sequences: StopSequences = Field([], max_length=MAX_STOP_STRINGS, description="Anthropic's name of `stop`.")
-    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Tools that the model may call.")
+    tools: list[dict[str, Any]] = Field(
+        [],
+        max_length=MAX_TOOLS,
+        description="Tools that the model may call. `strict: true`: whatever calls it makes match the schema.",
+    )
     tool_choice: MessagesToolChoice | None = Field(
         None, description="`auto`, `any`, `tool` with a name, or `none`; `any` and `tool` are enforced."
     )
     thinking: ThinkingOptions | None = Field(
-        None, description="Turns thinking on or off where the chat template can; its budget is not held to."
+        None, description="Turns thinking on or off where the chat template can, and has a budget for it."
     )
     output_config: OutputConfig | None = Field(
-        None, description="`effort` for the chat template; `format`: a schema that the text matches."
+        None, description="`effort` of the thinking; `format`: a schema that the text matches."
     )
     output_format: dict[str, Any] | None = Field(None, description="Older place of `output_config.format`.")
     chat_template_kwargs: dict[str, Any] = Field(
         {}, max_length=MAX_TEMPLATE_VARIABLES, description="More variables for the chat template."
     )
+
+    @property
+    def budget_tokens(self) -> int | None:
+        return None if self.thinking is None or self.thinking.type == "disabled" else self.thinking.budget_tokens
 
 
 def parse_messages(body: Mapping[str, Any]) -> MessagesBody:
@@ -98,7 +110,17 @@ def parse_messages(body: Mapping[str, Any]) -> MessagesBody:
     request = parse_message_count(body)
     if request.max_tokens is None:
         raise InvalidRequestError("max_tokens is required", "max_tokens")
+    _check_budget(request.budget_tokens, request.max_tokens)
     return request
+
+
+def _check_budget(budget_tokens: int | None, max_tokens: int) -> None:
+    """Raise `InvalidRequestError` for a budget that Anthropic's API takes no answer from."""
+    if budget_tokens is not None and budget_tokens >= max_tokens:
+        raise InvalidRequestError(
+            f"thinking.budget_tokens ({budget_tokens}) must be less than max_tokens ({max_tokens})",
+            "thinking.budget_tokens",
+        )
 
 
 def parse_message_count(body: Mapping[str, Any]) -> MessagesBody:

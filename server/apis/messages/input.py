@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.server.apis.chat.body import ChatBody, parse_chat
+from orcinus.server.apis.chat.body import ChatBody, one_of, parse_chat
 from orcinus.server.apis.messages.blocks import ASSISTANT, RESULT, TEXT, USER, Block, PlacedBlock, read_blocks
 from orcinus.server.apis.messages.body import TURN_ROLES, MessagesBody, ThinkingOptions
 from orcinus.server.apis.offered_tools import OfferedTools, is_hosted, tool_fields
@@ -82,6 +82,7 @@ def to_chat_body(body: MessagesBody, offered: OfferedTools | None = None) -> Cha
             "tools": (offered or read_offered_tools(body)).tools,
             "response_format": _read_format(body),
             "reasoning_effort": None if body.output_config is None else body.output_config.effort,
+            "thinking_budget": _read_budget(body),
             "chat_template_kwargs": {**_read_thinking(body.thinking), **body.chat_template_kwargs},
             **_read_tool_choice(body),
         }
@@ -217,8 +218,18 @@ def _forced_tool(name: str | None, body: MessagesBody) -> dict[str, Any]:
 
 
 def _read_thinking(thinking: ThinkingOptions | None) -> dict[str, bool]:
-    """Return the variable that most templates know. A budget is an aim: max_tokens is the limit, thinking included."""
+    """Return the variable that most templates know."""
     return {} if thinking is None else {"enable_thinking": _THINKS[thinking.type]}
+
+
+def _read_budget(body: MessagesBody) -> int | None:
+    budgets = {
+        "thinking.budget_tokens": body.budget_tokens,
+        "thinking_budget": body.thinking_budget,
+        "thinking_token_budget": body.thinking_token_budget,
+    }
+    budget: int | None = one_of(budgets)
+    return budget
 
 
 def _read_format(body: MessagesBody) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from orcinus.server.apis.answer_schemas import (
     list_of,
     object_with,
 )
+from orcinus.server.apis.cache_miss import watch_prefix
 from orcinus.server.apis.chat_request import ChatRequest, prepare_chat
 from orcinus.server.apis.generation import Usage
 from orcinus.server.apis.logprobs import ChatLogprobs
@@ -30,7 +31,7 @@ from orcinus.server.apis.responses.body import ResponseBody, TextOptions, parse_
 from orcinus.server.apis.responses.input import PARAMETER_NAMES, read_offered_tools, to_chat_body
 from orcinus.server.apis.responses.output import Event, OutputItems
 from orcinus.server.apis.single_choice import SingleChoiceGeneration, event_pieces
-from orcinus.server.apis.thinking import ThinkingCount
+from orcinus.server.apis.thinking import thinking_count
 from orcinus.server.context import OutputStream, ServingContext
 from orcinus.server.errors import ResponseNotFoundError, error_body
 from orcinus.server.reading.pieces import Content, Piece
@@ -52,7 +53,10 @@ async def start_response(
         request = await prepare_chat(
             ctx, chat, _new_id(), caller, offered, is_streamed=asked.stream, format_name="text.format"
         )
-        return ResponseGeneration(ctx, asked, request, ctx.engine.submit(request.generation))
+        prefix = await watch_prefix(ctx, request.generation, request.body.messages, request.body.tools)
+        generation = ResponseGeneration(ctx, asked, request, ctx.engine.submit(request.generation))
+        generation.follow_prefix(prefix)
+        return generation
 
 
 RESPONSE = AnswerSchema(
@@ -110,7 +114,7 @@ class ResponseGeneration(SingleChoiceGeneration):
         self._logprobs = ChatLogprobs(self.tokenizer) if asked.has_logprobs else None
         self._items = OutputItems()
         self._new_logprobs: list[bytes] = []
-        self._thinking = ThinkingCount()
+        self._thinking = thinking_count(ctx)
         self._num_events = 0
 
     def _collect(self, output: RequestOutput) -> Iterator[int]:
@@ -148,7 +152,7 @@ class ResponseGeneration(SingleChoiceGeneration):
 
     def _take(self, output: RequestOutput) -> list[Piece]:
         pieces = super()._take(output)
-        self._thinking.add(len(output.token_ids), pieces)
+        self._thinking.add(output.token_ids, pieces)
         if self._logprobs is not None and output.logprobs:
             self._new_logprobs.append(self._logprobs.write(output.logprobs))
         if pieces and not any(isinstance(piece, Content) for piece in pieces):
@@ -222,6 +226,7 @@ class ResponseGeneration(SingleChoiceGeneration):
             "input_tokens_details": {
                 "cached_tokens": usage.cached_tokens,
                 "cache_write_tokens": self._num_written_to_cache(usage),
+                **usage.cache_miss,
             },
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": self._thinking.num_tokens},

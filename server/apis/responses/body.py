@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import MAX_LOGPROBS
 from orcinus.server.reading.tools.request import MAX_TOOLS
-from orcinus.server.requests.bodies import Body, SamplingBody, check_stream_options, read_body
+from orcinus.server.requests.bodies import Body, BudgetBody, SamplingBody, check_stream_options, read_body
 from orcinus.server.requests.parameters import Endpoint
 from orcinus.server.requests.schemas import MAX_MESSAGES, MAX_TEMPLATE_VARIABLES, MAX_TOKENS
 
@@ -61,7 +61,7 @@ class ReasoningOptions(Body):
     """`reasoning`."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
-        None, description="Handed to the chat template, which may use it."
+        None, description="Handed to the chat template; if that does not use it, it is a budget."
     )
     context: Literal["auto", "current_turn", "all_turns"] | None = Field(
         None, description="Accepted; which of the earlier reasoning the model sees is up to the chat template."
@@ -77,7 +77,7 @@ class ReasoningOptions(Body):
     )
 
 
-class ResponseBody(SamplingBody):
+class ResponseBody(SamplingBody, BudgetBody):
     """POST /v1/responses."""
 
     endpoint: ClassVar[Endpoint] = "responses"
@@ -91,7 +91,12 @@ class ResponseBody(SamplingBody):
     stream_options: ResponseStreamOptions | None = Field(
         None, description="`include_obfuscation`, which changes nothing; only with `stream`."
     )
-    tools: list[dict[str, Any]] = Field([], max_length=MAX_TOOLS, description="Functions that the model may call.")
+    tools: list[dict[str, Any]] = Field(
+        [],
+        max_length=MAX_TOOLS,
+        description="Functions that the model may call. `strict: true`: whatever calls it makes match the schema; in"
+        " responses, where a tool says nothing of it, as far as that can be enforced.",
+    )
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="`none`, `auto`, `required`, or a function by name; the last two are enforced."
     )
@@ -103,7 +108,7 @@ class ResponseBody(SamplingBody):
     include: list[IncludedPart] = Field(
         [], max_length=32, description="`message.output_text.logprobs`; the others name nothing that is made here."
     )
-    reasoning: ReasoningOptions | None = Field(None, description="`effort`, for the chat template.")
+    reasoning: ReasoningOptions | None = Field(None, description="`effort` of the thinking.")
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="`auto`: keep of the prompt's end what the context allows, as `truncate_prompt_tokens` -1."
     )

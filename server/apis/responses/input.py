@@ -87,6 +87,8 @@ def to_chat_body(body: ResponseBody, offered: OfferedTools | None = None) -> Cha
         logprobs=body.has_logprobs,
         top_logprobs=body.top_logprobs,
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
+        thinking_budget=body.thinking_budget,
+        thinking_token_budget=body.thinking_token_budget,
         chat_template_kwargs=body.chat_template_kwargs,
     )
 
@@ -250,7 +252,7 @@ def _add_tool(offered: OfferedTools, tool: Mapping[str, Any], place: str) -> Non
     kind = tool.get("type")
     if kind == "function":
         function = tool_fields(without_type(tool), FUNCTION_FIELDS, place)
-        offered.add({"type": "function", "function": function}, place)
+        offered.add_response_function(function, place)
     elif kind == "custom":
         offered.add_custom(tool, place)
     elif kind == "namespace":

@@ -98,6 +98,9 @@ class Recorder:
     def diagnose(self, error: Exception) -> Fault:
         return self.executor.diagnose(error)
 
+    def warm_up(self) -> None:
+        self.executor.warm_up()
+
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         assert self.scheduler is not None, "the recorder belongs to no core yet"
         started = time.monotonic()

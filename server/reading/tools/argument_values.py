@@ -5,10 +5,13 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from orcinus.server.reading.tools.json_values import mended_object
 from orcinus.server.reading.tools.lark import Terminal, inline_json, one_of, quote
 from orcinus.server.reading.tools.python_literals import to_json
 
+_ANY_STRING = "ANY_STRING"
 _MAX_DEPTH = 8  # of alternatives in alternatives
 
 
@@ -27,6 +30,15 @@ def value_as_json(written: str, schema: Any) -> str:
     if value is None and bare.startswith("{"):
         value = mended_object(bare)
     return json.dumps(written, ensure_ascii=False) if value is None else value
+
+
+def is_written_json(written: str) -> bool:
+    """Return whether a text is a value in JSON."""
+    try:
+        msgspec.json.decode(written)
+    except ValueError:
+        return False
+    return True
 
 
 def value_rule(schema: Any, *, strict: bool) -> str | None:
@@ -51,15 +63,22 @@ def any_string_rule(closing: str, terminal: Terminal, token: str = "") -> str:
     """Return the rule for any string and the tag that ends it. Unless that is a token, there is no `</` in the string.
 
     They are one expression, for one that ends before a tag cannot take back the tag's first character. In general it is
-    the first two characters of the tag that are not in the string.
+    the first two characters of the tag that are not in the string. Where the tag is a token the rules need that of
+    `any_string_terminal`.
     """
     if (end := terminal(closing)) != quote(closing):
-        return rf"/(.|\n)*/ {end}"
+        return f"{_ANY_STRING} {end}"
     before, found, after = closing.partition(token) if token else (closing, "", "")
     first, second = (re.escape(char).replace("/", r"\/") for char in closing[:2])
     ending = re.escape(before).replace("/", r"\/")
     rule = rf"/([^{first}]|{first}+[^{first}{second}])*{ending}/"
     return f"{rule} {terminal(token)} {quote(after)}" if found else rule
+
+
+def any_string_terminal(*tags: str) -> str:
+    """Return the rule for any string without these tags, which end it wherever they stand."""
+    ends = "|".join(re.escape(tag).replace("/", r"\/") for tag in tags)
+    return rf"{_ANY_STRING}: /(.|\n)*/ & ~/(.|\n)*({ends})(.|\n)*/"
 
 
 class StringWriter:

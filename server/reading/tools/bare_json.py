@@ -11,7 +11,9 @@ of the request's tools is an answer.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from orcinus.engine.sampling_params import Opening
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_calls import CallRules, read_calls
 from orcinus.server.reading.tools.lark import Terminal, json_call_rules, quote, repeated
@@ -20,6 +22,8 @@ from orcinus.server.reading.tools.traits import Streaming, Strictness
 
 TAG = "<|python_tag|>"
 _TAG = Markers([TAG])
+_TYPE = ('"type"', ":", '"function"')
+_HEADS = (("{",), ("[", "{"), ("{", *_TYPE), ("[", "{", *_TYPE))  # what may stand before the name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class BareJson:
         return f"[{call}]" if self.is_list else call
 
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
-        rules = CallRules(known_names={tool.name for tool in tool_use.tools})
+        rules = CallRules(known_names={tool.name for tool in tool_use.tools}, name_first=tool_use.holds_calls)
         is_at_calls = True
         while is_at_calls:
             yield from _read_calls_if_any(text, writer, rules)
@@ -56,6 +60,22 @@ class BareJson:
         calls = repeated("object", quote(", " if self.is_list else "; "), tool_use)
         listed = f'"[" {calls} "]"' if self.is_list else calls
         return f"calls: {listed}\n{json_call_rules(tool_use, self.arguments_key)}"
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what calls are to be after the tag, or once an object at the beginning names one of the tools.
+
+        They are all the rest of the answer.
+        """
+        openings = []
+        for tool in tool_use.callable_tools:
+            for head in _HEADS:
+                bracket = "[" if self.is_list and head[0] == "[" else ""
+                parts, begin = (*head, '"name"', ":", f'"{tool.name}"'), (f'{bracket}{{"name": "{tool.name}"',)
+                openings.append(Opening(parts, begin, " \t\r\n,;", is_first=True))
+        rules = self.grammar_rules(tool_use, terminal_by(token_id))
+        if self.is_list:
+            rules = "calls: list | object\n" + rules.replace("calls:", "list:", 1)
+        return BegunCalls(rules, after(tool_use, Opening((TAG,), ()), *openings, text_follows=False))
 
 
 def _read_calls_if_any(text: IncomingText, writer: CallWriter, rules: CallRules) -> Reading[None]:

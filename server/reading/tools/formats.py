@@ -6,6 +6,7 @@ from typing import Protocol
 from orcinus.server.reading.incoming_text import IncomingText, Reading
 from orcinus.server.reading.tools import bare_json, key_values, pythonic, recipients, sections, tagged_json, xml_calls
 from orcinus.server.reading.tools.bare_json import TAG
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId
 from orcinus.server.reading.tools.call_writer import CallWriter
 from orcinus.server.reading.tools.families import find_family
 from orcinus.server.reading.tools.lark import Terminal
@@ -52,6 +53,12 @@ class ToolFormat(Protocol):
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
         """Return Lark rules of which `calls` is what the model has to write. Raises `InvalidRequestError`."""
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what calls are to be where none is required: whatever `read` takes for a call has an opening.
+
+        Raises `InvalidRequestError`.
+        """
 
 
 _ENTRIES: Sequence[ToolFormat] = (

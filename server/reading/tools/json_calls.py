@@ -28,12 +28,14 @@ class CallRules:
 
     With `known_names` it needs one of these names, arguments, and no keys but a call's: nothing else tells it from an
     answer in JSON. With None it comes after a marker, and a name is enough. The markers `ends` end arguments that the
-    model forgot to close. Without a `name_key` the name is the key of the arguments, and the object's only one.
+    model forgot to close. Without a `name_key` the name is the key of the arguments, and the object's only one. With
+    `name_first` nothing but `"type": "function"` may stand before the name, and neither has escapes.
     """
 
     known_names: Collection[str] | None = None
     ends: tuple[str, ...] = ()
     name_key: str | None = "name"
+    name_first: bool = False
 
 
 def read_calls(text: IncomingText, writer: CallWriter, rules: CallRules) -> Reading[bool]:
@@ -122,6 +124,7 @@ class _Call:
         self._name: str | None = None
         self._early_arguments: str | None = None
         self._is_recognized = False
+        self._has_type = False
 
     def read(self) -> Reading[bool]:
         self._hold_next()
@@ -148,9 +151,18 @@ class _Call:
             return (yield from self._read_named_arguments(key))
         if key == self._rules.name_key and self._name is None:
             return (yield from self._read_name())
+        if self._rules.name_first and self._name is None:
+            return (yield from self._read_type(key))
         if key in _ARGUMENT_KEYS and not self._is_recognized:
             return (yield from self._read_arguments())
         return (yield from self._skip_value())
+
+    def _read_type(self, key: str) -> Reading[bool]:
+        """Read what may stand before a name that comes first, once."""
+        if key != "type" or self._has_type:
+            return False
+        self._has_type = True
+        return (yield from self._read_key()) == "function"
 
     def _may_have(self, key: str) -> bool:
         return self._is_recognized or self._rules.known_names is None or key in _CALL_KEYS
@@ -230,6 +242,8 @@ class _Call:
             hold(self._text.take())
             if char == '"':
                 return loads_string("".join(parts))
+            if char == "\\" and self._rules.name_first and self._name is None:
+                return None
             if char == "\\" and (yield from self._text.peek()):
                 hold(self._text.take())
         return None

@@ -143,6 +143,8 @@ def _read_escape(text: IncomingText, give: Give, hold: Give) -> Reading[None]:
     elif char == "u":
         digits = yield from _read_hex(text)
         hold(digits)
+        if len(digits) < 4 and text.is_cut and not (yield from text.peek()):
+            return
         give(("\\u" if len(digits) == 4 else "\\\\u") + digits)
     elif char == "'":
         give(char)

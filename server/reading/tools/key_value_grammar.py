@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from orcinus.server.reading.tools.argument_values import any_string_rule
+from orcinus.server.reading.tools.argument_values import any_string_rule, any_string_terminal
 from orcinus.server.reading.tools.lark import (
     Terminal,
     inline_json,
@@ -18,6 +18,7 @@ from orcinus.server.reading.tools.lark import (
     properties_of,
     quote,
     required_arguments,
+    takes_anything,
 )
 from orcinus.server.reading.tools.request import Tool
 
@@ -42,6 +43,7 @@ class KeyValueGrammar:
     def __init__(self, mark: str, terminal: Terminal) -> None:
         self.unwritten: list[tuple[Place, str]] = []
         self._mark = terminal(mark)
+        self._terminals = [any_string_terminal(mark)] if self._mark != quote(mark) else []
         self._string_end = any_string_rule(mark, terminal)
         self._rules: list[str] = []
         self._shared: Mapping[str, Any] = {}
@@ -57,6 +59,8 @@ class KeyValueGrammar:
         }
         self._is_strict = tool.strict
         self._note((), tool.parameters, _WRITTEN["object"])
+        if takes_anything(tool):
+            return [f"{rule}: {quote(tool.name)} kv_object"]
         arguments = self._object(properties_of(tool), required_arguments(tool), rule, ())
         return [f"{rule}: {quote(tool.name)} {arguments}", *self._rules]
 
@@ -64,6 +68,7 @@ class KeyValueGrammar:
         """Return the rules for strings, and for any value."""
         scalar = inline_json({"type": ["number", "boolean", "null"]}, strict=True)
         return [
+            *self._terminals,
             f"kv_string: {self._mark} {self._string_end}",
             "kv_any: kv_string | kv_scalar | kv_list | kv_object",
             f"kv_scalar: {scalar}",

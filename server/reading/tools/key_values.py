@@ -9,12 +9,13 @@ and is no JSON is a string.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
-from orcinus.server.reading.tools.argument_values import StringWriter, value_as_json
+from orcinus.server.reading.tools.argument_values import StringWriter, is_written_json, value_as_json
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, one_call, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_calls import read_tagged_calls
 from orcinus.server.reading.tools.json_values import comes_any
@@ -64,7 +65,8 @@ class KeyValues:
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
         schemas = {tool.name: properties_of(tool) for tool in tool_use.tools}
         opening, closing = self.tags
-        read_call = _Calls(self, text, writer, schemas).read_call
+        held = {tool.name for tool in tool_use.tools if tool_use.holds(tool)}
+        read_call = _Calls(self, text, writer, schemas, held).read_call
         yield from read_tagged_calls(text, writer, [opening], closing, read_call)
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
@@ -77,17 +79,31 @@ class KeyValues:
             rules += grammar.call_rules(tool, f"call_{i}")
         return "\n".join([*rules, *grammar.shared_rules()])
 
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        rules = self.grammar_rules(one_call(tool_use), terminal_by(token_id))
+        return BegunCalls(rules, after(tool_use, opening_tag(self.tags[0], token_id)))
+
 
 class _Calls:
-    """Reads what stands between two tags. Until the name of the call is known, everything is held."""
+    """Reads what stands between two tags. Until the name of the call is known, everything is held.
+
+    Calls of the tools in `writing_json` were held to a grammar: what has no marks is JSON.
+    """
 
     def __init__(
-        self, form: KeyValues, text: IncomingText, writer: CallWriter, schemas: Mapping[str, Mapping[str, Any]]
+        self,
+        form: KeyValues,
+        text: IncomingText,
+        writer: CallWriter,
+        schemas: Mapping[str, Mapping[str, Any]],
+        writing_json: Collection[str],
     ) -> None:
         self._form = form
         self._text = text
         self._writer = writer
         self._schemas = schemas
+        self._writing_json = writing_json
+        self._is_json = False
         self._mark = Markers([form.mark])
 
     def read_call(self) -> Reading[bool]:
@@ -100,6 +116,7 @@ class _Calls:
             return False
         self._text.take()
         self._writer.start_call(name)
+        self._is_json = name in self._writing_json
         yield from self._read_arguments(self._schemas.get(name, {}))
         return True
 
@@ -167,7 +184,9 @@ class _Calls:
             return ", "
         written = yield from self._read_bare()
         if not self._text.is_cut or (yield from self._text.peek()):
-            give(before + value_as_json(written.strip(), schema))
+            written = written.strip()
+            is_json = self._is_json and is_written_json(written)
+            give(before + (written if is_json else value_as_json(written, schema)))
         return ", "
 
     def _read_string(self, give: Callable[[str], None]) -> Reading[None]:

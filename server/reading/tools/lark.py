@@ -12,6 +12,8 @@ from orcinus.server.reading.tools.request import Tool, ToolUse
 
 MAX_CALLS = 16  # of a model that has to call tools and may call several
 
+ANY_OBJECT: Mapping[str, Any] = {"type": "object", "additionalProperties": True}  # arguments of which nothing is held
+
 Terminal = Callable[[str], str]  # how a marker is written in a grammar: as a token of its own, or as text
 
 _WRITING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -40,6 +42,11 @@ def arguments_schema(tool: Tool) -> dict[str, Any]:
 def leaves_room(schema: Mapping[str, Any]) -> bool:
     """Return whether a schema may speak of more arguments than it lists."""
     return any(key in schema for key in _COMPOSING)
+
+
+def takes_anything(tool: Tool) -> bool:
+    """Return whether the arguments may be any."""
+    return tool.parameters == ANY_OBJECT
 
 
 def without_options(schema: Mapping[str, Any]) -> dict[str, Any]:

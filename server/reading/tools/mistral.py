@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, one_call, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, mistral_call_id
 from orcinus.server.reading.tools.json_calls import CallRules, drop_brackets, read_calls
 from orcinus.server.reading.tools.json_values import read_brackets
@@ -75,6 +76,12 @@ class Mistral:
             return self._named_call_rules(tool_use, terminal)
         objects = repeated("object", quote(", "), tool_use)
         return f'calls: {terminal(CALLS)} " "? "[" {objects} "]"\n{json_call_rules(tool_use, "arguments")}'
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what a call is to be. After a list nothing follows: an object further on would be a call."""
+        used = one_call(tool_use) if self.names_first else tool_use
+        rules = self.grammar_rules(used, terminal_by(token_id))
+        return BegunCalls(rules, after(tool_use, opening_tag(CALLS, token_id), text_follows=self.names_first))
 
     def _named_call_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
         tools = tool_use.callable_tools

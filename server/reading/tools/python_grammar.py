@@ -4,8 +4,10 @@ import keyword
 from typing import Any
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.server.reading.tools.lark import inline_json, listing_rules, quote, required_arguments
+from orcinus.server.reading.tools.lark import inline_json, listing_rules, quote, required_arguments, takes_anything
 from orcinus.server.reading.tools.request import Tool
+
+_PYTHON_STRING = r"/'([^'\\\r\n]|\\[\\'nt])*'/"  # with double quotes it is JSON
 
 
 def call_rules(tool: Tool, rule: str) -> list[str]:
@@ -13,6 +15,8 @@ def call_rules(tool: Tool, rule: str) -> list[str]:
 
     Raises `InvalidRequestError` if Python has no name for an argument that is required.
     """
+    if takes_anything(tool):
+        return _any_call_rules(tool, rule)
     schemas = _argument_schemas(tool)
     required = set(required_arguments(tool))
     names = sorted(schemas, key=lambda name: name not in required)
@@ -21,6 +25,15 @@ def call_rules(tool: Tool, rule: str) -> list[str]:
         rules.append(f"{rule}_{i}: {quote(f'{name}=')} {rule}_{i}_value")
         rules.append(f"{rule}_{i}_value: {inline_json(schemas[name], strict=tool.strict)}")
     return [f'{rule}: {quote(f"{tool.name}(")} {arguments} ")"', *rules]
+
+
+def _any_call_rules(tool: Tool, rule: str) -> list[str]:
+    """Return the call of a tool whose arguments may be any."""
+    return [
+        f'{rule}: {quote(f"{tool.name}(")} ({rule}_any (", " {rule}_any)*)? ")"',
+        f'{rule}_any: /[A-Za-z_][A-Za-z0-9_]{{0,63}}/ "=" {rule}_value',
+        f'{rule}_value: {inline_json({}, strict=True)} | "True" | "False" | "None" | {_PYTHON_STRING}',
+    ]
 
 
 def _argument_schemas(tool: Tool) -> dict[str, Any]:

@@ -14,11 +14,13 @@ was not escaped, as these templates leave them, is part of the string.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
+from orcinus.engine.sampling_params import Opening
 from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_calls import CallRules, read_calls, read_tagged_calls
 from orcinus.server.reading.tools.lark import Terminal, one_of, quote, repeated
@@ -94,12 +96,30 @@ class Pythonic:
             rules += call_rules(tool, f"call_{i}")
         return "\n".join(rules)
 
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what calls are to be after a tag, or once the beginning calls one of the tools: then they are all."""
+        rules = self.grammar_rules(tool_use, terminal_by(token_id))
+        if self.is_tagged:
+            return BegunCalls(rules, after(tool_use, opening_tag(self.tags[0], token_id)))
+        openings = [
+            Opening((*before, "[", tool.name, "("), (f"[{tool.name}(",), between=" \t\r\n", is_first=True)
+            for tool in tool_use.callable_tools
+            for before in ((), self.tags[:1])
+        ]
+        return BegunCalls(rules, after(tool_use, *openings, text_follows=False))
+
+
+def read_call_list(text: IncomingText, writer: CallWriter) -> Reading[None]:
+    """Read the one list of calls that `text` is, whatever they call. What is no such list is held."""
+    yield from _Calls(text, writer, None, PYTHONIC.tags).read_answer()
+    yield from text.read_rest(writer.hold)
+
 
 class _Calls:
-    """Holds what has been read, until a call has its first argument or its end."""
+    """Holds what has been read, until a call has its first argument or its end. Without `known_names` all names are."""
 
     def __init__(
-        self, text: IncomingText, writer: CallWriter, known_names: set[str] | None, tags: tuple[str, str]
+        self, text: IncomingText, writer: CallWriter, known_names: Collection[str] | None, tags: tuple[str, str]
     ) -> None:
         self._text = text
         self._writer = writer

@@ -8,10 +8,13 @@ The prompt ends in the first mark, so that the output begins with a recipient. E
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
+from orcinus.engine.sampling_params import Opening
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, one_call, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_calls import drop_brackets
 from orcinus.server.reading.tools.json_values import read_brackets
@@ -54,22 +57,26 @@ class Recipients:
 
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
         mark = Markers([self.mark])
+        names = {tool.name for tool in tool_use.tools} if tool_use.holds_calls else None
+        may_call = bool(tool_use.tools)
         is_message = True
         while is_message:
             writer.hold((yield from text.take_repeats(self.mark)))
-            yield from self._read_message(text, writer, may_call=bool(tool_use.tools))
+            yield from self._read_message(text, writer, names, may_call=may_call)
             marker = yield from text.read_until(mark, writer.content)
             writer.hold(marker)
             is_message = bool(marker)
 
-    def _read_message(self, text: IncomingText, writer: CallWriter, *, may_call: bool) -> Reading[None]:
-        """Read the recipient, and if it is a tool what it is called with."""
+    def _read_message(
+        self, text: IncomingText, writer: CallWriter, names: Collection[str] | None, *, may_call: bool
+    ) -> Reading[None]:
+        """Read the recipient, and if it is a tool, one of `names` if there are any, what it is called with."""
         name = yield from text.take_all(_NAME)
         line_end = yield from text.take_if("\n")
         writer.hold(name + line_end)
         if name == self.everybody and line_end:
             writer.drop()
-        elif name and line_end and may_call and (yield from text.peek()) == "{":
+        elif name and line_end and may_call and (names is None or name in names) and (yield from text.peek()) == "{":
             writer.start_call(name)
             yield from read_brackets(text, writer.arguments)
             writer.hold((yield from text.take_space()))
@@ -85,6 +92,13 @@ class Recipients:
             rules.append(f"call_{i}: {head} arguments_{i}")
             rules.append(f"arguments_{i}: {inline_json(arguments_schema(tool), strict=tool.strict)}")
         return "\n".join(rules)
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what a call is to be once a tool is named as the recipient."""
+        openings = []
+        for name in (f"{tool.name}\n" for tool in tool_use.callable_tools):
+            openings += [Opening((name,), (name,), is_first=True), Opening((self.mark + name,), (name,))]
+        return BegunCalls(self.grammar_rules(one_call(tool_use), terminal_by(token_id)), after(tool_use, *openings))
 
 
 FUNCTIONARY_V32 = Recipients("functionary_v32", ">>>", "all")

@@ -5,7 +5,7 @@ the model whatever they have.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,7 +33,8 @@ ToolChoice = Literal["none", "auto", "required"]
 class Tool:
     """A function that the model may call. `parameters` is the JSON schema of its arguments, an object.
 
-    `place` is where its fields stand in the body.
+    `place` is where its fields stand in the body. `is_held`: its API takes a tool for strict that says nothing of it,
+    which is held to its schema as far as that can be enforced.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Tool:
     parameters: Mapping[str, Any]
     strict: bool
     place: str = field(default="tools", compare=False)
+    is_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,7 @@ class ToolUse:
     """The tools of a request and what the model is to do with them.
 
     `forced_name` is the one tool to call, with `choice` "required". `raw` is for the chat template; with `choice`
-    "none" it is empty, so that the model knows of no tools. `strict` tools are enforced where a call is (`choice`
-    "required"): with "auto" the model is left to itself, for it cannot be known in advance that it will call one.
+    "none" it is empty, so that the model knows of no tools.
     """
 
     tools: tuple[Tool, ...]
@@ -57,6 +58,15 @@ class ToolUse:
     forced_name: str | None
     parallel: bool
     raw: list[dict[str, Any]]
+
+    @property
+    def holds_calls(self) -> bool:
+        """Whether the model may call or not, and what it calls is held to the schemas of its tools."""
+        return self.choice == "auto" and any(tool.strict or tool.is_held for tool in self.tools)
+
+    def holds(self, tool: Tool) -> bool:
+        """Return whether calls of a tool are made under a grammar."""
+        return self.choice == "required" or tool.strict or tool.is_held
 
     @property
     def callable_tools(self) -> tuple[Tool, ...]:
@@ -75,9 +85,11 @@ def read_tool_use(
     places: Sequence[str] | None = None,
     max_name_chars: int = MAX_NAME_CHARS,
     left_out: Sequence[str] = (),
+    held: Collection[str] = (),
 ) -> ToolUse | None:
     """Return the tools and their use, None where there are none. `places` are those of their functions in the body.
 
+    `held` are the places of those that are held to their schemas as far as that can be.
     `left_out` names other tools of the request, for the error where a call is asked for and there is none to make.
     Raises `InvalidRequestError` naming the part that is wrong.
     """
@@ -88,7 +100,8 @@ def read_tool_use(
     inside = places or [f"tools[{i}].function" for i in range(len(raw))]
     functions = [_read_function(tool, place.removesuffix(".function")) for tool, place in zip(raw, inside, strict=True)]
     known = tuple(
-        _read_tool(function, place, max_name_chars) for function, place in zip(functions, inside, strict=True)
+        _read_tool(function, place, max_name_chars, is_held=place in held)
+        for function, place in zip(functions, inside, strict=True)
     )
     _check_unique(known, inside)
     _check_size(functions)
@@ -120,7 +133,7 @@ def _read_function(tool: Any, path: str) -> dict[str, Any]:
     return read_object(tool.get("function"), f"{path}.function")
 
 
-def _read_tool(function: Mapping[str, Any], path: str, max_name_chars: int) -> Tool:
+def _read_tool(function: Mapping[str, Any], path: str, max_name_chars: int, *, is_held: bool) -> Tool:
     strict = function.get("strict", False)
     if not isinstance(strict, bool):
         raise InvalidRequestError(f"{path}.strict must be a boolean, got {shown(strict)}", f"{path}.strict")
@@ -128,7 +141,8 @@ def _read_tool(function: Mapping[str, Any], path: str, max_name_chars: int) -> T
     if not isinstance(description, str | None):
         raise InvalidRequestError(f"{path}.description must be a string", f"{path}.description")
     name = _read_name(function.get("name"), f"{path}.name", max_name_chars)
-    return Tool(name, description, _read_parameters(function.get("parameters"), f"{path}.parameters"), strict, path)
+    parameters = _read_parameters(function.get("parameters"), f"{path}.parameters")
+    return Tool(name, description, parameters, strict, path, is_held)
 
 
 def _read_name(name: Any, path: str, max_chars: int) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, one_call, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_values import read_brackets
 from orcinus.server.reading.tools.lark import Terminal, arguments_schema, inline_json, one_of, quote, repeated
@@ -126,10 +127,20 @@ class Sections:
         return (head, match["name"]) if match else (None, head)
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
+        return f"calls: section\n{self._section_rules(tool_use, terminal)}"
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what calls are to be, in a section or, as they are read, a single one without."""
+        used = tool_use if self.section[0] else one_call(tool_use)
+        calls = "section | call" if self.section[0] else "section"
+        rules = f"calls: {calls}\n{self._section_rules(used, terminal_by(token_id))}"
+        return BegunCalls(rules, after(tool_use, *(opening_tag(tag, token_id) for tag in self.openings)))
+
+    def _section_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
         tools = tool_use.callable_tools
         calls = repeated("call", quote(self.gap) if self.gap else "", tool_use)
         begin, end = (f" {terminal(tag)} " if tag else "" for tag in self.section)
-        rules = [f"calls: {begin}{calls}{end}", f"call: {one_of(f'call_{i}' for i in range(len(tools)))}"]
+        rules = [f"section: {begin}{calls}{end}", f"call: {one_of(f'call_{i}' for i in range(len(tools)))}"]
         begin, end = map(terminal, self.call)
         before, after = (f" {quote(fence)}" if fence else "" for fence in self.fence)
         for i, tool in enumerate(tools):

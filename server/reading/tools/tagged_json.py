@@ -17,7 +17,9 @@ of tags are both read, and so is what is fenced as code there.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from orcinus.engine.sampling_params import Opening
 from orcinus.server.reading.incoming_text import IncomingText, Reading
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, begin_with, one_call, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.json_calls import CallRules, read_calls, read_tagged_calls, take_fence
 from orcinus.server.reading.tools.lark import Terminal, json_call_rules, quote, repeated
@@ -91,6 +93,16 @@ class TaggedJson:
         before, after = (f" {quote(padding)}" if padding else "" for padding in self.padding)
         calls = repeated("call", quote("\n"), tool_use)
         return f"calls: {calls}\ncall: {opening}{before} object{after}{closing}\n{rules}"
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what calls are to be. Without a tag that closes nothing follows: an object further on would be one."""
+        has_own_tags = not self.is_list and bool(self.closing)
+        rules = self.grammar_rules(one_call(tool_use) if has_own_tags else tool_use, terminal_by(token_id))
+        begin = begin_with(token_id, self.opening)
+        openings = [Opening((self.opening,), begin)]
+        if self.other_opening:  # which stands for the first, with the bracket that it may have
+            openings.append(Opening((self.other_opening,), (*begin, *self.other_opening.partition("[")[1])))
+        return BegunCalls(rules, after(tool_use, *openings, text_follows=bool(self.closing)))
 
 
 HERMES = TaggedJson("hermes", "<tool_call>", "</tool_call>", is_list=False, padding=("\n", "\n"))

@@ -12,26 +12,40 @@ no content.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from orcinus.engine.sampling_params import Opening
 from orcinus.server.reading.incoming_text import IncomingText, Markers, Reading
 from orcinus.server.reading.tools.argument_values import (
     StringWriter,
     any_string_rule,
+    any_string_terminal,
     is_plain_string,
+    is_written_json,
     value_as_json,
     value_rule,
     written_tag,
 )
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, begin_with, one_call, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
-from orcinus.server.reading.tools.lark import Terminal, one_of, properties_of, quote, repeated, required_arguments
+from orcinus.server.reading.tools.json_values import read_brackets, read_string
+from orcinus.server.reading.tools.lark import (
+    Terminal,
+    one_of,
+    properties_of,
+    quote,
+    repeated,
+    required_arguments,
+    takes_anything,
+)
 from orcinus.server.reading.tools.request import ToolUse
 from orcinus.server.reading.tools.traits import Streaming, Strictness
 
 _NAME = re.compile(r"[\w.:/-]+")
 _STRING = {"type": "string"}
+_ANY_NAME = "/[A-Za-z0-9_.-]{1,64}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +104,8 @@ class XmlCalls:
 
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
         schemas = {tool.name: properties_of(tool) for tool in tool_use.tools}
-        calls = _Calls(self, text, writer, schemas)
+        held = {tool.name for tool in tool_use.tools if tool_use.holds(tool)}
+        calls = _Calls(self, text, writer, schemas, held)
         outside = Markers(self.openings)
         marker = yield from text.read_until(outside, writer.content)
         while marker:
@@ -100,35 +115,58 @@ class XmlCalls:
                 marker = yield from text.read_until(outside, writer.content)
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
-        tools = tool_use.callable_tools
         calls = repeated("call", quote(self.gap) if self.gap else "", tool_use)
-        section = ("", "", "", "")
-        if self.is_nested:
-            opening, closing = (
-                self._written(tags, terminal) for tags in ([self.section[0], self.gap], [self.gap, self.section[1]])
-            )
-            calls = f"{opening} {calls} {closing}"
-        else:
-            section = (
-                self.section[0],
-                self.gap if self.function[0] else "",
-                self.gap if self.function_end else "",
-                self.section[1],
-            )
-        rules = [f"calls: {calls}", f"call: {one_of(f'call_{i}' for i in range(len(tools)))}"]
-        before, after = self.frame
-        tail = self._written([self.function_end, after, *section[2:]], terminal)
+        section, tail = self.section
+        head = self._written([section, self.gap if self.function[0] or self.is_nested else ""], terminal)
+        tail = self._written([self.gap if self.function_end or self.is_nested else "", tail], terminal)
+        around = [f"calls: {head} {calls} {tail}", "call: function"]
+        if not self.is_nested:
+            around = [f"calls: {calls}", f"call: {head} function {tail}"]
+        return "\n".join([*around, *self._function_rules(tool_use, terminal)])
+
+    def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
+        """Return what calls are to be, all of a section where it has all, and without its tag where that is read."""
+        terminal = terminal_by(token_id)
+        rules = self.grammar_rules(tool_use if self.is_nested else one_call(tool_use), terminal)
+        if self.is_optional:
+            tail = self._written([self.gap, self.section[1]], terminal)
+            rules = f"calls: tagged | function {tail}\n" + rules.replace("calls:", "tagged:", 1)
+        openings = (Opening((tag,), self._begin(tag, token_id)) for tag in self.openings)
+        return BegunCalls(rules, after(tool_use, *openings))
+
+    def _begin(self, tag: str, token_id: TokenId) -> tuple[str | int, ...]:
+        """Return a tag as it is in the grammar."""
+        if not self.token or token_id(tag) is not None:
+            return begin_with(token_id, tag)
+        return begin_with(token_id, *filter(None, tag.partition(self.token)))
+
+    def _function_rules(self, tool_use: ToolUse, terminal: Terminal) -> list[str]:
+        """Return the rule `function`: the call of one tool, in its frame, without the section."""
+        tools = tool_use.callable_tools
+        rules = [f"function: {one_of(f'call_{i}' for i in range(len(tools)))}"]
+        if terminal(self.value[1]) != quote(self.value[1]):
+            rules.append(any_string_terminal(self.value[1], self.section[1]))
+        before, end = self.frame
+        tail = self._written([self.function_end, end], terminal)
         for i, tool in enumerate(tools):
             schemas, required = properties_of(tool), set(required_arguments(tool))
             names = sorted(schemas, key=lambda name: name not in required)
             arguments = [f"call_{i}_{n}{'' if name in required else '?'}" for n, name in enumerate(names)]
-            head = self._written(
-                [*section[:2], *before, self.function[0], tool.name, self.function[1], self.gap], terminal
-            )
+            if takes_anything(tool):
+                arguments = [f"call_{i}_any*"]
+                rules.append(self._any_argument_rule(f"call_{i}_any", terminal))
+            head = self._written([*before, self.function[0], tool.name, self.function[1], self.gap], terminal)
             rules.append(f"call_{i}: {head} {' '.join(arguments)} {tail}")
             for n, name in enumerate(names):
                 rules += self._argument_rules(f"call_{i}_{n}", name, schemas[name], terminal, strict=tool.strict)
-        return "\n".join(rules)
+        return rules
+
+    def _any_argument_rule(self, rule: str, terminal: Terminal) -> str:
+        between = self.gap if self.value[0] else ""
+        key, key_end = self._written([self.key[0]], terminal), self.typed[0] or self.key[1]
+        opening = self._written([key_end, between, self.value[0], self.newline], terminal)
+        end = any_string_rule(self.value[1], terminal, self.token)
+        return f"{rule}: {key} {_ANY_NAME} {opening} {end} {self._written([self.gap], terminal)}"
 
     def _argument_rules(self, rule: str, name: str, schema: Any, terminal: Terminal, *, strict: bool) -> list[str]:
         between = self.gap if self.value[0] else ""
@@ -147,15 +185,24 @@ class XmlCalls:
 
 
 class _Calls:
-    """Reads the calls of a section. Until the name of one is known, everything is held."""
+    """Reads the calls of a section. Until the name of one is known, everything is held.
+
+    Calls of the tools in `writing_json` were held to a grammar: what may be something else than a string is JSON.
+    """
 
     def __init__(
-        self, form: XmlCalls, text: IncomingText, writer: CallWriter, schemas: Mapping[str, Mapping[str, Any]]
+        self,
+        form: XmlCalls,
+        text: IncomingText,
+        writer: CallWriter,
+        schemas: Mapping[str, Mapping[str, Any]],
+        writing_json: Collection[str],
     ) -> None:
         self._form = form
         self._text = text
         self._writer = writer
         self._schemas = schemas
+        self._writing_json = writing_json
         self._in_call = Markers([tag for tag in (form.key[0], form.function_end, *form.section) if tag])
         self._frame = tuple(tag for tag in (*form.frame[0], form.frame[1]) if tag.startswith("<"))
         self._after_call = Markers([tag for tag in (form.function[0], *form.section, *self._frame) if tag])
@@ -225,7 +272,8 @@ class _Calls:
             key = "".join(parts).strip()
             self._writer.arguments(f"{before}{json.dumps(key, ensure_ascii=False)}: ")
             before = ", "
-            marker = yield from self._read_value(self._schema(schemas.get(key), marker))
+            schema = self._schema(schemas.get(key), marker)
+            marker = yield from self._read_value(schema, is_json=name in self._writing_json)
             if marker != self._form.value[1]:
                 break
         if marker or not self._text.is_cut:
@@ -238,7 +286,7 @@ class _Calls:
             return schema
         return _STRING if key_end == self._form.typed[0] else {}
 
-    def _read_value(self, schema: Any) -> Reading[str]:
+    def _read_value(self, schema: Any, *, is_json: bool) -> Reading[str]:
         if self._form.value[0]:
             yield from self._text.take_space()
             yield from self._text.take_if(self._form.value[0])
@@ -248,11 +296,22 @@ class _Calls:
             string.end(is_complete=bool(marker) or not self._text.is_cut)
             return marker
         parts: list[str] = []
+        if is_json:
+            yield from self._read_json(parts)
         marker = yield from self._text.read_until(self._value_ends, parts.append)
         if marker or not self._text.is_cut:
             written = "".join(parts).removeprefix(self._form.newline).removesuffix(self._form.newline)
-            self._writer.arguments(value_as_json(written, schema))
+            self._writer.arguments(written if is_json and is_written_json(written) else value_as_json(written, schema))
         return marker
+
+    def _read_json(self, parts: list[str]) -> Reading[None]:
+        """Read a value in JSON, in whose strings any tag may stand."""
+        parts.append((yield from self._text.take_if(self._form.newline)))
+        match (yield from self._text.peek()):
+            case "{" | "[":
+                yield from read_brackets(self._text, parts.append)
+            case '"':
+                yield from read_string(self._text, parts.append)
 
 
 def _ignore(text: str) -> None:

@@ -82,6 +82,30 @@ def check_a_streamed_use_of_a_tool(url: str) -> None:
     assert (use.name, use.input) == ("get_weather", {"city": "Paris"})
 
 
+def check_the_tool_runner(url: str) -> None:
+    assert run_with_tools(url) == run_with_tools(url, stream=True)
+
+
+def run_with_tools(url: str, **body: Any) -> str:
+    """Return the answer that the SDK's loop ends with."""
+    cities: list[str] = []
+
+    def get_weather(city: str) -> str:
+        """Get the weather in a city"""
+        cities.append(city)
+        return '{"temperature": 21, "condition": "sunny"}'
+
+    tools = [anthropic.beta_tool(get_weather)]
+    last = (
+        client_of(url).beta.messages.tool_runner(**asked(messages=WEATHER_QUESTION, tools=tools, **body)).until_done()
+    )
+    assert cities == ["Paris"]
+    assert last.stop_reason == "end_turn"
+    text: str = last.content[0].text
+    assert "sunny" in text
+    return text
+
+
 def check_counting_tokens(url: str) -> None:
     counted = client_of(url).messages.count_tokens(model=MODEL, messages=QUESTION)
     assert counted.input_tokens == ask(url).usage.input_tokens

@@ -56,6 +56,17 @@ def check_embedding(url: str) -> None:
     assert len(first) == len(second) > 1
 
 
+def check_rerank(url: str) -> None:
+    """By the provider for vLLM's API, and by the one for Cohere's."""
+    documents = ["a cat", "seven times nine"]
+    for model, base in (("hosted_vllm/orcinus-demo", url), ("cohere/orcinus-demo", f"{url}/v2/rerank")):
+        answer = litellm.rerank(
+            model=model, api_base=base, api_key="none", query="an animal", documents=documents, return_documents=True
+        )
+        assert {result["index"] for result in answer.results} == {0, 1}, model
+        assert answer.meta["tokens"]["input_tokens"] > 0, model
+
+
 def check_errors(url: str) -> None:
     try:
         litellm.completion(**settings(url, messages=QUESTION, max_tokens=100_000))

@@ -511,6 +511,20 @@ def chat_thinking(api: Api) -> None:
         api.chat(thinking={"type": given}, max_tokens=1)
 
 
+@effect("thinking_budget", "is accepted, for models that think; two budgets are refused")
+def thinking_budget(api: Api) -> None:
+    for given in (-1, 0, 20):
+        api.chat(thinking_budget=given, reasoning={"max_tokens": given} if given >= 0 else None, max_tokens=1)
+    assert api.refuse_chat(thinking_budget=5, reasoning={"max_tokens": 6})["param"] == "reasoning.max_tokens"
+
+
+@effect("thinking_token_budget", "is the same")
+def thinking_token_budget(api: Api) -> None:
+    api.chat(thinking_token_budget=5, thinking_budget=5, max_tokens=1)
+    refused = api.refuse_chat(thinking_token_budget=5, thinking_budget=6)
+    assert refused["param"] == "thinking_token_budget"
+
+
 @effect("add_generation_prompt", "false leaves out the opening of the answer")
 def add_generation_prompt(api: Api) -> None:
     bodies = [{"add_generation_prompt": value, "return_token_ids": True, "max_tokens": 1} for value in (True, False)]
@@ -672,10 +686,12 @@ def message_tool_choice(api: Api) -> None:
     assert {block["type"] for block in silent["content"]} == {"text"}
 
 
-@effect("thinking", "is accepted, for models that think", at="messages")
+@effect("thinking", "is accepted, for models that think; a budget is less than `max_tokens`", at="messages")
 def thinking(api: Api) -> None:
-    for given in ({"type": "enabled", "budget_tokens": 1024}, {"type": "disabled"}):
-        assert anthropic.send(api, thinking=given)["content"]
+    for given in ({"type": "enabled", "budget_tokens": 7}, {"type": "disabled"}):
+        assert anthropic.send(api, thinking=given, max_tokens=8)["content"]
+    refused = anthropic.refuse(api, thinking={"type": "enabled", "budget_tokens": 8}, max_tokens=8)
+    assert refused["message"].startswith("thinking.budget_tokens (8)")
 
 
 def check_message_schema(api: Api, **body: Any) -> None:

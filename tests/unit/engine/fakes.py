@@ -78,6 +78,9 @@ class Synchronous:
     def diagnose(self, error: Exception) -> Fault:
         return "request"
 
+    def warm_up(self) -> None:
+        """Everything is at hand."""
+
 
 class FakeExecutor(Synchronous):
     """An executor whose tokens come from a function. `before_step` may block, raise or look at the plan.
@@ -122,7 +125,9 @@ class FakeExecutor(Synchronous):
                 if sampling.logprobs is not None:
                     result.logprobs[scheduled.request_id] = [token_logprobs(token, sampling.logprobs)]
             if sampling.pooling is not None and scheduled.num_computed_tokens + scheduled.num_tokens == len(tokens):
-                result.embeddings[scheduled.request_id] = array("f", embedding(tokens, sampling.pooling)).tobytes()
+                labels = sampling.label_token_ids
+                numbers = label_logits(tokens, labels) if labels else embedding(tokens, sampling.pooling)
+                result.embeddings[scheduled.request_id] = array("f", numbers).tobytes()
         return result
 
 
@@ -131,6 +136,11 @@ def embedding(token_ids: Sequence[int], pooling: Pooling) -> list[float]:
     pooled = token_ids if pooling == "mean" else token_ids[-1:]
     counts = [sum(token_id % EMBEDDING_SIZE == residue for token_id in pooled) for residue in range(EMBEDDING_SIZE)]
     return [count / math.hypot(*counts) for count in counts]
+
+
+def label_logits(token_ids: Sequence[int], labels: Sequence[int]) -> list[float]:
+    """How often each label is among the tokens, less 2 for each after the first: the more of it, the likelier."""
+    return [token_ids.count(label) - 2.0 * (number > 0) for number, label in enumerate(labels)]
 
 
 def packed(entries: Sequence[TokenLogprobs | None]) -> PackedLogprobs:
@@ -207,7 +217,9 @@ def builds(executor: Executor, **info: Any) -> Callable[[EngineConfig], tuple[En
     return lambda config: (fake_info(**info), executor)
 
 
-def write_byte_tokenizer(directory: Path, chat_template: str | None = CHAT_TEMPLATE) -> Path:
+def write_byte_tokenizer(
+    directory: Path, chat_template: str | None = CHAT_TEMPLATE, response_template: Any = None
+) -> Path:
     """Put a tokenizer whose ids are bytes into `directory`, in the files that models come with."""
     vocab = {character: byte for byte, character in byte_characters().items()}
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
@@ -222,6 +234,7 @@ def write_byte_tokenizer(directory: Path, chat_template: str | None = CHAT_TEMPL
         "bos_token": "<|endoftext|>",
         "eos_token": "<|end|>",
         "chat_template": chat_template,
+        "response_template": response_template,
         "clean_up_tokenization_spaces": False,
     }
     present = {key: value for key, value in settings.items() if value is not None}

@@ -4,7 +4,17 @@ import msgspec
 import pytest
 
 from orcinus.engine.errors import InvalidRequestError
-from orcinus.engine.sampling_params import MAX_STOP_STRINGS, RANGES, Grammar, SamplingParams
+from orcinus.engine.sampling_params import (
+    ANYWHERE,
+    MAX_ANSWER_RESERVE,
+    MAX_STOP_STRINGS,
+    MAX_TAG_TOKENS,
+    NOWHERE,
+    RANGES,
+    Grammar,
+    SamplingParams,
+    Thinking,
+)
 
 # Every parameter is in one of the two, with a value that switches it on. Those of the second rule tokens out, or make
 # them less likely, by the tokens that were generated before.
@@ -35,6 +45,7 @@ FOLLOWING_TOKENS: dict[str, object] = {
     "repetition_penalty": 1.1,
     "bad_words_token_ids": ((3,),),
     "grammar": Grammar("json_object"),
+    "thinking": Thinking(end=(3,), budget=5),
 }
 
 
@@ -117,7 +128,7 @@ def test_token_ids_are_held_against_the_vocabulary(fields: dict[str, object]) ->
 def test_every_parameter_is_known_to_follow_tokens_or_not_to() -> None:
     assert set(INDEPENDENT_OF_TOKENS) | set(FOLLOWING_TOKENS) == set(SamplingParams.__struct_fields__)
     assert not SamplingParams().looks_back
-    assert not SamplingParams().follows_tokens
+    assert SamplingParams().followed_places == NOWHERE
 
 
 @pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])
@@ -127,7 +138,61 @@ def test_a_request_looks_back_where_a_parameter_does_and_the_host_has_to_know_wh
     sampling = SamplingParams(**fields)  # type: ignore[arg-type]
     assert sampling != SamplingParams(), "the value switches nothing on"
     assert sampling.looks_back == (name in FOLLOWING_TOKENS)
-    assert sampling.follows_tokens == (name == "grammar")
+    assert sampling.followed_places == {"grammar": ANYWHERE, "thinking": range(5, 7)}.get(name, NOWHERE)
+
+
+def test_thoughts_without_a_budget_are_not_followed() -> None:
+    sampling = SamplingParams(thinking=Thinking(end=(3,)))
+    assert [sampling.looks_back, bool(sampling.followed_places), sampling.has_budget] == [False] * 3
+
+
+def test_tokens_are_followed_where_some_may_be_forced_and_one_place_beyond() -> None:
+    thinking = Thinking(end=(3,), start=2, budget=20, forced=(9, 3, 9))
+    assert SamplingParams(max_tokens=100, thinking=thinking).followed_places == range(20, 25)
+    assert SamplingParams(max_tokens=16, thinking=thinking).followed_places == range(8, 13)
+    recurring = msgspec.structs.replace(thinking, recurs=True)
+    assert SamplingParams(thinking=recurring).followed_places == ANYWHERE
+
+
+@pytest.mark.parametrize(
+    ("budget", "max_tokens", "expected"),
+    [
+        (20, None, 20),
+        (20, 100, 20),
+        (20, 33, 20),  # 8 for the answer, 3 for the end, 1 for the beginning
+        (20, 32, 20),
+        (20, 31, 20),
+        (20, 30, 19),
+        (20, 8, 2),
+        (20, 5, 0),
+        (20, 1, 0),
+        (0, 100, 0),
+        (5000, 5000, 5000 - MAX_ANSWER_RESERVE - 4),
+        (None, 10, None),
+    ],
+)
+def test_a_budget_leaves_room_for_an_answer(budget: int | None, max_tokens: int | None, expected: int | None) -> None:
+    thinking = Thinking(end=(3,), start=2, budget=budget, forced=(9, 3, 9))
+    assert thinking.budget_within(max_tokens) == expected
+
+
+def test_a_thought_has_tags_and_its_budget_is_no_debt() -> None:
+    with pytest.raises(InvalidRequestError, match="thinking_budget must be at least 0, got -2"):
+        Thinking(end=(3,), budget=-2)
+    for wrong in ({"end": ()}, {"end": (3,), "forced": ()}, {"end": (3,), "openings": ((1,) * (MAX_TAG_TOKENS + 1),)}):
+        with pytest.raises(InvalidRequestError, match=f"1 to {MAX_TAG_TOKENS} tokens each"):
+            Thinking(**wrong)
+    with pytest.raises(InvalidRequestError, match="opens a thought before a grammar"):
+        Grammar("json_object", thinking=Thinking(end=(3,), openings=((1, 2),)))
+
+
+def test_tags_are_held_against_the_vocabulary() -> None:
+    for tags in ({"end": (50,)}, {"end": (3,), "start": 50}, {"end": (3,), "forced": (3, 50)}):
+        thinking = Thinking(**tags)
+        for sampling in (SamplingParams(thinking=thinking), SamplingParams(grammar=Grammar("regex", "a", thinking))):
+            with pytest.raises(InvalidRequestError, match="thinking_budget has token id 50"):
+                sampling.check_token_ids(50)
+            sampling.check_token_ids(51)
 
 
 def test_every_number_has_its_bounds_in_the_table() -> None:
@@ -136,6 +201,9 @@ def test_every_number_has_its_bounds_in_the_table() -> None:
 
 
 def test_it_survives_the_wire() -> None:
-    sampling = SamplingParams(logit_bias={3: -100.0}, seed=2**64 - 1, stop=("a", "b"), temperature=0.0)
+    thinking = Thinking(end=(3,), budget=0, forced=(9, 3), openings=((1, 2),), recurs=True)
+    sampling = SamplingParams(
+        logit_bias={3: -100.0}, seed=2**64 - 1, stop=("a", "b"), temperature=0.0, thinking=thinking
+    )
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(sampling), type=SamplingParams) == sampling
     assert sampling.is_greedy

@@ -115,12 +115,14 @@ async def serving(
     info: dict[str, Any] | None = None,
     is_ready: bool = True,
     template: str | None = CHAT_TEMPLATE,
+    response_template: Any = None,
     operations: OperationTable = OPERATIONS,
     tracing: Tracing | None = None,
     **settings: Any,
 ) -> AsyncIterator[Serving]:
     """`directory` is where the tokenizer goes, `info` what the engine says of itself."""
-    chosen = load_settings(model=str(write_byte_tokenizer(directory / "fake-model", template)), **settings)
+    model = write_byte_tokenizer(directory / "fake-model", template, response_template)
+    chosen = load_settings(model=str(model), **settings)
     build = builds(executor or FakeExecutor(), **(info or {}))
     spec = EngineSpec(fake_config(chosen.model_path), lambda: InProcessTransport(build))
     engine = AsyncEngine(chosen, engines=[spec])

@@ -41,7 +41,7 @@ def test_every_command_has_a_help_text(command: str, capsys: pytest.CaptureFixtu
     ("argv", "message"),
     [
         (["srve"], "orcinus: unknown command: srve; did you mean serve?"),
-        (["frobnicate"], "orcinus: unknown command: frobnicate; there are serve, chat, generate, usage, bench"),
+        (["frobnicate"], "orcinus: unknown command: frobnicate; there are serve, chat, launch, generate, usage, bench"),
         (["--frobnicate"], "orcinus: unknown flag: --frobnicate; flags follow a command"),
         (["serve", "--prot", "1"], "orcinus serve: unknown flag: --prot; did you mean --port"),
         (["serve", "--port", "http"], "orcinus serve: --port: must be a whole number from 0 to 65535, got 'http'"),

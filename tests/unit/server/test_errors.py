@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.exceptions import HTTPException
 
+from orcinus.engine.admission.request_checks import check_context
 from orcinus.engine.errors import (
     ContextLengthError,
     DrainingError,
@@ -24,6 +25,7 @@ from orcinus.server.errors import (
     BodyTooLargeError,
     ModelNotFoundError,
     UnsupportedMediaTypeError,
+    anthropic_error_body,
     error_body,
     kind_of,
     speaks_anthropic,
@@ -59,7 +61,6 @@ def test_each_error_has_its_status_type_and_code(error: Exception, status: int, 
     ("error", "kind"),
     [
         (InvalidRequestError("x", "n"), "invalid_request_error"),
-        (ContextLengthError("x"), "invalid_request_error"),
         (AuthenticationError("x"), "authentication_error"),
         (ModelNotFoundError("x", "model"), "not_found_error"),
         (RequestTimeoutError("x"), "timeout_error"),
@@ -221,3 +222,23 @@ async def test_while_draining_work_is_refused_and_ready_is_red(served: Serving) 
     assert error_of(await served.post("/v1/completions", prompt="x"), 503)["code"] == "draining"
     assert error_of(await served.client.get("/ready"), 503)["code"] == "draining"
     assert (await served.client.get("/live")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "num_wanted", "told"),
+    [
+        (90, 20, "input length and `max_tokens` exceed context limit: 90 + 20 > 100"),
+        (100, 1, "prompt is too long: 100 tokens > 99 maximum"),
+        (120, 20, "prompt is too long: 120 tokens > 99 maximum"),
+    ],
+)
+def test_anthropics_api_says_of_a_short_context_what_its_clients_read(
+    num_prompt: int, num_wanted: int, told: str
+) -> None:
+    """Claude Code finds the numbers in these words: it compacts the conversation, or asks again for fewer tokens."""
+    with pytest.raises(ContextLengthError) as raised:
+        check_context(num_prompt, num_wanted, 100)
+    assert anthropic_error_body(raised.value)["error"] == {"type": "invalid_request_error", "message": told}
+    assert "maximum context length is 100 tokens" in error_body(raised.value)["error"]["message"]
+    far_too_long = anthropic_error_body(ContextLengthError("texts of up to 5 characters are read, got 9", "prompt"))
+    assert far_too_long["error"]["message"] == "prompt is too long: texts of up to 5 characters are read, got 9"

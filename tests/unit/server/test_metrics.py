@@ -63,6 +63,7 @@ def test_gauges_are_those_of_the_last_step_and_counters_of_all() -> None:
         num_prefill_tokens=6,
         num_decode_tokens=2,
         num_preemptions=1,
+        num_forced_tokens=3,
         prefix_cache_queries=8,
         prefix_cache_hits=4,
         num_running=3,
@@ -83,6 +84,7 @@ def test_gauges_are_those_of_the_last_step_and_counters_of_all() -> None:
     metrics.on_step(busy)
     metrics.on_step(busy)
     values = samples(metrics)
+    assert values["orcinus_forced_tokens_total"] == 6
     assert values["orcinus_slots_in_use"] == 3
     assert values["orcinus_slot_utilization_ratio"] == 0.75
     assert values["orcinus_queue_depth"] == 2

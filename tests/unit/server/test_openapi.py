@@ -14,6 +14,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "a"},
     "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
     "/v1/embeddings": {"input": "a"},
+    "/v1/rerank": {"query": "a", "documents": ["b"]},
+    "/v1/score": {"text_1": "a", "text_2": "b"},
 }
 FORMS = {"/v1/messages", "/v1/messages/count_tokens", "/v1/responses/input_tokens", "/tokenize", "/detokenize", *ASKED}
 

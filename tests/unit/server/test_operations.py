@@ -125,6 +125,13 @@ def test_a_row_must_not_stand_twice_or_behind_another(path: str) -> None:
 
 def test_what_a_file_of_requests_may_ask_for_is_what_generates_in_openai_s_api_and_its_help_says_so() -> None:
     urls = [operation.path for operation in batch_operations()]
-    assert urls == ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+    assert urls == [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/responses",
+        "/v1/score",
+    ]
     for url in urls:
         assert url in _DESCRIPTION

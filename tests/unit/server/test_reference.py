@@ -48,7 +48,7 @@ def test_every_parameter_has_a_row_under_its_kind_of_support() -> None:
     assert names["Refused with a 400"] == set(REFUSED)
     places = {row[0]: row[1] for row in rows_of(sections["Supported"])}
     assert places["`model`"] == "all"
-    assert places["`temperature`"] == "all but embeddings"
+    assert places["`temperature`"] == "completions, chat, responses, messages"
     assert places["`n`"] == "completions, chat"
 
 

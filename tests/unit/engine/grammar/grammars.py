@@ -26,6 +26,7 @@ def matcher_of(compiler: GrammarCompiler, grammar: Grammar, **options: Any) -> G
 
 def allowed(matcher: GrammarMatcher) -> set[int]:
     matcher.fill_mask()
+    assert matcher.mask is not None
     assert matcher.error is None, matcher.error
     return {int(token_id) for token_id in tokens_in(matcher.mask)}
 
@@ -40,7 +41,8 @@ def feed(matcher: GrammarMatcher, token_ids: Iterable[int]) -> GrammarMatcher:
     for token_id in token_ids:
         assert token_id in allowed(matcher), token_id
         matcher.accept(token_id)
-        assert matcher.error is None, matcher.error
+        assert matcher.mask is not None
+    assert matcher.error is None, matcher.error
     return matcher
 
 

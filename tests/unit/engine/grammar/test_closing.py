@@ -101,6 +101,7 @@ def generate(matcher: GrammarMatcher, rng: random.Random, max_tokens: int, *, ea
     taken: list[int] = []
     while len(taken) < max_tokens and not matcher.is_finished:
         matcher.fill_mask()
+        assert matcher.mask is not None
         allowed = [int(token_id) for token_id in tokens_in(matcher.mask)]
         preferred = [token_id for token_id in allowed if token_id in eager]
         drawn = rng.choice(preferred if preferred and rng.random() < 0.6 else allowed)

@@ -65,6 +65,16 @@ async def test_what_is_wrong_is_said_by_name_and_the_process_stays() -> None:
         assert pid_of(gate) == pid
 
 
+async def test_a_process_that_was_started_before_takes_the_first_grammar() -> None:
+    async with gate_with() as gate:
+        gate.warm_up()
+        gate.warm_up()
+        await until(lambda: process_of(gate) is not None)
+        pid = pid_of(gate)
+        await gate.check(FINE, "response_format")
+        assert pid_of(gate) == pid
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the priority stays")
 async def test_trials_leave_the_processor_to_steps() -> None:
     async with gate_with() as gate:
@@ -163,7 +173,7 @@ async def test_a_trial_that_has_not_begun_is_dropped_when_its_client_leaves() ->
         await asyncio.sleep(0)
         os.kill(pid, signal.SIGCONT)
         await again
-        assert [source for _, source in gate._verdicts] == [FINE.source, "b", "c"]
+        assert [trial.source for trial in gate._verdicts] == [FINE.source, "b", "c"]
 
 
 async def test_a_trial_that_all_have_left_is_not_begun() -> None:
@@ -178,7 +188,7 @@ async def test_a_trial_that_all_have_left_is_not_begun() -> None:
         assert [trial.source for _, trial in gate._pending] == ["b"]
         os.kill(pid_of(gate), signal.SIGCONT)
         await first
-        assert [source for _, source in gate._verdicts] == [FINE.source, "b"]
+        assert [trial.source for trial in gate._verdicts] == [FINE.source, "b"]
 
 
 async def test_closing_ends_what_is_under_way_and_says_so() -> None:
@@ -197,7 +207,7 @@ async def test_the_oldest_verdicts_are_forgotten(monkeypatch: pytest.MonkeyPatch
     async with gate_with() as gate:
         for pattern in ("a", "b", "a", "c"):
             await gate.check(Grammar("regex", pattern), "a")
-        assert [source for _, source in gate._verdicts] == ["a", "c"]
+        assert [trial.source for trial in gate._verdicts] == ["a", "c"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Packed sets of tokens, and the thread that fills them: whoever takes too long is given up, and nobody else."""
 
+import random
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orcinus.engine.grammar.masks import MaskFiller, empty_mask, pack_tokens, tokens_in
+from orcinus.engine.grammar.masks import MaskFiller, empty_mask, pack_tokens, random_token, token_mask, tokens_in
 
 WAIT_S = 30.0
 
@@ -22,6 +23,9 @@ class Matcher:
         self.error: str | None = None
         self.is_finished = False
         self.is_steered = False
+        self.may_replace = True
+        self.overrules = False
+        self.forced: list[int] = []
         self.num_fills = 0
         self.is_waiting = False
         self._may_run = may_run
@@ -42,6 +46,9 @@ class Matcher:
     def accept(self, token_id: int) -> None:
         raise AssertionError("nobody sampled")
 
+    def take_forced(self) -> None:
+        self.forced = [5]
+
     def fail(self, reason: str) -> None:
         self.error = reason
 
@@ -53,6 +60,28 @@ def test_a_packed_set_has_its_tokens_and_room_for_one_more_than_there_are(case: 
     assert set(tokens_in(mask).tolist()) == token_ids
     assert mask.shape == empty_mask(size).shape == ((size + 1 + 31) // 32,)
     assert mask.dtype == np.int32
+
+
+@given(st.integers(1, 200).flatmap(lambda size: st.tuples(st.just(size), st.sets(st.integers(0, size)))), st.integers())
+def test_a_random_token_is_one_of_the_set_and_may_be_any(case: tuple[int, set[int]], seed: int) -> None:
+    size, token_ids = case
+    mask = pack_tokens(token_ids, size)
+    chosen = random_token(mask, random.Random(seed))
+    assert chosen == (random.Random(seed).choice(sorted(token_ids)) if token_ids else None)
+
+
+def test_a_mask_of_one_token_has_that() -> None:
+    size = 70
+    for token_id in range(size + 1):
+        assert tokens_in(token_mask(token_id, size)).tolist() == [token_id]
+
+
+def test_other_work_is_done_by_the_same_thread() -> None:
+    filler, matchers = MaskFiller(), [Matcher() for _ in range(3)]
+    filler.start(matchers, lambda matcher: matcher.take_forced())
+    filler.wait()
+    assert [matcher.forced for matcher in matchers] == [[5]] * 3
+    assert [matcher.num_fills for matcher in matchers] == [0] * 3
 
 
 def test_masks_are_filled_while_something_else_is_done() -> None:

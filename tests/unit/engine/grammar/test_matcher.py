@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.grammar.compiler import GrammarCompiler
+from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.grammar.source import MAX_CHOICES, MAX_DEPTH, MAX_ENUM_VALUES, MAX_PROPERTIES
-from orcinus.engine.sampling_params import Grammar
+from orcinus.engine.sampling_params import Grammar, Thinking
 from orcinus.engine.text.tokenizer import Tokenizer
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, MESSAGE_START, VOCAB_SIZE, write_byte_tokenizer
 from tests.unit.engine.grammar.grammars import (
@@ -155,6 +156,59 @@ def test_thinking_is_replayed_too(compiler: GrammarCompiler) -> None:
     grammar = regex("ab", thinking=thinking("!", start=MESSAGE_START))
     resumed = matcher_of(compiler, grammar, tokens=[MESSAGE_START, *b"b!a"])
     assert allowed(resumed) == {ord("b")}
+
+
+def budgeted(budget: int, start: int | None = None) -> Thinking:
+    return Thinking(end=(ord("!"),), start=start, budget=budget, forced=(*b"\n!\n\n",))
+
+
+def drawing(matcher: GrammarMatcher, token_id: int, count: int) -> bytes:
+    """Return what is taken where this token is drawn whenever it may come next, and the least one elsewhere."""
+    taken = []
+    for _ in range(count):
+        may_come = allowed(matcher)
+        taken.append(matcher.replacement_for(token_id if token_id in may_come else min(may_come)))
+        assert taken[-1] in may_come
+        matcher.accept(taken[-1])
+        assert matcher.error is None
+    return bytes(taken)
+
+
+def test_thinking_beyond_its_budget_is_ended_and_what_is_forced_is_not_the_grammars(compiler: GrammarCompiler) -> None:
+    matcher = matcher_of(compiler, regex("ab", thinking=budgeted(3)))
+    assert not allowed(matcher) & {END_OF_TEXT}
+    assert drawing(matcher, ord("x"), 9) == b"xxx\n!\n\nab"
+    assert matcher.is_finished
+    assert not matcher.is_steered
+    for end in range(9):
+        resumed = matcher_of(compiler, regex("ab", thinking=budgeted(3)), tokens=b"xxx\n!\n\nab"[:end])
+        assert drawing(resumed, ord("x"), 9 - end) == b"xxx\n!\n\nab"[end:]
+
+
+def test_thinking_that_ends_by_itself_within_its_budget_is_as_without_one(compiler: GrammarCompiler) -> None:
+    matcher = matcher_of(compiler, regex("ab", thinking=budgeted(3)))
+    assert feed(matcher, b"xx!ab").is_finished
+
+
+def test_the_end_of_thinking_is_forced_whatever_else_rules_it_out(compiler: GrammarCompiler) -> None:
+    matcher = matcher_of(compiler, regex("ab", thinking=budgeted(1)))
+    feed(matcher, b"x")
+    assert matcher.overrules
+    assert not feed(matcher, b"\n!\n\n").overrules
+
+
+def test_with_a_budget_of_nothing_no_thinking_is_begun(compiler: GrammarCompiler) -> None:
+    begun = matcher_of(compiler, regex("ab", thinking=budgeted(0)))
+    assert drawing(begun, ord("x"), 6) == b"\n!\n\nab"
+    assert allowed(matcher_of(compiler, regex("ab", thinking=budgeted(0, MESSAGE_START)))) == {ord("a")}
+    assert allowed(matcher_of(compiler, regex("ab", thinking=budgeted(1, MESSAGE_START)))) == {ord("a"), MESSAGE_START}
+
+
+def test_thinking_leaves_max_tokens_for_the_text(compiler: GrammarCompiler) -> None:
+    matcher = matcher_of(compiler, Grammar("json_object", thinking=budgeted(100)), max_tokens=24)
+    text = drawing(matcher, ord("x"), 24)
+    assert text[:18] == b"x" * 14 + b"\n!\n\n"
+    assert json.loads(text[18:]) == {}
 
 
 # --- JSON -----------------------------------------------------------------------------------------------

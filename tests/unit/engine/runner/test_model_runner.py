@@ -17,7 +17,7 @@ from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
 from orcinus.engine.platform.device import CpuMonitor
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling.sampler import Sampler
-from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.sampling_params import SamplingParams, Thinking
 from tests.unit.engine.test_sampling_params import FOLLOWING_TOKENS, INDEPENDENT_OF_TOKENS
 
 CPU = torch.device("cpu")
@@ -455,6 +455,28 @@ def test_a_row_remembers_tokens_exactly_where_its_request_looks_back_at_them(nam
     row = runner._row(request)
     remembers = [state is not None for state in (row.counts, row.bad_words, row.matcher)]
     assert any(remembers) == row.keeps_tokens == request.sampling.looks_back
+
+
+THOUGHT = Thinking(end=(90,), budget=3, forced=(10, 90, 11))
+
+
+def test_a_thought_is_ended_at_its_budget_without_a_grammar_or_a_compiler() -> None:
+    bench = Bench()
+    bench.step(share("a", 0, 1, [0]), share("b", 0, 1, [1]), new=[new("a", [5], thinking=THOUGHT), new("b", [5])])
+    taken = [bench.result.sampled_token_ids]
+    for position in range(1, 8):
+        blocks = [[2 * position], [2 * position + 1]] if position % BLOCK == 0 else [None, None]
+        taken.append(bench.step(share("a", position, 1, blocks[0]), share("b", position, 1, blocks[1])))
+    assert [step["a"] for step in taken] == [[6], [7], [8], [10], [90], [11], [12], [13]]
+    assert [step["b"] for step in taken] == [[6], [7], [8], [9], [10], [11], [12], [13]]
+    assert (bench.result.finished, bench.result.steered, bench.result.errors) == ([], [], {})
+
+
+def test_a_thought_goes_on_to_its_budget_after_a_preemption() -> None:
+    bench = Bench()
+    again = msgspec.structs.replace(new("a", [5, 6, 7, 8, 10], thinking=THOUGHT), num_prompt_tokens=1)
+    assert bench.step(share("a", 0, 5, [0, 1]), new=[again]) == {"a": [90]}
+    assert bench.step(share("a", 5, 1)) == {"a": [11]}
 
 
 def test_penalties_see_the_tokens_that_were_chosen() -> None:

@@ -25,13 +25,16 @@ def row(prompt: list[int] | None = None, output: list[int] | None = None, **para
 
 
 class FakeMatcher:
-    """A grammar that allows `token_ids`, is finished after one of them, and replaces whatever is drawn."""
+    """A grammar that allows `token_ids` (None: all), is finished after one of them, and replaces whatever is drawn."""
 
-    def __init__(self, token_ids: list[int], vocab_size: int = 8, replacement: int | None = None) -> None:
-        self.mask = pack_tokens(token_ids, vocab_size)
+    def __init__(self, token_ids: list[int] | None, vocab_size: int = 8, replacement: int | None = None) -> None:
+        self.mask = None if token_ids is None else pack_tokens(token_ids, vocab_size)
         self.error: str | None = None
         self.is_finished = False
         self.is_steered = False
+        self.may_replace = True
+        self.overrules = False
+        self.forced: list[int] = []
         self._replacement = replacement
 
     def fill_mask(self) -> None:
@@ -42,6 +45,9 @@ class FakeMatcher:
 
     def accept(self, token_id: int) -> None:
         self.is_finished = True
+
+    def take_forced(self) -> None:
+        raise AssertionError("sampling forces nothing")
 
     def fail(self, reason: str) -> None:
         self.error = reason

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from orcinus.engine.grammar.thought import Thought, ThoughtMatcher
 from orcinus.engine.sampling.processors import apply_penalties, unpack_bits, unpack_bits_on_device
 from orcinus.engine.sampling.sampler import Sampler
+from orcinus.engine.sampling_params import Thinking
 from tests.unit.engine.sampling.rows import EOS, FakeMatcher, masked, row, sample
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -126,6 +128,25 @@ def test_a_token_that_leads_to_the_end_is_left_out_where_another_parameter_rules
     made = row(temperature=0)
     made.matcher = FakeMatcher([2, 5], replacement=8)  # the end that no model has
     assert sample([0.0] * 8, made) == 2
+
+
+@pytest.mark.parametrize("params", [{"allowed_token_ids": (2,)}, {"bad_words_token_ids": ((5,),)}, {"min_tokens": 9}])
+def test_the_end_of_a_thought_comes_whatever_rules_it_out_and_its_logprob_is_the_models(params: Any) -> None:
+    for temperature in (0.0, 1.0):
+        made = row(temperature=temperature, logprobs=0, logit_bias={5: -100.0}, stop_token_ids=[5], **params)
+        made.matcher = FakeMatcher([2], replacement=5)
+        made.matcher.overrules = True
+        sampled = Sampler([EOS]).sample(torch.tensor([[0.0, 0, 90.0, 0, 0, 0, 0, 0]]), [made], [1])
+        assert sampled.token_ids == [5]
+        (entry,) = sampled.logprobs
+        assert entry is not None
+        assert (entry.token_id, entry.logprob) == (5, -90.0)
+
+
+def test_a_matcher_without_a_mask_rules_nothing_out() -> None:
+    made = row(temperature=0, allowed_token_ids=[3])
+    made.matcher = ThoughtMatcher(Thought(Thinking(end=(6,), budget=9)), 8)
+    assert sample([9.0, 0, 0, 1, 0, 0, 0, 0], made) == 3
 
 
 def test_a_grammar_is_not_asked_about_a_row_that_failed() -> None:

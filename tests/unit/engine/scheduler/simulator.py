@@ -3,8 +3,8 @@
 The "key and value" of a token is a hash of all tokens up to it. Writing and reading go through the block tables
 that the plans give, so a block that is shared wrongly, reused too early or left unwritten shows at once. The token
 sampled is a function of that hash alone: a request gives the same tokens whatever shares its batch. As it knows what
-comes next, it can propose drafts that are right, or wrong where it wants. Where it keeps a state for each request,
-that is the same hash, which has to be there whenever a chunk goes on.
+comes next, it can propose drafts that are right, or wrong where it wants, and say what a grammar would force. Where it
+keeps a state for each request, that is the same hash, which has to be there whenever a chunk goes on.
 """
 
 import random
@@ -86,6 +86,27 @@ class Drafts:
         self.num_rejected += num_drafts - num_accepted
 
 
+class Forcing:
+    """Lets requests with a grammar have up to `longest` tokens beyond each that is sampled; counts them."""
+
+    def __init__(self, rng: random.Random, longest: int = 20) -> None:
+        self._rng = rng
+        self._longest = longest
+        self.num_tokens = 0
+
+    def extend(self, token_ids: list[int]) -> list[int]:
+        """Return what comes after these tokens, which the request has."""
+        prefix_hash = 0
+        for token_id in token_ids:
+            prefix_hash = extend(prefix_hash, token_id)
+        forced: list[int] = []
+        for _ in range(self._rng.randrange(self._longest + 1)):
+            forced.append(sample(prefix_hash))
+            prefix_hash = extend(prefix_hash, forced[-1])
+        self.num_tokens += len(forced)
+        return forced
+
+
 class Simulator(Synchronous):
     """`EngineCore`'s executor. Raises `PlanViolation` on any plan that a real one could not run correctly.
 
@@ -95,8 +116,15 @@ class Simulator(Synchronous):
     """
 
     def __init__(
-        self, info: EngineInfo, clock: VirtualClock, *, runs_ahead: bool = False, drafts: Drafts | None = None
+        self,
+        info: EngineInfo,
+        clock: VirtualClock,
+        *,
+        runs_ahead: bool = False,
+        drafts: Drafts | None = None,
+        forcing: Forcing | None = None,
     ) -> None:
+        self.forcing = forcing
         self.info = info
         self.clock = clock
         self.runs_ahead = runs_ahead
@@ -159,6 +187,8 @@ class Simulator(Synchronous):
             self._snapshots[scheduled.save_state] = self._states[scheduled.request_id].recurrent
         self.num_saves += len(saves)
         sampled = {item.request_id: self._sample(item) for item in plan.scheduled if item.num_samples}
+        for request_id, token_ids in sampled.items():
+            token_ids.extend(self._force(self._states[request_id]))
         return StepResult(sampled_token_ids=sampled, drafts=self._propose(sampled))
 
     def _meet(self, new: NewRequest) -> None:
@@ -222,6 +252,13 @@ class Simulator(Synchronous):
         if self.drafts is not None:
             self.drafts.count(len(drafts), len(sampled) - 1)
         return sampled
+
+    def _force(self, state: _State) -> list[int]:
+        if self.forcing is None or state.sampling.grammar is None:
+            return []
+        forced = self.forcing.extend(state.token_ids)
+        state.token_ids += forced
+        return forced
 
     def _read(self, state: _State) -> int:
         """Attend to what the last token sees: each position must hold what this request's own tokens put there."""
@@ -312,10 +349,17 @@ def engine_info(**changes: object) -> EngineInfo:
 class SimulatedEngine:
     """An `EngineCore` on a `Simulator` and a virtual clock, with what each request has got so far."""
 
-    def __init__(self, *, runs_ahead: bool = False, drafts: Drafts | None = None, **changes: object) -> None:
+    def __init__(
+        self,
+        *,
+        runs_ahead: bool = False,
+        drafts: Drafts | None = None,
+        forcing: Forcing | None = None,
+        **changes: object,
+    ) -> None:
         self.clock = VirtualClock()
         self.info = engine_info(**changes)
-        self.executor = Simulator(self.info, self.clock, runs_ahead=runs_ahead, drafts=drafts)
+        self.executor = Simulator(self.info, self.clock, runs_ahead=runs_ahead, drafts=drafts, forcing=forcing)
         self.core = EngineCore(self.info, self.executor, batch_wait_ms=50, clock=self.clock)
         self.tokens: dict[str, list[int]] = {}
         self.finish_reasons: dict[str, str] = {}

@@ -60,6 +60,24 @@ def test_a_stop_token_that_nothing_can_follow_is_named() -> None:
     assert (delta.finish_reason, delta.stop_reason, delta.ends_in_text) == ("stop", 66, False)
 
 
+def test_a_request_that_ends_before_the_last_of_what_is_forced_is_not_complete() -> None:
+    """Its grammar is complete with the fourth token, of which the limit leaves three."""
+
+    class Forced(FakeExecutor):
+        def execute(self, plan: StepPlan) -> StepResult:
+            return StepResult(sampled_token_ids={"r": [65, 66, 67, 68]}, finished=["r"])
+
+    for sampling, tokens, reason in (
+        ({"max_tokens": 3}, [65, 66, 67], "length"),
+        ({"max_tokens": 9, "stop_token_ids": (66,)}, [65, 66], "stop"),
+        ({"max_tokens": 9}, [65, 66, 67, 68], "stop"),
+    ):
+        core = EngineCore(fake_info(), Forced())
+        core.add_request(AddRequest("r", [1], SamplingParams(**sampling), 0.0))
+        (delta,) = core.step().deltas
+        assert (delta.token_ids, delta.finish_reason, delta.ends_in_text) == (tokens, reason, len(tokens) == 4)
+
+
 @pytest.mark.parametrize("steered_at", [1, 3])
 @pytest.mark.parametrize("sampling", [{}, {"max_tokens": 3}, {"min_tokens": 9}, {"ignore_eos": True}])
 def test_a_request_that_was_led_to_its_end_ended_at_its_limit(steered_at: int, sampling: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from orcinus.engine.messages import StepPlan
 from orcinus.engine.sampling_params import Grammar, SamplingParams
 from tests.effort import slow_but_for
-from tests.unit.engine.scheduler.simulator import Drafts, SimulatedEngine, reference
+from tests.unit.engine.scheduler.simulator import Drafts, Forcing, SimulatedEngine, reference
 
 PROFILES: dict[str, dict[str, object]] = {
     "roomy": {},
@@ -71,15 +71,17 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
     profile: str, runs_ahead: bool, has_faults: bool, clients: str, has_drafts: bool
 ) -> None:
     rng = random.Random(profile)
-    drafts = Drafts(random.Random(profile))
-    engine = SimulatedEngine(runs_ahead=runs_ahead, drafts=drafts if has_drafts else None, **PROFILES[profile])
+    drafts, forcing = Drafts(random.Random(profile)), Forcing(random.Random(profile))
+    engine = SimulatedEngine(
+        runs_ahead=runs_ahead, drafts=drafts if has_drafts else None, forcing=forcing, **PROFILES[profile]
+    )
     faults = Faults(random.Random(profile))
     if has_faults:
         engine.executor.fault = faults
     shared = [[rng.randrange(50) for _ in range(40)] for _ in range(3)]
     prompts: dict[str, tuple[list[int], SamplingParams]] = {}
     aborted: set[str] = set()
-    preemptions = refills = 0
+    preemptions = refills = num_forced = 0
     for number in range(NUM_OPERATIONS):
         action = rng.random()
         if action < 0.2 and engine.core.scheduler.num_waiting < 30:
@@ -91,7 +93,7 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
             fields: dict[str, Any] = {"max_tokens": max_tokens, "ignore_eos": rng.random() < 0.5}
             if rng.random() < 0.1:
                 fields |= rng.choice([{"presence_penalty": 0.5}, {"bad_words_token_ids": ((3,), (4, 5))}])
-            if rng.random() < 0.05:
+            if rng.random() < 0.2:
                 fields["grammar"] = Grammar("regex", ".*")
             prompts[name] = (tokens, SamplingParams(**fields))
             engine.add(name, tokens, **fields, priority=rng.choice([0, 0, 0, 1, -1]), client=rng.choice(clients))
@@ -101,6 +103,7 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
             engine.core.abort_requests([victim])
         else:
             stats = engine.step().stats
+            num_forced += stats.num_forced_tokens
             preemptions += stats.num_preemptions
             refills += stats.num_slots_refilled
         engine.core.scheduler.check_integrity()
@@ -117,6 +120,7 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
             assert name in aborted
             assert engine.tokens[name] == expected[: len(engine.tokens[name])], name
     assert refills > 20
+    assert 50 < num_forced <= forcing.num_tokens
     assert preemptions > 0 or "few blocks" not in profile
     assert (faults.num_faults > 0) == has_faults
     assert engine.core.stats().num_kv_blocks_used == 0

@@ -218,6 +218,21 @@ def test_a_lone_later_system_message_comes_first(template: str) -> None:
     assert render(template, [USER, SYSTEM]) == "<system>one<user>hi"
 
 
+@pytest.mark.parametrize("template", [ONE_SYSTEM_FIRST, LATER_SYSTEM_IS_PASSED_OVER])
+def test_a_system_message_between_the_turns_changes_nothing_before_it(template: str) -> None:
+    """Coding agents send reminders in the middle of a conversation, whose beginning is cached."""
+    before = [SYSTEM, USER, {"role": "assistant", "content": "a"}]
+    reminded = render(template, [*before, USER, LATER])
+    assert reminded == render(template, [*before, USER]) + "<user><system-reminder>\ntwo\n</system-reminder>"
+    later = {"role": "developer", "content": "two\n"}
+    assert render(template, [*before, later, USER]).startswith(render(template, before))
+
+
+def test_a_reminder_joins_the_turn_where_the_template_wants_turns() -> None:
+    told = render(MISTRAL, [SYSTEM, USER, {"role": "assistant", "content": "a"}, LATER, USER])
+    assert told == "<system>one<user>hi<assistant>a<user><system-reminder>\ntwo\n</system-reminder>\n\nhi"
+
+
 def test_a_developer_is_one_who_instructs() -> None:
     developer = {"role": "developer", "content": "two"}
     assert render(ONE_SYSTEM_FIRST, [SYSTEM, developer, USER]) == "<system>one\n\ntwo<user>hi"

@@ -179,6 +179,17 @@ def test_settings_that_change_tokenizer_json_go_through_transformers(trained: Pa
     )
 
 
+@pytest.mark.parametrize("more", [{}, {"split_special_tokens": True}])
+def test_response_template_is_found_whichever_way_the_tokenizer_is_read(trained: Path, more: dict[str, Any]) -> None:
+    assert Tokenizer.load(str(trained)).response_template is None
+    template = {"start_anchor": "A:", "fields": {"content": {}}}
+    settings_file = trained / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text()) | more | {"response_template": template}
+    settings_file.write_text(json.dumps(settings))
+    assert Tokenizer.load(str(trained)).response_template == template
+    assert transformers_tokenizer(trained).response_template == template
+
+
 def test_truncation_stored_in_the_file_does_not_cut_prompts(byte_model: Path) -> None:
     fast = FastTokenizer.from_file(str(byte_model / "tokenizer.json"))
     fast.enable_truncation(4)

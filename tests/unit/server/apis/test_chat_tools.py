@@ -23,7 +23,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 THINKING_TEMPLATE = TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -188,6 +188,30 @@ async def test_a_required_call_has_a_grammar(calling: Serving) -> None:
         assert "get_weather" in grammar.source
     body = {"messages": [user("x")], "tools": [WEATHER]}
     assert (await prepare_chat(context, parse_chat(body), "id")).generation.sampling.grammar is None
+
+
+async def test_calls_of_strict_tools_have_a_grammar_after_their_opening_where_the_model_may_call(
+    calling: Serving,
+) -> None:
+    context = calling.app.state.context
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    parameters = {"type": "object", "properties": {"not_held_to": {"type": "string"}}, "required": ["not_held_to"]}
+    other = {"type": "function", "function": {"name": "other", "parameters": parameters}}
+    body: dict[str, Any] = {"messages": [user("x")], "tools": [strict, other]}
+    grammar = (await prepare_chat(context, parse_chat(body), "id")).generation.sampling.grammar
+    assert grammar is not None
+    assert grammar.openings is not None
+    assert grammar.openings.openings[0].parts == ("<tool_call>",)
+    assert '"city"' in grammar.source
+    assert "other" in grammar.source
+    assert "not_held_to" not in grammar.source
+    for more in ({"tools": [other]}, {"tool_choice": "none"}):
+        free = parse_chat({**body, **more})
+        assert (await prepare_chat(context, free, "id")).generation.sampling.grammar is None
+    refused = {"type": "object", "properties": {"x": {"not": {}}}}
+    wrong = {"type": "function", "function": {"name": "wrong", "parameters": refused, "strict": True}}
+    error = error_of(await calling.post("/v1/chat/completions", **{**body, "tools": [other, wrong]}), 400)
+    assert error["param"] == "tools[1].function.parameters.properties.x"
 
 
 async def test_tools_for_a_model_without_any_are_refused(tmp_path: Path) -> None:

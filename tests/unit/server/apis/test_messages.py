@@ -109,6 +109,7 @@ async def test_a_whole_message_has_every_field(served: Serving) -> None:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": 6,
+            "cache_miss": {"reason": "new"},
         },
     }
 
@@ -118,6 +119,8 @@ async def test_a_stream_has_exactly_these_bytes(tmp_path: Path) -> None:
         response = await send(served, "x", stream=True, max_tokens=1)
         message_id = next(named_events(response.text))["message"]["id"]
         usage = '"input_tokens":20,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"output_tokens":1'
+        usage += ',"cache_miss":{"reason":"new"}'
+        assert response.headers["server-timing"] == 'cached_tokens;desc=0, cache_miss;desc="new"'
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert response.text == (
             'event: message_start\ndata: {"type":"message_start","message":{"id":"' + message_id + '","type":"message",'
@@ -174,6 +177,7 @@ async def test_a_stream_is_the_whole_message_in_parts(thinker: Serving, max_toke
     whole = await message(thinker, **body)
     streamed = put_together(named_events((await send(thinker, stream=True, **body)).text))
     whole["usage"], streamed["usage"] = ({**each["usage"]} for each in (whole, streamed))
+    assert whole["usage"].pop("cache_miss") == {"reason": "new"}
     for answer in (whole, streamed):
         answer["usage"]["input_tokens"] += answer["usage"].pop("cache_read_input_tokens")
     assert without_id(streamed) == without_id(whole)
@@ -998,3 +1002,43 @@ async def test_the_openapi_document_has_the_bodies_and_the_shape_of_errors(serve
         error = operation["responses"]["400"]["content"]["application/json"]["schema"]
         assert error == {"$ref": "#/components/schemas/AnthropicError"}
     assert {"MessagesBody", "AnthropicError"} <= set(document["components"]["schemas"])
+
+
+# --- models of Anthropic's --------------------------------------------------------------------------------
+
+
+async def test_a_model_of_anthropics_is_answered_by_the_served_one(
+    served: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "orcinus.server.context"):
+        for _ in range(2):
+            assert (await message(served, model="claude-opus-4-8"))["model"] == "fake-model"
+        await count(served, model="claude-opus-4-8")
+        await count(served, model="claude-haiku-4-5")
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        f"'{name}' is not served: fake-model answers in its place" for name in ("claude-opus-4-8", "claude-haiku-4-5")
+    ]
+
+
+async def test_other_unknown_models_and_other_apis_stay_not_found(served: Serving) -> None:
+    for name in ("claude", "gpt-5", "other/claude-opus-4-8"):
+        assert "does not exist" in anthropic_error_of(await send(served, model=name), 404)["message"]
+    chat = await served.post("/v1/chat/completions", messages=[user("hi")], model="claude-opus-4-8")
+    assert chat.status_code == 404
+
+
+async def test_a_served_model_of_that_name_is_meant_by_it(tmp_path: Path) -> None:
+    names = ("first", "claude-opus-4-8")
+    async with serving(tmp_path, served_model_name=names) as served:
+        assert (await message(served, model="claude-opus-4-8"))["model"] == "first"
+        assert "_stand_ins" in vars(served.app.state.context)
+        assert not served.app.state.context._stand_ins
+
+
+async def test_a_context_that_is_too_short_is_told_in_numbers(served: Serving) -> None:
+    length = await count(served, "x" * 150)
+    told = anthropic_error_of(await send(served, "x" * 150, max_tokens=200), 400)["message"]
+    assert told == f"input length and `max_tokens` exceed context limit: {length} + 200 > 256"
+    told = anthropic_error_of(await send(served, "x" * 300, max_tokens=200), 400)["message"]
+    assert told == f"prompt is too long: {length + 150} tokens > 255 maximum"

@@ -134,7 +134,7 @@ async def test_usage_counts_what_went_in_and_came_out(served: Serving) -> None:
     usage = (await respond(served))["usage"]
     assert usage == {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 16},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 16, "cache_miss": {"reason": "new"}},
         "output_tokens": 6,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": prompt + 6,
@@ -375,8 +375,33 @@ def test_the_events_of_an_item_join_to_what_it_is_in_the_end(turns: list[list[Pi
 def test_tokens_of_thinking_are_counted(outputs: list[tuple[int, list[Piece]]], expected: int) -> None:
     count = ThinkingCount()
     for num_tokens, pieces in outputs:
-        count.add(num_tokens, pieces)
+        count.add([7] * num_tokens, pieces)
     assert count.num_tokens == expected
+
+
+END, SPACE = 8, 9
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 20])
+def test_an_output_of_both_is_divided_at_the_end_of_the_thought(size: int) -> None:
+    """In the middle of a character, or of a text that is held back, tokens have no text of their own."""
+    tokens = [7, 7, 7, END, SPACE, SPACE, 1, SPACE, END, 1]
+    said: list[Piece | None] = [None, None, Reasoning("abc"), None, None, None, Content("a"), None, None, Content("b")]
+    for is_hidden in (False, True):
+        count = ThinkingCount((END,), lambda token_id: token_id == SPACE)
+        for start in range(0, len(tokens), size):
+            pieces = [piece for piece in said[start : start + size] if piece is not None]
+            shown = [piece for piece in pieces if not (is_hidden and isinstance(piece, Reasoning))]
+            count.add(tokens[start : start + size], shown)
+        assert count.num_tokens == 6
+
+
+def test_an_end_of_several_marks_is_found_over_several_outputs() -> None:
+    count = ThinkingCount((END, SPACE))
+    for tokens in ([7, 7], [7, END], [6]):
+        count.add(tokens, [Reasoning("a")])
+    count.add([5, SPACE, 1, 1], [Content("a")])
+    assert count.num_tokens == 7
 
 
 async def test_logprobs_are_those_of_the_text(silent: Serving) -> None:

@@ -26,6 +26,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "x"},
     "/v1/messages": {"messages": [user("x")], "max_tokens": 4, "model": "orcinus"},
     "/v1/embeddings": {"input": "x"},
+    **{path: {"query": "x", "documents": ["y"]} for path in ("/v1/rerank", "/v2/rerank", "/rerank")},
+    **{path: {"text_1": "x", "text_2": "y"} for path in ("/v1/score", "/score")},
 }
 
 

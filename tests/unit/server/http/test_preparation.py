@@ -22,6 +22,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": [user("x")], "max_tokens": 4, "model": "fake-model"},
     "/v1/messages/count_tokens": {"messages": [user("x")], "model": "fake-model"},
     "/v1/embeddings": {"input": "x"},
+    **{path: {"query": "x", "documents": ["y"]} for path in ("/v1/rerank", "/v2/rerank", "/rerank")},
+    **{path: {"text_1": "x", "text_2": "y"} for path in ("/v1/score", "/score")},
     "/v1/responses/input_tokens": {"input": "x"},
     "/tokenize": {"prompt": "x"},
 }

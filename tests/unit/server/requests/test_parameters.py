@@ -21,12 +21,13 @@ from tests.unit.server.serving import Serving, error_of, serving, user
 
 GENERATION_BODIES: dict[Endpoint, type[GenerationBody]] = {"completions": CompletionBody, "chat": ChatBody}
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
-OPENAI_PATHS = {**PATHS, "responses": "/v1/responses", "embeddings": "/v1/embeddings"}
+OPENAI_PATHS = {**PATHS, "responses": "/v1/responses", "embeddings": "/v1/embeddings", "rerank": "/v1/rerank"}
 BODIES: dict[str, dict[str, Any]] = {
     "completions": {"prompt": "x"},
     "chat": {"messages": [user("x")]},
     "responses": {"input": "x"},
     "embeddings": {"input": "x"},
+    "rerank": {"query": "x", "documents": ["y"]},
 }
 CLIENT_ONLY = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 
@@ -101,8 +102,8 @@ async def test_every_sampling_parameter_reaches_the_engine(served: Serving, reco
         more_eos_token_ids=(MESSAGE_END,) if endpoint == "chat" else (),
         grammar=Grammar("choice", '["a", "b"]'),
     )
-    others = {"logprobs", "max_tokens", "allowed_token_ids", "bad_words_token_ids", "grammar", "pooling"}
-    others |= {"more_eos_token_ids"}
+    others = {"logprobs", "max_tokens", "allowed_token_ids", "bad_words_token_ids", "grammar", "pooling", "thinking"}
+    others |= {"more_eos_token_ids", "label_token_ids"}
     assert set(EVERY_SAMPLING_FIELD) | others == set(SamplingParams.__struct_fields__)
     assert (request.priority, request.cache_salt, request.timeout_s) == (-3, "salt", 2.5)
 
@@ -146,6 +147,7 @@ async def test_refused_parameters_are_named(served: Serving, endpoint: str, name
         ("chat", {"function_call": "auto", "functions": [], "tool_choice": "auto", "parallel_tool_calls": False}),
         ("completions", {"best_of": 1, "suffix": "", "use_beam_search": False, "length_penalty": 1.0}),
         ("completions", {"best_of": 2, "n": 2}),
+        ("rerank", {"rank_fields": ["text"], "relevant_spans": {"mode": "disabled"}, "max_chunks_per_doc": 10}),
         ("embeddings", {"normalize": True, "truncate": False, "embed_dtype": "float32"}),
     ],
 )

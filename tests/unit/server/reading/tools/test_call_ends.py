@@ -49,6 +49,7 @@ def longest_text(name: str, **use: Any) -> tuple[str, list[int]]:
     ends: list[int] = []
     while not matcher.is_finished and len(written) < MAX_TOKENS:
         matcher.fill_mask()
+        assert matcher.mask is not None
         assert matcher.error is None
         ids = [int(token_id) for token_id in tokens_in(matcher.mask)]
         others = [token_id for token_id in ids if token_id not in DEMO_ENDS]

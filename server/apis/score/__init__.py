@@ -1,0 +1,1 @@
+"""POST /v1/score and /score. `body`: the parameters; `answer`: a score for each pair of texts."""
