@@ -82,7 +82,8 @@ def follow_one_grammar(
     source = f"start: (TEXT calls)* TEXT\nTEXT: /(.|\\n)*/\n{rules}"
     if tokenizer.added_token_id(HERMES.opening) is None:
         rules = rules.replace(f'"{HERMES.opening}"', "", 1)
-        source = f"start: (text_to_call calls)* TEXT\ntext_to_call[lazy]: /(.|\\n)*{HERMES.opening}/\nTEXT: /(.|\\n)*/\n{rules}"
+        lazy = f"text_to_call[lazy]: /(.|\\n)*{HERMES.opening}/"
+        source = f"start: (text_to_call calls)* TEXT\n{lazy}\nTEXT: /(.|\\n)*/\n{rules}"
     matcher = LLMatcher(compiler.vocabulary.ll_tokenizer, LLMatcher.grammar_from_lark(source), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     mask = empty_mask(compiler.vocabulary.size)
