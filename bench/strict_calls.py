@@ -24,8 +24,8 @@ from orcinus.engine.sampling.processors import unpack_bits
 from orcinus.engine.sampling_params import Grammar
 from orcinus.engine.text.tokenizer import Tokenizer
 from orcinus.server.reading.message_format import MessageFormat
-from orcinus.server.reading.tools.hermes import OPENING
 from orcinus.server.reading.tools.request import read_tool_use
+from orcinus.server.reading.tools.tagged_json import HERMES
 
 SCHEMA = {
     "type": "object",
@@ -80,11 +80,10 @@ def follow_one_grammar(
     """Follow the prose by a grammar of text with calls in it, in which the opening is a token."""
     rules = grammar.source.removeprefix("start: calls\n")
     source = f"start: (TEXT calls)* TEXT\nTEXT: /(.|\\n)*/\n{rules}"
-    if tokenizer.added_token_id(OPENING) is None:
-        rules = rules.replace(f'"{OPENING}"', "", 1)
-        source = (
-            f"start: (text_to_call calls)* TEXT\ntext_to_call[lazy]: /(.|\\n)*{OPENING}/\nTEXT: /(.|\\n)*/\n{rules}"
-        )
+    if tokenizer.added_token_id(HERMES.opening) is None:
+        rules = rules.replace(f'"{HERMES.opening}"', "", 1)
+        lazy = f"text_to_call[lazy]: /(.|\\n)*{HERMES.opening}/"
+        source = f"start: (text_to_call calls)* TEXT\n{lazy}\nTEXT: /(.|\\n)*/\n{rules}"
     matcher = LLMatcher(compiler.vocabulary.ll_tokenizer, LLMatcher.grammar_from_lark(source), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     mask = empty_mask(compiler.vocabulary.size)

@@ -26,6 +26,12 @@ from orcinus.config.addresses import (
 from orcinus.config.api_keys import ApiKey, check_distinct, digest_of, read_keys
 from orcinus.config.engine_config import BatchingStrategy, EngineConfig
 from orcinus.config.limits import ClientLimits, Limit
+from orcinus.config.parser_names import (
+    REASONING_PARSER_ALIASES,
+    TOOL_CALL_PARSER_ALIASES,
+    ReasoningParser,
+    ToolCallParser,
+)
 from orcinus.config.sources import ENV_PREFIX, Environment, YamlFile, given_by
 from orcinus.config.text_files import TextFileError, read_text
 from orcinus.config.values import (
@@ -118,49 +124,17 @@ class Settings(BaseSettings):
     chat_template: str | None = _setting(
         None, "Model", "Chat template to use instead of the model's: a file, or Jinja text.", "FILE"
     )
-    tool_call_parser: Literal[
-        "auto",
-        "none",
-        "hermes",
-        "llama3_json",
-        "mistral",
-        "openai",
-        "pythonic",
-        "cohere_command",
-        "deepseek_v3",
-        "deepseek_v31",
-        "glm45",
-        "granite",
-        "hunyuan",
-        "kimi_k2",
-        "minimax_m2",
-        "nemotron",
-        "phi4_mini",
-        "qwen3_coder",
-        "seed_oss",
-    ] = _setting(
+    tool_call_parser: ToolCallParser = _setting(
         "auto",
         "Model",
         "How the model writes calls of tools; auto tells by its tokenizer's response template, else by its chat"
-        " template.",
+        " template. vLLM's names are taken for the same.",
     )
-    reasoning_parser: Literal[
-        "auto",
-        "none",
-        "think",
-        "mistral",
-        "seed_oss",
-        "gemma4",
-        "cohere_command",
-        "granite",
-        "hunyuan",
-        "apertus",
-        "openai",
-    ] = _setting(
+    reasoning_parser: ReasoningParser = _setting(
         "auto",
         "Model",
         "How the model marks what it thinks before it answers; auto tells by its tokenizer's response template, else by"
-        " its chat template.",
+        " its chat template. vLLM's names are taken for the same.",
     )
     default_thinking_budget: int | None = _setting(
         None,
@@ -568,6 +542,16 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, Environment(settings_cls), YamlFile(settings_cls)
+
+    @field_validator("tool_call_parser", mode="before")
+    @classmethod
+    def _take_tool_alias(cls, name: Any) -> Any:
+        return TOOL_CALL_PARSER_ALIASES.get(str(name), name)
+
+    @field_validator("reasoning_parser", mode="before")
+    @classmethod
+    def _take_reasoning_alias(cls, name: Any) -> Any:
+        return REASONING_PARSER_ALIASES.get(str(name), name)
 
     @field_validator("served_model_name", "api_key")
     @classmethod

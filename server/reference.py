@@ -22,6 +22,7 @@ from orcinus.config.values import describe_allowed, format_default, group_of, me
 from orcinus.server.exposition.declarations import METRICS
 from orcinus.server.exposition.vllm_names import ALIASES, CACHE_CONFIG, CACHE_CONFIG_LABELS, LORA_LABELS, LORA_REQUESTS
 from orcinus.server.operations import OPERATIONS
+from orcinus.server.reading.format_table import CALLS_HEADER, THOUGHTS_HEADER, call_rows, thought_rows, unread_rows
 from orcinus.server.requests.parameters import Endpoint, ParameterRow, parameter_table
 from orcinus.server.watching.fields import EVENT_FIELDS
 
@@ -87,11 +88,26 @@ def events_table() -> str:
     return table(("Field", "There", "Meaning"), rows)
 
 
+def formats_tables() -> str:
+    """Return a table of the ways in which models write calls, and one of those in which they mark thoughts."""
+    return "\n\n".join(
+        (
+            "## Calls",
+            table(CALLS_HEADER, call_rows()),
+            "Recognized and not read:",
+            table(("Format", "Recognized by"), unread_rows()),
+            "## Thoughts",
+            table(THOUGHTS_HEADER, thought_rows()),
+        )
+    )
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "parameters": parameters_tables,
     "settings": settings_tables,
     "metrics": metrics_tables,
     "events": events_table,
+    "formats": formats_tables,
 }
 
 

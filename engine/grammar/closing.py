@@ -32,7 +32,8 @@ _BETWEEN = b"}])>:,\"'0nt1f;.-[{"
 _SHORT_VALUES_FIRST = b"}])>:,0nt1f\"';.-[{"
 _STRUCTURE = b"}])>:,\"'[{"
 _LAST = b" \t\r\n\\"
-_LESS, _SLASH = b"</"
+_LESS = b"<"
+_AFTER_LESS = b"/|\"!#$%&'()*+,-.:;=>?@[]^_`{}~abcdefghijklmnopqrstuvwxyz"  # a closing tag goes on with one of these
 _MARKER = 300  # between the closing bytes and all others
 _NUM_LIKELY = 16  # tried one by one, before the mask of the whole vocabulary is computed
 _NUM_ROUNDS = 3  # through the likely ones, before others get their turn
@@ -67,7 +68,8 @@ class PathFinder:
         markers = [i for i in special_token_ids if i not in end_ids]
         self.ids = [*single.values(), *markers]
         self.preferred: tuple[int, ...] = ()
-        self._single = single
+        self._less = frozenset(i for i, token in enumerate(tokens) if token.endswith(_LESS) and i not in no_text)
+        self.after_less = [single[byte] for byte in _AFTER_LESS if byte in single]
         self.letters = [single[byte] for byte in _SOME_LETTERS if byte in single]
         self.structure = frozenset(position for position, byte in enumerate(single) if byte in _STRUCTURE)
         self.sizes = [0 if i in no_text else len(token) for i, token in enumerate(tokens)]  # in bytes
@@ -88,9 +90,9 @@ class PathFinder:
         finder.preferred = tuple(token_ids)
         return finder
 
-    def closing_slash(self, token_id: int) -> int | None:
-        """Return the token that makes a closing tag of what this token has begun, None where it has begun none."""
-        return self._single.get(_SLASH) if token_id == self._single.get(_LESS) else None
+    def begins_tag(self, token_id: int) -> bool:
+        """Return whether a token's text ends with what a closing tag begins with."""
+        return token_id in self._less
 
     def find_path(self, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
         """Return tokens that lead from the state of `matcher` to an accepting one, or None if none are found.
@@ -156,6 +158,7 @@ class _PathSearch:
         self._orders = orders
         self._matcher = matcher
         self._used: Counter[int] = Counter()
+        self._num_preferred: Counter[int] = Counter()
         self._num_choices = 0
         self._was_in_string = False
         self._last = -1
@@ -207,11 +210,19 @@ class _PathSearch:
 
     def _preferred(self) -> int | None:
         """Return a token that ends what might be any text."""
-        best = next(filter(self._ends_text, self._path_finder.preferred), None)
-        if best is not None:
-            return best
-        slash = self._path_finder.closing_slash(self._last)
-        return slash if slash is not None and self._may_come(slash) else None
+        ending = [*filter(self._ends_text, self._path_finder.preferred)]
+        if len(ending) > 1:  # of those that end nothing, each gets its turn
+            ending.sort(key=lambda token_id: (not self._ends_all(token_id), self._num_preferred[token_id]))
+        if ending:
+            self._num_preferred[ending[0]] += 1
+            return ending[0]
+        if not self._path_finder.begins_tag(self._last):
+            return None
+        return next(filter(self._ends_text, self._path_finder.after_less), None)
+
+    def _ends_all(self, token_id: int) -> bool:
+        after = self._matcher.deep_copy()
+        return bool(after.consume_token(token_id) and after.is_accepting())
 
     def _ends_text(self, token_id: int) -> bool:
         """Return whether a token may come, and no letter after it."""

@@ -118,7 +118,8 @@ class _Harmony:
             return (yield from self._text.read_until(_AFTER_BODY, _ignore))
         written: list[str] = []
         marker = yield from self._text.read_until(_AFTER_BODY, written.append)
-        self._writer.arguments("".join(written).strip() or "{}")
+        is_unknown = self._text.is_cut and not marker
+        self._writer.arguments("".join(written).strip() or ("" if is_unknown else "{}"))
         return marker
 
 

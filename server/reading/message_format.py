@@ -33,9 +33,9 @@ from orcinus.server.reading.template_agreement import reads_calls_of, reads_thou
 from orcinus.server.reading.thought_tags import HARMONY, REASONING_NAMES, TAGS, ThoughtTags, find_reasoning
 from orcinus.server.reading.tools.begun_calls import TokenId, terminal_by
 from orcinus.server.reading.tools.families import find_family, has_tools
-from orcinus.server.reading.tools.formats import FORMAT_NAMES, ToolFormat, find_format, named_format
+from orcinus.server.reading.tools.formats import FORMAT_NAMES, FRAMING, ToolFormat, find_format, named_format
 from orcinus.server.reading.tools.lark import inline_json, quote
-from orcinus.server.reading.tools.request import ToolUse
+from orcinus.server.reading.tools.request import NO_TOOLS, ToolUse
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +144,11 @@ class MessageFormat:
         """Whether what the model writes is in Harmony's channels."""
         return HARMONY in (self.reasoning, self.tool_format and self.tool_format.name)
 
+    @property
+    def _has_frames(self) -> bool:
+        """Whether what the model writes is framed by the format of its calls, with tools or without."""
+        return self.tool_format is not None and self.tool_format.name in FRAMING
+
     def _markers(self, tool_format: ToolFormat | None) -> frozenset[str]:
         channels = MARKERS if self._has_channels else ()
         return frozenset({*channels, *(self._tags.markers if self._tags else ()), *_markers_of(tool_format)})
@@ -171,7 +176,7 @@ class MessageFormat:
         usable = tool_use if _can_call(tool_use) else None
         if self.template is not None:
             return self.template.reader(prompt_tail, usable if self.template.has_calls else None)
-        tool_format = self.tool_format if usable else None
+        tool_format = self.tool_format if usable or self._has_frames else None
         meaningless = self._meaningless_tokens(tool_format)
         if self._has_channels:
             return channel_reader(
@@ -187,7 +192,7 @@ class MessageFormat:
             start,
             self._tags,
             tool_format,
-            usable,
+            usable or (NO_TOOLS if self._has_frames else None),
             meaningless_tokens=meaningless,
             waits=not (is_streamed and self.template_opens_thoughts),
         )

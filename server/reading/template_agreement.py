@@ -10,12 +10,13 @@ from orcinus.server.reading.message_reader import join_pieces
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from orcinus.server.reading.response_template import ResponseTemplate
 from orcinus.server.reading.thought_tags import HARMONY, TAGS
+from orcinus.server.reading.tools.bare_json import BareJson
 from orcinus.server.reading.tools.formats import ToolFormat
-from orcinus.server.reading.tools.hermes import Hermes
-from orcinus.server.reading.tools.llama3_json import Llama3Json
+from orcinus.server.reading.tools.key_values import KeyValues
 from orcinus.server.reading.tools.mistral import ARGUMENTS, CALL_ID, CALLS, Mistral
 from orcinus.server.reading.tools.openai import OpenAI
 from orcinus.server.reading.tools.pythonic import Pythonic
+from orcinus.server.reading.tools.recipients import Recipients
 from orcinus.server.reading.tools.request import Tool, ToolUse
 from orcinus.server.reading.tools.sections import Sections
 from orcinus.server.reading.tools.tagged_json import TaggedJson
@@ -49,10 +50,8 @@ def _call(form: ToolFormat) -> str:
     """Return a call of `f` with the arguments `_ARGUMENTS`, as the grammar of the format writes it."""
     text = ""
     match form:
-        case Hermes():
-            text = f"<tool_call>\n{_object()}\n</tool_call>"
         case TaggedJson():
-            text = f"{form.opening}[{_object(form.name_key, form.arguments_key)}]{form.closing}"
+            text = _tagged(form)
         case XmlCalls():
             text = _tags(form)
         case Sections():
@@ -62,29 +61,45 @@ def _call(form: ToolFormat) -> str:
         case Mistral():
             call_id = f"{CALL_ID}abcdefghi" if form.has_call_ids else ""
             text = f"{CALLS}f{call_id}{ARGUMENTS}{_ARGUMENTS}" if form.names_first else f"{CALLS}[{_object()}]"
-        case Llama3Json():
-            text = _object(arguments_key="parameters")
+        case BareJson():
+            written = _object(arguments_key=form.arguments_key)
+            text = f"[{written}]" if form.is_list else written
         case Pythonic():
-            text = '[f(x="y")]'
+            opening, closing = form.tags if form.is_tagged else ("", "")
+            text = f'{opening}{form.brackets[0]}f(x="y"){form.brackets[1]}{closing}'
+        case KeyValues():
+            text = f"{form.tags[0]}call:f{{x:{form.mark}y{form.mark}}}{form.tags[1]}"
+        case Recipients():
+            text = f"f\n{_ARGUMENTS}"
     return text
 
 
 def _section(form: Sections) -> str:
-    name = "functions.f:0" if form.has_ids else "f"
-    head = f"function{form.separator}f\n```json\n" if form.is_fenced else f"{name}{form.separator}"
-    tail = "\n```" if form.is_fenced else ""
-    return f"{form.section[0]}{form.call[0]}{head}{_ARGUMENTS}{tail}{form.call[1]}{form.section[1]}"
+    head = f"functions.f:0{form.separator}" if form.has_ids else f"f{form.separator}"
+    if form.kind:
+        head = f"{form.kind}{form.separator}f"
+    call = f"{form.call[0]}{head}{form.fence[0]}{_ARGUMENTS}{form.fence[1]}{form.call[1]}"
+    return f"{form.section[0]}{call}{form.section[1]}"
 
 
-def _object(name_key: str = "name", arguments_key: str = "arguments") -> str:
-    return f'{{"{name_key}": "f", "{arguments_key}": {_ARGUMENTS}}}'
+def _tagged(form: TaggedJson) -> str:
+    call = _object(form.name_key, form.arguments_key)
+    inside = f"[{call}]" if form.is_list else f"{form.padding[0]}{call}{form.padding[1]}"
+    return f"{form.opening}{form.head}{inside}{form.closing}"
+
+
+def _object(name_key: str | None = "name", arguments_key: str = "arguments") -> str:
+    return f'{{"f": {_ARGUMENTS}}}' if name_key is None else f'{{"{name_key}": "f", "{arguments_key}": {_ARGUMENTS}}}'
 
 
 def _tags(form: XmlCalls) -> str:
-    key = f"{form.key[0]}x{form.key[1]}{form.gap if form.value[0] else ''}"
+    key = f"{form.key[0]}x{form.typed[0] or form.key[1]}{form.gap if form.value[0] else ''}"
     value = f"{form.value[0]}{form.newline}y{form.newline}{form.value[1]}{form.gap}"
-    head = f"{form.section[0]}{form.gap if form.function[0] else ''}{form.function[0]}f{form.function[1]}{form.gap}"
-    return f"{head}{key}{value}{form.function_end}{form.gap if form.function_end else ''}{form.section[1]}"
+    before, after = form.frame
+    call = f"{''.join(before)}{form.function[0]}f{form.function[1]}{form.gap}{key}{value}{form.function_end}{after}"
+    gap = form.gap if form.is_nested else ""
+    head, tail = (tag and form.gap for tag in (form.function[0], form.function_end))
+    return f"{form.section[0]}{gap or head}{call}{gap or tail}{form.section[1]}"
 
 
 def _thought_and_answer(reasoning: str) -> str:

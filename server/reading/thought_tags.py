@@ -36,31 +36,43 @@ _TAGS = (
         "<|END_THINKING|>",
         answer=("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
     ),
+    ThoughtTags(
+        "cohere_command4",
+        "<|START_THINKING|>",
+        "<|END_THINKING|>",
+        answer=("<|START_TEXT|>", "<|END_TEXT|>"),
+    ),
     ThoughtTags("granite", "<think>", "</think>", answer=("<response>", "</response>")),
     ThoughtTags("hunyuan", "<think>", "</think>", answer=("<answer>", "</answer>")),
+    ThoughtTags("longcat", "<longcat_think>", "</longcat_think>"),
     ThoughtTags("apertus", "<|inner_prefix|>", "<|inner_suffix|>"),
 )
 TAGS: Mapping[str, ThoughtTags] = {tags.name: tags for tags in _TAGS}
 REASONING_NAMES = (*TAGS, HARMONY)
 
 # In this order; each is enough.
-_SIGNS = (
+SIGNS = (
     ("<|channel|>", HARMONY),
     ("[THINK]", "mistral"),
     ("<seed:think>", "seed_oss"),
     ("<|channel>", "gemma4"),
+    ("<|START_TEXT|>", "cohere_command4"),
     ("<|START_THINKING|>", "cohere_command"),
+    ("<longcat_think>", "longcat"),
     ("<|inner_prefix|>", "apertus"),
 )
+_ANSWERSIGNS = ("<|start_of_role|>", "<global_setting>")  # Granite's and ERNIE's: others answer tools in such tags
+_ANSWER_SIGNS = ("<|start_of_role|>", "<global_setting>")  # Granite's and ERNIE's: others answer tools in such tags
 
 
 def find_reasoning(template: str) -> str | None:
     """Return the name of the way in which models with this chat template mark their thoughts, if they do."""
-    for sign, name in _SIGNS:
+    for sign, name in SIGNS:
         if sign in template:
             return name
     if THINK.opening not in template and THINK.closing not in template:
         return None
-    if "<response></response>" in template or ("<|start_of_role|>" in template and "<response>" in template):
+    is_answer_tagged = "<response>" in template and any(sign in template for sign in _ANSWER_SIGNS)
+    if "<response></response>" in template or is_answer_tagged:
         return "granite"
     return "hunyuan" if "<answer>" in template else THINK.name

@@ -68,7 +68,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.http": {"server.operations", "server.apis", "server.requests", "server.context", "server.errors"}
     | {"server.metrics", "server.intake", "server.tracing", "server.caller_key"},
     "server.openapi": {"server.operations", "server.apis", "server.requests", "server.errors"},
-    "server.reference": {"server.operations", "server.requests", "server.exposition", "server.watching"},
+    "server.reference": {"server.operations", "server.requests", "server.exposition", "server.watching"}
+    | {"server.reading"},
     "server.process": {"server.http", "server.context", "server.intake", "server.exposition"},
     "server.app": {
         "server.http",

@@ -50,15 +50,29 @@ def value_rule(schema: Any, *, strict: bool) -> str | None:
     return quote(schema["const"]) if "const" in schema else None
 
 
-def any_string_rule(closing: str, terminal: Terminal) -> str:
+def written_tag(tag: str, terminal: Terminal, token: str = "") -> str:
+    """Return a tag, or a text, in a grammar: a token of its own where it is one, or with the token in its midst."""
+    whole = terminal(tag) if tag.startswith("<") else quote(tag)
+    before, found, after = tag.partition(token) if token else (tag, "", "")
+    if not found or whole != quote(tag):
+        return whole
+    return " ".join([quote(before), terminal(token), *([quote(after)] if after else [])])
+
+
+def any_string_rule(closing: str, terminal: Terminal, token: str = "") -> str:
     """Return the rule for any string and the tag that ends it. Unless that is a token, there is no `</` in the string.
 
-    They are one expression, for one that ends before a tag cannot take back the tag's first character. Where the tag is
-    a token the rules need that of `any_string_terminal`.
+    They are one expression, for one that ends before a tag cannot take back the tag's first character. In general it is
+    the first two characters of the tag that are not in the string. Where the tag is a token the rules need that of
+    `any_string_terminal`.
     """
     if (end := terminal(closing)) != quote(closing):
         return f"{_ANY_STRING} {end}"
-    return r"/([^<]|<+[^<\/])*" + closing.replace("/", r"\/") + "/"
+    before, found, after = closing.partition(token) if token else (closing, "", "")
+    first, second = (re.escape(char).replace("/", r"\/") for char in closing[:2])
+    ending = re.escape(before).replace("/", r"\/")
+    rule = rf"/([^{first}]|{first}+[^{first}{second}])*{ending}/"
+    return f"{rule} {terminal(token)} {quote(after)}" if found else rule
 
 
 def any_string_terminal(*tags: str) -> str:

@@ -1,4 +1,4 @@
-"""Calls written as JSON objects, which three of the formats share: `{"name": ..., "arguments": {...}}`.
+"""Calls written as JSON objects, which several formats share: `{"name": ..., "arguments": {...}}`, or `{name: {...}}`.
 
 The arguments are handed on while the model writes them, as `json_values` reads them. The keys may come in any order;
 arguments that come before the name are held back until it is known. Until a call is recognized, whatever does not fit
@@ -28,13 +28,13 @@ class CallRules:
 
     With `known_names` it needs one of these names, arguments, and no keys but a call's: nothing else tells it from an
     answer in JSON. With None it comes after a marker, and a name is enough. The markers `ends` end arguments that the
-    model forgot to close. With `name_first` nothing but `"type": "function"` may stand before the name,
-    and neither has escapes.
+    model forgot to close. Without a `name_key` the name is the key of the arguments, and the object's only one. With
+    `name_first` nothing but `"type": "function"` may stand before the name, and neither has escapes.
     """
 
     known_names: Collection[str] | None = None
     ends: tuple[str, ...] = ()
-    name_key: str = "name"
+    name_key: str | None = "name"
     name_first: bool = False
 
 
@@ -54,28 +54,30 @@ def read_calls(text: IncomingText, writer: CallWriter, rules: CallRules) -> Read
 
 
 def read_tagged_calls(
-    text: IncomingText, writer: CallWriter, opening: str, closing: str, name_key: str = "name"
+    text: IncomingText,
+    writer: CallWriter,
+    openings: Collection[str],
+    closing: str,
+    read_inside: Callable[[], Reading[bool]],
 ) -> Reading[None]:
     """Read an answer in which calls stand between two tags; what stands there after them is left out.
 
-    Where `closing` is empty or missing, what follows the calls is content. Calls between tags may be fenced as code.
+    `read_inside` reads what follows an opening tag, which is held, and returns whether there was a call. Where
+    `closing` is empty or missing, what follows the calls is content.
     """
-    tags = (opening, closing) if closing else (opening,)
-    rules, outside, inside = CallRules(ends=tags, name_key=name_key), Markers([opening]), Markers(tags)
+    outside, inside = Markers(openings), Markers([*openings, closing] if closing else openings)
     marker = yield from text.read_until(outside, writer.content)
     while marker:
-        writer.hold(marker + (yield from text.take_repeats(opening)))
-        if closing:
-            writer.hold((yield from _take_fence(text)))
+        writer.hold(marker + (yield from text.take_repeats(marker)))
         marker = ""
-        if not (yield from read_calls(text, writer, rules)):
+        if not (yield from read_inside()):
             writer.release()
         elif not closing:
             writer.release_after_call()
         else:
             marker = yield from text.read_until(inside, writer.hold)
             writer.drop() if marker == closing else writer.release_after_call()
-        if marker != opening:
+        if marker not in openings:
             marker = yield from text.read_until(outside, writer.content)
 
 
@@ -87,7 +89,7 @@ def drop_brackets(text: IncomingText, writer: CallWriter) -> Reading[None]:
         writer.hold((yield from text.take_all(_SEPARATORS)))
 
 
-def _take_fence(text: IncomingText) -> Reading[str]:
+def take_fence(text: IncomingText) -> Reading[str]:
     """Take what begins a block of code in Markdown, if one begins here."""
     fence = yield from text.take_if("```")
     if not fence:
@@ -145,6 +147,8 @@ class _Call:
             return False
         self._hold_next()
         yield from self._next_character()
+        if self._rules.name_key is None and self._name is None:
+            return (yield from self._read_named_arguments(key))
         if key == self._rules.name_key and self._name is None:
             return (yield from self._read_name())
         if self._rules.name_first and self._name is None:
@@ -163,10 +167,19 @@ class _Call:
     def _may_have(self, key: str) -> bool:
         return self._is_recognized or self._rules.known_names is None or key in _CALL_KEYS
 
+    def _is_name(self, name: str) -> bool:
+        known = self._rules.known_names
+        return bool(name) and name.isprintable() and (known is None or name in known)
+
+    def _read_named_arguments(self, name: str) -> Reading[bool]:
+        if not self._is_name(name) or (yield from self._text.peek()) not in ('"', "{", "n"):
+            return False
+        self._name = name
+        return (yield from self._read_arguments())
+
     def _read_name(self) -> Reading[bool]:
         name = yield from self._read_key()
-        known = self._rules.known_names
-        if not name or not name.isprintable() or (known is not None and name not in known):
+        if name is None or not self._is_name(name):
             return False
         self._name = name
         if self._early_arguments is not None:

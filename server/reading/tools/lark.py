@@ -79,12 +79,30 @@ def repeated(rule: str, separator: str, tool_use: ToolUse) -> str:
     return f"{rule} ({more}){{0,{MAX_CALLS - 1}}}"
 
 
-def json_call_rules(tool_use: ToolUse, arguments_key: str, name_key: str = "name") -> str:
-    """Return the rule `object`: `{"name": ..., "arguments": {...}}` for each of the tools."""
+def json_call_rules(tool_use: ToolUse, arguments_key: str, name_key: str | None = "name") -> str:
+    """Return the rule `object`: `{"name": ..., "arguments": {...}}` for each of the tools, or `{name: {...}}`."""
     tools = tool_use.callable_tools
     rules = ["object: " + " | ".join(f"object_{i}" for i in range(len(tools)))]
     for i, tool in enumerate(tools):
-        head = quote(f'{{"{name_key}": "{tool.name}", "{arguments_key}": ')
+        name = "" if name_key is None else f'"{name_key}": "{tool.name}", '
+        head = quote(f'{{{name}"{tool.name if name_key is None else arguments_key}": ')
         rules.append(f'object_{i}: {head} arguments_{i} "}}"')
         rules.append(f"arguments_{i}: {inline_json(arguments_schema(tool), strict=tool.strict)}")
     return "\n".join(rules)
+
+
+def listing_rules(rule: str, num_required: int, num_all: int, comma: str) -> tuple[str, list[str]]:
+    """Return what lists `<rule>_0`, `<rule>_1` and so on, in this order, and rules for it.
+
+    The first `num_required` have to be there. `comma` stands between those that are.
+    """
+    rules = [f"{rule}_{i}_on: ({quote(comma)} {rule}_{i})? {_following(rule, i + 1, num_all)}" for i in range(num_all)]
+    if num_required:
+        required = f" {quote(comma)} ".join(f"{rule}_{i}" for i in range(num_required))
+        return f"{required} {_following(rule, num_required, num_all)}", rules
+    firsts = [f"{rule}_{i} {_following(rule, i + 1, num_all)}" for i in range(num_all)]
+    return f"{one_of(firsts)}?" if firsts else "", rules
+
+
+def _following(rule: str, i: int, num_all: int) -> str:
+    return f"{rule}_{i}_on" if i < num_all else ""

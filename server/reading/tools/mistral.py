@@ -26,6 +26,7 @@ from orcinus.server.reading.tools.lark import (
     repeated,
 )
 from orcinus.server.reading.tools.request import ToolUse
+from orcinus.server.reading.tools.traits import Streaming, Strictness
 
 CALLS = "[TOOL_CALLS]"
 ARGUMENTS = "[ARGS]"
@@ -47,9 +48,16 @@ class Mistral:
     markers: ClassVar[tuple[str, ...]] = (CALLS, ARGUMENTS, CALL_ID)
     openings: ClassVar[tuple[str, ...]] = (CALLS,)
 
-    @classmethod
-    def suited_to(cls, template: str) -> "Mistral":
-        return cls(names_first=ARGUMENTS in template, has_call_ids=CALL_ID in template)
+    is_parallel: ClassVar[bool] = True
+    streaming: ClassVar[Streaming] = "all"
+    strictness: ClassVar[Strictness] = "all"
+
+    def suited_to(self, template: str) -> "Mistral":
+        return Mistral(names_first=ARGUMENTS in template, has_call_ids=CALL_ID in template)
+
+    def sample(self) -> str:
+        """Return a call of `f` with `x` = 1, in each of the two ways."""
+        return f'{CALLS} [{{"name": "f", "arguments": {{"x": 1}}}}], {CALLS}f{ARGUMENTS}{{"x": 1}}'
 
     def new_call_id(self) -> str:
         return mistral_call_id()

@@ -28,6 +28,7 @@ from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after,
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
 from orcinus.server.reading.tools.lark import Terminal, arguments_schema, inline_json, one_of, quote
 from orcinus.server.reading.tools.request import ToolUse
+from orcinus.server.reading.tools.traits import Streaming, Strictness
 
 _TO = "to="
 _SPACE = " \t\r\n"
@@ -38,10 +39,16 @@ class OpenAI:
     name: ClassVar[str] = "openai"
     markers: ClassVar[tuple[str, ...]] = MARKERS
     openings: ClassVar[tuple[str, ...]] = ()
+    is_parallel: ClassVar[bool] = False
+    streaming: ClassVar[Streaming] = "all"
+    strictness: ClassVar[Strictness] = "all"
 
-    @classmethod
-    def suited_to(cls, template: str) -> "OpenAI":
-        return cls()
+    def suited_to(self, template: str) -> "OpenAI":
+        return self
+
+    def sample(self) -> str:
+        """Return a call of `f` with `x` = 1."""
+        return f'{CHANNEL}commentary to=functions.f {CONSTRAIN}json{MESSAGE}{{"x": 1}}{CALL}'
 
     def new_call_id(self) -> str:
         return openai_call_id()

@@ -1,110 +1,163 @@
-"""Calls as a list of Python calls, which Llama 3.2, Llama 4 and ToolACE write: the whole answer is one.
+"""Calls written as Python. In Llama 3.2's and 4's way, and ToolACE's, the whole answer is a list of them:
 
     [get_weather(city="Paris", days=3), get_time()]
 
-The special tokens around it are optional. Arguments are handed on one by one, as each is complete. An answer that is a
-list but calls none of the request's tools is an answer.
+The special tokens around it are optional. An answer that is a list but calls none of the request's tools is an answer.
+LFM2 and OLMo 3 write calls between tags of their own, with text around them:
+
+    <|tool_call_start|>[get_weather(city="Paris"), get_time()]<|tool_call_end|>
+    <function_calls>\nget_weather(city="Paris")\nget_time()\n</function_calls>
+
+A string is handed on as it comes, other values once they are complete. A quotation mark in the midst of a string that
+was not escaped, as these templates leave them, is part of the string.
 """
 
-import keyword
+import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import Opening
 from orcinus.server.reading.incoming_text import IncomingText, Reading
-from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, terminal_by
+from orcinus.server.reading.tools.begun_calls import BegunCalls, TokenId, after, opening_tag, terminal_by
 from orcinus.server.reading.tools.call_writer import CallWriter, openai_call_id
-from orcinus.server.reading.tools.lark import (
-    Terminal,
-    inline_json,
-    one_of,
-    quote,
-    repeated,
-    required_arguments,
-    takes_anything,
-)
+from orcinus.server.reading.tools.json_calls import CallRules, read_calls, read_tagged_calls
+from orcinus.server.reading.tools.lark import Terminal, one_of, quote, repeated
+from orcinus.server.reading.tools.python_grammar import call_rules
 from orcinus.server.reading.tools.python_literals import to_json
-from orcinus.server.reading.tools.request import Tool, ToolUse
+from orcinus.server.reading.tools.request import ToolUse
+from orcinus.server.reading.tools.traits import Streaming, Strictness
 
-OPENING = "<|python_start|>"
-CLOSING = "<|python_end|>"
-
-_NAME = re.compile(r"[\w-]+")
-_PLAIN = re.compile(r"""[^"'()\[\]{},]+""")
-_IN_STRING = {mark: re.compile(rf"[^{mark}\\\x00\r\n]+") for mark in "\"'"}
-_ESCAPED = {"\n": "\\n", "\r": "\\r", "\x00": "\\u0000"}  # inside strings, where Python does not take them
-_PYTHON_STRING = r"/'([^'\\\r\n]|\\[\\'nt])*'/"  # in a grammar; with double quotes it is JSON
+_NAME = re.compile(r"[\w.-]+")
+_PLAIN = re.compile(r"""[^"'()\[\]{},<]+""")
+_IN_STRING = {mark: re.compile(rf"[^{mark}\\]+") for mark in "\"'"}
 _BRACKETS = re.compile(r"[)\]}]+")
+_SEPARATORS = re.compile(r"[,; \t\r\n]+")
+_DIGITS = {
+    "x": (2, re.compile(r"[0-9a-fA-F]")),
+    "u": (4, re.compile(r"[0-9a-fA-F]")),
+    "U": (8, re.compile("[0-9a-fA-F]")),
+}
+_OCTAL = (2, re.compile(r"[0-7]"))  # after the first digit
+_AFTER_VALUE = ("", ",", ")", "]", "}", ":")
 
 
 @dataclass(frozen=True, slots=True)
 class Pythonic:
-    name: ClassVar[str] = "pythonic"
-    markers: ClassVar[tuple[str, ...]] = ()
-    openings: ClassVar[tuple[str, ...]] = ()
+    """`tags` stand around the calls. Unless `is_tagged` they are optional, and the calls are the whole answer."""
 
-    @classmethod
-    def suited_to(cls, template: str) -> "Pythonic":
-        return cls()
+    name: str
+    tags: tuple[str, str]
+    is_tagged: bool = True
+    brackets: tuple[str, str] = ("[", "]")
+    separator: str = ", "
+
+    is_parallel: ClassVar[bool] = True
+    streaming: ClassVar[Streaming] = "strings"
+    strictness: ClassVar[Strictness] = "arguments"
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return self.tags if self.is_tagged else ()
+
+    @property
+    def openings(self) -> tuple[str, ...]:
+        return self.tags[:1] if self.is_tagged else ()
+
+    def suited_to(self, template: str) -> "Pythonic":
+        return self
 
     def new_call_id(self) -> str:
         return openai_call_id()
 
+    def sample(self) -> str:
+        """Return a call of `f` with `x` = 1."""
+        (opening, closing), (before, after) = self.tags if self.is_tagged else ("", ""), self.brackets
+        return f"{opening}{before}f(x=1){after}{closing}"
+
     def read(self, text: IncomingText, writer: CallWriter, tool_use: ToolUse) -> Reading[None]:
-        yield from _Calls(text, writer, {tool.name for tool in tool_use.tools}).read()
-        writer.release()
-        yield from text.read_rest(writer.content)
+        if self.is_tagged:
+            read_inside = _Calls(text, writer, None, self.tags).read_tagged
+            yield from read_tagged_calls(text, writer, self.openings, self.tags[1], read_inside)
+        else:
+            yield from _Calls(text, writer, {tool.name for tool in tool_use.tools}, self.tags).read_answer()
+            writer.release()
+            yield from text.read_rest(writer.content)
 
     def grammar_rules(self, tool_use: ToolUse, terminal: Terminal) -> str:
         tools = tool_use.callable_tools
-        calls = repeated("call", quote(", "), tool_use)
-        rules = [f'calls: "[" {calls} "]"', f"call: {one_of(f'call_{i}' for i in range(len(tools)))}"]
+        before, after = map(quote, self.brackets)
+        calls = f"{before} {repeated('call', quote(self.separator), tool_use)} {after}"
+        if self.is_tagged:
+            calls = f"{terminal(self.tags[0])} {calls} {terminal(self.tags[1])}"
+        rules = [f"calls: {calls}", f"call: {one_of(f'call_{i}' for i in range(len(tools)))}"]
         for i, tool in enumerate(tools):
-            rules += _any_call_rules(tool, f"call_{i}") if takes_anything(tool) else _call_rules(tool, f"call_{i}")
+            rules += call_rules(tool, f"call_{i}")
         return "\n".join(rules)
 
     def begun_calls(self, tool_use: ToolUse, token_id: TokenId, prompt_tail: str) -> BegunCalls:
-        """Return what calls are to be once one of the tools is called at the beginning: they are the whole answer."""
+        """Return what calls are to be after a tag, or once the beginning calls one of the tools: then they are all."""
+        rules = self.grammar_rules(tool_use, terminal_by(token_id))
+        if self.is_tagged:
+            return BegunCalls(rules, after(tool_use, opening_tag(self.tags[0], token_id)))
         openings = [
             Opening((*before, "[", tool.name, "("), (f"[{tool.name}(",), between=" \t\r\n", is_first=True)
             for tool in tool_use.callable_tools
-            for before in ((), (OPENING,))
+            for before in ((), self.tags[:1])
         ]
-        rules = self.grammar_rules(tool_use, terminal_by(token_id))
         return BegunCalls(rules, after(tool_use, *openings, text_follows=False))
 
 
 def read_call_list(text: IncomingText, writer: CallWriter) -> Reading[None]:
     """Read the one list of calls that `text` is, whatever they call. What is no such list is held."""
-    yield from _Calls(text, writer, None).read()
+    yield from _Calls(text, writer, None, PYTHONIC.tags).read_answer()
     yield from text.read_rest(writer.hold)
 
 
 class _Calls:
     """Holds what has been read, until a call has its first argument or its end. Without `known_names` all names are."""
 
-    def __init__(self, text: IncomingText, writer: CallWriter, known_names: Collection[str] | None) -> None:
+    def __init__(
+        self, text: IncomingText, writer: CallWriter, known_names: Collection[str] | None, tags: tuple[str, str]
+    ) -> None:
         self._text = text
         self._writer = writer
         self._known_names = known_names
+        self._tags = tags
+        self._has_call = False
 
-    def read(self) -> Reading[None]:
+    def read_answer(self) -> Reading[None]:
         """Read calls up to the end of the list, or to what does not fit."""
         yield from self._next_character()
-        self._writer.hold((yield from self._text.take_if(OPENING)))
+        self._writer.hold((yield from self._text.take_if(self._tags[0])))
         if not (yield from self._take("[")):
             return
-        while has_call := (yield from self._read_call()):
-            if not (yield from self._take(",")):
-                break
-        if has_call and (yield from self._next_character()) in (")", "]", "}"):
+        if (yield from self._read_calls()) and (yield from self._next_character()) in (")", "]", "}"):
             yield from self._text.take_all(_BRACKETS)
             yield from self._text.take_space()
-            yield from self._text.take_if(CLOSING)
+            yield from self._text.take_if(self._tags[1])
             self._writer.drop()
+
+    def read_tagged(self) -> Reading[bool]:
+        """Read calls after an opening tag, in JSON if the model was asked for that. Returns whether there are any."""
+        self._has_call = False
+        yield from self._take("[")
+        if (yield from self._next_character()) == "{":
+            return (yield from read_calls(self._text, self._writer, CallRules(ends=self._tags)))
+        yield from self._read_calls()
+        return self._has_call
+
+    def _read_calls(self) -> Reading[bool]:
+        """Read calls, one after another. Returns whether all of them were complete."""
+        is_complete = True
+        while is_complete := (yield from self._read_call()):
+            self._writer.hold((yield from self._text.take_all(_SEPARATORS)))
+            if not _NAME.match((yield from self._text.peek())):
+                break
+        if not is_complete and self._has_call and self._text.is_cut and not (yield from self._text.peek()):
+            self._writer.drop()  # the call or argument that was cut before it was known as one
+        return is_complete
 
     def _read_call(self) -> Reading[bool]:
         """Read a call. Returns False where something does not fit."""
@@ -112,34 +165,41 @@ class _Calls:
         is_known = bool(name) if self._known_names is None else name in self._known_names
         if not is_known or not (yield from self._take("(")):
             return False
-        has_arguments = False
+        before, begun_call = "{", name
         while (yield from self._next_character()) != ")":
-            argument = yield from self._read_argument()
-            if argument is None:
+            key = yield from self._read_name()
+            if not key or not (yield from self._take("=")):
                 return False
-            self._hand_on(", " + argument if has_arguments else "{" + argument, None if has_arguments else name)
-            has_arguments = True
+            if not (yield from self._read_argument(f'{before}"{key}": ', begun_call)):
+                return False
+            before, begun_call = ", ", ""
             if not (yield from self._take(",")) and (yield from self._text.peek()) != ")":
                 return False
         self._text.take()
-        self._hand_on("}" if has_arguments else "{}", None if has_arguments else name)
+        self._hand_on("{}" if begun_call else "}", begun_call)
         return True
 
-    def _hand_on(self, arguments: str, begun_call: str | None) -> None:
-        if begun_call is not None:
+    def _hand_on(self, arguments: str, begun_call: str) -> None:
+        if begun_call:
+            self._has_call = True
             self._writer.start_call(begun_call)
         self._writer.arguments(arguments)
         self._writer.drop()
 
-    def _read_argument(self) -> Reading[str | None]:
-        """Read `name=value` as a member of a JSON object."""
-        name = yield from self._read_name()
-        if not name or not (yield from self._take("=")):
-            return None
+    def _read_argument(self, head: str, begun_call: str) -> Reading[bool]:
+        """Read a value, and hand it on after `head`. Returns whether it is one."""
+        if (yield from self._next_character()) in ('"', "'"):
+            self._hand_on(head, begun_call)
+            is_complete = yield from self._read_string(lambda text: self._hand_on(text, ""))
+            self._writer.drop()
+            return is_complete
         parts: list[str] = []
         yield from self._read_value(parts)
-        value = to_json("".join(parts))
-        return None if value is None else f'"{name}": {value}'
+        is_cut = self._text.is_cut and not (yield from self._text.peek())
+        value = None if is_cut else to_json("".join(parts))
+        if value is not None:
+            self._hand_on(head + value, begun_call)
+        return value is not None
 
     def _read_value(self, parts: list[str]) -> Reading[None]:
         """Read up to the comma or bracket that ends the value."""
@@ -148,34 +208,63 @@ class _Calls:
             if run := self._text.take_run(_PLAIN):
                 self._keep(run, parts)
             elif char in "\"'":
-                yield from self._read_string(char, parts)
-            elif depth == 0 and char in ",)]}":
+                yield from self._read_string(parts.append)
+            elif (depth == 0 and char in ",)]}") or (char == "<" and (yield from self._ends())):
                 return
             else:
                 depth += (char in "([{") - (char in ")]}")
                 self._keep(self._text.take(), parts)
 
-    def _read_string(self, mark: str, parts: list[str]) -> Reading[None]:
+    def _ends(self) -> Reading[bool]:
+        """Return whether the closing tag comes, or the text was cut in what may be one."""
+        return (yield from self._text.comes(self._tags[1])) or not (yield from self._text.peek())
+
+    def _read_string(self, give: Callable[[str], None]) -> Reading[bool]:
+        """Give away the string that comes next, as JSON. Returns whether it is complete."""
+        mark = yield from self._text.peek()
         end = mark * 3 if (yield from self._text.comes(mark * 3)) else mark
-        self._keep((yield from self._text.take_if(end)), parts)
+        self._writer.hold((yield from self._text.take_if(end)))
+        give('"')
         while char := (yield from self._text.peek()):
             if run := self._text.take_run(_IN_STRING[mark]):
-                self._keep(run, parts)
+                self._writer.hold(run)
+                give(_in_json(run))
+            elif char == "\\":
+                yield from self._read_escape(give)
             elif (yield from self._text.comes(end)):
-                self._keep((yield from self._text.take_if(end)), parts)
-                return
-            elif not (yield from self._text.peek()):  # the text was cut in what may be the end
-                return
-            elif char in _ESCAPED:
+                self._writer.hold((yield from self._text.take_if(end)))
+                space = yield from self._text.take_space()
+                self._writer.hold(space)
+                if len(end) > 1 or (yield from self._is_after_value()):
+                    give('"')
+                    return True
+                give(_in_json(mark + space))
+            elif (yield from self._text.peek()):  # else the text was cut in what may be the end
                 self._writer.hold(self._text.take())
-                parts.append(_ESCAPED[char])
-            elif self._keep(self._text.take(), parts) == "\\" and (yield from self._text.peek()):
-                self._keep(self._text.take(), parts)
+                give(_in_json(mark))
+        return False
 
-    def _keep(self, text: str, parts: list[str]) -> str:
+    def _is_after_value(self) -> Reading[bool]:
+        char = yield from self._text.peek()
+        return char in _AFTER_VALUE or (char == "<" and (yield from self._ends()))
+
+    def _read_escape(self, give: Callable[[str], None]) -> Reading[None]:
+        """Read a backslash and what it stands for; alone at the end of the text it is left out."""
+        source = self._text.take()
+        self._writer.hold(source)
+        if not (char := (yield from self._text.peek())):
+            return
+        source += self._text.take()
+        most, pattern = _OCTAL if char in "01234567" else _DIGITS.get(char, (0, _OCTAL[1]))
+        while len(source) < most + 2 and pattern.match((yield from self._text.peek())):
+            source += self._text.take()
+        self._writer.hold(source[1:])
+        read = to_json(f"'{source}'")
+        give(_in_json(source) if read is None else read[1:-1])
+
+    def _keep(self, text: str, parts: list[str]) -> None:
         self._writer.hold(text)
         parts.append(text)
-        return text
 
     def _read_name(self) -> Reading[str]:
         yield from self._next_character()
@@ -196,53 +285,11 @@ class _Calls:
         return (yield from self._text.peek())
 
 
-def _call_rules(tool: Tool, rule: str) -> list[str]:
-    """Return the call of one tool: the arguments that it needs first, then the others, each in the schema's order."""
-    schemas = _argument_schemas(tool)
-    required = set(required_arguments(tool))
-    names = sorted(schemas, key=lambda name: name not in required)
-    rules = [f'{rule}: {quote(f"{tool.name}(")} {_arguments(rule, len(required), len(names))} ")"']
-    for i, name in enumerate(names):
-        rules.append(f"{rule}_{i}: {quote(f'{name}=')} {rule}_{i}_value")
-        rules.append(f"{rule}_{i}_value: {inline_json(schemas[name], strict=tool.strict)}")
-        rules.append(f'{rule}_{i}_on: (", " {rule}_{i})? {_following(rule, i + 1, len(names))}')
-    return rules
+def _in_json(text: str) -> str:
+    """Return the text inside of a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _any_call_rules(tool: Tool, rule: str) -> list[str]:
-    """Return the call of a tool whose arguments may be any."""
-    return [
-        f'{rule}: {quote(f"{tool.name}(")} ({rule}_any (", " {rule}_any)*)? ")"',
-        f'{rule}_any: /[A-Za-z_][A-Za-z0-9_]{{0,63}}/ "=" {rule}_value',
-        f'{rule}_value: {inline_json({}, strict=True)} | "True" | "False" | "None" | {_PYTHON_STRING}',
-    ]
-
-
-def _arguments(rule: str, num_required: int, num_all: int) -> str:
-    """Return rules: `<rule>_<i>` is an argument, `<rule>_<i>_on` it and those after it, with commas, each optional."""
-    if num_required:
-        required = ' ", " '.join(f"{rule}_{i}" for i in range(num_required))
-        return f"{required} {_following(rule, num_required, num_all)}"
-    firsts = [f"{rule}_{i} {_following(rule, i + 1, num_all)}" for i in range(num_all)]
-    return f"{one_of(firsts)}?" if firsts else ""
-
-
-def _following(rule: str, i: int, num_all: int) -> str:
-    return f"{rule}_{i}_on" if i < num_all else ""
-
-
-def _argument_schemas(tool: Tool) -> dict[str, Any]:
-    """Return what a call can be written of: a schema for each argument that has a name in Python.
-
-    Raises `InvalidRequestError` if that is not enough for a call.
-    """
-    shared = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
-    schemas = tool.parameters.get("properties", {})
-    named = {name: schema for name, schema in schemas.items() if name.isidentifier() and not keyword.iskeyword(name)}
-    if missing := [name for name in required_arguments(tool) if name not in named]:
-        raise InvalidRequestError(
-            f"this model calls tools in Python, and the argument {missing[0]!r} that {tool.name} requires "
-            "is not listed in its properties or has no name of Python's",
-            "tools",
-        )
-    return {name: {**schema, **shared} if isinstance(schema, dict) else shared for name, schema in named.items()}
+PYTHONIC = Pythonic("pythonic", ("<|python_start|>", "<|python_end|>"), is_tagged=False)
+LFM2 = Pythonic("lfm2", ("<|tool_call_start|>", "<|tool_call_end|>"))
+OLMO3 = Pythonic("olmo3", ("<function_calls>", "</function_calls>"), brackets=("\n", "\n"), separator="\n")

@@ -74,6 +74,9 @@ class ToolUse:
         return tuple(tool for tool in self.tools if self.forced_name in (None, tool.name))
 
 
+NO_TOOLS = ToolUse(tools=(), choice="none", forced_name=None, parallel=True, raw=[])
+
+
 def read_tool_use(
     tools: Any,
     tool_choice: Any,

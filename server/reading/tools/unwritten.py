@@ -9,10 +9,10 @@ from typing import Any
 from orcinus.engine.errors import UnenforceableKeyword
 from orcinus.server.reading.tools.argument_values import is_plain_string
 from orcinus.server.reading.tools.formats import ToolFormat
-from orcinus.server.reading.tools.lark import properties_of
-from orcinus.server.reading.tools.pythonic import Pythonic
+from orcinus.server.reading.tools.key_value_grammar import KeyValueGrammar
+from orcinus.server.reading.tools.key_values import KeyValues
+from orcinus.server.reading.tools.lark import properties_of, quote
 from orcinus.server.reading.tools.request import Tool
-from orcinus.server.reading.tools.xml_calls import XmlCalls
 
 _WHY = "in this model's format of calls each argument is written by itself"
 _WHY_STRING = "in this model's format of calls a string is written as it is"
@@ -21,16 +21,21 @@ _OF_OBJECTS = (
     *("allOf", "anyOf", "oneOf", "not", "if", "$ref", "const", "enum", "minProperties", "maxProperties"),
     *("dependentRequired", "dependentSchemas", "dependencies"),
 )
+_WHY_MARKS = "this model's format of calls has no grammar for it"
 _OF_STRINGS = ("pattern", "minLength", "maxLength")
 _SAY_NOTHING: Mapping[str, Any] = {"minProperties": 0, "minLength": 0}
 
 
 def unwritten_keywords(form: ToolFormat, tool: Tool) -> list[UnenforceableKeyword]:
     """Return the keywords of a tool's schema that a grammar of this format leaves out."""
-    if not isinstance(form, XmlCalls | Pythonic):
+    if form.strictness == "all":
         return []
+    if isinstance(form, KeyValues):
+        grammar = KeyValueGrammar(form.mark, quote)
+        grammar.call_rules(tool, "call")
+        return [UnenforceableKeyword(place, keyword, _WHY_MARKS) for place, keyword in grammar.unwritten]
     found = [UnenforceableKeyword((), name, _WHY) for name in _stated(tool.parameters, _OF_OBJECTS)]
-    if isinstance(form, XmlCalls):
+    if form.strictness == "strings as written":
         for argument, schema in properties_of(tool).items():
             if is_plain_string(schema) and not {"enum", "const"} & schema.keys():
                 place = ("properties", argument)

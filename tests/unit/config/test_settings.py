@@ -2,11 +2,18 @@
 
 import hashlib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from orcinus.config.api_keys import ApiKey
+from orcinus.config.parser_names import (
+    REASONING_PARSER_ALIASES,
+    TOOL_CALL_PARSER_ALIASES,
+    ReasoningParser,
+    ToolCallParser,
+)
 from orcinus.config.settings import Settings, SettingsError, demo_model_path, load_settings
 
 
@@ -31,6 +38,9 @@ def test_a_comma_on_the_command_line_is_part_of_the_value() -> None:
         ({"port": "http"}, "--port: must be a whole number from 0 to 65535, got 'http'"),
         ({"device": "gpu"}, "--device: must be one of auto, cpu, cuda, got 'gpu'"),
         ({"quantization": "int5"}, "--quantization: must be one of int8, int4, got 'int5'"),
+        ({"tool_call_parser": "xml"}, "--tool-call-parser: must be one of auto, none, hermes, llama3_json, mistral, "),
+        ({"tool_call_parser": "xml"}, "step3, xlam, got 'xml'"),
+        ({"reasoning_parser": "r1"}, "--reasoning-parser: must be one of auto, none, think, mistral, "),
         ({"max_num_seqs": "0"}, "--max-num-seqs: must be a whole number from 1 to 4096, got '0'"),
         ({"max_model_len": "0"}, "--max-model-len: must be a whole number at least 1, got '0'"),
         ({"target_itl_ms": "0"}, "--target-itl-ms: must be a number above 0 and at most 60000, got '0'"),
@@ -49,6 +59,16 @@ def test_a_wrong_flag_is_told_what_is_allowed(flags: dict[str, object], message:
     with pytest.raises(SettingsError) as raised:
         load_settings(**flags)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["tool_call_parser", "reasoning_parser"])
+def test_vllms_names_of_parsers_are_taken_for_the_same(kind: str) -> None:
+    aliases = {"tool_call_parser": TOOL_CALL_PARSER_ALIASES, "reasoning_parser": REASONING_PARSER_ALIASES}[kind]
+    own = get_args({"tool_call_parser": ToolCallParser, "reasoning_parser": ReasoningParser}[kind])
+    for alias, meant in aliases.items():
+        assert alias not in own
+        assert getattr(load_settings(**{kind: alias}), kind) == meant
+    assert all(getattr(load_settings(**{kind: name}), kind) == name for name in own)
 
 
 def test_all_that_is_wrong_is_said_at_once_each_with_its_source(

@@ -133,6 +133,8 @@ def split_by(
         ("gemma4", "<|channel>thought\nI see.\n<channel|>Yes."),
         ("cohere_command", "<|START_THINKING|>I see.<|END_THINKING|><|START_RESPONSE|>Yes.<|END_RESPONSE|>"),
         ("cohere_command", "<|START_THINKING|>I see.<|END_THINKING|>Yes."),
+        ("cohere_command4", "<|START_THINKING|>I see.<|END_THINKING|><|START_TEXT|>Yes.<|END_TEXT|>"),
+        ("longcat", "<longcat_think>\nI see.\n</longcat_think>\nYes."),
         ("granite", "<think>I see.</think>\n<response>Yes.</response>"),
         ("hunyuan", "<think>\nI see.\n</think>\n<answer>\nYes.\n</answer>\n"),
         ("hunyuan", "<think>\nI see.\n</think>\nYes."),

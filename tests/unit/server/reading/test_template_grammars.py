@@ -24,7 +24,7 @@ from tests.unit.server.reading.tools.test_grammars import (
     matching_tokenizer,
     tokenizer,
 )
-from tests.unit.server.reading.tools.writing import cohere_command, deepseek_v31, qwen3_coder
+from tests.unit.server.reading.tools.writing import EVERY
 
 Calls = tuple[tuple[str, str], ...]
 
@@ -56,11 +56,16 @@ def listed(write: Callable[[Calls], str]) -> Callable[..., str]:
     ("chat_template", "response_template", "own", "write"),
     [
         (templates.QWEN_3, response_templates.QWEN_3, "hermes", hermes),
-        (family_templates.QWEN_3_CODER, response_templates.QWEN_3_CODER, "qwen3_coder", listed(qwen3_coder)),
-        (family_templates.COMMAND_R7B, response_templates.COHERE, "cohere_command", listed(cohere_command)),
-        (family_templates.DEEPSEEK_V3_1, response_templates.DEEPSEEK, "deepseek_v31", listed(deepseek_v31)),
+        (
+            family_templates.QWEN_3_CODER,
+            response_templates.QWEN_3_CODER,
+            "qwen3_coder",
+            listed(EVERY["qwen3_coder"][1]),
+        ),
+        (family_templates.COMMAND_R7B, response_templates.COHERE, "cohere_command", listed(EVERY["cohere_command"][1])),
+        (family_templates.DEEPSEEK_V3_1, response_templates.DEEPSEEK, "deepseek_v31", listed(EVERY["deepseek_v31"][1])),
         ("", response_templates.SMOLLM_3, "response template", bare),
-        ("", response_templates.COHERE, "response template", listed(cohere_command)),
+        ("", response_templates.COHERE, "response template", listed(EVERY["cohere_command"][1])),
         (templates.LLAMA_3_1, response_templates.SMOLLM_3, "response template", bare),
     ],
 )

@@ -177,6 +177,117 @@ DEEPSEEK_V3_2 = """{%- if tools -%}{{- '<｜DSML｜function_calls>\\n<｜DSML｜
 {{- '</｜DSML｜invoke>\\n</｜DSML｜function_calls>' }}{%- endif -%}
 {%- if add_generation_prompt -%}{{- '<｜Assistant｜>' }}{{- '<think>' if thinking else '</think>' }}{%- endif -%}"""
 
+DEEPSEEK_V4 = DEEPSEEK_V3_2.replace("function_calls", "tool_calls")
+
+DEEPSEEK_V4_1 = DEEPSEEK_V3_2.replace("｜DSML｜function_calls", "｜DSML｜ calls").replace("｜DSML｜i", "｜DSML｜ i")
+
+NEMOTRON_3 = """{%- if tools %}
+{{- '<tools>' + (tools | tojson) + '</tools>\\n<tool_call>\\n<function=example_function_name>' }}
+{{- '\\n<parameter=example_parameter_1>\\nvalue_1\\n</parameter>\\n</function>\\n</tool_call>' }}{%- endif %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' + ('<think>\\n' if enable_thinking else '<think></think>') }}
+{%- endif %}"""
+
+MIMO_V2 = """{%- if tools %}
+{{- '<tools>' + (tools | tojson) + '</tools>\\n<tool_call>\\n<function=example_function_name>\\n' }}
+{{- '<parameter=example_parameter_1>value_1</parameter>\\n</function>\\n</tool_call>' }}{%- endif %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' + ('' if enable_thinking else '<think></think>') }}
+{%- endif %}"""
+
+STEP_3 = """{%- if tools %}{{- '<｜tool_calls_begin｜>\\n<｜tool_call_begin｜>function<｜tool_sep｜>' }}
+{{- '<steptml:invoke name="${tool_name}"><steptml:parameter name="k">v</steptml:parameter></steptml:invoke>' }}
+{{- '<｜tool_call_end｜>\\n<｜tool_calls_end｜>' }}{{- tools | tojson }}{%- endif %}
+{%- if add_generation_prompt %}{{- '<|BOT|>assistant\\n<think>\\n' }}{%- endif %}"""
+
+DOTS = """{%- if tools %}
+{{- '<dots_function_call>\\n<invoke name="f">\\n<parameter name="k">v</parameter>\\n</invoke>' }}
+{{- '\\n</dots_function_call>' }}{{- tools | tojson }}{%- endif %}"""
+
+LONGCAT_FLASH = """{%- if tools %}
+{{- 'For each call: <longcat_tool_call>\\n{"name": <function-name>, "arguments": <args-dict>}' }}
+{{- '\\n</longcat_tool_call>' }}{{- tools | tojson }}{%- endif %}{{- 'ASSISTANT:<longcat_think>\\n' }}"""
+
+LONGCAT_2 = """{%- if tools %}{{- '<longcat_tool_call>{function-name}\\n<longcat_arg_key>{k}</longcat_arg_key>' }}
+{{- '\\n<longcat_arg_value>{v}</longcat_arg_value>\\n</longcat_tool_call>' }}{{- tools | tojson }}{%- endif %}"""
+
+HY_3 = """{%- if tools %}
+{{- '<tool_calls>\\n<tool_call>{name}<tool_sep>\\n<arg_key>{k}</arg_key>\\n<arg_value>{v}</arg_value>' }}
+{{- '\\n</tool_call>\\n</tool_calls>' }}{{- tools | tojson }}{%- endif %}
+{%- if add_generation_prompt %}{{- '<think>' if reasoning_effort == 'high' else '<think></think>' }}{%- endif %}"""
+
+HUNYUAN_7B = """{%- if tools %}
+{{- '<tool_calls>\\n<tool_call>function_name\\n```json\\n{"argument1": "value1"}\\n```</tool_call>' }}
+{{- '\\n</tool_calls>' }}{{- tools | tojson }}{%- endif %}"""
+
+FUNCTIONARY_3_1 = """{{- bos_token + '<|start_header_id|>system<|end_header_id|>\\n\\n' }}{%- if tools %}
+{{- '<{start_tag}={function_name}>{parameters}{end_tag}\\nstart_tag => `<function`\\nend_tag => `</function>`' }}
+{{- '<function=example_function_name>{"example_name": "example_value"}</function>' }}{{- tools | tojson }}
+{%- endif %}"""
+
+FUNCTIONARY_3_2 = """{%- if tools %}
+{{- '// Supported function definitions\\nnamespace functions {' + (tools | tojson) }}
+{%- endif %}{%- for m in messages %}{%- if m.content %}{{- '>>>all\\n' + m.content }}{%- endif %}
+{%- for call in m.tool_calls %}{{- '>>>' + call.function.name + '\\n' + call.function.arguments }}{%- endfor %}
+{%- endfor %}{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n>>>' }}{%- endif %}"""
+
+FUNCTIONGEMMA = """{{ bos_token }}{%- for tool in tools %}
+{{- '<start_function_declaration>declaration:' + tool.function.name }}
+{{- '<end_function_declaration>' }}{%- endfor %}{%- for m in messages %}{%- for call in m.tool_calls %}
+{{- '<start_function_call>call:' + call.function.name + '{' }}{{- '<escape>' }}{{- '}<end_function_call>' }}
+{%- endfor %}
+{%- endfor %}{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}"""
+
+GRANITE_20B = """{{- 'SYSTEM: ' }}{%- for tool in tools %}{{- tool.function | tojson }}{%- endfor %}
+If none is relevant, please output \\"<function_call> {\\"name\\": \\"no_function\\", \\"arguments\\": {}}\\".
+{%- for m in messages %}{%- for call in m.tool_calls %}{{- '<function_call> ' + call.function | tojson }}{%- endfor %}
+{%- endfor %}"""
+
+APERTUS = """{%- set inner_token = '<|inner_prefix|>' -%}{%- set outer_token = '<|inner_suffix|>' -%}
+{%- set tool_calls_token = '<|tools_prefix|>' -%}{%- set end_tool_calls_token = '<|tools_suffix|>' -%}
+{{ 'Tool Capabilities:\\n' + (tools | tojson) }}{%- for m in messages %}{%- for call in m.tool_calls %}
+{{- '{"' + call.function.name + '": ' + call.function.arguments + '}' }}{%- endfor %}{%- endfor %}"""
+
+INTERNLM_2 = """{%- if tools %}
+{{- '<|im_start|>system name=<|plugin|>\\n[' + (tools | tojson) + ']<|im_end|>\\n' }}{%- endif %}
+{%- for m in messages %}{%- for call in m.tool_calls %}
+{{- '<|action_start|><|plugin|>\\n{"name": "' + call.function.name }}
+{{- '", "parameters": ' + call.function.arguments + '}<|action_end|>' }}{%- endfor %}{%- endfor %}"""
+
+XLAM_2 = """{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}{%- if tools %}Make calls in a single JSON array:
+[{"name": "tool_call_name", "arguments": {"arg1": "value1"}}, ... (additional parallel tool calls as needed)]
+{{- tools | tojson }}{%- endif %}{%- for m in messages %}{{- '<|start_header_id|>ipython<|end_header_id|>' }}
+{%- endfor %}"""
+
+PHI_4_MINI_FUNCTOOLS = """{%- if tools %}
+{{- 'All calls in one list: functools[{"name": [function name], "arguments": {}}, ...]' }}
+{{- tools | tojson }}{%- endif %}"""
+
+JAMBA = """{%- if tools %}{{- 'Write <tool_calls>[\\n{"name": "f", "arguments": {}}\\n]</tool_calls>' }}
+{{- tools | tojson }}
+{%- endif %}"""
+
+ERNIE_4_5_THINKING = """{{- '<|im_start|>system\\n<global_setting>\\nthink_mode=True\\n</global_setting>' }}
+{%- if tools %}
+{{- 'For each call: <tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>' }}
+{{- tools | tojson }}{%- endif %}{%- for m in messages %}{{- '<response>\\n' + m.content + '\\n</response>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"""
+
+EXAONE_4 = """{%- if tools %}
+{{- '[|system|]\\nTo call: <tool_call>{"name": function_1_name, "arguments": {}}</tool_call>' }}
+{{- tools | tojson }}{%- endif %}{%- if add_generation_prompt %}{{- '[|assistant|]\\n' }}
+{{- '<think>\\n' if enable_thinking else '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"""
+
+COMMAND_A_PLUS = COMMAND_R7B.replace("_RESPONSE|", "_TEXT|")
+
+MINIMAX_M3 = """{%- set ns = ']<]minimax[>[' -%}{%- if tools -%}
+{{- ns ~ '<tool_call>\\n]<]minimax[>[<invoke name="f">' }}
+{{- tools | tojson }}{%- endif -%}{%- if add_generation_prompt -%}{{- ']~b]ai\\n<mm:think>' }}{%- endif -%}"""
+
+KIMI_K3 = """{%- if tools %}{{- '<|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|>' }}
+{{- tools | tojson }}{%- endif %}"""
+
 UNKNOWN_TAGS = """{%- if tools %}{{- tools | tojson }}
 {{- 'Write <tool_call>\\n<call name="f"/></tool_call>' }}{%- endif %}"""
 
@@ -185,17 +296,35 @@ FAMILIES = {
     "deepseek_v3": (DEEPSEEK_V3, DEEPSEEK_R1_0528),
     "deepseek_v31": (DEEPSEEK_V3_1,),
     "deepseek_v32": (DEEPSEEK_V3_2,),
+    "deepseek_v4": (DEEPSEEK_V4,),
+    "deepseek_v41": (DEEPSEEK_V4_1,),
     "kimi_k2": (KIMI_K2, KIMI_K2_FIRST),
     "minimax_m2": (MINIMAX_M2,),
-    "phi4_mini": (PHI_4_MINI,),
+    "phi4_mini": (PHI_4_MINI, PHI_4_MINI_FUNCTOOLS),
     "granite": (GRANITE_3,),
+    "granite_20b_fc": (GRANITE_20B,),
     "lfm2": (LFM2, LFM2_5),
     "gemma4": (GEMMA_4,),
-    "hunyuan": (HUNYUAN_A13B,),
+    "functiongemma": (FUNCTIONGEMMA,),
+    "hunyuan": (HUNYUAN_A13B, JAMBA),
+    "hunyuan_dense": (HUNYUAN_7B,),
+    "hy_v3": (HY_3,),
     "olmo3": (OLMO_3,),
-    "cohere_command": (COMMAND_R7B,),
+    "cohere_command": (COMMAND_R7B, COMMAND_A_PLUS),
     "seed_oss": (SEED_OSS,),
-    "qwen3_coder": (QWEN_3_CODER,),
+    "qwen3_coder": (QWEN_3_CODER, NEMOTRON_3),
+    "mimo": (MIMO_V2,),
+    "step3": (STEP_3,),
+    "dots": (DOTS,),
+    "longcat": (LONGCAT_FLASH,),
+    "longcat_2": (LONGCAT_2,),
+    "functionary": (FUNCTIONARY_3_1,),
+    "functionary_v32": (FUNCTIONARY_3_2,),
+    "apertus": (APERTUS,),
+    "internlm": (INTERNLM_2,),
     "openai": (GPT_OSS,),
     "nemotron": (NEMOTRON_NANO_V2,),
+    "xlam": (XLAM_2,),
+    "hermes": (GRANITE_4, ERNIE_4_5_THINKING, EXAONE_4),
 }
+UNREAD = {"minimax_m3": MINIMAX_M3, "kimi_k3": KIMI_K3}

@@ -91,4 +91,4 @@ def test_several_calls_end_after_the_last_that_is_allowed(name: str) -> None:
     assert ends[-1] == len(text)
     assert [num_calls(name, text[:end]) for end in ends] in ([most], [*range(1, most + 1)])
     one, _ = longest_text(name, choice="required", parallel=False)
-    assert len(text) <= most * (len(one) + 2)
+    assert len(text) <= most * (len(one) + len(">>>"))

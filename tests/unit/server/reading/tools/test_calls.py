@@ -1,12 +1,13 @@
 """What models write, format by format, and the pieces that come of it."""
 
+import json
 import re
 
 import pytest
 
 from orcinus.server.reading.message_reader import MessageReader
-from orcinus.server.reading.pieces import Content, Piece, ToolCallStart
-from tests.unit.server.reading.tools import templates
+from orcinus.server.reading.pieces import Content, Piece, ToolCallArguments, ToolCallStart
+from tests.unit.server.reading.tools import family_templates, templates
 from tests.unit.server.reading.tools.calling import (
     call,
     content,
@@ -301,7 +302,6 @@ def test_pythonic(text: str, pieces: list[Piece]) -> None:
         "[get_weather(city=__import__('os').getcwd())]",
         "[get_weather(city=open)]",
         "[get_weather(city=)]",
-        '[get_weather(city="Par',
         '[get_weather(city={1: "a"})]',
         "[get_weather(city=1e999 * 2)]",
         "See [get_time()]",
@@ -312,17 +312,45 @@ def test_an_answer_that_is_no_python_call_comes_out_unharmed(text: str) -> None:
     assert read(PYTHONIC, text) == content(text)
 
 
-def test_python_arguments_come_one_by_one() -> None:
-    parts = ["[get_weather(city", '="Paris"', ", da", "ys=3", ")", "]"]
+def test_python_arguments_come_one_by_one_and_strings_as_they_come() -> None:
+    parts = ["[get_weather(city", '="Pa', "ris", '"', ", da", "ys=3", ")", "]"]
     assert read_parts(detect(PYTHONIC), parts, use=tool_use()) == [
         [],
+        call(0, "get_weather", '{"city": "Pa'),
+        call(0, "get_weather", "ris")[1:],
         [],
-        call(0, "get_weather", '{"city": "Paris"'),
+        call(0, "get_weather", '"')[1:],
         [],
         call(0, "get_weather", ', "days": 3}')[1:],
         [],
         [],
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        (r"'a\n\t\\b'", "a\n\t\\b"),
+        (r"'it\'s'", "it's"),
+        ("'it's so'", "it's so"),
+        ('"a "b" c"', 'a "b" c'),
+        (r"'\x41\u00e9\U0001F600\101\0'", "Aé😀A\0"),
+        (r"'\d\N\x4'", r"\d\N\x4"),
+        (r"'\ud83d\ude00'", "😀"),
+        ("'a\\\nb'", "ab"),
+        ("'''a'b\n''c'''", "a'b\n''c"),
+        ("''", ""),
+    ],
+)
+def test_a_string_in_python_is_read_as_python_reads_it_and_mended(written: str, value: str) -> None:
+    _, arguments = read(PYTHONIC, f"[get_weather(city={written})]")
+    assert isinstance(arguments, ToolCallArguments)
+    assert json.loads(arguments.text) == {"city": value}
+
+
+def test_a_string_in_python_that_breaks_off_is_what_came_of_it() -> None:
+    assert read(PYTHONIC, '[get_weather(city="Par') == call(0, "get_weather", '{"city": "Par')
+    assert read(PYTHONIC, "[get_weather(city='''Pa'", is_cut=True) == call(0, "get_weather", '{"city": "Pa')
 
 
 def test_a_python_call_that_breaks_off_keeps_the_arguments_that_were_complete() -> None:
@@ -343,3 +371,32 @@ def test_tools_with_dashes_in_their_names_can_be_called_in_python() -> None:
 def test_content_is_never_empty() -> None:
     assert read(HERMES, "") == []
     assert all(piece != Content("") for piece in read(HERMES, '\n<tool_call>{"name": "f"}</tool_call>\n'))
+
+
+FUNCTIONARY = family_templates.FUNCTIONARY_3_2
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("all\nHello >> there.", content("Hello >> there.")),
+        ("Hello.", content("Hello.")),
+        ('f\n{"a": 1}', call(0, "f", '{"a": 1}')),
+        (
+            'all\nSee.>>>f\n{"a": ">>>"}\n>>>g\n{}}',
+            [*content("See."), *call(0, "f", '{"a": ">>>"}'), *call(1, "g", "{}")],
+        ),
+        (">>>f\n{}>>>all\nDone.", [*call(0, "f", "{}"), *content("Done.")]),
+        ("f\nno call", content("f\nno call")),
+        ("all\na >>> b >>>", content("a >>> b >>>")),
+    ],
+)
+def test_functionary_names_its_recipients(text: str, pieces: list[Piece]) -> None:
+    assert read(FUNCTIONARY, text) == pieces
+
+
+def test_what_functionary_says_to_everybody_is_its_answer_without_tools_too() -> None:
+    for use in (None, tool_use(choice="none")):
+        reader = detect(FUNCTIONARY).reader(">>>", use)
+        assert reader is not None
+        assert [*reader.feed('all\nSee.>>>f\n{"a": 1}'), *reader.finish()] == content('See.>>>f\n{"a": 1}')

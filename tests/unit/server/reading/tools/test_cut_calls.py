@@ -10,6 +10,7 @@ from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallSta
 from orcinus.server.reading.thought_tags import TAGS
 from orcinus.server.reading.tools.formats import FORMAT_NAMES, named_format
 from tests.unit.server.reading.tools.calling import call, content, function, read_all, reasoning, tool_use
+from tests.unit.server.reading.tools.writing import PUBLISHERS
 
 F = function("f", {"type": "object", "properties": {"s": {"type": "string"}, "t": {"type": "integer"}}})
 USE = tool_use([F])
@@ -32,56 +33,17 @@ TWO_CALLS: dict[str, str] = {
         "|>"
     ),
     "pythonic": '<|python_start|>[f(s="x y", t=3), f(s="x")]<|python_end|>',
-    "cohere_command": (
-        '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters":'
-        ' {"s": "x y"}}, {"tool_name": "f", "parameters": {"s": "x"}}]<|END_ACT'
-        "ION|>"
-    ),
-    "deepseek_v3": (
-        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"
-        '"s": "x y"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep'
-        '｜>f\n```json\n{"s": "x y"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
-    ),
-    "deepseek_v31": (
-        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"s": "x y"}<｜tool'
-        '▁call▁end｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"s": "x"}<｜tool▁call▁end｜>'
-        "<｜tool▁calls▁end｜>"
-    ),
-    "glm45": (
-        "<tool_call>f\n<arg_key>s</arg_key>\n<arg_value>x y</arg_value>\n<arg_key>"
-        "t</arg_key>\n<arg_value>3</arg_value>\n</tool_call>\n<tool_call>f\n</tool_"
-        "call>"
-    ),
-    "granite": ('<|tool_call|>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]'),
-    "hunyuan": ('<tool_calls>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]</tool_calls>'),
-    "kimi_k2": (
-        "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_cal"
-        'l_argument_begin|>{"s": "x y"}<|tool_call_end|><|tool_call_begin|>func'
-        "tions.f:1<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_s"
-        "ection_end|>"
-    ),
-    "minimax_m2": (
-        '<minimax:tool_call>\n<invoke name="f">\n<parameter name="s">x y</paramet'
-        'er>\n<parameter name="t">3</parameter>\n</invoke>\n<invoke name="f">\n</in'
-        "voke>\n</minimax:tool_call>"
-    ),
-    "nemotron": ('<TOOLCALL>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]</TOOLCALL>'),
-    "phi4_mini": (
-        '<|tool_call|>[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {}}]<|/tool_call|>'
-    ),
-    "qwen3_coder": (
-        "<tool_call>\n<function=f>\n<parameter=s>\nx y\n</parameter>\n<parameter=t>\n"
-        "3\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=f>\n</fun"
-        "ction>\n</tool_call>"
-    ),
-    "seed_oss": (
-        "<seed:tool_call>\n<function=f>\n<parameter=s>x y</parameter>\n</function>"
-        "\n</seed:tool_call>\n<seed:tool_call>\n<function=f>\n</function>\n</seed:to"
-        "ol_call>"
-    ),
+    "functionary_v32": 'f\n{"s": "x y", "t": 3}>>>f\n{"s": "x"}',
+    "xlam": '[{"name": "f", "arguments": {"s": "x y"}}, {"name": "f", "arguments": {"s": "x"}}]',
+    **{name: write([("f", '{"s": "x y", "t": 3}'), ("f", "{}")]) for name, (_, write) in PUBLISHERS.items()},
 }
 
-WHOLE_ANSWERS = ("pythonic", "openai")  # nothing is said before the calls, or elsewhere than in a channel
+WHOLE_ANSWERS = (
+    "functionary_v32",
+    "pythonic",
+    "xlam",
+    "openai",
+)  # nothing is said before the calls, or elsewhere than in a channel
 BEFORE = [("", "", None), ("Hi. ", "", None), ("<think>a</think>", "", "think"), ("a </think>", "<think>", "think")]
 
 

@@ -1,9 +1,13 @@
 """Which way of writing calls and thoughts a chat template speaks of."""
 
+from typing import get_args
+
 import pytest
 
+from orcinus.config.parser_names import ReasoningParser, ToolCallParser
 from orcinus.config.settings import demo_model_path
 from orcinus.engine.errors import InvalidRequestError
+from orcinus.server.reading.message_format import REASONING_PARSERS, TOOL_CALL_PARSERS
 from orcinus.server.reading.tools.families import find_family
 from orcinus.server.reading.tools.mistral import Mistral
 from tests.unit.server.reading.tools import family_templates, templates
@@ -39,7 +43,7 @@ def test_the_format_of_calls_is_found_in_the_template(template: str, name: str |
 
 
 OWN_FORMATS = {
-    "hermes": (templates.HERMES_2_PRO, templates.QWEN_2_5, templates.QWEN_3, templates.QWQ, family_templates.GRANITE_4),
+    "hermes": (templates.HERMES_2_PRO, templates.QWEN_2_5, templates.QWEN_3, templates.QWQ),
     "llama3_json": (templates.LLAMA_3_1, templates.LLAMA_3_2),
     "mistral": (templates.MISTRAL_V3, templates.MISTRAL_V11, templates.MISTRAL_V13, family_templates.MAGISTRAL),
     "pythonic": (templates.LLAMA_4_PYTHONIC, templates.TOOLACE),
@@ -48,7 +52,12 @@ OWN_FORMATS = {
 
 @pytest.mark.parametrize(
     ("name", "template"),
-    [(name, template) for name, known in (family_templates.FAMILIES | OWN_FORMATS).items() for template in known],
+    [
+        (name, template)
+        for known in (family_templates.FAMILIES, OWN_FORMATS)
+        for name, those in known.items()
+        for template in those
+    ],
 )
 def test_each_publishers_way_of_writing_calls_is_taken_for_its_own(name: str, template: str) -> None:
     assert find_family(template) == name
@@ -107,6 +116,13 @@ def test_reasoning_is_found_in_the_template(template: str, has_reasoning: bool) 
         (family_templates.COMMAND_R7B, "cohere_command"),
         (family_templates.GRANITE_3, "granite"),
         (family_templates.GRANITE_4, None),
+        (family_templates.ERNIE_4_5_THINKING, "granite"),
+        (family_templates.EXAONE_4, "think"),
+        (family_templates.NEMOTRON_3, "think"),
+        (family_templates.STEP_3, "think"),
+        (family_templates.APERTUS, "apertus"),
+        (family_templates.LONGCAT_FLASH, "longcat"),
+        (family_templates.COMMAND_A_PLUS, "cohere_command4"),
         (family_templates.HUNYUAN_A13B, "hunyuan"),
         (family_templates.GPT_OSS, "openai"),
         (templates.MISTRAL_V13, None),
@@ -136,6 +152,11 @@ def test_parsers_can_be_turned_off() -> None:
     assert not off.has_reasoning
 
 
+def test_the_settings_have_the_names_of_the_parsers() -> None:
+    assert get_args(ToolCallParser) == TOOL_CALL_PARSERS
+    assert get_args(ReasoningParser) == REASONING_PARSERS
+
+
 def test_an_unknown_parser_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"tool_call_parser must be one of auto, none, hermes, .* got 'xml'"):
         detect("", tool_call_parser="xml")
@@ -160,7 +181,8 @@ def test_a_model_without_tools_takes_a_request_that_forbids_their_use() -> None:
         (templates.GEMMA, {}, "the model's chat template has no tools", False),
         (templates.PLAIN_WITH_TOOLS, {}, "no sign of a format of calls that is known", True),
         (family_templates.UNKNOWN_TAGS, {}, "no sign of a format of calls that is known", True),
-        (family_templates.DEEPSEEK_V3_2, {}, "a format that is not read here, deepseek_v32", True),
+        (family_templates.MINIMAX_M3, {}, "a format that is not read here, minimax_m3", True),
+        (family_templates.KIMI_K3, {}, "a format that is not read here, kimi_k3", True),
         (templates.QWEN_3, {"tool_call_parser": "none"}, "--tool-call-parser is none", False),
     ],
 )

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
+from orcinus.server.reading.message_format import MessageFormat
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from orcinus.server.reading.tools.call_writer import openai_call_id
 from tests.growth import assert_linear
@@ -22,7 +23,7 @@ from tests.unit.server.reading.tools.calling import (
     read_all,
     tool_use,
 )
-from tests.unit.server.reading.tools.test_grammars import accepts
+from tests.unit.server.reading.tools.test_grammars import accepts, matching_tokenizer
 from tests.unit.server.reading.tools.writing import PUBLISHERS, TAGGED
 
 ANY: dict[str, Any] = {
@@ -46,15 +47,9 @@ def pieces_of(*calls: tuple[str, str]) -> list[Piece]:
 
 
 @every_publisher
-@pytest.mark.parametrize("calls", [(CITY,), (TIME,), (CITY, TIME), (TIME, TIME, CITY)])
-def test_calls_are_read(name: str, calls: tuple[tuple[str, str], ...]) -> None:
+def test_only_the_first_call_is_read_where_parallel_calls_are_not_wanted(name: str) -> None:
     template, write = PUBLISHERS[name]
-    form = detect(template)
-    assert form.tool_format is not None
-    assert form.tool_format.name == name
-    use = tool_use(TOOLS)
-    assert read(template, f"See.\n{write(calls)}\n", use=use) == [*content("See."), *pieces_of(*calls)]
-    assert read(template, write(calls), use=tool_use(TOOLS, parallel=False)) == pieces_of(calls[0])
+    assert read(template, write([CITY, TIME]), use=tool_use(TOOLS, parallel=False)) == pieces_of(CITY)
 
 
 @every_publisher
@@ -109,7 +104,7 @@ def test_a_marker_alone_is_text(name: str) -> None:
             assert read(PUBLISHERS[name][0], text, use=tool_use(TOOLS)) == content(text)
 
 
-@pytest.mark.parametrize("name", sorted({"glm45", "minimax_m2", "deepseek_v3", "deepseek_v31", "kimi_k2", "hunyuan"}))
+@pytest.mark.parametrize("name", sorted(PUBLISHERS))
 def test_a_call_inside_reasoning_that_is_never_ended_is_a_call(name: str) -> None:
     template, write = PUBLISHERS[name]
     form = detect(template, reasoning_parser="think")
@@ -255,6 +250,42 @@ def test_good_calls_are_allowed_and_others_are_not(name: str) -> None:
     assert accepts(template, write([TIME]), named)
     assert not accepts(template, write([good]), named)
     assert not accepts(template, write([TIME, TIME]), tool_use(FORCED, "required", parallel=False))
+
+
+def test_deepseeks_token_in_the_midst_of_its_tags_is_one_in_a_grammar() -> None:
+    template, write = PUBLISHERS["deepseek_v32"]
+    form = MessageFormat.detect(template, {"｜DSML｜": 2040}.get, special_tokens=["｜DSML｜"])
+    assert form.needs_special_tokens
+    assert read_all(form, [write([CITY])], use=tool_use(TOOLS)) == pieces_of(CITY)
+    grammar = form.grammar("", tool_use(FORCED, "required"))
+    assert grammar is not None
+    assert '"<" <[2040]> "function_calls>"' in grammar.source
+    assert "｜DSML｜" not in grammar.source
+    assert not LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar.source), matching_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "mimo"])
+def test_a_section_that_was_not_opened_is_read(name: str) -> None:
+    template, write = PUBLISHERS[name]
+    text = write([CITY, TIME]).replace("<tool_call>\n", "")
+    for end in ("", "\nDone."):
+        said = content("Done.") if end else []
+        assert read(template, "See.\n" + text + end, use=tool_use(TOOLS)) == [
+            *content("See."),
+            *pieces_of(CITY, TIME),
+            *said,
+        ]
+
+
+def test_glms_newer_models_write_no_line_breaks() -> None:
+    use = tool_use(FORCED, "required")
+    with_breaks = PUBLISHERS["glm45"][1]([("get_weather", '{"s": "Rome"}'), TIME])
+    without = with_breaks.replace("\n", "")
+    assert accepts(family_templates.GLM_4_7, without, use)
+    assert not accepts(family_templates.GLM_4_7, with_breaks, use)
+    assert not accepts(family_templates.GLM_4_5, without, use)
+    for text in (without, with_breaks):
+        assert read(family_templates.GLM_4_7, text, use=use) == pieces_of(("get_weather", '{"s": "Rome"}'), TIME)
 
 
 @every_publisher

@@ -121,6 +121,7 @@ class Walk:
     tail: str = ""
     token_ids: list[int] = field(default_factory=list)
     num_limited: int = 0  # steps at which not every token might come
+    limit: int | None = None  # of tokens
 
     def may_come(self) -> set[int]:
         self.matcher.fill_mask()
@@ -166,12 +167,21 @@ class Walk:
             if self.is_over or getattr(self.matcher, "_is_inside", None) is False:
                 return
             ids = sorted(self.may_come())
-            ending = [i for i in ids if self.model.tokenizer.token_bytes(i)[:1] in (b'"', b"}", b"]", b",", b"<", b")")]
+            ending = [i for i in ids if self._ends_something(self.model.tokenizer.token_bytes(i)[:1])]
             self.take(self.rng.choice(ending if ending and self.rng.random() < 0.5 else ids))
         raise AssertionError(f"no end of a call: {self.text!r}")
 
+    def _ends_something(self, first: bytes) -> bool:
+        """Return whether a text with this first byte may be the end of what is open, or go on with a closing tag."""
+        form = self.model.form.tool_format
+        begun = (tag.encode() for tag in (form.markers if form else ()) if tag.startswith("<"))
+        is_in_tag = self.text.endswith("<")
+        return any(first == tag[1:2] for tag in begun) if is_in_tag else first in (b'"', b"}", b"]", b",", b"<", b")")
+
     @property
     def is_over(self) -> bool:
+        if self.limit is not None and len(self.token_ids) >= self.limit:
+            return True
         return self.matcher.is_finished or (bool(self.token_ids) and self.token_ids[-1] in DEMO_ENDS)
 
     @property
