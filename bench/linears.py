@@ -3,8 +3,10 @@
     OMP_NUM_THREADS=1 python -m bench.linears [--shape qwen3-0.6b] [--rows 1,16,32,128] [--threads 2] [--rounds 9]
 
 Every round runs all layers and the head in each way, in turn, on the same weights: plain `F.linear`, oneDNN with
-packed weights, our own kernels in bfloat16 and in 8 bits. All but the first have projections of one input merged.
-Medians over the rounds, and the median of the rounds' ratios to the first. Random weights in bfloat16.
+packed weights, our own kernels in bfloat16, in 8 bits, and in 8 and 4 bits with scales for groups of 32 inputs (of 4
+bits the head has 8). All but the first have projections of one input merged. Medians over the rounds, and the median
+of the rounds' ratios to the first. Random weights in bfloat16. `--ways` chooses among them, `--layers` so many of a
+model that is too large to be there in all ways at once, and `--kernels` (or ORCINUS_KERNELS) what the kernels may use.
 """
 
 import argparse
@@ -20,9 +22,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bench.random_model import SHAPES
+from orcinus.config.settings import load_settings
 from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
-from orcinus.engine.cpu.packed_linear import PackedLinear, Packer
-from orcinus.engine.kernels.library import load_library
+from orcinus.engine.cpu.packed_linear import PackedLinear, Packer, head_packer_for
+from orcinus.engine.kernels.library import KERNEL_CHOICES, load_library, use_kernels
 from orcinus.engine.platform.device import cpu_has_bfloat16, device_name
 
 # Weights (out_features, in_features) that share an input.
@@ -34,7 +37,7 @@ class Way:
     """One way to multiply, with all products of a model in their order: each takes its input."""
 
     name: str
-    products: list[Callable[[Tensor], object]]
+    products: Sequence[Callable[[Tensor], object]]
 
     def run(self, inputs: dict[int, Tensor], widths: Sequence[int]) -> float:
         """Milliseconds of one step."""
@@ -49,12 +52,12 @@ def main() -> int:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    groups = weights_of(SHAPES[options.shape][2])
+    use_kernels(options.kernels)
+    values = SHAPES[options.shape][2]
+    groups = weights_of(values | {"num_hidden_layers": options.layers or values["num_hidden_layers"]})
+    found = packers(options.threads)
     ways = [Way("plain", [partial(_apart, group) for group in groups])]
-    ways += [
-        Way(name, [pack(group, [None] * len(group)) for group in groups])
-        for name, pack in packers(options.threads).items()
-    ]
+    ways += [way_of(name, pack, groups) for name, pack in found.items() if options.ways in name]
     widths = [group[0].shape[1] for group in groups]
     print(f"{options.shape}, {device_name(torch.device('cpu'))}, {options.threads} threads, torch {torch.__version__}")
     print("| rows | " + " | ".join(f"{way.name}, ms" for way in ways) + " |\n|---:" + "|---:" * len(ways) + "|")
@@ -71,7 +74,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], default=[1, 16, 32, 128])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--ways", default="", help="those whose names have this in them")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--kernels", choices=KERNEL_CHOICES, default=_most_of(load_settings().kernels))
     return parser.parse_args()
+
+
+def _most_of(kernels: str) -> str:
+    return list(KERNEL_CHOICES)[-1] if kernels == "auto" else kernels
+
+
+def way_of(name: str, pack: Packer, groups: Sequence[Siblings]) -> Way:
+    """All products, the head's as it would be served. Says how long packing took."""
+    started = time.perf_counter()
+    packs = [pack] * (len(groups) - 1) + [head_packer_for(pack)]
+    products = [own(group, [None] * len(group)) for own, group in zip(packs, groups, strict=True)]
+    seconds, size = time.perf_counter() - started, sum(getattr(product, "packed_bytes", 0) for product in products)
+    print(f"{name}: {size / 1e6:.0f} MB, packed in {seconds:.1f} s")
+    return Way(name, products)
 
 
 def weights_of(values: dict[str, Any]) -> list[Siblings]:
@@ -96,6 +116,8 @@ def packers(num_threads: int) -> dict[str, Packer]:
         found["native bfloat16"] = partial(NativeLinear, library, "bfloat16")
     if can_multiply(library, "int8"):
         found["native int8"] = partial(NativeLinear, library, "int8")
+    found["native int8 in groups"] = partial(NativeLinear, library, "int8-groups")
+    found["native int4"] = partial(NativeLinear, library, "int4")
     return found
 
 

@@ -7,8 +7,7 @@ template is asked them: of the demo model, or of the one that is named. A model 
 shape follows, on random tokens. A few of its hidden channels are `--outliers` times as large as the others, as in
 trained models, and what reads them is as much smaller: so they carry no more than others, but set the scale of a row.
 
-4 bits are not served. They are simulated, to see whether they should be: the weights of linear layers other than the
-head are rounded to them, in groups of 32 with a scale each, and computed in bfloat16.
+Of 4 bits the weights have groups of 32 with a scale each, and the head has 8 bits in such groups.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.random_model import SHAPES
 from orcinus.config.settings import demo_model_path, load_settings
@@ -42,7 +41,6 @@ _OUTLIER_CHANNELS = 4
 _LOGIT_STD = 3.0
 _RANDOM_PROMPT_TOKENS = 24
 _MOST_PROMPT_TOKENS = 64
-_GROUP_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +50,12 @@ class Numbers:
     name: str
     dtype: str
     quantization: str | None
-    is_rounded_to_4_bits: bool = False
 
 
 EXACT = Numbers("float32", "float32", None)
 BFLOAT16 = Numbers("bfloat16", "bfloat16", None)
 INT8 = Numbers("int8", "bfloat16", "int8")
-INT4 = Numbers("int4, simulated", "bfloat16", None, is_rounded_to_4_bits=True)
+INT4 = Numbers("int4", "bfloat16", "int4")
 
 
 @torch.inference_mode()
@@ -135,12 +132,14 @@ def _structured(
 
 
 def report(name: str, model: Path, prompts: list[list[int]]) -> None:
-    exact, plain, quantized, rounded = (logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16, INT8, INT4))
+    exact, plain, in_8_bits, in_4_bits = (
+        logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16, INT8, INT4)
+    )
     for numbers, got, than, wanted in (
         (BFLOAT16, plain, EXACT, exact),
-        (INT8, quantized, EXACT, exact),
-        (INT8, quantized, BFLOAT16, plain),
-        (INT4, rounded, BFLOAT16, plain),
+        (INT8, in_8_bits, EXACT, exact),
+        (INT8, in_8_bits, BFLOAT16, plain),
+        (INT4, in_4_bits, BFLOAT16, plain),
     ):
         divergence = (wanted.exp() * (wanted - got)).sum(dim=-1)
         agreement = (got.argmax(dim=-1) == wanted.argmax(dim=-1)).float().mean()
@@ -156,21 +155,9 @@ def logprobs(model: Path, numbers: Numbers, prompts: Sequence[list[int]]) -> Ten
     settings: dict[str, Any] = {"dtype": numbers.dtype, "quantization": numbers.quantization, "device": "cpu"}
     config = load_settings(model=str(model), **settings).engine_config()
     causal_lm = load_causal_lm(config, CPU)
-    if numbers.is_rounded_to_4_bits:
-        round_to_4_bits(causal_lm)
     served = probe_model(causal_lm, CPU)
     lay_out_for_cpu(served, config.quantization)
     return torch.cat([torch.log_softmax(_logits(served, prompt).float(), dim=-1) for prompt in prompts])
-
-
-def round_to_4_bits(model: nn.Module) -> None:
-    """Each linear layer's weights but the head's: -7 to 7 times a scale for each group of the input's channels."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and "head" not in name:
-            groups = module.weight.float().view(len(module.weight), -1, _GROUP_SIZE)
-            scales = groups.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 7
-            rounded = (groups / scales).round() * scales
-            module.weight = nn.Parameter(rounded.flatten(1).to(module.weight.dtype), requires_grad=False)
 
 
 def _logits(served: ServedModel, token_ids: list[int]) -> Tensor:

@@ -4,8 +4,9 @@ Knows nothing of requests, nor which layers may be replaced; where keys, values 
 step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import addressof, c_void_p
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import current_step
+from orcinus.engine.cpu.grouped_weight import GroupedWeight
 from orcinus.engine.cpu.layer_parts import LayerParts, Place
-from orcinus.engine.cpu.native_linear import Kind, PackedWeight
+from orcinus.engine.cpu.native_linear import Kind, PackedWeight, packed_weight
 from orcinus.engine.cpu.token_mixers import NativeAttention, NativeMixer, native_norm
 from orcinus.engine.kernels import structures
 from orcinus.engine.kernels.library import Library
@@ -26,10 +28,24 @@ from orcinus.engine.recurrent.segments import Segments
 class NativeWeights:
     """Holds the packed weights of one layer, or of what comes before its experts, and its mixer."""
 
-    def __init__(self, parts: LayerParts, mixer: NativeMixer, library: Library, kind: Kind) -> None:
+    def __init__(
+        self,
+        parts: LayerParts,
+        mixer: NativeMixer,
+        library: Library,
+        kind: Kind,
+        *,
+        projection_kinds: Mapping[str, Kind] | None = None,
+    ) -> None:
+        """Pack all in one kind but the projections of these names, which have kinds of their own."""
         self.mixer = mixer
         self.has_mlp = bool(parts.gated)
-        self._packed = [_packed(library, parts.mixer.projections, kind), _packed(library, [parts.mixer.out], kind)]
+        kinds = projection_kinds or {}
+        runs = groupby(parts.mixer.projections, lambda place: kinds.get(place.name, kind))
+        first, *self._following = [_packed(library, list(places), own) for own, places in runs]
+        for weight, after in pairwise([first, *self._following]):
+            weight.native.next = addressof(after.native)
+        self._packed = [first, _packed(library, [parts.mixer.out], kind)]
         if parts.gated:
             gate, up, down = parts.gated
             self._packed.append(_packed(library, [gate, up], kind, alternates=True))
@@ -45,7 +61,7 @@ class NativeWeights:
 
     @property
     def nbytes(self) -> int:
-        return sum(weight.nbytes for weight in self._packed)
+        return sum(weight.nbytes for weight in [*self._packed, *self._following])
 
     def use_norms(self, *, are_zero_centred: bool) -> None:
         """Take the weights of norms as they are, or with 1 added."""
@@ -158,12 +174,14 @@ def num_native_layers(model: nn.Module) -> int:
     return sum(layer.has_mlp for decoder in decoders for layer in decoder.layers)
 
 
-def _packed(library: Library, places: Sequence[Place], kind: Kind, *, alternates: bool = False) -> PackedWeight:
+def _packed(
+    library: Library, places: Sequence[Place], kind: Kind, *, alternates: bool = False
+) -> PackedWeight | GroupedWeight:
     weights = [_in_order(place.module.weight.detach(), place.order) for place in places]
     biases = [
         bias if (bias := place.module.bias) is None else _in_order(bias.detach(), place.order) for place in places
     ]
-    packed = PackedWeight(library, kind, weights, biases, alternates=alternates)
+    packed = packed_weight(library, kind, weights, biases, alternates=alternates)
     for place in places:
         MappedFiles().release(place.module.weight)
     return packed

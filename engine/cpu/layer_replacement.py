@@ -6,9 +6,10 @@ author wrote it. Knows nothing of requests.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +32,7 @@ from orcinus.engine.cpu.layer_parts import (
     Place,
     parts_of,
 )
-from orcinus.engine.cpu.native_linear import Kind
+from orcinus.engine.cpu.native_linear import GROUP_FORMS, Kind, NativeLinear
 from orcinus.engine.cpu.token_mixers import NativeAttention, NativeConvolution, NativeDeltaNet, NativeMixer
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.recurrent.binding import states_of
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 _SAMPLE_BLOCK = 16
 # Of what a layer adds to its input: the noise of bfloat16, which tips over a few of the integers of 8 bits.
-_TOLERANCE: dict[Kind, float] = {"bfloat16": 0.03, "int8": 0.06}
+_TOLERANCE: dict[Kind, float] = {"bfloat16": 0.03, "int8": 0.06, "int4": 0.06, "int8-groups": 0.06}
 # No position that the sample had: what a layer makes of it besides turning by its angles is seen.
 _FAR_POSITION = 10_000_000
 
@@ -56,6 +57,8 @@ class RecordedCall:
     gain: float  # of the norms: what was added, over what it was added to
 
 
+# Makes a layer of weights (out_features, in_features) and biases; a trial has one of each.
+Packer = Callable[[Sequence[Tensor], Sequence[Tensor | None]], nn.Module]
 RecordedCalls = dict[nn.Module, RecordedCall]
 # By attention module.
 Attentions = dict[nn.Module, tuple[LayerShape, AttentionSpec]]
@@ -167,7 +170,7 @@ def _native_layer(
     kind: Kind,
 ) -> NativeDecoder | None:
     """Return a native layer that computes what this one does, or None."""
-    trial = _trial(layer, parts, sample, kind)
+    trial = _trial(layer, parts, sample, _trial_linear(backend.library, kind))
     if trial is None:
         return None
     hidden, wanted = trial
@@ -184,7 +187,16 @@ def _native_layer(
     return None
 
 
-def _trial(layer: nn.Module, parts: LayerParts, sample: RecordedCall, kind: Kind) -> tuple[Tensor, Tensor] | None:
+def _trial_linear(library: Library, kind: Kind) -> Packer | None:
+    """Return what the layer's own code is to multiply with, so that what it gives is comparable; None for its own."""
+    if kind in GROUP_FORMS:
+        return partial(NativeLinear, library, kind)
+    return Int8Linear if kind == "int8" else None
+
+
+def _trial(
+    layer: nn.Module, parts: LayerParts, sample: RecordedCall, quantized: Packer | None
+) -> tuple[Tensor, Tensor] | None:
     """Return hidden states so small that rounding keeps what the layer adds, and what its own code makes of them.
 
     Of a layer with experts, what it makes of them before these. None if they are not added to that.
@@ -195,7 +207,7 @@ def _trial(layer: nn.Module, parts: LayerParts, sample: RecordedCall, kind: Kind
         given["position_ids"] = given["position_ids"] + _FAR_POSITION
     with (
         step_context(StepContext(ProbingAttention())),
-        _quantized(parts.linears) if kind == "int8" else nullcontext(),
+        nullcontext() if quantized is None else _quantized(parts.linears, quantized),
         _noted_calls(parts.mlp_norm) as norms,
         _noted_calls(parts.mlp) as mlps,
     ):
@@ -225,12 +237,12 @@ def _noted_calls(module: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], Any]
 
 
 @contextmanager
-def _quantized(places: Sequence[Place]) -> Iterator[None]:
-    """Let the layer's own code multiply in 8 bits, until the context ends."""
+def _quantized(places: Sequence[Place], pack: Packer) -> Iterator[None]:
+    """Let the layer's own code multiply with quantized weights, until the context ends."""
     plain = [place.module for place in places]
     try:
         for place, linear in zip(places, plain, strict=True):
-            setattr(place.owner, place.name, Int8Linear([linear.weight], [linear.bias]))
+            setattr(place.owner, place.name, pack([linear.weight], [linear.bias]))
         yield
     finally:
         for place, linear in zip(places, plain, strict=True):

@@ -1,8 +1,9 @@
-"""Linear layers that our own kernels multiply (`engine/kernels/csrc/linear.cpp`), in bfloat16 or in 8-bit integers.
+"""Linear layers that our own kernels multiply (`engine/kernels/csrc/linear.cpp`), in bfloat16 or in integers.
 
 A weight is packed once, into memory of its own; several of one input can be packed as one. In 8 bits each column has
 a scale, and so has each row of what it is multiplied by, at the time: sums are exact, and rounding happens where
-numbers become integers. Knows nothing of models.
+numbers become integers. Weights of 4 or 8 bits whose scales belong to groups of inputs are in `grouped_weight.py`.
+Knows nothing of models.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedRows, GroupedWeight, GroupForm
 from orcinus.engine.cpu.int8_linear import joined_bias
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.kernels.structures import Linear
 from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
 
-Kind = Literal["bfloat16", "int8"]
+# In 8 bits a weight has a scale for each column, or for each column and group of inputs.
+Kind = Literal["bfloat16", "int8", "int4", "int8-groups"]
+GROUP_FORMS: dict[Kind, GroupForm] = {"int4": INT4, "int8-groups": INT8}
 
 _PANEL = 32  # columns that lie together; PANEL of linear.h
 _UNIT_LANES = 16  # UNIT_LANES of matrix_units.inl
@@ -46,7 +50,7 @@ class PackedWeight:
         self.kind = kind
         self.in_features = weights[0].shape[1]
         self.out_features = sum(weight.shape[0] for weight in weights)
-        assert kind == "bfloat16" or self.in_features <= _MOST_INT8_INPUTS
+        assert kind == "bfloat16" or (kind == "int8" and self.in_features <= _MOST_INT8_INPUTS)
         self._num_lanes = -(-self.in_features // _PER_LANE[kind])
         self._num_columns = -(-self.out_features // _PANEL) * _PANEL
         self._panels = zeroed_bytes(self._num_columns * self._num_lanes * 4)
@@ -109,15 +113,38 @@ class PackedWeight:
         return (rows.float() * self._scales[: self.out_features, None]).bfloat16()
 
 
+def packed_weight(
+    library: Library,
+    kind: Kind | GroupForm,
+    weights: Sequence[Tensor | GroupedRows],
+    biases: Sequence[Tensor | None],
+    *,
+    alternates: bool = False,
+) -> PackedWeight | GroupedWeight:
+    """Pack weights of a kind, or of a form in groups: what is in groups already must have that form."""
+    form = kind if isinstance(kind, GroupForm) else GROUP_FORMS.get(kind)
+    if form is not None:
+        return GroupedWeight(library, form, weights, biases, alternates=alternates)
+    plain = [weight for weight in weights if isinstance(weight, Tensor)]
+    assert len(plain) == len(weights)
+    assert not isinstance(kind, GroupForm)
+    return PackedWeight(library, kind, plain, biases, alternates=alternates)
+
+
 class NativeLinear(nn.Module):
     """Computes `F.linear` with a packed weight: (..., in_features) to (..., out_features), in bfloat16."""
 
     def __init__(
-        self, library: Library, kind: Kind, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+        self,
+        library: Library,
+        kind: Kind | GroupForm,
+        weights: Sequence[Tensor | GroupedRows],
+        biases: Sequence[Tensor | None],
     ) -> None:
         super().__init__()
         self._library = library
-        self.packed = PackedWeight(library, kind, weights, biases)
+        self.packed = packed_weight(library, kind, weights, biases)
+        self._multiply = library.linear if isinstance(self.packed, PackedWeight) else library.grouped_linear
         self.in_features, self.out_features = self.packed.in_features, self.packed.out_features
         self.packed_bytes = self.packed.nbytes
         self.bias = joined_bias(biases)
@@ -131,10 +158,12 @@ class NativeLinear(nn.Module):
         rows = x.to(torch.bfloat16).reshape(-1, self.in_features)
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
         out = rows.new_empty(rows.shape[0], self.out_features)
-        self._library.linear(self.packed.native, rows.data_ptr(), rows.stride(0), rows.shape[0], out.data_ptr())
+        self._multiply(self.packed.native, rows.data_ptr(), rows.stride(0), rows.shape[0], out.data_ptr())
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
 
 def can_multiply(library: Library, kind: Kind) -> bool:
     """Return whether this CPU multiplies in this kind."""
+    if kind in GROUP_FORMS:
+        return True
     return library.has_bf16_linear if kind == "bfloat16" else library.has_int8_linear

@@ -1,8 +1,9 @@
 """Linear layers for a CPU with their weights laid out once for the kernels that multiply them, siblings merged.
 
-Says which kernels those are: our own, in bfloat16 or 8-bit integers; where they do not run, oneDNN's for bfloat16 and
-torch's for integers. `pack_linears` changes a loaded model in place, layer by layer, so that at no time there are two
-copies of more than one. Knows nothing of architectures but the usual names of projections that share an input.
+Says which kernels those are: our own, in bfloat16 or in integers of 8 or 4 bits; where they do not run, oneDNN's for
+bfloat16 and torch's for 8 bits. `pack_linears` changes a loaded model in place, layer by layer, so that at no time
+there are two copies of more than one. Knows nothing of architectures but the usual names of projections that share an
+input.
 """
 
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orcinus.engine.cpu.grouped_weight import GroupedWeight
 from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
 from orcinus.engine.cpu.native_linear import Kind, NativeLinear, can_multiply
 from orcinus.engine.kernels.library import Library
@@ -24,13 +26,17 @@ logger = logging.getLogger(__name__)
 # Siblings that are fed the same tensor. One product of their joined weights reads the input once.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
+_KIND_OF_QUANTIZATION: dict[str | None, Kind] = {None: "bfloat16", "int8": "int8", "int4": "int4"}
+# What a head is packed as where that is not what the other layers are: its rounding is not averaged out behind it.
+_KIND_OF_HEAD: dict[Kind, Kind] = {"int4": "int8-groups"}
+
 # Makes one layer of the weights (out_features, in_features) and biases of several that share their input.
 Packer = Callable[[Sequence[Tensor], Sequence[Tensor | None]], nn.Module]
 
 
 def native_kind(library: Library | None, dtype: torch.dtype, quantization: str | None) -> Kind | None:
     """Return the kind that our own kernels multiply in on this CPU, or None if they should not."""
-    kind: Kind = "int8" if quantization == "int8" else "bfloat16"
+    kind = _KIND_OF_QUANTIZATION[quantization]
     if library is None or not can_multiply(library, kind):
         return None
     return None if kind == "bfloat16" and dtype is not torch.bfloat16 else kind
@@ -50,6 +56,15 @@ def packer_for(
     if quantization == "int8":
         return Int8Linear
     return PackedLinear if dtype is torch.bfloat16 and not is_deterministic and _has_onednn() else None
+
+
+def head_packer_for(pack: Packer) -> Packer:
+    """Return the packing of a model's head, where its other layers have this one."""
+    if isinstance(pack, partial) and pack.func is NativeLinear:
+        library, kind = pack.args
+        if kind in _KIND_OF_HEAD:
+            return partial(NativeLinear, library, _KIND_OF_HEAD[kind])
+    return pack
 
 
 def _has_onednn() -> bool:
@@ -92,8 +107,8 @@ def pack_linears(model: nn.Module, pack: Packer, dtype: torch.dtype, *, keep: Se
 def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
     """Pack a head that shares its weight with the embedding, without having it twice. False where that cannot be.
 
-    In bfloat16 the embedding then looks its rows up in the packed weight. In 8 bits it keeps its own: of a mapped file
-    only the rows that are looked up take memory.
+    In bfloat16, and in groups, the embedding then looks its rows up in the packed weight. In 8 bits without groups it
+    keeps its own: of a mapped file only the rows that are looked up take memory.
     """
     head, embedding = causal_lm.get_output_embeddings(), causal_lm.get_input_embeddings()
     if type(embedding) is not nn.Embedding or embedding.max_norm is not None or type(head) is not nn.Linear:
@@ -102,10 +117,22 @@ def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
         return False
     if pack is PackedLinear:  # a layout of oneDNN's own, which no row can be read from
         return False
-    packed = _packed([head], pack)
-    if isinstance(packed, NativeLinear) and packed.packed.kind == "bfloat16":
-        causal_lm.set_input_embeddings(PackedEmbedding(packed))
+    packed = _packed([head], head_packer_for(pack))
+    if isinstance(packed, NativeLinear) and packed.packed.kind in ("bfloat16", GroupedWeight.kind):
+        causal_lm.set_input_embeddings(PackedEmbedding(packed, embedding.weight.dtype))
     causal_lm.set_output_embeddings(packed)
+    MappedFiles().release(head.weight)
+    return True
+
+
+def pack_own_head(causal_lm: Any, pack: Packer) -> bool:
+    """Pack a head that is not to be packed like other layers and has a weight of its own. False for other heads."""
+    head, head_pack = causal_lm.get_output_embeddings(), head_packer_for(pack)
+    if head_pack is pack or type(head) is not nn.Linear:
+        return False
+    if head.weight.data_ptr() == causal_lm.get_input_embeddings().weight.data_ptr():
+        return False
+    causal_lm.set_output_embeddings(_packed([head], head_pack))
     MappedFiles().release(head.weight)
     return True
 
@@ -142,9 +169,10 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(nn.Module):
     """Computes `nn.Embedding` over the packed weight of a head: ids of any shape to (..., in_features)."""
 
-    def __init__(self, head: NativeLinear) -> None:
+    def __init__(self, head: NativeLinear, dtype: torch.dtype) -> None:
         super().__init__()
         self._packed = head.packed
+        self._dtype = dtype
 
     @property
     def weight(self) -> Tensor:
@@ -152,7 +180,7 @@ class PackedEmbedding(nn.Module):
         return self._packed.unpacked()
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self._packed.rows(ids.flatten()).view(*ids.shape, -1)
+        return self._packed.rows(ids.flatten()).view(*ids.shape, -1).to(self._dtype)
 
 
 class _Merge:

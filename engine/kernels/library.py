@@ -16,6 +16,7 @@ from orcinus.engine.kernels.structures import (
     Convolution,
     DecoderCall,
     DeltaRule,
+    GroupedRows,
     Linear,
     Logprobs,
     Mamba2,
@@ -34,6 +35,18 @@ _OPENMP_NAMES = ("libgomp", "libiomp5", "libomp")
 
 # By the numbers that the library has for them; each includes those before it.
 INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512-bf16", "amx")
+# What multiplies weights in groups, by the numbers of grouped.h.
+GROUPED_KERNELS = ("generic", "avx2", "avx2-vnni", "avx512", "amx")
+# The most that kernels may use: an instruction set by its number, and whether VNNI. The last is all there is.
+KERNEL_CHOICES = {
+    "generic": (0, False),
+    "avx2": (1, False),
+    "avx2-vnni": (1, True),
+    "avx512": (2, True),
+    "avx512-bf16": (3, True),
+    "amx": (4, True),
+}
+_AVX512_LEVEL, _BF16_LEVEL, _UNITS_LEVEL = 2, 3, 4
 
 
 class Library:
@@ -42,32 +55,49 @@ class Library:
     The memory that a structure names must be alive until the call returns.
     """
 
-    def __init__(self, path: Path, level: int | None = None) -> None:
+    def __init__(self, path: Path, level: int | None = None, *, has_vnni: bool = True) -> None:
         """Load the library. Raises `OSError`, `AttributeError` or `RuntimeError` for a file that is another one."""
         functions = ctypes.CDLL(str(path))
         check_layouts(functions)
-        for name in ("best_level", "has_bf16", "has_int8", "has_matrix_units"):
+        for name in ("best_level", "has_bf16", "has_int8", "has_matrix_units", "grouped_kernel"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
-        for name in ("attend", "pack", "linear", "decode", "sample", "logprobs"):
+        for name in ("attend", "pack", "linear", "quantize_groups", "grouped_linear", "decode", "sample", "logprobs"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
         functions.orcinus_attend.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
         functions.orcinus_linear.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
+        functions.orcinus_grouped_kernel.argtypes = (c_int64, c_int64)
+        functions.orcinus_quantize_groups.argtypes = functions.orcinus_pack.argtypes
+        functions.orcinus_grouped_linear.argtypes = functions.orcinus_linear.argtypes
+        functions.orcinus_pack_groups.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p)
+        functions.orcinus_unpack_groups.argtypes = (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)
         functions.orcinus_decode.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_sample.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_logprobs.argtypes = (c_void_p, c_void_p, c_int64)
+        for name in ("pack_groups", "unpack_groups"):
+            getattr(functions, f"orcinus_{name}").restype = None
         for name in ("product", "convolve", "delta_rule", "mamba2", "selective_scan"):
             getattr(functions, f"orcinus_{name}").argtypes = (c_void_p, c_void_p, c_int64)
             getattr(functions, f"orcinus_{name}").restype = None
         self._functions = functions
-        best: int = functions.orcinus_best_level()
-        self._level = best if level is None else min(level, best)
-        self.instruction_set = INSTRUCTION_SETS[self._level]
-        self.has_bf16_linear = bool(functions.orcinus_has_bf16())
-        self.has_int8_linear = bool(functions.orcinus_has_int8())
-        self.has_matrix_units = bool(functions.orcinus_has_matrix_units())
+        self._choose(len(INSTRUCTION_SETS) if level is None else level, has_vnni=has_vnni)
         self._own_threads = ctypes.cast(functions.orcinus_parallel, c_void_p).value
         self.team = Team(gomp_parallel(), 1)
+
+    def _choose(self, level: int, *, has_vnni: bool) -> None:
+        functions = self._functions
+        self._level = min(level, functions.orcinus_best_level())
+        self.instruction_set = INSTRUCTION_SETS[self._level]
+        self.has_bf16_linear = self._level >= _BF16_LEVEL and bool(functions.orcinus_has_bf16())
+        self.has_int8_linear = self._level >= _AVX512_LEVEL and bool(functions.orcinus_has_int8())
+        self.has_matrix_units = self._level >= _UNITS_LEVEL and bool(functions.orcinus_has_matrix_units())
+        self.has_decoder = self._level >= _AVX512_LEVEL
+        self.grouped_kernel: int = functions.orcinus_grouped_kernel(self._level, has_vnni)
+
+    def use_kernels(self, choice: str) -> None:
+        """Use nothing beyond one of `KERNEL_CHOICES` from now on; what this CPU does not have is passed over."""
+        level, has_vnni = KERNEL_CHOICES[choice]
+        self._choose(level, has_vnni=has_vnni)
 
     def use_threads(self, count: int, *, own: bool) -> None:
         """Choose the threads that help from now on: `count` of the library's own, or of torch's OpenMP runtime.
@@ -89,6 +119,27 @@ class Library:
     def linear(self, linear: Linear, x: int, stride: int, count: int, out: int) -> None:
         """Multiply `count` rows of bfloat16 at one address into (count, out_features) at another."""
         if self._functions.orcinus_linear(addressof(linear), x, stride, count, out, addressof(self.team)):
+            raise MemoryError(f"no memory for a product of {count} rows")
+
+    def pack_groups(self, linear: Linear, rows: GroupedRows, *, first: int, spread: int) -> None:
+        """Pack rows that are in groups already into columns `first` and on; see `column_of`."""
+        functions, team = self._functions, addressof(self.team)
+        functions.orcinus_pack_groups(addressof(linear), addressof(rows), first, spread, team)
+
+    def quantize_groups(self, linear: Linear, weight: int, stride: int, count: int, *, first: int, spread: int) -> None:
+        """Pack `count` rows of a bfloat16 weight at an address, in groups with scales of float16."""
+        functions, team = self._functions, addressof(self.team)
+        if functions.orcinus_quantize_groups(addressof(linear), weight, stride, count, first, spread, team):
+            raise MemoryError("no memory to quantize a weight")
+
+    def unpack_groups(self, linear: Linear, columns: int, count: int, out: int) -> None:
+        """Write `count` columns, numbered by int64 at an address, as rows of float32 at another."""
+        self._functions.orcinus_unpack_groups(addressof(linear), columns, count, out, addressof(self.team))
+
+    def grouped_linear(self, linear: Linear, x: int, stride: int, count: int, out: int) -> None:
+        """Multiply as `linear` does, with a weight in groups, on any CPU."""
+        functions, team = self._functions, addressof(self.team)
+        if functions.orcinus_grouped_linear(addressof(linear), x, stride, count, out, team):
             raise MemoryError(f"no memory for a product of {count} rows")
 
     def product(self, call: PlainProduct) -> None:
@@ -125,6 +176,12 @@ class Library:
         """Run the decoder layers of one step. Raises `MemoryError`."""
         if self._functions.orcinus_decode(addressof(call), addressof(self.team), self._level):
             raise MemoryError("no memory for the layers of this step")
+
+
+def use_kernels(choice: str) -> None:
+    """Let the kernels of this process use nothing beyond one of `KERNEL_CHOICES`."""
+    if (library := load_library()) is not None:
+        library.use_kernels(choice)
 
 
 @cache

@@ -69,10 +69,40 @@ class Linear(ctypes.Structure):
         ("scales", c_void_p),
         ("bias", c_void_p),
         ("sums", c_void_p),
+        ("groups", c_void_p),
+        ("next", c_void_p),
         ("in_features", c_int64),
         ("out_features", c_int64),
         ("is_int8", c_int64),
         ("by_matrix_units", c_int64),
+    )
+
+
+class Groups(ctypes.Structure):
+    """`struct Groups` of grouped.h: how values of 4 or 8 bits and their scales are kept."""
+
+    _fields_ = (
+        ("table", c_void_p),
+        ("bits", c_int64),
+        ("size", c_int64),
+        ("zero", c_int64),
+        ("scales", c_int64),
+        ("has_offsets", c_int64),
+        ("kernel", c_int64),
+    )
+
+
+class GroupedRows(ctypes.Structure):
+    """`struct GroupedRows` of grouped.h: rows of a weight as values with their scales, before they are packed."""
+
+    _fields_ = (
+        ("values", c_void_p),
+        ("scales", c_void_p),
+        ("offsets", c_void_p),
+        ("scale_parts", c_void_p),
+        ("offset_parts", c_void_p),
+        ("count", c_int64),
+        ("value_stride", c_int64),
     )
 
 
@@ -381,6 +411,8 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Cache,
     Attention,
     Linear,
+    Groups,
+    GroupedRows,
     Norm,
     AttentionMixer,
     DeltaNetMixer,

@@ -19,7 +19,7 @@ from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.interface import KVCacheSpec, PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
-from orcinus.engine.kernels.library import load_library
+from orcinus.engine.kernels.library import load_library, use_kernels
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.models.loader import eos_token_ids, load_causal_lm, sampling_defaults
 from orcinus.engine.models.text_half import text_half_of
@@ -58,6 +58,7 @@ from orcinus.engine.startup.probe import (
     ServedModel,
     cache_groups,
     check_paged,
+    expect_own_logits,
     probe_model,
 )
 
@@ -81,6 +82,8 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         wanted = config.kv_cache_memory * config.num_sharing_memory
         check_memory(wanted, memory_limit() if device.type == "cpu" else device_memory(device))
     use_available_cores()
+    if config.kernels != "auto":
+        use_kernels(config.kernels)
     with large_blocks_given_back(), _collector_off():
         causal_lm = load_causal_lm(config, device)
     with torch.inference_mode():
@@ -88,10 +91,7 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
             check_positions(causal_lm)
         served = probe_model(causal_lm, device, block_size=config.block_size)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
-        if device.type == "cpu":
-            with large_blocks_given_back():
-                lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
-        logits = check_paged(served, limits.block_size, device, is_quantized=config.quantization is not None)
+        served, logits = _laid_out(served, config, limits.block_size, device)
         obstacle: str | None = "it runs on a GPU"
         if device.type == "cpu":
             served, obstacle = settle_determinism(served, config.deterministic, logits, limits.block_size)
@@ -134,6 +134,21 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         config, served, limits, size, states, is_deterministic=obstacle is None, device=device, load_time_s=load_time_s
     )
     return info, runner
+
+
+def _laid_out(
+    served: ServedModel, config: EngineConfig, block_size: int, device: torch.device
+) -> tuple[ServedModel, torch.Tensor]:
+    """Lay the weights out for the device. Returns the model, and the probe's logits, which are checked."""
+    has_few_bits = config.quantization == "int4"
+    if has_few_bits:
+        check_paged(served, block_size, device)
+    if device.type == "cpu":
+        with large_blocks_given_back():
+            lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
+    if has_few_bits:
+        served = expect_own_logits(served, block_size, device)
+    return served, check_paged(served, block_size, device, is_quantized=config.quantization is not None)
 
 
 def _resolve_states(

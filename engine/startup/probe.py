@@ -168,11 +168,12 @@ def check_paged(served: ServedModel, block_size: int, device: torch.device, *, i
     requests that touch. Raises `ModelLoadError`.
     """
     model, expected = served.model, served.expected_logits
+    num_before = model.num_replays
     try:
         logits = paged_probe_logits(served, _CHUNKS, block_size, device)
     except Exception as error:
         raise ModelLoadError(f"{model.name} cannot run from a paged cache: {reason_of(error)}") from error
-    if model.num_replays != len(_CHUNKS):
+    if model.num_replays - num_before != len(_CHUNKS):
         raise ModelLoadError(f"{model.name} computes its logits in a way that cannot be served")
     if not _agree(logits, expected, None if is_quantized else served.cache_dtype):
         raise ModelLoadError(
@@ -181,6 +182,15 @@ def check_paged(served: ServedModel, block_size: int, device: torch.device, *, i
             "paged cache"
         )
     return logits
+
+
+def expect_own_logits(served: ServedModel, block_size: int, device: torch.device) -> ServedModel:
+    """Expect what the model computes of the probe's sequence in one piece now, whatever it was when it was loaded.
+
+    To be checked beforehand as it was loaded: weights of very few bits move logits by more than what is to be found.
+    """
+    whole = paged_probe_logits(served, [[(0, 0), (0, PROBE_TOKENS)]], block_size, device)
+    return replace(served, expected_logits=whole)
 
 
 def _own_logits(model: LanguageModel, device: torch.device) -> Tensor | None:

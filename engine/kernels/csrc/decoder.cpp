@@ -30,6 +30,9 @@ template <class Body> void for_rows(const Team& team, long count, const Body& bo
     });
 }
 
+// Of a product and of those that follow it.
+long width_of(const Linear& linear) { return linear.out + (linear.next ? width_of(*linear.next) : 0); }
+
 #include "token_mixers.inl"
 
 // One layer, and what its parts hand on to one another.
@@ -41,9 +44,10 @@ public:
 
     long bytes() const {
         long total = bytes_to_mix(layer_, count_);
-        for (const Linear* linear : {layer_.projections, layer_.mixer_out, layer_.gate_up, layer_.down})
-            if (linear != nullptr) total = most(total, bytes_of_rows(*linear, count_));
-        const long values = layer_.projections->out + layer_.mixer_out->in + layer_.hidden_size + mlp_width();
+        for (const Linear* first : {layer_.projections, layer_.mixer_out, layer_.gate_up, layer_.down})
+            for (const Linear* linear = first; linear != nullptr; linear = linear->next)
+                total = most(total, bytes_of_rows(*linear, count_));
+        const long values = width_of(*layer_.projections) + layer_.mixer_out->in + layer_.hidden_size + mlp_width();
         return total + count_ * values * sizeof(bf16) + 64 * 8;
     }
 
@@ -52,14 +56,16 @@ public:
         const Linear *projections = layer_.projections, *mixer_out = layer_.mixer_out, *gate_up = layer_.gate_up;
         const long width = layer_.hidden_size;
         Scratch scratch(memory);
-        bf16* projected = scratch.take<bf16>(count_ * projections->out);
+        bf16* projected = scratch.take<bf16>(count_ * width_of(*projections));
         bf16* mixed = scratch.take<bf16>(count_ * mixer_out->in);
         bf16* middle = has_mlp() ? scratch.take<bf16>(count_ * width) : out;
         bf16* gated = scratch.take<bf16>(count_ * mlp_width());
         char* rest = scratch.take<char>(0);
 
-        multiply(*projections, normalized(*projections, rest, hidden, hidden_stride, layer_.mixer_norm),
-                 Target{projected, projections->out, nullptr, 0, false}, team_);
+        long column = 0;
+        for (const Linear* part = projections; part != nullptr; column += part->out, part = part->next)
+            multiply(*part, normalized(*part, rest, hidden, hidden_stride, layer_.mixer_norm),
+                     Target{projected + column, width_of(*projections), nullptr, 0, false}, team_);
         if (mix(Mixing{call_, layer_, attention_, team_, level_, projected, mixed, rest})) return 1;
         multiply(*mixer_out, rows(*mixer_out, rest, mixed, mixer_out->in),
                  Target{middle, width, hidden, hidden_stride, false}, team_);

@@ -190,6 +190,7 @@ INLINE void quantize_row(const bf16* values, long count, uint8_t* out, float* sc
 namespace orcinus {
 
 void fill_row(const Linear& linear, const Rows& rows, long index, const bf16* values) {
+    if (linear.groups) return fill_grouped_row(linear, rows, index, values);
     uint32_t* lanes = rows.lanes + index * rows.stride;
     lanes[lanes_of(linear) - 1] = 0;
     if (linear.is_int8)
@@ -199,6 +200,7 @@ void fill_row(const Linear& linear, const Rows& rows, long index, const bf16* va
 }
 
 void multiply(const Linear& linear, const Rows& rows, const Target& target, const Team& team) {
+    if (linear.groups) return multiply_grouped(linear, rows, target, team);
     const long block = linear.by_matrix_units ? UNIT_ROW_BLOCK : ROW_BLOCK;
     const Product product = {linear, rows, target, (rows.count + block - 1) / block,
                              linear.is_int8 ? quads::tile_kernel : pairs::tile_kernel};

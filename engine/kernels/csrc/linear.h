@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "common.h"
+#include "grouped.h"
 
 namespace orcinus {
 
@@ -18,15 +18,43 @@ extern "C" {
 //
 // int8 weights have a scale for each column, and the sum of each column's integers, times the 128 that is added to the
 // rows' integers. Matrix units take weights alone whose lanes are a multiple of 16.
+//
+// Where there are `groups`, panels are laid out as they say instead, and neither of those is used. `next` has the columns that
+// follow, of the same input, or is null: a decoder layer's projections need not all have the same kind of numbers.
 struct Linear {
     const void* panels;
     const float *scales, *bias;
     const int32_t* sums;
+    const Groups* groups;
+    const Linear* next;
     int64_t in, out, is_int8, by_matrix_units;
 };
 }
 
 namespace orcinus {
+
+// Panels of a weight in groups, in bytes.
+struct GroupLayout {
+    long num_groups, per_block, head_bytes, group_bytes;
+
+    explicit INLINE GroupLayout(const Linear& linear) {
+        const Groups& groups = *linear.groups;
+        num_groups = (linear.in + groups.size - 1) / groups.size;
+        per_block = groups.scales == FLOAT16_SCALES ? 1 : groups.scales == TWO_LEVEL_SCALES ? 256 / groups.size : 8;
+        const long wide = groups.scales == EXPONENT_SCALES ? 0 : 2 * PANEL, narrow = per_block > 1 ? per_block * PANEL : 0;
+        head_bytes = (wide + narrow) * (groups.has_offsets ? 2 : 1);
+        group_bytes = groups.size * PANEL * groups.bits / 8;
+    }
+
+    long num_blocks() const { return (num_groups + per_block - 1) / per_block; }
+    long panel_bytes() const { return num_blocks() * head_bytes + num_groups * group_bytes; }
+    // From the start of a panel on.
+    long block(long index) const { return index * (head_bytes + per_block * group_bytes); }
+    long values(long group) const { return block(group / per_block) + head_bytes + group % per_block * group_bytes; }
+};
+
+// What a row has besides its lanes, for each group: where the sum of integers starts, its scale, and its sum.
+const long WORDS_PER_GROUP = 3;
 
 // Rows that a product reads: lanes of 32 bits, and the scale of each row where they are integers.
 struct Rows {
@@ -37,6 +65,7 @@ struct Rows {
 };
 
 INLINE long lanes_of(const Linear& linear) {
+    if (linear.groups) return GroupLayout(linear).num_groups * (linear.groups->size / 4 + WORDS_PER_GROUP);
     return linear.is_int8 ? (linear.in + 3) / 4 : (linear.in + 1) / 2;
 }
 
@@ -66,5 +95,10 @@ struct Target {
 void fill_row(const Linear& linear, const Rows& rows, long index, const bf16* values);
 
 void multiply(const Linear& linear, const Rows& rows, const Target& target, const Team& team);
+
+// The same where there are groups; grouped.cpp.
+void fill_grouped_row(const Linear& linear, const Rows& rows, long index, const bf16* values);
+
+void multiply_grouped(const Linear& linear, const Rows& rows, const Target& target, const Team& team);
 
 }  // namespace orcinus

@@ -1,7 +1,7 @@
 // What mixes the tokens of a layer, between its first product and its second: attention, a gated delta net or a short
 // convolution. decoder.cpp includes this file.
 
-// A layer's mixer at work: from `projected` (num_tokens, projections->out) to `mixed` (num_tokens, mixer_out->in).
+// A layer's mixer at work: from `projected` (num_tokens, width of projections) to `mixed` (num_tokens, mixer_out->in).
 struct Mixing {
     const DecoderCall& call;
     const DecoderLayer& layer;
@@ -12,7 +12,7 @@ struct Mixing {
     char* memory;  // bytes_to_mix
 
     long count() const { return call.num_tokens; }
-    long projected_stride() const { return layer.projections->out; }
+    long projected_stride() const { return width_of(*layer.projections); }
     long mixed_stride() const { return layer.mixer_out->in; }
     bf16* projected_row(long row) const { return projected + row * projected_stride(); }
     bf16* mixed_row(long row) const { return mixed + row * mixed_stride(); }

@@ -30,7 +30,7 @@ def test_a_comma_on_the_command_line_is_part_of_the_value() -> None:
         ({"port": "70000"}, "--port: must be a whole number from 0 to 65535, got '70000'"),
         ({"port": "http"}, "--port: must be a whole number from 0 to 65535, got 'http'"),
         ({"device": "gpu"}, "--device: must be one of auto, cpu, cuda, got 'gpu'"),
-        ({"quantization": "int4"}, "--quantization: must be int8, got 'int4'"),
+        ({"quantization": "int5"}, "--quantization: must be one of int8, int4, got 'int5'"),
         ({"max_num_seqs": "0"}, "--max-num-seqs: must be a whole number from 1 to 4096, got '0'"),
         ({"max_model_len": "0"}, "--max-model-len: must be a whole number at least 1, got '0'"),
         ({"target_itl_ms": "0"}, "--target-itl-ms: must be a number above 0 and at most 60000, got '0'"),

@@ -1,0 +1,229 @@
+"""Weights of 4 or 8 bits whose inputs come in groups, each with a scale of its own (`kernels/csrc/grouped.h`).
+
+A form says how: what number a value stands for, and how scales are kept. Plain weights are rounded to the nearest
+numbers of a form; weights that are quantized already are packed as they are. What multiplies them rounds rows to 8 bits
+with a scale for each group, sums integers exactly, and adds groups in their order in float32. Knows nothing of models.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import addressof
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from orcinus.engine.kernels import structures
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
+
+_PANEL = 32  # columns that lie together; PANEL of linear.h
+_ROWS_AT_ONCE = 8192  # a multiple of 32
+_SCALES = ("float16", "two-level", "exponent")  # by the numbers of grouped.h
+_BLOCK_INPUTS = 256  # whose groups share a float16 in two levels
+_EXPONENTS_OF_BLOCK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GroupForm:
+    """Says what the values of a weight stand for: `scale * (value - zero) - offset`.
+
+    A table has the values of four bits in place of their numbers. A scale is a float16 of its group; an integer of 8
+    bits with a sign times a float16 of 256 inputs (and an offset one without a sign); or 2 to the power of a byte less
+    127. `value - zero` must fit into 8 bits with a sign.
+    """
+
+    bits: Literal[4, 8]
+    size: Literal[16, 32] = 32
+    zero: int = 0
+    scales: Literal["float16", "two-level", "exponent"] = "float16"
+    has_offsets: bool = False
+    table: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.table is None or (self.bits == 4 and len(self.table) == 16)
+        assert not (self.has_offsets and self.scales == "exponent")
+
+    @property
+    def groups_of_block(self) -> int:
+        """Return how many groups have their scales together."""
+        return {"float16": 1, "two-level": _BLOCK_INPUTS // self.size, "exponent": _EXPONENTS_OF_BLOCK}[self.scales]
+
+    @property
+    def block_scale_bytes(self) -> int:
+        """Return the bytes of a block's scales for one column."""
+        wide = 0 if self.scales == "exponent" else 2
+        narrow = 0 if self.scales == "float16" else self.groups_of_block
+        return (wide + narrow) * (2 if self.has_offsets else 1)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return what a weight takes, its part of the scales included."""
+        return self.bits + 8 * self.block_scale_bytes / (self.groups_of_block * self.size)
+
+    def num_groups(self, in_features: int) -> int:
+        return -(-in_features // self.size)
+
+    def num_blocks(self, in_features: int) -> int:
+        return -(-self.num_groups(in_features) // self.groups_of_block)
+
+
+INT4 = GroupForm(4, zero=8)
+INT8 = GroupForm(8, zero=128)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedRows:
+    """Holds a weight (out_features, in_features) as values of a byte each, uint8, and their scales.
+
+    `scales` and `offsets` are float16 (out_features, num_blocks), the parts of two levels and exponents a byte for
+    each group, (out_features, num_groups). What the form does not have is None.
+    """
+
+    values: Tensor
+    scales: Tensor | None = None
+    offsets: Tensor | None = None
+    scale_parts: Tensor | None = None
+    offset_parts: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+    def part(self, first: int, end: int) -> "GroupedRows":
+        """Return some of the rows."""
+        parts = (self.scales, self.offsets, self.scale_parts, self.offset_parts)
+        return GroupedRows(self.values[first:end], *(None if part is None else part[first:end] for part in parts))
+
+    def check(self, form: GroupForm) -> None:
+        """Raise `ValueError` unless the tensors have the types and shapes of a form."""
+        rows, width = self.shape
+        blocks, groups = (rows, form.num_blocks(width)), (rows, form.num_groups(width))
+        has_wide, has_parts = form.scales != "exponent", form.scales != "float16"
+        for name, part, is_there, shape, size in (
+            ("values", self.values, True, (rows, width), 1),
+            ("scales", self.scales, has_wide, blocks, 2),
+            ("offsets", self.offsets, has_wide and form.has_offsets, blocks, 2),
+            ("scale_parts", self.scale_parts, has_parts, groups, 1),
+            ("offset_parts", self.offset_parts, has_parts and form.has_offsets, groups, 1),
+        ):
+            found = None if part is None else (tuple(part.shape), part.itemsize)
+            wanted = (shape, size) if is_there else None
+            if found != wanted:
+                raise ValueError(f"{name} of a weight in groups must have (shape, bytes) {wanted}, not {found}")
+
+
+class GroupedWeight:
+    """Holds the packed rows of one or more weights of one form, with their biases, as `PackedWeight` does.
+
+    Plain weights (out_features, in_features) are rounded to the form, which must have scales of float16 and no offsets.
+    """
+
+    kind = "grouped"
+
+    def __init__(
+        self,
+        library: Library,
+        form: GroupForm,
+        weights: Sequence[Tensor | GroupedRows],
+        biases: Sequence[Tensor | None],
+        *,
+        alternates: bool = False,
+    ) -> None:
+        self.form = form
+        self.in_features = weights[0].shape[1]
+        self.out_features = sum(weight.shape[0] for weight in weights)
+        self._library = library
+        self._num_columns = -(-self.out_features // _PANEL) * _PANEL
+        self._panels = zeroed_bytes(self._num_columns * self._column_bytes())
+        self._bias = torch.zeros(self._num_columns) if any(bias is not None for bias in biases) else None
+        self._table = (ctypes.c_uint8 * 16)(*form.table) if form.table else None
+        self._groups = self._group_structure()
+        self.native = structures.Linear(
+            panels=self._panels.data_ptr(),
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            groups=addressof(self._groups),
+            in_features=self.in_features,
+            out_features=self.out_features,
+        )
+        spread, first = 2 if alternates else 1, 0
+        for weight, bias in zip(weights, biases, strict=True):
+            self._pack(weight, first, spread)
+            self._add_bias(bias, first, spread)
+            first += _PANEL // 2 if alternates else weight.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self._panels.nbytes
+
+    def _column_bytes(self) -> int:
+        form, width = self.form, self.in_features
+        values = form.num_groups(width) * form.size * form.bits // 8
+        return values + form.num_blocks(width) * form.block_scale_bytes
+
+    def _group_structure(self) -> structures.Groups:
+        form = self.form
+        return structures.Groups(
+            table=None if self._table is None else addressof(self._table),
+            bits=form.bits,
+            size=form.size,
+            zero=form.zero,
+            scales=_SCALES.index(form.scales),
+            has_offsets=form.has_offsets,
+            kernel=self._library.grouped_kernel,
+        )
+
+    def _pack(self, weight: Tensor | GroupedRows, first: int, spread: int) -> None:
+        if isinstance(weight, GroupedRows):
+            weight.check(self.form)
+        else:
+            assert self.form in (INT4, INT8)
+        for row in range(0, weight.shape[0], _ROWS_AT_ONCE):
+            if isinstance(weight, GroupedRows):
+                self._pack_grouped(weight.part(row, row + _ROWS_AT_ONCE), first + row * spread, spread)
+            else:
+                self._quantize(weight[row : row + _ROWS_AT_ONCE], first + row * spread, spread)
+
+    def _quantize(self, rows: Tensor, first: int, spread: int) -> None:
+        plain = rows.to(torch.bfloat16).contiguous()
+        address, stride, count = plain.data_ptr(), plain.stride(0), plain.shape[0]
+        self._library.quantize_groups(self.native, address, stride, count, first=first, spread=spread)
+        MappedFiles().release(rows)
+
+    def _pack_grouped(self, rows: GroupedRows, first: int, spread: int) -> None:
+        values = rows.values if rows.values.stride(1) == 1 else rows.values.contiguous()
+        names = ("scales", "offsets", "scale_parts", "offset_parts")
+        parts = {name: part.contiguous() for name in names if (part := getattr(rows, name)) is not None}
+        native = structures.GroupedRows(
+            values=values.data_ptr(),
+            count=values.shape[0],
+            value_stride=values.stride(0),
+            **{name: part.data_ptr() for name, part in parts.items()},
+        )
+        self._library.pack_groups(self.native, native, first=first, spread=spread)
+
+    def _add_bias(self, bias: Tensor | None, first: int, spread: int) -> None:
+        if bias is not None:
+            assert self._bias is not None
+            rows = torch.arange(bias.numel())
+            self._bias[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
+
+    def exact_rows(self, indices: Tensor) -> Tensor:
+        """Return (n,) columns of the packed weight, rows of the plain one, as (n, in_features) in float32."""
+        columns = indices.to(torch.int64).contiguous()
+        out = torch.empty(columns.numel(), self.in_features)
+        self._library.unpack_groups(self.native, columns.data_ptr(), columns.numel(), out.data_ptr())
+        return out
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Return the same in bfloat16."""
+        return self.exact_rows(indices).bfloat16()
+
+    def unpacked(self) -> Tensor:
+        """Return the weight (out_features, in_features) in bfloat16, in the order of the packed columns."""
+        whole = torch.empty(self.out_features, self.in_features, dtype=torch.bfloat16)
+        for first in range(0, self.out_features, _ROWS_AT_ONCE):
+            part = whole[first : first + _ROWS_AT_ONCE]
+            part.copy_(self.exact_rows(torch.arange(first, first + part.shape[0])))
+        return whole

@@ -1,0 +1,257 @@
+// Linear layers whose weights have 4 or 8 bits and scales for groups of inputs (grouped.h), for any CPU: AVX-512 and AVX2,
+// with VNNI or without, chosen by the weight's `kernel`; by matrix units (AMX) where there are some and enough rows.
+//
+// Rows become integers of 8 bits with a scale for each group, at the time. Work is cut into items as in linear.cpp.
+
+#include "linear.h"
+#include "tile_shapes.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+// Whether the compiler knows AVX2's form of VNNI.
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define HAS_AVX_VNNI 1
+#endif
+
+namespace {
+
+const long ROW_BLOCK = 448;
+// Of matrix units: what rows have come to is kept while parts of a panel pass by.
+const long UNIT_ROW_BLOCK = 224;
+// Below so many rows vectors are as fast as matrix units; and for fewer of the last ones behind tiles of them.
+const long FEWEST_UNIT_ROWS = 16, FEWEST_LAST_ROWS = 9;
+// Below this many multiplications, waking the other threads costs more than they save.
+const double SERIAL_WORK = 200e3;
+
+const uint8_t NO_TABLE[16] = {};
+
+// Rows by a panel.
+struct Part {
+    long panel, row, end_row;
+};
+
+// A row: its lanes, and what it has for each group.
+struct Row {
+    uint32_t* lanes;
+    int32_t* starts;
+    float *scales, *sums;
+};
+
+INLINE Row row_at(const Linear& linear, const GroupLayout& layout, const Rows& rows, long index) {
+    uint32_t* lanes = rows.lanes + index * rows.stride;
+    uint32_t* starts = lanes + layout.num_groups * (linear.groups->size / 4);
+    float* scales = reinterpret_cast<float*>(starts + layout.num_groups);
+    return Row{lanes, reinterpret_cast<int32_t*>(starts), scales, scales + layout.num_groups};
+}
+
+typedef void (*TileKernel)(const Linear& linear, const GroupLayout& layout, const Row& row, long stride, const char* panel,
+                           float* out);
+
+INLINE float half_to_float(uint16_t half) {
+    const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, mantissa = half & 0x3ff;
+    if (exponent == 31) return bits_as<float>(sign | 0x7f800000 | mantissa << 13);
+    if (exponent > 0) return bits_as<float>(sign | (exponent + 112) << 23 | mantissa << 13);
+    const float small = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign ? -small : small;
+}
+
+// To the nearest, ties to even; what is too large becomes infinite.
+INLINE uint16_t float_to_half(float x) {
+    const uint32_t bits = bits_as<uint32_t>(x), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (size > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+    if (size >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
+    if (size < 0x38800000) {  // of the size of 2^-14 and less, in steps of 2^-24: adding 0.5 rounds to them
+        const uint32_t rounded = bits_as<uint32_t>(bits_as<float>(size) + 0.5f) - bits_as<uint32_t>(0.5f);
+        return static_cast<uint16_t>(sign | rounded);
+    }
+    return static_cast<uint16_t>(sign | ((size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13));
+}
+
+#define AVX512 0
+#define AVX2 0
+namespace generic {
+#include "grouped_vectors.inl"
+
+#include "grouped.inl"
+#include "quantize.inl"
+}  // namespace generic
+#undef AVX2
+
+#if defined(__x86_64__)
+
+#define AVX2 1
+#define VNNI 0
+BEGIN_TARGET("avx2,fma,f16c")
+namespace avx2 {
+#include "grouped_vectors.inl"
+
+#include "grouped.inl"
+#include "quantize.inl"
+}  // namespace avx2
+END_TARGET
+#undef VNNI
+#define VNNI 1
+#if HAS_AVX_VNNI
+BEGIN_TARGET("avx2,fma,f16c,avxvnni")
+namespace avx2_vnni {
+#include "grouped_vectors.inl"
+
+#include "grouped.inl"
+}  // namespace avx2_vnni
+END_TARGET
+#endif
+#undef AVX512
+
+#define AVX512 1
+BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+namespace avx512 {
+#include "grouped_vectors.inl"
+
+#include "grouped.inl"
+#include "quantize.inl"
+}  // namespace avx512
+END_TARGET
+
+#if MATRIX_UNITS
+BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8")
+namespace units {
+#include "grouped_vectors.inl"
+
+#include "grouped_units.inl"
+}  // namespace units
+END_TARGET
+#endif
+
+#endif
+
+// What one instruction set does.
+struct Kernels {
+    void (*fill)(const Linear& linear, const Rows& rows, long index, const bf16* values);
+    void (*by_vectors)(const Linear& linear, const Rows& rows, const Target& target, const Part& part);
+    void (*quantize)(const Linear& linear, const bf16* weights, uint8_t* values, uint16_t* scales);
+};
+
+#define KERNELS_OF(set, quantizing) Kernels{set::fill, set::by_vectors, quantizing::quantize}
+
+Kernels kernels_of(const Linear& linear) {
+    switch (linear.groups->kernel) {
+#if defined(__x86_64__)
+        case AVX2_GROUPS: return KERNELS_OF(avx2, avx2);
+#if HAS_AVX_VNNI
+        case AVX2_VNNI_GROUPS: return KERNELS_OF(avx2_vnni, avx2);
+#endif
+        case AVX512_GROUPS:
+        case UNIT_GROUPS: return KERNELS_OF(avx512, avx512);
+#endif
+        default: return KERNELS_OF(generic, generic);
+    }
+}
+
+void multiply_part(const Linear& linear, const Rows& rows, const Target& target, const Part& part) {
+    Part rest = part;
+#if MATRIX_UNITS
+    const long count = part.end_row - part.row, last = count % 16;
+    if (linear.groups->kernel == UNIT_GROUPS && count >= FEWEST_UNIT_ROWS) {
+        rest.row = last < FEWEST_LAST_ROWS ? part.end_row - last : part.end_row;
+        alignas(64) float sums[UNIT_ROW_BLOCK * PANEL];
+        units::multiply(linear, rows, Part{part.panel, part.row, rest.row}, sums);
+        avx512::finish_tile(linear, target, part.row, rest.row - part.row, part.panel, sums);
+    }
+#endif
+    if (rest.row < rest.end_row) kernels_of(linear).by_vectors(linear, rows, target, rest);
+}
+
+}  // namespace
+
+namespace orcinus {
+
+void fill_grouped_row(const Linear& linear, const Rows& rows, long index, const bf16* values) {
+    kernels_of(linear).fill(linear, rows, index, values);
+}
+
+void multiply_grouped(const Linear& linear, const Rows& rows, const Target& target, const Team& team) {
+    const long block = linear.groups->kernel == UNIT_GROUPS ? UNIT_ROW_BLOCK : ROW_BLOCK;
+    const long num_panels = (linear.out + PANEL - 1) / PANEL, num_blocks = (rows.count + block - 1) / block;
+    const bool is_small = double(linear.in) * linear.out * rows.count < SERIAL_WORK;
+    const Team nobody = {nullptr, 1};
+    parallel_shares(is_small ? nobody : team, num_panels * num_blocks, [&](long number, long) {
+        const long index = number / num_panels;
+        const long first = rows.count * index / num_blocks, end = rows.count * (index + 1) / num_blocks;
+        multiply_part(linear, rows, target, Part{number % num_panels, first, end});
+    });
+}
+
+}  // namespace orcinus
+
+namespace {
+
+#include "grouped_packing.inl"
+
+}  // namespace
+
+extern "C" {
+
+// The best kernel of this CPU for weights in groups, of those that a level of orcinus_best_level() has.
+EXPORT int64_t orcinus_grouped_kernel(int64_t level, int64_t has_vnni) {
+#if defined(__x86_64__)
+    const bool with_vnni = has_vnni != 0 && __builtin_cpu_supports("avx512vnni");
+    if (level >= 4 && with_vnni) return UNIT_GROUPS;
+    if (level >= 2 && with_vnni) return AVX512_GROUPS;
+    if (level >= 1) return has_vnni && has_avx_vnni() ? AVX2_VNNI_GROUPS : AVX2_GROUPS;
+#endif
+    (void)level, (void)has_vnni;
+    return GENERIC_GROUPS;
+}
+
+// Packs rows of values that are in groups already into columns `first` and on; see column_of.
+EXPORT void orcinus_pack_groups(const Linear* linear, const GroupedRows* rows, int64_t first, int64_t spread,
+                                const Team* team) {
+    parallel_for(*team, (rows->count + 15) / 16, [&](long part) {
+        for (long r = part * 16; r < least(part * 16 + 16, rows->count); r++)
+            put_row(*linear, column_of(first, spread, r), *rows, r);
+    });
+}
+
+// Packs `count` rows of a weight, (count, in) with a stride in elements, as the nearest values of a form without offsets and
+// with scales of float16. Returns 0, or 1 without memory to work in.
+EXPORT int64_t orcinus_quantize_groups(const Linear* linear, const bf16* weight, int64_t stride, int64_t count,
+                                       int64_t first, int64_t spread, const Team* team) {
+    const Kernels kernels = kernels_of(*linear);
+    const GroupLayout layout(*linear);
+    const long padded = layout.num_groups * linear->groups->size;
+    std::atomic<int64_t> failed{0};
+    parallel_for(*team, (count + 15) / 16, [&](long part) {
+        uint8_t* values = static_cast<uint8_t*>(malloc(padded + layout.num_groups * sizeof(uint16_t)));
+        if (values == nullptr) return failed.store(1);
+        uint16_t* scales = reinterpret_cast<uint16_t*>(values + padded);
+        const GroupedRows row = {values, scales, nullptr, nullptr, nullptr, 1, padded};
+        for (long r = part * 16; r < least(part * 16 + 16, count); r++) {
+            kernels.quantize(*linear, weight + r * stride, values, scales);
+            put_row(*linear, column_of(first, spread, r), row, 0);
+        }
+        free(values);
+    });
+    return failed.load();
+}
+
+// Columns of a packed weight as rows of a plain one, (count, in).
+EXPORT void orcinus_unpack_groups(const Linear* linear, const int64_t* columns, int64_t count, float* out,
+                                  const Team* team) {
+    parallel_for(*team, count, [&](long i) { unpack_column(*linear, columns[i], out + i * linear->in); });
+}
+
+// (count, in) with a stride in elements, to (count, out). Returns 0, or 1 without memory to work in.
+EXPORT int64_t orcinus_grouped_linear(const Linear* linear, const bf16* x, int64_t stride, int64_t count, bf16* out,
+                                      const Team* team) {
+    static thread_local Arena arena;
+    char* memory = arena.reserve(bytes_of_rows(*linear, count));
+    if (memory == nullptr) return 1;
+    Scratch scratch(memory);
+    const Rows rows = rows_in(*linear, scratch, count);
+    for (long i = 0; i < count; i++) fill_grouped_row(*linear, rows, i, x + i * stride);
+    multiply_grouped(*linear, rows, Target{out, linear->out, nullptr, 0, false}, *team);
+    return 0;
+}
+}

@@ -1,0 +1,196 @@
+// Products with weights in groups for one instruction set. grouped.cpp includes this file behind grouped_vectors.inl.
+//
+// The integers of a group are summed exactly; each sum becomes a float, is multiplied by the row's scale, and added to what
+// came before by one fused operation with the column's scale. So neither the rows beside it nor the instruction set change
+// a bit of a row's result.
+
+// Rows of a tile at most: the integer sums of that many stay in registers.
+#if AVX512
+const long TILE_ROWS = 8;
+#elif AVX2
+const long TILE_ROWS = 2;
+#else
+const long TILE_ROWS = 1;
+#endif
+
+// So few rows wait for memory: what this panel or the next one has so many bytes further on is fetched meanwhile.
+const long FETCHING_ROWS = 4, FETCHED_AHEAD = 8192;
+
+// How values are stored, and what a group of them needs.
+template <int BITS_OF_ONE, int LANES_OF_GROUP, bool BY_TABLE, bool WITH_OFFSETS> struct Mode {
+    static const int BITS = BITS_OF_ONE, GROUP_LANES = LANES_OF_GROUP;
+    static const bool HAS_TABLE = BY_TABLE, HAS_OFFSETS = WITH_OFFSETS, ARE_SMALL = BITS_OF_ONE == 4 && !BY_TABLE;
+};
+
+// The sums of a group's integers, of NUM_ROWS rows `stride` words apart from `row` on.
+template <class M, int NUM_ROWS> struct GroupSums {
+    Ints at[NUM_ROWS][VECTORS];
+
+    INLINE GroupSums(const char* values, const uint32_t* lanes, const int32_t* start, long stride, const Table& table) {
+        UNROLL for (int m = 0; m < NUM_ROWS; m++)
+            UNROLL for (int v = 0; v < VECTORS; v++) at[m][v] = first_sum<M::ARE_SMALL>(start + m * stride);
+        UNROLL for (int lane = 0; lane < M::GROUP_LANES * M::BITS / 8; lane++)
+            UNROLL for (int v = 0; v < VECTORS; v++)
+                add(load_values(values + lane * PANEL * 4 + v * LANES * 4), v, lanes + lane, stride, table);
+        UNROLL for (int m = 0; m < NUM_ROWS; m++)
+            UNROLL for (int v = 0; v < VECTORS; v++) at[m][v] = whole_sum<M::ARE_SMALL>(at[m][v], start + m * stride);
+    }
+
+    // `values` are those of one lane, or of two.
+    INLINE void add(Ints values, int v, const uint32_t* lane, long stride, const Table& table) {
+        if (M::BITS == 8) return multiply(values, v, lane, stride);
+        const Ints low = low_half(values), high = high_half(values);
+        multiply(M::HAS_TABLE ? look_up(table, low) : low, v, lane, stride);
+        multiply(M::HAS_TABLE ? look_up(table, high) : high, v, lane + M::GROUP_LANES / 2, stride);
+    }
+
+    INLINE void multiply(Ints values, int v, const uint32_t* lane, long stride) {
+        UNROLL for (int m = 0; m < NUM_ROWS; m++)
+            at[m][v] = dot<M::ARE_SMALL>(at[m][v], values, every(lane + m * stride));
+    }
+};
+
+// NUM_ROWS rows times one panel, into (NUM_ROWS, PANEL).
+template <class M, int NUM_ROWS>
+void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long stride, const char* panel, float* out) {
+    const Table table = table_of(M::HAS_TABLE ? linear.groups->table : NO_TABLE);
+    const int64_t kind = linear.groups->scales;
+    Floats results[NUM_ROWS][VECTORS];
+    UNROLL for (int m = 0; m < NUM_ROWS; m++)
+        UNROLL for (int v = 0; v < VECTORS; v++) results[m][v] = zero_floats();
+    for (long first = 0; first < layout.num_groups; first += layout.per_block) {
+        const char *head = panel, *values = panel + layout.head_bytes;
+        const long count = least(layout.per_block, layout.num_groups - first);
+        for (long g = 0; g < count; g++, values += M::GROUP_LANES * PANEL * M::BITS / 2) {
+            const long group = first + g;
+            if (NUM_ROWS <= FETCHING_ROWS)
+                for (long i = 0; i < M::GROUP_LANES * PANEL * M::BITS / 2; i += 64)
+                    __builtin_prefetch(values + FETCHED_AHEAD + i);
+            const GroupSums<M, NUM_ROWS> sums(values, row.lanes + group * M::GROUP_LANES, row.starts + group, stride, table);
+            const Scales s = scales_of<M::HAS_OFFSETS>(kind, layout, head, g);
+            UNROLL for (int m = 0; m < NUM_ROWS; m++)
+                UNROLL for (int v = 0; v < VECTORS; v++) {
+                    const Floats x = product(as_floats_of(sums.at[m][v]), every(row.scales[m * stride + group]));
+                    results[m][v] = fused(x, s.scale[v], results[m][v]);
+                    if (M::HAS_OFFSETS)
+                        results[m][v] = fused_less(every(row.sums[m * stride + group]), s.offset[v], results[m][v]);
+                }
+        }
+        panel = values;
+    }
+    UNROLL for (int m = 0; m < NUM_ROWS; m++)
+        UNROLL for (int v = 0; v < VECTORS; v++) put(out + m * PANEL + v * LANES, results[m][v]);
+}
+
+template <class M> TileKernel tile_of(long num_rows) {
+    switch (num_rows) {
+        case 1: return tile<M, 1>;
+#if AVX2
+        case 2: return tile<M, 2>;
+#endif
+#if AVX512
+        case 3: return tile<M, 3>;
+        case 4: return tile<M, 4>;
+        case 5: return tile<M, 5>;
+        case 6: return tile<M, 6>;
+        case 7: return tile<M, 7>;
+        case 8: return tile<M, 8>;
+#endif
+        default: return nullptr;
+    }
+}
+
+template <int GROUP_LANES> TileKernel tile_of_groups(const Groups& groups, long num_rows) {
+    const bool has_offsets = groups.has_offsets != 0;
+    if (groups.bits == 8)
+        return has_offsets ? tile_of<Mode<8, GROUP_LANES, false, true>>(num_rows)
+                           : tile_of<Mode<8, GROUP_LANES, false, false>>(num_rows);
+    if (groups.table)
+        return has_offsets ? tile_of<Mode<4, GROUP_LANES, true, true>>(num_rows)
+                           : tile_of<Mode<4, GROUP_LANES, true, false>>(num_rows);
+    return has_offsets ? tile_of<Mode<4, GROUP_LANES, false, true>>(num_rows)
+                       : tile_of<Mode<4, GROUP_LANES, false, false>>(num_rows);
+}
+
+TileKernel tile_kernel(const Groups& groups, long num_rows) {
+    return groups.size == 32 ? tile_of_groups<8>(groups, num_rows) : tile_of_groups<4>(groups, num_rows);
+}
+
+// ---- rows
+
+// Puts the integers of one group where a product reads them, and what it needs of them: its largest value becomes 127.
+// What is not finite makes the scale NaN; what is too small for a factor, 0.
+INLINE void fill_group(const f32x16* x, long num_vectors, int8_t* integers, const Row& row, long group, long start) {
+    f32x16 most = greater(x[0], -x[0]), poison = x[0] * 0.0f;
+    for (long i = 1; i < num_vectors; i++) {
+        most = greater(most, greater(x[i], -x[i]));
+        poison = poison + x[i] * 0.0f;
+    }
+    const float found = max_of(most), largest = found > 0x1p-110f ? found : 0.0f;
+    const float scale = largest / 127.0f + sum_of(poison), factor = largest > 0.0f ? 127.0f / largest : 0.0f;
+    f32x16 sum = {};
+    for (long i = 0; i < num_vectors; i++) {
+        const f32x16 whole = scale == scale ? nearest(x[i] * factor) : f32x16{};
+        put_bytes(integers + i * 16, whole);
+        sum += whole;
+    }
+    const float total = sum_of(sum);
+    row.starts[group] = static_cast<int32_t>(total) * static_cast<int32_t>(start);
+    row.scales[group] = scale;
+    row.sums[group] = total * scale;
+}
+
+void fill(const Linear& linear, const Rows& rows, long index, const bf16* values) {
+    const Groups& groups = *linear.groups;
+    const GroupLayout layout(linear);
+    const Row row = row_at(linear, layout, rows, index);
+    const bool is_shifted = HAS_SHIFTED_VALUES && (groups.bits == 8 || groups.table);
+    int8_t* integers = reinterpret_cast<int8_t*>(row.lanes);
+    for (long group = 0; group < layout.num_groups; group++) {
+        f32x16 x[2] = {};
+        for (long i = 0; i < groups.size / 16; i++) {
+            const long first = group * groups.size + i * 16;
+            x[i] = read(values + first, most(0, least(16, linear.in - first)));
+        }
+        fill_group(x, groups.size / 16, integers + group * groups.size, row, group, (is_shifted ? 128 : 0) - groups.zero);
+    }
+}
+
+// ---- results
+
+// Up to 16 columns of one row's result.
+INLINE void finish(const Target& target, long row, long column, long count, f32x16 x) {
+    if (target.residual) x += read(target.residual + row * target.residual_stride + column, count);
+    write(target.out + row * target.stride + column, count, x);
+}
+
+// Rows of what products of a panel have come to, (num_rows, PANEL).
+void finish_tile(const Linear& linear, const Target& target, long row, long num_rows, long panel, const float* sums) {
+    const long column = panel * PANEL;
+    for (long m = 0; m < num_rows; m++, sums += PANEL) {
+        f32x16 low = load(sums), high = load(sums + 16);
+        if (linear.bias) {
+            low += load(linear.bias + column);
+            high += load(linear.bias + column + 16);
+        }
+        if (target.is_gated) {
+            finish(target, row + m, column / 2, 16, silu(low) * high);
+            continue;
+        }
+        finish(target, row + m, column, least(16, linear.out - column), low);
+        if (linear.out > column + 16) finish(target, row + m, column + 16, least(16, linear.out - column - 16), high);
+    }
+}
+
+void by_vectors(const Linear& linear, const Rows& rows, const Target& target, const Part& part) {
+    const GroupLayout layout(linear);
+    alignas(64) float sums[TILE_ROWS * PANEL];
+    const char* panel = static_cast<const char*>(linear.panels) + part.panel * layout.panel_bytes();
+    const long count = part.end_row - part.row, num_tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
+    for (long t = 0; t < num_tiles; t++) {
+        const long row = part.row + count * t / num_tiles, end = part.row + count * (t + 1) / num_tiles;
+        const TileKernel kernel = tile_kernel(*linear.groups, end - row);
+        kernel(linear, layout, row_at(linear, layout, rows, row), rows.stride, panel, sums);
+        finish_tile(linear, target, row, end - row, part.panel, sums);
+    }
+}

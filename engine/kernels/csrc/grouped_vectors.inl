@@ -1,0 +1,269 @@
+// What products in groups need of an instruction set: vectors of integers of 32 bits, each of four products, and of floats.
+// grouped.cpp includes this file in a namespace per set, with AVX512, AVX2 and VNNI as 1 where they are there.
+//
+// dot() multiplies values without a sign by a row's integers. Where the instruction that does it would saturate, what is
+// multiplied are values less 128 (HAS_SHIFTED_VALUES), of 8 bits, or sums of 16 bits are kept, of values below 16.
+
+#if AVX512
+
+#include "rows.inl"
+
+typedef __m512i Ints;
+typedef __m512 Floats;
+typedef __m512i Table;
+const bool HAS_SHIFTED_VALUES = false;
+
+INLINE Ints load_values(const void* p) { return _mm512_loadu_si512(p); }
+INLINE Ints every(const void* p) { return _mm512_set1_epi32(*static_cast<const int32_t*>(p)); }
+INLINE Floats every(float x) { return _mm512_set1_ps(x); }
+INLINE Ints low_half(Ints x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+INLINE Ints high_half(Ints x) { return low_half(_mm512_srli_epi16(x, 4)); }
+INLINE Table table_of(const uint8_t* p) {
+    return _mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE Ints look_up(Table table, Ints x) { return _mm512_shuffle_epi8(table, x); }
+
+INLINE Floats as_floats_of(Ints x) { return _mm512_cvtepi32_ps(x); }
+INLINE Floats zero_floats() { return _mm512_setzero_ps(); }
+INLINE Floats product(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+INLINE Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Floats fused_less(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
+INLINE void put(float* p, Floats x) { _mm512_storeu_ps(p, x); }
+
+INLINE Floats halves(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
+INLINE Ints wide_bytes(const void* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+INLINE Floats unsigned_bytes(const void* p) { return as_floats_of(wide_bytes(p)); }
+INLINE Floats signed_bytes(const void* p) {
+    return as_floats_of(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+}
+INLINE Floats exponents(const void* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(wide_bytes(p), 23)); }
+
+template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return every(start); }
+template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) { return _mm512_dpbusd_epi32(sum, values, row); }
+template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+
+INLINE f32x16 greater(f32x16 a, f32x16 b) { return reinterpret_cast<f32x16>(_mm512_max_ps(as_m512(a), as_m512(b))); }
+INLINE f32x16 lesser(f32x16 a, f32x16 b) { return reinterpret_cast<f32x16>(_mm512_min_ps(as_m512(a), as_m512(b))); }
+INLINE f32x16 nearest(f32x16 x) { return reinterpret_cast<f32x16>(_mm512_roundscale_ps(as_m512(x), 0)); }
+INLINE void put_bytes(int8_t* p, f32x16 whole) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(as_m512(whole))));
+}
+
+#elif AVX2
+
+#include "vectors.inl"
+
+typedef __m256i Ints;
+typedef __m256 Floats;
+typedef __m256i Table;
+const bool HAS_SHIFTED_VALUES = !VNNI;
+
+INLINE Ints load_values(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+INLINE Ints every(const void* p) { return _mm256_set1_epi32(*static_cast<const int32_t*>(p)); }
+INLINE Floats every(float x) { return _mm256_set1_ps(x); }
+INLINE Ints low_half(Ints x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+INLINE Ints high_half(Ints x) { return low_half(_mm256_srli_epi16(x, 4)); }
+INLINE Table table_of(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE Ints look_up(Table table, Ints x) { return _mm256_shuffle_epi8(table, x); }
+
+INLINE Floats as_floats_of(Ints x) { return _mm256_cvtepi32_ps(x); }
+INLINE Floats zero_floats() { return _mm256_setzero_ps(); }
+INLINE Floats product(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+INLINE Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE Floats fused_less(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
+INLINE void put(float* p, Floats x) { _mm256_storeu_ps(p, x); }
+
+INLINE Floats halves(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+INLINE Ints wide_bytes(const void* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
+INLINE Floats unsigned_bytes(const void* p) { return as_floats_of(wide_bytes(p)); }
+INLINE Floats signed_bytes(const void* p) {
+    return as_floats_of(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+}
+INLINE Floats exponents(const void* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(wide_bytes(p), 23)); }
+
+#if VNNI
+
+template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return every(start); }
+template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) { return _mm256_dpbusd_avx_epi32(sum, values, row); }
+template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+
+#else
+
+INLINE Ints of_pairs(Ints x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
+
+// Of values below 16 the products of a whole group, 32 times 15 times 127, fit into two numbers of 16 bits.
+template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) {
+    return ARE_SMALL ? _mm256_setzero_si256() : every(start);
+}
+template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) {
+    if (ARE_SMALL) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(values, row));
+    const Ints shifted = _mm256_xor_si256(values, _mm256_set1_epi8(-128));
+    return _mm256_add_epi32(sum, of_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(shifted), _mm256_sign_epi8(row, shifted))));
+}
+template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void* start) {
+    return ARE_SMALL ? _mm256_add_epi32(every(start), of_pairs(sum)) : sum;
+}
+
+#endif
+
+INLINE f32x16 joined(__m256 low, __m256 high) {
+    f32x16 x;
+    __builtin_memcpy(&x, &low, sizeof low);
+    __builtin_memcpy(reinterpret_cast<char*>(&x) + sizeof low, &high, sizeof high);
+    return x;
+}
+INLINE f32x16 fused(f32x16 a, f32x16 b, f32x16 c) {
+    const Halves<f32x16, f32x8> x(a), y(b), z(c);
+    return joined(fused(x.low, y.low, z.low), fused(x.high, y.high, z.high));
+}
+INLINE f32x16 greater(f32x16 a, f32x16 b) {
+    const Halves<f32x16, f32x8> x(a), y(b);
+    return joined(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));
+}
+INLINE f32x16 lesser(f32x16 a, f32x16 b) {
+    const Halves<f32x16, f32x8> x(a), y(b);
+    return joined(_mm256_min_ps(x.low, y.low), _mm256_min_ps(x.high, y.high));
+}
+INLINE f32x16 nearest(f32x16 x) {
+    const Halves<f32x16, f32x8> parts(x);
+    return joined(_mm256_round_ps(parts.low, 8), _mm256_round_ps(parts.high, 8));
+}
+INLINE void put_bytes(int8_t* p, f32x16 whole) {
+    const Halves<f32x16, f32x8> parts(whole);
+    const __m256i low = _mm256_cvtps_epi32(parts.low), high = _mm256_cvtps_epi32(parts.high);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+#else
+
+#include "vectors.inl"
+
+struct Ints {
+    int32_t at[16];
+};
+struct Floats {
+    float at[16];
+};
+typedef const uint8_t* Table;
+const bool HAS_SHIFTED_VALUES = false;
+
+template <class To, class Number> INLINE To each_of(const Number& number) {
+    To to;
+    for (int i = 0; i < 16; i++) to.at[i] = number(i);
+    return to;
+}
+
+INLINE Ints load_values(const void* p) {
+    Ints x;
+    __builtin_memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE Ints every(const void* p) {
+    int32_t number;
+    __builtin_memcpy(&number, p, sizeof number);
+    return each_of<Ints>([&](int) { return number; });
+}
+INLINE Floats every(float x) { return each_of<Floats>([&](int) { return x; }); }
+INLINE Ints low_half(Ints x) { return each_of<Ints>([&](int i) { return x.at[i] & 0x0f0f0f0f; }); }
+INLINE Ints high_half(Ints x) { return each_of<Ints>([&](int i) { return x.at[i] >> 4 & 0x0f0f0f0f; }); }
+INLINE Table table_of(const uint8_t* p) { return p; }
+INLINE Ints look_up(Table table, Ints x) {
+    uint8_t bytes[64];
+    __builtin_memcpy(bytes, &x, sizeof x);
+    for (uint8_t& byte : bytes) byte = table[byte];
+    return load_values(bytes);
+}
+
+INLINE Floats as_floats_of(Ints x) { return each_of<Floats>([&](int i) { return static_cast<float>(x.at[i]); }); }
+INLINE Floats zero_floats() { return every(0.0f); }
+INLINE Floats product(Floats a, Floats b) { return each_of<Floats>([&](int i) { return a.at[i] * b.at[i]; }); }
+INLINE Floats fused(Floats a, Floats b, Floats c) {
+    return each_of<Floats>([&](int i) { return __builtin_fmaf(a.at[i], b.at[i], c.at[i]); });
+}
+INLINE Floats fused_less(Floats a, Floats b, Floats c) {
+    return each_of<Floats>([&](int i) { return __builtin_fmaf(-a.at[i], b.at[i], c.at[i]); });
+}
+INLINE void put(float* p, Floats x) { __builtin_memcpy(p, &x, sizeof x); }
+
+INLINE Floats halves(const void* p) {
+    return each_of<Floats>([&](int i) { return half_to_float(static_cast<const uint16_t*>(p)[i]); });
+}
+INLINE Floats unsigned_bytes(const void* p) {
+    return each_of<Floats>([&](int i) { return static_cast<float>(static_cast<const uint8_t*>(p)[i]); });
+}
+INLINE Floats signed_bytes(const void* p) {
+    return each_of<Floats>([&](int i) { return static_cast<float>(static_cast<const int8_t*>(p)[i]); });
+}
+INLINE Floats exponents(const void* p) {
+    return each_of<Floats>([&](int i) { return bits_as<float>(uint32_t{static_cast<const uint8_t*>(p)[i]} << 23); });
+}
+
+template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return every(start); }
+template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) {
+    uint8_t a[64];
+    int8_t b[64];
+    __builtin_memcpy(a, &values, sizeof a);
+    __builtin_memcpy(b, &row, sizeof b);
+    for (int i = 0; i < 64; i++) sum.at[i / 4] += a[i] * b[i];
+    return sum;
+}
+template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+
+INLINE f32x16 fused(f32x16 a, f32x16 b, f32x16 c) {
+    UNROLL for (int i = 0; i < 16; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+}
+INLINE f32x16 greater(f32x16 a, f32x16 b) { return a > b ? a : b; }
+INLINE f32x16 lesser(f32x16 a, f32x16 b) { return a < b ? a : b; }
+INLINE f32x16 nearest(f32x16 x) {
+    UNROLL for (int i = 0; i < 16; i++) x[i] = __builtin_rintf(x[i]);
+    return x;
+}
+INLINE void put_bytes(int8_t* p, f32x16 whole) {
+    for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(whole[i]);
+}
+
+#endif
+
+#if !AVX512
+
+INLINE f32x16 silu(f32x16 x) {
+    const f32x16 bottom = splat(-88.0f);  // below, exp(-x) is beyond float32
+    return x / (1.0f + exp_of(x < bottom ? -bottom : -x));
+}
+
+INLINE f32x16 read(const bf16* p, long count) { return count < 16 ? load_first(p, count) : widen(p); }
+
+INLINE void write(bf16* p, long count, f32x16 x) {
+    for (long i = 0; i < least(count, 16); i++) p[i] = round_to_bf16(x[i]);
+}
+
+#endif
+
+// Columns of a vector, and vectors of a panel.
+const long LANES = sizeof(Ints) / 4, VECTORS = PANEL / LANES;
+
+// Of all columns of a group: the scales of values, and what is taken off.
+struct Scales {
+    Floats scale[VECTORS], offset[VECTORS];
+};
+
+template <bool HAS_OFFSETS>
+INLINE Scales scales_of(int64_t kind, const GroupLayout& layout, const char* head, long group) {
+    Scales s;
+    const char* parts = head + (kind == EXPONENT_SCALES ? 0 : HAS_OFFSETS ? 4 : 2) * PANEL + group * PANEL;
+    const char* offset_parts = parts + layout.per_block * PANEL;
+    UNROLL for (long v = 0; v < VECTORS; v++) {
+        const long column = v * LANES;
+        s.scale[v] = kind == EXPONENT_SCALES ? exponents(parts + column) : halves(head + column * 2);
+        s.offset[v] = HAS_OFFSETS ? halves(head + (PANEL + column) * 2) : zero_floats();
+        if (kind != TWO_LEVEL_SCALES) continue;
+        s.scale[v] = product(s.scale[v], signed_bytes(parts + column));
+        if (HAS_OFFSETS) s.offset[v] = product(s.offset[v], unsigned_bytes(offset_parts + column));
+    }
+    return s;
+}
