@@ -20,8 +20,8 @@ namespace {
 const long ROW_BLOCK = 448;
 // Of matrix units: what rows have come to is kept while parts of a panel pass by.
 const long UNIT_ROW_BLOCK = 224;
-// Below so many rows vectors are faster than matrix units.
-const long FEWEST_UNIT_ROWS = 24;
+// Below so many rows vectors are as fast as matrix units; and for fewer of the last ones behind tiles of them.
+const long FEWEST_UNIT_ROWS = 16, FEWEST_LAST_ROWS = 9;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
 
@@ -49,7 +49,7 @@ INLINE Row row_at(const Linear& linear, const GroupLayout& layout, const Rows& r
 typedef void (*TileKernel)(const Linear& linear, const GroupLayout& layout, const Row& row, long stride, const char* panel,
                            float* out);
 
-float half_to_float(uint16_t half) {
+INLINE float half_to_float(uint16_t half) {
     const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, mantissa = half & 0x3ff;
     if (exponent == 31) return bits_as<float>(sign | 0x7f800000 | mantissa << 13);
     if (exponent > 0) return bits_as<float>(sign | (exponent + 112) << 23 | mantissa << 13);
@@ -58,7 +58,7 @@ float half_to_float(uint16_t half) {
 }
 
 // To the nearest, ties to even; what is too large becomes infinite.
-uint16_t float_to_half(float x) {
+INLINE uint16_t float_to_half(float x) {
     const uint32_t bits = bits_as<uint32_t>(x), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
     if (size > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
     if (size >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
@@ -150,14 +150,17 @@ Kernels kernels_of(const Linear& linear) {
 }
 
 void multiply_part(const Linear& linear, const Rows& rows, const Target& target, const Part& part) {
+    Part rest = part;
 #if MATRIX_UNITS
-    if (linear.groups->kernel == UNIT_GROUPS && part.end_row - part.row >= FEWEST_UNIT_ROWS) {
+    const long count = part.end_row - part.row, last = count % 16;
+    if (linear.groups->kernel == UNIT_GROUPS && count >= FEWEST_UNIT_ROWS) {
+        rest.row = last < FEWEST_LAST_ROWS ? part.end_row - last : part.end_row;
         alignas(64) float sums[UNIT_ROW_BLOCK * PANEL];
-        units::multiply(linear, rows, part, sums);
-        return avx512::finish_tile(linear, target, part.row, part.end_row - part.row, part.panel, sums);
+        units::multiply(linear, rows, Part{part.panel, part.row, rest.row}, sums);
+        avx512::finish_tile(linear, target, part.row, rest.row - part.row, part.panel, sums);
     }
 #endif
-    kernels_of(linear).by_vectors(linear, rows, target, part);
+    if (rest.row < rest.end_row) kernels_of(linear).by_vectors(linear, rows, target, rest);
 }
 
 }  // namespace

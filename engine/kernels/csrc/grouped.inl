@@ -13,6 +13,9 @@ const long TILE_ROWS = 2;
 const long TILE_ROWS = 1;
 #endif
 
+// So few rows wait for memory: what this panel or the next one has so many bytes further on is fetched meanwhile.
+const long FETCHING_ROWS = 4, FETCHED_AHEAD = 8192;
+
 // How values are stored, and what a group of them needs.
 template <int BITS_OF_ONE, int LANES_OF_GROUP, bool BY_TABLE, bool WITH_OFFSETS> struct Mode {
     static const int BITS = BITS_OF_ONE, GROUP_LANES = LANES_OF_GROUP;
@@ -60,6 +63,9 @@ void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long 
         const long count = least(layout.per_block, layout.num_groups - first);
         for (long g = 0; g < count; g++, values += M::GROUP_LANES * PANEL * M::BITS / 2) {
             const long group = first + g;
+            if (NUM_ROWS <= FETCHING_ROWS)
+                for (long i = 0; i < M::GROUP_LANES * PANEL * M::BITS / 2; i += 64)
+                    __builtin_prefetch(values + FETCHED_AHEAD + i);
             const GroupSums<M, NUM_ROWS> sums(values, row.lanes + group * M::GROUP_LANES, row.starts + group, stride, table);
             const Scales s = scales_of<M::HAS_OFFSETS>(kind, layout, head, g);
             UNROLL for (int m = 0; m < NUM_ROWS; m++)

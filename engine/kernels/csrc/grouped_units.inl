@@ -8,7 +8,7 @@ const long UNIT_ROWS = 16;
 const long UNPACKED_GROUPS = 16;
 
 // Groups whose sums are computed in one go. Sums are in tiles 0 to 3, rows in 4 and 5, values in 6 and 7.
-const long GROUPS_AT_ONCE = 8;
+const long GROUPS_AT_ONCE = 4;
 
 struct alignas(64) Unpacked {
     int8_t values[UNPACKED_GROUPS][MOST_GROUP_LANES * PANEL * 4];
@@ -58,14 +58,16 @@ INLINE void unpack(const Linear& linear, const GroupLayout& layout, const char* 
     }
 }
 
-INLINE RowScales row_scales_of(const Row& row, long stride, long num_rows, long first, long count) {
-    RowScales s = {};
-    for (long m = 0; m < num_rows; m++)
-        for (long g = 0; g < count; g++) {
-            s.scales[g][m] = row.scales[m * stride + first + g];
-            s.sums[g][m] = row.sums[m * stride + first + g];
-        }
-    return s;
+template <bool HAS_OFFSETS>
+INLINE void gather_scales(const Row& row, long stride, long num_rows, long first, long count, RowScales& to) {
+    const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i places = _mm512_mullo_epi32(numbers, _mm512_set1_epi32(static_cast<int>(stride)));
+    const __mmask16 rows = static_cast<__mmask16>((1u << num_rows) - 1);
+    for (long g = 0; g < count; g++) {
+        const float *scales = row.scales + first + g, *sums = row.sums + first + g;
+        _mm512_store_ps(to.scales[g], _mm512_mask_i32gather_ps(zero_floats(), rows, places, scales, 4));
+        if (HAS_OFFSETS) _mm512_store_ps(to.sums[g], _mm512_mask_i32gather_ps(zero_floats(), rows, places, sums, 4));
+    }
 }
 
 // Sums of integers of some groups: 16 rows by the left and the right 16 columns.
@@ -141,14 +143,15 @@ void multiply_in_groups(const Linear& linear, const Rows& rows, const Part& part
     Unpacked unpacked;
     alignas(64) UnitSums unit_sums;
     if ((part.end_row - part.row) % UNIT_ROWS != 0) __builtin_memset(&unit_sums, 0, sizeof unit_sums);  // none but numbers
+    long configured = 0;
     for (long first = 0; first < layout.num_groups; first += UNPACKED_GROUPS) {
         const long count = least(UNPACKED_GROUPS, layout.num_groups - first);
         unpack<HAS_OFFSETS>(linear, layout, panel, first, count, unpacked);
-        long configured = 0;
         for (long index = part.row; index < part.end_row; index += UNIT_ROWS) {
             const long num_rows = least(UNIT_ROWS, part.end_row - index);
             const Row row = row_at(linear, layout, rows, index);
-            const RowScales scales = row_scales_of(row, rows.stride, num_rows, first, count);
+            RowScales scales;
+            gather_scales<HAS_OFFSETS>(row, rows.stride, num_rows, first, count, scales);
             if (num_rows != configured) configure(configured = num_rows, group_lanes);
             multiply_rows<HAS_OFFSETS>(row.lanes + first * group_lanes, rows.stride, group_lanes, unpacked, scales, count,
                                        unit_sums, sums + (index - part.row) * PANEL);
