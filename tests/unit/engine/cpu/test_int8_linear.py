@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
-from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
+from orcinus.engine.cpu.native_linear import NativeLinear, PackedWeight, can_multiply
 from orcinus.engine.kernels.library import load_library
 
 LIBRARY = load_library()
@@ -53,6 +53,7 @@ def test_numbers_are_those_of_our_kernels(num_rows: int, in_features: int, out_f
     bias = normal(out_features, seed=2) if has_bias else None
     plain, ours = Int8Linear([weight], [bias]), native(weight, bias)
     assert torch.equal(plain.weight, ours.weight)
+    assert isinstance(ours.packed, PackedWeight)
     assert torch.equal(plain._scales.squeeze(1), ours.packed._scales[:out_features])
     if has_bias:
         assert_within_one_rounding(plain(x), ours(x))
