@@ -167,16 +167,17 @@ class Walk:
             if self.is_over or getattr(self.matcher, "_is_inside", None) is False:
                 return
             ids = sorted(self.may_come())
-            ending = [i for i in ids if self._ends_something(self.model.tokenizer.token_bytes(i)[:1])]
+            first = self._first_bytes_of_ends()
+            ending = [i for i in ids if self.model.tokenizer.token_bytes(i)[:1] in first]
             self.take(self.rng.choice(ending if ending and self.rng.random() < 0.5 else ids))
         raise AssertionError(f"no end of a call: {self.text!r}")
 
-    def _ends_something(self, first: bytes) -> bool:
-        """Return whether a text with this first byte may be the end of what is open, or go on with a closing tag."""
+    def _first_bytes_of_ends(self) -> set[bytes]:
+        """Return with what a token begins that may end what is open, or that goes on with a closing tag."""
         form = self.model.form.tool_format
-        begun = (tag.encode() for tag in (form.markers if form else ()) if tag.startswith("<"))
-        is_in_tag = self.text.endswith("<")
-        return any(first == tag[1:2] for tag in begun) if is_in_tag else first in (b'"', b"}", b"]", b",", b"<", b")")
+        if form is not None and self.text.endswith("<"):
+            return {tag[1:2].encode() for tag in form.markers if tag.startswith("<")}
+        return {b'"', b"}", b"]", b",", b"<", b")"}
 
     @property
     def is_over(self) -> bool:
