@@ -210,7 +210,7 @@ class _PathSearch:
 
     def _preferred(self) -> int | None:
         """Return a token that ends what might be any text."""
-        ending = [*filter(self._ends_text, self._path_finder.preferred)]
+        ending = [*filter(self._ends_text, filter(self._is_due, self._path_finder.preferred))]
         if len(ending) > 1:  # of those that end nothing, each gets its turn
             ending.sort(key=lambda token_id: (not self._ends_all(token_id), self._num_preferred[token_id]))
         if ending:
@@ -219,6 +219,10 @@ class _PathSearch:
         if not self._path_finder.begins_tag(self._last):
             return None
         return next(filter(self._ends_text, self._path_finder.after_less), None)
+
+    def _is_due(self, token_id: int) -> bool:
+        """Return whether a token is to be tried still: where it ends no text it may begin the same thing for ever."""
+        return self._num_preferred[token_id] < _NUM_ROUNDS or any(map(self._may_come, self._path_finder.letters))
 
     def _ends_all(self, token_id: int) -> bool:
         after = self._matcher.deep_copy()
@@ -238,7 +242,8 @@ class _PathSearch:
     def _best_of(self, mask: NDArray[np.int32], order: _Order) -> int | None:
         ids = np.array(self._path_finder.ids)
         allowed: list[int] = np.flatnonzero(mask[ids >> 5] >> (ids & 31) & 1).tolist()
-        return min(allowed, key=lambda position: (self._used[position], order.ranks[position]), default=None)
+        due = [position for position in allowed if self._is_due(self._path_finder.ids[position])]
+        return min(due or allowed, key=lambda position: (self._used[position], order.ranks[position]), default=None)
 
     def _may_come(self, token_id: int) -> bool:
         return self._matcher.validate_tokens([token_id]) == 1
