@@ -137,6 +137,8 @@ AT_BOUNDS: list[tuple[str, dict[str, Any], bool]] = [
     ("/v1/completions", {"prompt": "hi", "structured_outputs": {"choice": ["a"] * 4097}}, False),
     ("/v1/completions", {"prompt": "hi", "structured_outputs": {"regex": "a" * (2**18 + 1)}}, False),
     ("/v1/chat/completions", {"messages": CALLING}, False),
+    ("/v1/chat/completions", {"messages": USER, "max_tokens": 1, "response_format": {"type": "text", "x": 1}}, False),
+    ("/v1/chat/completions", {"messages": USER, "max_tokens": 1, "response_format": {"type": "text", "x": None}}, True),
     ("/v1/messages", {"messages": USER, "max_tokens": 1, "system": {}}, False),
     ("/v1/messages/count_tokens", {"messages": USER, "stop_token_ids": [-1]}, False),
 ]
