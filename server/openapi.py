@@ -38,6 +38,7 @@ _ERRORS = (
     ),
     AnswerSchema("AnthropicError", object_with(type=constant("error"), error=object_with(type=STRING, message=STRING))),
 )
+_ABSENT: Schema = {"type": "null"}  # equals absent
 _ASKING_NOTHING: Sequence[Any] = (False, True, 0, 1, "", "none", "auto", "float32", [], ["text"], {})
 
 # What else an operation may answer.
@@ -189,13 +190,25 @@ def _with_decisions(kind: type[Body], schema: Schema) -> Schema:
         for field, field_schema in schema.get("properties", {}).items()
     }
     undecided = {field: rule for field, rule in _other_parameters(kind.endpoint).items() if field not in properties}
-    unknown = {"type": "null"}  # equals absent, whatever its name
-    return {
+    decided = {
         **schema,
         "properties": {**properties, **undecided},
         "required": [*needed],
-        "additionalProperties": unknown,
+        "additionalProperties": _ABSENT,  # whatever its name
     }
+    return {**decided, "anyOf": _choices(kind, schema["properties"])} if kind.choices else decided
+
+
+def _choices(kind: type[Body], fields: Mapping[str, Schema]) -> list[Schema]:
+    """Return a schema for each set of fields of which exactly one is given."""
+    names = dict.fromkeys(name for choice in kind.choices for name in choice)
+    return [
+        {
+            "required": [*choice],
+            "properties": {name: fields[name] if name in choice else _ABSENT for name in names},
+        }
+        for choice in kind.choices
+    ]
 
 
 def _or_null(schema: Schema) -> Schema:

@@ -48,11 +48,12 @@ class Body(BaseModel):
 
     `endpoint` is whose rows in `server.requests.parameters` decide about parameters that are no fields; None: they are
     refused. `needed` are the fields that cannot be left out although they have defaults, because the API words their
-    absence itself.
+    absence itself. `choices` are sets of fields of which exactly one is given, whole.
     """
 
     endpoint: ClassVar[Endpoint | None] = None
     needed: ClassVar[tuple[str, ...]] = ()
+    choices: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 

@@ -11,16 +11,22 @@ from orcinus.server.json_values import read_string
 from orcinus.server.requests.bodies import PromptBody
 from orcinus.server.requests.schemas import MAX_INPUTS, TokenCount
 
-_DOCUMENT: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}},
-    ]
-}
-_DOCUMENTS = {"type": "array", "items": _DOCUMENT, "minItems": 1, "maxItems": MAX_INPUTS}
 
-Documents = Annotated[Any, WithJsonSchema(_DOCUMENTS)]
-TextOrTexts = Annotated[Any, WithJsonSchema({"anyOf": [*_DOCUMENT["anyOf"], _DOCUMENTS]})]
+def _kinds_of(text: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the forms that a text may have."""
+    return [text, {"type": "object", "required": ["text"], "properties": {"text": text}}]
+
+
+def _list_of(kinds: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "array", "items": {"anyOf": kinds}, "minItems": 1, "maxItems": MAX_INPUTS}
+
+
+_DOCUMENT = _kinds_of({"type": "string"})
+_QUERY = _kinds_of({"type": "string", "minLength": 1})
+
+Documents = Annotated[Any, WithJsonSchema(_list_of(_DOCUMENT))]
+TextOrTexts = Annotated[Any, WithJsonSchema({"anyOf": [*_DOCUMENT, _list_of(_DOCUMENT)]})]
+QueryOrQueries = Annotated[Any, WithJsonSchema({"anyOf": [*_QUERY, _list_of(_QUERY)]})]
 
 
 class JudgingBody(PromptBody):

@@ -131,21 +131,29 @@ _STRUCTURED_OUTPUTS = {
     ]
 }
 StructuredOutputs = Annotated[dict[str, Any], WithJsonSchema(_STRUCTURED_OUTPUTS)]
+_SCHEMA: dict[str, Any] = {"type": ["object", "boolean"]}
+_NAMED_SCHEMA = {
+    "type": "object",
+    "required": ["schema"],
+    "properties": {"schema": _SCHEMA, "name": {}, "description": {}, "strict": {}},
+    "additionalProperties": {"type": "null"},
+}
+
+
+def _format(kind: str, required: Sequence[str] = (), **properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["type", *required],
+        "properties": {"type": {"const": kind}, **properties},
+        "additionalProperties": {"type": "null"},
+    }
+
+
 _RESPONSE_FORMAT = {
     "anyOf": [
-        {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
-        {
-            "type": "object",
-            "required": ["type", "json_schema"],
-            "properties": {
-                "type": {"const": "json_schema"},
-                "json_schema": {
-                    "type": "object",
-                    "required": ["schema"],
-                    "properties": {"schema": {"type": ["object", "boolean"]}},
-                },
-            },
-        },
+        _format("text"),
+        _format("json_object", schema={"type": ["object", "boolean", "null"]}),
+        _format("json_schema", ["json_schema"], json_schema=_NAMED_SCHEMA, schema={}),
     ]
 }
 ResponseFormat = Annotated[dict[str, Any], WithJsonSchema(_RESPONSE_FORMAT)]

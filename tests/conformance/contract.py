@@ -8,6 +8,7 @@ from tests.conformance.rows import (  # noqa: F401  (importing them registers th
     errors,
     logprobs,
     requests,
+    reranking,
     responses,
     responses_api,
     streaming,
@@ -19,7 +20,7 @@ from tests.conformance.rows.parameters import parameter_rows
 GROUPS = (
     *("completions", "chat", "models", "tokenize", "detokenize", "probes", "metrics", "head", "auth"),
     *("requests", "responses", "streaming", "logprobs", "errors", "parameters"),
-    *("tools", "structured", "embeddings", "responses_api", "anthropic"),
+    *("tools", "structured", "embeddings", "rerank", "score", "responses_api", "anthropic"),
 )
 
 

@@ -46,6 +46,7 @@ BEYOND_SCHEMAS = re.compile(
     "|two names of one"
     "|give either prompt or messages"
     "|max_tokens is required"  # by one of the two operations with this body
+    "|must be one text, or as many as|leaves nothing of the document"
     "|the size of this model's embeddings"
     r"|(messages|input|tools|system)\[\d+\]"  # within them there are many forms
     "|it must have at least one token"  # where truncation leaves nothing, or the text is of marks alone
@@ -122,6 +123,13 @@ AT_BOUNDS: list[tuple[str, dict[str, Any], bool]] = [
     ("/v1/rerank", {"query": "hi", "documents": [{"title": "ho"}]}, False),
     ("/v1/score", {"text_1": "hi", "text_2": ["ho", {"text": "he"}]}, True),
     ("/v1/score", {"text_1": "hi", "text_2": ["ho", 5]}, False),
+    ("/v1/score", {"queries": ["hi"], "items": "", "text_1": None, "documents": None}, True),
+    ("/v1/score", {"text_1": "", "text_2": "ho"}, False),
+    ("/v1/score", {"queries": ["hi", {"text": ""}], "documents": ["ho", "he"]}, False),
+    ("/v1/score", {}, False),
+    ("/v1/score", {"data_1": "hi", "data_2": None}, False),
+    ("/v1/score", {"data_1": "hi", "text_2": "ho"}, False),
+    ("/v1/score", {"queries": "hi", "documents": "ho", "items": "ho"}, False),
     ("/v1/completions", {"prompt": "hi", "stop_token_ids": [-1]}, False),
     ("/v1/completions", {"prompt": "hi", "allowed_token_ids": []}, False),
     ("/v1/completions", {"prompt": "hi", "bad_words": ["x" * 1025]}, False),
@@ -129,6 +137,8 @@ AT_BOUNDS: list[tuple[str, dict[str, Any], bool]] = [
     ("/v1/completions", {"prompt": "hi", "structured_outputs": {"choice": ["a"] * 4097}}, False),
     ("/v1/completions", {"prompt": "hi", "structured_outputs": {"regex": "a" * (2**18 + 1)}}, False),
     ("/v1/chat/completions", {"messages": CALLING}, False),
+    ("/v1/chat/completions", {"messages": USER, "max_tokens": 1, "response_format": {"type": "text", "x": 1}}, False),
+    ("/v1/chat/completions", {"messages": USER, "max_tokens": 1, "response_format": {"type": "text", "x": None}}, True),
     ("/v1/messages", {"messages": USER, "max_tokens": 1, "system": {}}, False),
     ("/v1/messages/count_tokens", {"messages": USER, "stop_token_ids": [-1]}, False),
 ]

@@ -7,23 +7,34 @@ from pydantic import Field
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.requests.bodies import read_body
-from orcinus.server.requests.judging_body import JudgingBody, TextOrTexts, check_query, read_text, read_texts
+from orcinus.server.requests.judging_body import (
+    JudgingBody,
+    QueryOrQueries,
+    TextOrTexts,
+    check_query,
+    read_text,
+    read_texts,
+)
 from orcinus.server.requests.parameters import Endpoint
-
-_PAIRS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
 
 
 class ScoreBody(JudgingBody):
     """POST /v1/score."""
 
     endpoint: ClassVar[Endpoint] = "score"
+    choices: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("text_1", "text_2"),
+        ("queries", "documents"),
+        ("queries", "items"),
+        ("data_1", "data_2"),
+    )
 
-    text_1: TextOrTexts = Field(None, description="The query, or queries, each for the text of `text_2` in its place.")
+    text_1: QueryOrQueries = Field(None, description="The query, or one for each text of `text_2`.")
     text_2: TextOrTexts = Field(None, description="The text to score, or texts.")
-    queries: TextOrTexts = Field(None, description="`text_1`, by another name.")
+    queries: QueryOrQueries = Field(None, description="`text_1`, by another name.")
     documents: TextOrTexts = Field(None, description="`text_2`, where the other is `queries`.")
     items: TextOrTexts = Field(None, description="`text_2`, where the other is `queries`.")
-    data_1: TextOrTexts = Field(None, description="`text_1`, by another name.")
+    data_1: QueryOrQueries = Field(None, description="`text_1`, by another name.")
     data_2: TextOrTexts = Field(None, description="`text_2`, where the other is `data_1`.")
 
 
@@ -48,13 +59,13 @@ def read_pairs(body: ScoreBody) -> tuple[list[tuple[str, str]], str]:
 
 def _names(body: ScoreBody) -> tuple[str, str]:
     """Return which two fields are given."""
-    given = {name for pair in _PAIRS for name in pair if getattr(body, name) is not None}
-    for pair in _PAIRS:
+    given = {name for pair in ScoreBody.choices for name in pair if getattr(body, name) is not None}
+    for pair in ScoreBody.choices:
         if given == {*pair}:
             return pair
     if not given:
         raise InvalidRequestError("text_1 and text_2 are required", "text_1")
-    several = ", ".join(f"{first} and {second}" for first, second in _PAIRS)
+    several = ", ".join(f"{first} and {second}" for first, second in ScoreBody.choices)
     raise InvalidRequestError(f"give one of these pairs: {several}; got {', '.join(sorted(given))}", min(given))
 
 

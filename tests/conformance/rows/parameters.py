@@ -16,7 +16,9 @@ from orcinus.server.apis.chat.body import ChatBody
 from orcinus.server.apis.completions.body import CompletionBody
 from orcinus.server.apis.embeddings.body import EmbeddingBody
 from orcinus.server.apis.messages.body import MessagesBody
+from orcinus.server.apis.rerank.body import RerankBody
 from orcinus.server.apis.responses.body import ResponseBody
+from orcinus.server.apis.score.body import ScoreBody
 from orcinus.server.requests.parameters import Endpoint, ParameterRow, parameter_table
 from tests.conformance.api import Api, talk
 from tests.conformance.registry import Check, Row
@@ -56,6 +58,8 @@ PLACES: Mapping[Endpoint, Place] = {
     "responses": Place("/v1/responses", {"input": "x", "max_output_tokens": 1}, ResponseBody),
     "messages": Place("/v1/messages", {"messages": talk("x"), "max_tokens": 1}, MessagesBody),
     "embeddings": Place("/v1/embeddings", {"input": "x"}, EmbeddingBody),
+    "rerank": Place("/v1/rerank", {"query": "x", "documents": ["x"]}, RerankBody),
+    "score": Place("/v1/score", {"text_1": "x", "text_2": "x"}, ScoreBody),
 }
 
 # By the endpoint where the effect is seen, and the parameter; `text` is completions and chat together.
