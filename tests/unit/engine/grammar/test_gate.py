@@ -66,7 +66,10 @@ async def test_what_is_wrong_is_said_by_name_and_the_process_stays() -> None:
 
 
 async def test_a_verdict_as_long_as_its_schema_is_read_and_so_is_the_next() -> None:
-    long = {"type": "object", "properties": {"a": {"const": "ab " * 30_000}, "b": {"uniqueItems": True}}}
+    long: dict[str, Any] = {
+        "type": "object",
+        "properties": {"a": {"const": "ab " * 30_000}, "b": {"uniqueItems": True}},
+    }
     async with gate_with() as gate:
         with pytest.raises(UnenforceableSchemaError, match="uniqueItems") as caught:
             await gate.check(Grammar("json_schema", json.dumps(long)), "response_format")
