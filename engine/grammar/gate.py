@@ -33,6 +33,7 @@ _MOST_WAITING = 12  # times as long is waited for it at most
 _START_TIMEOUT_S = 60.0  # of the process, and of the tokenizer in it
 _MAX_VERDICTS = 1024
 _DOUBTFUL_S = 60.0  # how long a verdict counts that may be due to a busy machine
+VERDICT_SIZE_BYTES = 8  # the length that stands before a verdict
 
 
 class ServedVocabulary(msgspec.Struct, frozen=True):
@@ -231,10 +232,9 @@ class TrialProcess:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(msgspec.json.encode(message) + b"\n")
-        line = await self._process.stdout.readline()
-        if not line:
-            raise EOFError
-        return msgspec.json.decode(line, type=Verdict)
+        # With its length before it: readline refuses lines over 64 KiB, and a verdict has what is left of a schema.
+        size = int.from_bytes(await self._process.stdout.readexactly(VERDICT_SIZE_BYTES), "big")
+        return msgspec.json.decode(await self._process.stdout.readexactly(size), type=Verdict)
 
     async def ask_within(self, timeout_s: float, message: Trial) -> Verdict:
         """Do so within so many seconds of the process's own time. Raises `TimeoutError`, too."""

@@ -1,6 +1,6 @@
 """Finds out what is wrong with a grammar: compiles it and follows random tokens, in a process that may end over it.
 
-`engine.grammar.gate` starts it, writes one line of JSON and reads one. Knows nothing of requests.
+`engine.grammar.gate` starts it, writes one line of JSON, and reads the answer behind its length. Knows no requests.
 """
 
 import json
@@ -16,7 +16,7 @@ import psutil
 
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.grammar.compiler import GrammarCompiler
-from orcinus.engine.grammar.gate import ServedVocabulary, Trial, Verdict
+from orcinus.engine.grammar.gate import VERDICT_SIZE_BYTES, ServedVocabulary, Trial, Verdict
 from orcinus.engine.grammar.masks import random_token
 from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.grammar.source import parsed_schema
@@ -118,7 +118,8 @@ def _walk(matcher: GrammarMatcher, rng: random.Random) -> str | None:
 
 
 def _answer(verdict: Verdict) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
+    encoded = msgspec.json.encode(verdict)
+    sys.stdout.buffer.write(len(encoded).to_bytes(VERDICT_SIZE_BYTES, "big") + encoded)
     sys.stdout.buffer.flush()
 
 

@@ -4,9 +4,10 @@ A template may write anything, so that parts are found by the texts in them, in 
 not found is taken for the part before it. Knows nothing of tokens.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Part = Literal["system", "tools", "history"]
 
@@ -30,28 +31,35 @@ class Place:
         return {name: value for name, value in told.items() if value is not None}
 
 
+class _Found(NamedTuple):
+    start: int
+    end: int  # where what is known of its text ends: the next part begins behind it
+    place: Place
+
+
 def place_at(text: str, end: int, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Place:
     """Return the part that the text before `end` ends in. The text goes on a little, so that beginnings are found."""
     num_leading = next((i for i, message in enumerate(messages) if not _instructs(message)), len(messages))
-    begun: list[tuple[int, Place]] = [(0, Place("system"))]  # a template may have words of its own
+    begun = [_Found(0, 0, Place("system"))]  # a template may have words of its own
     begun += _find_instructions(text, messages[:num_leading])
     begun += _find_tools(text, tools)
-    behind = max(start for start, _ in begun)
+    behind = max(found.end for found in begun)
     begun += _find_turns(text, messages, num_leading, behind)
-    return max((entry for entry in begun if entry[0] < max(end, 1)), key=lambda entry: entry[0])[1]
+    return max((found for found in begun if found.start < max(end, 1)), key=lambda found: found.start).place
 
 
-def _find_instructions(text: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Place]]:
+def _find_instructions(text: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[_Found]:
     position = 0
     for index, message in enumerate(messages):
-        mark = _mark(_text_of(message.get("content")))
+        whole = _text_of(message.get("content")).strip()
+        mark = _mark(whole)
         start = text.find(mark, position) if mark else -1
         if start >= 0:
-            position = start + len(mark)
-            yield start, Place("system", index, str(message.get("role")))
+            position = start + _num_common(text, start, whole)
+            yield _Found(start, position, Place("system", index, str(message.get("role"))))
 
 
-def _find_tools(text: str, tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Place]]:
+def _find_tools(text: str, tools: Sequence[Mapping[str, Any]]) -> Iterator[_Found]:
     position = 0
     for tool in tools:
         function = tool.get("function")
@@ -64,13 +72,19 @@ def _find_tools(text: str, tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple
         start = min(found) if found else text.find(name, position)
         if start >= 0:
             line = text.rfind("\n", position, start) + 1  # on which the tool begins, where it has one of its own
-            position = start + len(name)
-            yield line or start, Place("tools", tool=name)
+            position = max(start + len(name), *_ends_of_json(text, start, tool))
+            yield _Found(line or start, position, Place("tools", tool=name))
 
 
-def _find_turns(
-    text: str, messages: Sequence[Mapping[str, Any]], first: int, position: int
-) -> Iterator[tuple[int, Place]]:
+def _ends_of_json(text: str, name_start: int, tool: Mapping[str, Any]) -> Iterator[int]:
+    """Yield how far the text goes on like the tool as JSON, as most templates write it, with its `type` and without."""
+    for value in (tool, tool["function"]):
+        whole = json.dumps(value, ensure_ascii=False)
+        start = name_start - whole.find(f'"name": "{tool["function"]["name"]}"')
+        yield start + _num_common(text, start, whole) if 0 <= start <= name_start else 0
+
+
+def _find_turns(text: str, messages: Sequence[Mapping[str, Any]], first: int, position: int) -> Iterator[_Found]:
     num_not_found = 0
     for index, message in enumerate(messages[first:], first):
         found = [(start, mark) for mark in _marks_of(message) if (start := text.find(mark, position)) >= 0]
@@ -80,8 +94,20 @@ def _find_turns(
         if found:
             start, mark = min(found)
             whole = _text_of(message.get("content")).strip()
-            position = start + (len(whole) if text.startswith(whole, start) else len(mark))
-            yield start, Place("history", index, str(message.get("role")))
+            position = start + max(len(mark), _num_common(text, start, whole))
+            yield _Found(start, position, Place("history", index, str(message.get("role"))))
+
+
+def _num_common(text: str, start: int, whole: str) -> int:
+    """Return how many characters of `whole` stand in the text from `start` on, which may end within it."""
+    low, high = 0, min(len(whole), len(text) - start)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text.startswith(whole[low:middle], start + low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _marks_of(message: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError
+from orcinus.engine.errors import EngineUnavailableError, InvalidRequestError, UnenforceableSchemaError
 from orcinus.engine.frontend.turns import FairSemaphore
 from orcinus.engine.grammar.gate import GrammarGate, ServedVocabulary, Trial
 from orcinus.engine.grammar.trial_process import find_fault, load_compiler
@@ -62,6 +62,20 @@ async def test_what_is_wrong_is_said_by_name_and_the_process_stays() -> None:
         assert "uniqueItems" in await refusal(gate, Grammar("json_schema", '{"uniqueItems": true}'))
         assert "too complex" in await refusal(gate, BOMB)
         await gate.check(Grammar("json_schema", "true"), "response_format")
+        assert pid_of(gate) == pid
+
+
+async def test_a_verdict_as_long_as_its_schema_is_read_and_so_is_the_next() -> None:
+    long: dict[str, Any] = {
+        "type": "object",
+        "properties": {"a": {"const": "ab " * 30_000}, "b": {"uniqueItems": True}},
+    }
+    async with gate_with() as gate:
+        with pytest.raises(UnenforceableSchemaError, match="uniqueItems") as caught:
+            await gate.check(Grammar("json_schema", json.dumps(long)), "response_format")
+        assert json.loads(caught.value.rest)["properties"]["a"] == long["properties"]["a"]
+        pid = pid_of(gate)
+        await gate.check(FINE, "response_format")
         assert pid_of(gate) == pid
 
 

@@ -1,5 +1,6 @@
 """Why less of a prompt was cached than could have been: in the usage of every API, and in `Server-Timing`."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,25 @@ def test_what_is_not_shown_is_passed_over() -> None:
     assert place_at("A: B.", 5, [*unseen, user("B.")], []) == Place("history", 3, "user")
     assert place_at("A: B.", 5, [*unseen, *unseen, user("B.")], [{}, {"function": 1}]) == Place("system")
     assert place_at("", 0, [], []) == Place("system")
+
+
+BAKER = "You are a baker and answer what is asked about bread. " * 5
+OVEN = {"type": "function", "function": {"name": "oven", "description": "Bake a loaf, at a heat. " * 5}}
+AS_JSON = json.dumps(OVEN)
+
+
+@pytest.mark.parametrize("num_shown", [90, 200, 10_000])
+def test_short_messages_are_not_found_in_the_texts_before_them(num_shown: int) -> None:
+    """The text may be cut off within the part that it ends in, as little more than a block's end is known."""
+    messages = [{"role": "system", "content": BAKER}, user("a"), user(BAKER), {"role": "assistant", "content": "b"}]
+    text = f"S: {BAKER}|T: {AS_JSON}|U: a|U: {BAKER}|A: b|"
+    tools, turn = text.index("|T:"), text.index("|U: Y")
+    for begin, place in (
+        (0, Place("system", 0, "system")),
+        (tools + 4, Place("tools", tool="oven")),
+        (turn + 4, Place("history", 2, "user")),
+    ):
+        end = begin + 80
+        assert place_at(text[: begin + num_shown], end, messages, [OVEN]) == place
+    bare = text.replace(AS_JSON, json.dumps(OVEN["function"]))
+    assert place_at(bare, bare.index("|U: a") - 9, messages, [OVEN]) == Place("tools", tool="oven")
