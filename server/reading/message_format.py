@@ -158,7 +158,7 @@ class MessageFormat:
         if not self._reads_calls and _can_call(tool_use):
             raise InvalidRequestError(
                 f"tools cannot be used: {self.why_no_tools}; the setting --tool-call-parser names the format of the "
-                f"model's calls ({', '.join(FORMAT_NAMES)})",
+                f"model's calls, one of {len(FORMAT_NAMES)} that `orcinus serve --help` lists",
                 "tools",
             )
 

@@ -18,7 +18,7 @@ from orcinus.engine.platform.device import CpuMonitor
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling.sampler import Sampler
 from orcinus.engine.sampling_params import SamplingParams, Thinking
-from tests.unit.engine.test_sampling_params import FOLLOWING_TOKENS, INDEPENDENT_OF_TOKENS
+from tests.unit.engine.test_sampling_params import FOLLOWING_TOKENS, INDEPENDENT_OF_TOKENS, WITH_NO_TEXT
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 100
@@ -442,7 +442,7 @@ def test_the_drafter_is_asked_about_the_texts_that_have_just_grown_and_follow_no
 
 @pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])
 def test_a_row_remembers_tokens_exactly_where_its_request_looks_back_at_them(name: str) -> None:
-    values: dict[str, object] = {"max_tokens": 0} if name == "pooling" else {}
+    values = {**WITH_NO_TEXT.get(name, {})}
     values[name] = (INDEPENDENT_OF_TOKENS | FOLLOWING_TOKENS)[name]
     runner = Bench(make_compiler=Mock).runner
     request = NewRequest(
