@@ -116,18 +116,25 @@ class GrammarMatcher:
         """Take in the tokens that come next whatever is sampled, a bounded number, and keep them as `forced`.
 
         To be called after `accept`. Does what it takes to choose each: the state is that of a request which samples
-        them. Never raises: see `error`.
+        them. One that ends the text is left to be sampled: so all others are computed, and later prompts find them
+        cached. Never raises: see `error`.
         """
         self.forced = []
         try:
             while len(self.forced) < _MOST_FORCED and self._is_strict and (coming := self._find_coming()):
                 token_id = coming[0]
+                if len(coming) == 1 and self._stops_after(token_id):
+                    break
                 self._update_path()
                 self.replacement_for(token_id)  # which the mask of this one token would rule out
                 self._take_in(token_id)
                 self.forced.append(token_id)
         except Exception as error:
             self._fail_over(error)
+
+    def _stops_after(self, token_id: int) -> bool:
+        after = self._matcher.deep_copy()
+        return bool(after.consume_token(token_id) and after.is_stopped())
 
     @property
     def _is_strict(self) -> bool:

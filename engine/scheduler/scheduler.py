@@ -344,6 +344,9 @@ class Scheduler:
         next_end = request.num_computed_tokens + 1
         num_fitting = self._num_fitting(request) - next_end
         num_known = max(0, min(num_known, builder.known_budget, builder.extra_budget, num_fitting))
+        if self.snapshots is not None:  # which are made where a chunk ends with a block
+            last_block_end = (next_end + num_known) // self._blocks.block_size * self._blocks.block_size
+            num_known = last_block_end - next_end if last_block_end >= next_end else num_known
         if num_known == 0 or self._blocks.allocate(request.request_id, next_end + num_known) is None:
             return 0
         builder.known_budget -= num_known

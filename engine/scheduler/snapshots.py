@@ -122,12 +122,12 @@ class SnapshotReuse(PrefixReuse):
 
     # --- where it leaves snapshots --------------------------------------------------------------------------
 
-    def save_row(self, request: Request, end: int, *, has_samples: bool) -> int:
+    def save_row(self, request: Request, end: int, *, is_decoding: bool) -> int:
         """Return the snapshot that is made after a request's chunk up to position `end`; -1 for none."""
         if end % self._block_size:
             return -1
         places, place = self._places[request.request_id], end // self._block_size
-        if has_samples and place not in places.saving and request.sampling.pooling is None:
+        if is_decoding and place not in places.saving and request.sampling.pooling is None:
             self._reserve(request, places, place)
         saving = places.saving.get(place)
         return -1 if saving is None else saving.row
@@ -244,6 +244,7 @@ class SnapshotStepBuilder(StepBuilder):
         scheduled = self.step.plan.scheduled
         item = scheduled[-1]
         load = self._snapshots.load_row(request)
-        save = self._snapshots.save_row(request, item.end, has_samples=item.num_samples > 0)
+        is_decoding = item.num_samples > 0 or item.num_computed_tokens >= request.num_prefill_tokens
+        save = self._snapshots.save_row(request, item.end, is_decoding=is_decoding)
         if load >= 0 or save >= 0:
             scheduled[-1] = msgspec.structs.replace(item, load_state=load, save_state=save)
