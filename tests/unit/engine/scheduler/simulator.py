@@ -94,17 +94,31 @@ class Forcing:
         self._longest = longest
         self.num_tokens = 0
 
+    def count(self) -> int:
+        """Return how many come now."""
+        return self._rng.randrange(self._longest + 1)
+
     def extend(self, token_ids: list[int]) -> list[int]:
         """Return what comes after these tokens, which the request has."""
         prefix_hash = 0
         for token_id in token_ids:
             prefix_hash = extend(prefix_hash, token_id)
         forced: list[int] = []
-        for _ in range(self._rng.randrange(self._longest + 1)):
+        for _ in range(self.count()):
             forced.append(sample(prefix_hash))
             prefix_hash = extend(prefix_hash, forced[-1])
         self.num_tokens += len(forced)
         return forced
+
+
+class Always(Forcing):
+    """Forces so many tokens after each that is sampled."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(random.Random(), count)
+
+    def count(self) -> int:
+        return self._longest
 
 
 class Simulator(Synchronous):

@@ -1,26 +1,13 @@
 """Requests that get tokens which nobody sampled: a decode computes them as one chunk, and nobody waits for that."""
 
-import random
-
 import pytest
 
 from orcinus.engine.messages import ScheduledRequest
 from orcinus.engine.sampling_params import Grammar, SamplingParams
 from orcinus.engine.scheduler.prefill_budget import PrefillBudget
-from tests.unit.engine.scheduler.simulator import Forcing, SimulatedEngine, reference
+from tests.unit.engine.scheduler.simulator import Always, SimulatedEngine, reference
 
 ANY = Grammar("regex", ".*")
-
-
-class Always(Forcing):
-    """Forces `count` tokens after each that is sampled."""
-
-    def __init__(self, count: int) -> None:
-        class Longest(random.Random):
-            def randrange(self, *_: object) -> int:
-                return count
-
-        super().__init__(Longest())
 
 
 def prompt(length: int, seed: int = 1) -> list[int]:

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from orcinus.engine.messages import ScheduledRequest, StepPlan
-from tests.unit.engine.scheduler.simulator import EOS, Drafts, SimulatedEngine
+from orcinus.engine.sampling_params import Grammar
+from tests.unit.engine.scheduler.simulator import EOS, Always, Drafts, SimulatedEngine
 
 BLOCK = 4
+ANY = Grammar("regex", ".*")
 
 
 def engine_with_states(**changes: Any) -> SimulatedEngine:
@@ -145,6 +147,19 @@ def test_a_conversation_computes_each_token_once_but_for_a_block_a_turn(runs_ahe
     assert num_all <= len(conversation) + 10 * BLOCK
     assert engine.core._states is not None
     assert engine.core._states.num_snapshots < 32, "each block of an answer takes the place of the one before"
+
+
+@pytest.mark.parametrize("num_forced", [3, 6, 11])
+def test_a_conversation_finds_what_was_computed_of_forced_tokens(num_forced: int) -> None:
+    """Chunks of tokens that were not sampled end where blocks do, so that there are snapshots to go on from."""
+    engine = engine_with_states(forcing=Always(num_forced))
+    num_tokens = 2 + 2 * (1 + num_forced)  # the last one is sampled, as that of a text is
+    conversation: list[int] = tokens(20)
+    for turn in range(8):
+        conversation += tokens(5, turn)
+        num_known = len(conversation)
+        conversation += serve(engine, f"{turn}", conversation, max_tokens=num_tokens - 1, grammar=ANY)
+        assert turn == 0 or num_known - engine.cached_tokens[f"{turn}"] <= 5 + 1 + BLOCK
 
 
 def test_an_answer_that_comes_back_otherwise_goes_on_behind_the_last_message() -> None:
