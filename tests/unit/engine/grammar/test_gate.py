@@ -126,6 +126,16 @@ async def test_a_trial_that_takes_too_long_ends_its_process_and_the_next_has_a_n
         await gate.check(Grammar("regex", "b"), "a")  # the machine may have been busy
 
 
+async def test_a_process_that_is_kept_from_running_has_the_time_that_it_needs() -> None:
+    async with gate_with(timeout_s=2.0) as gate:
+        await gate.check(FINE, "a")
+        pid = pid_of(gate)
+        os.kill(pid, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(3.0, os.kill, pid, signal.SIGCONT)
+        await gate.check(Grammar("regex", "b"), "a")
+        assert pid_of(gate) == pid
+
+
 async def test_a_trial_that_ends_its_process_is_refused_and_the_next_has_a_new_one() -> None:
     async with gate_with() as gate:
         await gate.check(FINE, "a")
