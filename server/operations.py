@@ -6,7 +6,7 @@ package in `server.apis` and its row here. Knows what starts the work, and nothi
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -265,37 +265,33 @@ def _open_page(
     )
 
 
-def _rerank(path: str, summary: str | None = None) -> GenerationOperation:
-    """Return the row of one of the paths that clients ask for; the one with a summary is in the API's document."""
-    return GenerationOperation(
-        path,
-        name="rerank",
-        tag="reranking",
-        summary=summary,
-        start=start_rerank,
-        body=RerankBody,
-        answer=RERANKING,
-        is_streamed=False,
-        gen_ai_name="rerank",
-        is_documented=summary is not None,
-    )
+def _alias(row: GenerationOperation, path: str) -> GenerationOperation:
+    """Return the row of another path that clients ask for, which the API's document leaves out."""
+    return replace(row, path=path, summary=None, is_documented=False)
 
 
-def _score(path: str, summary: str | None = None) -> GenerationOperation:
-    """Return a row as `_rerank` does."""
-    return GenerationOperation(
-        path,
-        name="score",
-        tag="reranking",
-        summary=summary,
-        start=start_score,
-        body=ScoreBody,
-        answer=SCORES,
-        is_streamed=False,
-        gen_ai_name="score",
-        is_documented=summary is not None,
-    )
-
+_RERANK = GenerationOperation(
+    "/v1/rerank",
+    name="rerank",
+    tag="reranking",
+    summary="Documents by their relevance to a query; also at /v2/rerank and /rerank",
+    start=start_rerank,
+    body=RerankBody,
+    answer=RERANKING,
+    is_streamed=False,
+    gen_ai_name="rerank",
+)
+_SCORE = GenerationOperation(
+    "/v1/score",
+    name="score",
+    tag="reranking",
+    summary="How relevant texts are to queries; also at /score",
+    start=start_score,
+    body=ScoreBody,
+    answer=SCORES,
+    is_streamed=False,
+    gen_ai_name="score",
+)
 
 OPERATIONS = OperationTable(
     [
@@ -462,11 +458,11 @@ OPERATIONS = OperationTable(
             is_streamed=False,
             gen_ai_name="embeddings",
         ),
-        _rerank("/v1/rerank", "Documents by their relevance to a query; also at /v2/rerank and /rerank"),
-        _rerank("/v2/rerank"),
-        _rerank("/rerank"),
-        _score("/v1/score", "How relevant texts are to queries; also at /score"),
-        _score("/score"),
+        _RERANK,
+        _alias(_RERANK, "/v2/rerank"),
+        _alias(_RERANK, "/rerank"),
+        _SCORE,
+        _alias(_SCORE, "/score"),
         AdminOperation(
             "/v1/usage",
             name="usage",
