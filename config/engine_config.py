@@ -35,7 +35,7 @@ class EngineConfig:
     model: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device: Literal["auto", "cpu", "cuda"]
-    quantization: Literal["int8", "int4"] | None
+    quantization: Literal["none", "int8", "int4"] | None
     kernels: Literal["auto", "generic", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "amx"] = "auto"
     trust_remote_code: bool
     use_generation_config: bool

@@ -102,12 +102,13 @@ class Settings(BaseSettings):
         "Model",
         "Type of weights and activations; auto takes the checkpoint's, where the device is fast with it.",
     )
-    quantization: Literal["int8", "int4"] | None = _setting(
+    quantization: Literal["none", "int8", "int4"] | None = _setting(
         None,
         "Model",
         "Quantize weights at load and activations as they come, on a CPU. int8: up to twice as fast, a little less"
         " exact. int4: groups of 32 weights with a scale each, little more than half of that memory, clearly less"
-        " exact in small models. A checkpoint that is already quantized is served as it is, without this.",
+        " exact in small models. A checkpoint that is already quantized is served as it is, without this; a GGUF file's"
+        " blocks are multiplied as they are, unless this is none: then they are dequantized at load.",
     )
     kernels: Literal["auto", "generic", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "amx"] = _setting(
         "auto",

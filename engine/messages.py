@@ -122,6 +122,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     pooling: Pooling = "mean"
     hidden_size: int = 0  # numbers in an embedding
     quantization: str | None = None  # of weights, at load
+    packed_types: dict[str, int] = {}  # bytes of weights in the blocks of their file, by the type of these
     is_deterministic: bool = False
     cache_groups: list[CacheGroup] = []
     adapters: list[str] = []  # that requests may name

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import current_step
-from orcinus.engine.cpu.grouped_weight import GroupedWeight
-from orcinus.engine.cpu.layer_parts import LayerParts, Place
+from orcinus.engine.cpu.grouped_weight import GroupedWeight, GroupForm, can_join
+from orcinus.engine.cpu.layer_parts import LayerParts, Place, grouped_weight_of
 from orcinus.engine.cpu.native_linear import Kind, PackedWeight, packed_weight
 from orcinus.engine.cpu.token_mixers import NativeAttention, NativeMixer, native_norm
 from orcinus.engine.kernels import structures
@@ -37,12 +37,17 @@ class NativeWeights:
         *,
         projection_kinds: Mapping[str, Kind] | None = None,
     ) -> None:
-        """Pack all in one kind but the projections of these names, which have kinds of their own."""
+        """Pack all in one kind but the projections of these names, which have kinds of their own.
+
+        What is in groups already stays in its form.
+        """
         self.mixer = mixer
         self.has_mlp = bool(parts.gated)
         kinds = projection_kinds or {}
-        runs = groupby(parts.mixer.projections, lambda place: kinds.get(place.name, kind))
-        first, *self._following = [_packed(library, list(places), own) for own, places in runs]
+        runs = groupby(parts.mixer.projections, lambda place: _kind_of(place, kinds.get(place.name, kind)))
+        first, *self._following = [
+            _packed(library, part, own) for own, places in runs for part in _joinable(list(places))
+        ]
         for weight, after in pairwise([first, *self._following]):
             weight.native.next = addressof(after.native)
         self._packed = [first, _packed(library, [parts.mixer.out], kind)]
@@ -174,9 +179,33 @@ def num_native_layers(model: nn.Module) -> int:
     return sum(layer.has_mlp for decoder in decoders for layer in decoder.layers)
 
 
+def _kind_of(place: Place, kind: Kind) -> Kind | GroupForm:
+    """Return the form of a weight that is in groups already, else the kind that it is to be packed in."""
+    grouped = grouped_weight_of(place.module)
+    return kind if grouped is None else grouped.form
+
+
+def _joinable(places: list[Place]) -> list[list[Place]]:
+    """Return the places together, or each by itself where they are packed already and cannot be copied into one."""
+    packed = _grouped(places)
+    return [places] if not packed or can_join(packed) else [[place] for place in places]
+
+
+def _grouped(places: Sequence[Place]) -> list[GroupedWeight]:
+    """Return the weights that are in groups already: of all places or of none."""
+    found = [grouped_weight_of(place.module) for place in places]
+    packed = [weight for weight in found if weight is not None]
+    assert len(packed) in (0, len(places))
+    return packed
+
+
 def _packed(
-    library: Library, places: Sequence[Place], kind: Kind, *, alternates: bool = False
+    library: Library, places: Sequence[Place], kind: Kind | GroupForm, *, alternates: bool = False
 ) -> PackedWeight | GroupedWeight:
+    if grouped := _grouped(places):
+        biases = [place.module.bias for place in places]
+        is_one = len(grouped) == 1
+        return grouped[0] if is_one else GroupedWeight(library, grouped[0].form, grouped, biases, alternates=alternates)
     weights = [_in_order(place.module.weight.detach(), place.order) for place in places]
     biases = [
         bias if (bias := place.module.bias) is None else _in_order(bias.detach(), place.order) for place in places

@@ -6,10 +6,11 @@ with a scale for each group, sums integers exactly, and adds groups in their ord
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import addressof
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
 
 _PANEL = 32  # columns that lie together; PANEL of linear.h
 _ROWS_AT_ONCE = 8192  # a multiple of 32
+_SOURCE_ROWS_AT_ONCE = 1024  # of what has to be unpacked first
 _SCALES = ("float16", "two-level", "exponent")  # by the numbers of grouped.h
 _BLOCK_INPUTS = 256  # whose groups share a float16 in two levels
 _EXPONENTS_OF_BLOCK = 8
@@ -114,10 +116,22 @@ class GroupedRows:
                 raise ValueError(f"{name} of a weight in groups must have (shape, bytes) {wanted}, not {found}")
 
 
+class RowSource(Protocol):
+    """Has a weight (out_features, in_features) that is unpacked some rows at a time."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def part(self, first: int, end: int) -> GroupedRows | Tensor:
+        """Return some of the rows."""
+        ...
+
+
 class GroupedWeight:
     """Holds the packed rows of one or more weights of one form, with their biases, as `PackedWeight` does.
 
     Plain weights (out_features, in_features) are rounded to the form, which must have scales of float16 and no offsets.
+    Weights that are packed already, in the same form, are copied; see `can_join`.
     """
 
     kind = "grouped"
@@ -126,7 +140,7 @@ class GroupedWeight:
         self,
         library: Library,
         form: GroupForm,
-        weights: Sequence[Tensor | GroupedRows],
+        weights: "Sequence[Tensor | RowSource | GroupedWeight]",
         biases: Sequence[Tensor | None],
         *,
         alternates: bool = False,
@@ -157,6 +171,10 @@ class GroupedWeight:
     def nbytes(self) -> int:
         return self._panels.nbytes
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
     def _column_bytes(self) -> int:
         form, width = self.form, self.in_features
         values = form.num_groups(width) * form.size * form.bits // 8
@@ -174,24 +192,56 @@ class GroupedWeight:
             kernel=self._library.grouped_kernel,
         )
 
-    def _pack(self, weight: Tensor | GroupedRows, first: int, spread: int) -> None:
-        if isinstance(weight, GroupedRows):
-            weight.check(self.form)
-        else:
-            assert self.form in (INT4, INT8)
-        for row in range(0, weight.shape[0], _ROWS_AT_ONCE):
-            if isinstance(weight, GroupedRows):
-                self._pack_grouped(weight.part(row, row + _ROWS_AT_ONCE), first + row * spread, spread)
+    def _pack(self, weight: "Tensor | RowSource | GroupedWeight", first: int, spread: int) -> None:
+        if isinstance(weight, GroupedWeight):
+            self._copy(weight, first, spread)
+            return
+        step = _ROWS_AT_ONCE if isinstance(weight, Tensor | GroupedRows) else _SOURCE_ROWS_AT_ONCE
+        for row in range(0, weight.shape[0], step):
+            end = min(row + step, weight.shape[0])
+            part = weight[row:end] if isinstance(weight, Tensor) else weight.part(row, end)
+            pack = self._quantize if isinstance(part, Tensor) else self._pack_grouped
+            pack(part, first + row * spread, spread)  # type: ignore[arg-type]
+
+    def _copy(self, weight: "GroupedWeight", first: int, spread: int) -> None:
+        """Copy packed columns: whole panels, or halves of them that take turns with another weight's."""
+        assert weight.form == self.form
+        assert weight.in_features == self.in_features
+        num_panels = -(-weight.out_features // _PANEL)
+        for mine, theirs in zip(self._pieces(), weight._pieces(), strict=True):
+            if spread == 1:
+                assert first % _PANEL == 0
+                mine[first // _PANEL :][:num_panels] = theirs
             else:
-                self._quantize(weight[row : row + _ROWS_AT_ONCE], first + row * spread, spread)
+                _, blocks, rows, _, size = mine.shape
+                halves = mine.view(num_panels, 2, blocks, rows, 2, _PANEL // 2, size)
+                source = theirs.view(num_panels, blocks, rows, 2, _PANEL // 2, size).movedim(3, 1)
+                halves[:, :, :, :, first // (_PANEL // 2)] = source
+
+    def _pieces(self) -> Iterator[Tensor]:
+        """Yield the parts of all panels, (panels, blocks, rows, _PANEL, bytes of a column), that are there."""
+        form = self.form
+        panels = self._panels.view(self._num_columns // _PANEL, -1)
+        group_bytes, num_groups = form.size * form.bits // 8, form.num_groups(self.in_features)
+        block_bytes = _PANEL * (form.block_scale_bytes + form.groups_of_block * group_bytes)
+        whole = num_groups // form.groups_of_block * block_bytes
+        wide = 0 if form.scales == "exponent" else 4 if form.has_offsets else 2
+        for blocks in (panels[:, :whole].view(len(panels), whole // block_bytes, block_bytes), panels[:, None, whole:]):
+            if blocks.numel() > 0:
+                ends = (0, _PANEL * wide, _PANEL * form.block_scale_bytes, blocks.shape[2])
+                for (first, end), size in zip(pairwise(ends), (2, 1, 4), strict=True):
+                    if first < end:
+                        yield blocks[:, :, first:end].view(*blocks.shape[:2], -1, _PANEL, size)
 
     def _quantize(self, rows: Tensor, first: int, spread: int) -> None:
+        assert self.form in (INT4, INT8)
         plain = rows.to(torch.bfloat16).contiguous()
         address, stride, count = plain.data_ptr(), plain.stride(0), plain.shape[0]
         self._library.quantize_groups(self.native, address, stride, count, first=first, spread=spread)
         MappedFiles().release(rows)
 
     def _pack_grouped(self, rows: GroupedRows, first: int, spread: int) -> None:
+        rows.check(self.form)
         values = rows.values if rows.values.stride(1) == 1 else rows.values.contiguous()
         names = ("scales", "offsets", "scale_parts", "offset_parts")
         parts = {name: part.contiguous() for name in names if (part := getattr(rows, name)) is not None}
@@ -227,3 +277,12 @@ class GroupedWeight:
             part = whole[first : first + _ROWS_AT_ONCE]
             part.copy_(self.exact_rows(torch.arange(first, first + part.shape[0])))
         return whole
+
+
+def can_join(weights: Sequence[GroupedWeight], *, alternates: bool = False) -> bool:
+    """Return whether packed weights of one input can be copied into one: of one form, and of whole panels each."""
+    first = weights[0]
+    whole = weights if alternates else weights[:-1]
+    return all(weight.form == first.form and weight.in_features == first.in_features for weight in weights) and all(
+        weight.out_features % _PANEL == 0 for weight in whole
+    )

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from orcinus.engine.attention.interface import LayerShape
+from orcinus.engine.cpu.grouped_weight import GroupedWeight, can_join
+from orcinus.engine.cpu.native_linear import NativeLinear
 
 _MOST_HIDDEN = 16384  # MOST_HIDDEN of decoder.cpp
 _MOST_TAPS, _MOST_KEYS = 8, 512  # MOST_TAPS and MOST_KEYS of recurrent.cpp
@@ -156,7 +158,7 @@ class LayerParts:
     def fits(self) -> bool:
         """Return whether the parts have types and sizes that our kernels work with, whatever mixes the tokens."""
         linears = [place.module for place in self.linears]
-        if any(type(linear) is not nn.Linear or linear.weight.dtype is not torch.bfloat16 for linear in linears):
+        if not all(_is_usable(place) for place in self.linears):
             return False
         projections, out = linears[: len(self.mixer.projections)], self.mixer.out.module
         hidden = out.out_features
@@ -177,6 +179,19 @@ def parts_of(layer: nn.Module) -> LayerParts | None:
     mixer = _delta_net(module) or _convolution(module) or _attention(module)
     gated = _all_of(mlp, ("gate", "up", "down")) or []
     return None if mixer is None else LayerParts(mixer, mlp, gated, mixer_norm, mlp_norm)
+
+
+def grouped_weight_of(module: Any) -> GroupedWeight | None:
+    """Return the weight of a layer that has been packed in groups when it was loaded."""
+    packed = module.packed if isinstance(module, NativeLinear) else None
+    return packed if isinstance(packed, GroupedWeight) else None
+
+
+def _is_usable(place: Place) -> bool:
+    """Return whether a product is one that native layers have: plain in bfloat16, or in groups already."""
+    if grouped_weight_of(place.module) is not None:
+        return place.order is None
+    return type(place.module) is nn.Linear and place.module.weight.dtype is torch.bfloat16
 
 
 def norm_eps(norm: Any) -> float:
@@ -227,10 +242,12 @@ def _convolution(module: nn.Module) -> ConvolutionParts | None:
     return ConvolutionParts(module, [projection], out, convolution.module)
 
 
-def _is_gated(gate: nn.Linear, up: nn.Linear, down: nn.Linear, *, hidden: int) -> bool:
+def _is_gated(gate: Any, up: Any, down: Any, *, hidden: int) -> bool:
     width = down.in_features
+    packed = [weight for linear in (gate, up) if (weight := grouped_weight_of(linear)) is not None]
     return (
-        gate.out_features == up.out_features == width
+        (not packed or (len(packed) == 2 and can_join(packed, alternates=True)))
+        and gate.out_features == up.out_features == width
         and width % 16 == 0
         and gate.in_features == up.in_features == down.out_features == hidden
     )

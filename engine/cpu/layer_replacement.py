@@ -30,6 +30,7 @@ from orcinus.engine.cpu.layer_parts import (
     LayerParts,
     MixerParts,
     Place,
+    grouped_weight_of,
     parts_of,
 )
 from orcinus.engine.cpu.native_linear import GROUP_FORMS, Kind, NativeLinear
@@ -176,12 +177,14 @@ def _native_layer(
     hidden, wanted = trial
     weights = NativeWeights(parts, mixer, backend.library, kind)
     native = NativeDecoder(backend.library, [weights])
+    is_grouped = any(grouped_weight_of(place.module) is not None for place in parts.linears)
+    tolerance = max(_TOLERANCE[kind], _TOLERANCE["int8-groups"] if is_grouped else 0.0)
     errors = []
     for are_zero_centred in (False, True):
         weights.use_norms(are_zero_centred=are_zero_centred)
         out = _run(native, mixer, replace(sample, hidden=hidden), backend)
         errors.append(_error(out, wanted, hidden))
-        if errors[-1] <= _TOLERANCE[kind]:
+        if errors[-1] <= tolerance:
             return native
     logger.debug("%s stays as it is: native, it differs by %.2g", type(layer).__name__, min(errors))
     return None

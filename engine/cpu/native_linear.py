@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedRows, GroupedWeight, GroupForm
+from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedWeight, GroupForm, RowSource
 from orcinus.engine.cpu.int8_linear import joined_bias
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.kernels.structures import Linear
@@ -120,7 +120,7 @@ class PackedWeight:
 def packed_weight(
     library: Library,
     kind: Kind | GroupForm,
-    weights: Sequence[Tensor | GroupedRows],
+    weights: Sequence[Tensor | RowSource | GroupedWeight],
     biases: Sequence[Tensor | None],
     *,
     alternates: bool = False,
@@ -142,7 +142,7 @@ class NativeLinear(nn.Module):
         self,
         library: Library,
         kind: Kind | GroupForm,
-        weights: Sequence[Tensor | GroupedRows],
+        weights: Sequence[Tensor | RowSource | GroupedWeight],
         biases: Sequence[Tensor | None],
     ) -> None:
         super().__init__()
@@ -152,6 +152,7 @@ class NativeLinear(nn.Module):
         self.in_features, self.out_features = self.packed.in_features, self.packed.out_features
         self.packed_bytes = self.packed.nbytes
         self.bias = joined_bias(biases)
+        self.num_packed = self.in_features * self.out_features + (0 if self.bias is None else self.out_features)
 
     @property
     def weight(self) -> Tensor:

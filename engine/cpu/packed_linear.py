@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from orcinus.engine.cpu.grouped_weight import GroupedWeight
 from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
-from orcinus.engine.cpu.native_linear import Kind, NativeLinear, can_multiply
+from orcinus.engine.cpu.native_linear import Kind, NativeLinear, PackedWeight, can_multiply
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.memory import MappedFiles
@@ -119,7 +119,7 @@ def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
         return False
     packed = _packed([head], head_packer_for(pack))
     if isinstance(packed, NativeLinear) and packed.packed.kind in ("bfloat16", GroupedWeight.kind):
-        causal_lm.set_input_embeddings(PackedEmbedding(packed, embedding.weight.dtype))
+        causal_lm.set_input_embeddings(PackedEmbedding(packed.packed, embedding.weight.dtype))
     causal_lm.set_output_embeddings(packed)
     MappedFiles().release(head.weight)
     return True
@@ -128,9 +128,10 @@ def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
 def pack_own_head(causal_lm: Any, pack: Packer) -> bool:
     """Pack a head that is not to be packed like other layers and has a weight of its own. False for other heads."""
     head, head_pack = causal_lm.get_output_embeddings(), head_packer_for(pack)
+    embedding = causal_lm.get_input_embeddings()
     if head_pack is pack or type(head) is not nn.Linear:
         return False
-    if head.weight.data_ptr() == causal_lm.get_input_embeddings().weight.data_ptr():
+    if not isinstance(embedding, PackedEmbedding) and head.weight.data_ptr() == embedding.weight.data_ptr():
         return False
     causal_lm.set_output_embeddings(_packed([head], head_pack))
     MappedFiles().release(head.weight)
@@ -140,6 +141,11 @@ def pack_own_head(causal_lm: Any, pack: Packer) -> bool:
 def packed_bytes(model: nn.Module) -> int:
     """Return the bytes of the weights that are packed."""
     return sum(getattr(module, "packed_bytes", 0) for module in model.modules())
+
+
+def num_packed_parameters(model: nn.Module) -> int:
+    """Return how many parameters are packed already, and none of torch's."""
+    return sum(getattr(module, "num_packed", 0) for module in model.modules())
 
 
 class PackedLinear(nn.Module):
@@ -167,12 +173,17 @@ class PackedLinear(nn.Module):
 
 
 class PackedEmbedding(nn.Module):
-    """Computes `nn.Embedding` over the packed weight of a head: ids of any shape to (..., in_features)."""
+    """Computes `nn.Embedding` over a packed weight: ids of any shape to (..., in_features).
 
-    def __init__(self, head: NativeLinear, dtype: torch.dtype) -> None:
+    The weight is a head's, which counts its bytes, unless it `is_own`.
+    """
+
+    def __init__(self, packed: PackedWeight | GroupedWeight, dtype: torch.dtype, *, is_own: bool = False) -> None:
         super().__init__()
-        self._packed = head.packed
+        self._packed = packed
         self._dtype = dtype
+        self.packed_bytes = packed.nbytes if is_own else 0
+        self.num_packed = packed.out_features * packed.in_features if is_own else 0
 
     @property
     def weight(self) -> Tensor:
@@ -180,7 +191,8 @@ class PackedEmbedding(nn.Module):
         return self._packed.unpacked()
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self._packed.rows(ids.flatten()).view(*ids.shape, -1).to(self._dtype)
+        look_up = self._packed.exact_rows if isinstance(self._packed, GroupedWeight) else self._packed.rows
+        return look_up(ids.flatten()).to(self._dtype).view(*ids.shape, -1)
 
 
 class _Merge:

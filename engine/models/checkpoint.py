@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from orcinus.engine.attention.serving import ATTENTION_NAME
+from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.bare import bare_architecture, with_prefix
 from orcinus.engine.models.gguf_file import read_gguf_weights
 from orcinus.engine.models.text_half import decoder_prefix, names_in_checkpoint
@@ -22,8 +23,12 @@ _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
-def read_checkpoint(source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype) -> Any | None:
+def read_checkpoint(
+    source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype, library: Library | None = None
+) -> Any | None:
     """Return the model on the CPU with the checkpoint's weights; None where transformers has to do more than that.
+
+    With a library, what a GGUF file has in blocks stays so.
 
     Besides memory this saves building the model on torch's meta device first, whose functions import half a second of
     sympy.
@@ -39,7 +44,7 @@ def read_checkpoint(source: ModelSource, model_class: Any, model_config: Any, dt
         causal_lm = model_class._from_config(model_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
     if dtype != torch.float32 and causal_lm._keep_in_fp32_modules_strict:
         return None
-    weights = read_gguf_weights(gguf_path(source), causal_lm, dtype) if source.gguf_file else _mapped(files)
+    weights = read_gguf_weights(gguf_path(source), causal_lm, dtype, library) if source.gguf_file else _mapped(files)
     if bare_architecture(causal_lm) is not None:
         weights = {with_prefix(name, causal_lm): weight for name, weight in weights.items()}
     if not _are_those_of(weights, causal_lm):

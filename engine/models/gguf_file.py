@@ -1,4 +1,4 @@
-"""Weights of a GGUF file, dequantized one after the other into the dtype that they are used in.
+"""Weights of a GGUF file: in their blocks where our kernels multiply them, else dequantized one after the other.
 
 transformers knows what llama.cpp calls a weight and how it has laid it out; gguf knows the blocks. transformers' own
 loading goes through a copy of all weights, and through blocks that stay quantized where it finds kernels for them.
@@ -15,15 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.models.gguf_linears import BlockModules
 from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
 
 
-def read_gguf_weights(file: Path, causal_lm: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+def read_gguf_weights(
+    file: Path, causal_lm: Any, dtype: torch.dtype, library: Library | None = None
+) -> dict[str, Tensor]:
     """Return the weights that the file has of the model, by the model's names.
 
-    None at all if transformers reads files of this architecture in another way.
+    None at all if transformers reads files of this architecture in another way. With a library, quantized weights of
+    linear layers and of the embedding are packed for it, in modules that take the place of the model's own, and are
+    not among those that are returned.
     """
     from gguf import GGUFReader, dequantize
 
@@ -36,7 +42,11 @@ def read_gguf_weights(file: Path, causal_lm: Any, dtype: torch.dtype) -> dict[st
         return {}
     weights: dict[str, Tensor] = {}
     mapped = MappedFiles()
+    stored = {names[tensor.name] for tensor in reader.tensors if tensor.name in names}
+    in_blocks = None if library is None else BlockModules(causal_lm, library, stored)
     for tensor in reader.tensors:
+        if in_blocks is not None and in_blocks.take(tensor, names.get(tensor.name, ""), processor, names):
+            continue
         values, name, _ = processor.process(
             weights=dequantize(tensor.data, tensor.tensor_type),
             name=tensor.name,
@@ -47,6 +57,8 @@ def read_gguf_weights(file: Path, causal_lm: Any, dtype: torch.dtype) -> dict[st
             weights[names[name]] = _tensor(values, dtype)
         _convert_new(weights, dtype)
         mapped.release_bytes(tensor.data.ctypes.data, tensor.data.nbytes)
+    if in_blocks is not None:
+        in_blocks.put_in(weights, dtype)
     return weights
 
 

@@ -18,6 +18,7 @@ import torch
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
+from orcinus.engine.kernels.library import Library, load_library
 from orcinus.engine.models.bare import bare_architecture, is_bare
 from orcinus.engine.models.checkpoint import read_checkpoint, read_text_half
 from orcinus.engine.models.context import drop_scaling_by_step, fix_rope, has_known_chunks
@@ -47,7 +48,7 @@ def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
 
     Raises `ModelLoadError`, whatever transformers, safetensors or the hub made of it.
     """
-    if config.quantization is not None and device.type != "cpu":
+    if config.quantization not in (None, "none") and device.type != "cpu":
         raise ModelLoadError(f"quantization={config.quantization} (of weights) is for CPUs alone so far")
     source = model_source(config.model)
     _check_files(source)
@@ -87,10 +88,22 @@ def _whole_model(source: ModelSource, config: EngineConfig, model_config: Any, d
     model_class = _model_class(model_config, config.trust_remote_code)
     _check_architecture(model_config, model_class)
     dtype = _dtype(config, model_config, device, is_gguf=source.gguf_file is not None)
-    causal_lm = read_checkpoint(source, model_class, model_config, dtype) if device.type == "cpu" else None
+    causal_lm = None
+    if device.type == "cpu":
+        causal_lm = read_checkpoint(source, model_class, model_config, dtype, _library_of_blocks(source, config))
     if causal_lm is None:
         causal_lm = _from_pretrained(source, config, model_class, model_config, dtype=dtype, device=device)
     return causal_lm
+
+
+def _library_of_blocks(source: ModelSource, config: EngineConfig) -> Library | None:
+    """Return what multiplies a GGUF file's blocks, unless its weights are to be others or there is none."""
+    if source.gguf_file is None or config.quantization is not None:
+        return None
+    library = load_library()
+    if library is not None:
+        library.use_threads(torch.get_num_threads(), own=False)
+    return library
 
 
 def _text_half(source: ModelSource, config: EngineConfig, whole_config: Any, device: torch.device) -> Any:

@@ -21,6 +21,7 @@ from orcinus.engine.attention.interface import KVCacheSpec, PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.kernels.library import load_library, use_kernels
 from orcinus.engine.messages import EngineInfo
+from orcinus.engine.models.gguf_linears import packed_types_of
 from orcinus.engine.models.loader import eos_token_ids, load_causal_lm, sampling_defaults
 from orcinus.engine.models.text_half import text_half_of
 from orcinus.engine.platform.device import (
@@ -150,10 +151,16 @@ def _laid_out(
         check_paged(served, block_size, device)
     if device.type == "cpu":
         with large_blocks_given_back():
-            lay_out_for_cpu(served, config.quantization, is_deterministic=bool(config.deterministic))
+            lay_out_for_cpu(served, _quantization(config), is_deterministic=bool(config.deterministic))
     if has_few_bits:
         served = expect_own_logits(served, block_size, device)
-    return served, check_paged(served, block_size, device, is_quantized=config.quantization is not None)
+    is_quantized = bool(packed_types_of(served.model.causal_lm)) or _quantization(config) is not None
+    return served, check_paged(served, block_size, device, is_quantized=is_quantized)
+
+
+def _quantization(config: EngineConfig) -> str | None:
+    """Return what plain weights are quantized to at load."""
+    return None if config.quantization == "none" else config.quantization
 
 
 def _resolve_states(
@@ -278,7 +285,8 @@ def _engine_info(
         pooling=resolve_pooling(config.pooling, config.model),
         label_token_ids=declared_labels(config.model, served.model.vocab_size),
         hidden_size=served.model.hidden_size,
-        quantization=config.quantization,
+        quantization=_quantization(config),
+        packed_types=packed_types_of(causal_lm),
         is_deterministic=is_deterministic,
         lacks_kernels=device.type == "cpu" and load_library() is None,
         text_half_of=text_half_of(causal_lm),

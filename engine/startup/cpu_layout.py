@@ -14,6 +14,7 @@ from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.serving import LaterCall
 from orcinus.engine.cpu.layer_replacement import replace_layers
 from orcinus.engine.cpu.packed_linear import (
+    PackedEmbedding,
     native_kind,
     pack_linears,
     pack_own_head,
@@ -52,7 +53,9 @@ def lay_out_for_cpu(served: ServedModel, quantization: str | None, *, is_determi
         num_linears = 1 + pack_linears(causal_lm, pack, dtype)
     elif pack is not None:
         # A head that shares its weight with the embedding would be there twice.
-        num_linears = pack_linears(causal_lm, pack, dtype, keep=[causal_lm.get_input_embeddings().weight])
+        embedding = causal_lm.get_input_embeddings()
+        keep = [] if isinstance(embedding, PackedEmbedding) else [embedding.weight]
+        num_linears = pack_linears(causal_lm, pack, dtype, keep=keep)
     if library is not None and (num_layers > 0 or is_deterministic):
         library.use_threads(torch.get_num_threads(), own=True)
     logger.debug("%d layers run natively, %d linear layers are packed (%s)", num_layers, num_linears, kind or dtype)

@@ -18,8 +18,10 @@ from orcinus.engine.attention.latent import Expansion, cache_latents, record_exp
 from orcinus.engine.attention.serving import LaterCall, PagedAttention, ProbingAttention, UnsupportedAttentionError
 from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
 from orcinus.engine.cpu.layer_replacement import RecordedCalls, record_layer_calls
+from orcinus.engine.cpu.packed_linear import num_packed_parameters
 from orcinus.engine.errors import ModelLoadError, reason_of
 from orcinus.engine.models.context import has_fixed_rope, has_open_context, model_context
+from orcinus.engine.models.gguf_linears import packed_types_of
 from orcinus.engine.models.indexers import pick_every_key
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.own_attention import is_vouched_for, own_attention
@@ -67,14 +69,15 @@ def probe_model(
     if not probe.kv and not states:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
     cache_dtype = probe.dtype or causal_lm.dtype
-    if own is not None and not _agree(run.logits, own, cache_dtype):
+    precision = None if packed_types_of(causal_lm) else cache_dtype
+    if own is not None and not _agree(run.logits, own, precision):
         raise ModelLoadError(
             f"{model.name} attends by more than it tells transformers' attention interface: by that alone its logits "
             "are others than with its own attention"
         )
     if any(isinstance(key, LaterCall) for key in probe.kv):
-        _check_calls(model, run.logits, cache_dtype, device)
-    num_parameters = int(causal_lm.num_parameters())
+        _check_calls(model, run.logits, precision, device)
+    num_parameters = int(causal_lm.num_parameters()) + num_packed_parameters(causal_lm)
     kv = _with_latents(probe.kv, run.expansions) if caches_latents and device.type == "cpu" else probe.kv
     windows = {spec.window for spec in probe.specs.values()}
     layers = [LayerKind(probe.num_heads[module], spec.shape, probe.specs[module]) for module, spec in kv.items()]
@@ -204,7 +207,7 @@ def _own_logits(model: LanguageModel, device: torch.device) -> Tensor | None:
         raise _failed(model, error) from error
 
 
-def _check_calls(model: LanguageModel, expected: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+def _check_calls(model: LanguageModel, expected: Tensor, dtype: torch.dtype | None, device: torch.device) -> None:
     """Refuse a model that runs layers several times unless its own cache, too, has what each of these runs stored."""
     with own_attention(model.causal_lm), step_context(StepContext(ProbingAttention())):
         cached = model.cached_logits(*_probe_tokens(model, device), split=PROBE_TOKENS // 2).float()

@@ -42,6 +42,7 @@ def start_up_summary(
         "Model": _model(info, settings),
         **({} if info.has_head else {"Serves": "embeddings alone: the checkpoint has no language-model head"}),
         **({"Text half": f"of {info.text_half_of}: text alone, no images or audio"} if info.text_half_of else {}),
+        **({"Weights": _in_blocks(info)} if info.packed_types else {}),
         "Device": f"{_device(info)}, {_numbers(info)}, attention: {info.attention_backend}",
         **({"Kernels": _NO_KERNELS} if info.lacks_kernels else {}),
         **({"Engines": _engines(shares)} if shares else {}),
@@ -96,6 +97,13 @@ def example_request(
 def _model(info: EngineInfo, settings: Settings) -> str:
     parameters = f"{_count(info.num_parameters)} parameters, {format_bytes(info.weight_bytes)}"
     return f"{', '.join(settings.model_names)} ({info.architecture}, {parameters})"
+
+
+def _in_blocks(info: EngineInfo) -> str:
+    """Return what is multiplied in the blocks that the file has, the largest part first."""
+    types = sorted(info.packed_types.items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in types)
+    return f"in the file's blocks: {parts}"
 
 
 def _device(info: EngineInfo) -> str:

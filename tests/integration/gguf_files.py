@@ -6,11 +6,18 @@ from typing import Any
 import gguf
 import torch
 
+from tests.integration.gguf_blocks import random_blocks
+
 Q = gguf.GGMLQuantizationType
 
 
-def write_gguf(model: Any, file: Path, architecture: str = "llama", quantization: Any = Q.F32) -> Path:
-    """Write a model of the Llama family. Matrices are quantized, vectors stay in float32."""
+def write_gguf(
+    model: Any, file: Path, architecture: str = "llama", quantization: Any = Q.F32, blocks: dict[str, str] | None = None
+) -> Path:
+    """Write a model of the Llama family. Matrices are quantized, vectors stay in float32.
+
+    In place of matrices with one of the names of `blocks` in theirs there are random ones, of the type that it names.
+    """
     config = model.config
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -30,6 +37,11 @@ def write_gguf(model: Any, file: Path, architecture: str = "llama", quantization
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     for name, weight in _named_as_in_llama_cpp(model, architecture):
+        random = next((kind for part, kind in (blocks or {}).items() if part in name and weight.dim() == 2), None)
+        if random is not None:
+            seed = sum(name.encode())
+            writer.add_tensor(name, random_blocks(random, *weight.shape, size=0.06, seed=seed), raw_dtype=Q[random])
+            continue
         kind = quantization if weight.dim() > 1 else Q.F32
         writer.add_tensor(name, gguf.quantize(weight.float().contiguous().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -53,8 +65,8 @@ def _named_as_in_llama_cpp(model: Any, architecture: str) -> list[tuple[str, tor
             continue
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         laid_out = interleaved(weight, heads) if heads and architecture == "llama" else weight
-        suffix = "" if name.endswith(".weight") else ".weight"  # of the experts' down projections
-        found = names.get_name(name, try_suffixes=(".weight",))
+        suffix = "" if name.endswith((".weight", ".bias")) else ".weight"  # of the experts' down projections
+        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert found is not None, name
         named.append((found + suffix, laid_out))
     return named

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.kernels.library import load_library
 from orcinus.engine.models import loader as model_loader
 from orcinus.engine.models.gguf_file import read_gguf_weights
 from orcinus.engine.models.loader import load_causal_lm
@@ -127,7 +128,7 @@ def test_gguf_file_is_read_as_from_pretrained_dequantizes_it(
     sizes = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 768}  # the last is not in the file
     model = random_model(class_name, **settings | sizes)
     file = write_gguf(model, tmp_path / "model.gguf", architecture, quantization)
-    read, loaded = both_ways(file, monkeypatch, dtype=dtype)
+    read, loaded = both_ways(file, monkeypatch, dtype=dtype, quantization="none")
     assert_same_model(read, loaded)
     assert {weight.is_contiguous() for weight in read.parameters()} == {True}
     if quantization is Q.F32 and dtype == "float32":
@@ -179,16 +180,18 @@ from orcinus.engine.platform.lean_imports import import_transformers
 import_transformers()
 from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import engine_config
-info, runner = build_executor(engine_config(Path(sys.argv[1]), dtype="bfloat16", kv_cache_memory=1 << 20))
+info, runner = build_executor(
+    engine_config(Path(sys.argv[1]), dtype="bfloat16", kv_cache_memory=1 << 20, quantization=sys.argv[2] or None)
+)
 memory = {line.split(":")[0]: int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Vm")}
 print(json.dumps([info.num_parameters, memory["VmRSS"], memory["VmHWM"]]), flush=True)
 os._exit(0)
 """
 
 
-def resident_kib(model: Path) -> tuple[int, int, int]:
+def resident_kib(model: Path, quantization: str = "") -> tuple[int, int, int]:
     """Parameters, and the resident memory of an engine that has loaded them: now, and at most."""
-    command = [sys.executable, "-c", RESIDENT, str(model)]
+    command = [sys.executable, "-c", RESIDENT, str(model), quantization]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     parameters, now, most = json.loads(done.stdout.splitlines()[-1])
     return parameters, now, most
@@ -209,7 +212,13 @@ def test_converted_and_dequantized_weights_take_the_memory_of_plain_ones(tmp_pat
     model.half().save_pretrained(tmp_path / "half")
     parameters, plain, _ = resident_kib(tmp_path / "plain")
     assert parameters > 95e6
-    for other in (write_gguf(model, tmp_path / "q8_0.gguf", quantization=Q.Q8_0), tmp_path / "half"):
-        _, now, most = resident_kib(other)
+    gguf_file = write_gguf(model, tmp_path / "q8_0.gguf", quantization=Q.Q8_0)
+    for other in (gguf_file, tmp_path / "half"):
+        _, now, most = resident_kib(other, "none")
         assert now < 1.2 * plain, other.name
         assert most < 1.2 * plain, other.name
+    if load_library() is not None:  # 8.5 bits in place of 16, and never more than a few rows of anything else
+        _, now, most = resident_kib(gguf_file)
+        saved = parameters * 2 * (16 - 8.5) / 16 / 1024
+        assert now < plain - 0.7 * saved
+        assert most < plain - 0.4 * saved

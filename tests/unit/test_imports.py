@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.grammar": VOCABULARY | {"engine.text", "engine.platform"},
     "engine.attention": VOCABULARY | {"engine.kernels", "engine.platform"},
     "engine.recurrent": VOCABULARY | {"engine.attention", "engine.kernels", "engine.platform"},
-    "engine.models": VOCABULARY | {"engine.attention", "engine.recurrent", "engine.platform"},
+    "engine.models": VOCABULARY
+    | {"engine.attention", "engine.recurrent", "engine.cpu", "engine.kernels", "engine.platform"},
     "engine.cpu": VOCABULARY | {"engine.attention", "engine.recurrent", "engine.kernels", "engine.platform"},
     "engine.sampling": VOCABULARY | {"engine.grammar", "engine.kernels", "engine.platform"},
     "engine.runner": VOCABULARY

@@ -160,6 +160,13 @@ def test_summary_of_tls_names_the_certificate(tmp_path: Path) -> None:
     assert f"curl --cacert {pair.certfile} https://127.0.0.1:443/v1/chat/completions" in text
 
 
+def test_summary_says_which_types_of_blocks_are_multiplied_as_they_are() -> None:
+    info = msgspec.structs.replace(INFO, packed_types={"Q6_K": 3 << 20, "Q4_K": 5 << 20})
+    text = start_up_summary(info, load_settings(), port=8000, ready_s=1)
+    assert "Weights    in the file's blocks: Q4_K 5 MiB, Q6_K 3 MiB" in text
+    assert "blocks: " not in start_up_summary(INFO, load_settings(), port=8000, ready_s=1)
+
+
 def test_summary_says_that_a_text_half_is_served() -> None:
     info = msgspec.structs.replace(INFO, text_half_of="Gemma3ForConditionalGeneration")
     text = start_up_summary(info, load_settings(), port=8000, ready_s=1)

@@ -1,0 +1,144 @@
+"""Linear layers and embeddings of a GGUF file, packed from its own blocks in place of torch's modules.
+
+A tensor is unpacked some rows at a time and packed for our kernels; at no time it is there in 16 or 32 bits. Weights
+that are to be seen in another shape, or that belong to no plain module, are left to who dequantizes them.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orcinus.engine.cpu.grouped_weight import GroupedWeight
+from orcinus.engine.cpu.native_linear import NativeLinear
+from orcinus.engine.cpu.packed_linear import PackedEmbedding
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.models.gguf_blocks import BlockRows, is_exact, is_quantized
+from orcinus.engine.platform.memory import MappedFiles
+
+logger = logging.getLogger(__name__)
+
+_TYPES_OF_MODEL = "gguf_bytes_by_type"  # where a model notes what has been packed
+
+
+def packed_types_of(causal_lm: Any) -> dict[str, int]:
+    """Return the bytes of what has been packed from blocks, by the type of these."""
+    return dict(getattr(causal_lm, _TYPES_OF_MODEL, {}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A tensor that will be packed: the module that it is the weight of, and where the model's rows lie in it."""
+
+    module: str
+    tensor: Any
+    order: NDArray[np.int64]
+
+
+class BlockModules:
+    """Collects the tensors of a file that stay in blocks, and puts what multiplies them into the model.
+
+    `stored` has the model's names of all that the file holds.
+    """
+
+    def __init__(self, causal_lm: Any, library: Library, stored: set[str]) -> None:
+        self.causal_lm = causal_lm
+        self._library = library
+        self._stored = stored
+        self._modules: dict[str, Any] = dict(causal_lm.named_modules())
+        self._has_head = all(name in stored for name in causal_lm.all_tied_weights_keys)
+        self._tied_head = None if self._has_head else self._find_tied_head()
+        self._found: list[_Found] = []
+
+    def take(self, tensor: Any, name: str, processor: Any, names: dict[str, str]) -> bool:
+        """Return whether a tensor of the file, `name` in the model, is one to be packed. If so, it is remembered."""
+        module_name, _, last = name.rpartition(".")
+        if last != "weight" or not is_quantized(tensor.tensor_type.name) or tensor.data.ndim != 2:
+            return False
+        if not self._can_replace(module_name):
+            return False
+        order = _row_order(tensor, processor, names)
+        if order is None:
+            return False
+        self._found.append(_Found(module_name, tensor, order))
+        return True
+
+    def put_in(self, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+        """Pack all, with the biases that `weights` has of them and loses here."""
+        mapped, sizes, rounded = MappedFiles(), Counter[str](), Counter[str]()
+        for found in self._found:
+            kind = found.tensor.tensor_type.name
+            bias = weights.pop(f"{found.module}.bias", None)
+            rows = BlockRows(found.tensor.data, kind, found.order)
+            sizes[kind] += self._put(found.module, rows, bias, dtype)
+            rounded[kind] += not is_exact(kind)
+            mapped.release_bytes(found.tensor.data.ctypes.data, found.tensor.data.nbytes)
+        for kind, count in sorted(rounded.items()):
+            if count:
+                logger.warning("%d weights of type %s are rounded to 8 bits in groups of 32", count, kind)
+        self._untie()
+        setattr(self.causal_lm, _TYPES_OF_MODEL, dict(sizes))
+
+    def _put(self, name: str, rows: BlockRows, bias: Tensor | None, dtype: torch.dtype) -> int:
+        """Put what takes a module's place there. Returns the bytes of its weight."""
+        if type(self._modules[name]) is nn.Linear:
+            linear = NativeLinear(self._library, rows.form, [rows], [bias])
+            self.causal_lm.set_submodule(name, linear)
+            return linear.packed_bytes
+        packed: Any
+        if self._tied_head is not None:
+            head = NativeLinear(self._library, rows.form, [rows], [None])
+            self.causal_lm.set_submodule(self._tied_head, head)
+            packed = head.packed
+        else:
+            packed = GroupedWeight(self._library, rows.form, [rows], [None])
+        self.causal_lm.set_submodule(name, PackedEmbedding(packed, dtype, is_own=self._tied_head is None))
+        return int(packed.nbytes)
+
+    def _can_replace(self, name: str) -> bool:
+        """Return whether a module is torch's own, all that it has is in the file, and who shares it is known."""
+        module = self._modules.get(name)
+        if type(module) is nn.Linear:
+            return module.bias is None or f"{name}.bias" in self._stored
+        if type(module) is not nn.Embedding or module.max_norm is not None:
+            return False
+        return module is self.causal_lm.get_input_embeddings() and (self._has_head or self._tied_head is not None)
+
+    def _untie(self) -> None:
+        """Have transformers tie no weights of modules that are gone."""
+        keys = self.causal_lm.all_tied_weights_keys
+        for target, source in list(keys.items()):
+            names = [name.rpartition(".")[0] for name in (target, source)]
+            if any(self.causal_lm.get_submodule(name) is not self._modules[name] for name in names):
+                del keys[target]
+
+    def _find_tied_head(self) -> str | None:
+        """Return the name of a plain head that shares the embedding's weight."""
+        head: Any = self.causal_lm.get_output_embeddings()
+        keys = self.causal_lm.all_tied_weights_keys
+        names = [name for name, module in self._modules.items() if module is head]
+        is_tied = type(head) is nn.Linear and head.bias is None and bool(names) and f"{names[0]}.weight" in keys
+        return names[0] if is_tied else None
+
+
+def _row_order(tensor: Any, processor: Any, names: dict[str, str]) -> NDArray[np.int64] | None:
+    """Return where each row of the model's weight lies in the file's; None if it is more than moved rows.
+
+    What undoes llama.cpp's layout is given the numbers of the rows in place of them.
+    """
+    numbers = np.arange(tensor.data.shape[0]).reshape(-1, 1)
+    try:
+        moved = processor.process(
+            weights=numbers.copy(), name=tensor.name, tensor_key_mapping=names, parsed_parameters={"tensors": {}}
+        )
+    except (ValueError, IndexError, TypeError):  # it looks at the columns, too
+        return None
+    order = np.asarray(moved.weights)
+    if moved.name != tensor.name or order.shape != numbers.shape or not np.array_equal(np.sort(order, axis=0), numbers):
+        return None
+    return order.ravel()
