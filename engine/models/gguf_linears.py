@@ -122,7 +122,12 @@ class BlockModules:
         head: Any = self.causal_lm.get_output_embeddings()
         keys = self.causal_lm.all_tied_weights_keys
         names = [name for name, module in self._modules.items() if module is head]
-        is_tied = type(head) is nn.Linear and head.bias is None and bool(names) and f"{names[0]}.weight" in keys
+        is_tied = (
+            type(head) is nn.Linear
+            and getattr(head, "bias", None) is None
+            and bool(names)
+            and f"{names[0]}.weight" in keys
+        )
         return names[0] if is_tied else None
 
 

@@ -21,8 +21,8 @@ def random_blocks(type_name: str, rows: int, columns: int, *, size: float = 1.0,
     rng = np.random.default_rng(seed)
     raw = rng.integers(0, 256, (rows * columns // block, num_bytes), dtype=np.uint8)
     for at in _FLOATS.get(type_name, (0,)):
-        scales = rng.uniform(0.5, 1.5, raw.shape[0]) * _SIZES.get(type_name, 0.15) * size
-        raw[:, at : at + 2] = scales.astype(np.float16)[:, None].view(np.uint8)
+        scales = np.asarray(rng.uniform(0.5, 1.5, raw.shape[0]) * _SIZES.get(type_name, 0.15) * size, np.float16)
+        raw[:, at : at + 2] = scales[:, None].view(np.uint8)
     if type_name == "MXFP4":
         raw[:, 0] = rng.integers(124, 127, raw.shape[0]) + round(np.log2(size))
     if type_name in ("Q4_1", "Q5_1"):

@@ -37,10 +37,10 @@ def write_gguf(
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     for name, weight in _named_as_in_llama_cpp(model, architecture):
-        random = next((kind for part, kind in (blocks or {}).items() if part in name and weight.dim() == 2), None)
-        if random is not None:
-            seed = sum(name.encode())
-            writer.add_tensor(name, random_blocks(random, *weight.shape, size=0.06, seed=seed), raw_dtype=Q[random])
+        made_up = next((kind for part, kind in (blocks or {}).items() if part in name and weight.dim() == 2), None)
+        if made_up is not None:
+            values = random_blocks(made_up, *weight.shape, size=0.06, seed=sum(name.encode()))
+            writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[made_up])
             continue
         kind = quantization if weight.dim() > 1 else Q.F32
         writer.add_tensor(name, gguf.quantize(weight.float().contiguous().numpy(), kind), raw_dtype=kind)
