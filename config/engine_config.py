@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 BatchingStrategy = Literal["continuous", "static", "interleaved", "sequential"]
+Speculation = Literal["off", "ngram", "auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class EngineConfig:
     log_format: Literal["text", "json"]
     share: EngineShare | None = None  # of the machine; None: all of it, as for one engine alone
     warm_grammars: bool | None = None
+    speculation: Speculation = "off"
 
     @property
     def num_sharing_memory(self) -> int:

@@ -24,7 +24,7 @@ from orcinus.config.addresses import (
     parse_root_path,
 )
 from orcinus.config.api_keys import ApiKey, check_distinct, digest_of, read_keys
-from orcinus.config.engine_config import BatchingStrategy, EngineConfig
+from orcinus.config.engine_config import BatchingStrategy, EngineConfig, Speculation
 from orcinus.config.limits import ClientLimits, Limit
 from orcinus.config.parser_names import (
     REASONING_PARSER_ALIASES,
@@ -264,6 +264,12 @@ class Settings(BaseSettings):
     )
     batch_wait_ms: float = _setting(
         50.0, "Engine", "How long static batching waits to fill a batch.", "MS", ge=0, le=60_000
+    )
+    speculation: Speculation = _setting(
+        "off",
+        "Engine",
+        "Speculative decoding with drafts from a request's own prompt and output, which changes no token: ngram tries"
+        " all that are found, auto as many in each step as make the tokens come faster by what was measured.",
     )
     deterministic: bool | None = _setting(
         None,
@@ -769,6 +775,7 @@ class Settings(BaseSettings):
             batching=self.batching,
             batch_wait_ms=self.batch_wait_ms,
             deterministic=self.deterministic,
+            speculation=self.speculation,
             warm_grammars=self.warm_grammars,
             seed=self.seed,
             log_level=self.log_level,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from orcinus.config.engine_config import BatchingStrategy
+from orcinus.config.engine_config import BatchingStrategy, Speculation
 from orcinus.engine.errors import InvalidRequestError
 from orcinus.engine.sampling_params import Pooling, SamplingParams
 
@@ -132,6 +132,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     state_bytes: int = 0  # of the states beside keys and values that a sequence has; 0: the model keeps none
     warms_grammars: bool = False  # what the first grammar needs is loaded before it comes
     label_token_ids: list[int] = []  # by which the checkpoint says that a text is relevant: a yes, and maybe a no
+    speculation: Speculation = "off"  # where drafts come from, and whether they are weighed
     num_state_snapshots: int = 0  # copies of states that prefixes are reused with; 0: none are, where there are states
 
     def check_generates(self) -> None:
@@ -204,6 +205,7 @@ class RequestDelta(Message, frozen=True):
     logits of `sampling.label_token_ids`.
     `ends_in_text` tells that a request which stopped did so after its last token, which is text, and not by it.
     `is_steered` tells that a token so far is not the one that was drawn (`StepResult.steered`).
+    `num_draft_tokens` counts the drafts tried so far, `num_accepted_drafts` those of them that became its tokens.
     `pauses` are the times since the delta before in which it had no slot, each from a preemption to its next step.
     """
 
@@ -216,6 +218,8 @@ class RequestDelta(Message, frozen=True):
     num_cached_tokens: int | None = None
     queue_time_s: float | None = None
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_drafts: int = 0
     error: str | None = None
     embedding: bytes | None = None
     ends_in_text: bool = False
@@ -237,6 +241,8 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     num_decode_tokens: int = 0
     num_sampled_tokens: int = 0
     num_forced_tokens: int = 0  # of these, those that came without a sample
+    num_draft_tokens: int = 0  # that were tried
+    num_accepted_drafts: int = 0  # of these, those that became tokens of a request
     num_preemptions: int = 0
     num_slots_refilled: int = 0
     prefix_cache_queries: int = 0

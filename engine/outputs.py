@@ -89,7 +89,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     `index` is that of the choice in its request, `prompt_index` that of its prompt among all that were given with it.
     `text` may be empty while `token_ids` is not (part of a code point, or a possible stop string held back).
     `stop_reason` is the stop string or stop token id that ended it. `num_cached_tokens`, `queue_time_s` and
-    `prompt_logprobs` come with the first output of a choice, `timing` and `embedding` (a vector, or the logits of the
+    `prompt_logprobs` come with the first output of a choice; `num_draft_tokens` were tried so far, of which
+    `num_accepted_drafts` became its tokens; `timing` and `embedding` (a vector, or the logits of the
     labels that were asked for) with its last.
     """
 
@@ -104,6 +105,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     num_cached_tokens: int | None = None
     queue_time_s: float | None = None
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_drafts: int = 0
     error: str | None = None
     timing: RequestTiming | None = None
     embedding: bytes | None = None

@@ -117,6 +117,8 @@ class Metrics(EngineObserver):
         self._tokens_per_step.observe(num_tokens)
         counters["orcinus_prefill_tokens_total"] += stats.num_prefill_tokens
         counters["orcinus_forced_tokens_total"] += stats.num_forced_tokens
+        counters["orcinus_draft_tokens_proposed_total"] += stats.num_draft_tokens
+        counters["orcinus_draft_tokens_accepted_total"] += stats.num_accepted_drafts
         counters["orcinus_preemptions_total"] += stats.num_preemptions
         counters["orcinus_prefix_cache_queries_total"] += stats.prefix_cache_queries
         counters["orcinus_prefix_cache_hits_total"] += stats.prefix_cache_hits

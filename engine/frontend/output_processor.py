@@ -39,6 +39,9 @@ class OutputProcessor:
         self.needs_abort = False  # a stop string ended it, and the engine does not know
         self._num_preemptions = 0
         self._num_earlier_preemptions = 0  # in engines that have ended
+        self._num_drafts = 0  # of the engine that goes on
+        self._num_accepted = 0
+        self._num_all_drafts = self._num_all_accepted = 0
         self._sampling = sampling
         self._detokenizer = make_detokenizer(tokenizer, prompt, skip_special_tokens=sampling.skip_special_tokens)
         self._scanner = (
@@ -57,6 +60,7 @@ class OutputProcessor:
     def resume(self) -> None:
         """Expect the deltas of another engine, which goes on after `token_ids`."""
         self._num_earlier_preemptions = self._num_preemptions
+        self._num_drafts = self._num_accepted = 0
 
     def process(self, delta: RequestDelta) -> RequestOutput:
         """Return the output that a delta makes.
@@ -70,6 +74,7 @@ class OutputProcessor:
         self.token_ids += token_ids
         self.is_steered = delta.is_steered
         self._num_preemptions = self._num_earlier_preemptions + delta.num_preemptions
+        self._count_drafts(delta, num_tokens)
         self.finish_reason = delta.finish_reason if stop is None else "stop"
         self.needs_abort = stop is not None and delta.finish_reason is None
         return RequestOutput(
@@ -84,9 +89,19 @@ class OutputProcessor:
             num_cached_tokens=delta.num_cached_tokens if is_first else None,
             queue_time_s=delta.queue_time_s if is_first else None,
             num_preemptions=self._num_preemptions,
+            num_draft_tokens=self._num_all_drafts,
+            num_accepted_drafts=self._num_all_accepted,
             error=delta.error,
             embedding=delta.embedding,
         )
+
+    def _count_drafts(self, delta: RequestDelta, num_tokens: int) -> None:
+        """Add the drafts of a delta of which so many tokens count; those beyond a stop string were for nothing."""
+        if delta.num_draft_tokens == self._num_drafts:
+            return
+        self._num_all_drafts += delta.num_draft_tokens - self._num_drafts
+        self._num_all_accepted += min(num_tokens, delta.num_accepted_drafts - self._num_accepted)
+        self._num_drafts, self._num_accepted = delta.num_draft_tokens, delta.num_accepted_drafts
 
     def _read(self, delta: RequestDelta) -> tuple[str, int, str | None]:
         """Return the text to give out, how many of the tokens count, and the stop string that was completed, if any."""

@@ -27,6 +27,9 @@ class Drafter(Protocol):
         ended and may try drafts. They are views, valid during the call. The scheduler decides how many are tried.
         """
 
+    def release(self, request_id: str) -> None:
+        """Forget a request that ended, or that is to be computed anew; it may not be known."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplePositions:

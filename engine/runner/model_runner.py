@@ -260,6 +260,8 @@ class ModelRunner:
         request = self._requests.pop(request_id, None)
         if request is None:
             return
+        if self.drafter is not None:
+            self.drafter.release(request_id)
         self._suspects.release(request.index)
         self._rows.remove(request.index)
         request.is_released = True

@@ -104,6 +104,21 @@ class ChunkCosts:
         slope = (end.num_tokens - start.num_tokens) / (end.seconds - start.seconds)
         return int(min(most, start.num_tokens + (seconds - start.seconds) * slope))
 
+    @property
+    def most_tokens(self) -> int:
+        """Return about the largest size that was seen lately; 0 where nothing is known."""
+        return int(self._points[-1].num_tokens) if self._points else 0
+
+    def seconds_for(self, num_tokens: int) -> float:
+        """Return how much longer a step takes for so many tokens, as far as that is known; 0 where nothing is."""
+        if not self._points:
+            return 0.0
+        points = self._points if len(self._points) > 1 else [Chunk(0, 0.0), *self._points]
+        lines = list(itertools.pairwise(points))
+        start, end = next((line for line in lines if num_tokens <= line[1].num_tokens), lines[-1])
+        slope = (end.seconds - start.seconds) / (end.num_tokens - start.num_tokens)
+        return max(0.0, start.seconds + (num_tokens - start.num_tokens) * slope)
+
     def _line_at(self, seconds: float) -> tuple[Chunk, Chunk]:
         """Return the ends of the line that says what takes so long; of a single size, from nothing to that."""
         points = self._points if len(self._points) > 1 else [Chunk(0, 0.0), *self._points]

@@ -106,6 +106,8 @@ def report(
             token_ids,
             logprobs=logprobs,
             num_preemptions=request.num_preemptions,
+            num_draft_tokens=request.num_draft_tokens,
+            num_accepted_drafts=request.num_accepted_drafts,
             is_steered=request.is_steered,
             pauses=pauses,
         )
@@ -122,6 +124,8 @@ def report(
         num_cached_tokens=request.num_cached_tokens if is_first else None,
         queue_time_s=started - request.arrival_time if is_first and started is not None else None,
         num_preemptions=request.num_preemptions,
+        num_draft_tokens=request.num_draft_tokens,
+        num_accepted_drafts=request.num_accepted_drafts,
         error=error,
         embedding=embedding,
         ends_in_text=end is not None and end.is_text,

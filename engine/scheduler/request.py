@@ -36,8 +36,10 @@ class Request:
         "is_steered",
         "last_scheduled_step",
         "looks_back",
+        "num_accepted_drafts",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_draft_tokens",
         "num_in_flight",
         "num_preemptions",
         "num_prefill_tokens",
@@ -78,6 +80,8 @@ class Request:
         self.num_computed_tokens: int = 0
         self.num_in_flight: int = 0
         self.draft_token_ids: list[int] = []  # to be tried next, after the tokens known
+        self.num_draft_tokens: int = 0  # that were tried
+        self.num_accepted_drafts: int = 0
         self.num_cached_tokens: int | None = None
         self.num_preemptions: int = 0
         self.pauses: list[tuple[float, float]] = []  # from preemptions to slots again, not reported yet

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import eq
 from typing import Any
 
 from orcinus.config.engine_config import BatchingStrategy
@@ -22,6 +23,7 @@ from orcinus.engine.messages import (
 )
 from orcinus.engine.scheduler.batching import batching_rule
 from orcinus.engine.scheduler.block_manager import BlockManager
+from orcinus.engine.scheduler.draft_policy import DraftPolicy
 from orcinus.engine.scheduler.ends import End, EndRules, end_without_tokens, report, report_error
 from orcinus.engine.scheduler.fair_queue import FairQueue
 from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, PendingPrompt, PrefillBudget
@@ -34,6 +36,9 @@ from orcinus.engine.scheduler.slots import Slots
 from orcinus.engine.scheduler.snapshots import SnapshotReuse, SnapshotStepBuilder
 from orcinus.engine.scheduler.state_cache import StateCache
 from orcinus.engine.scheduler.step_recovery import CulpritSearch, MemoryBackoff
+
+# Drafts that a step may try where there are fewer slots.
+_MIN_MOST_DRAFTS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,7 @@ class SchedulerLimits:
     max_queue_wait_s: float = 60.0
     target_itl_s: float | None = None
     target_ttft_s: float = 0.5
+    weighs_drafts: bool = False  # and tries as many as pay, not all there are
     has_states: bool = False  # of sequences, beside keys and values: what was computed cannot be taken back
 
 
@@ -90,6 +96,9 @@ class Scheduler:
         self._steps_in_flight: deque[ScheduledStep] = deque()  # those that wait for their update, oldest first
         self._is_short_of_blocks = False  # a request could not grow, and none is preempted while a step is in flight
         self._prefill_budget = PrefillBudget(limits.target_itl_s, limits.target_ttft_s)
+        self._draft_policy: DraftPolicy | None = None
+        if limits.weighs_drafts:
+            self._draft_policy = DraftPolicy(max(_MIN_MOST_DRAFTS, limits.max_num_seqs), limits.target_itl_s)
         self._culprit_search = CulpritSearch()
         self._memory_backoff = MemoryBackoff()
         self._num_added = 0
@@ -198,6 +207,7 @@ class Scheduler:
             request = self._requests.get(item.request_id)
             if request is None:  # it ended while the step ran
                 continue
+            num_accepted = request.num_accepted_drafts
             if request.request_id in result.errors:
                 deltas.append(self._fail(request, result.errors[request.request_id]))
                 continue
@@ -207,6 +217,8 @@ class Scheduler:
             if (delta := take_in(request, item, result)) is not None:
                 step.stats.num_forced_tokens += max(0, len(delta.token_ids) - item.num_samples)
                 deltas.append(delta)
+            step.stats.num_draft_tokens += len(item.draft_token_ids)
+            step.stats.num_accepted_drafts += request.num_accepted_drafts - num_accepted
         self._keep_drafts(result)
         return deltas
 
@@ -215,6 +227,8 @@ class Scheduler:
         num_chunk_tokens = step.num_chunk_tokens
         num_tokens = step.stats.num_decode_tokens + step.stats.num_prefill_tokens
         self._prefill_budget.observe(num_tokens - num_chunk_tokens, num_chunk_tokens, step_time_s)
+        if self._draft_policy is not None and not num_chunk_tokens and not step.num_known_tokens:
+            self._draft_policy.observe_step(len(step.plan.scheduled), step.num_extra_tokens, step_time_s)
 
     def retry(self, message: str, *, is_out_of_memory: bool = False) -> list[RequestDelta]:
         """Find the culprit of the oldest step in flight, which failed; any planned after it is void.
@@ -471,6 +485,7 @@ class Scheduler:
         what counts as computed: they are overwritten before anything reads them, and their blocks are not registered.
         """
         num_samples, sampled = item.num_samples, result.sampled_token_ids.get(request.request_id, [])
+        request.num_draft_tokens += len(item.draft_token_ids)
         request.num_in_flight -= num_samples
         if request.draft_token_ids:  # of before these tokens were known
             request.draft_token_ids = []
@@ -482,6 +497,9 @@ class Scheduler:
             if not sampled:
                 return None
         sampled, end = self._ends.take_in(request, sampled, result)
+        request.num_accepted_drafts += sum(map(eq, item.draft_token_ids, sampled))
+        if self._draft_policy is not None:
+            self._draft_policy.observe_tokens(request.request_id, sampled)
         if num_samples > 1:
             computed_end = min(computed_end, len(request.token_ids))
         self._slots.book_blocks(request, item.num_computed_tokens, computed_end)
@@ -507,12 +525,17 @@ class Scheduler:
 
         Nor where there are states: a draft that is rejected would have changed one.
         """
-        if self.limits.has_states:
+        if self.limits.has_states or not result.drafts:
             return
-        for request_id, draft_token_ids in result.drafts.items():
-            request = self._requests.get(request_id)
-            if request is not None and not request.looks_back:
-                request.draft_token_ids = draft_token_ids
+        both = [(self._requests.get(request_id), drafts) for request_id, drafts in result.drafts.items()]
+        kept = {
+            request.request_id: drafts for request, drafts in both if request is not None and not request.looks_back
+        }
+        if self._draft_policy is not None:
+            num_decodes = sum(request.is_decoding for request in self._slots.running)
+            kept = self._draft_policy.choose(kept, num_decodes)
+        for request_id, draft_token_ids in kept.items():
+            self._requests[request_id].draft_token_ids = draft_token_ids
 
     def _fail(self, request: Request, message: str) -> RequestDelta:
         delta = report_error(request, message)
@@ -523,6 +546,8 @@ class Scheduler:
         """Remove a request from everything; its slot and blocks are free for the next step."""
         self._slots.remove(request)
         self._culprit_search.clear(request.request_id)
+        if self._draft_policy is not None:
+            self._draft_policy.forget(request.request_id)
         del self._requests[request.request_id]
 
     def check_integrity(self) -> None:

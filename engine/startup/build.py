@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from orcinus.config.engine_config import EngineConfig
+from orcinus.config.engine_config import EngineConfig, Speculation
 from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.interface import KVCacheSpec, PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
@@ -36,7 +36,9 @@ from orcinus.engine.platform.device import (
 from orcinus.engine.platform.memory import large_blocks_given_back, populate
 from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.runner.cuda_graphs import CudaRecorder
+from orcinus.engine.runner.drafts import Drafter
 from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.runner.ngram_drafter import NgramDrafter
 from orcinus.engine.runner.pooling import resolve_pooling
 from orcinus.engine.sampling.choice import triton_sampler
 from orcinus.engine.sampling.sampler import Sampler
@@ -73,6 +75,9 @@ logger = logging.getLogger(__name__)
 # Grammars over a larger vocabulary are loaded for before they come, if this much memory is left.
 _LARGE_VOCABULARY = 32_768
 _MEMORY_FOR_GRAMMARS = 1 << 30
+# Drafts of a request in a step, where all are tried, and where some are chosen.
+_MAX_DRAFTS = 8
+_MAX_WEIGHED_DRAFTS = 16
 
 
 def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
@@ -217,8 +222,20 @@ def _model_runner(
         max_num_seqs=limits.max_num_seqs,
         num_cache_groups=num_groups,
         runs_ahead=device.type == "cuda",
+        drafter=_drafter(_speculation(config, served)),
         seed=config.seed or 0,
     )
+
+
+def _speculation(config: EngineConfig, served: ServedModel) -> Speculation:
+    """Return the setting; a model with states tries no drafts, as one that is rejected would have changed them."""
+    return "off" if served.states or not served.model.has_head else config.speculation
+
+
+def _drafter(speculation: Speculation) -> Drafter | None:
+    if speculation == "off":
+        return None
+    return NgramDrafter(_MAX_DRAFTS if speculation == "ngram" else _MAX_WEIGHED_DRAFTS)
 
 
 def _grammar_compiler(config: EngineConfig, served: ServedModel, eos: list[int]) -> "GrammarCompiler":
@@ -293,6 +310,7 @@ def _engine_info(
         has_head=served.model.has_head,
         state_bytes=states.row_bytes,
         num_state_snapshots=states.num_snapshots,
+        speculation=_speculation(config, served),
         warms_grammars=_warms_grammars(config, served),
     )
 

@@ -53,12 +53,15 @@ class Usage:
         self.prompt_tokens = sum(map(len, request.prompts))
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self._drafts: dict[int, tuple[int, int]] = {}  # by choice: those tried, and those of them accepted
         self.prefix: PrefixWatch | None = None
 
     def add(self, output: RequestOutput) -> None:
         self.completion_tokens += len(output.token_ids)
         if output.num_cached_tokens and output.index % self._n == 0:
             self.cached_tokens += output.num_cached_tokens
+        if output.num_draft_tokens:
+            self._drafts[output.index] = output.num_draft_tokens, output.num_accepted_drafts
         if self.prefix is not None:
             self.prefix.add(output)
 
@@ -68,6 +71,15 @@ class Usage:
         miss = None if self.prefix is None else self.prefix.miss
         return {} if miss is None else {"cache_miss": miss.to_dict()}
 
+    @property
+    def prediction(self) -> dict[str, int]:
+        """Return the fields of `completion_tokens_details` that say what became of drafts, if any were tried."""
+        if not self._drafts:
+            return {}
+        num_accepted = sum(accepted for _, accepted in self._drafts.values())
+        num_tried = sum(tried for tried, _ in self._drafts.values())
+        return {"accepted_prediction_tokens": num_accepted, "rejected_prediction_tokens": num_tried - num_accepted}
+
     def to_dict(self, num_unsaid_tokens: int = 0) -> dict[str, Any]:
         """Return the usage less so many tokens, of which the client does not know yet."""
         completion_tokens = self.completion_tokens - num_unsaid_tokens
@@ -76,6 +88,7 @@ class Usage:
             "completion_tokens": completion_tokens,
             "total_tokens": self.prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens, **self.cache_miss},
+            **({"completion_tokens_details": self.prediction} if self._drafts else {}),
         }
 
 

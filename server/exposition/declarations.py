@@ -151,6 +151,8 @@ METRICS: tuple[MetricSpec, ...] = (
         "counter",
         "Generated tokens that took no step of their own, because a grammar left no choice of them.",
     ),
+    MetricSpec("orcinus_draft_tokens_proposed_total", "counter", "Drafts that were tried, by speculative decoding."),
+    MetricSpec("orcinus_draft_tokens_accepted_total", "counter", "Drafts that became generated tokens."),
     MetricSpec("orcinus_preemptions_total", "counter", "Sequences that gave up their KV blocks and were put back."),
     MetricSpec("orcinus_prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."),
     MetricSpec("orcinus_prefix_cache_hits_total", "counter", "Prompt tokens found there."),

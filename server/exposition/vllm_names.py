@@ -39,6 +39,8 @@ ALIASES: tuple[Alias, ...] = (
     Alias("vllm:prompt_tokens_total", "orcinus_prompt_tokens_total"),
     Alias("vllm:prompt_tokens_cached_total", "orcinus_prefix_cache_hits_total"),
     Alias("vllm:generation_tokens_total", "orcinus_generation_tokens_total"),
+    Alias("vllm:spec_decode_num_draft_tokens_total", "orcinus_draft_tokens_proposed_total"),
+    Alias("vllm:spec_decode_num_accepted_tokens_total", "orcinus_draft_tokens_accepted_total"),
     Alias("vllm:request_success_total", "orcinus_requests_total", ("finished_reason",)),
     Alias("vllm:num_preemptions_total", "orcinus_preemptions_total"),
     Alias("vllm:prefix_cache_queries_total", "orcinus_prefix_cache_queries_total"),

@@ -39,6 +39,9 @@ class KnowingDrafter:
         self._rng = rng
         self.num_mistakes = 0
 
+    def release(self, request_id: str) -> None:
+        pass
+
     def propose(self, known: Mapping[str, NDArray[np.int32]]) -> dict[str, list[int]]:
         following = {name: self._texts[name][len(token_ids) :] for name, token_ids in known.items()}
         return {name: self._with_mistakes(tokens[: self._rng.randint(0, 6)]) for name, tokens in following.items()}

@@ -176,7 +176,8 @@ class ChatGeneration(OpenAIGeneration):
 
     def _usage(self, num_unsaid_tokens: int = 0) -> dict[str, Any]:
         """Return the usage, which tells what part of the tokens were thoughts."""
-        details = {"reasoning_tokens": max(self.num_reasoning_tokens - num_unsaid_tokens, 0)}
+        num_thoughts = max(self.num_reasoning_tokens - num_unsaid_tokens, 0)
+        details = {"reasoning_tokens": num_thoughts, **self.usage.prediction}
         return {**super()._usage(num_unsaid_tokens), "completion_tokens_details": details}
 
 

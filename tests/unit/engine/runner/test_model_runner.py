@@ -415,6 +415,10 @@ class NotingDrafter:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, list[int]]] = []
+        self.released: list[str] = []
+
+    def release(self, request_id: str) -> None:
+        self.released.append(request_id)
 
     def propose(self, known: Mapping[str, NDArray[np.int32]]) -> dict[str, list[int]]:
         self.asked.append({name: token_ids.tolist() for name, token_ids in known.items()})
@@ -438,6 +442,7 @@ def test_the_drafter_is_asked_about_the_texts_that_have_just_grown_and_follow_no
     bench.step(share("b", 1, 1))
     assert bench.result.drafts == {}
     assert drafter.asked == [{"a": [5, 6]}, {"c": [30, 31, 32], "a": [5, 6, 7, 8]}]
+    assert drafter.released == ["d"]
 
 
 @pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])

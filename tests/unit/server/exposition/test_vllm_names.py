@@ -22,6 +22,8 @@ VLLM = {
     "vllm:prompt_tokens_total": ("counter", REQUEST),
     "vllm:prompt_tokens_cached_total": ("counter", REQUEST),
     "vllm:generation_tokens_total": ("counter", REQUEST),
+    "vllm:spec_decode_num_draft_tokens_total": ("counter", REQUEST),
+    "vllm:spec_decode_num_accepted_tokens_total": ("counter", REQUEST),
     "vllm:request_success_total": ("counter", REQUEST | {"finished_reason"}),
     "vllm:num_preemptions_total": ("counter", REQUEST),
     "vllm:prefix_cache_queries_total": ("counter", REQUEST),

@@ -1,0 +1,172 @@
+"""How many drafts a step tries: as many as make the tokens come faster, which may be none.
+
+Two things are learnt while requests run: how likely drafts of a request are right, by their position, and how much
+longer a step takes for so many more rows. A proposal that is not tried tells the first as well as one that is, once the
+tokens in its place are known, so nothing is spent on finding out. Deals in numbers, request ids and token ids alone.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from orcinus.engine.scheduler.step_time import StepTimeModel
+
+# Positions that are told apart; those behind share the last one.
+_NUM_POSITIONS = 8
+# What is thought of drafts that nothing is known of, and how many observations that weighs as much as.
+_FIRST_RATE = 0.5
+_PRIOR_WEIGHT = 2
+# A request's rates follow its latest observations, and those of all requests, with which a new one begins, theirs.
+_MEMORY = 10
+_MEMORY_OF_ALL = 50
+# A draft less likely than this is no use at any cost that a row can have.
+_MIN_PROBABILITY = 0.05
+# What a step with drafts has to promise over one without: predictions err to both sides.
+_MIN_GAIN = 1.05
+# Rows beyond the most that were seen: a step tries twice as many, or so many at first.
+_GROWTH = 2
+_FIRST_TRIAL = 4
+# Where drafts would pay if rows cost less, what they cost is looked at again after so many steps; then twice as many.
+_PATIENCE = 8
+_MAX_PATIENCE = 1024
+
+
+class DraftPolicy:
+    """Chooses among the drafts of a step. Used by one thread.
+
+    `max_drafts` limits those of a step, as each needs logits. No step is to take longer than `target_itl_s` for them.
+    """
+
+    def __init__(self, max_drafts: int, target_itl_s: float | None = None) -> None:
+        self._max_drafts = max_drafts
+        self._target_itl_s = target_itl_s
+        self._records: dict[str, _Record] = {}
+        self._all = _Rates([_FIRST_RATE] * _NUM_POSITIONS, _MEMORY_OF_ALL)
+        self._costs: dict[int, _Costs] = {}  # by about how many requests decode
+
+    def observe_step(self, num_decodes: int, num_drafts: int, seconds: float) -> None:
+        """Learn from a step of decodes alone, with drafts or without."""
+        self._costs_beside(num_decodes).step_time.observe(num_decodes, num_drafts, seconds)
+
+    def observe_tokens(self, request_id: str, token_ids: Sequence[int]) -> None:
+        """Learn from what came next in a request whether its drafts, tried or not, were right."""
+        record = self._records.get(request_id)
+        if record is None:
+            return
+        for token_id in token_ids:
+            if record.num_seen == len(record.expected):
+                return
+            position, is_right = record.num_seen, token_id == record.expected[record.num_seen]
+            record.rates.observe(position, is_right=is_right)
+            self._all.observe(position, is_right=is_right)
+            record.num_seen = position + 1 if is_right else len(record.expected)
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is known of a request that ends."""
+        self._records.pop(request_id, None)
+
+    def choose(self, proposals: Mapping[str, list[int]], num_decodes: int) -> dict[str, list[int]]:
+        """Return the drafts to try beside so many requests that decode, by request; those with none are left out."""
+        ranked: list[tuple[float, str]] = []
+        for request_id, drafts in proposals.items():
+            rates = self._expect(request_id, drafts)
+            ranked.extend((probability, request_id) for probability in rates.of_drafts(len(drafts)))
+        if not ranked:
+            return {}
+        ranked.sort(reverse=True)
+        del ranked[self._max_drafts :]
+        num_tried = self._costs_beside(num_decodes).num_worth_it(
+            [probability for probability, _ in ranked], num_decodes, self._target_itl_s
+        )
+        counts = Counter(request_id for _, request_id in ranked[:num_tried])
+        return {request_id: proposals[request_id][:count] for request_id, count in counts.items()}
+
+    def _expect(self, request_id: str, drafts: list[int]) -> "_Rates":
+        """Hold what comes next in a request against these drafts, if it is not held against earlier ones still."""
+        record = self._records.get(request_id)
+        if record is None:
+            record = self._records[request_id] = _Record(_Rates(self._all.rates, _MEMORY))
+        if record.num_seen == len(record.expected):
+            record.expected, record.num_seen = drafts, 0
+        return record.rates
+
+    def _costs_beside(self, num_decodes: int) -> "_Costs":
+        return self._costs.setdefault(num_decodes.bit_length(), _Costs())
+
+
+class _Rates:
+    """Estimates the share of drafts that are right where those before them are: a running average for each position."""
+
+    __slots__ = ("_counts", "_memory", "rates")
+
+    def __init__(self, rates: Sequence[float], memory: int) -> None:
+        self.rates = [*rates]
+        self._counts = [_PRIOR_WEIGHT] * len(self.rates)
+        self._memory = memory
+
+    def observe(self, position: int, *, is_right: bool) -> None:
+        position = min(position, _NUM_POSITIONS - 1)
+        count = self._counts[position] = min(self._memory, self._counts[position] + 1)
+        self.rates[position] += (is_right - self.rates[position]) / count
+
+    def of_drafts(self, count: int) -> list[float]:
+        """Return the probability that each of so many drafts is accepted, as far as it is worth a thought."""
+        probabilities: list[float] = []
+        probability = 1.0
+        for position in range(count):
+            probability *= self.rates[min(position, _NUM_POSITIONS - 1)]
+            if probability < _MIN_PROBABILITY:
+                break
+            probabilities.append(probability)
+        return probabilities
+
+
+class _Record:
+    """Holds a request's rates, and drafts that its next tokens are held against: `num_seen` of them are judged."""
+
+    __slots__ = ("expected", "num_seen", "rates")
+
+    def __init__(self, rates: _Rates) -> None:
+        self.rates = rates
+        self.expected: list[int] = []
+        self.num_seen = 0
+
+
+class _Costs:
+    """Judges what drafts cost beside about so many decodes."""
+
+    def __init__(self) -> None:
+        self.step_time = StepTimeModel()  # in which drafts are what prompts are elsewhere
+        self._num_refused = 0  # in a row
+        self._patience = _PATIENCE
+
+    def num_worth_it(self, probabilities: Sequence[float], num_decodes: int, target_s: float | None) -> int:
+        """Return how many drafts, the likeliest first, bring most tokens a second; 0 where none do better.
+
+        Now and then it is 0, because what decodes take alone has to be seen, and more, because drafts have.
+        """
+        if not self.step_time.knows_decodes(num_decodes):
+            return 0
+        alone_s, rows = self.step_time.decode_s(num_decodes), self.step_time.chunks
+        most = _GROWTH * rows.most_tokens or _FIRST_TRIAL
+        best, highest, gained = 0, 0.0, 0.0
+        for count, probability in enumerate(probabilities, 1):
+            gained += probability
+            step_s = alone_s + rows.seconds_for(count)
+            if target_s is not None and step_s > target_s:
+                break
+            if (rate := (num_decodes + gained) / max(step_s, 1e-9)) > highest:
+                best, highest = count, rate
+        if best and highest * alone_s >= _MIN_GAIN * num_decodes:
+            self._num_refused, self._patience = 0, _PATIENCE
+            return min(best, most)
+        if best and num_decodes + gained >= _MIN_GAIN * num_decodes and self._is_due():
+            return min(len(probabilities), most)
+        return 0
+
+    def _is_due(self) -> bool:
+        """Count a refusal; return whether it is time to see again what drafts cost."""
+        self._num_refused += 1
+        if self._num_refused < self._patience:
+            return False
+        self._num_refused, self._patience = 0, min(_MAX_PATIENCE, 2 * self._patience)
+        return True

@@ -1,0 +1,214 @@
+"""Output with drafts by n-grams, all tried or some chosen, equals that without them, token for token."""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from orcinus import LLM, SamplingParams
+from orcinus.config.engine_config import Speculation
+from orcinus.engine.core import EngineCore
+from orcinus.engine.messages import AddRequest, EngineInfo
+from orcinus.engine.outputs import RequestOutput
+from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.runner.ngram_drafter import NgramDrafter
+from orcinus.engine.sampling_params import Grammar
+from orcinus.engine.startup.build import build_executor
+from tests.integration.tiny_models import build_model, engine_config
+from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, core_with_few_blocks, random_tokens, serve
+
+Executor = tuple[EngineInfo, ModelRunner]
+
+VARIANTS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.0, "logprobs": 2},
+    {"temperature": 1.0},
+    {"temperature": 1.0, "logprobs": 1},
+    {"temperature": 0.7, "top_p": 0.8, "top_k": 3},
+    {"temperature": 1.0, "presence_penalty": 0.8, "frequency_penalty": 0.5},
+    {"temperature": 1.0, "bad_words_token_ids": ((10, 11),)},
+    {"temperature": 1.0, "min_tokens": 8, "stop_token_ids": (10,)},
+    {"temperature": 1.0, "stop_token_ids": (12,)},
+    {"temperature": 0.0, "logit_bias": {11: 3.0}},
+]
+
+
+def repeating_cases(rng: random.Random, count: int) -> list[Case]:
+    """Requests that write few different tokens each, so that they repeat themselves and their prompts."""
+    cases = []
+    for i in range(count):
+        few = [10, 11, 12, *random_tokens(rng, rng.randint(1, 3))]
+        prompt = [rng.choice(few) for _ in range(rng.randint(3, 50))]
+        sampling = SamplingParams(
+            max_tokens=rng.randint(1, 40),
+            seed=i,
+            ignore_eos=rng.random() < 0.5,
+            allowed_token_ids=tuple(sorted({*few, 2})),
+            **VARIANTS[i % len(VARIANTS)],
+        )
+        cases.append(Case(prompt, sampling, []))
+    return cases
+
+
+def serve_with(executor: Executor, speculation: Speculation, cases: Sequence[Case]) -> Run:
+    info, runner = executor
+    runner.drafter = None if speculation == "off" else NgramDrafter(8)
+    try:
+        core = core_with_few_blocks((msgspec.structs.replace(info, speculation=speculation), runner))
+        run = serve(core, [*cases], random.Random(1), speculation)
+    finally:
+        runner.drafter = None
+    assert run.num_preemptions > 0
+    return run
+
+
+def num_drafts(run: Run) -> tuple[int, int]:
+    lasts = [outcome.deltas[-1] for outcome in run.outcomes]
+    return sum(last.num_draft_tokens for last in lasts), sum(last.num_accepted_drafts for last in lasts)
+
+
+@pytest.fixture(scope="module")
+def executor_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Executor]:
+    model_of = cache(lambda family: build_model(family, tmp_path_factory.mktemp(family)))
+
+    def load(family: str, **config: Any) -> Executor:
+        return build_executor(
+            engine_config(model_of(family), max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, **config)
+        )
+
+    return cache(load)
+
+
+def check_same(executor: Executor, count: int) -> None:
+    cases = repeating_cases(random.Random(count), count)
+    plain = serve_with(executor, "off", cases)
+    assert num_drafts(plain) == (0, 0)
+    for speculation in ("ngram", "auto"):
+        drafted = serve_with(executor, speculation, cases)
+        num_tried, num_accepted = num_drafts(drafted)
+        if speculation == "ngram":
+            assert num_accepted > count
+            assert num_tried - num_accepted > count
+        for case, without, outcome in zip(cases, plain.outcomes, drafted.outcomes, strict=True):
+            assert outcome.token_ids == without.token_ids
+            last, expected = outcome.deltas[-1], without.deltas[-1]
+            assert (last.finish_reason, last.stop_reason) == (expected.finish_reason, expected.stop_reason)
+            if case.sampling.looks_back:
+                assert last.num_draft_tokens == 0
+            if case.sampling.logprobs is not None:
+                entries = [entry for delta in outcome.deltas for entry in delta.logprobs or []]
+                assert [entry.token_id for entry in entries] == outcome.token_ids
+
+
+DETERMINISTIC = pytest.param(
+    "llama",
+    {"dtype": "bfloat16", "deterministic": True},
+    marks=pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not multiply bfloat16"),
+)
+
+
+@pytest.mark.parametrize(("family", "config"), [("llama", {}), DETERMINISTIC, ("gemma2", {})])
+def test_mixed_requests_get_the_same_tokens_with_drafts_as_without(
+    family: str, config: dict[str, Any], executor_of: Callable[..., Executor]
+) -> None:
+    check_same(executor_of(family, **config), 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "config"), [("llama", {}), DETERMINISTIC])
+def test_many_mixed_requests_get_the_same_tokens_with_drafts_as_without(
+    family: str, config: dict[str, Any], executor_of: Callable[..., Executor]
+) -> None:
+    check_same(executor_of(family, **config), 200)
+
+
+def test_a_request_that_another_engine_goes_on_with_gets_the_same_tokens(executor_of: Callable[..., Executor]) -> None:
+    info, runner = executor_of("llama")
+    cases = [case for case in repeating_cases(random.Random(3), 20) if case.sampling.max_tokens != 1]
+    plain = serve_with((info, runner), "off", cases)
+    runner.drafter = NgramDrafter(8)
+    core = core_with_few_blocks((msgspec.structs.replace(info, speculation="ngram"), runner))
+    expected = {}
+    for i, (case, outcome) in enumerate(zip(cases, plain.outcomes, strict=True)):
+        half = outcome.token_ids[: len(outcome.token_ids) // 2]
+        expected[f"r{i}"] = outcome.token_ids[len(half) :]
+        core.add_request(
+            AddRequest(
+                request_id=f"r{i}",
+                prompt_token_ids=case.prompt,
+                output_token_ids=half,
+                sampling=case.sampling,
+                arrival_time=0.0,
+            )
+        )
+    tokens: dict[str, list[int]] = {name: [] for name in expected}
+    num_accepted = 0
+    while core.has_work:
+        outputs = core.step()
+        num_accepted += outputs.stats.num_accepted_drafts
+        for delta in outputs.deltas:
+            tokens[delta.request_id] += delta.token_ids
+    runner.drafter = None
+    assert tokens == expected
+    assert num_accepted > 0
+
+
+# --- the whole engine, with the demo model ------------------------------------------------------------------
+
+LINES = "apples, pears and plums\nplums, apples and pears\n"
+JSON = Grammar("json_schema", '{"type": "array", "items": {"enum": ["apples", "pears"]}, "maxItems": 3}')
+MIXED: list[tuple[str, SamplingParams]] = [
+    (LINES * 3, SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)),
+    (LINES * 3, SamplingParams(temperature=0, max_tokens=60, stop=("and",))),
+    (LINES * 3, SamplingParams(temperature=0.5, seed=1, n=3, max_tokens=40, min_tokens=30, stop=("plums", "s\n"))),
+    (LINES * 2, SamplingParams(temperature=0.3, seed=2, max_tokens=33, logprobs=3)),
+    ("List: ", SamplingParams(temperature=0.7, seed=3, max_tokens=60, grammar=JSON)),
+    (LINES, SamplingParams(temperature=0.2, seed=4, max_tokens=50, repetition_penalty=1.2)),
+]
+
+
+@pytest.fixture(scope="module")
+def outputs_of() -> Callable[[Speculation], list[RequestOutput]]:
+    def run(speculation: Speculation) -> list[RequestOutput]:
+        llm = LLM(device="cpu", dtype="float32", max_num_seqs=4, kv_cache_memory="32MiB", speculation=speculation)
+        few = tuple(sorted({*llm.tokenizer.encode(LINES)}))  # so that texts repeat themselves
+        prompts = [prompt for prompt, _ in MIXED]
+        params = [
+            sampling if sampling.grammar else msgspec.structs.replace(sampling, allowed_token_ids=few)
+            for _, sampling in MIXED
+        ]
+        return [output for result in llm.generate(prompts, params) for output in result.outputs]
+
+    return cache(run)
+
+
+@pytest.mark.parametrize("speculation", ["ngram", "auto"])
+def test_texts_stop_strings_and_samples_are_the_same_with_drafts(
+    speculation: Speculation, outputs_of: Callable[[Speculation], list[RequestOutput]]
+) -> None:
+    plain, drafted = outputs_of("off"), outputs_of(speculation)
+    for without, output in zip(plain, drafted, strict=True):
+        assert (output.text, output.token_ids) == (without.text, without.token_ids)
+        assert (output.finish_reason, output.stop_reason) == (without.finish_reason, without.stop_reason)
+        assert 0 <= output.num_accepted_drafts <= min(output.num_draft_tokens, len(output.token_ids))
+        assert without.num_draft_tokens == 0
+    if speculation == "ngram":
+        assert sum(output.num_accepted_drafts for output in drafted) > 20
+
+
+def test_a_model_with_states_tries_no_drafts(tmp_path: Path) -> None:
+    info, runner = build_executor(engine_config(build_model("mamba", tmp_path), speculation="ngram"))
+    assert (info.speculation, runner.drafter) == ("off", None)
+
+
+def test_the_setting_says_what_proposes_and_whether_it_is_weighed(tmp_path: Path) -> None:
+    model = build_model("llama", tmp_path)
+    for speculation, weighs in (("off", False), ("ngram", False), ("auto", True)):
+        info, runner = build_executor(engine_config(model, speculation=speculation))
+        assert isinstance(runner.drafter, NgramDrafter) == (speculation != "off")
+        assert EngineCore(info, runner).scheduler.limits.weighs_drafts is weighs

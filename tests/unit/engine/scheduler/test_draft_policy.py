@@ -1,0 +1,124 @@
+"""How many drafts a step tries, given what they cost and how often they were right."""
+
+from collections.abc import Callable
+
+from orcinus.engine.scheduler.draft_policy import DraftPolicy
+from tests.unit.engine.scheduler.simulator import SimulatedEngine
+from tests.unit.engine.scheduler.test_drafts import Right, num_drafts, prompt
+
+
+def tries(
+    policy: DraftPolicy,
+    *,
+    step_s: Callable[[int, int], float],
+    is_right: Callable[[int], bool],
+    num_requests: int = 1,
+    num_drafting: int | None = None,
+    num_steps: int = 200,
+    longest: int = 8,
+) -> list[int]:
+    """Let requests decode, some of which have drafts in each step; return how many of them each step tried.
+
+    `is_right` says it of the draft at some position in each proposal.
+    """
+    names = [f"r{i}" for i in range(num_requests if num_drafting is None else num_drafting)]
+    num_accepting = next((i for i in range(longest) if not is_right(i)), longest)
+    counts = []
+    chosen: dict[str, list[int]] = {}
+    for _ in range(num_steps):
+        counts.append(sum(map(len, chosen.values())))
+        policy.observe_step(num_requests, counts[-1], step_s(num_requests, counts[-1]))
+        for name in names:
+            num_tokens = 1 + min(num_accepting, len(chosen.get(name, [])))
+            policy.observe_tokens(name, [5] * num_tokens)
+        proposals = {name: [5 if is_right(i) else 7 for i in range(longest)] for name in names}
+        chosen = policy.choose(proposals, num_requests)
+    return counts
+
+
+def cheap(num_decodes: int, num_drafts: int) -> float:
+    return 0.02 + 0.0002 * (num_decodes + num_drafts)
+
+
+def dear(num_decodes: int, num_drafts: int) -> float:
+    return 0.005 * (num_decodes + num_drafts)
+
+
+def test_right_drafts_that_cost_little_are_tried_to_the_last() -> None:
+    counts = tries(DraftPolicy(16), step_s=cheap, is_right=lambda position: True)
+    assert counts[0] == 0
+    assert sum(counts[100:]) > 0.9 * 8 * 100
+    assert 0 in counts[100:], "what decodes take alone is seen again"
+
+
+def test_drafts_that_are_never_right_are_given_up_and_cost_nothing_from_then_on() -> None:
+    counts = tries(DraftPolicy(16), step_s=cheap, is_right=lambda position: False)
+    assert not any(counts[50:])
+
+
+def test_as_many_are_tried_as_are_right() -> None:
+    counts = tries(DraftPolicy(16), step_s=lambda n, d: 0.02 + 0.003 * d, is_right=lambda position: position < 3)
+    assert max(counts[50:]) == 3
+
+
+def test_right_drafts_are_not_tried_where_a_row_costs_as_much_as_a_step() -> None:
+    counts = tries(DraftPolicy(16), step_s=dear, is_right=lambda position: True, num_steps=1000)
+    assert sum(count > 0 for count in counts) <= 10
+    assert any(counts[500:]), "what they cost is looked at again"
+
+
+def test_a_fixed_cost_of_drafts_is_paid_where_the_tokens_are_worth_it() -> None:
+    def replayed(num_decodes: int, num_drafts: int) -> float:
+        return 0.005 + (0.02 if num_drafts else 0.0)
+
+    one = tries(DraftPolicy(64), step_s=replayed, is_right=lambda position: True, num_requests=16, num_drafting=1)
+    all_ = tries(DraftPolicy(256), step_s=replayed, is_right=lambda position: True, num_requests=16)
+    assert sum(count > 0 for count in one) <= 6
+    assert sum(all_[100:]) > 0.9 * 100 * 128
+
+
+def test_a_request_whose_drafts_become_right_tries_them_though_it_has_tried_none_for_long() -> None:
+    policy = DraftPolicy(16)
+    tries(policy, step_s=cheap, is_right=lambda position: False)
+    assert any(tries(policy, step_s=cheap, is_right=lambda position: True, num_steps=30))
+
+
+def test_no_step_is_to_take_longer_than_the_objective() -> None:
+    counts = tries(
+        DraftPolicy(16, target_itl_s=0.025), step_s=lambda n, d: 0.02 + 0.001 * d, is_right=lambda position: True
+    )
+    assert 4 <= max(counts[50:]) <= 5
+
+
+def test_a_step_tries_no_more_than_the_limit_and_the_likeliest() -> None:
+    policy = DraftPolicy(8)
+    counts = tries(policy, step_s=cheap, is_right=lambda position: True, num_requests=4)
+    assert max(counts) == 8
+    chosen = policy.choose({f"r{i}": [5] * 8 for i in range(4)} | {"new": [5] * 8}, 4)
+    assert "new" not in chosen or len(chosen["new"]) <= 8
+
+
+def test_what_is_known_of_a_request_goes_with_it() -> None:
+    policy = DraftPolicy(16)
+    tries(policy, step_s=cheap, is_right=lambda position: True)
+    assert policy._records.keys() == {"r0"}
+    policy.forget("r0")
+    policy.forget("r0")
+    assert not policy._records
+
+
+def test_the_scheduler_weighs_drafts_counts_them_and_forgets_a_request_that_ended() -> None:
+    engine = SimulatedEngine(drafts=Right(3, 2), speculation="auto")
+    engine.add("a", prompt(5), max_tokens=40, ignore_eos=True)
+    num_tried = num_accepted = 0
+    while engine.core.has_work:
+        outputs = engine.step()
+        num_tried += outputs.stats.num_draft_tokens
+        num_accepted += outputs.stats.num_accepted_drafts
+        for delta in outputs.deltas:
+            assert (delta.num_draft_tokens, delta.num_accepted_drafts) == (num_tried, num_accepted)
+    assert num_tried == sum(num_drafts(engine, "a"))
+    assert 0 < num_accepted < num_tried
+    policy = engine.core.scheduler._draft_policy
+    assert policy is not None
+    assert not policy._records
