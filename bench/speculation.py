@@ -77,7 +77,7 @@ class Writing(Sampler):
 
 @dataclass(frozen=True)
 class Figures:
-    """What a run brought: tokens a second, and the drafts for them."""
+    """Counts what a run brought: tokens a second, steps, and drafts."""
 
     tokens_per_s: float
     num_steps: int
