@@ -42,38 +42,54 @@ def is_exact(type_name: str) -> bool:
     return type_name in _TYPES
 
 
-def form_of(type_name: str) -> GroupForm:
-    """Return the form that a quantized type gets."""
-    return _TYPES[type_name].form if type_name in _TYPES else INT8
-
-
 class BlockRows:
     """Reads rows of a quantized tensor (out_features, in_features) as weights in groups, some at a time.
 
-    `data` is (out_features, bytes), and `order` (out_features,) says where each row lies in it.
+    `data` is (out_features, bytes), and `order` (out_features,) says where each row lies in it, or `columns`
+    (in_features,) where each column does. Columns that leave their block have it dequantized.
     """
 
-    def __init__(self, data: Bytes, type_name: str, order: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        data: Bytes,
+        type_name: str,
+        order: NDArray[np.int64] | None = None,
+        columns: NDArray[np.int64] | None = None,
+    ) -> None:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        self._data, self._order = data, order
+        self._data, self._order, self.type_name = data, order, type_name
         self._type = GGMLQuantizationType[type_name]
         self._block, self._bytes = GGML_QUANT_SIZES[self._type]
-        self.form = form_of(type_name)
+        self._blocks, self._columns = self._moved(columns)
+        self.is_exact = is_exact(type_name) and self._columns is None
+        self.form = _TYPES[type_name].form if self.is_exact else INT8
+
+    def _moved(self, columns: NDArray[np.int64] | None) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """Return where each block of a row lies, if whole blocks are moved, and else where each column does."""
+        if columns is None or np.array_equal(columns, np.arange(columns.size)):
+            return None, None
+        by_block = columns.reshape(-1, self._block)
+        firsts = by_block[:, :1]
+        are_whole = np.array_equal(by_block, firsts + np.arange(self._block)) and not np.any(firsts % self._block)
+        return (firsts.ravel() // self._block, None) if are_whole else (None, columns)
 
     @property
     def shape(self) -> tuple[int, int]:
         return self._data.shape[0], self._data.shape[1] // self._bytes * self._block
 
     def part(self, first: int, end: int) -> GroupedRows | Tensor:
-        """Return some of the rows: in groups, or of types that no form holds as they are, in float32."""
+        """Return some of the rows: in groups, or where no form holds them as they are, in float32."""
         raw = self._data[first:end] if self._order is None else self._data[self._order[first:end]]
-        if self._type.name not in _TYPES:
+        count = raw.shape[0]
+        if self._blocks is not None:
+            raw = raw.reshape(count, -1, self._bytes)[:, self._blocks].reshape(count, -1)
+        if not self.is_exact:
             from gguf import dequantize
 
-            return torch.from_numpy(dequantize(raw, self._type))
-        count = raw.shape[0]
-        values, scales = _TYPES[self._type.name].unpack(np.ascontiguousarray(raw).reshape(-1, self._bytes))
+            values = dequantize(raw, self._type)
+            return torch.from_numpy(values if self._columns is None else values[:, self._columns])
+        values, scales = _TYPES[self.type_name].unpack(np.ascontiguousarray(raw).reshape(-1, self._bytes))
         tensors = {name: torch.from_numpy(part.reshape(count, -1)) for name, part in scales.items()}
         return GroupedRows(torch.from_numpy(values.reshape(count, -1)), **tensors)
 

@@ -72,6 +72,26 @@ def test_other_types_are_rounded_to_8_bits_in_groups_of_32(name: str) -> None:
     assert bool((off <= largest * (0.51 / 127 + 2**-8)).all())
 
 
+@pytest.mark.parametrize(("name", "is_whole"), [("Q4_0", True), ("Q8_0", True), ("Q4_K", False)])
+def test_columns_are_moved_with_their_blocks_or_rounded(name: str, is_whole: bool) -> None:
+    """Runs of 32 change places, which are whole blocks of some types."""
+    blocks = random_blocks(name, 40, COLUMNS)
+    columns = np.random.default_rng(0).permutation(COLUMNS // 32)[:, None] * 32 + np.arange(32)
+    rows = BlockRows(blocks, name, columns=columns.ravel())
+    wanted = torch.from_numpy(dequantized(blocks, name)[:, columns.ravel()])
+    assert rows.is_exact is is_whole
+    off = (weight_of(layer(rows)) - wanted).view(40, -1, 32).abs()
+    largest = wanted.view(40, -1, 32).abs().amax(dim=2, keepdim=True)
+    assert bool((off <= (0 if is_whole else largest * (0.51 / 127 + 2**-8))).all())
+
+
+def test_columns_in_their_places_are_no_obstacle() -> None:
+    blocks = random_blocks("Q4_K", 40, COLUMNS)
+    rows = BlockRows(blocks, "Q4_K", columns=np.arange(COLUMNS))
+    assert rows.is_exact
+    assert torch.equal(weight_of(layer(rows)), torch.from_numpy(dequantized(blocks, "Q4_K")))
+
+
 def test_blocks_that_gguf_has_quantized_are_read_alike() -> None:
     weight = np.random.default_rng(0).standard_normal((33, 64)).astype(np.float32)
     for name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4"):
