@@ -14,6 +14,7 @@ from pathlib import Path
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.structures import (
     Attention,
+    BlockRows,
     Convolution,
     DecoderCall,
     DeltaRule,
@@ -77,11 +78,12 @@ class Library:
             *(c_int64, c_void_p, c_int64, c_void_p),
         )
         functions.orcinus_pack_groups.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p)
+        functions.orcinus_pack_blocks.argtypes = functions.orcinus_pack_groups.argtypes
         functions.orcinus_unpack_groups.argtypes = (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)
         functions.orcinus_decode.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_sample.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_logprobs.argtypes = (c_void_p, c_void_p, c_int64)
-        for name in ("pack_groups", "unpack_groups"):
+        for name in ("pack_groups", "pack_blocks", "unpack_groups"):
             getattr(functions, f"orcinus_{name}").restype = None
         for name in ("product", "convolve", "delta_rule", "mamba2", "selective_scan"):
             getattr(functions, f"orcinus_{name}").argtypes = (c_void_p, c_void_p, c_int64)
@@ -132,6 +134,11 @@ class Library:
         """Pack rows that are in groups already into columns `first` and on; see `column_of`."""
         functions, team = self._functions, addressof(self.team)
         functions.orcinus_pack_groups(addressof(linear), addressof(rows), first, spread, team)
+
+    def pack_blocks(self, linear: Linear, rows: BlockRows, *, first: int, spread: int) -> None:
+        """Pack rows of a file's blocks into columns `first` and on; see `column_of`."""
+        functions, team = self._functions, addressof(self.team)
+        functions.orcinus_pack_blocks(addressof(linear), addressof(rows), first, spread, team)
 
     def quantize_groups(self, linear: Linear, weight: int, stride: int, count: int, *, first: int, spread: int) -> None:
         """Pack `count` rows of a bfloat16 weight at an address, in groups with scales of float16."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.platform.gguf_reader import read_gguf, vocabularies_left_out
 from orcinus.engine.platform.model_source import ModelSource, gguf_path
 
 # What gguf calls a setting, behind the architecture, and transformers' configurations do, where they have it.
@@ -56,7 +57,10 @@ def read_gguf_config(source: ModelSource) -> Any:
     if own is not None:
         return AutoConfig.for_model(**own)
     _check_architecture(metadata.architecture)
-    config = AutoConfig.from_pretrained(source.path_or_id, gguf_file=source.gguf_file)
+    with vocabularies_left_out():
+        config = AutoConfig.from_pretrained(source.path_or_id, gguf_file=source.gguf_file)
+    if (size := metadata.setting("vocab_size") or stated.get("tokenizer.ggml.tokens")) is not None:
+        config.vocab_size = size
     if metadata.architecture not in _READ_WHOLE:
         _complete(config, metadata)
     return config
@@ -203,9 +207,7 @@ def _complete_phi3(config: Any, metadata: Metadata) -> None:
 
 
 def _numbers(metadata: Metadata, name: str) -> list[float]:
-    from gguf import GGUFReader
-
-    tensor = next(tensor for tensor in GGUFReader(metadata.file).tensors if tensor.name == name)
+    tensor = next(tensor for tensor in read_gguf(metadata.file).tensors if tensor.name == name)
     return [float(number) for number in tensor.data]
 
 

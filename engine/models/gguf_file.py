@@ -16,6 +16,7 @@ from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.gguf_experts import ExpertTensors
 from orcinus.engine.models.gguf_layout import layout_of
 from orcinus.engine.models.gguf_linears import BlockModules, PackedTypes
+from orcinus.engine.platform.gguf_reader import read_gguf
 from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,9 @@ def read_gguf_weights(
     linear layers, experts and the embedding are packed for it, in modules that take the place of the model's own, and
     are not among those that are returned.
     """
-    from gguf import GGUFReader, dequantize
+    from gguf import dequantize
 
-    reader = GGUFReader(file)
+    reader = read_gguf(file)
     architecture = reader.fields["general.architecture"].contents()
     try:
         layout = layout_of(architecture, causal_lm, [tensor.name for tensor in reader.tensors])

@@ -20,15 +20,23 @@ _NAMES = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias", "s
 
 
 def write_gguf(
-    model: Any, file: Path, architecture: str = "llama", quantization: Any = Q.F32, blocks: dict[str, str] | None = None
+    model: Any,
+    file: Path,
+    architecture: str = "llama",
+    quantization: Any = Q.F32,
+    blocks: dict[str, str] | None = None,
+    *,
+    fuses_experts: bool = False,
 ) -> Path:
     """Write a model. Matrices are quantized, vectors stay in float32.
 
     In place of matrices with one of the names of `blocks` in theirs there are random ones, of the type that it names.
+    Gate and up of experts are one tensor if it `fuses_experts`.
     """
     writer = gguf.GGUFWriter(file, architecture)
     _write_settings(writer, model.config, architecture)
-    for name, weight in _named_as_in_llama_cpp(model, architecture):
+    named = _named_as_in_llama_cpp(model, architecture)
+    for name, weight in _with_fused_experts(named) if fuses_experts else named:
         made_up = next((kind for part, kind in (blocks or {}).items() if part in name and weight.dim() > 1), None)
         if made_up is not None:
             rows = math.prod(weight.shape[:-1])
@@ -188,6 +196,15 @@ def _experts(name: str, weight: Tensor, *, is_interleaved: bool) -> Iterator[tup
     halves = (weight[:, ::2], weight[:, 1::2]) if is_interleaved else weight.chunk(2, dim=1)
     for part, half in zip(("gate", "up"), halves, strict=True):
         yield f"blk.{layer}.ffn_{part}_exps.{suffix}", half
+
+
+def _with_fused_experts(named: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    weights = dict(named)
+    for name, weight in named:
+        if "ffn_gate_exps" in name:
+            yield name.replace("gate", "gate_up"), torch.cat([weight, weights[name.replace("gate", "up")]], dim=1)
+        elif "ffn_up_exps" not in name:
+            yield name, weight
 
 
 def _rope_factors(config: Any) -> Iterator[tuple[str, Tensor]]:

@@ -148,6 +148,17 @@ def test_family_in_blocks_is_near_to_the_dequantized_one(
     assert 0 < typically_off(logits, exact) < 3.2 * typically_off(rounded, exact)
 
 
+@pytest.mark.skipif(load_library() is None, reason="there is no library here")
+@pytest.mark.parametrize("family", ["Qwen3-MoE", "gpt-oss"])
+@pytest.mark.parametrize("settings", [{"dtype": "float32", "quantization": "none"}, {"dtype": "bfloat16"}])
+def test_gate_and_up_of_experts_may_be_one_tensor(family: str, settings: Any, tmp_path: Path) -> None:
+    architecture, class_name, special = FAMILIES[family]
+    model = random_model(class_name, **_SHAPE | {"tie_word_embeddings": False} | special)
+    apart = write_gguf(model, tmp_path / "apart.gguf", architecture, Q.Q8_0)
+    fused = write_gguf(model, tmp_path / "fused.gguf", architecture, Q.Q8_0, fuses_experts=True)
+    assert torch.equal(logits_of(fused, **settings)[1], logits_of(apart, **settings)[1])
+
+
 def test_architecture_that_is_not_read_is_named(tmp_path: Path) -> None:
     model = random_model("LlamaConfig", **_SHAPE)
     file = write_gguf(model, tmp_path / "model.gguf", "deepseek2")

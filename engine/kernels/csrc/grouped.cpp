@@ -208,6 +208,8 @@ namespace {
 
 #include "grouped_packing.inl"
 
+#include "block_packing.inl"
+
 }  // namespace
 
 extern "C" {
@@ -230,6 +232,15 @@ EXPORT void orcinus_pack_groups(const Linear* linear, const GroupedRows* rows, i
     parallel_for(*team, (rows->count + 15) / 16, [&](long part) {
         for (long r = part * 16; r < least(part * 16 + 16, rows->count); r++)
             put_row(*linear, column_of(first, spread, r), *rows, r);
+    });
+}
+
+// Packs rows of blocks into columns `first`, a multiple of 16, and on; see column_of.
+EXPORT void orcinus_pack_blocks(const Linear* linear, const BlockRows* rows, int64_t first, int64_t spread,
+                                const Team* team) {
+    const BlockPacker pack = block_packer(rows->packing);
+    parallel_for(*team, (rows->count + 15) / 16, [&](long part) {
+        pack(*linear, *rows, part * 16, least(16, rows->count - part * 16), column_of(first, spread, part * 16));
     });
 }
 

@@ -1,5 +1,7 @@
 """Blocks of GGUF files as weights in groups: the numbers that gguf says they are, and products of them."""
 
+from typing import Any
+
 import gguf
 import numpy as np
 import pytest
@@ -43,6 +45,35 @@ def test_packed_blocks_are_the_numbers_that_gguf_makes_of_them(name: str) -> Non
     linear = layer(rows)
     assert torch.equal(weight_of(linear), torch.from_numpy(dequantized(blocks, name)[order]))
     assert linear.packed_bytes == -(-ROWS // 32) * 32 * COLUMNS * BITS[name] / 8
+
+
+PACKED_AS_THEY_ARE = ["Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "IQ4_NL"]
+
+
+@pytest.mark.parametrize("name", PACKED_AS_THEY_ARE)
+@pytest.mark.parametrize("alternates", [False, True])
+def test_blocks_that_kernels_pack_lie_as_those_that_are_unpacked(name: str, alternates: bool) -> None:
+    """In panels, of which the last is not full, from rows in any order."""
+    count = 80 if alternates else 1090
+    parts = [random_blocks(name, count, COLUMNS, seed=seed) for seed in range(2 if alternates else 1)]
+    order = np.random.default_rng(1).permutation(count)
+    rows = [BlockRows(blocks, name, order) for blocks in parts]
+    unpacked = [part.part(0, count) for part in rows]
+    assert all(part.raw() is not None for part in rows)
+
+    def packed(weights: Any) -> Tensor:
+        library = Library(library_path())
+        library.use_threads(2, own=True)
+        return GroupedWeight(library, rows[0].form, weights, [None] * len(rows), alternates=alternates)._panels
+
+    assert torch.equal(packed(rows), packed(unpacked))
+
+
+def test_some_rows_may_be_taken() -> None:
+    blocks = random_blocks("Q4_0", 64, COLUMNS)
+    rows = BlockRows(blocks, "Q4_0", np.arange(32, 64))
+    assert rows.shape == (32, COLUMNS)
+    assert torch.equal(weight_of(layer(rows)), torch.from_numpy(dequantized(blocks[32:], "Q4_0")))
 
 
 @pytest.mark.parametrize("name", BITS)
