@@ -93,6 +93,9 @@ class GroupedRows:
     def shape(self) -> tuple[int, int]:
         return self.values.shape[0], self.values.shape[1]
 
+    def raw(self) -> "None":
+        """Return that there are no blocks of a file here."""
+
     def part(self, first: int, end: int) -> "GroupedRows":
         """Return some of the rows."""
         parts = (self.scales, self.offsets, self.scale_parts, self.offset_parts)
@@ -116,11 +119,47 @@ class GroupedRows:
                 raise ValueError(f"{name} of a weight in groups must have (shape, bytes) {wanted}, not {found}")
 
 
+# How blocks of a file become groups, by the numbers of block_packing.inl.
+Packing = Literal["nibbles of 32", "bytes of 32", "exponent of 32", "Q4_K", "Q5_K", "Q6_K"]
+_PACKINGS: tuple[Packing, ...] = ("nibbles of 32", "bytes of 32", "exponent of 32", "Q4_K", "Q5_K", "Q6_K")
+
+
+@dataclass(frozen=True, slots=True)
+class RawBlocks:
+    """Says where blocks lie, rows of whole ones, (count, row_bytes), that our kernels pack as they are.
+
+    `order`, int64 (count,), has the place of each row, or is None. Who has it keeps the memory alive.
+    """
+
+    packing: Packing
+    address: int
+    count: int
+    row_bytes: int
+    block_inputs: int
+    block_bytes: int
+    order: Tensor | None
+
+    def native(self) -> structures.BlockRows:
+        return structures.BlockRows(
+            data=self.address,
+            order=None if self.order is None else self.order.data_ptr(),
+            count=self.count,
+            row_bytes=self.row_bytes,
+            packing=_PACKINGS.index(self.packing),
+            block_inputs=self.block_inputs,
+            block_bytes=self.block_bytes,
+        )
+
+
 class RowSource(Protocol):
     """Has a weight (out_features, in_features) that is unpacked some rows at a time."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
+
+    def raw(self) -> RawBlocks | None:
+        """Return the blocks of all rows if they can be packed as they are."""
+        ...
 
     def part(self, first: int, end: int) -> GroupedRows | Tensor:
         """Return some of the rows."""
@@ -196,6 +235,10 @@ class GroupedWeight:
         if isinstance(weight, GroupedWeight):
             self._copy(weight, first, spread)
             return
+        blocks = None if isinstance(weight, Tensor) or first % (_PANEL // 2) else weight.raw()
+        if blocks is not None:
+            self._library.pack_blocks(self.native, blocks.native(), first=first, spread=spread)
+            return
         step = _ROWS_AT_ONCE if isinstance(weight, Tensor | GroupedRows) else _SOURCE_ROWS_AT_ONCE
         for row in range(0, weight.shape[0], step):
             end = min(row + step, weight.shape[0])
@@ -207,19 +250,22 @@ class GroupedWeight:
         """Copy packed columns: whole panels, or halves of them that take turns with another weight's."""
         assert weight.form == self.form
         assert weight.in_features == self.in_features
-        num_panels = -(-weight.out_features // _PANEL)
+        num_panels = weight._num_columns // _PANEL
+        if spread == 1:
+            assert first % _PANEL == 0
+            whole = self._panels.view(self._num_columns // _PANEL, -1)
+            whole[first // _PANEL :][:num_panels] = weight._panels.view(num_panels, -1)
+            return
         for mine, theirs in zip(self._pieces(), weight._pieces(), strict=True):
-            if spread == 1:
-                assert first % _PANEL == 0
-                mine[first // _PANEL :][:num_panels] = theirs
-            else:
-                _, blocks, rows, _, size = mine.shape
-                halves = mine.view(num_panels, 2, blocks, rows, 2, _PANEL // 2, size)
-                source = theirs.view(num_panels, blocks, rows, 2, _PANEL // 2, size).movedim(3, 1)
-                halves[:, :, :, :, first // (_PANEL // 2)] = source
+            _, blocks, rows, _, words = mine.shape
+            halves = mine.view(num_panels, 2, blocks, rows, 2, words)
+            halves[:, :, :, :, first // (_PANEL // 2)] = theirs.movedim(3, 1)
 
     def _pieces(self) -> Iterator[Tensor]:
-        """Yield the parts of all panels, (panels, blocks, rows, _PANEL, bytes of a column), that are there."""
+        """Yield the parts of all panels, (panels, blocks, rows, halves, words of eight bytes), that are there.
+
+        A half is 16 columns of two, one or four bytes each.
+        """
         form = self.form
         panels = self._panels.view(self._num_columns // _PANEL, -1)
         group_bytes, num_groups = form.size * form.bits // 8, form.num_groups(self.in_features)
@@ -231,7 +277,8 @@ class GroupedWeight:
                 ends = (0, _PANEL * wide, _PANEL * form.block_scale_bytes, blocks.shape[2])
                 for (first, end), size in zip(pairwise(ends), (2, 1, 4), strict=True):
                     if first < end:
-                        yield blocks[:, :, first:end].view(*blocks.shape[:2], -1, _PANEL, size)
+                        words = blocks.view(torch.int64)[:, :, first // 8 : end // 8]
+                        yield words.view(*words.shape[:2], -1, 2, _PANEL // 2 * size // 8)
 
     def _quantize(self, rows: Tensor, first: int, spread: int) -> None:
         assert self.form in (INT4, INT8)

@@ -34,6 +34,7 @@ SOURCES = (
 INCLUDED = (
     "attention.inl",
     "attention_units.inl",
+    "block_packing.inl",
     "cache_write.inl",
     "common.h",
     "convolution.inl",

@@ -6,6 +6,7 @@ but their addresses. A machine without the library goes on without it: `load_lib
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from ctypes import addressof, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.structures import (
     Attention,
+    BlockRows,
     Convolution,
     DecoderCall,
     DeltaRule,
@@ -61,7 +63,9 @@ class Library:
         check_layouts(functions)
         for name in ("best_level", "has_bf16", "has_int8", "has_matrix_units", "grouped_kernel"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
-        for name in ("attend", "pack", "linear", "quantize_groups", "grouped_linear", "decode", "sample", "logprobs"):
+        for name in ("attend", "pack", "linear", "quantize_groups", "grouped_linear", "expert_linear"):
+            getattr(functions, f"orcinus_{name}").restype = c_int64
+        for name in ("decode", "sample", "logprobs"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
         functions.orcinus_attend.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
@@ -69,12 +73,17 @@ class Library:
         functions.orcinus_grouped_kernel.argtypes = (c_int64, c_int64)
         functions.orcinus_quantize_groups.argtypes = functions.orcinus_pack.argtypes
         functions.orcinus_grouped_linear.argtypes = functions.orcinus_linear.argtypes
+        functions.orcinus_expert_linear.argtypes = (
+            *(c_void_p, c_int64, c_void_p, c_void_p),
+            *(c_int64, c_void_p, c_int64, c_void_p),
+        )
         functions.orcinus_pack_groups.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p)
+        functions.orcinus_pack_blocks.argtypes = functions.orcinus_pack_groups.argtypes
         functions.orcinus_unpack_groups.argtypes = (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)
         functions.orcinus_decode.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_sample.argtypes = (c_void_p, c_void_p, c_int64)
         functions.orcinus_logprobs.argtypes = (c_void_p, c_void_p, c_int64)
-        for name in ("pack_groups", "unpack_groups"):
+        for name in ("pack_groups", "pack_blocks", "unpack_groups"):
             getattr(functions, f"orcinus_{name}").restype = None
         for name in ("product", "convolve", "delta_rule", "mamba2", "selective_scan"):
             getattr(functions, f"orcinus_{name}").argtypes = (c_void_p, c_void_p, c_int64)
@@ -126,6 +135,11 @@ class Library:
         functions, team = self._functions, addressof(self.team)
         functions.orcinus_pack_groups(addressof(linear), addressof(rows), first, spread, team)
 
+    def pack_blocks(self, linear: Linear, rows: BlockRows, *, first: int, spread: int) -> None:
+        """Pack rows of a file's blocks into columns `first` and on; see `column_of`."""
+        functions, team = self._functions, addressof(self.team)
+        functions.orcinus_pack_blocks(addressof(linear), addressof(rows), first, spread, team)
+
     def quantize_groups(self, linear: Linear, weight: int, stride: int, count: int, *, first: int, spread: int) -> None:
         """Pack `count` rows of a bfloat16 weight at an address, in groups with scales of float16."""
         functions, team = self._functions, addressof(self.team)
@@ -141,6 +155,19 @@ class Library:
         functions, team = self._functions, addressof(self.team)
         if functions.orcinus_grouped_linear(addressof(linear), x, stride, count, out, team):
             raise MemoryError(f"no memory for a product of {count} rows")
+
+    def expert_linear(
+        self, linear: Linear, x: int, stride: int, out: int, *, columns: int, starts: Sequence[int], is_gated: bool
+    ) -> None:
+        """Multiply rows `starts[i]` to `starts[i + 1]` of bfloat16 at one address with columns i of a weight in groups.
+
+        Each has `columns`, a multiple of 32, of the weight's; (count, columns) go to another address, or half as many
+        where they are gated. Raises `MemoryError`.
+        """
+        ends = (c_int64 * len(starts))(*starts)
+        functions, team = self._functions, addressof(self.team)
+        if functions.orcinus_expert_linear(addressof(linear), columns, ends, x, stride, out, is_gated, team):
+            raise MemoryError(f"no memory for products of {starts[-1]} rows")
 
     def product(self, call: PlainProduct) -> None:
         """Multiply rows with a plain weight: each number is a function of its row and its column alone."""

@@ -106,6 +106,20 @@ class GroupedRows(ctypes.Structure):
     )
 
 
+class BlockRows(ctypes.Structure):
+    """`struct BlockRows` of grouped.h: rows of a weight in the blocks of a file."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("order", c_void_p),
+        ("count", c_int64),
+        ("row_bytes", c_int64),
+        ("packing", c_int64),
+        ("block_inputs", c_int64),
+        ("block_bytes", c_int64),
+    )
+
+
 class Norm(ctypes.Structure):
     """`struct Norm` of structures.h: a norm's weight, if any."""
 
@@ -413,6 +427,7 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Linear,
     Groups,
     GroupedRows,
+    BlockRows,
     Norm,
     AttentionMixer,
     DeltaNetMixer,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedRows, GroupForm
+from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedRows, GroupForm, Packing, RawBlocks
 
 Bytes = NDArray[np.uint8]
 # Of (num_blocks, type_size): the values of each block, and by their names its scales, each (num_blocks, how many).
@@ -30,6 +30,7 @@ class BlockType:
 
     form: GroupForm
     unpack: Callable[[Bytes], Unpacked]
+    packing: Packing | None = None  # by which our kernels do both at once
 
 
 def is_quantized(type_name: str) -> bool:
@@ -42,38 +43,72 @@ def is_exact(type_name: str) -> bool:
     return type_name in _TYPES
 
 
-def form_of(type_name: str) -> GroupForm:
-    """Return the form that a quantized type gets."""
-    return _TYPES[type_name].form if type_name in _TYPES else INT8
-
-
 class BlockRows:
     """Reads rows of a quantized tensor (out_features, in_features) as weights in groups, some at a time.
 
-    `data` is (out_features, bytes), and `order` (out_features,) says where each row lies in it.
+    `data` is (out_features, bytes), and `order` (out_features,) says where each row lies in it, or `columns`
+    (in_features,) where each column does. Columns that leave their block have it dequantized.
     """
 
-    def __init__(self, data: Bytes, type_name: str, order: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        data: Bytes,
+        type_name: str,
+        order: NDArray[np.int64] | None = None,
+        columns: NDArray[np.int64] | None = None,
+    ) -> None:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        self._data, self._order = data, order
+        self._data, self._order, self.type_name = data, order, type_name
         self._type = GGMLQuantizationType[type_name]
         self._block, self._bytes = GGML_QUANT_SIZES[self._type]
-        self.form = form_of(type_name)
+        self._blocks, self._columns = self._moved(columns)
+        self.is_exact = is_exact(type_name) and self._columns is None
+        self.form = _TYPES[type_name].form if self.is_exact else INT8
+
+    def _moved(self, columns: NDArray[np.int64] | None) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """Return where each block of a row lies, if whole blocks are moved, and else where each column does."""
+        if columns is None or np.array_equal(columns, np.arange(columns.size)):
+            return None, None
+        by_block = columns.reshape(-1, self._block)
+        firsts = by_block[:, :1]
+        are_whole = np.array_equal(by_block, firsts + np.arange(self._block)) and not np.any(firsts % self._block)
+        return (firsts.ravel() // self._block, None) if are_whole else (None, columns)
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self._data.shape[0], self._data.shape[1] // self._bytes * self._block
+        count = self._data.shape[0] if self._order is None else self._order.size
+        return count, self._data.shape[1] // self._bytes * self._block
+
+    def raw(self) -> RawBlocks | None:
+        """Return the blocks if our kernels can pack them as they are: most of the common types."""
+        packing = _TYPES[self.type_name].packing if self.is_exact and self._blocks is None else None
+        if packing is None or not self._data.flags.c_contiguous:
+            return None
+        order = None if self._order is None else torch.from_numpy(np.ascontiguousarray(self._order, np.int64))
+        count = self._data.shape[0] if self._order is None else self._order.size
+        return RawBlocks(
+            packing=packing,
+            address=self._data.ctypes.data,
+            count=count,
+            row_bytes=self._data.shape[1],
+            block_inputs=self._block,
+            block_bytes=self._bytes,
+            order=order,
+        )
 
     def part(self, first: int, end: int) -> GroupedRows | Tensor:
-        """Return some of the rows: in groups, or of types that no form holds as they are, in float32."""
+        """Return some of the rows: in groups, or where no form holds them as they are, in float32."""
         raw = self._data[first:end] if self._order is None else self._data[self._order[first:end]]
-        if self._type.name not in _TYPES:
+        count = raw.shape[0]
+        if self._blocks is not None:
+            raw = raw.reshape(count, -1, self._bytes)[:, self._blocks].reshape(count, -1)
+        if not self.is_exact:
             from gguf import dequantize
 
-            return torch.from_numpy(dequantize(raw, self._type))
-        count = raw.shape[0]
-        values, scales = _TYPES[self._type.name].unpack(np.ascontiguousarray(raw).reshape(-1, self._bytes))
+            values = dequantize(raw, self._type)
+            return torch.from_numpy(values if self._columns is None else values[:, self._columns])
+        values, scales = _TYPES[self.type_name].unpack(np.ascontiguousarray(raw).reshape(-1, self._bytes))
         tensors = {name: torch.from_numpy(part.reshape(count, -1)) for name, part in scales.items()}
         return GroupedRows(torch.from_numpy(values.reshape(count, -1)), **tensors)
 
@@ -182,17 +217,17 @@ _OFFSET_4 = GroupForm(4, has_offsets=True)
 _IQ4_TABLE = _shifted(_IQ4, 128)
 
 _TYPES = {
-    "Q8_0": BlockType(INT8, _q8_0),
-    "Q4_0": BlockType(INT4, _q4_0),
+    "Q8_0": BlockType(INT8, _q8_0, "bytes of 32"),
+    "Q4_0": BlockType(INT4, _q4_0, "nibbles of 32"),
     "Q4_1": BlockType(_OFFSET_4, _q4_1),
     "Q5_0": BlockType(GroupForm(8, zero=16), _q5_0),
     "Q5_1": BlockType(GroupForm(8, has_offsets=True), _q5_1),
     "Q2_K": BlockType(GroupForm(4, size=16, scales="two-level", has_offsets=True), _q2_k),
     "Q3_K": BlockType(GroupForm(4, size=16, zero=4, scales="two-level"), _q3_k),
-    "Q4_K": BlockType(GroupForm(4, scales="two-level", has_offsets=True), _q4_k),
-    "Q5_K": BlockType(GroupForm(8, scales="two-level", has_offsets=True), _q5_k),
-    "Q6_K": BlockType(GroupForm(8, size=16, zero=32, scales="two-level"), _q6_k),
-    "MXFP4": BlockType(GroupForm(4, zero=12, scales="exponent", table=_shifted(_E2M1, 12)), _mxfp4),
-    "IQ4_NL": BlockType(GroupForm(4, zero=128, table=_IQ4_TABLE), _q4_0),
+    "Q4_K": BlockType(GroupForm(4, scales="two-level", has_offsets=True), _q4_k, "Q4_K"),
+    "Q5_K": BlockType(GroupForm(8, scales="two-level", has_offsets=True), _q5_k, "Q5_K"),
+    "Q6_K": BlockType(GroupForm(8, size=16, zero=32, scales="two-level"), _q6_k, "Q6_K"),
+    "MXFP4": BlockType(GroupForm(4, zero=12, scales="exponent", table=_shifted(_E2M1, 12)), _mxfp4, "exponent of 32"),
+    "IQ4_NL": BlockType(GroupForm(4, zero=128, table=_IQ4_TABLE), _q4_0, "nibbles of 32"),
     "IQ4_XS": BlockType(GroupForm(4, zero=128, scales="two-level", table=_IQ4_TABLE), _iq4_xs),
 }

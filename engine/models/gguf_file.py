@@ -5,9 +5,6 @@ loading goes through a copy of all weights, and through blocks that stay quantiz
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,15 @@ import torch
 from torch import Tensor
 
 from orcinus.engine.kernels.library import Library
-from orcinus.engine.models.gguf_linears import BlockModules
+from orcinus.engine.models.gguf_experts import ExpertTensors
+from orcinus.engine.models.gguf_layout import layout_of
+from orcinus.engine.models.gguf_linears import BlockModules, PackedTypes
+from orcinus.engine.platform.gguf_reader import read_gguf
 from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
+
+_ROPE_FACTORS = "rope_freqs.weight"
 
 
 def read_gguf_weights(
@@ -28,61 +30,38 @@ def read_gguf_weights(
     """Return the weights that the file has of the model, by the model's names.
 
     None at all if transformers reads files of this architecture in another way. With a library, quantized weights of
-    linear layers and of the embedding are packed for it, in modules that take the place of the model's own, and are
-    not among those that are returned.
+    linear layers, experts and the embedding are packed for it, in modules that take the place of the model's own, and
+    are not among those that are returned.
     """
-    from gguf import GGUFReader, dequantize
+    from gguf import dequantize
 
-    reader = GGUFReader(file)
+    reader = read_gguf(file)
     architecture = reader.fields["general.architecture"].contents()
     try:
-        processor, names = _layout(architecture, causal_lm)
+        layout = layout_of(architecture, causal_lm, [tensor.name for tensor in reader.tensors])
     except (ImportError, NotImplementedError) as error:
         logger.info("a GGUF file of %s is left to transformers: %s", architecture, error)
         return {}
     weights: dict[str, Tensor] = {}
-    mapped = MappedFiles()
-    stored = {names[tensor.name] for tensor in reader.tensors if tensor.name in names}
+    mapped, told = MappedFiles(), PackedTypes()
+    stored = {layout.names[tensor.name] for tensor in reader.tensors if tensor.name in layout.names}
+    experts = ExpertTensors(causal_lm)
     in_blocks = None if library is None else BlockModules(causal_lm, library, stored)
     for tensor in reader.tensors:
-        if in_blocks is not None and in_blocks.take(tensor, names.get(tensor.name, ""), processor, names):
+        if tensor.name == _ROPE_FACTORS:
+            _divide_angles(causal_lm, _tensor(tensor.data, torch.float32))
+        if experts.take(tensor) or (in_blocks is not None and in_blocks.take(tensor, layout)):
             continue
-        values, name, _ = processor.process(
-            weights=dequantize(tensor.data, tensor.tensor_type),
-            name=tensor.name,
-            tensor_key_mapping=names,
-            parsed_parameters={"tensors": weights},  # where experts are put together
-        )
-        if name in names:
-            weights[names[name]] = _tensor(values, dtype)
+        values = layout.arrange(tensor.name, dequantize(tensor.data, tensor.tensor_type), weights)
+        if values is not None and tensor.name in layout.names:
+            weights[layout.names[tensor.name]] = _tensor(values, dtype)
         _convert_new(weights, dtype)
         mapped.release_bytes(tensor.data.ctypes.data, tensor.data.nbytes)
+    experts.put_in(weights, dtype, library, told)
     if in_blocks is not None:
-        in_blocks.put_in(weights, dtype)
+        in_blocks.put_in(weights, dtype, told)
+        told.tell(causal_lm)
     return weights
-
-
-def _layout(architecture: str, causal_lm: Any) -> tuple[Any, dict[str, str]]:
-    """Return what undoes llama.cpp's layout of a tensor, and the model's name for each of the file's."""
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
-
-    make: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
-    processor = make(config=causal_lm.config.to_dict())
-    with _name_map_made_once():
-        return processor, get_gguf_hf_weights_map(causal_lm, processor)
-
-
-@contextmanager
-def _name_map_made_once() -> Iterator[None]:
-    """Keep gguf's table of names, which transformers asks for once for every module: 40 ms each time."""
-    import gguf
-
-    make = gguf.get_tensor_name_map
-    gguf.get_tensor_name_map = cache(make)
-    try:
-        yield
-    finally:
-        gguf.get_tensor_name_map = make
 
 
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
@@ -95,3 +74,11 @@ def _convert_new(weights: dict[str, Tensor], dtype: torch.dtype) -> None:
     for name, weight in weights.items():
         if weight.dtype != dtype:
             weights[name] = weight.to(dtype)
+
+
+def _divide_angles(causal_lm: Any, factors: Tensor) -> None:
+    """Divide rotary angles by factors (rotary_dim / 2,), which a file has in place of a kind of scaling (Llama 3's)."""
+    for module in causal_lm.modules():
+        angles = getattr(module, "inv_freq", None)
+        if isinstance(angles, Tensor) and angles.shape == factors.shape and module.rope_type == "default":
+            module.register_buffer("inv_freq", angles / factors, persistent=False)

@@ -9,16 +9,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orcinus.engine.cpu.grouped_weight import GroupedWeight
 from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.cpu.packed_linear import PackedEmbedding
 from orcinus.engine.kernels.library import Library
-from orcinus.engine.models.gguf_blocks import BlockRows, is_exact, is_quantized
+from orcinus.engine.models.gguf_blocks import BlockRows, is_quantized
+from orcinus.engine.models.gguf_layout import Layout
 from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
@@ -31,13 +30,31 @@ def packed_types_of(causal_lm: Any) -> dict[str, int]:
     return dict(getattr(causal_lm, _TYPES_OF_MODEL, {}))
 
 
+class PackedTypes:
+    """Counts what is packed from blocks: bytes by the type of these, and weights that had to be rounded."""
+
+    def __init__(self) -> None:
+        self._sizes, self._rounded = Counter[str](), Counter[str]()
+
+    def add(self, rows: BlockRows, num_bytes: int) -> None:
+        self._sizes[rows.type_name] += num_bytes
+        self._rounded[rows.type_name] += not rows.is_exact
+
+    def tell(self, causal_lm: Any) -> None:
+        """Note on the model what has been packed, and warn of what was rounded."""
+        for kind, count in sorted(self._rounded.items()):
+            if count:
+                logger.warning("%d weights of type %s are rounded to 8 bits in groups of 32", count, kind)
+        setattr(causal_lm, _TYPES_OF_MODEL, dict(self._sizes))
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A tensor that will be packed: the module that it is the weight of, and where the model's rows lie in it."""
+    """A tensor that will be packed, and the module that it is the weight of."""
 
     module: str
     tensor: Any
-    order: NDArray[np.int64]
+    rows: BlockRows
 
 
 class BlockModules:
@@ -55,34 +72,27 @@ class BlockModules:
         self._tied_head = None if self._has_head else self._find_tied_head()
         self._found: list[_Found] = []
 
-    def take(self, tensor: Any, name: str, processor: Any, names: dict[str, str]) -> bool:
-        """Return whether a tensor of the file, `name` in the model, is one to be packed. If so, it is remembered."""
-        module_name, _, last = name.rpartition(".")
+    def take(self, tensor: Any, layout: Layout) -> bool:
+        """Return whether a tensor of the file is one to be packed. If so, it is remembered."""
+        module_name, _, last = layout.names.get(tensor.name, "").rpartition(".")
         if last != "weight" or not is_quantized(tensor.tensor_type.name) or tensor.data.ndim != 2:
             return False
         if not self._can_replace(module_name):
             return False
-        order = _row_order(tensor, processor, names)
-        if order is None:
+        rows = _rows_of(tensor, layout)
+        if rows is None:
             return False
-        self._found.append(_Found(module_name, tensor, order))
+        self._found.append(_Found(module_name, tensor, rows))
         return True
 
-    def put_in(self, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+    def put_in(self, weights: dict[str, Tensor], dtype: torch.dtype, told: PackedTypes) -> None:
         """Pack all, with the biases that `weights` has of them and loses here."""
-        mapped, sizes, rounded = MappedFiles(), Counter[str](), Counter[str]()
+        mapped = MappedFiles()
         for found in self._found:
-            kind = found.tensor.tensor_type.name
             bias = weights.pop(f"{found.module}.bias", None)
-            rows = BlockRows(found.tensor.data, kind, found.order)
-            sizes[kind] += self._put(found.module, rows, bias, dtype)
-            rounded[kind] += not is_exact(kind)
+            told.add(found.rows, self._put(found.module, found.rows, bias, dtype))
             mapped.release_bytes(found.tensor.data.ctypes.data, found.tensor.data.nbytes)
-        for kind, count in sorted(rounded.items()):
-            if count:
-                logger.warning("%d weights of type %s are rounded to 8 bits in groups of 32", count, kind)
         self._untie()
-        setattr(self.causal_lm, _TYPES_OF_MODEL, dict(sizes))
 
     def _put(self, name: str, rows: BlockRows, bias: Tensor | None, dtype: torch.dtype) -> int:
         """Put what takes a module's place there. Returns the bytes of its weight."""
@@ -131,19 +141,11 @@ class BlockModules:
         return names[0] if is_tied else None
 
 
-def _row_order(tensor: Any, processor: Any, names: dict[str, str]) -> NDArray[np.int64] | None:
-    """Return where each row of the model's weight lies in the file's; None if it is more than moved rows.
-
-    What undoes llama.cpp's layout is given the numbers of the rows in place of them.
-    """
-    numbers = np.arange(tensor.data.shape[0]).reshape(-1, 1)
-    try:
-        moved = processor.process(
-            weights=numbers.copy(), name=tensor.name, tensor_key_mapping=names, parsed_parameters={"tensors": {}}
-        )
-    except (ValueError, IndexError, TypeError):  # it looks at the columns, too
-        return None
-    order = np.asarray(moved.weights)
-    if moved.name != tensor.name or order.shape != numbers.shape or not np.array_equal(np.sort(order, axis=0), numbers):
-        return None
-    return order.ravel()
+def _rows_of(tensor: Any, layout: Layout) -> BlockRows | None:
+    """Return the rows of a tensor in the model's order; None if they are more than moved rows or moved columns."""
+    kind = tensor.tensor_type.name
+    if (order := layout.row_order(tensor.name, tensor.data.shape[0])) is not None:
+        return BlockRows(tensor.data, kind, order)
+    rows = BlockRows(tensor.data, kind)
+    columns = layout.column_order(tensor.name, rows.shape[1])
+    return None if columns is None else BlockRows(tensor.data, kind, columns=columns)

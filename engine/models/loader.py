@@ -22,6 +22,7 @@ from orcinus.engine.kernels.library import Library, load_library
 from orcinus.engine.models.bare import bare_architecture, is_bare
 from orcinus.engine.models.checkpoint import read_checkpoint, read_text_half
 from orcinus.engine.models.context import drop_scaling_by_step, fix_rope, has_known_chunks
+from orcinus.engine.models.gguf_config import read_gguf_config
 from orcinus.engine.models.indexers import indexed_layer_types
 from orcinus.engine.models.own_attention import has_interface, is_vouched_for
 from orcinus.engine.models.text_half import causal_class, drop_towers, key_mapping, new_text_half, settle_text_config
@@ -72,8 +73,10 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> An
     from transformers import AttentionInterface, AutoConfig
 
     AttentionInterface.register(ATTENTION_NAME, attention_function)
-    where = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    model_config = AutoConfig.from_pretrained(source.path_or_id, trust_remote_code=config.trust_remote_code, **where)
+    if source.gguf_file is not None:
+        model_config = read_gguf_config(source)
+    else:
+        model_config = AutoConfig.from_pretrained(source.path_or_id, trust_remote_code=config.trust_remote_code)
     text_config = model_config.get_text_config(decoder=True)
     load = _whole_model if text_config is model_config else _text_half
     causal_lm = load(source, config, model_config, device)

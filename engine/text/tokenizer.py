@@ -9,6 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from orcinus.config.text_files import TextFileError, read_text
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
+from orcinus.engine.platform.gguf_reader import vocabularies_left_out
 from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, gguf_path, model_source
 from orcinus.engine.text.chat_template import ChatTemplate
@@ -362,7 +364,8 @@ def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf_file is not None:
         options["gguf_file"] = source.gguf_file
-    tokenizer: Any = AutoTokenizer.from_pretrained(source.path_or_id, **options)
+    with nullcontext() if source.gguf_file is None else vocabularies_left_out():
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.path_or_id, **options)
     named = dict(tokenizer.special_tokens_map)
     if source.gguf_file is not None:
         add_marked_tokens(tokenizer.backend_tokenizer, gguf_path(source))

@@ -43,6 +43,7 @@ SHAPE: dict[str, Any] = {
 K_MIX = {"attn_v": "Q6_K", "ffn_down": "Q6_K", "output.weight": "Q6_K", "weight": "Q4_K"}
 SIBLINGS = {"attn_q": "Q5_0", "attn_k": "Q4_1", "attn_v": "Q5_K", "attn_output": "Q3_K", "ffn_gate": "Q5_1"}
 SIBLINGS |= {"ffn_up": "IQ4_XS", "ffn_down": "MXFP4", "output.weight": "Q6_K", "weight": "Q8_0"}
+EXPERTS = {"gate_exps": "Q5_0", "up_exps": "Q4_1", "down_exps": "MXFP4", "weight": "Q4_K"}
 FILES: dict[str, dict[str, Any]] = {
     "Q8_0": {"quantization": Q.Q8_0},
     "Q4_0": {"quantization": Q.Q4_0},
@@ -51,16 +52,20 @@ FILES: dict[str, dict[str, Any]] = {
     "rounded": {"blocks": {"ffn_down": "IQ3_S"}, "quantization": Q.Q8_0},
     "tied": {"blocks": K_MIX, "tie_word_embeddings": True},
     "biases": {"quantization": Q.Q4_0, "architecture": "qwen2"},
+    "experts": {"quantization": Q.Q4_0, "architecture": "qwen3moe"},
+    "experts mixed": {"blocks": EXPERTS, "architecture": "qwen3moe"},
 }
+CLASSES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3moe": "Qwen3MoeConfig"}
+OF_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 
 
 @pytest.fixture(scope="module")
 def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def write(name: str) -> Path:
         architecture = FILES[name].get("architecture", "llama")
-        class_name = {"llama": "LlamaConfig", "qwen2": "Qwen2Config"}[architecture]
+        class_name, others = CLASSES[architecture], OF_EXPERTS if architecture == "qwen3moe" else {}
         tied = FILES[name].get("tie_word_embeddings", False)
-        model = random_model(class_name, **SHAPE, tie_word_embeddings=tied)
+        model = random_model(class_name, **SHAPE, **others, tie_word_embeddings=tied)
         model.config.head_dim = SHAPE["head_dim"]
         given = {key: FILES[name][key] for key in ("quantization", "blocks") if key in FILES[name]}
         return write_gguf(model, tmp_path_factory.mktemp("files") / "model.gguf", architecture, **given)

@@ -163,6 +163,25 @@ void multiply_part(const Linear& linear, const Rows& rows, const Target& target,
     if (rest.row < rest.end_row) kernels_of(linear).by_vectors(linear, rows, target, rest);
 }
 
+long row_block(const Linear& linear) { return linear.groups->kernel == UNIT_GROUPS ? UNIT_ROW_BLOCK : ROW_BLOCK; }
+
+// What an item of several experts' products is cut out of: the panels of one expert's weight, by as many rows as are
+// multiplied at once.
+struct ExpertRows {
+    Linear weight;
+    long first, end;
+};
+
+// The weight of one expert, in that of all: columns of whole panels.
+Linear weight_of(const Linear& all, long columns, long expert) {
+    const long panel = expert * (columns / PANEL);
+    Linear weight = all;
+    weight.out = columns;
+    weight.panels = static_cast<const char*>(all.panels) + panel * GroupLayout(all).panel_bytes();
+    if (all.bias) weight.bias = all.bias + panel * PANEL;
+    return weight;
+}
+
 }  // namespace
 
 namespace orcinus {
@@ -172,7 +191,7 @@ void fill_grouped_row(const Linear& linear, const Rows& rows, long index, const 
 }
 
 void multiply_grouped(const Linear& linear, const Rows& rows, const Target& target, const Team& team) {
-    const long block = linear.groups->kernel == UNIT_GROUPS ? UNIT_ROW_BLOCK : ROW_BLOCK;
+    const long block = row_block(linear);
     const long num_panels = (linear.out + PANEL - 1) / PANEL, num_blocks = (rows.count + block - 1) / block;
     const bool is_small = double(linear.in) * linear.out * rows.count < SERIAL_WORK;
     const Team nobody = {nullptr, 1};
@@ -188,6 +207,8 @@ void multiply_grouped(const Linear& linear, const Rows& rows, const Target& targ
 namespace {
 
 #include "grouped_packing.inl"
+
+#include "block_packing.inl"
 
 }  // namespace
 
@@ -211,6 +232,15 @@ EXPORT void orcinus_pack_groups(const Linear* linear, const GroupedRows* rows, i
     parallel_for(*team, (rows->count + 15) / 16, [&](long part) {
         for (long r = part * 16; r < least(part * 16 + 16, rows->count); r++)
             put_row(*linear, column_of(first, spread, r), *rows, r);
+    });
+}
+
+// Packs rows of blocks into columns `first`, a multiple of 16, and on; see column_of.
+EXPORT void orcinus_pack_blocks(const Linear* linear, const BlockRows* rows, int64_t first, int64_t spread,
+                                const Team* team) {
+    const BlockPacker pack = block_packer(rows->packing);
+    parallel_for(*team, (rows->count + 15) / 16, [&](long part) {
+        pack(*linear, *rows, part * 16, least(16, rows->count - part * 16), column_of(first, spread, part * 16));
     });
 }
 
@@ -252,6 +282,34 @@ EXPORT int64_t orcinus_grouped_linear(const Linear* linear, const bf16* x, int64
     const Rows rows = rows_in(*linear, scratch, count);
     for (long i = 0; i < count; i++) fill_grouped_row(*linear, rows, i, x + i * stride);
     multiply_grouped(*linear, rows, Target{out, linear->out, nullptr, 0, false}, *team);
+    return 0;
+}
+
+// Rows starts[i] to starts[i + 1], of bfloat16, times the weight of expert i, which is `columns` columns (a multiple of PANEL)
+// of the weight of all: to (count, columns), or half as many where they are gated. Returns 0, or 1 without memory to work in.
+EXPORT int64_t orcinus_expert_linear(const Linear* all, int64_t columns, const int64_t* starts, const bf16* x,
+                                     int64_t stride, bf16* out, int64_t is_gated, const Team* team) {
+    static thread_local Arena arena;
+    const long num_experts = all->out / columns, count = starts[num_experts], block = row_block(*all);
+    const long most_parts = num_experts + count / block;
+    char* memory = arena.reserve(bytes_of_rows(*all, count) + round_up(most_parts * sizeof(ExpertRows), 64));
+    if (memory == nullptr) return 1;
+    Scratch scratch(memory);
+    const Rows rows = rows_in(*all, scratch, count);
+    ExpertRows* parts = scratch.take<ExpertRows>(most_parts);
+    long num_parts = 0;
+    for (long expert = 0; expert < num_experts; expert++)
+        for (long first = starts[expert]; first < starts[expert + 1]; first += block)
+            parts[num_parts++] = ExpertRows{weight_of(*all, columns, expert), first, least(first + block, starts[expert + 1])};
+    const bool is_small = double(all->in) * columns * count < SERIAL_WORK;
+    const Team nobody = {nullptr, 1}, &helping = is_small ? nobody : *team;
+    parallel_for(helping, count, [&](long i) { fill_grouped_row(*all, rows, i, x + i * stride); });
+    const long num_panels = columns / PANEL;
+    const Target target = {out, is_gated ? columns / 2 : columns, nullptr, 0, is_gated != 0};
+    parallel_shares(helping, num_panels * num_parts, [&](long number, long) {
+        const ExpertRows& part = parts[number / num_panels];
+        multiply_part(part.weight, rows, target, Part{number % num_panels, part.first, part.end});
+    });
     return 0;
 }
 }

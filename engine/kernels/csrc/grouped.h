@@ -46,4 +46,11 @@ struct GroupedRows {
     const uint8_t *scale_parts, *offset_parts;
     int64_t count, value_stride;
 };
+
+// Rows of a weight (count, in) in blocks of a type of GGUF, each where `order` says, or in their order. Whole blocks make up a row.
+struct BlockRows {
+    const uint8_t* data;
+    const int64_t* order;  // or null
+    int64_t count, row_bytes, packing, block_inputs, block_bytes;
+};
 }
