@@ -9,13 +9,18 @@ after the other, another one first each time, and to each after a short request 
 `--request-rate` sends requests one by one at random times instead, for servers alone.
 `--fresh` starts them anew in each round, for more than one measurement of the start.
 
-An arm is orcinus, orcinus-loop (its engine without a server), vllm, openvino or transformers, with arguments after a
-colon to compare one with itself: `orcinus:--no-enable-prefix-caching` takes those of `orcinus serve`, `vllm:...` those
-of vLLM's server, and `openvino:--weight-format int8` those of OpenVINO's conversion. `NAME=VALUE` among them is the
-environment of a server (`orcinus:OMP_WAIT_POLICY=PASSIVE`), and for OpenVINO a property of its plugin or of its
-scheduler (`openvino:KV_CACHE_PRECISION=bf16`, `openvino:max_num_batched_tokens=2048`). No OMP_*, ORCINUS_* or VLLM_*
-variable of the shell reaches any arm. Peers are installed when they are first asked for, in
-environments of their own under .venv-peers; vLLM's takes 3.5 GB, OpenVINO's two 2 GB.
+An arm is orcinus, orcinus-loop (its engine without a server), vllm, openvino, llamacpp or transformers, with arguments
+after a colon to compare one with itself: `orcinus:--no-enable-prefix-caching` takes those of `orcinus serve`,
+`vllm:...` those of vLLM's server, and `openvino:--weight-format int8` those of OpenVINO's conversion. `NAME=VALUE`
+among them is the environment of a server (`orcinus:OMP_WAIT_POLICY=PASSIVE`), for OpenVINO a property of its plugin or
+of its scheduler (`openvino:KV_CACHE_PRECISION=bf16`, `openvino:max_num_batched_tokens=2048`), for llama.cpp a field of
+its parameters (`llamacpp:n_ubatch=256`). No OMP_*, ORCINUS_* or VLLM_* variable of the shell reaches any arm. Peers are
+installed when they are first asked for, in environments of their own under .venv-peers; vLLM's takes 3.5 GB, OpenVINO's
+two 2 GB.
+
+llama.cpp serves a GGUF file, which is written once: `llamacpp:GGUF=Q8_0` says of which type (BF16, Q8_0, Q4_0 or Q4_K;
+Q4_0 without), `orcinus:GGUF=Q8_0` takes the same file, and `llamacpp:SERVER=/usr/local/bin/llama-server` has it served
+by a llama.cpp that was built for the machine, in place of the wheel's.
 """
 
 import argparse

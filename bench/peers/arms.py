@@ -14,13 +14,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.peers.environments import OPENVINO, OPENVINO_CONVERT, ROOT, VLLM, Environment, ensure_installed
+from bench.gguf_model import TYPES, write_gguf
+from bench.peers.environments import (
+    LLAMACPP,
+    OPENVINO,
+    OPENVINO_CONVERT,
+    ROOT,
+    VLLM,
+    Environment,
+    ensure_installed,
+)
 from bench.peers.roofline import kv_bytes_per_token
 from orcinus.config.version import VERSION
 from orcinus.engine.errors import OrcinusError
 
 _ALLOCATORS = "/usr/lib/*/libtcmalloc_minimal.so.4"
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
+# What an arm is given in place of the model: a GGUF file of it, of this type; and what serves it.
+_GGUF_TYPE, _LLAMA_SERVER = "GGUF", "SERVER"
+_DEFAULT_GGUF_TYPE = "Q4_0"
+_LLAMA_CONTEXT_UNIT = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,17 +138,20 @@ def serve(flags: Sequence[str], port: int, environment: Mapping[str, str] | None
 
 def _orcinus(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
     environment, flags = _split(arguments)
-    return serve([*_orcinus_flags(setting), *flags], port, environment)
+    return serve([*_orcinus_flags(setting, environment), *flags], port, environment)
 
 
 def _orcinus_loop(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
     environment, flags = _split(arguments)
-    command = [sys.executable, "-m", "bench.peers.drivers.run_orcinus", *_orcinus_flags(setting), *flags]
+    command = [sys.executable, "-m", "bench.peers.drivers.run_orcinus", *_orcinus_flags(setting, environment), *flags]
     return Launch(command=command, environment=environment, facts={"asked": "in process"})
 
 
-def _orcinus_flags(setting: Setting) -> list[str]:
-    flags = [str(setting.model), "--dtype", "bfloat16", "--max-num-seqs", str(setting.slots), "--device", "cpu"]
+def _orcinus_flags(setting: Setting, environment: dict[str, str]) -> list[str]:
+    """`GGUF=...` is taken out of the environment, and has the model as such a file."""
+    type_name = environment.pop(_GGUF_TYPE, None)
+    model = setting.model if type_name is None else _gguf_file(setting.model, type_name)
+    flags = [str(model), "--dtype", "bfloat16", "--max-num-seqs", str(setting.slots), "--device", "cpu"]
     return [*flags, "--max-model-len", str(setting.max_model_len), "--kv-cache-memory", f"{setting.kv_gib}GiB"]
 
 
@@ -177,6 +193,31 @@ def _openvino(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch
     return Launch(command=command, facts={"asked": "in process", "weights": " ".join(conversion) or "fp16"})
 
 
+def _llamacpp(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
+    """By the wheel's library, or by a `llama-server` that is named. What is left are their own arguments.
+
+    llama.cpp divides its cache among the slots beforehand: each has as many tokens as the longest sequence.
+    """
+    given, flags = _split(arguments)
+    type_name, server = given.pop(_GGUF_TYPE, _DEFAULT_GGUF_TYPE), given.pop(_LLAMA_SERVER, None)
+    model = str(_gguf_file(setting.model, type_name))
+    slot_tokens = -(-setting.max_model_len // _LLAMA_CONTEXT_UNIT) * _LLAMA_CONTEXT_UNIT
+    facts: dict[str, str | int] = {
+        "asked": "over HTTP",
+        "weights": type_name,
+        "tokens of cache": slot_tokens * setting.slots,
+    }
+    sizes = [str(setting.slots), str(slot_tokens * setting.slots)]
+    if server is None:
+        fields = [f"{name}={value}" for name, value in given.items()] + flags
+        command = [str(LLAMACPP.python), "-m", "bench.peers.drivers.run_llamacpp", model, str(port), *sizes, *fields]
+        return Launch(command=command, ready_path="/health", facts=facts)
+    threads = str(len(os.sched_getaffinity(0)))
+    command = [server, "--model", model, "--host", "127.0.0.1", "--port", str(port), "--parallel", sizes[0]]
+    command += ["--ctx-size", sizes[1], "--threads", threads, "--threads-batch", threads, *flags]
+    return Launch(command=command, ready_path="/health", environment=given, facts=facts | {"server": server})
+
+
 def _transformers(setting: Setting, port: int, arguments: tuple[str, ...]) -> Launch:
     driver = "bench.peers.drivers.run_transformers"
     sizes = [str(setting.slots), str(setting.kv_tokens)]
@@ -197,16 +238,47 @@ def _convert(model: Path, arguments: tuple[str, ...]) -> None:
         raise OrcinusError(f"OpenVINO's conversion failed: {shlex.join(command)}")
 
 
+def _write_gguf(default: str | None) -> Callable[[Path, tuple[str, ...]], None]:
+    """Return what writes the file of the type that arguments name unless it is there. It raises `OrcinusError`."""
+
+    def write(model: Path, arguments: tuple[str, ...]) -> None:
+        type_name = _split(arguments)[0].get(_GGUF_TYPE, default)
+        if type_name is None or (file := _gguf_file(model, type_name)).is_file():
+            return
+        if type_name not in TYPES:
+            raise OrcinusError(
+                f"{_GGUF_TYPE}={type_name} is no type that is written here; there are {', '.join(TYPES)}"
+            )
+        try:
+            write_gguf(model, file, type_name)
+        except ValueError as error:
+            raise OrcinusError(str(error)) from None
+
+    return write
+
+
+def _gguf_file(model: Path, type_name: str) -> Path:
+    resolved = model.resolve()
+    return resolved.with_name(f"{resolved.name}-{type_name}.gguf")
+
+
 def _converted_directory(model: Path, conversion: Sequence[str]) -> Path:
     resolved = model.resolve()
     return resolved.with_name("-".join([resolved.name, "openvino", *(part.strip("-") for part in conversion)]))
 
 
 KINDS: Mapping[str, Kind] = {
-    "orcinus": Kind(_orcinus, f"Orcinus {VERSION}", is_server=True),
-    "orcinus-loop": Kind(_orcinus_loop, f"Orcinus {VERSION}, its engine loop alone"),
+    "orcinus": Kind(_orcinus, f"Orcinus {VERSION}", prepare=_write_gguf(None), is_server=True),
+    "orcinus-loop": Kind(_orcinus_loop, f"Orcinus {VERSION}, its engine loop alone", prepare=_write_gguf(None)),
     "vllm": Kind(_vllm, VLLM.requirements[0], (VLLM,), is_server=True),
     "openvino": Kind(_openvino, OPENVINO.requirements[0], (OPENVINO, OPENVINO_CONVERT), _convert),
+    "llamacpp": Kind(
+        _llamacpp,
+        f"llama.cpp, {LLAMACPP.requirements[0]}",
+        (LLAMACPP,),
+        _write_gguf(_DEFAULT_GGUF_TYPE),
+        is_server=True,
+    ),
     "transformers": Kind(
         _transformers,
         f"transformers {metadata.version('transformers')}, continuous batching",

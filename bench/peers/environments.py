@@ -46,6 +46,7 @@ OPENVINO_CONVERT = Environment(
     ("optimum-intel==2.2.0", "nncf==3.4.0", "openvino==2026.4.1", "openvino-tokenizers==2026.4.1.0", _TORCH),
     ("torchvision",),
 )
+LLAMACPP = Environment("llamacpp", ("xllamacpp==2026.10.11549",))
 
 
 def ensure_installed(environment: Environment) -> None:

@@ -310,6 +310,34 @@ def test_vllm_is_given_all_cores_and_as_much_cache() -> None:
     assert len(launch.environment["VLLM_CPU_OMP_THREADS_BIND"].split(",")) == len(psutil.Process().cpu_affinity() or [])
 
 
+def test_llamacpp_and_this_server_are_given_the_same_file() -> None:
+    setting = Setting(model=Path("model"), slots=4, max_model_len=300, kv_gib=2)
+    theirs, ours = parse_arms(
+        "llamacpp:GGUF=Q8_0 n_ubatch=256,orcinus:GGUF=Q8_0 --kernels avx2 OMP_WAIT_POLICY=PASSIVE"
+    )
+    file = f"{Path('model').resolve()}-Q8_0.gguf"
+    command = theirs.launch(setting, 8123).command
+    assert command[-5:] == [file, "8123", "4", str(4 * 512), "n_ubatch=256"]
+    launch = ours.launch(setting, 8123)
+    assert (file in launch.command, "--kernels" in launch.command) == (True, True)
+    assert launch.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "GGUF" not in launch.environment
+
+
+def test_a_llama_server_of_ones_own_takes_the_place_of_the_wheel() -> None:
+    [arm] = parse_arms("llamacpp:SERVER=/opt/llama-server --flash-attn on")
+    launch = arm.launch(Setting(model=Path("model"), slots=4, max_model_len=256, kv_gib=2), 8123)
+    assert launch.command[:3] == ["/opt/llama-server", "--model", f"{Path('model').resolve()}-Q4_0.gguf"]
+    assert launch.command[-2:] == ["--flash-attn", "on"]
+    assert launch.command[launch.command.index("--ctx-size") + 1] == str(4 * 256)
+
+
+def test_types_that_are_not_written_are_refused_before_anything_is(tmp_path: Path) -> None:
+    [arm] = parse_arms("orcinus:GGUF=Q3_K")
+    with pytest.raises(OrcinusError, match="Q3_K is no type"):
+        arm.install(tmp_path / "model")
+
+
 def test_every_arm_without_a_server_gets_the_same_cache(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     setting = Setting(model=tmp_path, slots=4, max_model_len=256, kv_gib=2)
@@ -317,7 +345,7 @@ def test_every_arm_without_a_server_gets_the_same_cache(tmp_path: Path) -> None:
     assert arm.launch(setting, 0).command[-3:] == [str(tmp_path), "4", str(2 * 2**30 // kv_bytes_per_token(CONFIG))]
 
 
-@pytest.mark.parametrize("text", ["orcinus,orcinus", "llamacpp", "transformers:--fast", ""])
+@pytest.mark.parametrize("text", ["orcinus,orcinus", "ollama", "transformers:--fast", ""])
 def test_arms_that_cannot_be_compared_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         parse_arms(text)
