@@ -19,16 +19,10 @@ from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.cpu.packed_linear import PackedEmbedding
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.gguf_blocks import BlockRows, is_exact, is_quantized
+from orcinus.engine.models.packed_types import note_packed_types
 from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
-
-_TYPES_OF_MODEL = "gguf_bytes_by_type"  # where a model notes what has been packed
-
-
-def packed_types_of(causal_lm: Any) -> dict[str, int]:
-    """Return the bytes of what has been packed from blocks, by the type of these."""
-    return dict(getattr(causal_lm, _TYPES_OF_MODEL, {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +76,7 @@ class BlockModules:
             if count:
                 logger.warning("%d weights of type %s are rounded to 8 bits in groups of 32", count, kind)
         self._untie()
-        setattr(self.causal_lm, _TYPES_OF_MODEL, dict(sizes))
+        note_packed_types(self.causal_lm, dict(sizes))
 
     def _put(self, name: str, rows: BlockRows, bias: Tensor | None, dtype: torch.dtype) -> int:
         """Put what takes a module's place there. Returns the bytes of its weight."""
