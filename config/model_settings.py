@@ -40,8 +40,8 @@ class ModelSettings(BaseModel):
         "Model",
         "Quantize weights at load and activations as they come, on a CPU. int8: up to twice as fast, a little less"
         " exact. int4: groups of 32 weights with a scale each, little more than half of that memory, clearly less"
-        " exact in small models. A checkpoint that is already quantized is served as it is, without this; a GGUF file's"
-        " blocks are multiplied as they are, unless this is none: then they are dequantized at load.",
+        " exact in small models. A GGUF file's blocks and the weights of an AWQ, GPTQ or compressed-tensors checkpoint"
+        " are multiplied as they are without this; none dequantizes them at load.",
     )
     max_model_len: int | None = setting(
         None,

@@ -4,7 +4,9 @@ For checkpoints that hold exactly the model's weights, by name and shape: safete
 their dtype is the model's and converted where it is not, and GGUF files. Whatever takes more is left to transformers.
 """
 
+import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ from orcinus.engine.attention.serving import ATTENTION_NAME
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.bare import bare_architecture, with_prefix
 from orcinus.engine.models.gguf_file import read_gguf_weights
+from orcinus.engine.models.quantized_checkpoint import find_quantized, put_in
 from orcinus.engine.models.text_half import decoder_prefix, names_in_checkpoint
 from orcinus.engine.platform.memory import MappedFiles
 from orcinus.engine.platform.model_source import ModelSource, gguf_path
+
+logger = logging.getLogger(__name__)
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -33,8 +38,10 @@ def read_checkpoint(
     Besides memory this saves building the model on torch's meta device first, whose functions import half a second of
     sympy.
     """
-    if not hasattr(model_class, "_from_config") or getattr(model_config, "quantization_config", None) is not None:
+    if not hasattr(model_class, "_from_config"):
         return None
+    if getattr(model_config, "quantization_config", None) is not None:
+        return _read_quantized(source, model_class, model_config, dtype, library)
     files = [] if source.gguf_file else _safetensors_files(source.directory)
     if not files and not source.gguf_file:
         return None
@@ -50,6 +57,43 @@ def read_checkpoint(
     if not _are_those_of(weights, causal_lm):
         return None
     _fill(causal_lm, weights)
+    return _with_generation_config(causal_lm, files)
+
+
+def _read_quantized(
+    source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype, library: Library | None
+) -> Any | None:
+    """Return the model of a checkpoint that is quantized, packed as it is where that can be, or None.
+
+    Where its tensors are not the model's, as those of experts, transformers makes them of dequantized ones.
+    """
+    files = _safetensors_files(source.directory) if source.is_local else _files_of_hub(source)
+    found = find_quantized(model_config.quantization_config, _mapped(files)) if files else None
+    if found is None:
+        return None
+    plain_config = copy.deepcopy(model_config)
+    del plain_config.quantization_config
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        causal_lm = model_class._from_config(plain_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    found.drop_zero_biases(causal_lm.state_dict())
+    if not _are_those_of(found.shaped(dtype), causal_lm):
+        del causal_lm
+        logger.warning("weights of the checkpoint are dequantized: their names are not the model's own")
+        causal_lm = model_class.from_pretrained(
+            None,
+            config=plain_config,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            state_dict=found.dequantized(dtype),
+        )
+        return _with_generation_config(causal_lm, files)
+    _fill(causal_lm, put_in(found, causal_lm, library, dtype))
+    return _with_generation_config(causal_lm, files)
+
+
+def _with_generation_config(causal_lm: Any, files: list[Path]) -> Any:
     if files and (files[0].parent / "generation_config.json").is_file():
         causal_lm.generation_config = type(causal_lm.generation_config).from_pretrained(files[0].parent)
     return causal_lm

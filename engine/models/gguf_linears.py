@@ -18,16 +18,10 @@ from orcinus.engine.cpu.packed_linear import PackedEmbedding
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.gguf_blocks import BlockRows, is_quantized
 from orcinus.engine.models.gguf_layout import Layout
+from orcinus.engine.models.packed_types import note_packed_types
 from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
-
-_TYPES_OF_MODEL = "gguf_bytes_by_type"  # where a model notes what has been packed
-
-
-def packed_types_of(causal_lm: Any) -> dict[str, int]:
-    """Return the bytes of what has been packed from blocks, by the type of these."""
-    return dict(getattr(causal_lm, _TYPES_OF_MODEL, {}))
 
 
 class PackedTypes:
@@ -45,7 +39,7 @@ class PackedTypes:
         for kind, count in sorted(self._rounded.items()):
             if count:
                 logger.warning("%d weights of type %s are rounded to 8 bits in groups of 32", count, kind)
-        setattr(causal_lm, _TYPES_OF_MODEL, dict(self._sizes))
+        note_packed_types(causal_lm, dict(self._sizes))
 
 
 @dataclass(frozen=True, slots=True)

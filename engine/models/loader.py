@@ -93,15 +93,15 @@ def _whole_model(source: ModelSource, config: EngineConfig, model_config: Any, d
     dtype = _dtype(config, model_config, device, is_gguf=source.gguf_file is not None)
     causal_lm = None
     if device.type == "cpu":
-        causal_lm = read_checkpoint(source, model_class, model_config, dtype, _library_of_blocks(source, config))
+        causal_lm = read_checkpoint(source, model_class, model_config, dtype, _library_of_blocks(config))
     if causal_lm is None:
         causal_lm = _from_pretrained(source, config, model_class, model_config, dtype=dtype, device=device)
     return causal_lm
 
 
-def _library_of_blocks(source: ModelSource, config: EngineConfig) -> Library | None:
-    """Return what multiplies a GGUF file's blocks, unless its weights are to be others or there is none."""
-    if source.gguf_file is None or config.quantization is not None:
+def _library_of_blocks(config: EngineConfig) -> Library | None:
+    """Return what multiplies weights as their file has them, unless they are to be others or there is none."""
+    if config.quantization is not None:
         return None
     library = load_library()
     if library is not None:

@@ -21,8 +21,8 @@ from orcinus.engine.attention.interface import KVCacheSpec, PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.kernels.library import load_library, use_kernels
 from orcinus.engine.messages import EngineInfo
-from orcinus.engine.models.gguf_linears import packed_types_of
 from orcinus.engine.models.loader import eos_token_ids, load_causal_lm, sampling_defaults
+from orcinus.engine.models.packed_types import packed_types_of
 from orcinus.engine.models.text_half import text_half_of
 from orcinus.engine.platform.device import (
     available_memory,

@@ -21,10 +21,10 @@ from orcinus.engine.cpu.layer_replacement import RecordedCalls, record_layer_cal
 from orcinus.engine.cpu.packed_linear import num_packed_parameters
 from orcinus.engine.errors import ModelLoadError, reason_of
 from orcinus.engine.models.context import has_fixed_rope, has_open_context, model_context
-from orcinus.engine.models.gguf_linears import packed_types_of
 from orcinus.engine.models.indexers import pick_every_key
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.own_attention import is_vouched_for, own_attention
+from orcinus.engine.models.packed_types import packed_types_of
 from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.scheduler.cache_groups import GroupCost
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
-from orcinus.engine.models.gguf_linears import packed_types_of
 from orcinus.engine.models.loader import load_causal_lm
+from orcinus.engine.models.packed_types import packed_types_of
 from tests.integration.gguf_files import Q, write_gguf
 from tests.integration.test_gguf_in_blocks import CPU, logits_of, off
 from tests.integration.tiny_models import engine_config, random_model

@@ -17,9 +17,9 @@ from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.cpu.packed_linear import PackedEmbedding
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.models import loader
-from orcinus.engine.models.gguf_linears import packed_types_of
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.loader import load_causal_lm
+from orcinus.engine.models.packed_types import packed_types_of
 from orcinus.engine.startup.build import build_executor
 from tests.integration.gguf_files import Q, write_gguf
 from tests.integration.test_int8 import greedy_cases

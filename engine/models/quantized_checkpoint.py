@@ -1,0 +1,177 @@
+"""Checkpoints whose weights are quantized already: packed for our kernels as they are, or dequantized.
+
+Which tensors belong to one weight is told by their names (AWQ, GPTQ, compressed-tensors); how they are laid out, by
+`integer_weights`. What is of another kind is left to transformers.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orcinus.engine.cpu.native_linear import NativeLinear
+from orcinus.engine.cpu.reordered_linear import ReorderedLinear
+from orcinus.engine.kernels.library import Library
+from orcinus.engine.models.integer_weights import (
+    FloatWeight,
+    IntegerWeight,
+    awq_weight,
+    gptq_weight,
+    packed_weight,
+    plain_weight,
+)
+from orcinus.engine.models.packed_types import note_packed_types
+from orcinus.engine.platform.memory import MappedFiles
+
+logger = logging.getLogger(__name__)
+
+_WORDS = {"qweight", "qzeros", "scales", "g_idx"}
+_OF_COMPRESSED = {"weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "weight"}
+# Of activations and caches, which are not rounded by them here.
+_UNUSED = (
+    "input_scale",
+    "input_zero_point",
+    "input_global_scale",
+    "output_scale",
+    "output_zero_point",
+    "k_scale",
+    "v_scale",
+    "q_scale",
+)
+
+Stored = IntegerWeight | FloatWeight
+Reader = Callable[[Mapping[str, Tensor]], Stored | None]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeights:
+    """Holds what a checkpoint has: quantized weights by their modules' names, and all other tensors by their own.
+
+    `tensors` are those that a weight is made of.
+    """
+
+    method: str
+    stored: dict[str, Stored]
+    others: dict[str, Tensor]
+    tensors: dict[str, list[Tensor]]
+
+    def shaped(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return tensors of the model's names and shapes, without numbers where they are quantized."""
+        shapes = {f"{name}.weight": weight.shape for name, weight in self.stored.items()}
+        return self.others | {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
+
+    def dequantized(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return all tensors as if nothing had been quantized."""
+        return self.others | {f"{name}.weight": weight.dequantized(dtype) for name, weight in self.stored.items()}
+
+    def drop_zero_biases(self, expected: Mapping[str, Tensor]) -> None:
+        """Forget biases that the model does not have and that add nothing, as GPTQ's quantizers write them."""
+        for name in self.stored:
+            bias = self.others.get(f"{name}.bias")
+            if bias is not None and f"{name}.bias" not in expected and not bool(bias.any()):
+                del self.others[f"{name}.bias"]
+
+
+def find_quantized(settings: Any, tensors: Mapping[str, Tensor]) -> QuantizedWeights | None:
+    """Return the weights of a checkpoint with these settings of its quantization; None for kinds that are not known."""
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(settings.get("quant_method"))
+    readers = _readers(method, settings)
+    if readers is None:
+        return None
+    own = _WORDS if method in ("awq", "gptq") else _OF_COMPRESSED
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        module, _, last = name.rpartition(".")
+        if last in own:
+            parts[module][last] = tensor
+    stored: dict[str, Stored] = {}
+    for module, names in parts.items():
+        read = next((reader for sign, reader in readers.items() if sign in names), None)
+        if read is None:
+            continue
+        weight = read(names) if _is_whole(names) else None
+        if weight is None:
+            logger.info("%s is laid out in a way that is not known: the checkpoint is left to transformers", module)
+            return None
+        stored[module] = weight
+    used = {f"{module}.{last}" for module in stored for last in parts[module]}
+    made_of = {module: list(parts[module].values()) for module in stored}
+    others = {name: tensor for name, tensor in tensors.items() if name not in used}
+    unused = [name for name in others if name.rpartition(".")[2] in _UNUSED]
+    for name in unused:
+        del others[name]
+    return QuantizedWeights(method, stored, others, made_of) if stored else None
+
+
+def _readers(method: str, settings: dict[str, Any]) -> dict[str, Reader] | None:
+    """Return what reads a weight that has a tensor of this name, the first that applies."""
+    if method == "awq":
+        is_usual = settings.get("bits", settings.get("w_bit")) == 4
+        layout = str(settings.get("version", settings.get("format", "gemm"))).lower()
+        return {"qweight": awq_weight} if is_usual and layout == "gemm" else None
+    if method == "gptq":
+        layout = str(settings.get("checkpoint_format", settings.get("format", "gptq"))).lower()
+        bits = int(settings.get("bits", 0))
+        if layout not in ("gptq", "gptq_v2") or settings.get("dynamic"):
+            return None
+        return {"qweight": lambda tensors: gptq_weight(tensors, bits, is_first_format=layout == "gptq")}
+    if method == "compressed-tensors":
+        is_sparse = (settings.get("sparsity_config") or {}).get("format", "dense") != "dense"
+        if is_sparse or (settings.get("transform_config") or {}).get("config_groups"):
+            return None
+        return {"weight_packed": packed_weight, "weight_scale": plain_weight}
+    return None
+
+
+def _is_whole(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a weight has all tensors that its layout needs."""
+    needed = {"qweight", "qzeros", "scales"} if "qweight" in tensors else {"weight_scale"}
+    needed |= {"weight_shape"} if "weight_packed" in tensors else set()
+    needed |= {"weight"} if needed == {"weight_scale"} else set()
+    return needed <= tensors.keys()
+
+
+def put_in(found: QuantizedWeights, causal_lm: Any, library: Library | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Put packed linear layers into a model. Returns the tensors of all others, dequantized where need be.
+
+    Without a library all are dequantized.
+    """
+    modules: dict[str, Any] = dict(causal_lm.named_modules())
+    weights, sizes, obstacles = dict(found.others), Counter[str](), Counter[str]()
+    integers = [weight for weight in found.stored.values() if isinstance(weight, IntegerWeight)]
+    with_offsets = {weight.bits for weight in integers if weight.has_offsets}
+    files = MappedFiles()
+    for name, weight in found.stored.items():
+        obstacle = _obstacle(name, weight, modules, causal_lm)
+        if library is None or obstacle is not None:
+            obstacles[obstacle or ""] += 1
+            weights[f"{name}.weight"] = weight.dequantized(dtype)
+            continue
+        assert isinstance(weight, IntegerWeight)
+        # Of one form, so that those of one input can become one.
+        rows = weight.with_offsets() if weight.bits in with_offsets else weight
+        linear = NativeLinear(library, rows.form, [rows], [weights.pop(f"{name}.bias", None)])
+        order = rows.order
+        causal_lm.set_submodule(name, linear if order is None else ReorderedLinear(linear, order))
+        sizes[f"{found.method} in {rows.bits} bits"] += linear.packed_bytes
+        for tensor in found.tensors[name]:
+            files.release(tensor)
+    if library is not None:
+        for obstacle, count in sorted(obstacles.items()):
+            logger.warning("%d weights of the checkpoint are dequantized: %s", count, obstacle)
+    note_packed_types(causal_lm, dict(sizes))
+    return weights
+
+
+def _obstacle(name: str, weight: Stored, modules: Mapping[str, Any], causal_lm: Any) -> str | None:
+    """Return why a weight is not multiplied as it is, or None."""
+    if isinstance(weight, FloatWeight):
+        return "floats of 8 bits"
+    if type(modules.get(name)) is not nn.Linear or f"{name}.weight" in causal_lm.all_tied_weights_keys:
+        return "they belong to no linear layer of their own"
+    return weight.obstacle
