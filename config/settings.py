@@ -24,7 +24,7 @@ from orcinus.config.addresses import (
     parse_root_path,
 )
 from orcinus.config.api_keys import ApiKey, check_distinct, digest_of, read_keys
-from orcinus.config.engine_config import BatchingStrategy, EngineConfig, Speculation
+from orcinus.config.engine_config import BatchingStrategy, EngineConfig, KVCacheDtype, Speculation
 from orcinus.config.limits import ClientLimits, Limit
 from orcinus.config.parser_names import (
     REASONING_PARSER_ALIASES,
@@ -255,6 +255,13 @@ class Settings(BaseSettings):
         "N",
         ge=1,
         le=1024,
+    )
+    kv_cache_dtype: KVCacheDtype = _setting(
+        "auto",
+        "Engine",
+        "What keys and values are cached in. auto: the type that the model computes in, exactly. int8, on a CPU: bytes"
+        " with a scale for each token and head, half the memory of bfloat16 and so twice the tokens; a little less"
+        " exact.",
     )
     enable_prefix_caching: bool = _setting(True, "Engine", "Reuse the KV blocks of prompts that begin alike.")
     batching: BatchingStrategy = _setting(
@@ -771,6 +778,7 @@ class Settings(BaseSettings):
             kv_cache_memory=self.kv_cache_memory,
             state_cache_memory=self.state_cache_memory,
             block_size=self.block_size,
+            kv_cache_dtype=self.kv_cache_dtype,
             enable_prefix_caching=self.enable_prefix_caching,
             batching=self.batching,
             batch_wait_ms=self.batch_wait_ms,
