@@ -66,9 +66,29 @@ template <int distance> INLINE f32x16 butterfly(f32x16 x) {
 // Numbers that a rotation mixes: the largest power of two that divides the dimension, which is a multiple of 16.
 INLINE long rotated_together(long dim) { return dim & -dim; }
 
+// N vectors, which stay in registers.
+template <int N> INLINE void rotate_vectors(float* row) {
+    f32x16 x[N];
+    UNROLL
+    for (int i = 0; i < N; i++) x[i] = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(load(row + 16 * i)))));
+    UNROLL
+    for (int distance = 1; distance < N; distance *= 2)
+        UNROLL
+        for (int i = 0; i < N; i++) {
+            if (i & distance) continue;
+            const f32x16 a = x[i], b = x[i + distance];
+            x[i] = a + b;
+            x[i + distance] = a - b;
+        }
+    UNROLL
+    for (int i = 0; i < N; i++) store(row + 16 * i, x[i]);
+}
+
 // Multiplies each run of so many numbers with a Hadamard matrix of ones and minus ones. Twice is multiplying by their count,
 // and so are products of two rows that are both rotated.
 INLINE void rotate(float* row, long dim) {
+    if (dim == 64) return rotate_vectors<4>(row);
+    if (dim == 128) return rotate_vectors<8>(row);
     for (long d = 0; d < dim; d += 16) {
         f32x16 x = load(row + d);
         x = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(x))));
@@ -120,10 +140,33 @@ template <class Stored> INLINE bf16 store_bytes(const Stored* row, long dim, boo
     return scale;
 }
 
+#if VNNI
+INLINE __m512i pack_words(u32x16 a, u32x16 b) {
+    return _mm512_packus_epi32(reinterpret_cast<__m512i>(a & 0xffffu), reinterpret_cast<__m512i>(b & 0xffffu));
+}
+
+// What packing leaves in lanes of 128 bits, in order.
+INLINE void store_packed(uint8_t* out, __m512i first, __m512i second) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second)));
+}
+
+INLINE void store_64_words(const u32x16* x, long dim, bool is_signed, uint8_t* out) {
+    const __m512i a = pack_words(x[0], x[1]), b = pack_words(x[2], x[3]);
+    const __m512i carry = _mm512_set1_epi16(is_signed ? 128 : 0), low = _mm512_set1_epi16(255);
+    store_packed(out, _mm512_srli_epi16(_mm512_add_epi16(a, carry), 8), _mm512_srli_epi16(_mm512_add_epi16(b, carry), 8));
+    store_packed(out + dim, _mm512_and_si512(a, low), _mm512_and_si512(b, low));
+}
+#endif
+
 // Numbers of 16 bits, one of which is in four bytes of each of two rows, `dim` bytes apart, or in both halves of a lane.
 INLINE void store_words(const u32x16* integers, long dim, bool is_signed, uint8_t* out) {
+    long d = 0;
+#if VNNI
     UNROLL
-    for (long d = 0; d < dim; d += 16) {
+    for (; d + 64 <= dim; d += 64) store_64_words(integers + d / 16, dim, is_signed, out + d);
+#endif
+    for (; d < dim; d += 16) {
         const u32x16 x = integers[d / 16];
 #if VNNI
         const u32x16 high = (x + (is_signed ? 128u : 0u)) >> 8;
@@ -321,6 +364,16 @@ INLINE void weigh_bytes(const uint8_t* weights, const ByteTile& tile, long d, in
         for (int i = 0; i < N; i++) store_integers(products + r * dim + d + WIDTH * i, s[r][i].total());
 }
 
+INLINE int32_t largest_of(i32x16 x) {
+    typedef int32_t i32x8 __attribute__((vector_size(32)));
+    typedef int32_t i32x4 __attribute__((vector_size(16)));
+    const Halves<i32x16, i32x8> h16(x);
+    const Halves<i32x8, i32x4> h8(h16.low > h16.high ? h16.low : h16.high);
+    const i32x4 v = h8.low > h8.high ? h8.low : h8.high;
+    const int32_t a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+}
+
 // ---- what rows have seen so far
 
 // Turns products with keys into weights of 16 bits, which scales of values are part of. `scale` is the row's. Returns what
@@ -346,21 +399,24 @@ __attribute__((noinline)) float soften_bytes(const Attention& call, const ByteTi
     }
     const float new_max = max_of(top);
     const float origin = new_max == -INFINITY ? 0.0f : new_max;
-    f32x16 total = {}, all = {}, most = {};
+    f32x16 total = {};
+    i32x16 most = {};
     UNROLL
     for (int i = 0; i < GROUPS; i++) {
         const f32x16 weight = exp_of(s[i] - origin);
         total += weight;
         values[i] = values[i] * weight;
-        all += values[i];
-        most = larger(values[i], most);
+        const i32x16 bits = reinterpret_cast<i32x16>(values[i]);
+        most = bits > most ? bits : most;
     }
-    const float heaviest = max_of(most), sum_of_all = sum_of(all);  // which is NaN if one of them is
-    weight_scale = sum_of_all == sum_of_all ? heaviest / LARGEST_WEIGHT : sum_of_all;
+    // As integers, numbers that are not negative have the same order, and a scale that is NaN is the largest. Where a weight is
+    // NaN, so is the row's sum.
+    const float heaviest = bits_as<float>(largest_of(most));
+    weight_scale = heaviest / LARGEST_WEIGHT;
     const float inverse = heaviest < SMALLEST ? 0.0f : LARGEST_WEIGHT / heaviest;
     u32x16 integers[GROUPS];
     UNROLL
-    for (int i = 0; i < GROUPS; i++) integers[i] = nearest_integers(values[i] * inverse) & 0xffffu;
+    for (int i = 0; i < GROUPS; i++) integers[i] = nearest_integers(values[i] * inverse) & 0x7fffu;
     store_words(integers, TILE, false, weights);
     const float factor = max == new_max ? 1.0f : exp_of(splat(max - origin))[0];
     max = new_max;
@@ -368,10 +424,19 @@ __attribute__((noinline)) float soften_bytes(const Attention& call, const ByteTi
     return factor;
 }
 
-// One function for all, too.
-__attribute__((noinline)) void add_products(float* sums, float factor, const int32_t* products, float scale, long dim) {
-    for (long d = 0; d < dim; d += WIDTH)
-        store(sums + d, multiply_add(to_floats(load_integers(products + d)), splat(scale), load(sums + d) * factor));
+// Adds a row's products with values; where units made them, of high and of low bytes. One function for all, too: only where
+// operations are fused by their name there are two.
+template <bool IS_SPLIT>
+INLINE void add_products(float* sums, float factor, const int32_t* products, const int32_t* lows, float scale, long dim) {
+    for (long d = 0; d < dim; d += WIDTH) {
+        const i32x16 whole = load_integers(products + d);
+        const i32x16 sum = IS_SPLIT ? together(whole, load_integers(lows + d)) : whole;
+        store(sums + d, multiply_add(to_floats(sum), splat(scale), load(sums + d) * factor));
+    }
+}
+
+__attribute__((noinline)) void add_whole_products(float* sums, float factor, const int32_t* products, float scale, long dim) {
+    add_products<false>(sums, factor, products, nullptr, scale, dim);
 }
 
 // ---- items
@@ -441,7 +506,7 @@ void add_byte_rows(const ByteRows& rows, long r, long end, const ByteTile& tile,
             weigh_bytes<R, N>(rows.weights + 2 * r * TILE, tile, d, rows.products, dim);
         for (; d < dim; d += WIDTH) weigh_bytes<R, 1>(rows.weights + 2 * r * TILE, tile, d, rows.products, dim);
         for (long i = 0; i < R; i++)
-            add_products(state.sums + (r + i) * dim, rows.factors[r + i], rows.products + i * dim, rows.weight_scales[r + i], dim);
+            add_whole_products(state.sums + (r + i) * dim, rows.factors[r + i], rows.products + i * dim, rows.weight_scales[r + i], dim);
     }
     if constexpr (R > 1)
         if (r < end) add_byte_rows<R - 1>(rows, r, end, tile, state);

@@ -113,8 +113,8 @@ INLINE void add_byte_tile_by_units(const Attention& call, const Item& item, cons
         for (long r = first; r < last; r += UNIT_ROWS) {
             weigh_by_byte_units(rows.weights + 2 * r * TILE, tile, rows.highs, rows.lows, dim);
             for (long i = 0; i < least(UNIT_ROWS, last - r); i++) {
-                put_together(rows.highs + i * dim, rows.lows + i * dim, dim);
-                add_products(state.sums + (r + i) * dim, rows.factors[r + i], rows.highs + i * dim, rows.weight_scales[r + i], dim);
+                add_products<true>(state.sums + (r + i) * dim, rows.factors[r + i], rows.highs + i * dim, rows.lows + i * dim,
+                                   rows.weight_scales[r + i], dim);
             }
         }
     }

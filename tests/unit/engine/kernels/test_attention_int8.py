@@ -178,6 +178,16 @@ def test_every_token_alone_has_the_bits_that_it_has_in_the_prompt(level: int, gr
     assert same_bits(tokens.attended(in_8_bits(level), spec, list(range(1, 301)), unwritten=255), whole)
 
 
+@pytest.mark.skipif(BEST is None or not BEST.has_matrix_units, reason="this CPU has no matrix units")
+@pytest.mark.parametrize("dims", [(64, 64), (128, 48), (192, 128)])
+def test_matrix_units_and_vectors_compute_the_same_bits(dims: tuple[int, int]) -> None:
+    """So that each does the steps that it is faster at."""
+    tokens, spec = Tokens(torch.bfloat16, 300, LayerShape(2, *dims)), SPECS["window"]
+    units, vectors = (INSTRUCTION_SETS.index(name) for name in ("amx", "avx512-bf16"))
+    by_units, by_vectors = (tokens.attended(in_8_bits(level), spec, [300]) for level in (units, vectors))
+    assert same_bits(by_units, by_vectors)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
