@@ -2,6 +2,7 @@
 
     python -m bench.attention [--rounds 15] [--dtype bfloat16] [--block-sizes 16,32,64,128] [--in-place-only]
     python -m bench.attention --instruction-sets avx512-bf16,amx [--layers 4] [--loads contexts]
+    python -m bench.attention --in-place-only --cache-dtypes auto,int8 --loads contexts
 
 Every round runs each backend once on the same tensors, in turn, with as many layers as the model has, so that the cache
 does not stay in the processor's. Medians over the rounds, and the median of the rounds' ratios.
@@ -102,8 +103,8 @@ def _filled(
 ) -> LayerCache:
     shape = LayerShape(model.num_kv_heads, model.head_dim, model.head_dim)
     layer = backend.allocate(shape, num_blocks, block_size, dtype, CPU)
-    layer.keys.fill_(0.1)
-    layer.values.fill_(0.1)
+    for cached in (layer.keys, layer.values):
+        cached.fill_(0.1 if cached.is_floating_point() else 63)  # of a scale, both bytes make 0.7
     return layer
 
 
@@ -116,7 +117,9 @@ def backends(args: argparse.Namespace) -> Iterator[tuple[str, AttentionBackend]]
     for name in args.instruction_sets or [best.instruction_set]:
         library = Library(library_path(), INSTRUCTION_SETS.index(name))
         library.use_threads(torch.get_num_threads(), own=False)
-        yield library.instruction_set, NativeBackend(library)
+        for cache_dtype in args.cache_dtypes:
+            in_8_bits = cache_dtype == "int8"
+            yield library.instruction_set + " int8" * in_8_bits, NativeBackend(library, stores_int8=in_8_bits)
 
 
 @torch.inference_mode()
@@ -149,6 +152,7 @@ def main() -> None:
     parser.add_argument(
         "--instruction-sets", type=lambda text: text.split(","), default=[], help="to compare with each other"
     )
+    parser.add_argument("--cache-dtypes", type=lambda text: text.split(","), default=["auto"], help="auto, int8")
     parser.add_argument("--loads", choices=LOADS, default="steps")
     parser.add_argument("--layers", type=int, help="instead of as many as the model has")
     parser.add_argument("--in-place-only", action="store_true")

@@ -1,11 +1,13 @@
-"""What bfloat16, 8 bits and 4 bits cost in accuracy: how far the distribution of the next token is from float32's.
+"""What bfloat16, 8 and 4 bits, and a cache in 8, cost in accuracy: how far the next token's distribution moves.
 
     OMP_NUM_THREADS=1 python -m bench.quantization [--model DIR] [--prompts 24] [--outliers 20]
+    OMP_NUM_THREADS=1 python -m bench.quantization --text README.md --tokens 1500 --prompts 4
 
 Each position of the prompts is one distribution. The prompts are questions with their answers, as a model with a chat
 template is asked them: of the demo model, or of the one that is named. A model with random weights in SmolLM2-135M's
 shape follows, on random tokens. A few of its hidden channels are `--outliers` times as large as the others, as in
 trained models, and what reads them is as much smaller: so they carry no more than others, but set the scale of a row.
+In a last one some channels of keys are that large, by their biases, which is what a cache in 8 bits has to bear.
 
 Of 4 bits the weights have groups of 32 with a scale each, and the head has 8 bits in such groups.
 """
@@ -13,7 +15,8 @@ Of 4 bits the weights have groups of 32 with a scale each, and the head has 8 bi
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +29,7 @@ from bench.random_model import SHAPES
 from orcinus.config.settings import demo_model_path, load_settings
 from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.interface import batch_metadata
+from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.models.loader import load_causal_lm, progress_bars_on_a_terminal
@@ -37,6 +41,7 @@ CPU = torch.device("cpu")
 _BLOCK_SIZE = 32
 _SHAPE = "smollm2-135m"
 _OUTLIER_CHANNELS = 4
+_OUTLIER_KEYS = 1 / 32  # of their channels
 # Of the random model's logits: sharp enough that there is a first place to lose.
 _LOGIT_STD = 3.0
 _RANDOM_PROMPT_TOKENS = 24
@@ -50,12 +55,14 @@ class Numbers:
     name: str
     dtype: str
     quantization: str | None
+    kv_cache_dtype: str = "auto"
 
 
 EXACT = Numbers("float32", "float32", None)
 BFLOAT16 = Numbers("bfloat16", "bfloat16", None)
 INT8 = Numbers("int8", "bfloat16", "int8")
 INT4 = Numbers("int4", "bfloat16", "int4")
+CACHE = Numbers("bfloat16, cache int8", "bfloat16", None, "int8")
 
 
 @torch.inference_mode()
@@ -66,12 +73,13 @@ def main() -> int:
     print(
         "| model | positions | of | against | mean KL | max KL | same first token |\n|---|---:|---|---|---:|---:|---:|"
     )
-    report(model.name, model, list(question_prompts(model, options.prompts)))
+    report(model.name, model, list(islice(prompts_of(options, model), options.prompts)))
     with TemporaryDirectory() as directory:
-        for outliers in dict.fromkeys((1.0, options.outliers)):
-            vocab_size = write_structured_model(Path(directory), outliers)
+        for outliers, key_bias in dict.fromkeys(((1.0, 0.0), (options.outliers, 0.0), (1.0, options.outliers))):
+            vocab_size = write_structured_model(Path(directory), outliers, key_bias)
             prompts = [torch.randint(vocab_size, (_RANDOM_PROMPT_TOKENS,)).tolist() for _ in range(options.prompts)]
-            report(f"random {_SHAPE}, outliers {outliers:g}x", Path(directory), prompts)
+            kind = f"outliers {outliers:g}x" if not key_bias else f"of keys {key_bias:g}x"
+            report(f"random {_SHAPE}, {kind}", Path(directory), prompts)
     return 0
 
 
@@ -79,8 +87,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.quantization", description=__doc__)
     parser.add_argument("--model", type=Path, help="a directory; without one, the demo model")
     parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--text", type=Path, help="a file, of which the prompts are pieces, in place of questions")
+    parser.add_argument("--tokens", type=int, default=_MOST_PROMPT_TOKENS, help="of a prompt at most")
     parser.add_argument("--outliers", type=float, default=20.0)
     return parser.parse_args()
+
+
+def prompts_of(options: argparse.Namespace, model: Path) -> Iterator[list[int]]:
+    """Pieces of a text, or questions."""
+    if options.text is None:
+        for prompt in question_prompts(model, options.prompts):
+            yield prompt[: options.tokens]
+        return
+    token_ids = Tokenizer.load(str(model)).encode(options.text.read_text(), add_special_tokens=False)
+    for first in range(0, len(token_ids), options.tokens):
+        yield token_ids[first : first + options.tokens]
 
 
 def question_prompts(model: Path, count: int) -> Iterator[list[int]]:
@@ -93,23 +114,28 @@ def question_prompts(model: Path, count: int) -> Iterator[list[int]]:
             text = tokenizer.render_chat(example.messages, add_generation_prompt=False)
         else:
             text = "\n".join(message["content"] for message in example.messages)
-        yield tokenizer.encode(text, add_special_tokens=False)[:_MOST_PROMPT_TOKENS]
+        yield tokenizer.encode(text, add_special_tokens=False)
 
 
-def write_structured_model(directory: Path, outliers: float) -> int:
-    """Weights that keep the size of what they multiply. Returns the size of the vocabulary."""
+def write_structured_model(directory: Path, outliers: float, key_bias: float = 0.0) -> int:
+    """Weights that keep the size of what they multiply; biases of keys in few channels, if of any size.
+
+    Returns the size of the vocabulary.
+    """
     import transformers
 
     class_name, config_name, values = SHAPES[_SHAPE]
-    config = getattr(transformers, config_name)(
-        **values | {"tie_word_embeddings": False}, dtype=torch.bfloat16, bos_token_id=0, eos_token_id=0
-    )
+    own = {"tie_word_embeddings": False, "attention_bias": bool(key_bias)}
+    config = getattr(transformers, config_name)(**values | own, dtype=torch.bfloat16, bos_token_id=0, eos_token_id=0)
     model = getattr(transformers, class_name)(config).bfloat16()
     channels = torch.randperm(config.hidden_size, generator=torch.Generator().manual_seed(1))[:_OUTLIER_CHANNELS]
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
             weight.copy_(_structured(name, tuple(weight.shape), channels, outliers, generator))
+        elif "k_proj.bias" in name:
+            large = torch.rand(weight.shape, generator=generator) < _OUTLIER_KEYS
+            weight.copy_(torch.where(large, key_bias * torch.randn(weight.shape, generator=generator), 0.0))
     with progress_bars_on_a_terminal():
         model.save_pretrained(directory)
     return int(config.vocab_size)
@@ -132,14 +158,16 @@ def _structured(
 
 
 def report(name: str, model: Path, prompts: list[list[int]]) -> None:
-    exact, plain, in_8_bits, in_4_bits = (
-        logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16, INT8, INT4)
+    exact, plain, in_8_bits, in_4_bits, cached = (
+        logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16, INT8, INT4, CACHE)
     )
     for numbers, got, than, wanted in (
         (BFLOAT16, plain, EXACT, exact),
         (INT8, in_8_bits, EXACT, exact),
         (INT8, in_8_bits, BFLOAT16, plain),
         (INT4, in_4_bits, BFLOAT16, plain),
+        (CACHE, cached, EXACT, exact),
+        (CACHE, cached, BFLOAT16, plain),
     ):
         divergence = (wanted.exp() * (wanted - got)).sum(dim=-1)
         agreement = (got.argmax(dim=-1) == wanted.argmax(dim=-1)).float().mean()
@@ -157,6 +185,9 @@ def logprobs(model: Path, numbers: Numbers, prompts: Sequence[list[int]]) -> Ten
     causal_lm = load_causal_lm(config, CPU)
     served = probe_model(causal_lm, CPU)
     lay_out_for_cpu(served, config.quantization)
+    if numbers.kv_cache_dtype == "int8":
+        assert isinstance(served.backend, NativeBackend)
+        served = replace(served, backend=NativeBackend(served.backend.library, stores_int8=True))
     return torch.cat([torch.log_softmax(_logits(served, prompt).float(), dim=-1) for prompt in prompts])
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 BatchingStrategy = Literal["continuous", "static", "interleaved", "sequential"]
 Speculation = Literal["off", "ngram", "auto"]
+KVCacheDtype = Literal["auto", "int8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class EngineConfig:
     share: EngineShare | None = None  # of the machine; None: all of it, as for one engine alone
     warm_grammars: bool | None = None
     speculation: Speculation = "off"
+    kv_cache_dtype: KVCacheDtype = "auto"
 
     @property
     def num_sharing_memory(self) -> int:

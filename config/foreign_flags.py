@@ -17,6 +17,7 @@ _TWINS: dict[str, str] = {
     "--kv-cache-memory (a size, not a share of the device)": "--gpu-memory-utilization --mem-fraction-static"
     " --cuda-memory-fraction",
     "--kv-cache-memory": "--kv-cache-memory-bytes --max-batch-total-tokens --num-gpu-blocks-override --cache-ram -cram",
+    "--kv-cache-dtype (of keys and values alike)": "-ctk --cache-type-k -ctv --cache-type-v",
     "--block-size": "--page-size",
     "--enable-prefix-caching": "--cache-prompt --cache-reuse --enable-radix-cache --prefix-caching",
     "--no-enable-prefix-caching": "--no-cache-prompt --disable-radix-cache",
@@ -73,7 +74,6 @@ _NO_TWINS: dict[str, str] = {
     _CHOSEN: "-fa --flash-attn --attention-backend --sampling-backend --enforce-eager -O --compilation-config -cc"
     " --enable-torch-compile --disable-cuda-graph --cuda-graph-max-bs --cuda-graphs --max-seq-len-to-capture"
     " --disable-custom-kernels --no-warmup --no-kv-offload -nkvo --mlock --no-mmap --numa --poll --prio --cpu-mask",
-    "the KV cache has the model's own type": "--kv-cache-dtype -ctk --cache-type-k -ctv --cache-type-v",
     "requests that are preempted are computed again, and no weights are offloaded": "--swap-space --cpu-offload-gb"
     " --preemption-mode --slot-save-path --kv-transfer-config --kv-offloading-size",
     "the tokenizer comes with the model": "--tokenizer --tokenizer-path --tokenizer-mode --tokenizer-revision"

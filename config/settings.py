@@ -101,6 +101,7 @@ class Settings(LimitSettings, ServerSettings, EngineSettings, ModelSettings, Bas
             kv_cache_memory=self.kv_cache_memory,
             state_cache_memory=self.state_cache_memory,
             block_size=self.block_size,
+            kv_cache_dtype=self.kv_cache_dtype,
             enable_prefix_caching=self.enable_prefix_caching,
             batching=self.batching,
             batch_wait_ms=self.batch_wait_ms,

@@ -136,7 +136,7 @@ class ServingContext:
         """A name that changes with what may change a seeded output: version, model, dtype, device, mode."""
         if self._fingerprint is None:
             info = self.engine.info
-            kinds = (info.quantization, *sorted(info.packed_types))
+            kinds = (info.quantization, *sorted(info.packed_types), info.kv_cache_dtype)
             numbers = (info.dtype, *kinds, info.device, info.attention_backend, info.is_deterministic)
             parts = (VERSION, info.model, info.architecture, *numbers)
             self._fingerprint = f"fp_{zlib.crc32(repr(parts).encode()):08x}"

@@ -296,7 +296,9 @@ class Metrics(EngineObserver):
 
     def _runs(self) -> dict[Labels, float]:
         info = self._info
-        return {(VERSION, info.model, info.dtype, info.device): 1.0} if info else {}
+        if info is None:
+            return {}
+        return {(VERSION, info.model, info.dtype, info.device, info.kv_cache_dtype or info.dtype): 1.0}
 
     def _energy(self) -> dict[Labels, float]:
         joules = {"gpu": self._gpu_energy_j, "cpu": self._cpu_energy_j()}

@@ -14,11 +14,23 @@ from orcinus.engine.attention.interface import AttentionBackend, KVCacheSpec, La
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.platform.memory import zeroed_bytes
 
+INT8_SCALE_BYTES = 2  # of a token's keys in one head, and of its values, where they are stored in 8 bits
+
 
 def bytes_per_block(specs: Iterable[KVCacheSpec], block_size: int, dtype: torch.dtype) -> int:
-    """Return what a block costs in all of these layers, of which some may store nothing."""
-    elements = sum(spec.shape.elements_per_token for spec in specs if spec.source is None)
-    return elements * block_size * dtype.itemsize
+    """Return what a block costs in all of these layers, of which some may store nothing.
+
+    `dtype` is what is stored; numbers of `torch.int8` have scales beside them.
+    """
+    shapes = [spec.shape for spec in specs if spec.source is None]
+    scales = sum(2 * INT8_SCALE_BYTES * shape.num_kv_heads for shape in shapes) if dtype is torch.int8 else 0
+    elements = sum(shape.elements_per_token for shape in shapes)
+    return (elements * dtype.itemsize + scales) * block_size
+
+
+def stored_dtype(backend: AttentionBackend, dtype: torch.dtype) -> torch.dtype:
+    """Return what keys and values of a dtype are stored in by the backend."""
+    return torch.int8 if backend.stores_int8 else dtype
 
 
 def allocate_cache(
@@ -43,7 +55,8 @@ def allocate_cache(
                 cache = backend.allocate(spec.shape, num_blocks[spec.group], block_size, dtype, device)
                 layers[module] = PagedLayer(cache, spec.group, latents=spec.latents)
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        num_bytes = sum(num_blocks[spec.group] * bytes_per_block([spec], block_size, dtype) for spec in specs.values())
+        stored = stored_dtype(backend, dtype)
+        num_bytes = sum(num_blocks[spec.group] * bytes_per_block([spec], block_size, stored) for spec in specs.values())
         raise ModelLoadError(f"cannot allocate {num_bytes / 2**20:.1f} MiB of KV cache: {error}") from error
     return layers
 

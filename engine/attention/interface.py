@@ -151,6 +151,7 @@ class AttentionBackend(Protocol):
     name: str
     block_size_multiple: int  # block sizes that it can work with
     reads_foreign_rows: bool  # of its own blocks those behind a sequence's end, with a weight of 0: they must be finite
+    stores_int8: bool  # keys and values in 8 bits, whatever they are computed in
 
     def allocate(
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device

@@ -50,6 +50,7 @@ class TorchBackend:
     name = "torch"
     block_size_multiple = 1
     reads_foreign_rows = True
+    stores_int8 = False
 
     def __init__(self) -> None:
         self._gathers: dict[tuple[int, int | None], tuple[AttentionMetadata, _GatherPlan]] = {}  # by group and window

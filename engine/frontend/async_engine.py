@@ -41,7 +41,8 @@ EngineState = Literal["loading", "ready", "restarting", "draining", "dead"]
 
 # What a request, or the answer to it, depends on: in this all engines must be alike. Sizes and devices may differ.
 _MUST_AGREE = (
-    *("model", "architecture", "dtype", "quantization", "is_deterministic", "vocab_size", "eos_token_ids"),
+    *("model", "architecture", "dtype", "quantization", "kv_cache_dtype", "is_deterministic", "vocab_size"),
+    "eos_token_ids",
     *("max_model_len", "sampling_defaults", "pooling", "hidden_size", "has_head", "label_token_ids"),
 )
 

@@ -33,6 +33,8 @@ SOURCES = (
 )
 INCLUDED = (
     "attention.inl",
+    "attention_int8.inl",
+    "attention_int8_units.inl",
     "attention_units.inl",
     "block_packing.inl",
     "cache_write.inl",

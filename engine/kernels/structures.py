@@ -33,6 +33,7 @@ class Cache(ctypes.Structure):
         ("value_dim", c_int64),
         ("is_bf16", c_int64),
         ("is_interleaved", c_int64),
+        ("is_int8", c_int64),
     )
 
 

@@ -42,6 +42,7 @@ from orcinus.engine.runner.ngram_drafter import NgramDrafter
 from orcinus.engine.runner.pooling import resolve_pooling
 from orcinus.engine.sampling.choice import triton_sampler
 from orcinus.engine.sampling.sampler import Sampler
+from orcinus.engine.startup.cache_dtype import check_int8_device, with_int8_cache
 from orcinus.engine.startup.cache_size import (
     BatchLimits,
     CacheSize,
@@ -89,6 +90,8 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     device = resolve_device(config.device)
     if config.deterministic:
         check_device(device)
+    if config.kv_cache_dtype == "int8":
+        check_int8_device(device)
     if config.kv_cache_memory is not None:
         wanted = config.kv_cache_memory * config.num_sharing_memory
         check_memory(wanted, memory_limit() if device.type == "cpu" else device_memory(device))
@@ -103,6 +106,8 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         served = probe_model(causal_lm, device, block_size=config.block_size)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
         served, logits = _laid_out(served, config, limits.block_size, device)
+        if config.kv_cache_dtype == "int8":
+            served, logits = with_int8_cache(served, logits, limits.block_size, device)
         obstacle: str | None = "it runs on a GPU"
         if device.type == "cpu":
             served, obstacle = settle_determinism(served, config.deterministic, logits, limits.block_size)
@@ -282,7 +287,7 @@ def _engine_info(
         architecture=served.model.name,
         num_parameters=served.num_parameters,
         weight_bytes=weight_bytes(causal_lm),
-        dtype=str(causal_lm.dtype).removeprefix("torch."),
+        dtype=_name_of(causal_lm.dtype),
         device=device.type,
         device_name=device_name(device),
         attention_backend=served.backend.name,
@@ -310,9 +315,14 @@ def _engine_info(
         has_head=served.model.has_head,
         state_bytes=states.row_bytes,
         num_state_snapshots=states.num_snapshots,
+        kv_cache_dtype=_name_of(served.stored_dtype),
         speculation=_speculation(config, served),
         warms_grammars=_warms_grammars(config, served),
     )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _warms_grammars(config: EngineConfig, served: ServedModel) -> bool:

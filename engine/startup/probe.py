@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.attention.cache import allocate_cache, bytes_per_block
+from orcinus.engine.attention.cache import allocate_cache, bytes_per_block, stored_dtype
 from orcinus.engine.attention.choice import LayerKind, choose_backend
 from orcinus.engine.attention.interface import AttentionBackend, AttentionSpec, KVCacheSpec, batch_metadata
 from orcinus.engine.attention.latent import Expansion, cache_latents, record_expansions
@@ -45,11 +45,16 @@ class ServedModel:
     kv: dict[nn.Module, KVCacheSpec]  # in the order in which the layers run
     specs: dict[nn.Module, AttentionSpec]
     recorded_calls: RecordedCalls
-    cache_dtype: torch.dtype
+    cache_dtype: torch.dtype  # what keys and values are computed in
     max_context: int
     has_open_context: bool  # a longer one may be asked for
     states: list[SlotState]  # the model's modules that keep states
     expected_logits: Tensor
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Return what keys and values are stored in."""
+        return stored_dtype(self.backend, self.cache_dtype)
 
 
 def probe_model(
@@ -156,7 +161,7 @@ def cache_groups(
     costs = []
     for group, window in enumerate(ordered):
         stored = [spec for spec in specs.values() if spec.group == group and spec.source is None]
-        costs.append(GroupCost(len(stored), bytes_per_block(stored, block_size, served.cache_dtype), window))
+        costs.append(GroupCost(len(stored), bytes_per_block(stored, block_size, served.stored_dtype), window))
     return specs, costs
 
 
@@ -173,15 +178,15 @@ def check_paged(served: ServedModel, block_size: int, device: torch.device, *, i
     model, expected = served.model, served.expected_logits
     num_before = model.num_replays
     try:
-        logits = paged_probe_logits(served, _CHUNKS, block_size, device)
+        logits = paged_probe_logits(served, PROBE_CHUNKS, block_size, device)
     except Exception as error:
         raise ModelLoadError(f"{model.name} cannot run from a paged cache: {reason_of(error)}") from error
-    if model.num_replays - num_before != len(_CHUNKS):
+    if model.num_replays - num_before != len(PROBE_CHUNKS):
         raise ModelLoadError(f"{model.name} computes its logits in a way that cannot be served")
     if not _agree(logits, expected, None if is_quantized else served.cache_dtype):
         raise ModelLoadError(
             f"{model.name} computes something else when its tokens come in chunks (relative error "
-            f"{_difference(logits, expected):.2g}): it keeps state outside attention, and cannot be served from a "
+            f"{relative_error(logits, expected):.2g}): it keeps state outside attention, and cannot be served from a "
             "paged cache"
         )
     return logits
@@ -221,15 +226,16 @@ def _check_calls(model: LanguageModel, expected: Tensor, dtype: torch.dtype | No
 def _agree(logits: Tensor, expected: Tensor, dtype: torch.dtype | None) -> bool:
     """Return whether logits are the same but for rounding in this dtype; None is for weights of lower precision."""
     tolerance = _LOW_PRECISION_TOLERANCE if dtype is None else _TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE)
-    return _difference(logits, expected) <= tolerance
+    return relative_error(logits, expected) <= tolerance
 
 
-def _difference(logits: Tensor, expected: Tensor) -> float:
+def relative_error(logits: Tensor, expected: Tensor) -> float:
+    """Return the norm of the error relative to that of what is expected."""
     return float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
 
 
 # Per chunk, the positions of the other sequence and of the probe's own; single tokens last.
-_CHUNKS = [[(0, 4), (0, 5)], [(4, 11), (5, 11)], [(11, 12), (11, 12)]]
+PROBE_CHUNKS = [[(0, 4), (0, 5)], [(4, 11), (5, 11)], [(11, 12), (11, 12)]]
 
 
 def paged_probe_logits(

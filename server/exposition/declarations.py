@@ -54,7 +54,12 @@ ENGINE_COUNTERS = {
 }
 
 METRICS: tuple[MetricSpec, ...] = (
-    MetricSpec("orcinus_info", "gauge", "Always 1; its labels say what runs.", ("version", "model", "dtype", "device")),
+    MetricSpec(
+        "orcinus_info",
+        "gauge",
+        "Always 1; its labels say what runs.",
+        ("version", "model", "dtype", "device", "kv_cache_dtype"),
+    ),
     MetricSpec(
         "orcinus_model_info",
         "gauge",

@@ -61,7 +61,7 @@ ALIASES: tuple[Alias, ...] = (
 
 # Facts, each in labels of a gauge; there is nothing of ours that is like them.
 CACHE_CONFIG = "vllm:cache_config_info"
-CACHE_CONFIG_LABELS = ("block_size", "num_gpu_blocks", "enable_prefix_caching", "engine")
+CACHE_CONFIG_LABELS = ("block_size", "cache_dtype", "num_gpu_blocks", "enable_prefix_caching", "engine")
 LORA_REQUESTS = "vllm:lora_requests_info"
 LORA_LABELS = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
 
@@ -99,7 +99,8 @@ def _family(alias: Alias, values: Mapping[Labels, Any]) -> Metric:
 
 def _cache_config(info: EngineInfo) -> Metric:
     made = GaugeMetricFamily(CACHE_CONFIG, "Always 1; its labels say what the KV cache is.", labels=CACHE_CONFIG_LABELS)
-    labels = (str(info.block_size), str(info.num_kv_blocks), str(info.enable_prefix_caching), _ENGINE)
+    cache_dtype = info.kv_cache_dtype or info.dtype
+    labels = (str(info.block_size), cache_dtype, str(info.num_kv_blocks), str(info.enable_prefix_caching), _ENGINE)
     made.add_metric(labels, 1.0)
     return made
 

@@ -144,8 +144,13 @@ def _kv_cache(info: EngineInfo) -> str:
     )
     return (
         f"{info.num_kv_blocks:,} blocks of {info.block_size} tokens ({tokens:,} in all){windows},"
-        f" {format_bytes(info.kv_cache_bytes)}, prefix caching {sharing}{_snapshots(info)}"
+        f" {format_bytes(info.kv_cache_bytes)}{_stored_in(info)}, prefix caching {sharing}{_snapshots(info)}"
     )
+
+
+def _stored_in(info: EngineInfo) -> str:
+    """Return what keys and values are stored in, where that is not what they are computed in."""
+    return f" in {info.kv_cache_dtype}" if info.kv_cache_dtype not in {"", info.dtype} else ""
 
 
 def _snapshots(info: EngineInfo) -> str:

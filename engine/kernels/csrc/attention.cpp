@@ -29,6 +29,8 @@ const long FEW_TOKENS = 16;
 const long UNIT_ROWS = 16, WEIGHED_ROWS = 32;
 // Items that each thread should find, if there are that many.
 const long ITEMS_PER_THREAD = 4;
+// The largest dimension of a head whose keys or values are stored in bytes: sums of their products fit in 32 bits.
+const long MOST_BYTES_DIM = 512;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 100e3;
 
@@ -76,14 +78,20 @@ struct Kernels {
 
 #define AVX512 0
 #define NATIVE_BF16 0
+#define VNNI 0
+#define AVX2 0
 namespace generic {
 #define TILE_ROWS 2
 #define TILE_VECTORS 1
+#define BYTE_ROWS 2
 #include "attention.inl"
+#include "attention_int8.inl"
 #include "cache_write.inl"
 #undef TILE_ROWS
 #undef TILE_VECTORS
 }  // namespace generic
+#undef AVX2
+#define AVX2 1
 
 #if defined(__x86_64__)
 
@@ -92,32 +100,41 @@ namespace avx2 {
 #define TILE_ROWS 4
 #define TILE_VECTORS 1
 #include "attention.inl"
+#include "attention_int8.inl"
 #include "cache_write.inl"
 #undef TILE_ROWS
 #undef TILE_VECTORS
 }  // namespace avx2
 END_TARGET
 #undef AVX512
+#undef BYTE_ROWS
 
 #define AVX512 1
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
+#define BYTE_ROWS 4
 BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
 namespace avx512 {
 #include "attention.inl"
+#include "attention_int8.inl"
 #include "cache_write.inl"
 }  // namespace avx512
 END_TARGET
 
 #undef NATIVE_BF16
+#undef VNNI
+#undef BYTE_ROWS
 #define NATIVE_BF16 1
+#define VNNI 1
+#define BYTE_ROWS 3
 #if MATRIX_UNITS
-BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
+BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,amx-tile,amx-bf16,amx-int8")
 #else
-BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
+BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")
 #endif
 namespace avx512_bf16 {
 #include "attention.inl"
+#include "attention_int8.inl"
 #include "cache_write.inl"
 }  // namespace avx512_bf16
 END_TARGET
@@ -129,8 +146,22 @@ bool fits_units(const Cache& cache) {
     return cache.is_bf16 && cache.key_dim % (2 * UNIT_LANES) == 0 && cache.value_dim % WIDTH == 0;
 }
 
+Kernels kernels_for_bytes(int64_t level, bool is_bf16) {
+#if MATRIX_UNITS
+    if (level >= 4) return avx512_bf16::byte_kernels_by_units(is_bf16);
+#endif
+#if defined(__x86_64__)
+    if (level >= 3 && __builtin_cpu_supports("avx512vnni")) return avx512_bf16::byte_kernels(is_bf16);
+    if (level >= 2) return avx512::byte_kernels(is_bf16);
+    if (level == 1) return avx2::byte_kernels(is_bf16);
+#endif
+    (void)level;
+    return generic::byte_kernels(is_bf16);
+}
+
 Kernels kernels_for(int64_t level, const Cache& cache) {
     const bool is_bf16 = cache.is_bf16 != 0;
+    if (cache.is_int8) return kernels_for_bytes(level, is_bf16);
 #if MATRIX_UNITS
     if (level >= 4 && fits_units(cache)) return avx512_bf16::kernels_by_units();
 #endif

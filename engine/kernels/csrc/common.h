@@ -16,6 +16,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #else
@@ -137,9 +138,14 @@ struct Step {
 // One layer's cache, in blocks of each KV head's keys and values. They are rows of (block_size, dim); or interleaved, as
 // products read them, in lanes of 32 bits, which hold k numbers: keys (key_dim / k, block_size, k) and values
 // (block_size / k, value_dim, k), of which block_size and value_dim are multiples of 16, and key_dim one of k.
+//
+// In 8 bits a number is a signed byte times a scale that its token has for the head. A block of a head has lanes of four
+// numbers: keys (key_dim / 4, block_size, 4), to each of which 128 is added, or values (block_size / 4, value_dim, 4), and behind
+// them the scales (block_size,) in bfloat16. Keys are stored rotated: runs of them, as many as the largest power of two that
+// divides key_dim, times a Hadamard matrix of ones. All three are multiples of 16. `is_bf16` is said of what comes and goes.
 struct Cache {
     void *keys, *values;
-    int64_t num_kv_heads, key_dim, value_dim, is_bf16, is_interleaved;
+    int64_t num_kv_heads, key_dim, value_dim, is_bf16, is_interleaved, is_int8;
 };
 
 // Strides count elements; the last dimension is contiguous. A window, a softcap or sinks of 0 mean none.

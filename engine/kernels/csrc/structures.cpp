@@ -18,6 +18,7 @@ const FieldLayout LAYOUTS[] = {
     STRUCTURE(Cache),
     FIELD(Cache, keys), FIELD(Cache, values), FIELD(Cache, num_kv_heads), FIELD(Cache, key_dim),
     FIELD(Cache, value_dim), FIELD(Cache, is_bf16), FIELD(Cache, is_interleaved),
+    FIELD(Cache, is_int8),
     STRUCTURE(Attention),
     FIELD(Attention, step), FIELD(Attention, cache), FIELD(Attention, query), FIELD(Attention, new_keys),
     FIELD(Attention, new_values), FIELD(Attention, out), FIELD(Attention, out_token), FIELD(Attention, query_token),

@@ -38,6 +38,7 @@ def test_a_comma_on_the_command_line_is_part_of_the_value() -> None:
         ({"port": "http"}, "--port: must be a whole number from 0 to 65535, got 'http'"),
         ({"device": "gpu"}, "--device: must be one of auto, cpu, cuda, got 'gpu'"),
         ({"quantization": "int5"}, "--quantization: must be one of none, int8, int4, got 'int5'"),
+        ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype: must be one of auto, int8, got 'fp8'"),
         ({"tool_call_parser": "xml"}, "--tool-call-parser: must be one of auto, none, hermes, llama3_json, mistral, "),
         ({"tool_call_parser": "xml"}, "step3, xlam, got 'xml'"),
         ({"reasoning_parser": "r1"}, "--reasoning-parser: must be one of auto, none, think, mistral, "),

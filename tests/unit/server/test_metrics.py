@@ -200,6 +200,9 @@ def test_sizes_are_known_before_the_first_step() -> None:
     assert (values["orcinus_slots"], values["orcinus_kv_blocks"]) == (4, 128)
     [info] = [name for name in values if name.startswith("orcinus_info")]
     assert {"my-model", "float32", "cpu"} <= set(info.split(","))
+    metrics.on_ready(fake_info(kv_cache_dtype="int8"), "my-model")
+    [info] = [name for name in samples(metrics) if name.startswith("orcinus_info")]
+    assert {"float32", "int8"} <= set(info.split(","))
 
 
 def test_latency_buckets_fit_a_millisecond_and_five_minutes() -> None:

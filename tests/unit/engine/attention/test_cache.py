@@ -20,6 +20,8 @@ def test_cache_memory_starts_as_zeros_in_the_dtype_asked_for() -> None:
 def test_bytes_count_every_layer_with_its_own_shape() -> None:
     specs = [KVCacheSpec(LayerShape(2, 64, 64)), KVCacheSpec(LayerShape(1, 128, 96))]
     assert bytes_per_block(specs, 16, torch.bfloat16) == (2 * 128 + 224) * 16 * 2
+    scales = 2 * 2 * sum(spec.shape.num_kv_heads for spec in specs)  # of 2 bytes, for keys and for values
+    assert bytes_per_block(specs, 16, torch.int8) == (2 * 128 + 224 + scales) * 16
 
 
 def test_a_layer_that_has_its_keys_from_another_one_costs_nothing_and_gets_that_ones_cache() -> None:

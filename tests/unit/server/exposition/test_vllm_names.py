@@ -118,9 +118,10 @@ def test_ends_are_told_by_vllms_reasons(outcome: str, reason: str) -> None:
 def test_the_cache_is_told_as_an_endpoint_picker_reads_it() -> None:
     metrics = Metrics(["m"], names=["vllm"])
     assert "cache_config_info" not in metrics.exposition()[0].decode(), "it is not known before the model is loaded"
-    metrics.on_ready(fake_info(block_size=32, num_kv_blocks=77), "m")
+    metrics.on_ready(fake_info(block_size=32, num_kv_blocks=77, kv_cache_dtype="int8"), "m")
     [line] = [line for line in metrics.exposition()[0].decode().splitlines() if line.startswith("vllm:cache_config")]
     assert 'block_size="32"' in line
+    assert 'cache_dtype="int8"' in line
     assert 'num_gpu_blocks="77"' in line
     assert line.endswith(" 1.0")
 

@@ -56,6 +56,13 @@ def test_summary_tells_of_the_blocks_that_windows_have() -> None:
     assert "4,096 blocks of 16 tokens (65,536 in all) and 1,024 for windows of 1,024, 256 MiB, prefix" in text
 
 
+def test_summary_tells_what_the_cache_is_stored_in_where_that_is_another_type() -> None:
+    info = msgspec.structs.replace(INFO, kv_cache_dtype="int8")
+    assert "256 MiB in int8, prefix caching on" in start_up_summary(info, load_settings(), port=80, ready_s=1.0)
+    info = msgspec.structs.replace(INFO, kv_cache_dtype=INFO.dtype)
+    assert "256 MiB, prefix caching on" in start_up_summary(info, load_settings(), port=80, ready_s=1.0)
+
+
 def test_summary_tells_how_many_snapshots_of_states_there_are() -> None:
     info = msgspec.structs.replace(INFO, state_bytes=2**20, num_state_snapshots=1500)
     text = start_up_summary(info, load_settings(), port=80, ready_s=1.0)

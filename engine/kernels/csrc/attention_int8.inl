@@ -1,0 +1,632 @@
+// Attention over a cache in 8 bits for one instruction set: attention.cpp includes this file behind attention.inl, with
+// these macros besides that one's:
+//   VNNI         1 where four bytes are multiplied and summed at once; otherwise they are widened to 16 bits
+//   AVX2         1 where its intrinsics are there
+//   BYTE_ROWS    query rows that a product of bytes keeps in registers
+//
+// Queries and weights are numbers of 16 bits with a scale for each row, so that products are whole numbers: their sums are
+// exact, in any order, by vectors or by matrix units. What is left to floating point is done for a row and a tile of
+// TILE keys by the same functions, whatever shares the step. `Cache` of common.h says what is stored.
+
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef int16_t i16x32 __attribute__((vector_size(64)));
+
+// Bytes of a block of one head: those of its tokens, then a scale in bfloat16 for each of them.
+INLINE long block_bytes(long block_size, long dim) { return block_size * (dim + 2); }
+
+// The largest of a row becomes this.
+const float LARGEST_STORED = 127.0f, LARGEST_QUERY = 32512.0f, LARGEST_WEIGHT = 32767.0f;
+// Numbers that are all smaller count as 0: the reciprocal of their scale would not be finite.
+const float SMALLEST = 1e-30f;
+// What stored keys are larger by than the numbers that they stand for.
+const int KEY_ZERO = 128;
+// Adding it leaves the nearest integer in the low bits.
+const float INTEGER_SHIFT = 12582912.0f;
+
+INLINE i32x16 load_integers(const int32_t* p) {
+    i32x16 x;
+    __builtin_memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE void store_integers(int32_t* p, i32x16 x) { __builtin_memcpy(p, &x, sizeof x); }
+
+INLINE u32x16 nearest_integers(f32x16 x) { return bits_as<u32x16>(x + INTEGER_SHIFT); }
+
+INLINE f32x16 to_floats(i32x16 x) {
+#if AVX512
+    return reinterpret_cast<f32x16>(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(x)));
+#else
+    return __builtin_convertvector(x, f32x16);
+#endif
+}
+
+// ---- rotation
+
+#if defined(__clang__)
+#define LANES_OF(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#else
+#define LANES_OF(x, ...) __builtin_shuffle(x, i32x16{__VA_ARGS__})
+#endif
+
+// Each lane's sum with the one `distance` lanes away, or its difference.
+template <int distance> INLINE f32x16 swapped(f32x16 x) {
+    if (distance == 1) return LANES_OF(x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    if (distance == 2) return LANES_OF(x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    if (distance == 4) return LANES_OF(x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    return LANES_OF(x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+template <int distance> INLINE f32x16 butterfly(f32x16 x) {
+    const u32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const u32x16 sign = (lane & static_cast<uint32_t>(distance)) << (distance == 1 ? 31 : distance == 2 ? 30 : distance == 4 ? 29 : 28);
+    return bits_as<f32x16>(bits_as<u32x16>(x) ^ sign) + swapped<distance>(x);
+}
+
+// Numbers that a rotation mixes: the largest power of two that divides the dimension, which is a multiple of 16.
+INLINE long rotated_together(long dim) { return dim & -dim; }
+
+// N vectors, which stay in registers.
+template <int N> INLINE void rotate_vectors(float* row) {
+    f32x16 x[N];
+    UNROLL
+    for (int i = 0; i < N; i++) x[i] = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(load(row + 16 * i)))));
+    UNROLL
+    for (int distance = 1; distance < N; distance *= 2)
+        UNROLL
+        for (int i = 0; i < N; i++) {
+            if (i & distance) continue;
+            const f32x16 a = x[i], b = x[i + distance];
+            x[i] = a + b;
+            x[i + distance] = a - b;
+        }
+    UNROLL
+    for (int i = 0; i < N; i++) store(row + 16 * i, x[i]);
+}
+
+// Multiplies each run of so many numbers with a Hadamard matrix of ones and minus ones. Twice is multiplying by their count,
+// and so are products of two rows that are both rotated.
+INLINE void rotate(float* row, long dim) {
+    if (dim == 64) return rotate_vectors<4>(row);
+    if (dim == 128) return rotate_vectors<8>(row);
+    for (long d = 0; d < dim; d += 16) {
+        f32x16 x = load(row + d);
+        x = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(x))));
+        store(row + d, x);
+    }
+    for (long distance = 16; distance < rotated_together(dim); distance *= 2)
+        for (long first = 0; first < dim; first += 2 * distance)
+            for (long d = first; d < first + distance; d += 16) {
+                const f32x16 a = load(row + d), b = load(row + d + distance);
+                store(row + d, a + b);
+                store(row + d + distance, a - b);
+            }
+}
+
+// ---- rows in integers
+
+// The largest magnitude, or NaN if a number is not finite.
+INLINE float magnitude_of(const float* row, long dim) {
+    f32x16 most = {}, poison = {};
+    for (long d = 0; d < dim; d += 16) {
+        const f32x16 x = load(row + d);
+        poison += x * 0.0f;
+        most = larger(x < 0.0f ? -x : x, most);
+    }
+    return max_of(most) + sum_of(poison);
+}
+
+INLINE float reciprocal(float x) { return x > 0.0f ? 1.0f / x : 0.0f; }
+
+// Rotates a row of numbers, unless it is of values, and makes bytes of it. Returns their scale.
+template <class Stored> INLINE bf16 store_bytes(const Stored* row, long dim, bool is_rotated, float* memory, uint8_t* bytes) {
+    for (long d = 0; d < dim; d += 16) store(memory + d, load_as_float(row + d));
+    if (is_rotated) rotate(memory, dim);
+    const float most = magnitude_of(memory, dim);
+    const bool is_finite = most == most, is_zero = most < SMALLEST;
+    // Rounded up: no number becomes larger than the largest.
+    const uint32_t bits = is_finite && !is_zero ? (bits_as<uint32_t>(most / LARGEST_STORED) + 0xffff) >> 16 : 0;
+    const bf16 scale = {static_cast<uint16_t>(is_finite ? bits : 0x7fc0)};
+    const float factor = is_finite ? reciprocal(to_float(scale)) : 0.0f;
+    for (long d = 0; d < dim; d += 16) {
+        const f32x16 x = load(memory + d);
+        const u32x16 integers = nearest_integers((x == x ? x : f32x16{}) * factor);
+#if AVX512
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + d), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(integers)));
+#else
+        for (int i = 0; i < 16; i++) bytes[d + i] = static_cast<uint8_t>(integers[i]);
+#endif
+    }
+    return scale;
+}
+
+#if VNNI
+INLINE __m512i pack_words(u32x16 a, u32x16 b) {
+    return _mm512_packus_epi32(reinterpret_cast<__m512i>(a & 0xffffu), reinterpret_cast<__m512i>(b & 0xffffu));
+}
+
+// What packing leaves in lanes of 128 bits, in order.
+INLINE void store_packed(uint8_t* out, __m512i first, __m512i second) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second)));
+}
+
+INLINE void store_64_words(const u32x16* x, long dim, bool is_signed, uint8_t* out) {
+    const __m512i a = pack_words(x[0], x[1]), b = pack_words(x[2], x[3]);
+    const __m512i carry = _mm512_set1_epi16(is_signed ? 128 : 0), low = _mm512_set1_epi16(255);
+    store_packed(out, _mm512_srli_epi16(_mm512_add_epi16(a, carry), 8), _mm512_srli_epi16(_mm512_add_epi16(b, carry), 8));
+    store_packed(out + dim, _mm512_and_si512(a, low), _mm512_and_si512(b, low));
+}
+#endif
+
+// Numbers of 16 bits, one of which is in four bytes of each of two rows, `dim` bytes apart, or in both halves of a lane.
+INLINE void store_words(const u32x16* integers, long dim, bool is_signed, uint8_t* out) {
+    long d = 0;
+#if VNNI
+    UNROLL
+    for (; d + 64 <= dim; d += 64) store_64_words(integers + d / 16, dim, is_signed, out + d);
+#endif
+    for (; d < dim; d += 16) {
+        const u32x16 x = integers[d / 16];
+#if VNNI
+        const u32x16 high = (x + (is_signed ? 128u : 0u)) >> 8;
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + d), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(high)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + dim + d), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+#else
+        (void)is_signed;
+        uint16_t words[16];
+        for (int i = 0; i < 16; i++) words[i / 4 * 4 + i % 2 * 2 + i % 4 / 2] = static_cast<uint16_t>(x[i]);
+        __builtin_memcpy(out + 2 * d, words, sizeof words);
+#endif
+    }
+}
+
+// What rows of high and of low bytes come to. Where the whole fits, it does not matter that a part does not.
+INLINE i32x16 together(i32x16 high, i32x16 low) {
+    return reinterpret_cast<i32x16>((reinterpret_cast<u32x16>(high) << 8) + reinterpret_cast<u32x16>(low));
+}
+
+// ---- products of bytes
+
+#if VNNI
+INLINE i32x16 dot_bytes(i32x16 sum, u32x16 positive, u32x16 any) {
+    return reinterpret_cast<i32x16>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(positive),
+                                                       reinterpret_cast<__m512i>(any)));
+}
+
+INLINE u32x16 each_lane(const uint8_t* x) {
+    int lane;
+    __builtin_memcpy(&lane, x, sizeof lane);
+    return reinterpret_cast<u32x16>(_mm512_set1_epi32(lane));
+}
+
+struct Keys {
+    typedef u32x16 Lane;
+    static INLINE Lane open(u32x16 raw) { return raw; }
+    static INLINE i32x16 dot(i32x16 sum, Lane keys, const uint8_t* x) { return dot_bytes(sum, keys, each_lane(x)); }
+};
+
+struct Values : Keys {
+    static INLINE i32x16 dot(i32x16 sum, Lane values, const uint8_t* x) { return dot_bytes(sum, each_lane(x), values); }
+};
+
+// Lane k of a row with `dim` numbers, times a lane of keys or values.
+template <class Kind> struct Sums {
+    i32x16 high = {}, low = {};
+    INLINE void add(typename Kind::Lane lane, const uint8_t* row, long k, long dim) {
+        high = Kind::dot(high, lane, row + 4 * k);
+        low = Kind::dot(low, lane, row + dim + 4 * k);
+    }
+    INLINE i32x16 total() const { return together(high, low); }
+};
+#else
+// The sums of two products of 16 bits.
+INLINE i32x16 dot_words(u32x16 a, u32x16 b) {
+#if AVX512
+    return reinterpret_cast<i32x16>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif AVX2
+    typedef uint32_t u32x8 __attribute__((vector_size(32)));
+    const Halves<u32x16, u32x8> x(a), y(b);
+    const __m256i both[2] = {
+        _mm256_madd_epi16(reinterpret_cast<__m256i>(x.low), reinterpret_cast<__m256i>(y.low)),
+        _mm256_madd_epi16(reinterpret_cast<__m256i>(x.high), reinterpret_cast<__m256i>(y.high)),
+    };
+    i32x16 sums;
+    __builtin_memcpy(&sums, both, sizeof sums);
+    return sums;
+#else
+    const i32x16 x = reinterpret_cast<i32x16>(a), y = reinterpret_cast<i32x16>(b);
+    return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
+#endif
+}
+
+INLINE u32x16 each_lane(const uint8_t* x) {
+    uint32_t lane;
+    __builtin_memcpy(&lane, x, sizeof lane);
+    return u32x16{} + lane;
+}
+
+// The first and third byte of each lane as words, and the second and fourth.
+struct Opened {
+    u32x16 even, odd;
+};
+
+struct Keys {
+    typedef Opened Lane;
+    static INLINE Lane open(u32x16 raw) { return {raw & 0x00ff00ffu, raw >> 8 & 0x00ff00ffu}; }
+};
+
+struct Values {
+    typedef Opened Lane;
+    static INLINE Lane open(u32x16 raw) {
+        const i16x32 words = reinterpret_cast<i16x32>(raw);
+        return {reinterpret_cast<u32x16>(words << 8 >> 8), reinterpret_cast<u32x16>(words >> 8)};
+    }
+};
+
+template <class Kind> struct Sums {
+    i32x16 sum = {};
+    INLINE void add(typename Kind::Lane lane, const uint8_t* row, long k, long) {
+        sum += dot_words(lane.even, each_lane(row + 8 * k)) + dot_words(lane.odd, each_lane(row + 8 * k + 4));
+    }
+    INLINE i32x16 total() const { return sum; }
+};
+#endif
+
+// ---- a tile of keys and values in bytes
+
+// As `Tile`, with the scales of its keys and values; strides count bytes.
+struct ByteTile {
+    long first, end;
+    const uint8_t *keys[GROUPS], *values[GROUPS];
+    const bf16 *key_scales[GROUPS], *value_scales[GROUPS];
+    long key_stride, value_stride;
+};
+
+INLINE ByteTile byte_tile(const Attention& call, const Item& item, long at) {
+    const Cache& cache = *call.cache;
+    const long block_size = call.step->block_size, key_dim = cache.key_dim, value_dim = cache.value_dim;
+    ByteTile tile = {};
+    tile.first = most(0, item.first - at);
+    tile.end = least(TILE, item.end - at);
+    tile.key_stride = 4 * block_size;
+    tile.value_stride = 4 * value_dim;
+    const long first_group = tile.first / WIDTH, last_group = (tile.end - 1) / WIDTH;
+    for (long i = 0; i < GROUPS; i++) {
+        const long position = at + most(first_group, least(i, last_group)) * WIDTH, row = position % block_size;
+        const long before = rows_before(call, item, position);
+        const uint8_t* keys = static_cast<const uint8_t*>(cache.keys) + before * (key_dim + 2);
+        const uint8_t* values = static_cast<const uint8_t*>(cache.values) + before * (value_dim + 2);
+        tile.keys[i] = keys + 4 * row;
+        tile.values[i] = values + row * value_dim;
+        tile.key_scales[i] = reinterpret_cast<const bf16*>(keys + block_size * key_dim) + row;
+        tile.value_scales[i] = reinterpret_cast<const bf16*>(values + block_size * value_dim) + row;
+    }
+    return tile;
+}
+
+INLINE u32x16 load_bytes(const uint8_t* p) {
+    u32x16 x;
+    __builtin_memcpy(&x, p, sizeof x);
+    return x;
+}
+
+// scores[R][16 * N] of keys in N groups.
+template <int R, int N>
+INLINE void score_bytes(const uint8_t* query, long dim, const uint8_t* const* keys, long stride, int32_t* scores) {
+    Sums<Keys> s[R][N];
+    const uint8_t* at[N];
+    UNROLL
+    for (int i = 0; i < N; i++) at[i] = keys[i];
+    for (long k = 0; k < dim / 4; k++) {
+        Keys::Lane lanes[N];
+        UNROLL
+        for (int i = 0; i < N; i++) lanes[i] = Keys::open(load_bytes(at[i] + k * stride));
+        UNROLL
+        for (int r = 0; r < R; r++)
+            UNROLL
+            for (int i = 0; i < N; i++) s[r][i].add(lanes[i], query + 2 * r * dim, k, dim);
+    }
+    UNROLL
+    for (int r = 0; r < R; r++)
+        UNROLL
+        for (int i = 0; i < N; i++) store_integers(scores + r * TILE + WIDTH * i, s[r][i].total());
+}
+
+template <int R> void score_byte_rows(const uint8_t* query, long rows, long dim, const ByteTile& tile, int32_t* scores) {
+    const long step = TILE_VECTORS, first = tile.first / WIDTH / step * step;
+    for (; rows >= R; rows -= R, query += 2 * R * dim, scores += R * TILE)
+        for (long group = first; group * WIDTH < tile.end; group += step)
+            score_bytes<R, TILE_VECTORS>(query, dim, tile.keys + group, tile.key_stride, scores + group * WIDTH);
+    if constexpr (R > 1)
+        if (rows > 0) score_byte_rows<R - 1>(query, rows, dim, tile, scores);
+}
+
+// products[R][16 * N] of weights and values.
+template <int R, int N>
+INLINE void weigh_bytes(const uint8_t* weights, const ByteTile& tile, long d, int32_t* products, long dim) {
+    Sums<Values> s[R][N];
+    for (long group = tile.first / WIDTH; group * WIDTH < tile.end; group++) {
+        const uint8_t* values = tile.values[group] + 4 * d;
+        for (long k = group * WIDTH / 4; k < (group + 1) * WIDTH / 4; k++, values += tile.value_stride) {
+            Values::Lane lanes[N];
+            UNROLL
+            for (int i = 0; i < N; i++) lanes[i] = Values::open(load_bytes(values + 64 * i));
+            UNROLL
+            for (int r = 0; r < R; r++)
+                UNROLL
+                for (int i = 0; i < N; i++) s[r][i].add(lanes[i], weights + 2 * r * TILE, k, TILE);
+        }
+    }
+    UNROLL
+    for (int r = 0; r < R; r++)
+        UNROLL
+        for (int i = 0; i < N; i++) store_integers(products + r * dim + d + WIDTH * i, s[r][i].total());
+}
+
+INLINE int32_t largest_of(i32x16 x) {
+    typedef int32_t i32x8 __attribute__((vector_size(32)));
+    typedef int32_t i32x4 __attribute__((vector_size(16)));
+    const Halves<i32x16, i32x8> h16(x);
+    const Halves<i32x8, i32x4> h8(h16.low > h16.high ? h16.low : h16.high);
+    const i32x4 v = h8.low > h8.high ? h8.low : h8.high;
+    const int32_t a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+}
+
+// ---- what rows have seen so far
+
+// Turns products with keys into weights of 16 bits, which scales of values are part of. `scale` is the row's. Returns what
+// sums made with the former maximum have to be multiplied with. One function for all, so that it always rounds alike.
+__attribute__((noinline)) float soften_bytes(const Attention& call, const ByteTile& tile, const int32_t* scores, int32_t zero,
+                                             float scale, long first, long end, uint8_t* weights, float& weight_scale,
+                                             float& max, float& sum) {
+    const bool partial = first > 0 || end < TILE;
+    f32x16 s[GROUPS], values[GROUPS];
+    f32x16 top = splat(max);
+    UNROLL
+    for (int i = 0; i < GROUPS; i++) {
+        s[i] = to_floats(load_integers(scores + WIDTH * i) - zero) * (widen(tile.key_scales[i]) * scale);
+        values[i] = widen(tile.value_scales[i]);
+        if (call.softcap > 0) s[i] = tanh_of(s[i] / call.softcap) * call.softcap;
+        if (partial) {
+            const f32x16 column = COLUMNS + 16.0f * static_cast<float>(i);
+            const auto is_seen = (column >= static_cast<float>(first)) & (column < static_cast<float>(end));
+            s[i] = is_seen ? s[i] : splat(-INFINITY);
+            values[i] = is_seen ? values[i] : f32x16{};
+        }
+        top = s[i] > top ? s[i] : top;
+    }
+    const float new_max = max_of(top);
+    const float origin = new_max == -INFINITY ? 0.0f : new_max;
+    f32x16 total = {};
+    i32x16 most = {};
+    UNROLL
+    for (int i = 0; i < GROUPS; i++) {
+        const f32x16 weight = exp_of(s[i] - origin);
+        total += weight;
+        values[i] = values[i] * weight;
+        const i32x16 bits = reinterpret_cast<i32x16>(values[i]);
+        most = bits > most ? bits : most;
+    }
+    // As integers, numbers that are not negative have the same order, and a scale that is NaN is the largest. Where a weight is
+    // NaN, so is the row's sum.
+    const float heaviest = bits_as<float>(largest_of(most));
+    weight_scale = heaviest / LARGEST_WEIGHT;
+    const float inverse = heaviest < SMALLEST ? 0.0f : LARGEST_WEIGHT / heaviest;
+    u32x16 integers[GROUPS];
+    UNROLL
+    for (int i = 0; i < GROUPS; i++) integers[i] = nearest_integers(values[i] * inverse) & 0x7fffu;
+    store_words(integers, TILE, false, weights);
+    const float factor = max == new_max ? 1.0f : exp_of(splat(max - origin))[0];
+    max = new_max;
+    sum = sum * factor + sum_of(total);
+    return factor;
+}
+
+// Adds a row's products with values; where units made them, of high and of low bytes. One function for all, too: only where
+// operations are fused by their name there are two.
+template <bool IS_SPLIT>
+INLINE void add_products(float* sums, float factor, const int32_t* products, const int32_t* lows, float scale, long dim) {
+    for (long d = 0; d < dim; d += WIDTH) {
+        const i32x16 whole = load_integers(products + d);
+        const i32x16 sum = IS_SPLIT ? together(whole, load_integers(lows + d)) : whole;
+        store(sums + d, multiply_add(to_floats(sum), splat(scale), load(sums + d) * factor));
+    }
+}
+
+__attribute__((noinline)) void add_whole_products(float* sums, float factor, const int32_t* products, float scale, long dim) {
+    add_products<false>(sums, factor, products, nullptr, scale, dim);
+}
+
+// ---- items
+
+struct ByteRows {
+    uint8_t *query, *weights;
+    float *scales, *weight_scales, *factors;
+    int32_t *zeros, *scores, *products;
+    int32_t *highs, *lows;  // sums of high and of low bytes by units, of UNIT_ROWS rows
+    long count, key_dim, value_dim;
+
+    template <class Stored>
+    ByteRows(const Attention& call, const Item& item, Scratch& scratch, const Stored*)
+        : count(item.num_tokens * group_of(call)), key_dim(call.cache->key_dim), value_dim(call.cache->value_dim) {
+        const long group = group_of(call), room = count + UNIT_ROWS;
+        query = scratch.take<uint8_t>(2 * room * key_dim);
+        weights = scratch.take<uint8_t>(2 * room * TILE);
+        scales = scratch.take<float>(count);
+        weight_scales = scratch.take<float>(count);
+        factors = scratch.take<float>(count);
+        zeros = scratch.take<int32_t>(count);
+        scores = scratch.take<int32_t>(count * TILE);
+        products = scratch.take<int32_t>(BYTE_ROWS * value_dim);
+        highs = scratch.take<int32_t>(UNIT_ROWS * most(TILE, value_dim));
+        lows = scratch.take<int32_t>(UNIT_ROWS * most(TILE, value_dim));
+        for (long r = 0; r < count; r++) {
+            const long token = item.token + r / group, head = item.head * group + r % group;
+            take_row(call, static_cast<const Stored*>(call.query) + token * call.query_token + head * call.query_head, r);
+        }
+    }
+
+    template <class Stored> INLINE void take_row(const Attention& call, const Stored* row, long r) const {
+        float numbers[MOST_BYTES_DIM];
+        u32x16 integers[MOST_BYTES_DIM / 16];
+        for (long d = 0; d < key_dim; d += 16) store(numbers + d, load_as_float(row + d));
+        rotate(numbers, key_dim);
+        const float most = magnitude_of(numbers, key_dim), inverse = most >= SMALLEST ? LARGEST_QUERY / most : 0.0f;
+        u32x16 sum = {};
+        for (long d = 0; d < key_dim; d += 16) {
+            const f32x16 x = load(numbers + d);
+            integers[d / 16] = nearest_integers((x == x ? x : f32x16{}) * inverse) - bits_as<uint32_t>(INTEGER_SHIFT);
+            sum += integers[d / 16];
+        }
+        uint32_t zero = 0;
+        for (int i = 0; i < 16; i++) zero += sum[i];
+        zeros[r] = static_cast<int32_t>(zero * KEY_ZERO);
+        scales[r] = most / LARGEST_QUERY * call.scale / static_cast<float>(rotated_together(key_dim));
+        store_words(integers, key_dim, true, query + 2 * r * key_dim);
+    }
+};
+
+INLINE void soften_row(const Attention& call, const Item& item, const ByteRows& rows, const ByteTile& tile, long at, long r,
+                       const int32_t* scores, const State& state) {
+    const long token = r / group_of(call);
+    rows.factors[r] = soften_bytes(call, tile, scores, rows.zeros[r], rows.scales[r], Sight::first_of(call, item, at, token),
+                                   Sight::end_of(item, at, token), rows.weights + 2 * r * TILE, rows.weight_scales[r],
+                                   state.max[r], state.sum[r]);
+}
+
+template <int R>
+void add_byte_rows(const ByteRows& rows, long r, long end, const ByteTile& tile, const State& state) {
+    const long dim = rows.value_dim;
+    const int N = R <= 2 ? 2 * TILE_VECTORS : TILE_VECTORS;
+    for (; r + R <= end; r += R) {
+        long d = 0;
+        for (; d + WIDTH * N <= dim; d += WIDTH * N)
+            weigh_bytes<R, N>(rows.weights + 2 * r * TILE, tile, d, rows.products, dim);
+        for (; d < dim; d += WIDTH) weigh_bytes<R, 1>(rows.weights + 2 * r * TILE, tile, d, rows.products, dim);
+        for (long i = 0; i < R; i++)
+            add_whole_products(state.sums + (r + i) * dim, rows.factors[r + i], rows.products + i * dim, rows.weight_scales[r + i], dim);
+    }
+    if constexpr (R > 1)
+        if (r < end) add_byte_rows<R - 1>(rows, r, end, tile, state);
+}
+
+INLINE void fetch_next_bytes(const Attention& call, const Item& item, long at) {
+    if (at + TILE >= item.end) return;
+    fetch(byte_tile(call, item, at + TILE).keys[0]);
+}
+
+#if NATIVE_BF16 && MATRIX_UNITS
+#include "attention_int8_units.inl"
+#endif
+
+template <bool BY_UNITS>
+void add_byte_tile(const Attention& call, const Item& item, const ByteRows& rows, long at, const State& state) {
+    const ByteTile tile = byte_tile(call, item, at);
+    const long group = group_of(call);
+    const long last = call.window > 0 ? at + tile.end - 1 + call.window - item.position : item.num_tokens;
+    const long begin = most(0, at - item.position) * group, end = least(last, item.num_tokens) * group;
+    if (begin >= end) return;
+#if NATIVE_BF16 && MATRIX_UNITS
+    if constexpr (BY_UNITS) return add_byte_tile_by_units(call, item, rows, begin, end, tile, at, state);
+#endif
+    fetch(tile.values[0]);
+    score_byte_rows<BYTE_ROWS>(rows.query + 2 * begin * rows.key_dim, end - begin, rows.key_dim, tile, rows.scores + begin * TILE);
+    for (long r = begin; r < end; r++) soften_row(call, item, rows, tile, at, r, rows.scores + r * TILE, state);
+    fetch_next_bytes(call, item, at);
+    add_byte_rows<BYTE_ROWS>(rows, begin, end, tile, state);
+}
+
+template <bool BY_UNITS>
+void attend_byte_part(const Attention& call, const Item& item, const ByteRows& rows, long begin, const State& state) {
+    state.clear(rows.count, rows.value_dim);
+    const long end = least(begin + PART, item.end);
+    for (long at = most(begin, item.first / TILE * TILE); at < end; at += TILE)
+        add_byte_tile<BY_UNITS>(call, item, rows, at, state);
+}
+
+template <class Stored, bool BY_UNITS> void attend_bytes(const Attention& call, const Item& item, char* memory) {
+    Scratch scratch(memory);
+    const ByteRows rows(call, item, scratch, static_cast<const Stored*>(nullptr));
+    const long floats = state_floats(call, rows.count), first = item.first / PART * PART;
+    if (item.partial != nullptr)
+        return attend_byte_part<BY_UNITS>(call, item, rows, first, State(item.partial, rows.count));
+    const State all(scratch.take<float>(floats), rows.count), part(scratch.take<float>(floats), rows.count);
+    attend_byte_part<BY_UNITS>(call, item, rows, first, all);
+    for (long begin = first + PART; begin < item.end; begin += PART) {
+        attend_byte_part<BY_UNITS>(call, item, rows, begin, part);
+        add_part(all, part, rows.count, rows.value_dim);
+    }
+    write_out<Stored>(call, item, all, rows.value_dim);
+}
+
+#if NATIVE_BF16 && MATRIX_UNITS
+// With many rows, and where a tile's values lie side by side.
+template <class Stored> void attend_bytes_by_units(const Attention& call, const Item& item, char* memory) {
+    const long num_rows = item.num_tokens * group_of(call);
+    if (num_rows < FEW_ROWS || call.cache->key_dim % UNIT_BYTES != 0 || call.step->block_size % TILE != 0)
+        return attend_bytes<Stored, false>(call, item, memory);
+    const ByteUnits units(num_rows);
+    attend_bytes<Stored, true>(call, item, memory);
+}
+#endif
+
+// ---- writing
+
+INLINE void write_key_bytes(uint8_t* block, const uint8_t* bytes, long block_size, long row, long dim) {
+    for (long d = 0; d < dim; d += 4) {
+        uint32_t lane;
+        __builtin_memcpy(&lane, bytes + d, sizeof lane);
+        lane ^= 0x80808080u;  // KEY_ZERO added to each
+        __builtin_memcpy(block + d * block_size + 4 * row, &lane, sizeof lane);
+    }
+}
+
+// Another thread may be writing the other bytes of the lanes.
+INLINE void write_value_bytes(uint8_t* block, const uint8_t* bytes, long row, long dim) {
+    uint8_t* to = block + row / 4 * 4 * dim;
+#if AVX512
+    const __mmask64 places = 0x1111111111111111ull << row % 4;
+    for (long d = 0; d < dim; d += 16) {
+        const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + d)));
+        _mm512_mask_storeu_epi8(to + 4 * d, places, _mm512_sll_epi32(x, _mm_cvtsi64_si128(8 * (row % 4))));
+    }
+#else
+    for (long d = 0; d < dim; d++) to[4 * d + row % 4] = bytes[d];
+#endif
+}
+
+// The step's tokens from `first` to `end`.
+template <class Stored> void write_bytes(const Attention& call, long first, long end) {
+    const Cache& cache = *call.cache;
+    const long block_size = call.step->block_size, key_dim = cache.key_dim, value_dim = cache.value_dim;
+    float numbers[MOST_BYTES_DIM];
+    uint8_t bytes[MOST_BYTES_DIM];
+    for (long token = first; token < end; token++) {
+        const long block = call.step->slots[token] / block_size, row = call.step->slots[token] % block_size;
+        for (long head = 0; head < cache.num_kv_heads; head++) {
+            const Stored* key = static_cast<const Stored*>(call.new_keys) + token * call.key_token + head * call.key_head;
+            const Stored* value = static_cast<const Stored*>(call.new_values) + token * call.value_token + head * call.value_head;
+            const long before = block * cache.num_kv_heads + head;
+            uint8_t* keys = static_cast<uint8_t*>(cache.keys) + before * block_bytes(block_size, key_dim);
+            uint8_t* values = static_cast<uint8_t*>(cache.values) + before * block_bytes(block_size, value_dim);
+            reinterpret_cast<bf16*>(keys + block_size * key_dim)[row] = store_bytes(key, key_dim, true, numbers, bytes);
+            write_key_bytes(keys, bytes, block_size, row, key_dim);
+            reinterpret_cast<bf16*>(values + block_size * value_dim)[row] = store_bytes(value, value_dim, false, numbers, bytes);
+            write_value_bytes(values, bytes, row, value_dim);
+        }
+    }
+}
+
+Kernels byte_kernels(bool is_bf16) {
+    if (is_bf16) return Kernels{write_bytes<bf16>, attend_bytes<bf16, false>, join<WidenedPairs>};
+    return Kernels{write_bytes<float>, attend_bytes<float, false>, join<Floats>};
+}
+#if NATIVE_BF16 && MATRIX_UNITS
+Kernels byte_kernels_by_units(bool is_bf16) {
+    if (is_bf16) return Kernels{write_bytes<bf16>, attend_bytes_by_units<bf16>, join<WidenedPairs>};
+    return Kernels{write_bytes<float>, attend_bytes_by_units<float>, join<Floats>};
+}
+
+#endif
