@@ -37,6 +37,9 @@ class IntegerWeight:
     zeros: Tensor | None = None
     has_offsets: bool = False
 
+    def raw(self) -> None:
+        """Return that no kernel packs it as it is stored."""
+
     @property
     def form(self) -> GroupForm:
         """Return the form that our kernels multiply it in."""
