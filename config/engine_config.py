@@ -59,6 +59,7 @@ class EngineConfig:
     share: EngineShare | None = None  # of the machine; None: all of it, as for one engine alone
     warm_grammars: bool | None = None
     speculation: Speculation = "off"
+    packed_weights_dir: str | None = None  # None: packed weights are not kept
 
     @property
     def num_sharing_memory(self) -> int:

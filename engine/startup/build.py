@@ -9,8 +9,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -58,6 +59,7 @@ from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_device, check_positions, settle_determinism
 from orcinus.engine.startup.device_memory import measured_cuda_memory
 from orcinus.engine.startup.label_tokens import declared_labels
+from orcinus.engine.startup.packed_weights import KeptWeights, kept_weights
 from orcinus.engine.startup.probe import (
     ServedModel,
     cache_groups,
@@ -100,9 +102,9 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     with torch.inference_mode():
         if config.deterministic:
             check_positions(causal_lm)
-        served = probe_model(causal_lm, device, block_size=config.block_size)
+        served, kept = _probed(causal_lm, config, device)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
-        served, logits = _laid_out(served, config, limits.block_size, device)
+        served, logits = _laid_out(served, config, limits.block_size, device, is_kept=kept.are_used)
         obstacle: str | None = "it runs on a GPU"
         if device.type == "cpu":
             served, obstacle = settle_determinism(served, config.deterministic, logits, limits.block_size)
@@ -134,6 +136,7 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
         stored = [layer for layer in layers.values() if not layer.only_reads]
         caches = [tensor for layer in stored for tensor in (layer.cache.keys, layer.cache.values)]
         populate([*caches, pool.slots, pool.snapshots])
+    kept.keep(served)
     runner = make_runner(layers)
     runner.states = pool
     if device.type == "cuda":
@@ -147,11 +150,22 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     return info, runner
 
 
+def _probed(causal_lm: Any, config: EngineConfig, device: torch.device) -> tuple[ServedModel, KeptWeights]:
+    """Run a model that has just been loaded, with packed weights that were kept if there are some."""
+    num_parameters = int(causal_lm.num_parameters())
+    kept = kept_weights(config, device, causal_lm)
+    served = probe_model(causal_lm, device, block_size=config.block_size)
+    return replace(served, num_parameters=num_parameters) if kept.are_used else served, kept
+
+
 def _laid_out(
-    served: ServedModel, config: EngineConfig, block_size: int, device: torch.device
+    served: ServedModel, config: EngineConfig, block_size: int, device: torch.device, *, is_kept: bool
 ) -> tuple[ServedModel, torch.Tensor]:
-    """Lay the weights out for the device. Returns the model, and the probe's logits, which are checked."""
-    has_few_bits = config.quantization == "int4"
+    """Lay the weights out for the device. Returns the model, and the probe's logits, which are checked.
+
+    Weights that were kept from an earlier start are rounded already: what the model computes of them is what it does.
+    """
+    has_few_bits = config.quantization == "int4" and not is_kept
     if has_few_bits:
         check_paged(served, block_size, device)
     if device.type == "cpu":
