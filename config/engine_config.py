@@ -61,6 +61,7 @@ class EngineConfig:
     warm_grammars: bool | None = None
     speculation: Speculation = "off"
     kv_cache_dtype: KVCacheDtype = "auto"
+    packed_weights_dir: str | None = None  # None: packed weights are not kept
 
     @property
     def num_sharing_memory(self) -> int:

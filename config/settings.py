@@ -108,6 +108,7 @@ class Settings(LimitSettings, ServerSettings, EngineSettings, ModelSettings, Bas
             deterministic=self.deterministic,
             speculation=self.speculation,
             warm_grammars=self.warm_grammars,
+            packed_weights_dir=self.packed_weights_path,
             seed=self.seed,
             log_level=self.log_level,
             log_format=self.log_format,

@@ -6,6 +6,7 @@ step.
 
 from collections.abc import Mapping, Sequence
 from ctypes import addressof, c_void_p
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -15,14 +16,38 @@ from torch import Tensor, nn
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import current_step
 from orcinus.engine.cpu.grouped_weight import GroupedWeight, GroupForm, can_join
-from orcinus.engine.cpu.layer_parts import LayerParts, Place, grouped_weight_of
-from orcinus.engine.cpu.native_linear import Kind, PackedWeight, packed_weight
+from orcinus.engine.cpu.joined_linear import LinearPart, joined_parts
+from orcinus.engine.cpu.layer_parts import LayerParts, Place, grouped_weight_of, packed_weight_of
+from orcinus.engine.cpu.native_linear import Kind, NativeLinear, PackedWeight, packed_weight
+from orcinus.engine.cpu.packed_sources import sources_of
 from orcinus.engine.cpu.token_mixers import NativeAttention, NativeMixer, native_norm
 from orcinus.engine.kernels import structures
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.kernels.structures import Attention, DecoderCall, DecoderLayer
 from orcinus.engine.platform.memory import MappedFiles
 from orcinus.engine.recurrent.segments import Segments
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Holds the packed weight of one or more layers of one input, and where these are."""
+
+    places: list[Place]
+    packed: PackedWeight | GroupedWeight
+
+    def stand_ins(self, library: Library) -> list[tuple[Place, nn.Module]]:
+        """Return modules that multiply with the packed weight, for places whose own are plain."""
+        modules = [place.module for place in self.places]
+        if any(isinstance(module, NativeLinear | LinearPart) for module in modules):
+            return []
+        biases = [
+            module.bias if module.bias is None else _in_order(module.bias, place.order)
+            for module, place in zip(modules, self.places, strict=True)
+        ]
+        linear = NativeLinear.over(library, self.packed, biases)
+        sizes, orders = [module.out_features for module in modules], [place.order for place in self.places]
+        parts = joined_parts(linear, sizes, orders, alternates=self.packed.alternates)
+        return list(zip(self.places, parts, strict=True))
 
 
 class NativeWeights:
@@ -45,16 +70,17 @@ class NativeWeights:
         self.has_mlp = bool(parts.gated)
         kinds = projection_kinds or {}
         runs = groupby(parts.mixer.projections, lambda place: _kind_of(place, kinds.get(place.name, kind)))
+        self.products: list[Product] = []
         first, *self._following = [
-            _packed(library, part, own) for own, places in runs for part in _joinable(list(places))
+            self._pack(library, part, own) for own, places in runs for part in _joinable(list(places))
         ]
         for weight, after in pairwise([first, *self._following]):
             weight.native.next = addressof(after.native)
-        self._packed = [first, _packed(library, [parts.mixer.out], kind)]
+        self._packed = [first, self._pack(library, [parts.mixer.out], kind)]
         if parts.gated:
             gate, up, down = parts.gated
-            self._packed.append(_packed(library, [gate, up], kind, alternates=True))
-            self._packed.append(_packed(library, [down], kind))
+            self._packed.append(self._pack(library, [gate, up], kind, alternates=True))
+            self._packed.append(self._pack(library, [down], kind))
         self._norms = [parts.mixer_norm, parts.mlp_norm]  # their weights are in use
         self.native = DecoderLayer(
             *(addressof(weight.native) for weight in self._packed),
@@ -64,9 +90,25 @@ class NativeWeights:
         )
         mixer.put_into(self.native)
 
+    def _pack(
+        self, library: Library, places: list[Place], kind: Kind | GroupForm, *, alternates: bool = False
+    ) -> PackedWeight | GroupedWeight:
+        packed = _packed(library, places, kind, alternates=alternates)
+        self.products.append(Product(places, packed))
+        return packed
+
+    def stand_ins(self, library: Library) -> list[tuple[Place, nn.Module]]:
+        """Return what the layer's own code can multiply with in place of what is not packed yet."""
+        return [pair for product in self.products for pair in product.stand_ins(library)]
+
     @property
     def nbytes(self) -> int:
         return sum(weight.nbytes for weight in [*self._packed, *self._following])
+
+    @property
+    def weights(self) -> list[PackedWeight | GroupedWeight]:
+        """Return all that is packed."""
+        return [*self._packed, *self._following]
 
     def use_norms(self, *, are_zero_centred: bool) -> None:
         """Take the weights of norms as they are, or with 1 added."""
@@ -180,13 +222,20 @@ def num_native_layers(model: nn.Module) -> int:
 
 
 def _kind_of(place: Place, kind: Kind) -> Kind | GroupForm:
-    """Return the form of a weight that is in groups already, else the kind that it is to be packed in."""
-    grouped = grouped_weight_of(place.module)
-    return kind if grouped is None else grouped.form
+    """Return the kind or form of a weight that is packed already, else the kind that it is to be packed in."""
+    module = place.module
+    packed = module.packed if isinstance(module, NativeLinear) else None
+    if isinstance(module, LinearPart):
+        packed = module.joined.linear.packed
+    if packed is None:
+        return kind
+    return packed.form if isinstance(packed, GroupedWeight) else packed.kind
 
 
 def _joinable(places: list[Place]) -> list[list[Place]]:
     """Return the places together, or each by itself where they are packed already and cannot be copied into one."""
+    if packed_weight_of(places) is not None:
+        return [places]
     packed = _grouped(places)
     return [places] if not packed or can_join(packed) else [[place] for place in places]
 
@@ -202,17 +251,22 @@ def _grouped(places: Sequence[Place]) -> list[GroupedWeight]:
 def _packed(
     library: Library, places: Sequence[Place], kind: Kind | GroupForm, *, alternates: bool = False
 ) -> PackedWeight | GroupedWeight:
+    if (packed := packed_weight_of(places, alternates=alternates)) is not None:
+        return packed
     if grouped := _grouped(places):
         biases = [place.module.bias for place in places]
-        is_one = len(grouped) == 1
-        return grouped[0] if is_one else GroupedWeight(library, grouped[0].form, grouped, biases, alternates=alternates)
+        return GroupedWeight(library, grouped[0].form, grouped, biases, alternates=alternates)
     weights = [_in_order(place.module.weight.detach(), place.order) for place in places]
     biases = [
         bias if (bias := place.module.bias) is None else _in_order(bias.detach(), place.order) for place in places
     ]
     packed = packed_weight(library, kind, weights, biases, alternates=alternates)
+    if all(place.order is None for place in places):
+        packed.sources = sources_of([place.module for place in places])
+        return packed
+    files = MappedFiles()  # of what was packed from a copy
     for place in places:
-        MappedFiles().release(place.module.weight)
+        files.release(place.module.weight)
     return packed
 
 

@@ -6,7 +6,7 @@ with a scale for each group, sums integers exactly, and adds groups in their ord
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import addressof
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from orcinus.engine.cpu.packed_sources import Source
 from orcinus.engine.kernels import structures
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
@@ -184,27 +185,61 @@ class GroupedWeight:
         *,
         alternates: bool = False,
     ) -> None:
+        self._prepare(library, form, (sum(weight.shape[0] for weight in weights), weights[0].shape[1]), {})
+        self.alternates = alternates
+        files = MappedFiles()
+        spread, first = 2 if alternates else 1, 0
+        for weight in weights:
+            self._pack(weight, first, spread, files)
+            first += _PANEL // 2 if alternates else weight.shape[0]
+        self._add_biases([weight.shape[0] for weight in weights], biases)
+
+    @classmethod
+    def restored(
+        cls,
+        library: Library,
+        form: GroupForm,
+        shape: tuple[int, int],
+        tensors: Mapping[str, Tensor],
+        biases: Sequence[tuple[int, Tensor | None]],
+        *,
+        alternates: bool,
+    ) -> "GroupedWeight":
+        """Return a weight that was packed before, (out_features, in_features), over its `tensors`.
+
+        `biases` come with the number of outputs of each layer. Raises `ValueError` for tensors of another size.
+        """
+        packed = cls.__new__(cls)
+        packed._prepare(library, form, shape, tensors)
+        packed.alternates = alternates
+        packed._add_biases([size for size, _ in biases], [bias for _, bias in biases])
+        return packed
+
+    def _prepare(
+        self, library: Library, form: GroupForm, shape: tuple[int, int], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Make room for the columns of a weight, or take them from `tensors`."""
         self.form = form
-        self.in_features = weights[0].shape[1]
-        self.out_features = sum(weight.shape[0] for weight in weights)
+        self.out_features, self.in_features = shape
+        self.sources: tuple[Source, ...] = ()
         self._library = library
         self._num_columns = -(-self.out_features // _PANEL) * _PANEL
-        self._panels = zeroed_bytes(self._num_columns * self._column_bytes())
-        self._bias = torch.zeros(self._num_columns) if any(bias is not None for bias in biases) else None
+        num_bytes = self._num_columns * self._column_bytes()
+        self._panels = taken(tensors, "panels", torch.uint8, num_bytes) if tensors else zeroed_bytes(num_bytes)
+        self._bias: Tensor | None = None
         self._table = (ctypes.c_uint8 * 16)(*form.table) if form.table else None
         self._groups = self._group_structure()
         self.native = structures.Linear(
             panels=self._panels.data_ptr(),
-            bias=None if self._bias is None else self._bias.data_ptr(),
             groups=addressof(self._groups),
             in_features=self.in_features,
             out_features=self.out_features,
         )
-        spread, first = 2 if alternates else 1, 0
-        for weight, bias in zip(weights, biases, strict=True):
-            self._pack(weight, first, spread)
-            self._add_bias(bias, first, spread)
-            first += _PANEL // 2 if alternates else weight.shape[0]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `restored` takes."""
+        return {"panels": self._panels}
 
     @property
     def nbytes(self) -> int:
@@ -231,7 +266,7 @@ class GroupedWeight:
             kernel=self._library.grouped_kernel,
         )
 
-    def _pack(self, weight: "Tensor | RowSource | GroupedWeight", first: int, spread: int) -> None:
+    def _pack(self, weight: "Tensor | RowSource | GroupedWeight", first: int, spread: int, files: MappedFiles) -> None:
         if isinstance(weight, GroupedWeight):
             self._copy(weight, first, spread)
             return
@@ -243,8 +278,11 @@ class GroupedWeight:
         for row in range(0, weight.shape[0], step):
             end = min(row + step, weight.shape[0])
             part = weight[row:end] if isinstance(weight, Tensor) else weight.part(row, end)
-            pack = self._quantize if isinstance(part, Tensor) else self._pack_grouped
-            pack(part, first + row * spread, spread)  # type: ignore[arg-type]
+            if isinstance(part, Tensor):
+                self._quantize(part, first + row * spread, spread)
+                files.release(part)
+            else:
+                self._pack_grouped(part, first + row * spread, spread)
 
     def _copy(self, weight: "GroupedWeight", first: int, spread: int) -> None:
         """Copy packed columns: whole panels, or halves of them that take turns with another weight's."""
@@ -285,7 +323,6 @@ class GroupedWeight:
         plain = rows.to(torch.bfloat16).contiguous()
         address, stride, count = plain.data_ptr(), plain.stride(0), plain.shape[0]
         self._library.quantize_groups(self.native, address, stride, count, first=first, spread=spread)
-        MappedFiles().release(rows)
 
     def _pack_grouped(self, rows: GroupedRows, first: int, spread: int) -> None:
         rows.check(self.form)
@@ -300,11 +337,9 @@ class GroupedWeight:
         )
         self._library.pack_groups(self.native, native, first=first, spread=spread)
 
-    def _add_bias(self, bias: Tensor | None, first: int, spread: int) -> None:
-        if bias is not None:
-            assert self._bias is not None
-            rows = torch.arange(bias.numel())
-            self._bias[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
+    def _add_biases(self, sizes: Sequence[int], biases: Sequence[Tensor | None]) -> None:
+        self._bias = bias_by_column(sizes, biases, self._num_columns, alternates=self.alternates)
+        self.native.bias = None if self._bias is None else self._bias.data_ptr()
 
     def exact_rows(self, indices: Tensor) -> Tensor:
         """Return (n,) columns of the packed weight, rows of the plain one, as (n, in_features) in float32."""
@@ -324,6 +359,29 @@ class GroupedWeight:
             part = whole[first : first + _ROWS_AT_ONCE]
             part.copy_(self.exact_rows(torch.arange(first, first + part.shape[0])))
         return whole
+
+
+def bias_by_column(
+    sizes: Sequence[int], biases: Sequence[Tensor | None], num_columns: int, *, alternates: bool
+) -> Tensor | None:
+    """Return the biases of layers with so many outputs each, (num_columns,), or None if there are none."""
+    if all(bias is None for bias in biases):
+        return None
+    by_column, spread, first = torch.zeros(num_columns, dtype=torch.float32), 2 if alternates else 1, 0
+    for size, bias in zip(sizes, biases, strict=True):
+        if bias is not None:
+            rows = torch.arange(bias.numel())
+            by_column[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
+        first += _PANEL // 2 if alternates else size
+    return by_column
+
+
+def taken(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, count: int) -> Tensor:
+    """Return one of what was kept of a packed weight. Raises `ValueError` if it is not what it has to be."""
+    tensor = tensors.get(name)
+    if tensor is None or tensor.dtype is not dtype or tensor.shape != (count,) or tensor.data_ptr() % 64 != 0:
+        raise ValueError(f"there is no {name} of {count} {dtype} at an address that vectors begin at")
+    return tensor
 
 
 def can_join(weights: Sequence[GroupedWeight], *, alternates: bool = False) -> bool:

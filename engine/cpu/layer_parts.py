@@ -3,6 +3,7 @@
 A name says only what to try: whether a layer computes what its names promise is for `layer_replacement` to find out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from orcinus.engine.attention.interface import LayerShape
 from orcinus.engine.cpu.grouped_weight import GroupedWeight, can_join
-from orcinus.engine.cpu.native_linear import NativeLinear
+from orcinus.engine.cpu.joined_linear import LinearPart
+from orcinus.engine.cpu.native_linear import NativeLinear, PackedWeight
 
 _MOST_HIDDEN = 16384  # MOST_HIDDEN of decoder.cpp
 _MOST_TAPS, _MOST_KEYS = 8, 512  # MOST_TAPS and MOST_KEYS of recurrent.cpp
@@ -164,6 +166,8 @@ class LayerParts:
         hidden = out.out_features
         return (
             hidden <= _MOST_HIDDEN
+            and _are_whole(self.mixer.projections)
+            and _are_whole(self.gated[:2], alternates=True)
             and all(linear.in_features == hidden for linear in projections)
             and all(_is_norm(norm, hidden) for norm in (self.mixer_norm, self.mlp_norm))
             and (not self.gated or _is_gated(*(place.module for place in self.gated), hidden=hidden))
@@ -187,9 +191,30 @@ def grouped_weight_of(module: Any) -> GroupedWeight | None:
     return packed if isinstance(packed, GroupedWeight) else None
 
 
+def packed_weight_of(places: Sequence[Place], *, alternates: bool = False) -> PackedWeight | GroupedWeight | None:
+    """Return the weight of a product that is packed already, for all of these layers and no others, or None."""
+    modules = [place.module for place in places]
+    if len(modules) == 1 and isinstance(modules[0], NativeLinear):
+        return modules[0].packed
+    joined = {module.joined for module in modules if isinstance(module, LinearPart)}
+    if len(joined) != 1:
+        return None
+    (product,) = joined
+    is_whole = [getattr(module, "index", None) for module in modules] == list(range(len(product.sizes)))
+    if not is_whole or product.alternates != alternates or not isinstance(product.linear, NativeLinear):
+        return None
+    return product.linear.packed
+
+
+def _are_whole(places: Sequence[Place], *, alternates: bool = False) -> bool:
+    """Return whether layers that are parts of a product are all that it has, in its order."""
+    is_part = any(isinstance(place.module, LinearPart) for place in places)
+    return not is_part or packed_weight_of(places, alternates=alternates) is not None
+
+
 def _is_usable(place: Place) -> bool:
-    """Return whether a product is one that native layers have: plain in bfloat16, or in groups already."""
-    if grouped_weight_of(place.module) is not None:
+    """Return whether a product is one that native layers have: plain in bfloat16, or packed already."""
+    if isinstance(place.module, NativeLinear | LinearPart):
         return place.order is None
     return type(place.module) is nn.Linear and place.module.weight.dtype is torch.bfloat16
 

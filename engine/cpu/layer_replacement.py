@@ -6,10 +6,9 @@ author wrote it. Knows nothing of requests.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +22,6 @@ from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.serving import PagedAttention, ProbingAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.cpu.decoder_layers import NativeDecoder, NativeMixerLayer, NativeWeights, take_names
-from orcinus.engine.cpu.int8_linear import Int8Linear
 from orcinus.engine.cpu.layer_parts import (
     AttentionParts,
     DeltaNetParts,
@@ -33,7 +31,7 @@ from orcinus.engine.cpu.layer_parts import (
     grouped_weight_of,
     parts_of,
 )
-from orcinus.engine.cpu.native_linear import GROUP_FORMS, Kind, NativeLinear
+from orcinus.engine.cpu.native_linear import Kind
 from orcinus.engine.cpu.token_mixers import NativeAttention, NativeConvolution, NativeDeltaNet, NativeMixer
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.recurrent.binding import states_of
@@ -58,8 +56,6 @@ class RecordedCall:
     gain: float  # of the norms: what was added, over what it was added to
 
 
-# Makes a layer of weights (out_features, in_features) and biases; a trial has one of each.
-Packer = Callable[[Sequence[Tensor], Sequence[Tensor | None]], nn.Module]
 RecordedCalls = dict[nn.Module, RecordedCall]
 # By attention module.
 Attentions = dict[nn.Module, tuple[LayerShape, AttentionSpec]]
@@ -171,11 +167,12 @@ def _native_layer(
     kind: Kind,
 ) -> NativeDecoder | None:
     """Return a native layer that computes what this one does, or None."""
-    trial = _trial(layer, parts, sample, _trial_linear(backend.library, kind))
+    weights = None if kind == "bfloat16" else NativeWeights(parts, mixer, backend.library, kind)
+    trial = _trial(layer, parts, sample, [] if weights is None else weights.stand_ins(backend.library))
     if trial is None:
         return None
     hidden, wanted = trial
-    weights = NativeWeights(parts, mixer, backend.library, kind)
+    weights = weights or NativeWeights(parts, mixer, backend.library, kind)
     native = NativeDecoder(backend.library, [weights])
     is_grouped = any(grouped_weight_of(place.module) is not None for place in parts.linears)
     tolerance = max(_TOLERANCE[kind], _TOLERANCE["int8-groups"] if is_grouped else 0.0)
@@ -190,19 +187,13 @@ def _native_layer(
     return None
 
 
-def _trial_linear(library: Library, kind: Kind) -> Packer | None:
-    """Return what the layer's own code is to multiply with, so that what it gives is comparable; None for its own."""
-    if kind in GROUP_FORMS:
-        return partial(NativeLinear, library, kind)
-    return Int8Linear if kind == "int8" else None
-
-
 def _trial(
-    layer: nn.Module, parts: LayerParts, sample: RecordedCall, quantized: Packer | None
+    layer: nn.Module, parts: LayerParts, sample: RecordedCall, stand_ins: Sequence[tuple[Place, nn.Module]]
 ) -> tuple[Tensor, Tensor] | None:
     """Return hidden states so small that rounding keeps what the layer adds, and what its own code makes of them.
 
-    Of a layer with experts, what it makes of them before these. None if they are not added to that.
+    Of a layer with experts, what it makes of them before these. None if they are not added to that. With stand-ins for
+    its products, it multiplies with the rounded weights that the native layer has, so that both are comparable.
     """
     hidden = sample.hidden * min(1.0, sample.gain)
     given = dict(sample.given)
@@ -210,7 +201,7 @@ def _trial(
         given["position_ids"] = given["position_ids"] + _FAR_POSITION
     with (
         step_context(StepContext(ProbingAttention())),
-        nullcontext() if quantized is None else _quantized(parts.linears, quantized),
+        _replaced(stand_ins),
         _noted_calls(parts.mlp_norm) as norms,
         _noted_calls(parts.mlp) as mlps,
     ):
@@ -240,16 +231,16 @@ def _noted_calls(module: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], Any]
 
 
 @contextmanager
-def _quantized(places: Sequence[Place], pack: Packer) -> Iterator[None]:
-    """Let the layer's own code multiply with quantized weights, until the context ends."""
-    plain = [place.module for place in places]
+def _replaced(stand_ins: Sequence[tuple[Place, nn.Module]]) -> Iterator[None]:
+    """Have other modules in the places of some, until the context ends."""
+    own = [place.module for place, _ in stand_ins]
     try:
-        for place, linear in zip(places, plain, strict=True):
-            setattr(place.owner, place.name, pack([linear.weight], [linear.bias]))
+        for place, stand_in in stand_ins:
+            setattr(place.owner, place.name, stand_in)
         yield
     finally:
-        for place, linear in zip(places, plain, strict=True):
-            setattr(place.owner, place.name, linear)
+        for (place, _), module in zip(stand_ins, own, strict=True):
+            setattr(place.owner, place.name, module)
 
 
 def _can_rotate(sample: RecordedCall, shape: LayerShape) -> bool:

@@ -6,14 +6,15 @@ numbers become integers. Weights of 4 or 8 bits whose scales belong to groups of
 Knows nothing of models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedWeight, GroupForm, RowSource
+from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedWeight, GroupForm, RowSource, bias_by_column, taken
 from orcinus.engine.cpu.int8_linear import joined_bias
+from orcinus.engine.cpu.packed_sources import Source
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.kernels.structures import Linear
 from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
@@ -47,38 +48,69 @@ class PackedWeight:
         alternates: bool = False,
     ) -> None:
         weights = [weight.to(torch.bfloat16).contiguous() for weight in weights]
-        self.kind = kind
-        self.in_features = weights[0].shape[1]
-        self.out_features = sum(weight.shape[0] for weight in weights)
-        assert kind == "bfloat16" or (kind == "int8" and self.in_features <= _MOST_INT8_INPUTS)
-        self._num_lanes = -(-self.in_features // _PER_LANE[kind])
-        self._num_columns = -(-self.out_features // _PANEL) * _PANEL
-        self._panels = zeroed_bytes(self._num_columns * self._num_lanes * 4)
-        self._scales, self._sums = self._per_column(torch.float32), self._per_column(torch.int32)
-        self._bias = self._per_column(torch.float32) if any(bias is not None for bias in biases) else None
-        self.native = self._structure(library)
+        self._prepare(library, kind, (sum(weight.shape[0] for weight in weights), weights[0].shape[1]), {})
+        self.alternates = alternates
         spread = 2 if alternates else 1
         files = MappedFiles()
         first = 0
-        for weight, bias in zip(weights, biases, strict=True):
+        for weight in weights:
             for rows in range(0, weight.shape[0], _ROWS_AT_ONCE):
                 self._pack(library, weight[rows : rows + _ROWS_AT_ONCE], first + rows * spread, spread)
                 files.release(weight[rows : rows + _ROWS_AT_ONCE])
-            self._add_bias(bias, first, spread)
             first += _PANEL // 2 if alternates else weight.shape[0]
+        self._add_biases([weight.shape[0] for weight in weights], biases)
+
+    @classmethod
+    def restored(
+        cls,
+        library: Library,
+        kind: Kind,
+        shape: tuple[int, int],
+        tensors: Mapping[str, Tensor],
+        biases: Sequence[tuple[int, Tensor | None]],
+        *,
+        alternates: bool,
+    ) -> "PackedWeight":
+        """Return a weight that was packed before, (out_features, in_features), over its `tensors`.
+
+        `biases` come with the number of outputs of each layer. Raises `ValueError` for tensors of another size.
+        """
+        packed = cls.__new__(cls)
+        packed._prepare(library, kind, shape, tensors)
+        packed.alternates = alternates
+        packed._add_biases([size for size, _ in biases], [bias for _, bias in biases])
+        return packed
+
+    def _prepare(self, library: Library, kind: Kind, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> None:
+        """Make room for the columns of a weight, or take them from `tensors`."""
+        self.kind = kind
+        self.out_features, self.in_features = shape
+        self.sources: tuple[Source, ...] = ()
+        assert kind == "bfloat16" or (kind == "int8" and self.in_features <= _MOST_INT8_INPUTS)
+        self._num_lanes = -(-self.in_features // _PER_LANE[kind])
+        self._num_columns = -(-self.out_features // _PANEL) * _PANEL
+        num_bytes = self._num_columns * self._num_lanes * 4
+        self._panels = taken(tensors, "panels", torch.uint8, num_bytes) if tensors else zeroed_bytes(num_bytes)
+        self._scales, self._sums = (
+            taken(tensors, name, dtype, self._num_columns) if tensors else torch.zeros(self._num_columns, dtype=dtype)
+            for name, dtype in (("scales", torch.float32), ("sums", torch.int32))
+        )
+        self._bias: Tensor | None = None
+        self.native = self._structure(library)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `restored` takes."""
+        return {"panels": self._panels, "scales": self._scales, "sums": self._sums}
 
     @property
     def nbytes(self) -> int:
         return self._panels.nbytes
 
-    def _per_column(self, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(self._num_columns, dtype=dtype)
-
     def _structure(self, library: Library) -> Linear:
         return Linear(
             panels=self._panels.data_ptr(),
             scales=self._scales.data_ptr(),
-            bias=None if self._bias is None else self._bias.data_ptr(),
             sums=self._sums.data_ptr(),
             in_features=self.in_features,
             out_features=self.out_features,
@@ -89,11 +121,9 @@ class PackedWeight:
     def _pack(self, library: Library, weight: Tensor, first: int, spread: int) -> None:
         library.pack(self.native, weight.data_ptr(), weight.stride(0), weight.shape[0], first=first, spread=spread)
 
-    def _add_bias(self, bias: Tensor | None, first: int, spread: int) -> None:
-        if bias is not None:
-            assert self._bias is not None
-            rows = torch.arange(bias.numel())
-            self._bias[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
+    def _add_biases(self, sizes: Sequence[int], biases: Sequence[Tensor | None]) -> None:
+        self._bias = bias_by_column(sizes, biases, self._num_columns, alternates=self.alternates)
+        self.native.bias = None if self._bias is None else self._bias.data_ptr()
 
     def rows(self, indices: Tensor) -> Tensor:
         """Return (n,) columns of the packed weight, rows of the plain one, as (n, in_features).
@@ -146,8 +176,21 @@ class NativeLinear(nn.Module):
         biases: Sequence[Tensor | None],
     ) -> None:
         super().__init__()
+        self._take(library, packed_weight(library, kind, weights, biases), biases)
+
+    @classmethod
+    def over(
+        cls, library: Library, packed: PackedWeight | GroupedWeight, biases: Sequence[Tensor | None]
+    ) -> "NativeLinear":
+        """Return a layer over a weight that is packed already, with its biases."""
+        linear = cls.__new__(cls)
+        nn.Module.__init__(linear)
+        linear._take(library, packed, biases)
+        return linear
+
+    def _take(self, library: Library, packed: PackedWeight | GroupedWeight, biases: Sequence[Tensor | None]) -> None:
         self._library = library
-        self.packed = packed_weight(library, kind, weights, biases)
+        self.packed = packed
         self._multiply = library.linear if isinstance(self.packed, PackedWeight) else library.grouped_linear
         self.in_features, self.out_features = self.packed.in_features, self.packed.out_features
         self.packed_bytes = self.packed.nbytes

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from orcinus.engine.cpu.grouped_weight import GroupedWeight
 from orcinus.engine.cpu.int8_linear import Int8Linear, joined_bias
+from orcinus.engine.cpu.joined_linear import JoinedLinears, LinearPart
 from orcinus.engine.cpu.native_linear import Kind, NativeLinear, PackedWeight, can_multiply
+from orcinus.engine.cpu.packed_sources import sources_of
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.platform.memory import MappedFiles
@@ -90,10 +92,10 @@ def pack_linears(model: nn.Module, pack: Packer, dtype: torch.dtype, *, keep: Se
     for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for names in _mergeable(parent, dtype, kept):
             siblings: list[Any] = [getattr(parent, name) for name in names]
-            merge = _Merge(siblings, pack)
+            joined = JoinedLinears(_packed(siblings, pack), [sibling.out_features for sibling in siblings])
             for index, (name, sibling) in enumerate(zip(names, siblings, strict=True)):
                 files.release(sibling.weight)
-                setattr(parent, name, _MergedLinear(merge, index))
+                setattr(parent, name, LinearPart(joined, index))
             count += len(names)
         child: Any
         for name, child in list(parent.named_children()):
@@ -195,61 +197,14 @@ class PackedEmbedding(nn.Module):
         return look_up(ids.flatten()).to(self._dtype).view(*ids.shape, -1)
 
 
-class _Merge:
-    """Computes one product for several projections of one input, and keeps it until every one has its part."""
-
-    def __init__(self, linears: Sequence[nn.Linear], pack: Packer) -> None:
-        self.linear = _packed(linears, pack)
-        self.sizes = [linear.out_features for linear in linears]
-        self._input: Tensor | None = None
-        self._parts: tuple[Tensor, ...] = ()
-        self._num_missing = 0
-
-    def part(self, index: int, x: Tensor) -> Tensor:
-        if x is not self._input:
-            self._input = x
-            self._parts = torch.split(self.linear(x), self.sizes, dim=-1)
-            self._num_missing = len(self.sizes)
-        part = self._parts[index]
-        self._num_missing -= 1
-        if self._num_missing == 0:
-            self._input, self._parts = None, ()
-        return part
-
-
-class _MergedLinear(nn.Module):
-    """Stands for one of the merged projections. Its result is a part of the product's rows, not contiguous."""
-
-    def __init__(self, merge: _Merge, index: int) -> None:
-        super().__init__()
-        self._merge = merge
-        self._index = index
-        self.in_features, self.out_features = int(merge.linear.in_features), merge.sizes[index]
-
-    @property
-    def packed_bytes(self) -> int:
-        """Return the bytes of all siblings, for the first of them."""
-        return int(getattr(self._merge.linear, "packed_bytes", 0)) if self._index == 0 else 0
-
-    @property
-    def weight(self) -> Tensor:
-        """Return the weight unpacked again, (out_features, in_features)."""
-        return torch.split(self._merge.linear.weight, self._merge.sizes)[self._index]
-
-    @property
-    def bias(self) -> Tensor | None:
-        joined_bias = self._merge.linear.bias
-        return None if joined_bias is None else torch.split(joined_bias, self._merge.sizes)[self._index]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._merge.part(self._index, x)
-
-
 def _packed(linears: Sequence[Any], pack: Packer) -> Any:
-    return pack(
+    packed = pack(
         [_rows(linear) for linear in linears],
         [None if linear.bias is None else linear.bias.detach() for linear in linears],
     )
+    if isinstance(packed, NativeLinear):
+        packed.packed.sources = sources_of(linears)
+    return packed
 
 
 def _rows(linear: Any) -> Tensor:
@@ -269,12 +224,12 @@ def _mergeable(parent: nn.Module, dtype: torch.dtype, kept: set[int]) -> Iterato
 
 def _is_packable(module: object, dtype: torch.dtype, kept: set[int]) -> bool:
     """Return whether a module may be packed: no subclass, which computes otherwise, and no shared or other weight."""
-    if not isinstance(module, nn.Module) or not (type(module) is nn.Linear or _is_conv1d(module)):
+    if not isinstance(module, nn.Module) or not (type(module) is nn.Linear or is_conv1d(module)):
         return False
     weight = module.weight
     return isinstance(weight, Tensor) and weight.dtype is dtype and weight.data_ptr() not in kept
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     """Return whether this is GPT-2's linear layer, whose weight is stored as (in_features, out_features)."""
     return type(module).__module__ == "transformers.pytorch_utils" and type(module).__name__ == "Conv1D"

@@ -42,7 +42,7 @@ def read_checkpoint(
         return None
     if getattr(model_config, "quantization_config", None) is not None:
         return _read_quantized(source, model_class, model_config, dtype, library)
-    files = [] if source.gguf_file else _safetensors_files(source.directory)
+    files = [] if source.gguf_file else checkpoint_files(source)
     if not files and not source.gguf_file:
         return None
     from transformers.initialization import no_init_weights
@@ -67,7 +67,7 @@ def _read_quantized(
 
     Where its tensors are not the model's, as those of experts, transformers makes them of dequantized ones.
     """
-    files = _safetensors_files(source.directory) if source.is_local else _files_of_hub(source)
+    files = checkpoint_files(source)
     found = find_quantized(model_config.quantization_config, _mapped(files)) if files else None
     if found is None:
         return None
@@ -105,7 +105,7 @@ def read_text_half(source: ModelSource, causal_lm: Any) -> tuple[bool, dict[str,
     Returns whether it is filled, which it is not where the checkpoint lacks weights or has them in another form, and
     what the checkpoint calls those that it has.
     """
-    files = _safetensors_files(source.directory) if source.is_local else _files_of_hub(source)
+    files = checkpoint_files(source)
     shapes = {file: _shapes(file) for file in files}
     file_of = {name: file for file, names in shapes.items() for name in names}
     stored = {name: shape for names in shapes.values() for name, shape in names.items()}
@@ -148,6 +148,11 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
     with safe_open(file, framework="pt") as opened:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+
+def checkpoint_files(source: ModelSource) -> list[Path]:
+    """Return a checkpoint's safetensors files, brought into the hub's cache if need be; none where there are none."""
+    return _safetensors_files(source.directory) if source.is_local else _files_of_hub(source)
 
 
 def _files_of_hub(source: ModelSource) -> list[Path]:

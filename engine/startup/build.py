@@ -9,8 +9,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -59,6 +60,7 @@ from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_device, check_positions, settle_determinism
 from orcinus.engine.startup.device_memory import measured_cuda_memory
 from orcinus.engine.startup.label_tokens import declared_labels
+from orcinus.engine.startup.packed_weights import KeptWeights, kept_weights
 from orcinus.engine.startup.probe import (
     ServedModel,
     cache_groups,
@@ -87,60 +89,18 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     Raises `ModelLoadError` for anything that keeps the model from being served.
     """
     started = time.monotonic()
-    device = resolve_device(config.device)
-    if config.deterministic:
-        check_device(device)
-    if config.kv_cache_dtype == "int8":
-        check_int8_device(device)
-    if config.kv_cache_memory is not None:
-        wanted = config.kv_cache_memory * config.num_sharing_memory
-        check_memory(wanted, memory_limit() if device.type == "cpu" else device_memory(device))
+    device = _checked_device(config)
     use_available_cores()
     if config.kernels != "auto":
         use_kernels(config.kernels)
     with large_blocks_given_back(), _collector_off():
         causal_lm = load_causal_lm(config, device)
     with torch.inference_mode():
-        if config.deterministic:
-            check_positions(causal_lm)
-        served = probe_model(causal_lm, device, block_size=config.block_size)
+        served, kept = _probed(causal_lm, config, device)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
-        served, logits = _laid_out(served, config, limits.block_size, device)
-        if config.kv_cache_dtype == "int8":
-            served, logits = with_int8_cache(served, logits, limits.block_size, device)
-        obstacle: str | None = "it runs on a GPU"
-        if device.type == "cpu":
-            served, obstacle = settle_determinism(served, config.deterministic, logits, limits.block_size)
-        wanted_len = wanted_context(config, served.max_context, is_open=served.has_open_context)
-        specs, costs = cache_groups(served, limits.block_size, wanted_len)
-        sampler = triton_sampler(device, served.model.causal_lm.dtype)
-        make_runner = partial(
-            _model_runner, config, served, limits, device=device, num_groups=len(costs), sampler=sampler
-        )
-        memory = config.kv_cache_memory or _default_cache_memory(
-            served,
-            specs,
-            limits,
-            wanted_len,
-            make_runner=make_runner,
-            device=device,
-            num_engines=config.num_sharing_memory,
-        )
-        states = _resolve_states(config, served, limits, memory, device)
-        memory -= states.slot_bytes + _snapshot_bytes(states, device)
-        size = resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=memory, costs=costs)
-        states = useful_states(config, states, size)
-        pool = StatePool(served.states, states.num_slots, states.num_snapshots, device=device)
-        num_blocks = [group.num_blocks for group in size.groups]
-        layers = allocate_cache(
-            served.backend, specs, num_blocks, size.block_size, dtype=served.cache_dtype, device=device
-        )
-    if device.type == "cpu":
-        stored = [layer for layer in layers.values() if not layer.only_reads]
-        caches = [tensor for layer in stored for tensor in (layer.cache.keys, layer.cache.values)]
-        populate([*caches, pool.slots, pool.snapshots])
-    runner = make_runner(layers)
-    runner.states = pool
+        served, obstacle = _settled(served, config, limits, device, is_kept=kept.are_used)
+        size, states, runner = _with_cache(served, config, limits, device)
+    kept.keep(served)
     if device.type == "cuda":
         runner.record_decodes(CudaRecorder(), size.max_model_len)
     if obstacle is not None and config.deterministic is None and device.type == "cpu":
@@ -152,11 +112,82 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     return info, runner
 
 
+def _checked_device(config: EngineConfig) -> torch.device:
+    """Return the device to run on. Raises `ModelLoadError` if it has not what the settings ask for."""
+    device = resolve_device(config.device)
+    if config.deterministic:
+        check_device(device)
+    if config.kv_cache_dtype == "int8":
+        check_int8_device(device)
+    if config.kv_cache_memory is not None:
+        wanted = config.kv_cache_memory * config.num_sharing_memory
+        check_memory(wanted, memory_limit() if device.type == "cpu" else device_memory(device))
+    return device
+
+
+def _settled(
+    served: ServedModel, config: EngineConfig, limits: BatchLimits, device: torch.device, *, is_kept: bool
+) -> tuple[ServedModel, str | None]:
+    """Return the model as it will run, and what keeps it from being deterministic, if anything does."""
+    served, logits = _laid_out(served, config, limits.block_size, device, is_kept=is_kept)
+    if config.kv_cache_dtype == "int8":
+        served, logits = with_int8_cache(served, logits, limits.block_size, device)
+    if device.type != "cpu":
+        return served, "it runs on a GPU"
+    return settle_determinism(served, config.deterministic, logits, limits.block_size)
+
+
+def _with_cache(
+    served: ServedModel, config: EngineConfig, limits: BatchLimits, device: torch.device
+) -> tuple[CacheSize, StateSize, ModelRunner]:
+    """Size and allocate the KV cache and the states beside it. Returns both sizes, and what runs with them."""
+    wanted_len = wanted_context(config, served.max_context, is_open=served.has_open_context)
+    specs, costs = cache_groups(served, limits.block_size, wanted_len)
+    sampler = triton_sampler(device, served.model.causal_lm.dtype)
+    make_runner = partial(_model_runner, config, served, limits, device=device, num_groups=len(costs), sampler=sampler)
+    memory = config.kv_cache_memory or _default_cache_memory(
+        served,
+        specs,
+        limits,
+        wanted_len,
+        make_runner=make_runner,
+        device=device,
+        num_engines=config.num_sharing_memory,
+    )
+    states = _resolve_states(config, served, limits, memory, device)
+    memory -= states.slot_bytes + _snapshot_bytes(states, device)
+    size = resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=memory, costs=costs)
+    states = useful_states(config, states, size)
+    pool = StatePool(served.states, states.num_slots, states.num_snapshots, device=device)
+    num_blocks = [group.num_blocks for group in size.groups]
+    layers = allocate_cache(served.backend, specs, num_blocks, size.block_size, dtype=served.cache_dtype, device=device)
+    if device.type == "cpu":
+        stored = [layer for layer in layers.values() if not layer.only_reads]
+        caches = [tensor for layer in stored for tensor in (layer.cache.keys, layer.cache.values)]
+        populate([*caches, pool.slots, pool.snapshots])
+    runner = make_runner(layers)
+    runner.states = pool
+    return size, states, runner
+
+
+def _probed(causal_lm: Any, config: EngineConfig, device: torch.device) -> tuple[ServedModel, KeptWeights]:
+    """Run a model that has just been loaded, with packed weights that were kept if there are some."""
+    if config.deterministic:
+        check_positions(causal_lm)
+    num_parameters = int(causal_lm.num_parameters())
+    kept = kept_weights(config, device, causal_lm)
+    served = probe_model(causal_lm, device, block_size=config.block_size)
+    return replace(served, num_parameters=num_parameters) if kept.are_used else served, kept
+
+
 def _laid_out(
-    served: ServedModel, config: EngineConfig, block_size: int, device: torch.device
+    served: ServedModel, config: EngineConfig, block_size: int, device: torch.device, *, is_kept: bool
 ) -> tuple[ServedModel, torch.Tensor]:
-    """Lay the weights out for the device. Returns the model, and the probe's logits, which are checked."""
-    has_few_bits = config.quantization == "int4"
+    """Lay the weights out for the device. Returns the model, and the probe's logits, which are checked.
+
+    Weights that were kept from an earlier start are rounded already: what the model computes of them is what it does.
+    """
+    has_few_bits = config.quantization == "int4" and not is_kept
     if has_few_bits:
         check_paged(served, block_size, device)
     if device.type == "cpu":

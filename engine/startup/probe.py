@@ -18,13 +18,12 @@ from orcinus.engine.attention.latent import Expansion, cache_latents, record_exp
 from orcinus.engine.attention.serving import LaterCall, PagedAttention, ProbingAttention, UnsupportedAttentionError
 from orcinus.engine.attention.step_context import SlotState, StepContext, step_context
 from orcinus.engine.cpu.layer_replacement import RecordedCalls, record_layer_calls
-from orcinus.engine.cpu.packed_linear import num_packed_parameters
+from orcinus.engine.cpu.packed_linear import num_packed_parameters, packed_bytes
 from orcinus.engine.errors import ModelLoadError, reason_of
 from orcinus.engine.models.context import has_fixed_rope, has_open_context, model_context
 from orcinus.engine.models.indexers import pick_every_key
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.own_attention import is_vouched_for, own_attention
-from orcinus.engine.models.packed_types import packed_types_of
 from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.scheduler.cache_groups import GroupCost
 
@@ -74,7 +73,7 @@ def probe_model(
     if not probe.kv and not states:
         raise ModelLoadError(f"{model.name} does not attend through transformers' attention interface")
     cache_dtype = probe.dtype or causal_lm.dtype
-    precision = None if packed_types_of(causal_lm) else cache_dtype
+    precision = None if packed_bytes(causal_lm) else cache_dtype
     if own is not None and not _agree(run.logits, own, precision):
         raise ModelLoadError(
             f"{model.name} attends by more than it tells transformers' attention interface: by that alone its logits "
