@@ -17,9 +17,9 @@ from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.ngram_drafter import NgramDrafter
-from orcinus.engine.sampling_params import Grammar
+from orcinus.engine.sampling_params import Grammar, Thinking
 from orcinus.engine.startup.build import build_executor
-from tests.integration.tiny_models import build_model, engine_config
+from tests.integration.tiny_models import build_model, build_tokenizer, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, core_with_few_blocks, random_tokens, serve
 
 Executor = tuple[EngineInfo, ModelRunner]
@@ -45,7 +45,7 @@ def repeating_cases(rng: random.Random, count: int) -> list[Case]:
         few = [10, 11, 12, *random_tokens(rng, rng.randint(1, 3))]
         prompt = [rng.choice(few) for _ in range(rng.randint(3, 50))]
         sampling = SamplingParams(
-            max_tokens=rng.randint(1, 40),
+            max_tokens=rng.randint(VARIANTS[i % len(VARIANTS)].get("min_tokens", 1), 40),
             seed=i,
             ignore_eos=rng.random() < 0.5,
             allowed_token_ids=tuple(sorted({*few, 2})),
@@ -53,6 +53,20 @@ def repeating_cases(rng: random.Random, count: int) -> list[Case]:
         )
         cases.append(Case(prompt, sampling, []))
     return cases
+
+
+def grammar_cases(rng: random.Random, count: int) -> list[Case]:
+    """Requests whose next token depends on those before it: grammars that force tokens, and budgets of thoughts."""
+    options: list[dict[str, Any]] = [
+        {"grammar": Grammar("regex", "[ab](all work and no play ){3}[cd]")},
+        {"grammar": Grammar("choice", '["first of all of them", "first of the others"]'), "temperature": 1.0},
+        {"thinking": Thinking(end=(40, 41), budget=7), "ignore_eos": True, "logit_bias": {10: 9.0}},
+        {"grammar": Grammar("regex", "(no play)[ab]", Thinking(end=(40,), budget=5)), "temperature": 1.0},
+    ]
+    return [
+        Case(random_tokens(rng, rng.randint(3, 20)), SamplingParams(max_tokens=30, seed=i, **options[i % 4]), [])
+        for i in range(count)
+    ]
 
 
 def serve_with(executor: Executor, speculation: Speculation, cases: Sequence[Case]) -> Run:
@@ -77,23 +91,21 @@ def executor_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Execu
     model_of = cache(lambda family: build_model(family, tmp_path_factory.mktemp(family)))
 
     def load(family: str, **config: Any) -> Executor:
-        return build_executor(
-            engine_config(model_of(family), max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, **config)
-        )
+        directory = build_tokenizer(model_of(family))
+        return build_executor(engine_config(directory, max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, **config))
 
     return cache(load)
 
 
-def check_same(executor: Executor, count: int) -> None:
-    cases = repeating_cases(random.Random(count), count)
+def check_same(executor: Executor, cases: Sequence[Case]) -> None:
     plain = serve_with(executor, "off", cases)
     assert num_drafts(plain) == (0, 0)
     for speculation in ("ngram", "auto"):
         drafted = serve_with(executor, speculation, cases)
         num_tried, num_accepted = num_drafts(drafted)
         if speculation == "ngram":
-            assert num_accepted > count
-            assert num_tried - num_accepted > count
+            assert num_accepted > len(cases) // 2
+            assert num_tried - num_accepted > len(cases) // 2
         for case, without, outcome in zip(cases, plain.outcomes, drafted.outcomes, strict=True):
             assert outcome.token_ids == without.token_ids
             last, expected = outcome.deltas[-1], without.deltas[-1]
@@ -116,7 +128,7 @@ DETERMINISTIC = pytest.param(
 def test_mixed_requests_get_the_same_tokens_with_drafts_as_without(
     family: str, config: dict[str, Any], executor_of: Callable[..., Executor]
 ) -> None:
-    check_same(executor_of(family, **config), 30)
+    check_same(executor_of(family, **config), repeating_cases(random.Random(30), 30))
 
 
 @pytest.mark.slow
@@ -124,7 +136,17 @@ def test_mixed_requests_get_the_same_tokens_with_drafts_as_without(
 def test_many_mixed_requests_get_the_same_tokens_with_drafts_as_without(
     family: str, config: dict[str, Any], executor_of: Callable[..., Executor]
 ) -> None:
-    check_same(executor_of(family, **config), 200)
+    check_same(executor_of(family, **config), repeating_cases(random.Random(200), 200))
+
+
+@pytest.mark.parametrize(("family", "config"), [("llama", {}), DETERMINISTIC])
+def test_requests_beside_grammars_and_budgets_get_the_same_tokens_with_drafts_as_without(
+    family: str, config: dict[str, Any], executor_of: Callable[..., Executor]
+) -> None:
+    rng = random.Random(7)
+    cases = repeating_cases(rng, 28) + grammar_cases(rng, 20)
+    rng.shuffle(cases)
+    check_same(executor_of(family, **config), cases)
 
 
 def test_a_request_that_another_engine_goes_on_with_gets_the_same_tokens(executor_of: Callable[..., Executor]) -> None:

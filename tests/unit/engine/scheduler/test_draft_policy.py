@@ -119,6 +119,6 @@ def test_the_scheduler_weighs_drafts_counts_them_and_forgets_a_request_that_ende
             assert (delta.num_draft_tokens, delta.num_accepted_drafts) == (num_tried, num_accepted)
     assert num_tried == sum(num_drafts(engine, "a"))
     assert 0 < num_accepted < num_tried
-    policy = engine.core.scheduler._draft_policy
+    policy = engine.core.scheduler._drafting.policy
     assert policy is not None
     assert not policy._records
