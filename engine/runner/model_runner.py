@@ -155,7 +155,10 @@ class ModelRunner:
         for request_id in plan.released:
             self._release(request_id)
         for new in plan.new_requests:
-            self._requests[new.request_id] = self._request(new)
+            self._requests[new.request_id] = request = self._request(new)
+            if self.drafter is not None and not new.sampling.looks_back:
+                self.drafter.begin(new)
+                request.tries_drafts = True
         if not plan.scheduled:
             return lambda: StepResult(sampled_token_ids={})
         batch = self._batch(plan.scheduled)
@@ -168,7 +171,7 @@ class ModelRunner:
         def wait_and_note() -> StepResult:
             result = wait()
             self._suspects.end(batch.requests)
-            return result
+            return result if self.drafter is None else self._with_proposals(self.drafter, plan, batch, result)
 
         return wait_and_note
 
@@ -383,7 +386,7 @@ class ModelRunner:
         failed |= _advance(requests, taken, sampled)
         token_ids, logprobs = [[token_id] for token_id in sampled.token_ids], [[entry] for entry in sampled.logprobs]
         failed |= self._take_forced(requests, [i for i in taken if i not in failed], token_ids)
-        return self._with_proposals(names, requests, _sampled_result(names, requests, token_ids, logprobs, failed))
+        return _sampled_result(names, requests, token_ids, logprobs, failed)
 
     def _sample_drafts(self, batch: StepBatch, sampling: list[int], hidden: Tensor) -> Callable[[], StepResult]:
         """Sample after the last token of each of those requests, and after each of its drafts."""
@@ -429,8 +432,7 @@ class ModelRunner:
         failed |= _advance(requests, taken, accepted.first)
         failed |= self._take_forced(requests, [i for i in taken if i not in failed], accepted.token_ids)
         names = [item.request_id for item in scheduled]
-        result = _sampled_result(names, requests, accepted.token_ids, accepted.logprobs, failed)
-        return self._with_proposals(names, requests, result)
+        return _sampled_result(names, requests, accepted.token_ids, accepted.logprobs, failed)
 
     def _take_forced(
         self, requests: list[RunningRequest], taken: list[int], token_ids: list[list[int]]
@@ -453,16 +455,17 @@ class ModelRunner:
             token_ids[i] += tokens
         return failed
 
-    def _with_proposals(self, names: list[str], requests: list[RunningRequest], result: StepResult) -> StepResult:
-        """Ask the drafter what may follow the tokens of requests that have just got some and may try drafts."""
-        if self.drafter is None:
-            return result
-        known = {
-            name: self._rows.known_tokens(request.index)
-            for name, request in zip(names, requests, strict=True)
-            if result.sampled_token_ids.get(name) and not request.row.sampling.looks_back and not request.is_released
+    def _with_proposals(self, drafter: Drafter, plan: StepPlan, batch: StepBatch, result: StepResult) -> StepResult:
+        """Tell the drafter which tokens came, and ask what may follow those of requests that may try drafts."""
+        brought = result.sampled_token_ids
+        grown = {
+            item.request_id: token_ids
+            for item, request in zip(batch.scheduled, batch.requests, strict=True)
+            if request.tries_drafts and not request.is_released and (token_ids := brought.get(item.request_id))
         }
-        return msgspec.structs.replace(result, drafts=self.drafter.propose(known)) if known else result
+        drafter.take_in(grown)
+        drafts = drafter.propose([*grown]) if plan.wants_drafts else {}
+        return msgspec.structs.replace(result, drafts=drafts) if drafts else result
 
 
 def _present(entries: list[TokenLogprobs | None]) -> list[TokenLogprobs]:

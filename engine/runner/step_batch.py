@@ -19,6 +19,7 @@ class RunningRequest:
     row: SamplingRow
     adapter_row: int = 0  # in the table of adapters; 0 is none
     pooled: PooledPrompt | None = None
+    tries_drafts: bool = False
     is_released: bool = False
 
 

@@ -40,6 +40,10 @@ class Drafting:
         for request_id, draft_token_ids in kept.items():
             requests[request_id].draft_token_ids = draft_token_ids
 
+    def wants_proposals(self, num_running: int) -> bool:
+        """Return whether the executor is to look for drafts in the step that is being planned."""
+        return self.policy is None or self.policy.wants_proposals(num_running)
+
     def observe_step(self, step: ScheduledStep, seconds: float) -> None:
         """Learn from a step how long it took, if it had nothing but decodes and their drafts."""
         if self.policy is not None and not step.num_chunk_tokens and not step.num_known_tokens:

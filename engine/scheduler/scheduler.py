@@ -204,7 +204,8 @@ class Scheduler:
     def _begin_step(self) -> StepBuilder:
         now = self._clock()
         if self.snapshots is None:
-            return StepBuilder(self._slots, self._num_steps, now)
+            wants_drafts = self._drafting.wants_proposals(self.num_running)
+            return StepBuilder(self._slots, self._num_steps, now, wants_drafts=wants_drafts)
         return SnapshotStepBuilder(self._slots, self._num_steps, now, self.snapshots)
 
     def update(self, step: ScheduledStep, result: StepResult) -> list[RequestDelta]:
