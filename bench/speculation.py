@@ -77,7 +77,7 @@ class Writing(Sampler):
 
 @dataclass
 class Figures:
-    """Counts what one side brought, and the seconds that its steps took: on the clock, and of this thread's processor."""
+    """Counts what one side brought, and the seconds that its steps took: on the clock, and of processor time."""
 
     num_tokens: int = 0
     num_steps: int = 0

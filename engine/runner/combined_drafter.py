@@ -15,12 +15,10 @@ class CombinedDrafter:
         self._own, self._past = NgramDrafter(max_drafts), SuffixDrafter(max_drafts)
 
     def begin(self, new: NewRequest) -> None:
-        self._own.begin(new)
-        self._past.begin(new)
+        self._past.follow(new, self._own.begin(new))
 
     def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:
-        self._own.take_in(grown)
-        self._past.take_in(grown)
+        self._own.take_in(grown)  # and with it the texts that are shared
 
     def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
         """Return drafts by request id, of those that have any."""

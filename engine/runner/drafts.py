@@ -20,16 +20,16 @@ from orcinus.engine.sampling.sampler import SampledRows
 class Drafter(Protocol):
     """Guesses which tokens follow others. Used by one thread."""
 
-    def begin(self, new: NewRequest) -> None:
+    def begin(self, new: NewRequest) -> object:
         """Get to know a request that may try drafts, and its text so far."""
 
     def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:
-        """Append to texts what came next; each that grew is named, by its request."""
+        """Append to texts what came next, by request, since they were asked for last."""
 
     def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
         """Return the tokens that may follow the texts of these requests: as many as it likes, or none.
 
-        The scheduler decides how many are tried.
+        The scheduler decides how many are tried, and in which steps it asks.
         """
 
     def release(self, request_id: str) -> None:

@@ -158,7 +158,7 @@ class ModelRunner:
             self._requests[new.request_id] = request = self._request(new)
             if self.drafter is not None and not new.sampling.looks_back:
                 self.drafter.begin(new)
-                request.tries_drafts = True
+                request.num_shown = len(new.token_ids)
         if not plan.scheduled:
             return lambda: StepResult(sampled_token_ids={})
         batch = self._batch(plan.scheduled)
@@ -171,7 +171,7 @@ class ModelRunner:
         def wait_and_note() -> StepResult:
             result = wait()
             self._suspects.end(batch.requests)
-            return result if self.drafter is None else self._with_proposals(self.drafter, plan, batch, result)
+            return self._with_proposals(self.drafter, batch, result) if self.drafter and plan.wants_drafts else result
 
         return wait_and_note
 
@@ -264,6 +264,8 @@ class ModelRunner:
         if request is None:
             return
         if self.drafter is not None:
+            if unshown := self._unshown(request):
+                self.drafter.take_in({request_id: unshown})
             self.drafter.release(request_id)
         self._suspects.release(request.index)
         self._rows.remove(request.index)
@@ -455,17 +457,25 @@ class ModelRunner:
             token_ids[i] += tokens
         return failed
 
-    def _with_proposals(self, drafter: Drafter, plan: StepPlan, batch: StepBatch, result: StepResult) -> StepResult:
-        """Tell the drafter which tokens came, and ask what may follow those of requests that may try drafts."""
+    def _with_proposals(self, drafter: Drafter, batch: StepBatch, result: StepResult) -> StepResult:
+        """Ask the drafter what may follow the tokens of requests that have just got some and may try drafts."""
         brought = result.sampled_token_ids
         grown = {
-            item.request_id: token_ids
+            item.request_id: new
             for item, request in zip(batch.scheduled, batch.requests, strict=True)
-            if request.tries_drafts and not request.is_released and (token_ids := brought.get(item.request_id))
+            if item.request_id in brought and not request.is_released and (new := self._unshown(request))
         }
         drafter.take_in(grown)
-        drafts = drafter.propose([*grown]) if plan.wants_drafts else {}
+        drafts = drafter.propose([*grown])
         return msgspec.structs.replace(result, drafts=drafts) if drafts else result
+
+    def _unshown(self, request: RunningRequest) -> list[int]:
+        """Return the tokens that a request got since the drafter saw it last; none where no drafts are tried."""
+        if request.num_shown is None:
+            return []
+        unshown: list[int] = self._rows.known_tokens(request.index)[request.num_shown :].tolist()
+        request.num_shown += len(unshown)
+        return unshown
 
 
 def _present(entries: list[TokenLogprobs | None]) -> list[TokenLogprobs]:

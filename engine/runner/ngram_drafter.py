@@ -4,6 +4,7 @@ Prompt lookup (Saxena, https://github.com/apoorvumang/prompt-lookup-decoding): w
 repeats it at length. Knows nothing of the model and of what is accepted.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 from orcinus.engine.messages import NewRequest
@@ -17,9 +18,11 @@ class NgramDrafter:
         self._max_drafts = max_drafts
         self._texts: dict[str, TokenIndex] = {}
 
-    def begin(self, new: NewRequest) -> None:
+    def begin(self, new: NewRequest) -> "array[int]":
+        """Get to know a request; returns its text, which grows with it."""
         index = self._texts[new.request_id] = TokenIndex(len(new.token_ids))
         index.extend(new.token_ids)
+        return index.text
 
     def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:
         texts = self._texts

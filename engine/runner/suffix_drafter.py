@@ -58,11 +58,11 @@ class PastAnswers:
 
 
 class _Text(NamedTuple):
-    """The end of a prompt and the answer so far, that of which an earlier part was kept already left out."""
+    """A text so far, or its end. Its first tokens were there before: the prompt, and what was kept of the answer."""
 
     tenant: Tenant
     token_ids: "array[int]"
-    num_known: int  # tokens that are no news
+    num_before: int
 
 
 class SuffixDrafter:
@@ -74,8 +74,11 @@ class SuffixDrafter:
         self._answers: dict[Tenant, PastAnswers] = {}  # the tenant who ended a request last at the end
 
     def begin(self, new: NewRequest) -> None:
-        known = array("i", new.token_ids[-LONGEST_MATCH:])
-        self._texts[new.request_id] = _Text((new.cache_salt, new.adapter), known, len(known))
+        self.follow(new, array("i", new.token_ids[-LONGEST_MATCH:]))
+
+    def follow(self, new: NewRequest, token_ids: "array[int]") -> None:
+        """Get to know a request whose text, or the end of it, this is; what comes next is appended to it elsewhere."""
+        self._texts[new.request_id] = _Text((new.cache_salt, new.adapter), token_ids, len(token_ids))
 
     def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:
         texts = self._texts
@@ -101,11 +104,11 @@ class SuffixDrafter:
     def release(self, request_id: str) -> None:
         """Keep the answer of a request that ended, or what there is of one that is to be computed anew."""
         text = self._texts.pop(request_id, None)
-        if text is None or len(text.token_ids) <= max(text.num_known, SHORTEST_MATCH):
+        if text is None or len(text.token_ids) <= max(text.num_before, SHORTEST_MATCH):
             return
         answers = self._answers.pop(text.tenant, None) or PastAnswers()
         self._answers[text.tenant] = answers
-        answers.add(text.token_ids)
+        answers.add(text.token_ids[max(0, text.num_before - LONGEST_MATCH) :])
         if len(self._answers) > MAX_TENANTS:
             del self._answers[next(iter(self._answers))]
 

@@ -28,8 +28,8 @@ _FIRST_TRIAL = 4
 # Where drafts would pay if rows cost less, what they cost is looked at again after so many steps; then twice as many.
 _PATIENCE = 8
 _MAX_PATIENCE = 1024
-# Beside so many decodes what it takes to look for drafts counts: after so many steps whose proposals were not tried
-# they are looked for in every second step, then in every fourth, and so on.
+# Beside so many decodes it counts what looking for drafts takes: after so many steps of which none was tried they are
+# looked for in every second step, then in every fourth, and so on.
 _MANY_DECODES = 8
 _FRUITLESS_STEPS = 8
 _MAX_INTERVAL = 8
@@ -85,6 +85,9 @@ class DraftPolicy:
         if self._num_skipped < self._interval:
             return False
         self._num_skipped = 0
+        self._num_fruitless += 1  # as far as is known yet
+        if self._num_fruitless > _FRUITLESS_STEPS:
+            self._num_fruitless, self._interval = 0, min(_MAX_INTERVAL, 2 * self._interval)
         return True
 
     def choose(self, proposals: Mapping[str, list[int]], num_decodes: int) -> dict[str, list[int]]:
@@ -94,25 +97,16 @@ class DraftPolicy:
             rates = self._expect(request_id, drafts)
             ranked.extend((probability, request_id) for probability in rates.of_drafts(len(drafts)))
         if not ranked:
-            self._note(is_tried=not proposals)
             return {}
         ranked.sort(reverse=True)
         del ranked[self._max_drafts :]
         num_tried = self._costs_beside(num_decodes).num_worth_it(
             [probability for probability, _ in ranked], num_decodes, self._target_itl_s
         )
-        self._note(is_tried=num_tried > 0)
+        if num_tried:
+            self._num_fruitless, self._interval = 0, 1
         counts = Counter(request_id for _, request_id in ranked[:num_tried])
         return {request_id: proposals[request_id][:count] for request_id, count in counts.items()}
-
-    def _note(self, *, is_tried: bool) -> None:
-        """Look for drafts more seldom where none of those found are tried, and in each step where some are."""
-        if is_tried:
-            self._num_fruitless, self._interval = 0, 1
-            return
-        self._num_fruitless += 1
-        if self._num_fruitless == _FRUITLESS_STEPS:
-            self._num_fruitless, self._interval = 0, min(_MAX_INTERVAL, 2 * self._interval)
 
     def _expect(self, request_id: str, drafts: list[int]) -> "_Rates":
         """Hold what comes next in a request against these drafts, if it is not held against earlier ones still."""

@@ -47,7 +47,9 @@ class Drafting:
     def observe_step(self, step: ScheduledStep, seconds: float) -> None:
         """Learn from a step how long it took, if it had nothing but decodes and their drafts."""
         if self.policy is not None and not step.num_chunk_tokens and not step.num_known_tokens:
-            self.policy.observe_step(len(step.plan.scheduled), step.num_extra_tokens, seconds)
+            num_decodes = len(step.plan.scheduled)
+            num_tokens = step.stats.num_decode_tokens + step.stats.num_prefill_tokens
+            self.policy.observe_step(num_decodes, num_tokens - num_decodes, seconds)
 
     def observe_tokens(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Learn from what came next in a request."""

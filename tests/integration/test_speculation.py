@@ -1,4 +1,4 @@
-"""Output with drafts by n-grams, all tried or some chosen, equals that without them, token for token."""
+"""Output with drafts from texts, all tried or some chosen, equals that without them, token for token."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -15,14 +15,18 @@ from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import AddRequest, EngineInfo
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.runner.combined_drafter import CombinedDrafter
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.ngram_drafter import NgramDrafter
+from orcinus.engine.runner.suffix_drafter import SuffixDrafter
 from orcinus.engine.sampling_params import Grammar, Thinking
-from orcinus.engine.startup.build import build_executor
+from orcinus.engine.startup.build import build_executor, make_drafter
 from tests.integration.tiny_models import build_model, build_tokenizer, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, core_with_few_blocks, random_tokens, serve
 
 Executor = tuple[EngineInfo, ModelRunner]
+
+SPECULATIONS: tuple[Speculation, ...] = ("ngram", "suffix", "auto")
 
 VARIANTS: list[dict[str, Any]] = [
     {"temperature": 0.0},
@@ -71,7 +75,7 @@ def grammar_cases(rng: random.Random, count: int) -> list[Case]:
 
 def serve_with(executor: Executor, speculation: Speculation, cases: Sequence[Case]) -> Run:
     info, runner = executor
-    runner.drafter = None if speculation == "off" else NgramDrafter(8)
+    runner.drafter = make_drafter(speculation)
     try:
         core = core_with_few_blocks((msgspec.structs.replace(info, speculation=speculation), runner))
         run = serve(core, [*cases], random.Random(1), speculation)
@@ -100,10 +104,10 @@ def executor_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Execu
 def check_same(executor: Executor, cases: Sequence[Case]) -> None:
     plain = serve_with(executor, "off", cases)
     assert num_drafts(plain) == (0, 0)
-    for speculation in ("ngram", "auto"):
+    for speculation in SPECULATIONS:
         drafted = serve_with(executor, speculation, cases)
         num_tried, num_accepted = num_drafts(drafted)
-        if speculation == "ngram":
+        if speculation != "auto":
             assert num_accepted > len(cases) // 2
             assert num_tried - num_accepted > len(cases) // 2
         for case, without, outcome in zip(cases, plain.outcomes, drafted.outcomes, strict=True):
@@ -153,7 +157,7 @@ def test_a_request_that_another_engine_goes_on_with_gets_the_same_tokens(executo
     info, runner = executor_of("llama")
     cases = [case for case in repeating_cases(random.Random(3), 20) if case.sampling.max_tokens != 1]
     plain = serve_with((info, runner), "off", cases)
-    runner.drafter = NgramDrafter(8)
+    runner.drafter = make_drafter("ngram")
     core = core_with_few_blocks((msgspec.structs.replace(info, speculation="ngram"), runner))
     expected = {}
     for i, (case, outcome) in enumerate(zip(cases, plain.outcomes, strict=True)):
@@ -178,6 +182,29 @@ def test_a_request_that_another_engine_goes_on_with_gets_the_same_tokens(executo
     runner.drafter = None
     assert tokens == expected
     assert num_accepted > 0
+
+
+@pytest.mark.parametrize(("salt", "sees"), [("one", True), ("another", False), (None, False)])
+def test_the_second_of_two_alike_requests_gets_its_answer_from_the_first_if_they_have_the_same_salt(
+    salt: str | None, sees: bool, executor_of: Callable[..., Executor]
+) -> None:
+    info, runner = executor_of("llama")
+    prompt = random_tokens(random.Random(11), 20)
+    sampling = SamplingParams(max_tokens=40, seed=5, temperature=1.0, ignore_eos=True)
+    runner.drafter = make_drafter("suffix")
+    core = core_with_few_blocks((msgspec.structs.replace(info, speculation="suffix"), runner))
+    texts, nums_accepted = [], []
+    for name, own_salt in (("first", "one"), ("second", salt)):
+        core.add_request(AddRequest(name, prompt, sampling, arrival_time=0.0, cache_salt=own_salt))
+        deltas = []
+        while core.has_work:
+            deltas += core.step().deltas
+        texts.append([token_id for delta in deltas for token_id in delta.token_ids])
+        nums_accepted.append(deltas[-1].num_accepted_drafts)
+    runner.drafter = None
+    assert texts[0] == texts[1]
+    assert nums_accepted[0] < 10
+    assert (nums_accepted[1] > 30) == sees
 
 
 # --- the whole engine, with the demo model ------------------------------------------------------------------
@@ -209,7 +236,7 @@ def outputs_of() -> Callable[[Speculation], list[RequestOutput]]:
     return cache(run)
 
 
-@pytest.mark.parametrize("speculation", ["ngram", "auto"])
+@pytest.mark.parametrize("speculation", SPECULATIONS)
 def test_texts_stop_strings_and_samples_are_the_same_with_drafts(
     speculation: Speculation, outputs_of: Callable[[Speculation], list[RequestOutput]]
 ) -> None:
@@ -230,7 +257,9 @@ def test_a_model_with_states_tries_no_drafts(tmp_path: Path) -> None:
 
 def test_the_setting_says_what_proposes_and_whether_it_is_weighed(tmp_path: Path) -> None:
     model = build_model("llama", tmp_path)
-    for speculation, weighs in (("off", False), ("ngram", False), ("auto", True)):
+    kinds = {"off": type(None), "ngram": NgramDrafter, "suffix": SuffixDrafter, "auto": CombinedDrafter}
+    for speculation, kind in kinds.items():
+        weighs = speculation == "auto"
         info, runner = build_executor(engine_config(model, speculation=speculation))
-        assert isinstance(runner.drafter, NgramDrafter) == (speculation != "off")
+        assert isinstance(runner.drafter, kind)
         assert EngineCore(info, runner).scheduler.limits.weighs_drafts is weighs
