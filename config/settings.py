@@ -268,9 +268,9 @@ class Settings(BaseSettings):
     speculation: Speculation = _setting(
         "off",
         "Engine",
-        "Speculative decoding, which changes no token. ngram tries drafts from a request's own prompt and output, suffix"
-        " from past answers, which are kept in memory, bounded, and apart by cache_salt; auto from both, as many in each"
-        " step as make the tokens come faster by what was measured.",
+        "Speculative decoding, which changes no token. ngram tries drafts from a request's own prompt and output,"
+        " suffix from past answers, which are kept in memory, bounded, and apart by cache_salt; auto from both, as"
+        " many in each step as make the tokens come faster by what was measured.",
     )
     deterministic: bool | None = _setting(
         None,

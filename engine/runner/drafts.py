@@ -20,7 +20,7 @@ from orcinus.engine.sampling.sampler import SampledRows
 class Drafter(Protocol):
     """Guesses which tokens follow others. Used by one thread."""
 
-    def begin(self, new: NewRequest) -> object:
+    def begin(self, new: NewRequest) -> None:
         """Get to know a request that may try drafts, and its text so far."""
 
     def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:

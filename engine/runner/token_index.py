@@ -1,8 +1,8 @@
 """Where the last tokens of a text stood before, in the same text or in another one: an index of every three tokens.
 
 A hash of three tokens leads to the place behind their latest occurrence, and each place to the one before it with that
-hash. Tokens that differ may share a hash, so places are compared. What a suffix tree of bounded depth would tell of the
-latest occurrences, at a fraction of a microsecond a token. Knows nothing of requests.
+hash. Tokens that differ may share a hash, so places are compared. It tells what a suffix tree of bounded depth would of
+the latest occurrences, for less than a microsecond a token. Knows nothing of requests.
 """
 
 from array import array

@@ -35,13 +35,12 @@ from orcinus.engine.platform.device import (
 )
 from orcinus.engine.platform.memory import large_blocks_given_back, populate
 from orcinus.engine.recurrent.states import StatePool
-from orcinus.engine.runner.combined_drafter import CombinedDrafter
 from orcinus.engine.runner.cuda_graphs import CudaRecorder
 from orcinus.engine.runner.drafts import Drafter
 from orcinus.engine.runner.model_runner import ModelRunner
-from orcinus.engine.runner.ngram_drafter import NgramDrafter
+from orcinus.engine.runner.past_answers import PastAnswers
 from orcinus.engine.runner.pooling import resolve_pooling
-from orcinus.engine.runner.suffix_drafter import SuffixDrafter
+from orcinus.engine.runner.text_drafter import OwnText, TextDrafter
 from orcinus.engine.sampling.choice import triton_sampler
 from orcinus.engine.sampling.sampler import Sampler
 from orcinus.engine.startup.cache_size import (
@@ -237,10 +236,10 @@ def _speculation(config: EngineConfig, served: ServedModel) -> Speculation:
 def make_drafter(speculation: Speculation) -> Drafter | None:
     """Return what proposes drafts by this setting."""
     if speculation == "auto":
-        return CombinedDrafter(_MAX_WEIGHED_DRAFTS)
+        return TextDrafter([OwnText(), PastAnswers()], _MAX_WEIGHED_DRAFTS)
     if speculation == "suffix":
-        return SuffixDrafter(_MAX_DRAFTS)
-    return NgramDrafter(_MAX_DRAFTS) if speculation == "ngram" else None
+        return TextDrafter([PastAnswers()], _MAX_DRAFTS)
+    return TextDrafter([OwnText()], _MAX_DRAFTS) if speculation == "ngram" else None
 
 
 def _grammar_compiler(config: EngineConfig, served: ServedModel, eos: list[int]) -> "GrammarCompiler":

@@ -3,17 +3,16 @@
 import pytest
 
 from orcinus.engine.messages import NewRequest
-from orcinus.engine.runner import suffix_drafter
-from orcinus.engine.runner.combined_drafter import CombinedDrafter
-from orcinus.engine.runner.suffix_drafter import SuffixDrafter, likeliest
+from orcinus.engine.runner import past_answers
+from orcinus.engine.runner.past_answers import PastAnswers, likeliest
+from orcinus.engine.runner.text_drafter import OwnText, TextDrafter
 from orcinus.engine.sampling_params import SamplingParams
 
 PROMPT = [90, 91, 92]
-Drafter = SuffixDrafter | CombinedDrafter
 
 
 def begin(
-    drafter: Drafter,
+    drafter: TextDrafter,
     name: str,
     prompt: list[int],
     output: list[int] | None = None,
@@ -26,19 +25,18 @@ def begin(
     drafter.begin(NewRequest(name, token_ids, len(prompt), SamplingParams(), adapter=adapter, cache_salt=salt))
 
 
-def answer(drafter: Drafter, tokens: list[int], *, salt: str | None = None, adapter: str | None = None) -> None:
+def answer(drafter: TextDrafter, tokens: list[int], *, salt: str | None = None, adapter: str | None = None) -> None:
     begin(drafter, "past", PROMPT, salt=salt, adapter=adapter)
     drafter.take_in({"past": tokens})
     drafter.release("past")
 
 
-@pytest.fixture(params=[SuffixDrafter, CombinedDrafter])
-def drafter(request: pytest.FixtureRequest) -> Drafter:
-    made: Drafter = request.param(4)
-    return made
+@pytest.fixture(params=["alone", "beside its own text"])
+def drafter(request: pytest.FixtureRequest) -> TextDrafter:
+    return TextDrafter([PastAnswers()] if request.param == "alone" else [OwnText(), PastAnswers()], 4)
 
 
-def test_the_answer_that_was_given_to_such_a_prompt_is_proposed_from_its_first_token_on(drafter: Drafter) -> None:
+def test_the_answer_that_was_given_to_such_a_prompt_is_proposed_from_its_first_token_on(drafter: TextDrafter) -> None:
     answer(drafter, [1, 2, 3, 4, 5, 6])
     begin(drafter, "a", [*range(40, 80), *PROMPT])
     assert drafter.propose(["a"]) == {"a": [1, 2, 3, 4]}
@@ -48,7 +46,7 @@ def test_the_answer_that_was_given_to_such_a_prompt_is_proposed_from_its_first_t
     assert drafter.propose(["a"]) == {}
 
 
-def test_an_answer_is_proposed_only_once_its_request_has_ended(drafter: Drafter) -> None:
+def test_an_answer_is_proposed_only_once_its_request_has_ended(drafter: TextDrafter) -> None:
     begin(drafter, "first", PROMPT)
     begin(drafter, "second", PROMPT)
     drafter.take_in({"first": [1, 2, 3, 4, 5], "second": [1, 2, 3]})
@@ -58,7 +56,7 @@ def test_an_answer_is_proposed_only_once_its_request_has_ended(drafter: Drafter)
 
 
 @pytest.mark.parametrize("other", [{"salt": "s"}, {"adapter": "s"}])
-def test_answers_of_another_salt_or_adapter_are_not_seen(drafter: Drafter, other: dict[str, str]) -> None:
+def test_answers_of_another_salt_or_adapter_are_not_seen(drafter: TextDrafter, other: dict[str, str]) -> None:
     answer(drafter, [1, 2, 3, 4])
     begin(drafter, "a", PROMPT, **other)
     assert drafter.propose(["a"]) == {}
@@ -68,7 +66,7 @@ def test_answers_of_another_salt_or_adapter_are_not_seen(drafter: Drafter, other
     assert drafter.propose(["b"]) == {"b": [1, 2, 3, 4]}
 
 
-def test_the_longest_match_counts_and_of_as_long_ones_what_most_agree_on(drafter: Drafter) -> None:
+def test_the_longest_match_counts_and_of_as_long_ones_what_most_agree_on(drafter: TextDrafter) -> None:
     answer(drafter, [1, 2, 3, 7, 7])
     answer(drafter, [1, 2, 3, 4, 5])
     answer(drafter, [1, 2, 3, 4, 6])
@@ -88,7 +86,7 @@ def test_ways_are_followed_together_while_a_quarter_of_all_agrees() -> None:
     assert likeliest([[], []]) == []
 
 
-def test_what_a_preempted_request_had_written_is_kept_once(drafter: Drafter) -> None:
+def test_what_a_preempted_request_had_written_is_kept_once(drafter: TextDrafter) -> None:
     begin(drafter, "a", PROMPT)
     drafter.take_in({"a": [1, 2, 3, 4]})
     drafter.release("a")
@@ -97,20 +95,22 @@ def test_what_a_preempted_request_had_written_is_kept_once(drafter: Drafter) -> 
     begin(drafter, "a", PROMPT, [1, 2, 3, 4])
     drafter.take_in({"a": [5, 6]})
     drafter.release("a")
-    past = drafter if isinstance(drafter, SuffixDrafter) else drafter._past
-    (answers,) = past._answers.values()
-    assert answers._generations[0].text.tolist() == [*PROMPT, 1, 2, 3, 4, -1, *PROMPT, 1, 2, 3, 4, 5, 6, -1]
+    past = drafter._sources[-1]
+    assert isinstance(past, PastAnswers)
+    (answers,) = past._tenants.values()
+    assert answers.generations[0].text.tolist() == [*PROMPT, 1, 2, 3, 4, -1, *PROMPT, 1, 2, 3, 4, 5, 6, -1]
 
 
 def test_memory_is_bounded_by_dropping_the_older_generation_and_the_tenant_unseen_for_longest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(suffix_drafter, "MAX_GENERATION_TOKENS", 40)
-    monkeypatch.setattr(suffix_drafter, "MAX_TENANTS", 2)
-    drafter = SuffixDrafter(2)
+    monkeypatch.setattr(past_answers, "MAX_GENERATION_TOKENS", 40)
+    monkeypatch.setattr(past_answers, "MAX_TENANTS", 2)
+    past = PastAnswers()
+    drafter = TextDrafter([past], 2)
     for i in range(20):
         answer(drafter, [100 * i + j for j in range(10)])
-        (answers,) = drafter._answers.values()
+        (answers,) = past._tenants.values()
         assert answers.num_tokens <= 80
         begin(drafter, "a", [100 * max(0, i - 2) + j for j in range(3)])
         assert drafter.propose(["a"]), "at least a generation is there"
@@ -120,11 +120,11 @@ def test_memory_is_bounded_by_dropping_the_older_generation_and_the_tenant_unsee
     assert answers.num_tokens <= 80
     for salt in ("s", "t"):
         answer(drafter, [1, 2, 3], salt=salt)
-    assert drafter._answers.keys() == {("s", None), ("t", None)}
+    assert past._tenants.keys() == {("s", None), ("t", None)}
 
 
 def test_the_longer_match_wins_and_of_as_long_ones_the_requests_own() -> None:
-    drafter = CombinedDrafter(2)
+    drafter = TextDrafter([OwnText(), PastAnswers()], 2)
     answer(drafter, [1, 2, 3, 4])
     begin(drafter, "own", [1, 2, 3, 5, 6, 1, 2])
     drafter.take_in({"own": [3]})
