@@ -5,7 +5,6 @@ again and again. Answers are kept in memory alone, bounded, and apart by salt an
 prompts: how fast a text comes tells one tenant nothing of another's.
 """
 
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 
@@ -31,7 +30,7 @@ class PastAnswers:
     def find(self, text: Text, shortest: int, most: int) -> Found | None:
         """Return the longest match of a text's end in its tenant's answers, if it has so many tokens."""
         answers = self._tenants.get(text.tenant)
-        return None if answers is None else answers.find(text.index.text[-LONGEST_MATCH:], shortest, most)
+        return None if answers is None else answers.find(text.index, shortest, most)
 
     def keep(self, text: Text) -> None:
         """Keep the answer of a request that ended, or what is new of one that is to be computed anew.
@@ -64,10 +63,10 @@ class TenantAnswers:
             self.generations = [TokenIndex(MAX_GENERATION_TOKENS), self.generations[0]]
         self.generations[0].extend([*token_ids, _END])
 
-    def find(self, tail: "array[int]", shortest: int, most: int) -> Found | None:
-        """Return the longest match of what ends with `tail`, and what most of the places go on with."""
-        both = [(index.text, index.matches(tail)) for index in self.generations]
-        longest = max(matches.length for _, matches in both)
+    def find(self, index: TokenIndex, shortest: int, most: int) -> Found | None:
+        """Return the longest match of what ends a text, and what most of the places go on with."""
+        both = [(answers.text, matches) for answers in self.generations if (matches := answers.matches(index)).length]
+        longest = max((matches.length for _, matches in both), default=0)
         if longest < shortest:
             return None
         places = [(text, place) for text, matches in both if matches.length == longest for place in matches.places]

@@ -39,16 +39,17 @@ NO_MATCHES = Matches(0, [])
 class TokenIndex:
     """Indexes one growing text. It takes 8 bytes a token, and 8 to 16 a token of its first size for the table.
 
-    `last_place` is behind the latest occurrence of what may be the text's last tokens; -1 if these are new.
+    `last_hash` is that of the last three tokens, `last_place` behind the latest occurrence of what may be these; -1
+    where there is none, or if they are new.
     """
 
-    __slots__ = ("_earlier", "_latest", "_mask", "last_place", "text")
+    __slots__ = ("_earlier", "_latest", "_mask", "last_hash", "last_place", "text")
 
     def __init__(self, num_tokens: int) -> None:
         """Size the table, 512 KiB at most, for a text that has so many tokens, or some more."""
         num_bits = min(max(num_tokens.bit_length() + 2, _MIN_TABLE_BITS), _MAX_TABLE_BITS)
         self.text = array("i")
-        self.last_place = -1
+        self.last_hash = self.last_place = -1
         self._mask = (1 << num_bits) - 1
         self._latest = array("i", [-1]) * (1 << num_bits)
         self._earlier = array("i")  # by place - SHORTEST_MATCH; there is none behind fewer tokens
@@ -60,7 +61,8 @@ class TokenIndex:
         place = len(text)
         if place < SHORTEST_MATCH:
             return
-        key = (text[place - 3] * _FIRST_FACTOR + text[place - 2] * _SECOND_FACTOR + token_id) & self._mask
+        self.last_hash = text[place - 3] * _FIRST_FACTOR + text[place - 2] * _SECOND_FACTOR + token_id
+        key = self.last_hash & self._mask
         latest = self._latest
         self.last_place = earlier = latest[key]
         latest[key] = place
@@ -74,27 +76,26 @@ class TokenIndex:
             return
         self.text.extend(token_ids)
         self._fill(len(self._earlier) + SHORTEST_MATCH)
-        self.last_place = self._earlier[-1]
 
     def own_matches(self) -> Matches:
         """Return where the end of the text stood before."""
         place = self.last_place
         return NO_MATCHES if place < 0 else self._longest(place, self.text[-LONGEST_MATCH:])
 
-    def matches(self, tail: "array[int]") -> Matches:
-        """Return where the tokens that end another text stand; of `tail` the last `LONGEST_MATCH` count."""
-        if len(tail) < SHORTEST_MATCH:
+    def matches(self, other: "TokenIndex") -> Matches:
+        """Return where the last tokens of another text stand."""
+        place = self._latest[other.last_hash & self._mask]
+        if place < 0 or other.last_hash < 0:
             return NO_MATCHES
-        place = self._latest[(tail[-3] * _FIRST_FACTOR + tail[-2] * _SECOND_FACTOR + tail[-1]) & self._mask]
-        return NO_MATCHES if place < 0 else self._longest(place, tail[-LONGEST_MATCH:])
+        return self._longest(place, other.text[-LONGEST_MATCH:])
 
     def _longest(self, place: int, tail: "array[int]") -> Matches:
         """Return the longest matches of `tail` among the places that begin with this one."""
         text, earlier = self.text, self._earlier
-        shortest = tail[-SHORTEST_MATCH:]
+        last, shortest = tail[-1], tail[-SHORTEST_MATCH:]
         longest, places = 0, []
         for _ in range(_MAX_PLACES):
-            if text[place - SHORTEST_MATCH : place] == shortest:
+            if text[place - 1] == last and text[place - SHORTEST_MATCH : place] == shortest:
                 length = _num_alike(text[max(0, place - LONGEST_MATCH) : place], tail)
                 if length > longest:
                     longest, places = length, [place]
@@ -110,7 +111,8 @@ class TokenIndex:
         if len(self.text) < first:
             return
         ids = np.array(self.text[first - SHORTEST_MATCH :], dtype=np.int64)
-        keys = (ids[:-2] * _FIRST_FACTOR + ids[1:-1] * _SECOND_FACTOR + ids[2:]) & self._mask
+        hashes = ids[:-2] * _FIRST_FACTOR + ids[1:-1] * _SECOND_FACTOR + ids[2:]
+        keys = hashes & self._mask
         places: NDArray[np.intc] = np.arange(first, len(self.text) + 1, dtype=np.intc)
         order = np.argsort(keys, kind="stable")
         in_order = keys[order]
@@ -121,6 +123,7 @@ class TokenIndex:
         is_last = np.append(~is_same, True)
         latest[in_order[is_last]] = places[order[is_last]]
         self._earlier.frombytes(earlier.tobytes())
+        self.last_hash, self.last_place = int(hashes[-1]), self._earlier[-1]
 
 
 def _num_alike(left: "array[int]", right: "array[int]") -> int:

@@ -55,12 +55,14 @@ def test_an_answer_is_proposed_only_once_its_request_has_ended(drafter: TextDraf
     assert drafter.propose(["second"]) == {"second": [4, 5]}
 
 
-@pytest.mark.parametrize("other", [{"salt": "s"}, {"adapter": "s"}])
-def test_answers_of_another_salt_or_adapter_are_not_seen(drafter: TextDrafter, other: dict[str, str]) -> None:
+@pytest.mark.parametrize(("salt", "adapter"), [("s", None), (None, "s")])
+def test_answers_of_another_salt_or_adapter_are_not_seen(
+    drafter: TextDrafter, salt: str | None, adapter: str | None
+) -> None:
     answer(drafter, [1, 2, 3, 4])
-    begin(drafter, "a", PROMPT, **other)
+    begin(drafter, "a", PROMPT, salt=salt, adapter=adapter)
     assert drafter.propose(["a"]) == {}
-    answer(drafter, [5, 6, 7], **other)  # type: ignore[arg-type]
+    answer(drafter, [5, 6, 7], salt=salt, adapter=adapter)
     assert drafter.propose(["a"]) == {"a": [5, 6, 7]}
     begin(drafter, "b", PROMPT)
     assert drafter.propose(["b"]) == {"b": [1, 2, 3, 4]}

@@ -40,7 +40,7 @@ def test_the_longest_matches_are_found_the_latest_first(vocab_size: int, monkeyp
             assert index.text.tolist() == tokens
             assert index.own_matches() == searched(tokens[:-1], tokens)
             tail = [rng.choice(some) for _ in range(rng.randint(0, 12))]
-            assert index.matches(array("i", tail)) == searched(tokens, tail)
+            assert index.matches(indexed(tail)) == searched(tokens, tail)
             num_found += bool(index.own_matches().length)
             new = [rng.choice(some) for _ in range(rng.choice([1, 1, 2, 4, 40]))]
             index.extend(new)
@@ -54,7 +54,7 @@ def test_what_happens_to_have_the_hash_of_a_text_is_no_match(monkeypatch: pytest
     index = indexed([1, 2, 3, 4, 5, 6, 7, 8])
     assert index.last_place == 7
     assert index.own_matches() == Matches(0, [])
-    assert index.matches(array("i", [6, 7, 8])) == Matches(3, [8])
+    assert index.matches(indexed([6, 7, 8])) == Matches(3, [8])
 
 
 def test_few_places_are_looked_at_however_often_a_text_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
