@@ -65,10 +65,14 @@ class TenantAnswers:
 
     def find(self, index: TokenIndex, shortest: int, most: int) -> Found | None:
         """Return the longest match of what ends a text, and what most of the places go on with."""
-        both = [(answers.text, matches) for answers in self.generations if (matches := answers.matches(index)).length]
-        longest = max((matches.length for _, matches in both), default=0)
-        if longest < shortest:
+        both = []
+        for answers in self.generations:
+            matches = answers.matches(index)
+            if matches.length >= shortest:
+                both.append((answers.text, matches))
+        if not both:
             return None
+        longest = max(matches.length for _, matches in both)
         places = [(text, place) for text, matches in both if matches.length == longest for place in matches.places]
         ways = [following(text, place, most) for text, place in places]
         return Found(longest, *places[0], ways[0] if len(ways) == 1 else likeliest(ways))
