@@ -31,7 +31,7 @@ from bench.peers.machine import describe_machine
 from orcinus.config.engine_config import Speculation
 from orcinus.config.settings import load_settings
 from orcinus.engine.core import EngineCore
-from orcinus.engine.messages import AddRequest, EngineInfo, NewRequest
+from orcinus.engine.messages import AddRequest, EngineInfo, NewRequest, StepPlan
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling.history import TokenHistory
 from orcinus.engine.sampling.row import SamplingRow
@@ -216,6 +216,8 @@ def race(
         for side in sides:
             side.step()
         sides.reverse()
+    executor[1].drafter = None
+    executor[1].execute(StepPlan([], released=[*executor[1]._requests]))
     return plain.figures, own.figures
 
 

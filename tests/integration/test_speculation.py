@@ -18,7 +18,7 @@ from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.past_answers import PastAnswers
 from orcinus.engine.runner.text_drafter import OwnText
-from orcinus.engine.sampling_params import Grammar, Thinking
+from orcinus.engine.sampling_params import Grammar, Opening, Openings, Thinking
 from orcinus.engine.startup.build import build_executor, make_drafter
 from tests.integration.tiny_models import build_model, build_tokenizer, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, core_with_few_blocks, random_tokens, serve
@@ -74,9 +74,9 @@ def grammar_cases(rng: random.Random, count: int) -> list[Case]:
 
 def serve_with(executor: Executor, speculation: Speculation, cases: Sequence[Case]) -> Run:
     info, runner = executor
+    core = core_with_few_blocks((msgspec.structs.replace(info, speculation=speculation), runner))
     runner.drafter = make_drafter(speculation)
     try:
-        core = core_with_few_blocks((msgspec.structs.replace(info, speculation=speculation), runner))
         run = serve(core, [*cases], random.Random(1), speculation)
     finally:
         runner.drafter = None
@@ -156,8 +156,8 @@ def test_a_request_that_another_engine_goes_on_with_gets_the_same_tokens(executo
     info, runner = executor_of("llama")
     cases = [case for case in repeating_cases(random.Random(3), 20) if case.sampling.max_tokens != 1]
     plain = serve_with((info, runner), "off", cases)
-    runner.drafter = make_drafter("ngram")
     core = core_with_few_blocks((msgspec.structs.replace(info, speculation="ngram"), runner))
+    runner.drafter = make_drafter("ngram")
     expected = {}
     for i, (case, outcome) in enumerate(zip(cases, plain.outcomes, strict=True)):
         half = outcome.token_ids[: len(outcome.token_ids) // 2]
@@ -190,8 +190,8 @@ def test_the_second_of_two_alike_requests_gets_its_answer_from_the_first_if_they
     info, runner = executor_of("llama")
     prompt = random_tokens(random.Random(11), 20)
     sampling = SamplingParams(max_tokens=40, seed=5, temperature=1.0, ignore_eos=True)
-    runner.drafter = make_drafter("suffix")
     core = core_with_few_blocks((msgspec.structs.replace(info, speculation="suffix"), runner))
+    runner.drafter = make_drafter("suffix")
     texts, nums_accepted = [], []
     for name, own_salt in (("first", "one"), ("second", salt)):
         core.add_request(AddRequest(name, prompt, sampling, arrival_time=0.0, cache_salt=own_salt))
@@ -210,6 +210,8 @@ def test_the_second_of_two_alike_requests_gets_its_answer_from_the_first_if_they
 
 LINES = "apples, pears and plums\nplums, apples and pears\n"
 JSON = Grammar("json_schema", '{"type": "array", "items": {"enum": ["apples", "pears"]}, "maxItems": 3}')
+CALL = Grammar("regex", " [a-z]{1,6} is called;", openings=Openings((Opening(("and",), ()),)))  # as strict calls are
+THOUGHT = Thinking(end=(40, 41), budget=9)
 MIXED: list[tuple[str, SamplingParams]] = [
     (LINES * 3, SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)),
     (LINES * 3, SamplingParams(temperature=0, max_tokens=60, stop=("and",))),
@@ -217,6 +219,8 @@ MIXED: list[tuple[str, SamplingParams]] = [
     (LINES * 2, SamplingParams(temperature=0.3, seed=2, max_tokens=33, logprobs=3)),
     ("List: ", SamplingParams(temperature=0.7, seed=3, max_tokens=60, grammar=JSON)),
     (LINES, SamplingParams(temperature=0.2, seed=4, max_tokens=50, repetition_penalty=1.2)),
+    (LINES * 2, SamplingParams(temperature=0.3, seed=5, n=2, max_tokens=60, grammar=CALL)),
+    (LINES, SamplingParams(temperature=0, max_tokens=40, thinking=THOUGHT)),
 ]
 
 
@@ -247,6 +251,8 @@ def test_texts_stop_strings_and_samples_are_the_same_with_drafts(
         assert without.num_draft_tokens == 0
     if speculation == "ngram":
         assert sum(output.num_accepted_drafts for output in drafted) > 20
+    assert all(output.num_draft_tokens == 0 for output in drafted[-4:]), "what looks back tries none"
+    assert any("and" in output.text and "is called;" in output.text for output in drafted[-3:-1])
 
 
 def test_a_model_with_states_tries_no_drafts(tmp_path: Path) -> None:
