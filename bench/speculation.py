@@ -1,12 +1,13 @@
-"""What drafts from a request's own text bring, and what they cost where nothing can be guessed.
+"""What drafts from a request's own text and from past answers bring, and what they cost where nothing can be guessed.
 
     python -m bench.speculation [--model out/peers/qwen3-0.6b] [--streams 1,4,32] [--rounds 3] [--tokens 160]
         [--speculation auto,ngram] [--kinds copy,noise]
 
 In process, without HTTP. The model computes and samples as it always does, and then the text that it writes is replaced
 by one that is given: a random model copies nothing, and speed does not depend on the weights. Copies, edits of code and
-JSON repeat their prompts; prose does now and then, random tokens never. In each round all settings have the same
-requests in turn; medians, and the median of the ratios to `off` in the same round.
+JSON repeat their prompts; prose does now and then, random tokens never; "again" is prose that was written before with
+one token in twenty another one. The same requests are served with drafts and without at the same time, a step of one
+and a step of the other in turn, so that what else the machine does meets both alike; medians over rounds.
 """
 
 import argparse
@@ -27,21 +28,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.peers.machine import describe_machine
+from orcinus.config.engine_config import Speculation
 from orcinus.config.settings import load_settings
 from orcinus.engine.core import EngineCore
-from orcinus.engine.messages import AddRequest, EngineInfo
+from orcinus.engine.messages import AddRequest, EngineInfo, NewRequest, StepPlan
 from orcinus.engine.runner.model_runner import ModelRunner
-from orcinus.engine.runner.ngram_drafter import NgramDrafter
 from orcinus.engine.sampling.history import TokenHistory
 from orcinus.engine.sampling.row import SamplingRow
 from orcinus.engine.sampling.sampler import PendingSample, SampledRows, Sampler
 from orcinus.engine.sampling_params import SamplingParams
-from orcinus.engine.startup.build import build_executor
+from orcinus.engine.startup.build import build_executor, make_drafter
 from orcinus.server.load.report import markdown_table
 
 _ROOT = Path(__file__).parents[1]
 _PROMPT_TOKENS = 400
-_MAX_DRAFTS = {"ngram": 8, "auto": 16}  # as the engine has them
 _FIRST_TOKEN = 10
 
 Executor = tuple[EngineInfo, ModelRunner]
@@ -75,19 +75,72 @@ class Writing(Sampler):
         return PendingSample(chosen.tokens, wait)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Figures:
-    """Counts what a run brought: tokens a second, steps, and drafts."""
+    """Counts what one side brought, and the seconds that its steps took: on the clock, and of processor time."""
 
-    tokens_per_s: float
-    num_steps: int
-    num_tried: int
-    num_accepted: int
+    num_tokens: int = 0
+    num_steps: int = 0
+    num_tried: int = 0
+    num_accepted: int = 0
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds
+
+    @property
+    def tokens_per_cpu_s(self) -> float:
+        return self.num_tokens / self.cpu_s
+
+
+class Side:
+    """Serves requests with one setting. Only its steps beyond the prompts are counted."""
+
+    def __init__(self, executor: Executor, speculation: Speculation, jobs: Sequence[Job]) -> None:
+        info, self._runner = executor
+        self._drafter = make_drafter(speculation)
+        self.core = EngineCore(msgspec.structs.replace(info, speculation=speculation), self._runner)
+        self.figures = Figures()
+        for seed, (prompt, text) in enumerate(jobs):
+            sampling = SamplingParams(max_tokens=len(text), ignore_eos=True, seed=seed)
+            self.core.add_request(AddRequest(f"{speculation}{seed}", prompt, sampling, arrival_time=time.monotonic()))
+        self._missing = {f"{speculation}{seed}" for seed in range(len(jobs))}  # those without a token
+
+    def note_earlier(self, rng: random.Random, jobs: Sequence[Job], vocab_size: int) -> None:
+        """Let the drafter see much the same answers."""
+        assert self._drafter is not None
+        for i, (prompt, text) in enumerate(jobs):
+            other = [rng.randrange(_FIRST_TOKEN, vocab_size) if rng.random() < 0.05 else token for token in text]
+            self._drafter.begin(NewRequest(f"before{i}", prompt, len(prompt), SamplingParams()))
+            self._drafter.take_in({f"before{i}": other})
+            self._drafter.release(f"before{i}")
+
+    def has_all_prompts(self) -> bool:
+        """Run a step, uncounted, while there is a prompt to compute."""
+        if self._missing:
+            self._runner.drafter = self._drafter
+            self._missing -= {delta.request_id for delta in self.core.step().deltas if delta.token_ids}
+        return not self._missing
+
+    def step(self) -> None:
+        if not self.core.has_work:
+            return
+        self._runner.drafter = self._drafter
+        began, cpu_began = time.perf_counter(), time.thread_time()
+        outputs = self.core.step()
+        self.figures.cpu_s += time.thread_time() - cpu_began
+        self.figures.seconds += time.perf_counter() - began
+        self.figures.num_steps += 1
+        self.figures.num_tokens += sum(len(delta.token_ids) for delta in outputs.deltas)
+        self.figures.num_tried += outputs.stats.num_draft_tokens
+        self.figures.num_accepted += outputs.stats.num_accepted_drafts
 
 
 def main() -> None:
     options = _arguments()
-    values: dict[str, Any] = {"model": options.model, "device": "cpu", "max_num_seqs": max(options.streams)}
+    values: dict[str, Any] = {"model": options.model, "device": "cpu", "max_num_seqs": 2 * max(options.streams)}
     config = load_settings(**values, max_model_len=_PROMPT_TOKENS + options.tokens + 8, enable_prefix_caching=False)
     info, runner = build_executor(config.engine_config())
     print(f"- {describe_machine()}\n- {options.model}, {info.dtype}, {options.tokens} tokens each\n", flush=True)
@@ -96,7 +149,8 @@ def main() -> None:
     rows = []
     for kind, streams in itertools.product(options.kinds, options.streams):
         rows += measure((info, runner), writing, kind, streams, options)
-    headings = ["text", "streams", "speculation", "tokens/s", "to off", "least", "most", "tokens a step", "accepted"]
+    headings = ["text", "streams", "speculation", "off, tokens/s", "tokens/s", "to off", "least", "most"]
+    headings += ["to off, by processor time", "steps of off", "accepted"]
     print("\n" + markdown_table([headings, *rows]))
 
 
@@ -118,48 +172,53 @@ def measure(
     executor: Executor, writing: Writing, kind: str, streams: int, options: argparse.Namespace
 ) -> list[list[str]]:
     """Return a row for each setting."""
-    found: dict[str, list[Figures]] = {name: [] for name in ("off", *options.speculation)}
-    for number in range(options.rounds):
-        rng = random.Random(f"{kind} {streams} {number}")
-        jobs = [KINDS[kind](rng, options.tokens, executor[0].vocab_size) for _ in range(streams)]
-        names = list(found)
-        for name in names if number % 2 == 0 else reversed(names):
-            found[name].append(run(executor, writing, name, jobs))
     rows = []
-    for name, figures in found.items():
-        ratios = [own.tokens_per_s / plain.tokens_per_s for own, plain in zip(figures, found["off"], strict=True)]
-        speed = statistics.median(each.tokens_per_s for each in figures)
-        num_steps, tried = sum(each.num_steps for each in figures), sum(each.num_tried for each in figures)
-        per_step = options.rounds * streams * options.tokens / num_steps / streams
-        accepted = f"{sum(each.num_accepted for each in figures)} of {tried}"
-        columns = [speed, statistics.median(ratios), min(ratios), max(ratios), per_step]
-        rows.append([kind, str(streams), name, *(f"{column:.3g}" for column in columns), accepted])
+    for name in options.speculation:
+        rounds = []
+        for number in range(options.rounds):
+            rng = random.Random(f"{kind} {streams} {number}")
+            jobs = [KINDS[kind](rng, options.tokens, executor[0].vocab_size) for _ in range(streams)]
+            rounds.append(race(executor, writing, name, jobs, is_again=kind == "again"))
+        rows.append([kind, str(streams), name, *summary(rounds)])
         print(rows[-1], flush=True)
     return rows
 
 
-def run(executor: Executor, writing: Writing, speculation: str, jobs: Sequence[Job]) -> Figures:
-    """Serve all at once, and time it from when every prompt is computed and every stream has its first tokens."""
-    info, runner = executor
-    runner.drafter = NgramDrafter(_MAX_DRAFTS[speculation]) if speculation in _MAX_DRAFTS else None
-    core = EngineCore(msgspec.structs.replace(info, speculation=speculation), runner)
+def summary(rounds: Sequence[tuple[Figures, Figures]]) -> list[str]:
+    """Return the columns of a row: medians over rounds of a setting, and of its ratios to the same without drafts."""
+    ratios = [own.tokens_per_s / plain.tokens_per_s for plain, own in rounds]
+    cpu_ratios = [own.tokens_per_cpu_s / plain.tokens_per_cpu_s for plain, own in rounds]
+    columns = [
+        statistics.median(plain.tokens_per_s for plain, _ in rounds),
+        statistics.median(own.tokens_per_s for _, own in rounds),
+        *(statistics.median(ratios), min(ratios), max(ratios), statistics.median(cpu_ratios)),
+        statistics.median(plain.num_steps / own.num_steps for plain, own in rounds),
+    ]
+    accepted, tried = sum(own.num_accepted for _, own in rounds), sum(own.num_tried for _, own in rounds)
+    return [*(f"{column:.3g}" for column in columns), f"{accepted} of {tried}"]
+
+
+def race(
+    executor: Executor, writing: Writing, speculation: Speculation, jobs: Sequence[Job], *, is_again: bool
+) -> tuple[Figures, Figures]:
+    """Serve the same requests without drafts and with them, a step of one and a step of the other in turn.
+
+    Whatever else the machine does meets both alike. They have the same blocks, which nobody reads for their content.
+    """
     writing.texts = {seed: prompt + text for seed, (prompt, text) in enumerate(jobs)}
-    for seed, (prompt, text) in enumerate(jobs):
-        sampling = SamplingParams(max_tokens=len(text), ignore_eos=True, seed=seed)
-        core.add_request(AddRequest(f"r{seed}", prompt, sampling, arrival_time=time.monotonic()))
-    missing = {f"r{seed}" for seed in range(len(jobs))}
-    began, num_tokens, num_steps, num_tried, num_accepted = 0.0, 0, 0, 0, 0
-    while core.has_work:
-        outputs = core.step()
-        if missing:
-            missing -= {delta.request_id for delta in outputs.deltas if delta.token_ids}
-            began = time.perf_counter()
-            continue
-        num_steps += 1
-        num_tokens += sum(len(delta.token_ids) for delta in outputs.deltas)
-        num_tried += outputs.stats.num_draft_tokens
-        num_accepted += outputs.stats.num_accepted_drafts
-    return Figures(num_tokens / (time.perf_counter() - began), num_steps, num_tried, num_accepted)
+    plain, own = Side(executor, "off", jobs), Side(executor, speculation, jobs)
+    if is_again:
+        own.note_earlier(random.Random(len(jobs)), jobs, executor[0].vocab_size)
+    while not all([plain.has_all_prompts(), own.has_all_prompts()]):
+        pass
+    sides = [plain, own]
+    while plain.core.has_work or own.core.has_work:
+        for side in sides:
+            side.step()
+        sides.reverse()
+    executor[1].drafter = None
+    executor[1].execute(StepPlan([], released=[*executor[1]._requests]))
+    return plain.figures, own.figures
 
 
 # --- texts --------------------------------------------------------------------------------------------------
@@ -232,6 +291,7 @@ KINDS: dict[str, Callable[[random.Random, int, int], Job]] = {
     "code edit": edited,
     "JSON": records,
     "prose": prose,
+    "again": prose,
     "noise": noise,
 }
 

@@ -114,8 +114,9 @@ class EngineSettings(BaseModel):
     speculation: Speculation = setting(
         "off",
         "Engine",
-        "Speculative decoding with drafts from a request's own prompt and output, which changes no token: ngram tries"
-        " all that are found, auto as many in each step as make the tokens come faster by what was measured.",
+        "Speculative decoding, which changes no token. ngram tries drafts from a request's own prompt and output,"
+        " suffix from past answers, which are kept in memory, bounded, and apart by cache_salt; auto from both, as"
+        " many in each step as make the tokens come faster by what was measured.",
     )
     deterministic: bool | None = setting(
         None,

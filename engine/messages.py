@@ -350,6 +350,7 @@ class NewRequest(Message, frozen=True):
     sampling: SamplingParams
     prepared: Any = None
     adapter: str | None = None
+    cache_salt: str | None = None
 
 
 class ScheduledRequest(Message, frozen=True):
@@ -392,12 +393,14 @@ class StepPlan(Message, frozen=True):
     """Says what runs in one step, in batch order, under the token budget.
 
     `released` are requests (finished, aborted, preempted) whose state the executor drops before anything else;
-    a preempted one comes back as a `NewRequest`. The executor appends the samples that stand to its own copy.
+    a preempted one comes back as a `NewRequest`. The executor appends the samples that stand to its own copy, and
+    proposes drafts only if it `wants_drafts`.
     """
 
     scheduled: list[ScheduledRequest]
     new_requests: list[NewRequest] = []
     released: list[str] = []
+    wants_drafts: bool = True
 
     @property
     def num_tokens(self) -> int:

@@ -13,18 +13,23 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from orcinus.engine.messages import ScheduledRequest, TokenLogprobs
+from orcinus.engine.messages import NewRequest, ScheduledRequest, TokenLogprobs
 from orcinus.engine.sampling.sampler import SampledRows
 
 
 class Drafter(Protocol):
     """Guesses which tokens follow others. Used by one thread."""
 
-    def propose(self, known: Mapping[str, NDArray[np.int32]]) -> dict[str, list[int]]:
-        """Return the tokens that may follow those known, by request id: as many as it likes, or none.
+    def begin(self, new: NewRequest) -> None:
+        """Get to know a request that may try drafts, and its text so far."""
 
-        `known` has the prompt and the output so far (num_tokens,) of each request that got a token in the step just
-        ended and may try drafts. They are views, valid during the call. The scheduler decides how many are tried.
+    def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:
+        """Append to texts what came next, by request, since they were asked for last."""
+
+    def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
+        """Return the tokens that may follow the texts of these requests: as many as it likes, or none.
+
+        The scheduler decides how many are tried, and in which steps it asks.
         """
 
     def release(self, request_id: str) -> None:

@@ -155,7 +155,10 @@ class ModelRunner:
         for request_id in plan.released:
             self._release(request_id)
         for new in plan.new_requests:
-            self._requests[new.request_id] = self._request(new)
+            self._requests[new.request_id] = request = self._request(new)
+            if self.drafter is not None and not new.sampling.looks_back:
+                self.drafter.begin(new)
+                request.num_shown = len(new.token_ids)
         if not plan.scheduled:
             return lambda: StepResult(sampled_token_ids={})
         batch = self._batch(plan.scheduled)
@@ -168,7 +171,7 @@ class ModelRunner:
         def wait_and_note() -> StepResult:
             result = wait()
             self._suspects.end(batch.requests)
-            return result
+            return self._with_proposals(self.drafter, batch, result) if self.drafter and plan.wants_drafts else result
 
         return wait_and_note
 
@@ -261,6 +264,8 @@ class ModelRunner:
         if request is None:
             return
         if self.drafter is not None:
+            if unshown := self._unshown(request):
+                self.drafter.take_in({request_id: unshown})
             self.drafter.release(request_id)
         self._suspects.release(request.index)
         self._rows.remove(request.index)
@@ -383,7 +388,7 @@ class ModelRunner:
         failed |= _advance(requests, taken, sampled)
         token_ids, logprobs = [[token_id] for token_id in sampled.token_ids], [[entry] for entry in sampled.logprobs]
         failed |= self._take_forced(requests, [i for i in taken if i not in failed], token_ids)
-        return self._with_proposals(names, requests, _sampled_result(names, requests, token_ids, logprobs, failed))
+        return _sampled_result(names, requests, token_ids, logprobs, failed)
 
     def _sample_drafts(self, batch: StepBatch, sampling: list[int], hidden: Tensor) -> Callable[[], StepResult]:
         """Sample after the last token of each of those requests, and after each of its drafts."""
@@ -429,8 +434,7 @@ class ModelRunner:
         failed |= _advance(requests, taken, accepted.first)
         failed |= self._take_forced(requests, [i for i in taken if i not in failed], accepted.token_ids)
         names = [item.request_id for item in scheduled]
-        result = _sampled_result(names, requests, accepted.token_ids, accepted.logprobs, failed)
-        return self._with_proposals(names, requests, result)
+        return _sampled_result(names, requests, accepted.token_ids, accepted.logprobs, failed)
 
     def _take_forced(
         self, requests: list[RunningRequest], taken: list[int], token_ids: list[list[int]]
@@ -453,16 +457,25 @@ class ModelRunner:
             token_ids[i] += tokens
         return failed
 
-    def _with_proposals(self, names: list[str], requests: list[RunningRequest], result: StepResult) -> StepResult:
+    def _with_proposals(self, drafter: Drafter, batch: StepBatch, result: StepResult) -> StepResult:
         """Ask the drafter what may follow the tokens of requests that have just got some and may try drafts."""
-        if self.drafter is None:
-            return result
-        known = {
-            name: self._rows.known_tokens(request.index)
-            for name, request in zip(names, requests, strict=True)
-            if result.sampled_token_ids.get(name) and not request.row.sampling.looks_back and not request.is_released
+        brought = result.sampled_token_ids
+        grown = {
+            item.request_id: new
+            for item, request in zip(batch.scheduled, batch.requests, strict=True)
+            if item.request_id in brought and not request.is_released and (new := self._unshown(request))
         }
-        return msgspec.structs.replace(result, drafts=self.drafter.propose(known)) if known else result
+        drafter.take_in(grown)
+        drafts = drafter.propose([*grown])
+        return msgspec.structs.replace(result, drafts=drafts) if drafts else result
+
+    def _unshown(self, request: RunningRequest) -> list[int]:
+        """Return the tokens that a request got since the drafter saw it last; none where no drafts are tried."""
+        if request.num_shown is None:
+            return []
+        unshown: list[int] = self._rows.known_tokens(request.index)[request.num_shown :].tolist()
+        request.num_shown += len(unshown)
+        return unshown
 
 
 def _present(entries: list[TokenLogprobs | None]) -> list[TokenLogprobs]:

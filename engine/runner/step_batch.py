@@ -19,6 +19,7 @@ class RunningRequest:
     row: SamplingRow
     adapter_row: int = 0  # in the table of adapters; 0 is none
     pooled: PooledPrompt | None = None
+    num_shown: int | None = None  # tokens that the drafter knows; None: no drafts are tried
     is_released: bool = False
 
 

@@ -28,6 +28,13 @@ _FIRST_TRIAL = 4
 # Where drafts would pay if rows cost less, what they cost is looked at again after so many steps; then twice as many.
 _PATIENCE = 8
 _MAX_PATIENCE = 1024
+# Beside so many decodes it counts what looking for drafts takes: after so many steps of which none was tried they are
+# looked for in every second step, then in every fourth, and so on.
+_MANY_DECODES = 8
+_FRUITLESS_STEPS = 8
+_MAX_INTERVAL = 8
+# What decodes take alone is worked out anew after so many steps.
+_KEPT_STEPS = 8
 
 
 class DraftPolicy:
@@ -42,10 +49,13 @@ class DraftPolicy:
         self._records: dict[str, _Record] = {}
         self._all = _Rates([_FIRST_RATE] * _NUM_POSITIONS, _MEMORY_OF_ALL)
         self._costs: dict[int, _Costs] = {}  # by about how many requests decode
+        self._num_fruitless = 0  # steps in a row whose proposals were not tried
+        self._interval = 1  # of steps in which drafts are looked for
+        self._num_skipped = 0
 
     def observe_step(self, num_decodes: int, num_drafts: int, seconds: float) -> None:
         """Learn from a step of decodes alone, with drafts or without."""
-        self._costs_beside(num_decodes).step_time.observe(num_decodes, num_drafts, seconds)
+        self._costs_beside(num_decodes).observe(num_decodes, num_drafts, seconds)
 
     def observe_tokens(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Learn from what came next in a request whether its drafts, tried or not, were right."""
@@ -64,6 +74,22 @@ class DraftPolicy:
         """Drop what is known of a request that ends."""
         self._records.pop(request_id, None)
 
+    def wants_proposals(self, num_decodes: int) -> bool:
+        """Return whether drafts are to be looked for in the next step, beside about so many requests that decode.
+
+        Where many do and nothing comes of it, looking at each step would cost more than finding out a little later.
+        """
+        if num_decodes < _MANY_DECODES:
+            return True
+        self._num_skipped += 1
+        if self._num_skipped < self._interval:
+            return False
+        self._num_skipped = 0
+        self._num_fruitless += 1  # as far as is known yet
+        if self._num_fruitless > _FRUITLESS_STEPS:
+            self._num_fruitless, self._interval = 0, min(_MAX_INTERVAL, 2 * self._interval)
+        return True
+
     def choose(self, proposals: Mapping[str, list[int]], num_decodes: int) -> dict[str, list[int]]:
         """Return the drafts to try beside so many requests that decode, by request; those with none are left out."""
         ranked: list[tuple[float, str]] = []
@@ -77,6 +103,8 @@ class DraftPolicy:
         num_tried = self._costs_beside(num_decodes).num_worth_it(
             [probability for probability, _ in ranked], num_decodes, self._target_itl_s
         )
+        if num_tried:
+            self._num_fruitless, self._interval = 0, 1
         counts = Counter(request_id for _, request_id in ranked[:num_tried])
         return {request_id: proposals[request_id][:count] for request_id, count in counts.items()}
 
@@ -138,6 +166,18 @@ class _Costs:
         self.step_time = StepTimeModel()  # in which drafts are what prompts are elsewhere
         self._num_refused = 0  # in a row
         self._patience = _PATIENCE
+        self._alone_s: dict[int, float] = {}  # by decodes, of some steps ago at most
+        self._num_steps_alone = 0
+        self._rows_s: list[float] = []  # by drafts, one less
+
+    def observe(self, num_decodes: int, num_drafts: int, seconds: float) -> None:
+        """Learn from a step how long it took."""
+        self.step_time.observe(num_decodes, num_drafts, seconds)
+        if num_drafts:
+            self._rows_s.clear()
+        self._num_steps_alone += not num_drafts
+        if num_drafts or self._num_steps_alone % _KEPT_STEPS == 1:
+            self._alone_s.clear()
 
     def num_worth_it(self, probabilities: Sequence[float], num_decodes: int, target_s: float | None) -> int:
         """Return how many drafts, the likeliest first, bring most tokens a second; 0 where none do better.
@@ -146,12 +186,12 @@ class _Costs:
         """
         if not self.step_time.knows_decodes(num_decodes):
             return 0
-        alone_s, rows = self.step_time.decode_s(num_decodes), self.step_time.chunks
-        most = _GROWTH * rows.most_tokens or _FIRST_TRIAL
+        alone_s, rows_s = self._alone(num_decodes), self._rows(len(probabilities))
+        most = _GROWTH * self.step_time.chunks.most_tokens or _FIRST_TRIAL
         best, highest, gained = 0, 0.0, 0.0
         for count, probability in enumerate(probabilities, 1):
             gained += probability
-            step_s = alone_s + rows.seconds_for(count)
+            step_s = alone_s + rows_s[count - 1]
             if target_s is not None and step_s > target_s:
                 break
             if (rate := (num_decodes + gained) / max(step_s, 1e-9)) > highest:
@@ -162,6 +202,17 @@ class _Costs:
         if best and num_decodes + gained >= _MIN_GAIN * num_decodes and self._is_due():
             return min(len(probabilities), most)
         return 0
+
+    def _alone(self, num_decodes: int) -> float:
+        if num_decodes not in self._alone_s:
+            self._alone_s[num_decodes] = self.step_time.decode_s(num_decodes)
+        return self._alone_s[num_decodes]
+
+    def _rows(self, count: int) -> list[float]:
+        """Return how much longer a step takes for 1, 2, … `count` drafts or more."""
+        first = len(self._rows_s) + 1
+        self._rows_s += [self.step_time.chunks.seconds_for(drafts) for drafts in range(first, count + 1)]
+        return self._rows_s
 
     def _is_due(self) -> bool:
         """Count a refusal; return whether it is time to see again what drafts cost."""

@@ -34,8 +34,8 @@ class ScheduledStep:
 class StepBuilder:
     """Puts requests into a step, one after the other."""
 
-    def __init__(self, slots: Slots, number: int, now: float) -> None:
-        self.step = ScheduledStep()
+    def __init__(self, slots: Slots, number: int, now: float, *, wants_drafts: bool = True) -> None:
+        self.step = ScheduledStep(StepPlan([], [], [], wants_drafts))
         self.now = now
         # Tokens beyond one that those may still compute who decode, and known ones among them; set when there are some.
         self.extra_budget: int | None = None
@@ -113,5 +113,6 @@ class StepBuilder:
                 sampling=request.sampling,
                 prepared=request.prepared,
                 adapter=request.adapter,
+                cache_salt=request.cache_salt,
             )
         )

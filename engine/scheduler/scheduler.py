@@ -23,8 +23,9 @@ from orcinus.engine.messages import (
 )
 from orcinus.engine.scheduler.batching import batching_rule
 from orcinus.engine.scheduler.block_manager import BlockManager
-from orcinus.engine.scheduler.draft_policy import DraftPolicy
+from orcinus.engine.scheduler.drafting import Drafting
 from orcinus.engine.scheduler.ends import End, EndRules, end_without_tokens, report, report_error
+from orcinus.engine.scheduler.extra_tokens import ExtraTokens
 from orcinus.engine.scheduler.fair_queue import FairQueue
 from orcinus.engine.scheduler.prefill_budget import FLOWING_TOKENS, PendingPrompt, PrefillBudget
 from orcinus.engine.scheduler.prefix_reuse import ComingHashes, PrefixReuse
@@ -36,9 +37,6 @@ from orcinus.engine.scheduler.slots import Slots
 from orcinus.engine.scheduler.snapshots import SnapshotReuse, SnapshotStepBuilder
 from orcinus.engine.scheduler.state_cache import StateCache
 from orcinus.engine.scheduler.step_recovery import CulpritSearch, MemoryBackoff
-
-# Drafts that a step may try where there are fewer slots.
-_MIN_MOST_DRAFTS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +94,22 @@ class Scheduler:
         self._steps_in_flight: deque[ScheduledStep] = deque()  # those that wait for their update, oldest first
         self._is_short_of_blocks = False  # a request could not grow, and none is preempted while a step is in flight
         self._prefill_budget = PrefillBudget(limits.target_itl_s, limits.target_ttft_s)
-        self._draft_policy: DraftPolicy | None = None
-        if limits.weighs_drafts:
-            self._draft_policy = DraftPolicy(max(_MIN_MOST_DRAFTS, limits.max_num_seqs), limits.target_itl_s)
         self._culprit_search = CulpritSearch()
         self._memory_backoff = MemoryBackoff()
+        self._extra = ExtraTokens(
+            limits.max_num_batched_tokens,
+            self._slots,
+            self._ends,
+            prefill_budget=self._prefill_budget,
+            memory_backoff=self._memory_backoff,
+            has_snapshots=self.snapshots is not None,
+        )
+        self._drafting = Drafting(
+            weighs=limits.weighs_drafts,
+            is_possible=not limits.has_states,
+            max_num_seqs=limits.max_num_seqs,
+            target_itl_s=limits.target_itl_s,
+        )
         self._num_added = 0
         self._num_steps = 0
 
@@ -195,7 +204,8 @@ class Scheduler:
     def _begin_step(self) -> StepBuilder:
         now = self._clock()
         if self.snapshots is None:
-            return StepBuilder(self._slots, self._num_steps, now)
+            wants_drafts = self._drafting.wants_proposals(self.num_running)
+            return StepBuilder(self._slots, self._num_steps, now, wants_drafts=wants_drafts)
         return SnapshotStepBuilder(self._slots, self._num_steps, now, self.snapshots)
 
     def update(self, step: ScheduledStep, result: StepResult) -> list[RequestDelta]:
@@ -219,7 +229,7 @@ class Scheduler:
                 deltas.append(delta)
             step.stats.num_draft_tokens += len(item.draft_token_ids)
             step.stats.num_accepted_drafts += request.num_accepted_drafts - num_accepted
-        self._keep_drafts(result)
+        self._drafting.keep(result.drafts, self._requests, self._slots.running)
         return deltas
 
     def observe(self, step: ScheduledStep, step_time_s: float) -> None:
@@ -227,8 +237,7 @@ class Scheduler:
         num_chunk_tokens = step.num_chunk_tokens
         num_tokens = step.stats.num_decode_tokens + step.stats.num_prefill_tokens
         self._prefill_budget.observe(num_tokens - num_chunk_tokens, num_chunk_tokens, step_time_s)
-        if self._draft_policy is not None and not num_chunk_tokens and not step.num_known_tokens:
-            self._draft_policy.observe_step(len(step.plan.scheduled), step.num_extra_tokens, step_time_s)
+        self._drafting.observe_step(step, step_time_s)
 
     def retry(self, message: str, *, is_out_of_memory: bool = False) -> list[RequestDelta]:
         """Find the culprit of the oldest step in flight, which failed; any planned after it is void.
@@ -329,43 +338,18 @@ class Scheduler:
 
         A prompt that lacks a single token is no dearer than a decode, and goes with them.
         """
-        prompts = []
+        prompts, extra = [], self._extra
         block_size = self._blocks.block_size
         for request in self._selected():
             if not request.is_decoding and request.num_tokens_to_compute > 1:
                 prompts.append(request)
-            elif request.draft_token_ids and (drafts := self._take_drafts(builder, request)):
+            elif request.draft_token_ids and (drafts := extra.take_drafts(builder, request)):
                 builder.add_drafts(request, drafts)
-            elif (num_tokens := 1 + self._take_known(builder, request)) <= -request.num_computed_tokens % block_size:
+            elif (num_tokens := 1 + extra.take_known(builder, request)) <= -request.num_computed_tokens % block_size:
                 builder.add(request, num_tokens, [])  # its last block has room, and the executor knows of it
             elif num_tokens > 1 or self._grow(builder, request):
                 builder.add(request, num_tokens, builder.unsent_blocks(request, num_tokens))
         return [request for request in prompts if request.is_running]
-
-    def _take_known(self, builder: StepBuilder, request: Request) -> int:
-        """Return how many of the known tokens behind its next one a request computes now, with blocks for them.
-
-        None is preempted for them, and nobody waits longer for a step with them than for one with a prompt.
-        """
-        num_known = request.num_tokens_to_compute - 1
-        if num_known <= 0:
-            return 0
-        if builder.extra_budget is None:
-            builder.extra_budget = self._extra_budget()
-        if builder.known_budget is None:
-            num_running = self.num_running
-            builder.known_budget = self._prefill_budget.known_tokens(num_running) if num_running > 1 else num_known
-        next_end = request.num_computed_tokens + 1
-        num_fitting = self._num_fitting(request) - next_end
-        num_known = max(0, min(num_known, builder.known_budget, builder.extra_budget, num_fitting))
-        if self.snapshots is not None:  # which are made where a chunk ends with a block
-            last_block_end = (next_end + num_known) // self._blocks.block_size * self._blocks.block_size
-            num_known = last_block_end - next_end if last_block_end >= next_end else num_known
-        if num_known == 0 or self._blocks.allocate(request.request_id, next_end + num_known) is None:
-            return 0
-        builder.known_budget -= num_known
-        builder.extra_budget -= num_known
-        return num_known
 
     def _selected(self) -> list[Request]:
         """Return the requests that take part in this step if there is room."""
@@ -382,39 +366,6 @@ class Scheduler:
         if request.num_in_flight == 0:
             return request.num_tokens_to_compute == 0  # all that it asks for is being computed
         return self._ends.is_at_limit(request, request.num_tokens)
-
-    def _take_drafts(self, builder: StepBuilder, request: Request) -> list[int]:
-        """Return as many of a request's drafts as this step can try, with blocks for them, and forget the others.
-
-        No request is preempted for a draft: each that runs, of which any may reach a new block, can have one still.
-        """
-        assert not self._steps_in_flight, "no step is planned ahead while there are drafts"
-        drafts, request.draft_token_ids = request.draft_token_ids, []
-        num_fitting = self._num_fitting(request) - request.num_tokens
-        if self._blocks.has_windows:  # of more than a block, what is rejected would add up: see `cache_groups`
-            num_fitting = min(num_fitting, self._blocks.block_size)
-        if builder.extra_budget is None:
-            builder.extra_budget = self._extra_budget()
-        drafts = drafts[: max(0, min(self._ends.num_tokens_left(request) - 1, num_fitting, builder.extra_budget))]
-        if self._blocks.allocate(request.request_id, request.num_tokens + len(drafts)) is None:
-            return []
-        return drafts
-
-    def _num_fitting(self, request: Request) -> int:
-        """Return how many tokens of a request fit into its blocks and those that nobody needs for a next token."""
-        num_spare_blocks = max(0, self._blocks.num_free_blocks - self.num_running)
-        return (len(self._blocks.block_table(request.request_id)) + num_spare_blocks) * self._blocks.block_size
-
-    def _extra_budget(self) -> int:
-        """Return how many tokens beyond one those may have together that decode: drafts, or known ones.
-
-        A token of each request goes first; prompts get half of the rest.
-        """
-        running = self._slots.running
-        budget = self.limits.max_num_batched_tokens - len(running)
-        if self._memory_backoff.max_extra_tokens is not None:
-            budget = min(budget, self._memory_backoff.max_extra_tokens)
-        return budget if all(request.is_decoding for request in running) else budget // 2
 
     def _grow(self, builder: StepBuilder, request: Request) -> bool:
         """Make room for one more token, preempting the last one in order if need be. False if that is `request` itself.
@@ -498,8 +449,7 @@ class Scheduler:
                 return None
         sampled, end = self._ends.take_in(request, sampled, result)
         request.num_accepted_drafts += sum(map(eq, item.draft_token_ids, sampled))
-        if self._draft_policy is not None:
-            self._draft_policy.observe_tokens(request.request_id, sampled)
+        self._drafting.observe_tokens(request.request_id, sampled)
         if num_samples > 1:
             computed_end = min(computed_end, len(request.token_ids))
         self._slots.book_blocks(request, item.num_computed_tokens, computed_end)
@@ -520,23 +470,6 @@ class Scheduler:
             self._finish(request)
         return delta
 
-    def _keep_drafts(self, result: StepResult) -> None:
-        """Keep what the executor proposes, but not for requests whose next tokens depend on those before them.
-
-        Nor where there are states: a draft that is rejected would have changed one.
-        """
-        if self.limits.has_states or not result.drafts:
-            return
-        both = [(self._requests.get(request_id), drafts) for request_id, drafts in result.drafts.items()]
-        kept = {
-            request.request_id: drafts for request, drafts in both if request is not None and not request.looks_back
-        }
-        if self._draft_policy is not None:
-            num_decodes = sum(request.is_decoding for request in self._slots.running)
-            kept = self._draft_policy.choose(kept, num_decodes)
-        for request_id, draft_token_ids in kept.items():
-            self._requests[request_id].draft_token_ids = draft_token_ids
-
     def _fail(self, request: Request, message: str) -> RequestDelta:
         delta = report_error(request, message)
         self._finish(request)
@@ -546,8 +479,7 @@ class Scheduler:
         """Remove a request from everything; its slot and blocks are free for the next step."""
         self._slots.remove(request)
         self._culprit_search.clear(request.request_id)
-        if self._draft_policy is not None:
-            self._draft_policy.forget(request.request_id)
+        self._drafting.forget(request.request_id)
         del self._requests[request.request_id]
 
     def check_integrity(self) -> None:

@@ -39,8 +39,9 @@ from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.runner.cuda_graphs import CudaRecorder
 from orcinus.engine.runner.drafts import Drafter
 from orcinus.engine.runner.model_runner import ModelRunner
-from orcinus.engine.runner.ngram_drafter import NgramDrafter
+from orcinus.engine.runner.past_answers import PastAnswers
 from orcinus.engine.runner.pooling import resolve_pooling
+from orcinus.engine.runner.text_drafter import OwnText, TextDrafter
 from orcinus.engine.sampling.choice import triton_sampler
 from orcinus.engine.sampling.sampler import Sampler
 from orcinus.engine.startup.cache_dtype import check_int8_device, with_int8_cache
@@ -258,7 +259,7 @@ def _model_runner(
         max_num_seqs=limits.max_num_seqs,
         num_cache_groups=num_groups,
         runs_ahead=device.type == "cuda",
-        drafter=_drafter(_speculation(config, served)),
+        drafter=make_drafter(_speculation(config, served)),
         seed=config.seed or 0,
     )
 
@@ -268,10 +269,13 @@ def _speculation(config: EngineConfig, served: ServedModel) -> Speculation:
     return "off" if served.states or not served.model.has_head else config.speculation
 
 
-def _drafter(speculation: Speculation) -> Drafter | None:
-    if speculation == "off":
-        return None
-    return NgramDrafter(_MAX_DRAFTS if speculation == "ngram" else _MAX_WEIGHED_DRAFTS)
+def make_drafter(speculation: Speculation) -> Drafter | None:
+    """Return what proposes drafts by this setting."""
+    if speculation == "auto":
+        return TextDrafter([OwnText(), PastAnswers()], _MAX_WEIGHED_DRAFTS)
+    if speculation == "suffix":
+        return TextDrafter([PastAnswers()], _MAX_DRAFTS)
+    return TextDrafter([OwnText()], _MAX_DRAFTS) if speculation == "ngram" else None
 
 
 def _grammar_compiler(config: EngineConfig, served: ServedModel, eos: list[int]) -> "GrammarCompiler":

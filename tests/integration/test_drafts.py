@@ -6,11 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from orcinus.engine.messages import EngineInfo
+from orcinus.engine.messages import EngineInfo, NewRequest
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
@@ -37,13 +35,21 @@ class KnowingDrafter:
     def __init__(self, texts: Mapping[str, list[int]], rng: random.Random) -> None:
         self._texts = texts
         self._rng = rng
+        self._num_known: dict[str, int] = {}
         self.num_mistakes = 0
+
+    def begin(self, new: NewRequest) -> None:
+        self._num_known[new.request_id] = len(new.token_ids)
+
+    def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:
+        for name, token_ids in grown.items():
+            self._num_known[name] += len(token_ids)
 
     def release(self, request_id: str) -> None:
         pass
 
-    def propose(self, known: Mapping[str, NDArray[np.int32]]) -> dict[str, list[int]]:
-        following = {name: self._texts[name][len(token_ids) :] for name, token_ids in known.items()}
+    def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
+        following = {name: self._texts[name][self._num_known[name] :] for name in request_ids}
         return {name: self._with_mistakes(tokens[: self._rng.randint(0, 6)]) for name, tokens in following.items()}
 
     def _with_mistakes(self, tokens: list[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Output with drafts by n-grams, all tried or some chosen, equals that without them, token for token."""
+"""Output with drafts from texts, all tried or some chosen, equals that without them, token for token."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,13 +16,16 @@ from orcinus.engine.messages import AddRequest, EngineInfo
 from orcinus.engine.outputs import RequestOutput
 from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
-from orcinus.engine.runner.ngram_drafter import NgramDrafter
-from orcinus.engine.sampling_params import Grammar
-from orcinus.engine.startup.build import build_executor
-from tests.integration.tiny_models import build_model, engine_config
+from orcinus.engine.runner.past_answers import PastAnswers
+from orcinus.engine.runner.text_drafter import OwnText
+from orcinus.engine.sampling_params import Grammar, Opening, Openings, Thinking
+from orcinus.engine.startup.build import build_executor, make_drafter
+from tests.integration.tiny_models import build_model, build_tokenizer, engine_config
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, Run, core_with_few_blocks, random_tokens, serve
 
 Executor = tuple[EngineInfo, ModelRunner]
+
+SPECULATIONS: tuple[Speculation, ...] = ("ngram", "suffix", "auto")
 
 VARIANTS: list[dict[str, Any]] = [
     {"temperature": 0.0},
@@ -45,7 +48,7 @@ def repeating_cases(rng: random.Random, count: int) -> list[Case]:
         few = [10, 11, 12, *random_tokens(rng, rng.randint(1, 3))]
         prompt = [rng.choice(few) for _ in range(rng.randint(3, 50))]
         sampling = SamplingParams(
-            max_tokens=rng.randint(1, 40),
+            max_tokens=rng.randint(VARIANTS[i % len(VARIANTS)].get("min_tokens", 1), 40),
             seed=i,
             ignore_eos=rng.random() < 0.5,
             allowed_token_ids=tuple(sorted({*few, 2})),
@@ -55,11 +58,25 @@ def repeating_cases(rng: random.Random, count: int) -> list[Case]:
     return cases
 
 
+def grammar_cases(rng: random.Random, count: int) -> list[Case]:
+    """Requests whose next token depends on those before it: grammars that force tokens, and budgets of thoughts."""
+    options: list[dict[str, Any]] = [
+        {"grammar": Grammar("regex", "[ab](all work and no play ){3}[cd]")},
+        {"grammar": Grammar("choice", '["first of all of them", "first of the others"]'), "temperature": 1.0},
+        {"thinking": Thinking(end=(40, 41), budget=7), "ignore_eos": True, "logit_bias": {10: 9.0}},
+        {"grammar": Grammar("regex", "(no play)[ab]", Thinking(end=(40,), budget=5)), "temperature": 1.0},
+    ]
+    return [
+        Case(random_tokens(rng, rng.randint(3, 20)), SamplingParams(max_tokens=30, seed=i, **options[i % 4]), [])
+        for i in range(count)
+    ]
+
+
 def serve_with(executor: Executor, speculation: Speculation, cases: Sequence[Case]) -> Run:
     info, runner = executor
-    runner.drafter = None if speculation == "off" else NgramDrafter(8)
+    core = core_with_few_blocks((msgspec.structs.replace(info, speculation=speculation), runner))
+    runner.drafter = make_drafter(speculation)
     try:
-        core = core_with_few_blocks((msgspec.structs.replace(info, speculation=speculation), runner))
         run = serve(core, [*cases], random.Random(1), speculation)
     finally:
         runner.drafter = None
@@ -77,23 +94,21 @@ def executor_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Execu
     model_of = cache(lambda family: build_model(family, tmp_path_factory.mktemp(family)))
 
     def load(family: str, **config: Any) -> Executor:
-        return build_executor(
-            engine_config(model_of(family), max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, **config)
-        )
+        directory = build_tokenizer(model_of(family))
+        return build_executor(engine_config(directory, max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, **config))
 
     return cache(load)
 
 
-def check_same(executor: Executor, count: int) -> None:
-    cases = repeating_cases(random.Random(count), count)
+def check_same(executor: Executor, cases: Sequence[Case]) -> None:
     plain = serve_with(executor, "off", cases)
     assert num_drafts(plain) == (0, 0)
-    for speculation in ("ngram", "auto"):
+    for speculation in SPECULATIONS:
         drafted = serve_with(executor, speculation, cases)
         num_tried, num_accepted = num_drafts(drafted)
-        if speculation == "ngram":
-            assert num_accepted > count
-            assert num_tried - num_accepted > count
+        if speculation != "auto":
+            assert num_accepted > len(cases) // 2
+            assert num_tried - num_accepted > len(cases) // 4
         for case, without, outcome in zip(cases, plain.outcomes, drafted.outcomes, strict=True):
             assert outcome.token_ids == without.token_ids
             last, expected = outcome.deltas[-1], without.deltas[-1]
@@ -116,7 +131,7 @@ DETERMINISTIC = pytest.param(
 def test_mixed_requests_get_the_same_tokens_with_drafts_as_without(
     family: str, config: dict[str, Any], executor_of: Callable[..., Executor]
 ) -> None:
-    check_same(executor_of(family, **config), 30)
+    check_same(executor_of(family, **config), repeating_cases(random.Random(30), 30))
 
 
 @pytest.mark.slow
@@ -124,15 +139,25 @@ def test_mixed_requests_get_the_same_tokens_with_drafts_as_without(
 def test_many_mixed_requests_get_the_same_tokens_with_drafts_as_without(
     family: str, config: dict[str, Any], executor_of: Callable[..., Executor]
 ) -> None:
-    check_same(executor_of(family, **config), 200)
+    check_same(executor_of(family, **config), repeating_cases(random.Random(200), 200))
+
+
+@pytest.mark.parametrize(("family", "config"), [("llama", {}), DETERMINISTIC])
+def test_requests_beside_grammars_and_budgets_get_the_same_tokens_with_drafts_as_without(
+    family: str, config: dict[str, Any], executor_of: Callable[..., Executor]
+) -> None:
+    rng = random.Random(7)
+    cases = repeating_cases(rng, 28) + grammar_cases(rng, 20)
+    rng.shuffle(cases)
+    check_same(executor_of(family, **config), cases)
 
 
 def test_a_request_that_another_engine_goes_on_with_gets_the_same_tokens(executor_of: Callable[..., Executor]) -> None:
     info, runner = executor_of("llama")
     cases = [case for case in repeating_cases(random.Random(3), 20) if case.sampling.max_tokens != 1]
     plain = serve_with((info, runner), "off", cases)
-    runner.drafter = NgramDrafter(8)
     core = core_with_few_blocks((msgspec.structs.replace(info, speculation="ngram"), runner))
+    runner.drafter = make_drafter("ngram")
     expected = {}
     for i, (case, outcome) in enumerate(zip(cases, plain.outcomes, strict=True)):
         half = outcome.token_ids[: len(outcome.token_ids) // 2]
@@ -158,10 +183,35 @@ def test_a_request_that_another_engine_goes_on_with_gets_the_same_tokens(executo
     assert num_accepted > 0
 
 
+@pytest.mark.parametrize(("salt", "sees"), [("one", True), ("another", False), (None, False)])
+def test_the_second_of_two_alike_requests_gets_its_answer_from_the_first_if_they_have_the_same_salt(
+    salt: str | None, sees: bool, executor_of: Callable[..., Executor]
+) -> None:
+    info, runner = executor_of("llama")
+    prompt = random_tokens(random.Random(11), 20)
+    sampling = SamplingParams(max_tokens=40, seed=5, temperature=1.0, ignore_eos=True)
+    core = core_with_few_blocks((msgspec.structs.replace(info, speculation="suffix"), runner))
+    runner.drafter = make_drafter("suffix")
+    texts, nums_accepted = [], []
+    for name, own_salt in (("first", "one"), ("second", salt)):
+        core.add_request(AddRequest(name, prompt, sampling, arrival_time=0.0, cache_salt=own_salt))
+        deltas = []
+        while core.has_work:
+            deltas += core.step().deltas
+        texts.append([token_id for delta in deltas for token_id in delta.token_ids])
+        nums_accepted.append(deltas[-1].num_accepted_drafts)
+    runner.drafter = None
+    assert texts[0] == texts[1]
+    assert nums_accepted[0] < 10
+    assert (nums_accepted[1] > 30) == sees
+
+
 # --- the whole engine, with the demo model ------------------------------------------------------------------
 
 LINES = "apples, pears and plums\nplums, apples and pears\n"
 JSON = Grammar("json_schema", '{"type": "array", "items": {"enum": ["apples", "pears"]}, "maxItems": 3}')
+CALL = Grammar("regex", " [a-z]{1,6} is called;", openings=Openings((Opening(("and",), ()),)))  # as strict calls are
+THOUGHT = Thinking(end=(40, 41), budget=9)
 MIXED: list[tuple[str, SamplingParams]] = [
     (LINES * 3, SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)),
     (LINES * 3, SamplingParams(temperature=0, max_tokens=60, stop=("and",))),
@@ -169,6 +219,8 @@ MIXED: list[tuple[str, SamplingParams]] = [
     (LINES * 2, SamplingParams(temperature=0.3, seed=2, max_tokens=33, logprobs=3)),
     ("List: ", SamplingParams(temperature=0.7, seed=3, max_tokens=60, grammar=JSON)),
     (LINES, SamplingParams(temperature=0.2, seed=4, max_tokens=50, repetition_penalty=1.2)),
+    (LINES * 2, SamplingParams(temperature=0.3, seed=5, n=2, max_tokens=60, grammar=CALL)),
+    (LINES, SamplingParams(temperature=0, max_tokens=40, thinking=THOUGHT)),
 ]
 
 
@@ -187,7 +239,7 @@ def outputs_of() -> Callable[[Speculation], list[RequestOutput]]:
     return cache(run)
 
 
-@pytest.mark.parametrize("speculation", ["ngram", "auto"])
+@pytest.mark.parametrize("speculation", SPECULATIONS)
 def test_texts_stop_strings_and_samples_are_the_same_with_drafts(
     speculation: Speculation, outputs_of: Callable[[Speculation], list[RequestOutput]]
 ) -> None:
@@ -199,6 +251,8 @@ def test_texts_stop_strings_and_samples_are_the_same_with_drafts(
         assert without.num_draft_tokens == 0
     if speculation == "ngram":
         assert sum(output.num_accepted_drafts for output in drafted) > 20
+    assert all(output.num_draft_tokens == 0 for output in drafted[-4:]), "what looks back tries none"
+    assert any("and" in output.text and "is called;" in output.text for output in drafted[-3:-1])
 
 
 def test_a_model_with_states_tries_no_drafts(tmp_path: Path) -> None:
@@ -208,7 +262,8 @@ def test_a_model_with_states_tries_no_drafts(tmp_path: Path) -> None:
 
 def test_the_setting_says_what_proposes_and_whether_it_is_weighed(tmp_path: Path) -> None:
     model = build_model("llama", tmp_path)
-    for speculation, weighs in (("off", False), ("ngram", False), ("auto", True)):
+    sources = {"off": None, "ngram": [OwnText], "suffix": [PastAnswers], "auto": [OwnText, PastAnswers]}
+    for speculation, expected in sources.items():
         info, runner = build_executor(engine_config(model, speculation=speculation))
-        assert isinstance(runner.drafter, NgramDrafter) == (speculation != "off")
-        assert EngineCore(info, runner).scheduler.limits.weighs_drafts is weighs
+        assert (runner.drafter and [type(source) for source in runner.drafter._sources]) == expected  # type: ignore[attr-defined]
+        assert EngineCore(info, runner).scheduler.limits.weighs_drafts is (speculation == "auto")

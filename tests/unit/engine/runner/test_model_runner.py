@@ -1,6 +1,6 @@
 """What a plan becomes before the model runs, and what its tokens become afterwards; the model is a stand-in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest.mock import Mock
 
@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from orcinus.engine.attention.interface import AttentionMetadata
@@ -92,9 +91,13 @@ class Bench:
         return [context.state_slots.tolist() for context in self.model.contexts if context.state_slots is not None]
 
     def step(
-        self, *scheduled: ScheduledRequest, new: list[NewRequest] | None = None, released: list[str] | None = None
+        self,
+        *scheduled: ScheduledRequest,
+        new: list[NewRequest] | None = None,
+        released: list[str] | None = None,
+        wants_drafts: bool = True,
     ) -> dict[str, list[int]]:
-        plan = StepPlan(scheduled=list(scheduled), new_requests=new or [], released=released or [])
+        plan = StepPlan(list(scheduled), new or [], released or [], wants_drafts)
         self.result = self.runner.execute(plan)
         return self.result.sampled_token_ids
 
@@ -411,18 +414,24 @@ def test_drafts_that_break_a_whole_step_leave_it_to_be_run_again_without_them() 
 
 
 class NotingDrafter:
-    """Proposes 9 and 9 after everything, and notes what it was asked."""
+    """Proposes 9 and 9 after everything, and notes what it was told."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, list[int]]] = []
+        self.begun: list[str] = []
+        self.told: list[dict[str, list[int]]] = []
         self.released: list[str] = []
+
+    def begin(self, new: NewRequest) -> None:
+        self.begun.append(new.request_id)
+
+    def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:
+        self.told.append({name: [*token_ids] for name, token_ids in grown.items()})
 
     def release(self, request_id: str) -> None:
         self.released.append(request_id)
 
-    def propose(self, known: Mapping[str, NDArray[np.int32]]) -> dict[str, list[int]]:
-        self.asked.append({name: token_ids.tolist() for name, token_ids in known.items()})
-        return {name: [9, 9] for name in known}
+    def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
+        return {name: [9, 9] for name in request_ids}
 
 
 def test_the_drafter_is_asked_about_the_texts_that_have_just_grown_and_follow_no_tokens() -> None:
@@ -441,8 +450,20 @@ def test_the_drafter_is_asked_about_the_texts_that_have_just_grown_and_follow_no
     assert bench.result.drafts == {"a": [9, 9], "c": [9, 9]}
     bench.step(share("b", 1, 1))
     assert bench.result.drafts == {}
-    assert drafter.asked == [{"a": [5, 6]}, {"c": [30, 31, 32], "a": [5, 6, 7, 8]}]
+    assert drafter.begun == ["a", "c", "d"]
+    assert drafter.told == [{"a": [6]}, {"c": [32], "a": [7, 8]}, {}]
     assert drafter.released == ["d"]
+
+
+def test_a_drafter_that_is_not_asked_learns_of_tokens_when_it_is_or_when_their_request_ends() -> None:
+    bench, drafter = Bench(), NotingDrafter()
+    bench.runner.drafter = drafter
+    bench.step(share("a", 0, 1, [0]), share("b", 0, 1, [1]), new=[new("a", [5]), new("b", [20])], wants_drafts=False)
+    bench.step(share("a", 1, 1), share("b", 1, 1), wants_drafts=False)
+    assert bench.result.drafts == {}
+    assert drafter.told == []
+    bench.step(share("a", 2, 1), released=["b"])
+    assert drafter.told == [{"b": [21, 22]}, {"a": [6, 7, 8]}]
 
 
 @pytest.mark.parametrize("name", [*INDEPENDENT_OF_TOKENS, *FOLLOWING_TOKENS])

@@ -98,6 +98,35 @@ def test_a_step_tries_no_more_than_the_limit_and_the_likeliest() -> None:
     assert "new" not in chosen or len(chosen["new"]) <= 8
 
 
+def looks(policy: DraftPolicy, num_decodes: int, num_steps: int = 200) -> int:
+    """Return in how many of the latest steps drafts were looked for."""
+    return sum(policy.wants_proposals(num_decodes) for _ in range(num_steps))
+
+
+def test_beside_many_decodes_drafts_are_looked_for_more_seldom_until_some_are_tried() -> None:
+    policy = DraftPolicy(16)
+    assert looks(policy, 4) == 200
+    assert looks(policy, 32) < 60
+    assert looks(policy, 32) == 25
+    assert looks(policy, 4) == 200
+    tries(policy, step_s=cheap, is_right=lambda position: True, num_requests=32, num_drafting=1)
+    assert looks(policy, 32, 8) == 8
+
+
+def test_the_plan_says_whether_drafts_are_wanted() -> None:
+    engine = SimulatedEngine(speculation="auto", max_num_seqs=16, num_kv_blocks=256)
+    for i in range(16):
+        engine.add(f"r{i}", prompt(5), max_tokens=40, ignore_eos=True)
+    engine.run()
+    wanted = [plan.wants_drafts for plan in engine.executor.plans]
+    assert all(wanted[:8])
+    assert sum(wanted) < len(wanted) - 8
+    plain = SimulatedEngine(speculation="ngram")
+    plain.add("a", prompt(5), max_tokens=20, ignore_eos=True)
+    plain.run()
+    assert all(plan.wants_drafts for plan in plain.executor.plans)
+
+
 def test_what_is_known_of_a_request_goes_with_it() -> None:
     policy = DraftPolicy(16)
     tries(policy, step_s=cheap, is_right=lambda position: True)
@@ -119,6 +148,6 @@ def test_the_scheduler_weighs_drafts_counts_them_and_forgets_a_request_that_ende
             assert (delta.num_draft_tokens, delta.num_accepted_drafts) == (num_tried, num_accepted)
     assert num_tried == sum(num_drafts(engine, "a"))
     assert 0 < num_accepted < num_tried
-    policy = engine.core.scheduler._draft_policy
+    policy = engine.core.scheduler._drafting.policy
     assert policy is not None
     assert not policy._records
