@@ -7,7 +7,6 @@ the tokenizer's class. Neither needs what long arrays hold. The tokenizer itself
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,14 @@ def read_gguf(file: Path) -> Any:
 @contextmanager
 def vocabularies_left_out() -> Iterator[None]:
     """Have transformers read GGUF files so, until the context ends."""
-    gguf: Any = import_module("gguf")
+    import gguf
+
     usual = gguf.GGUFReader
-    gguf.GGUFReader = _lean_reader()
+    setattr(gguf, "GGUFReader", _lean_reader())  # noqa: B010
     try:
         yield
     finally:
-        gguf.GGUFReader = usual
+        setattr(gguf, "GGUFReader", usual)  # noqa: B010
 
 
 def _lean_reader() -> Any:
