@@ -190,7 +190,9 @@ class GroupedWeight:
         self._library = library
         self._num_columns = -(-self.out_features // _PANEL) * _PANEL
         self._panels = zeroed_bytes(self._num_columns * self._column_bytes())
-        self._bias = torch.zeros(self._num_columns) if any(bias is not None for bias in biases) else None
+        self._bias = (
+            torch.zeros(self._num_columns, dtype=torch.float32) if any(bias is not None for bias in biases) else None
+        )
         self._table = (ctypes.c_uint8 * 16)(*form.table) if form.table else None
         self._groups = self._group_structure()
         self.native = structures.Linear(
@@ -309,7 +311,7 @@ class GroupedWeight:
     def exact_rows(self, indices: Tensor) -> Tensor:
         """Return (n,) columns of the packed weight, rows of the plain one, as (n, in_features) in float32."""
         columns = indices.to(torch.int64).contiguous()
-        out = torch.empty(columns.numel(), self.in_features)
+        out = torch.empty(columns.numel(), self.in_features, dtype=torch.float32)
         self._library.unpack_groups(self.native, columns.data_ptr(), columns.numel(), out.data_ptr())
         return out
 

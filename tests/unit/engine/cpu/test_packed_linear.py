@@ -342,3 +342,12 @@ def test_packed_embedding_multiplies_its_rows() -> None:
     ids = torch.tensor([[0, 5], [7, 5]])
     wanted = PackedEmbedding(packed, BFLOAT16)(ids) * torch.tensor(50.5, dtype=BFLOAT16)
     assert torch.equal(PackedEmbedding(packed, BFLOAT16, scale=50.5)(ids), wanted)
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="there is no library here")
+def test_biases_of_groups_are_what_kernels_read_whatever_torchs_default_is() -> None:
+    assert LIBRARY is not None
+    assert torch.get_default_dtype() is BFLOAT16
+    bias = torch.randn(24)
+    linear = NativeLinear(LIBRARY, "int8-groups", [torch.randn(24, 40)], [bias])
+    assert torch.equal(linear(torch.zeros(2, 40)), bias.expand(2, 24))
