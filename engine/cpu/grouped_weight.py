@@ -344,7 +344,7 @@ class GroupedWeight:
     def exact_rows(self, indices: Tensor) -> Tensor:
         """Return (n,) columns of the packed weight, rows of the plain one, as (n, in_features) in float32."""
         columns = indices.to(torch.int64).contiguous()
-        out = torch.empty(columns.numel(), self.in_features)
+        out = torch.empty(columns.numel(), self.in_features, dtype=torch.float32)
         self._library.unpack_groups(self.native, columns.data_ptr(), columns.numel(), out.data_ptr())
         return out
 

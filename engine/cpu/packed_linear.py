@@ -177,13 +177,16 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(nn.Module):
     """Computes `nn.Embedding` over a packed weight: ids of any shape to (..., in_features).
 
-    The weight is a head's, which counts its bytes, unless it `is_own`.
+    The weight is a head's, which counts its bytes, unless it `is_own`. Rows are multiplied by `scale` (Gemma).
     """
 
-    def __init__(self, packed: PackedWeight | GroupedWeight, dtype: torch.dtype, *, is_own: bool = False) -> None:
+    def __init__(
+        self, packed: PackedWeight | GroupedWeight, dtype: torch.dtype, *, is_own: bool = False, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self._packed = packed
         self._dtype = dtype
+        self._scale = scale
         self.packed_bytes = packed.nbytes if is_own else 0
         self.num_packed = packed.out_features * packed.in_features if is_own else 0
 
@@ -194,7 +197,23 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         look_up = self._packed.exact_rows if isinstance(self._packed, GroupedWeight) else self._packed.rows
-        return look_up(ids.flatten()).to(self._dtype).view(*ids.shape, -1)
+        rows = look_up(ids.flatten()).to(self._dtype)
+        return (rows if self._scale == 1 else rows * self._scale).view(*ids.shape, -1)
+
+
+@torch.no_grad()
+def scale_of(embedding: nn.Embedding) -> float | None:
+    """Return by what an embedding multiplies its rows; None if it does anything else with them. Its first row is lost.
+
+    That is seen by the numbers that it gives, whatever its class says.
+    """
+    if type(embedding) is nn.Embedding:
+        return 1.0
+    row = 2.0 ** (torch.arange(embedding.embedding_dim) % 5 - 2)
+    embedding.weight[0] = row
+    given: Tensor = embedding(torch.zeros(1, dtype=torch.int64))[0].float()
+    scale = float(given[0] / row[0])
+    return scale if given.shape == row.shape and bool((given == row * scale).all()) else None
 
 
 def _packed(linears: Sequence[Any], pack: Packer) -> Any:

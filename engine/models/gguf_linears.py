@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from orcinus.engine.cpu.grouped_weight import GroupedWeight
 from orcinus.engine.cpu.native_linear import NativeLinear
-from orcinus.engine.cpu.packed_linear import PackedEmbedding
+from orcinus.engine.cpu.packed_linear import PackedEmbedding, scale_of
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.gguf_blocks import BlockRows, is_quantized
 from orcinus.engine.models.gguf_layout import Layout
@@ -64,6 +64,8 @@ class BlockModules:
         self._modules: dict[str, Any] = dict(causal_lm.named_modules())
         self._has_head = all(name in stored for name in causal_lm.all_tied_weights_keys)
         self._tied_head = None if self._has_head else self._find_tied_head()
+        embedding = causal_lm.get_input_embeddings()
+        self._embedding_scale = scale_of(embedding) if isinstance(embedding, nn.Embedding) else None
         self._found: list[_Found] = []
 
     def take(self, tensor: Any, layout: Layout) -> bool:
@@ -101,7 +103,8 @@ class BlockModules:
             packed = head.packed
         else:
             packed = GroupedWeight(self._library, rows.form, [rows], [None])
-        self.causal_lm.set_submodule(name, PackedEmbedding(packed, dtype, is_own=self._tied_head is None))
+        embedding = PackedEmbedding(packed, dtype, is_own=self._tied_head is None, scale=self._embedding_scale or 1.0)
+        self.causal_lm.set_submodule(name, embedding)
         return int(packed.nbytes)
 
     def _can_replace(self, name: str) -> bool:
@@ -109,7 +112,7 @@ class BlockModules:
         module = self._modules.get(name)
         if type(module) is nn.Linear:
             return module.bias is None or f"{name}.bias" in self._stored
-        if type(module) is not nn.Embedding or module.max_norm is not None:
+        if not isinstance(module, nn.Embedding) or module.max_norm is not None or self._embedding_scale is None:
             return False
         return module is self.causal_lm.get_input_embeddings() and (self._has_head or self._tied_head is not None)
 

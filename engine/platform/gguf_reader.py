@@ -25,17 +25,17 @@ def vocabularies_left_out() -> Iterator[None]:
     import gguf
 
     usual = gguf.GGUFReader
-    gguf.GGUFReader = _lean_reader()
+    setattr(gguf, "GGUFReader", _lean_reader())  # noqa: B010
     try:
         yield
     finally:
-        gguf.GGUFReader = usual
+        setattr(gguf, "GGUFReader", usual)  # noqa: B010
 
 
 def _lean_reader() -> Any:
-    from gguf import gguf_reader
+    from gguf import GGUFReader, GGUFValueType
 
-    class LeanReader(gguf_reader.GGUFReader):  # type: ignore[misc]
+    class LeanReader(GGUFReader):
         """Passes over long arrays. What it overrides is gguf's own, so that a release without it reads everything."""
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
@@ -46,13 +46,14 @@ def _lean_reader() -> Any:
             kind, count = int(self._get(offset, "<u4")[0]), int(self._get(offset + 4, "<u8")[0])
             if count <= _LONGEST_ARRAY or self.byte_order != "I":  # that of this machine
                 return None
-            scalar = self.gguf_scalar_to_np.get(gguf_reader.GGUFValueType(kind))
+            scalar = self.gguf_scalar_to_np.get(GGUFValueType(kind))
             if scalar is not None:
                 return 12 + count * scalar().nbytes
             return self._size_of_strings(offset + 12, count) + 12 if kind == _STRING else None
 
         def _size_of_strings(self, first: int, count: int) -> int:
-            memory, offset = memoryview(self.data), first
+            memory: Any = self.data
+            offset = first
             for _ in range(count):
                 offset += 8 + struct.unpack_from("<Q", memory, offset)[0]
             return offset - first

@@ -1,7 +1,9 @@
 """What earlier releases of transformers leave out of the tokenizer in a GGUF file; later ones need none of it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as FastTokenizer
@@ -19,14 +21,19 @@ _NAMES = {
 }
 
 
-def add_marked_tokens(tokenizer: FastTokenizer, file: Path) -> None:
+def read_tokens(file: Path) -> dict[str, Any]:
+    """Return what a file states, its tokens included."""
+    from transformers.integrations.gguf.reader import read_gguf_metadata  # several times as fast as gguf
+
+    metadata, _ = read_gguf_metadata(str(file), (_TOKENS,))
+    return metadata
+
+
+def add_marked_tokens(tokenizer: FastTokenizer, metadata: Mapping[str, Any]) -> None:
     """Add the tokens that the file marks as control (`<|im_end|>`) or as the user's own (`<think>`).
 
     They stay whole in a text then. Those that are not in the vocabulary, or added already, are passed over.
     """
-    from transformers.integrations.gguf.reader import read_gguf_metadata  # several times as fast as gguf
-
-    metadata, _ = read_gguf_metadata(str(file), (_TOKENS,))
     vocab = tokenizer.get_vocab(with_added_tokens=False)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     named = zip(metadata.get(_TOKENS, ()), metadata.get(_TYPES, ()), strict=False)
@@ -46,10 +53,7 @@ def simplify_decoder(tokenizer: FastTokenizer) -> None:
         tokenizer.decoder = decoders.ByteLevel()
 
 
-def named_tokens(file: Path) -> dict[str, str]:
+def named_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Return the tokens that the file has names for, such as `eos_token`, which may be mixed up."""
-    from transformers.integrations.gguf.reader import read_gguf_metadata
-
-    metadata, _ = read_gguf_metadata(str(file), (_TOKENS,))
     ids = {name: metadata.get(f"tokenizer.ggml.{key}") for name, key in _NAMES.items()}
     return {name: metadata[_TOKENS][token_id] for name, token_id in ids.items() if token_id is not None}

@@ -24,7 +24,7 @@ from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, gguf_path, model_source
 from orcinus.engine.text.chat_template import ChatTemplate
 from orcinus.engine.text.conversation import Message
-from orcinus.engine.text.gguf_tokens import add_marked_tokens, named_tokens, simplify_decoder
+from orcinus.engine.text.gguf_tokens import add_marked_tokens, named_tokens, read_tokens, simplify_decoder
 from orcinus.engine.text.sentencepiece_file import check_sentencepiece
 
 logger = logging.getLogger(__name__)
@@ -368,9 +368,10 @@ def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
         tokenizer: Any = AutoTokenizer.from_pretrained(source.path_or_id, **options)
     named = dict(tokenizer.special_tokens_map)
     if source.gguf_file is not None:
-        add_marked_tokens(tokenizer.backend_tokenizer, gguf_path(source))
+        metadata = read_tokens(gguf_path(source))
+        add_marked_tokens(tokenizer.backend_tokenizer, metadata)
         simplify_decoder(tokenizer.backend_tokenizer)
-        named |= named_tokens(gguf_path(source))
+        named |= named_tokens(metadata)
     elif source.directory is not None:
         check_sentencepiece(source.directory, lambda text: tokenizer.encode(text, add_special_tokens=False))
     backend = _FastBackend(tokenizer.backend_tokenizer) if tokenizer.is_fast else _SlowBackend(tokenizer)

@@ -44,7 +44,7 @@ def write_gguf(
             values = values.reshape(*weight.shape[:-1], -1)
             writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[made_up])
             continue
-        is_small = weight.dim() == 1 or any(part in name for part in ("conv", "gate_inp", "exps.bias"))
+        is_small = weight.dim() == 1 or any(part in name for part in ("conv1d.", "conv.conv.", "gate_inp", "exps.bias"))
         kind = Q.F32 if is_small else quantization
         writer.add_tensor(name, gguf.quantize(weight.float().contiguous().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -134,7 +134,7 @@ def _named_as_in_llama_cpp(model: Any, architecture: str) -> list[tuple[str, Ten
     config = model.config
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(numbers[architecture], config.num_hidden_layers)
-    named = []
+    named: list[tuple[str, Tensor]] = []
     for name, weight in model.state_dict().items():
         if name in model.all_tied_weights_keys:
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
@@ -119,9 +119,7 @@ def test_file_is_read_as_the_model_that_it_was_written_from(family: str, written
     model, file = written(family, Q.F32)
     read, logits = logits_of(file, dtype="float32", quantization="none")
     for name, weight in model.state_dict().items():
-        torch.testing.assert_close(
-            read.state_dict()[name], weight, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        assert torch.allclose(read.state_dict()[name], weight, rtol=0, atol=1e-6), name
     ids = torch.randint(0, 320, (1, 200), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model.float()(ids).logits[0]
@@ -145,6 +143,9 @@ def test_family_in_blocks_is_near_to_the_dequantized_one(
     _, rounded = logits_of(file, dtype="bfloat16", quantization="none")
     model, logits = logits_of(file, dtype="bfloat16")
     assert packed_types_of(model)
+    plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    assert all(name.endswith("shared_expert_gate") for name in plain)
+    assert not any(weight.dim() > 2 for name, weight in model.named_parameters() if "conv" not in name)
     assert 0 < typically_off(logits, exact) < 3.2 * typically_off(rounded, exact)
 
 

@@ -56,7 +56,7 @@ FILES: dict[str, dict[str, Any]] = {
     "experts mixed": {"blocks": EXPERTS, "architecture": "qwen3moe"},
 }
 CLASSES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3moe": "Qwen3MoeConfig"}
-OF_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+OF_EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,8 @@ def one_by_one(
                 part = slice(expert * size, (expert + 1) * size)
                 bias = None if biases[i] is None else biases[i][part]
                 weight: Any = numbers[i].rows.part(part.start, part.stop)
-                return NativeLinear(library, forms[i], [weight], [bias])(x)
+                product: Tensor = NativeLinear(library, forms[i], [weight], [bias])(x)
+                return product
 
             gate, up = layer(0, row[None]), layer(1, row[None])
             both = torch.cat([gate, up], -1) if module.is_concatenated else torch.stack([gate, up], -1).flatten(1)

@@ -23,6 +23,7 @@ from orcinus.engine.cpu.packed_linear import (
     pack_tied_head,
     packed_bytes,
     packer_for,
+    scale_of,
 )
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.platform.device import cpu_has_bfloat16
@@ -311,3 +312,42 @@ def test_without_onednns_operators_nothing_is_packed(
 def test_cpu_that_emulates_bfloat16_keeps_its_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_linear, "cpu_has_bfloat16", lambda: False)
     assert packer_for(None, BFLOAT16, None) is None
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Multiplies its rows, or changes them otherwise."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__(8, 40, dtype=BFLOAT16)
+        self.change = change
+
+    def forward(self, ids: Tensor) -> Tensor:
+        changed: Tensor = self.change(super().forward(ids))
+        return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "scale"),
+    [(lambda rows: rows * 50.5, 50.5), (lambda rows: rows, 1.0), (lambda rows: rows.relu() + 1, None)],
+)
+def test_scale_of_an_embedding_is_seen_by_its_numbers(change: Any, scale: float | None) -> None:
+    assert scale_of(ScaledEmbedding(change)) == scale
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="there is no library here")
+def test_packed_embedding_multiplies_its_rows() -> None:
+    assert LIBRARY is not None
+    plain = ScaledEmbedding(lambda rows: rows * 50.5)
+    packed = NativeLinear(LIBRARY, "int8-groups", [plain.weight.detach()], [None]).packed
+    ids = torch.tensor([[0, 5], [7, 5]])
+    wanted = PackedEmbedding(packed, BFLOAT16)(ids) * torch.tensor(50.5, dtype=BFLOAT16)
+    assert torch.equal(PackedEmbedding(packed, BFLOAT16, scale=50.5)(ids), wanted)
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="there is no library here")
+def test_biases_of_groups_are_what_kernels_read_whatever_torchs_default_is() -> None:
+    assert LIBRARY is not None
+    assert torch.get_default_dtype() is BFLOAT16
+    bias = torch.randn(24)
+    linear = NativeLinear(LIBRARY, "int8-groups", [torch.randn(24, 40)], [bias])
+    assert torch.equal(linear(torch.zeros(2, 40)), bias.expand(2, 24))
