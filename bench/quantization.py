@@ -7,7 +7,7 @@ template is asked them: of the demo model, or of the one that is named. A model 
 shape follows, on random tokens. A few of its hidden channels are `--outliers` times as large as the others, as in
 trained models, and what reads them is as much smaller: so they carry no more than others, but set the scale of a row.
 
-Of 4 bits the weights have groups of 32 with a scale each, and the head has 8 bits in such groups.
+Of 4 bits the weights have groups of 16 with a scale each, and the head has 8 bits.
 """
 
 import argparse

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         None,
         "Model",
         "Quantize weights at load and activations as they come, on a CPU. int8: up to twice as fast, a little less"
-        " exact. int4: groups of 32 weights with a scale each, little more than half of that memory, clearly less"
+        " exact. int4: groups of 16 weights with a scale each, little more than half of that memory, clearly less"
         " exact in small models. A checkpoint that is already quantized is served as it is, without this; a GGUF file's"
         " blocks are multiplied as they are, unless this is none: then they are dequantized at load.",
     )

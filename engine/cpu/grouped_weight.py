@@ -2,7 +2,8 @@
 
 A form says how: what number a value stands for, and how scales are kept. Plain weights are rounded to the nearest
 numbers of a form; weights that are quantized already are packed as they are. What multiplies them rounds rows to 8 bits
-with a scale for each group, sums integers exactly, and adds groups in their order in float32. Knows nothing of models.
+with a scale for each group, sums integers exactly, and adds groups in their order in float32. Where scales are integers
+of a column's, a row has one scale and its sums are integers from one end to the other. Knows nothing of models.
 """
 
 import ctypes
@@ -22,8 +23,9 @@ from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
 _PANEL = 32  # columns that lie together; PANEL of linear.h
 _ROWS_AT_ONCE = 8192  # a multiple of 32
 _SOURCE_ROWS_AT_ONCE = 1024  # of what has to be unpacked first
-_SCALES = ("float16", "two-level", "exponent")  # by the numbers of grouped.h
+_SCALES = ("float16", "two-level", "exponent", "column")  # by the numbers of grouped.h
 _BLOCK_INPUTS = 256  # whose groups share a float16 in two levels
+_COLUMN_BLOCK_INPUTS = 64  # whose integers lie together
 _EXPONENTS_OF_BLOCK = 8
 
 
@@ -32,36 +34,49 @@ class GroupForm:
     """Says what the values of a weight stand for: `scale * (value - zero) - offset`.
 
     A table has the values of four bits in place of their numbers. A scale is a float16 of its group; an integer of 8
-    bits with a sign times a float16 of 256 inputs (and an offset one without a sign); or 2 to the power of a byte less
-    127. `value - zero` must fit into 8 bits with a sign.
+    bits with a sign times a float16 of 256 inputs (and an offset one without a sign); 2 to the power of a byte less
+    127; or an integer of -15 to 15 times a float32 of the whole column. `value - zero` must fit into 8 bits, with a
+    sign.
     """
 
     bits: Literal[4, 8]
     size: Literal[16, 32] = 32
     zero: int = 0
-    scales: Literal["float16", "two-level", "exponent"] = "float16"
+    scales: Literal["float16", "two-level", "exponent", "column"] = "float16"
     has_offsets: bool = False
     table: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         assert self.table is None or (self.bits == 4 and len(self.table) == 16)
-        assert not (self.has_offsets and self.scales == "exponent")
+        assert not (self.has_offsets and self.scales in ("exponent", "column"))
+        assert self.scales != "column" or (self.bits, self.zero, self.table) == (4, 8, None)
 
     @property
     def groups_of_block(self) -> int:
         """Return how many groups have their scales together."""
-        return {"float16": 1, "two-level": _BLOCK_INPUTS // self.size, "exponent": _EXPONENTS_OF_BLOCK}[self.scales]
+        of_scales = {
+            "float16": 1,
+            "two-level": _BLOCK_INPUTS // self.size,
+            "exponent": _EXPONENTS_OF_BLOCK,
+            "column": _COLUMN_BLOCK_INPUTS // self.size,
+        }
+        return of_scales[self.scales]
+
+    @property
+    def has_wide_scales(self) -> bool:
+        """Return whether a block has a float16 for each column."""
+        return self.scales in ("float16", "two-level")
 
     @property
     def block_scale_bytes(self) -> int:
         """Return the bytes of a block's scales for one column."""
-        wide = 0 if self.scales == "exponent" else 2
+        wide = 2 if self.has_wide_scales else 0
         narrow = 0 if self.scales == "float16" else self.groups_of_block
         return (wide + narrow) * (2 if self.has_offsets else 1)
 
     @property
     def bits_per_weight(self) -> float:
-        """Return what a weight takes, its part of the scales included."""
+        """Return what a weight takes, its part of the scales included, but for one of the whole column."""
         return self.bits + 8 * self.block_scale_bytes / (self.groups_of_block * self.size)
 
     def num_groups(self, in_features: int) -> int:
@@ -73,14 +88,16 @@ class GroupForm:
 
 INT4 = GroupForm(4, zero=8)
 INT8 = GroupForm(8, zero=128)
+COLUMN_INT4 = GroupForm(4, size=16, zero=8, scales="column")
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedRows:
     """Holds a weight (out_features, in_features) as values of a byte each, uint8, and their scales.
 
-    `scales` and `offsets` are float16 (out_features, num_blocks), the parts of two levels and exponents a byte for
-    each group, (out_features, num_groups). What the form does not have is None.
+    `scales` and `offsets` are float16 (out_features, num_blocks), the parts of two levels, exponents and integers of a
+    column's a byte for each group, (out_features, num_groups); `column_scales` are float32 (out_features,). What the
+    form does not have is None.
     """
 
     values: Tensor
@@ -88,6 +105,7 @@ class GroupedRows:
     offsets: Tensor | None = None
     scale_parts: Tensor | None = None
     offset_parts: Tensor | None = None
+    column_scales: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -95,20 +113,21 @@ class GroupedRows:
 
     def part(self, first: int, end: int) -> "GroupedRows":
         """Return some of the rows."""
-        parts = (self.scales, self.offsets, self.scale_parts, self.offset_parts)
+        parts = (self.scales, self.offsets, self.scale_parts, self.offset_parts, self.column_scales)
         return GroupedRows(self.values[first:end], *(None if part is None else part[first:end] for part in parts))
 
     def check(self, form: GroupForm) -> None:
         """Raise `ValueError` unless the tensors have the types and shapes of a form."""
         rows, width = self.shape
         blocks, groups = (rows, form.num_blocks(width)), (rows, form.num_groups(width))
-        has_wide, has_parts = form.scales != "exponent", form.scales != "float16"
+        has_wide, has_parts = form.has_wide_scales, form.scales != "float16"
         for name, part, is_there, shape, size in (
             ("values", self.values, True, (rows, width), 1),
             ("scales", self.scales, has_wide, blocks, 2),
             ("offsets", self.offsets, has_wide and form.has_offsets, blocks, 2),
             ("scale_parts", self.scale_parts, has_parts, groups, 1),
             ("offset_parts", self.offset_parts, has_parts and form.has_offsets, groups, 1),
+            ("column_scales", self.column_scales, form.scales == "column", (rows,), 4),
         ):
             found = None if part is None else (tuple(part.shape), part.itemsize)
             wanted = (shape, size) if is_there else None
@@ -130,7 +149,7 @@ class RowSource(Protocol):
 class GroupedWeight:
     """Holds the packed rows of one or more weights of one form, with their biases, as `PackedWeight` does.
 
-    Plain weights (out_features, in_features) are rounded to the form, which must have scales of float16 and no offsets.
+    Plain weights (out_features, in_features) are rounded to the form, which must be `INT4`, `INT8` or `COLUMN_INT4`.
     Weights that are packed already, in the same form, are copied; see `can_join`.
     """
 
@@ -152,10 +171,12 @@ class GroupedWeight:
         self._num_columns = -(-self.out_features // _PANEL) * _PANEL
         self._panels = zeroed_bytes(self._num_columns * self._column_bytes())
         self._bias = torch.zeros(self._num_columns) if any(bias is not None for bias in biases) else None
+        self._scales = torch.zeros(self._num_columns) if form.scales == "column" else None
         self._table = (ctypes.c_uint8 * 16)(*form.table) if form.table else None
         self._groups = self._group_structure()
         self.native = structures.Linear(
             panels=self._panels.data_ptr(),
+            scales=None if self._scales is None else self._scales.data_ptr(),
             bias=None if self._bias is None else self._bias.data_ptr(),
             groups=addressof(self._groups),
             in_features=self.in_features,
@@ -217,6 +238,9 @@ class GroupedWeight:
                 halves = mine.view(num_panels, 2, blocks, rows, 2, _PANEL // 2, size)
                 source = theirs.view(num_panels, blocks, rows, 2, _PANEL // 2, size).movedim(3, 1)
                 halves[:, :, :, :, first // (_PANEL // 2)] = source
+        if self._scales is not None:
+            assert weight._scales is not None
+            self._scales[_columns(weight.out_features, first, spread)] = weight._scales[: weight.out_features]
 
     def _pieces(self) -> Iterator[Tensor]:
         """Yield the parts of all panels, (panels, blocks, rows, _PANEL, bytes of a column), that are there."""
@@ -225,7 +249,7 @@ class GroupedWeight:
         group_bytes, num_groups = form.size * form.bits // 8, form.num_groups(self.in_features)
         block_bytes = _PANEL * (form.block_scale_bytes + form.groups_of_block * group_bytes)
         whole = num_groups // form.groups_of_block * block_bytes
-        wide = 0 if form.scales == "exponent" else 4 if form.has_offsets else 2
+        wide = 0 if not form.has_wide_scales else 4 if form.has_offsets else 2
         for blocks in (panels[:, :whole].view(len(panels), whole // block_bytes, block_bytes), panels[:, None, whole:]):
             if blocks.numel() > 0:
                 ends = (0, _PANEL * wide, _PANEL * form.block_scale_bytes, blocks.shape[2])
@@ -234,7 +258,7 @@ class GroupedWeight:
                         yield blocks[:, :, first:end].view(*blocks.shape[:2], -1, _PANEL, size)
 
     def _quantize(self, rows: Tensor, first: int, spread: int) -> None:
-        assert self.form in (INT4, INT8)
+        assert self.form in (INT4, INT8, COLUMN_INT4)
         plain = rows.to(torch.bfloat16).contiguous()
         address, stride, count = plain.data_ptr(), plain.stride(0), plain.shape[0]
         self._library.quantize_groups(self.native, address, stride, count, first=first, spread=spread)
@@ -243,7 +267,7 @@ class GroupedWeight:
     def _pack_grouped(self, rows: GroupedRows, first: int, spread: int) -> None:
         rows.check(self.form)
         values = rows.values if rows.values.stride(1) == 1 else rows.values.contiguous()
-        names = ("scales", "offsets", "scale_parts", "offset_parts")
+        names = ("scales", "offsets", "scale_parts", "offset_parts", "column_scales")
         parts = {name: part.contiguous() for name in names if (part := getattr(rows, name)) is not None}
         native = structures.GroupedRows(
             values=values.data_ptr(),
@@ -256,8 +280,7 @@ class GroupedWeight:
     def _add_bias(self, bias: Tensor | None, first: int, spread: int) -> None:
         if bias is not None:
             assert self._bias is not None
-            rows = torch.arange(bias.numel())
-            self._bias[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
+            self._bias[_columns(bias.numel(), first, spread)] = bias.float()
 
     def exact_rows(self, indices: Tensor) -> Tensor:
         """Return (n,) columns of the packed weight, rows of the plain one, as (n, in_features) in float32."""
@@ -277,6 +300,12 @@ class GroupedWeight:
             part = whole[first : first + _ROWS_AT_ONCE]
             part.copy_(self.exact_rows(torch.arange(first, first + part.shape[0])))
         return whole
+
+
+def _columns(count: int, first: int, spread: int) -> Tensor:
+    """Return where rows of a weight lie in a packed one; see `column_of`."""
+    rows = torch.arange(count)
+    return first + rows // 16 * spread * 16 + rows % 16
 
 
 def can_join(weights: Sequence[GroupedWeight], *, alternates: bool = False) -> bool:

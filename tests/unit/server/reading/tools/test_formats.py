@@ -192,7 +192,9 @@ def test_tools_are_refused_with_the_reason_and_the_setting(
     found = detect(template, **options)
     assert found.has_unread_tools == is_unread
     assert reason in found.summary
-    with pytest.raises(InvalidRequestError, match=rf"{reason}.*--tool-call-parser names .*orcinus serve --help") as caught:
+    with pytest.raises(
+        InvalidRequestError, match=rf"{reason}.*--tool-call-parser names .*orcinus serve --help"
+    ) as caught:
         found.check(tool_use())
     assert caught.value.param == "tools"
 
