@@ -29,12 +29,10 @@ template <class M, int NUM_ROWS> struct GroupSums {
 
     INLINE GroupSums(const char* values, const uint32_t* lanes, const int32_t* start, long stride, const Table& table) {
         UNROLL for (int m = 0; m < NUM_ROWS; m++)
-            UNROLL for (int v = 0; v < VECTORS; v++)
-                at[m][v] = M::OF_COLUMNS ? every(start + m * stride) : first_sum<M::ARE_SMALL>(start + m * stride);
+            UNROLL for (int v = 0; v < VECTORS; v++) at[m][v] = first_sum<M::ARE_SMALL>(start + m * stride);
         UNROLL for (int lane = 0; lane < M::GROUP_LANES * M::BITS / 8; lane++)
             UNROLL for (int v = 0; v < VECTORS; v++)
                 add(load_values(values + lane * PANEL * 4 + v * LANES * 4), v, lanes + lane, stride, table);
-        if (M::OF_COLUMNS) return;
         UNROLL for (int m = 0; m < NUM_ROWS; m++)
             UNROLL for (int v = 0; v < VECTORS; v++) at[m][v] = whole_sum<M::ARE_SMALL>(at[m][v], start + m * stride);
     }
@@ -85,11 +83,26 @@ void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long 
         UNROLL for (int v = 0; v < VECTORS; v++) put(out + m * PANEL + v * LANES, results[m][v]);
 }
 
-// The same where scales are integers of a column's: integers alone are summed, and left for `scale_sums`.
+// The sums of a group's integers where scales are integers of a column's: of NUM_ROWS rows by one vector of columns.
+template <class M, int NUM_ROWS> struct ColumnSums {
+    Ints at[NUM_ROWS];
+
+    INLINE ColumnSums(const char* values, const uint32_t* lanes, const int32_t* start, long stride) {
+        UNROLL for (int m = 0; m < NUM_ROWS; m++) at[m] = every(start + m * stride);
+        UNROLL for (int lane = 0; lane < M::GROUP_LANES / 2; lane++) {
+            const Ints both = load_values(values + lane * PANEL * 4), low = low_half(both), high = high_half(both);
+            UNROLL for (int m = 0; m < NUM_ROWS; m++) {
+                const uint32_t* x = lanes + m * stride + lane;
+                at[m] = dot<true>(dot<true>(at[m], low, every(x)), high, every(x + M::GROUP_LANES / 2));
+            }
+        }
+    }
+};
+
+// As `tile`, of such weights: integers alone are summed, and left for `scale_sums`.
 template <class M, int NUM_ROWS>
 void column_tile(const Linear&, const GroupLayout& layout, const Row& row, long stride, const char* panel, float* out) {
     const long group_bytes = M::GROUP_LANES * PANEL * 2;
-    const Table none = table_of(NO_TABLE);
     Ints results[NUM_ROWS][VECTORS];
     UNROLL for (int m = 0; m < NUM_ROWS; m++)
         UNROLL for (int v = 0; v < VECTORS; v++) results[m][v] = zero_ints();
@@ -99,10 +112,11 @@ void column_tile(const Linear&, const GroupLayout& layout, const Row& row, long 
         for (long group = first; group < end; group++, parts += PANEL, values += group_bytes) {
             if (NUM_ROWS <= FETCHING_ROWS)
                 for (long i = 0; i < group_bytes; i += 64) __builtin_prefetch(values + FETCHED_AHEAD + i);
-            const GroupSums<M, NUM_ROWS> sums(values, row.lanes + group * M::GROUP_LANES, row.starts + group, stride, none);
+            const uint32_t* lanes = row.lanes + group * M::GROUP_LANES;
             UNROLL for (int v = 0; v < VECTORS; v++) {
+                const ColumnSums<M, NUM_ROWS> sums(values + v * LANES * 4, lanes, row.starts + group, stride);
                 const Ints part = column_parts(parts + v * LANES);
-                UNROLL for (int m = 0; m < NUM_ROWS; m++) results[m][v] = add_scaled(results[m][v], sums.at[m][v], part);
+                UNROLL for (int m = 0; m < NUM_ROWS; m++) results[m][v] = add_scaled(results[m][v], sums.at[m], part);
             }
         }
         panel = values;

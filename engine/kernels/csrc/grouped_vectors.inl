@@ -95,9 +95,8 @@ INLINE Floats signed_bytes(const void* p) {
     return as_floats_of(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
 }
 INLINE Floats exponents(const void* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(wide_bytes(p), 23)); }
-INLINE Ints low_words(const void* p) {
-    const Ints wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
-    return _mm256_and_si256(wide, _mm256_set1_epi32(0xffff));
+INLINE Ints wide_signed_bytes(const void* p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
 }
 
 #if VNNI
@@ -106,7 +105,7 @@ template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return ever
 template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) { return _mm256_dpbusd_avx_epi32(sum, values, row); }
 template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
 
-INLINE Ints column_parts(const void* p) { return low_words(p); }
+INLINE Ints column_parts(const void* p) { return _mm256_and_si256(wide_signed_bytes(p), _mm256_set1_epi32(0xffff)); }
 INLINE Ints add_scaled(Ints to, Ints sum, Ints part) { return _mm256_dpwssd_avx_epi32(to, sum, part); }
 
 #else
@@ -127,8 +126,8 @@ template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void* start) {
 }
 
 INLINE Ints column_parts(const void* p) {
-    const Ints low = low_words(p);
-    return _mm256_or_si256(low, _mm256_slli_epi32(low, 16));
+    const __m128i twice = _mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
+    return _mm256_shuffle_epi8(wide_signed_bytes(p), _mm256_broadcastsi128_si256(twice));
 }
 INLINE Ints add_scaled(Ints to, Ints sum, Ints part) { return _mm256_add_epi32(to, _mm256_madd_epi16(sum, part)); }
 
