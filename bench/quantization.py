@@ -9,7 +9,7 @@ shape follows, on random tokens. A few of its hidden channels are `--outliers` t
 trained models, and what reads them is as much smaller: so they carry no more than others, but set the scale of a row.
 In a last one some channels of keys are that large, by their biases, which is what a cache in 8 bits has to bear.
 
-Of 4 bits the weights have groups of 32 with a scale each, and the head has 8 bits in such groups.
+Of 4 bits the weights have groups of 16 with a scale each, and the head has 8 bits.
 """
 
 import argparse

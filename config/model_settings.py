@@ -40,7 +40,7 @@ class ModelSettings(BaseModel):
         None,
         "Model",
         "Quantize weights at load and activations as they come, on a CPU. int8: up to twice as fast, a little less"
-        " exact. int4: groups of 32 weights with a scale each, little more than half of that memory, clearly less"
+        " exact. int4: groups of 16 weights with a scale each, little more than half of that memory, clearly less"
         " exact in small models. A GGUF file's blocks and the weights of an AWQ, GPTQ or compressed-tensors checkpoint"
         " are multiplied as they are without this; none dequantizes them at load.",
     )

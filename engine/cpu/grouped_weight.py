@@ -2,7 +2,8 @@
 
 A form says how: what number a value stands for, and how scales are kept. Plain weights are rounded to the nearest
 numbers of a form; weights that are quantized already are packed as they are. What multiplies them rounds rows to 8 bits
-with a scale for each group, sums integers exactly, and adds groups in their order in float32. Knows nothing of models.
+with a scale for each group, sums integers exactly, and adds groups in their order in float32. Where scales are integers
+of a column's, a row has one scale and its sums are integers from one end to the other. Knows nothing of models.
 """
 
 import ctypes
@@ -23,8 +24,9 @@ from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
 _PANEL = 32  # columns that lie together; PANEL of linear.h
 _ROWS_AT_ONCE = 8192  # a multiple of 32
 _SOURCE_ROWS_AT_ONCE = 1024  # of what has to be unpacked first
-_SCALES = ("float16", "two-level", "exponent")  # by the numbers of grouped.h
+_SCALES = ("float16", "two-level", "exponent", "column")  # by the numbers of grouped.h
 _BLOCK_INPUTS = 256  # whose groups share a float16 in two levels
+_COLUMN_BLOCK_INPUTS = 64  # whose integers lie together
 _EXPONENTS_OF_BLOCK = 8
 
 
@@ -33,36 +35,49 @@ class GroupForm:
     """Says what the values of a weight stand for: `scale * (value - zero) - offset`.
 
     A table has the values of four bits in place of their numbers. A scale is a float16 of its group; an integer of 8
-    bits with a sign times a float16 of 256 inputs (and an offset one without a sign); or 2 to the power of a byte less
-    127. `value - zero` must fit into 8 bits with a sign.
+    bits with a sign times a float16 of 256 inputs (and an offset one without a sign); 2 to the power of a byte less
+    127; or an integer of -15 to 15 times a float32 of the whole column. `value - zero` must fit into 8 bits, with a
+    sign.
     """
 
     bits: Literal[4, 8]
     size: Literal[16, 32] = 32
     zero: int = 0
-    scales: Literal["float16", "two-level", "exponent"] = "float16"
+    scales: Literal["float16", "two-level", "exponent", "column"] = "float16"
     has_offsets: bool = False
     table: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         assert self.table is None or (self.bits == 4 and len(self.table) == 16)
-        assert not (self.has_offsets and self.scales == "exponent")
+        assert not (self.has_offsets and self.scales in ("exponent", "column"))
+        assert self.scales != "column" or (self.bits, self.zero, self.table) == (4, 8, None)
 
     @property
     def groups_of_block(self) -> int:
         """Return how many groups have their scales together."""
-        return {"float16": 1, "two-level": _BLOCK_INPUTS // self.size, "exponent": _EXPONENTS_OF_BLOCK}[self.scales]
+        of_scales = {
+            "float16": 1,
+            "two-level": _BLOCK_INPUTS // self.size,
+            "exponent": _EXPONENTS_OF_BLOCK,
+            "column": _COLUMN_BLOCK_INPUTS // self.size,
+        }
+        return of_scales[self.scales]
+
+    @property
+    def has_wide_scales(self) -> bool:
+        """Return whether a block has a float16 for each column."""
+        return self.scales in ("float16", "two-level")
 
     @property
     def block_scale_bytes(self) -> int:
         """Return the bytes of a block's scales for one column."""
-        wide = 0 if self.scales == "exponent" else 2
+        wide = 2 if self.has_wide_scales else 0
         narrow = 0 if self.scales == "float16" else self.groups_of_block
         return (wide + narrow) * (2 if self.has_offsets else 1)
 
     @property
     def bits_per_weight(self) -> float:
-        """Return what a weight takes, its part of the scales included."""
+        """Return what a weight takes, its part of the scales included, but for one of the whole column."""
         return self.bits + 8 * self.block_scale_bytes / (self.groups_of_block * self.size)
 
     def num_groups(self, in_features: int) -> int:
@@ -74,14 +89,16 @@ class GroupForm:
 
 INT4 = GroupForm(4, zero=8)
 INT8 = GroupForm(8, zero=128)
+COLUMN_INT4 = GroupForm(4, size=16, zero=8, scales="column")
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedRows:
     """Holds a weight (out_features, in_features) as values of a byte each, uint8, and their scales.
 
-    `scales` and `offsets` are float16 (out_features, num_blocks), the parts of two levels and exponents a byte for
-    each group, (out_features, num_groups). What the form does not have is None.
+    `scales` and `offsets` are float16 (out_features, num_blocks), the parts of two levels, exponents and integers of a
+    column's a byte for each group, (out_features, num_groups); `column_scales` are float32 (out_features,). What the
+    form does not have is None.
     """
 
     values: Tensor
@@ -89,6 +106,7 @@ class GroupedRows:
     offsets: Tensor | None = None
     scale_parts: Tensor | None = None
     offset_parts: Tensor | None = None
+    column_scales: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,20 +117,21 @@ class GroupedRows:
 
     def part(self, first: int, end: int) -> "GroupedRows":
         """Return some of the rows."""
-        parts = (self.scales, self.offsets, self.scale_parts, self.offset_parts)
+        parts = (self.scales, self.offsets, self.scale_parts, self.offset_parts, self.column_scales)
         return GroupedRows(self.values[first:end], *(None if part is None else part[first:end] for part in parts))
 
     def check(self, form: GroupForm) -> None:
         """Raise `ValueError` unless the tensors have the types and shapes of a form."""
         rows, width = self.shape
         blocks, groups = (rows, form.num_blocks(width)), (rows, form.num_groups(width))
-        has_wide, has_parts = form.scales != "exponent", form.scales != "float16"
+        has_wide, has_parts = form.has_wide_scales, form.scales != "float16"
         for name, part, is_there, shape, size in (
             ("values", self.values, True, (rows, width), 1),
             ("scales", self.scales, has_wide, blocks, 2),
             ("offsets", self.offsets, has_wide and form.has_offsets, blocks, 2),
             ("scale_parts", self.scale_parts, has_parts, groups, 1),
             ("offset_parts", self.offset_parts, has_parts and form.has_offsets, groups, 1),
+            ("column_scales", self.column_scales, form.scales == "column", (rows,), 4),
         ):
             found = None if part is None else (tuple(part.shape), part.itemsize)
             wanted = (shape, size) if is_there else None
@@ -170,7 +189,7 @@ class RowSource(Protocol):
 class GroupedWeight:
     """Holds the packed rows of one or more weights of one form, with their biases, as `PackedWeight` does.
 
-    Plain weights (out_features, in_features) are rounded to the form, which must have scales of float16 and no offsets.
+    Plain weights (out_features, in_features) are rounded to the form, which must be `INT4`, `INT8` or `COLUMN_INT4`.
     Weights that are packed already, in the same form, are copied; see `can_join`.
     """
 
@@ -227,10 +246,17 @@ class GroupedWeight:
         num_bytes = self._num_columns * self._column_bytes()
         self._panels = taken(tensors, "panels", torch.uint8, num_bytes) if tensors else zeroed_bytes(num_bytes)
         self._bias: Tensor | None = None
+        self._scales: Tensor | None = None
+        if form.scales == "column":
+            count = self._num_columns
+            self._scales = (
+                taken(tensors, "scales", torch.float32, count) if tensors else torch.zeros(count, dtype=torch.float32)
+            )
         self._table = (ctypes.c_uint8 * 16)(*form.table) if form.table else None
         self._groups = self._group_structure()
         self.native = structures.Linear(
             panels=self._panels.data_ptr(),
+            scales=None if self._scales is None else self._scales.data_ptr(),
             groups=addressof(self._groups),
             in_features=self.in_features,
             out_features=self.out_features,
@@ -239,7 +265,7 @@ class GroupedWeight:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Return what `restored` takes."""
-        return {"panels": self._panels}
+        return {"panels": self._panels} | ({} if self._scales is None else {"scales": self._scales})
 
     @property
     def nbytes(self) -> int:
@@ -289,6 +315,9 @@ class GroupedWeight:
         assert weight.form == self.form
         assert weight.in_features == self.in_features
         num_panels = weight._num_columns // _PANEL
+        if self._scales is not None:
+            assert weight._scales is not None
+            self._scales[_columns(weight.out_features, first, spread)] = weight._scales[: weight.out_features]
         if spread == 1:
             assert first % _PANEL == 0
             whole = self._panels.view(self._num_columns // _PANEL, -1)
@@ -309,7 +338,7 @@ class GroupedWeight:
         group_bytes, num_groups = form.size * form.bits // 8, form.num_groups(self.in_features)
         block_bytes = _PANEL * (form.block_scale_bytes + form.groups_of_block * group_bytes)
         whole = num_groups // form.groups_of_block * block_bytes
-        wide = 0 if form.scales == "exponent" else 4 if form.has_offsets else 2
+        wide = 0 if not form.has_wide_scales else 4 if form.has_offsets else 2
         for blocks in (panels[:, :whole].view(len(panels), whole // block_bytes, block_bytes), panels[:, None, whole:]):
             if blocks.numel() > 0:
                 ends = (0, _PANEL * wide, _PANEL * form.block_scale_bytes, blocks.shape[2])
@@ -319,7 +348,7 @@ class GroupedWeight:
                         yield words.view(*words.shape[:2], -1, 2, _PANEL // 2 * size // 8)
 
     def _quantize(self, rows: Tensor, first: int, spread: int) -> None:
-        assert self.form in (INT4, INT8)
+        assert self.form in (INT4, INT8, COLUMN_INT4)
         plain = rows.to(torch.bfloat16).contiguous()
         address, stride, count = plain.data_ptr(), plain.stride(0), plain.shape[0]
         self._library.quantize_groups(self.native, address, stride, count, first=first, spread=spread)
@@ -327,7 +356,7 @@ class GroupedWeight:
     def _pack_grouped(self, rows: GroupedRows, first: int, spread: int) -> None:
         rows.check(self.form)
         values = rows.values if rows.values.stride(1) == 1 else rows.values.contiguous()
-        names = ("scales", "offsets", "scale_parts", "offset_parts")
+        names = ("scales", "offsets", "scale_parts", "offset_parts", "column_scales")
         parts = {name: part.contiguous() for name in names if (part := getattr(rows, name)) is not None}
         native = structures.GroupedRows(
             values=values.data_ptr(),
@@ -370,8 +399,7 @@ def bias_by_column(
     by_column, spread, first = torch.zeros(num_columns, dtype=torch.float32), 2 if alternates else 1, 0
     for size, bias in zip(sizes, biases, strict=True):
         if bias is not None:
-            rows = torch.arange(bias.numel())
-            by_column[first + rows // 16 * spread * 16 + rows % 16] = bias.float()
+            by_column[_columns(bias.numel(), first, spread)] = bias.float()
         first += _PANEL // 2 if alternates else size
     return by_column
 
@@ -382,6 +410,12 @@ def taken(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, count: i
     if tensor is None or tensor.dtype is not dtype or tensor.shape != (count,) or tensor.data_ptr() % 64 != 0:
         raise ValueError(f"there is no {name} of {count} {dtype} at an address that vectors begin at")
     return tensor
+
+
+def _columns(count: int, first: int, spread: int) -> Tensor:
+    """Return where rows of a weight lie in a packed one; see `column_of`."""
+    rows = torch.arange(count)
+    return first + rows // 16 * spread * 16 + rows % 16
 
 
 def can_join(weights: Sequence[GroupedWeight], *, alternates: bool = False) -> bool:

@@ -12,7 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedWeight, GroupForm, RowSource, bias_by_column, taken
+from orcinus.engine.cpu.grouped_weight import (
+    COLUMN_INT4,
+    INT8,
+    GroupedWeight,
+    GroupForm,
+    RowSource,
+    bias_by_column,
+    taken,
+)
 from orcinus.engine.cpu.int8_linear import joined_bias
 from orcinus.engine.cpu.packed_sources import Source
 from orcinus.engine.kernels.library import Library
@@ -21,7 +29,7 @@ from orcinus.engine.platform.memory import MappedFiles, zeroed_bytes
 
 # In 8 bits a weight has a scale for each column, or for each column and group of inputs.
 Kind = Literal["bfloat16", "int8", "int4", "int8-groups"]
-GROUP_FORMS: dict[Kind, GroupForm] = {"int4": INT4, "int8-groups": INT8}
+GROUP_FORMS: dict[Kind, GroupForm] = {"int4": COLUMN_INT4, "int8-groups": INT8}
 
 _PANEL = 32  # columns that lie together; PANEL of linear.h
 _UNIT_LANES = 16  # UNIT_LANES of matrix_units.inl

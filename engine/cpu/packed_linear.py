@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 _KIND_OF_QUANTIZATION: dict[str | None, Kind] = {None: "bfloat16", "int8": "int8", "int4": "int4"}
-# What a head is packed as where that is not what the other layers are: its rounding is not averaged out behind it.
-_KIND_OF_HEAD: dict[Kind, Kind] = {"int4": "int8-groups"}
+# What a head is packed as where that is not what the other layers are, the first that this CPU multiplies: its rounding
+# is not averaged out behind it.
+_KINDS_OF_HEAD: dict[Kind, tuple[Kind, ...]] = {"int4": ("int8", "int8-groups")}
 
 # Makes one layer of the weights (out_features, in_features) and biases of several that share their input.
 Packer = Callable[[Sequence[Tensor], Sequence[Tensor | None]], nn.Module]
@@ -64,8 +65,9 @@ def head_packer_for(pack: Packer) -> Packer:
     """Return the packing of a model's head, where its other layers have this one."""
     if isinstance(pack, partial) and pack.func is NativeLinear:
         library, kind = pack.args
-        if kind in _KIND_OF_HEAD:
-            return partial(NativeLinear, library, _KIND_OF_HEAD[kind])
+        for of_head in _KINDS_OF_HEAD.get(kind, ()):
+            if can_multiply(library, of_head):
+                return partial(NativeLinear, library, of_head)
     return pack
 
 
@@ -109,7 +111,7 @@ def pack_linears(model: nn.Module, pack: Packer, dtype: torch.dtype, *, keep: Se
 def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
     """Pack a head that shares its weight with the embedding, without having it twice. False where that cannot be.
 
-    In bfloat16, and in groups, the embedding then looks its rows up in the packed weight. In 8 bits without groups it
+    In bfloat16, and beside layers of 4 bits, the embedding then looks its rows up in the packed weight. In 8 bits it
     keeps its own: of a mapped file only the rows that are looked up take memory.
     """
     head, embedding = causal_lm.get_output_embeddings(), causal_lm.get_input_embeddings()
@@ -119,8 +121,10 @@ def pack_tied_head(causal_lm: Any, pack: Packer) -> bool:
         return False
     if pack is PackedLinear:  # a layout of oneDNN's own, which no row can be read from
         return False
-    packed = _packed([head], head_packer_for(pack))
-    if isinstance(packed, NativeLinear) and packed.packed.kind in ("bfloat16", GroupedWeight.kind):
+    head_pack = head_packer_for(pack)
+    packed = _packed([head], head_pack)
+    is_shared = head_pack is not pack or (isinstance(packed, NativeLinear) and packed.packed.kind != "int8")
+    if isinstance(packed, NativeLinear) and is_shared:
         causal_lm.set_input_embeddings(PackedEmbedding(packed.packed, embedding.weight.dtype))
     causal_lm.set_output_embeddings(packed)
     MappedFiles().release(head.weight)

@@ -43,6 +43,7 @@ INCLUDED = (
     "delta_rule.inl",
     "grouped.h",
     "grouped.inl",
+    "grouped_columns.inl",
     "grouped_packing.inl",
     "grouped_units.inl",
     "grouped_vectors.inl",

@@ -102,6 +102,7 @@ class GroupedRows(ctypes.Structure):
         ("offsets", c_void_p),
         ("scale_parts", c_void_p),
         ("offset_parts", c_void_p),
+        ("column_scales", c_void_p),
         ("count", c_int64),
         ("value_stride", c_int64),
     )

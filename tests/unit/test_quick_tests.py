@@ -61,7 +61,11 @@ def test_every_promise_has_a_quick_test_but_for_a_few() -> None:
 
 
 def test_what_needs_another_environment_or_a_compiler_is_slow() -> None:
-    apart = [path for folder in ("clients", "sanitizers") for path in (ROOT / "tests" / folder).glob("test_*.py")]
+    apart = [
+        path
+        for folder in ("clients", "other_machines", "sanitizers")
+        for path in (ROOT / "tests" / folder).glob("test_*.py")
+    ]
     assert len(apart) >= 3
     names = [path.relative_to(ROOT).as_posix() for path in apart]
     assert not [name for name in names if any(test.startswith("test_") for test in quick_tests_of(name))]

@@ -141,10 +141,12 @@ END_TARGET
 
 #endif
 
+#if MATRIX_UNITS
 // Whether matrix units attend to a layer's keys and values: all of its tokens, or none.
 bool fits_units(const Cache& cache) {
     return cache.is_bf16 && cache.key_dim % (2 * UNIT_LANES) == 0 && cache.value_dim % WIDTH == 0;
 }
+#endif
 
 Kernels kernels_for_bytes(int64_t level, bool is_bf16) {
 #if MATRIX_UNITS

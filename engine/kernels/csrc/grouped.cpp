@@ -20,8 +20,12 @@ namespace {
 const long ROW_BLOCK = 448;
 // Of matrix units: what rows have come to is kept while parts of a panel pass by.
 const long UNIT_ROW_BLOCK = 224;
+// Where a panel is unpacked for each block, as many as leave the second cache room for it.
+const long UNIT_BLOCK_BYTES = 1 << 20;
 // Below so many rows vectors are as fast as matrix units; and for fewer of the last ones behind tiles of them.
 const long FEWEST_UNIT_ROWS = 16, FEWEST_LAST_ROWS = 9;
+// Where scales are integers of a column's, from so many rows on a panel is unpacked before it is multiplied.
+const long FEWEST_ROWS_TO_UNPACK = 9, FEWEST_UNIT_ROWS_TO_UNPACK = 5;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
 
@@ -36,14 +40,20 @@ struct Part {
 struct Row {
     uint32_t* lanes;
     int32_t* starts;
-    float *scales, *sums;
+    float *scales, *sums;  // one, where scales are integers of a column's
 };
 
 INLINE Row row_at(const Linear& linear, const GroupLayout& layout, const Rows& rows, long index) {
     uint32_t* lanes = rows.lanes + index * rows.stride;
     uint32_t* starts = lanes + layout.num_groups * (linear.groups->size / 4);
     float* scales = reinterpret_cast<float*>(starts + layout.num_groups);
-    return Row{lanes, reinterpret_cast<int32_t*>(starts), scales, scales + layout.num_groups};
+    const long num_scales = linear.groups->scales == COLUMN_SCALES ? 1 : layout.num_groups;
+    return Row{lanes, reinterpret_cast<int32_t*>(starts), scales, scales + num_scales};
+}
+
+// Of a panel with integers of a column's as scales. Lanes that a product of tiles takes in at once are unpacked whole.
+INLINE long unpacked_lanes(const GroupLayout& layout, const Linear& linear) {
+    return round_up(layout.num_groups * (linear.groups->size / 4), UNIT_LANES);
 }
 
 typedef void (*TileKernel)(const Linear& linear, const GroupLayout& layout, const Row& row, long stride, const char* panel,
@@ -110,6 +120,7 @@ namespace avx512 {
 #include "grouped_vectors.inl"
 
 #include "grouped.inl"
+#include "grouped_columns.inl"
 #include "quantize.inl"
 }  // namespace avx512
 END_TARGET
@@ -121,6 +132,9 @@ namespace units {
 
 #include "grouped_units.inl"
 }  // namespace units
+namespace whole_units {
+#include "matrix_units.inl"
+}  // namespace whole_units
 END_TARGET
 #endif
 
@@ -131,9 +145,12 @@ struct Kernels {
     void (*fill)(const Linear& linear, const Rows& rows, long index, const bf16* values);
     void (*by_vectors)(const Linear& linear, const Rows& rows, const Target& target, const Part& part);
     void (*quantize)(const Linear& linear, const bf16* weights, uint8_t* values, uint16_t* scales);
+    void (*quantize_columns)(const Linear& linear, const bf16* weights, long stride, long count, float* scales,
+                             const GroupedRows& out);
 };
 
-#define KERNELS_OF(set, quantizing) Kernels{set::fill, set::by_vectors, quantizing::quantize}
+#define KERNELS_OF(set, quantizing) \
+    Kernels{set::fill, set::by_vectors, quantizing::quantize, quantizing::quantize_columns}
 
 Kernels kernels_of(const Linear& linear) {
     switch (linear.groups->kernel) {
@@ -149,11 +166,70 @@ Kernels kernels_of(const Linear& linear) {
     }
 }
 
-void multiply_part(const Linear& linear, const Rows& rows, const Target& target, const Part& part) {
+#if MATRIX_UNITS
+
+// Of the next panel, as much is fetched while one is unpacked as with so many tiles.
+const long TILES_OF_UNPACKING = 2;
+
+// Rows by a panel that is unpacked before; the `next` one, if any, is fetched meanwhile.
+void columns_by_units(const Linear& linear, const Rows& rows, const Target& target, const Part& part, const char* next,
+                      int8_t* unpacked) {
+    alignas(64) uint32_t sums[whole_units::UNIT_ROWS * PANEL];
+    const GroupLayout layout(linear);
+    const long num_lanes = unpacked_lanes(layout, linear), num_steps = num_lanes / UNIT_LANES;
+    const long num_tiles = (part.end_row - part.row + whole_units::UNIT_ROWS - 1) / whole_units::UNIT_ROWS;
+    const long share = layout.panel_bytes() / (num_tiles + TILES_OF_UNPACKING);
+    const long of_group = next ? round_up(share * TILES_OF_UNPACKING / layout.num_groups, 64) : 0;
+    const char* panel = static_cast<const char*>(linear.panels) + part.panel * layout.panel_bytes();
+    avx512::unpack_columns(linear, layout, panel, 0, unpacked, next, of_group);
+    whole_units::Ahead ahead = {nullptr, 0};
+    if (next) ahead = {next + layout.num_groups * of_group, round_up(share / num_steps, 64)};
+    for (long first = part.row; first < part.end_row; first += whole_units::UNIT_ROWS) {
+        const long count = least(whole_units::UNIT_ROWS, part.end_row - first);
+        const Row row = row_at(linear, layout, rows, first);
+        whole_units::unit_tile<whole_units::SIGNED_ROWS>(
+            row.lanes, count, rows.stride, reinterpret_cast<const uint32_t*>(unpacked), num_lanes, ahead, sums);
+        if (next) ahead.from += ahead.bytes * num_steps;
+        float* numbers = reinterpret_cast<float*>(sums);
+        avx512::scale_sums(linear, row, rows.stride, count, part.panel, numbers);
+        avx512::finish_tile(linear, target, first, count, part.panel, numbers);
+    }
+}
+
+#endif
+
+// Whether a panel was worth unpacking before it is multiplied, and that is done.
+bool multiply_unpacked(const Linear& linear, const Rows& rows, const Target& target, const Part& part, long next) {
+#if defined(__x86_64__)
+    const bool has_units = linear.groups->kernel == UNIT_GROUPS, has_vectors = linear.groups->kernel == AVX512_GROUPS;
+    const long fewest = has_units ? FEWEST_UNIT_ROWS_TO_UNPACK : FEWEST_ROWS_TO_UNPACK;
+    if (linear.groups->scales != COLUMN_SCALES || !(has_units || has_vectors) || part.end_row - part.row < fewest) return false;
+    static thread_local Arena arena;
+    const long num_lanes = unpacked_lanes(GroupLayout(linear), linear);
+    int8_t* unpacked = reinterpret_cast<int8_t*>(arena.reserve(num_lanes * PANEL * 4));
+    if (unpacked == nullptr) return false;
+    const char* fetched = next < 0 ? nullptr : static_cast<const char*>(linear.panels) + next * GroupLayout(linear).panel_bytes();
+#if MATRIX_UNITS
+    if (has_units) {
+        columns_by_units(linear, rows, target, part, fetched, unpacked);
+        return true;
+    }
+#endif
+    avx512::by_whole_rows(linear, rows, target, part, fetched, unpacked);
+    return true;
+#else
+    (void)linear, (void)rows, (void)target, (void)part, (void)next;
+    return false;
+#endif
+}
+
+// `next` is the panel that the same thread will probably multiply next, or -1.
+void multiply_part(const Linear& linear, const Rows& rows, const Target& target, const Part& part, long next) {
+    if (multiply_unpacked(linear, rows, target, part, next)) return;
     Part rest = part;
 #if MATRIX_UNITS
     const long count = part.end_row - part.row, last = count % 16;
-    if (linear.groups->kernel == UNIT_GROUPS && count >= FEWEST_UNIT_ROWS) {
+    if (linear.groups->scales != COLUMN_SCALES && linear.groups->kernel == UNIT_GROUPS && count >= FEWEST_UNIT_ROWS) {
         rest.row = last < FEWEST_LAST_ROWS ? part.end_row - last : part.end_row;
         alignas(64) float sums[UNIT_ROW_BLOCK * PANEL];
         units::multiply(linear, rows, Part{part.panel, part.row, rest.row}, sums);
@@ -163,7 +239,10 @@ void multiply_part(const Linear& linear, const Rows& rows, const Target& target,
     if (rest.row < rest.end_row) kernels_of(linear).by_vectors(linear, rows, target, rest);
 }
 
-long row_block(const Linear& linear) { return linear.groups->kernel == UNIT_GROUPS ? UNIT_ROW_BLOCK : ROW_BLOCK; }
+long row_block(const Linear& linear, const Rows& rows) {
+    if (linear.groups->kernel != UNIT_GROUPS) return ROW_BLOCK;
+    return linear.groups->scales != COLUMN_SCALES ? UNIT_ROW_BLOCK : most(UNIT_ROW_BLOCK, UNIT_BLOCK_BYTES / (rows.stride * 4));
+}
 
 // What an item of several experts' products is cut out of: the panels of one expert's weight, by as many rows as are
 // multiplied at once.
@@ -178,6 +257,7 @@ Linear weight_of(const Linear& all, long columns, long expert) {
     Linear weight = all;
     weight.out = columns;
     weight.panels = static_cast<const char*>(all.panels) + panel * GroupLayout(all).panel_bytes();
+    if (all.scales) weight.scales = all.scales + panel * PANEL;
     if (all.bias) weight.bias = all.bias + panel * PANEL;
     return weight;
 }
@@ -191,14 +271,14 @@ void fill_grouped_row(const Linear& linear, const Rows& rows, long index, const 
 }
 
 void multiply_grouped(const Linear& linear, const Rows& rows, const Target& target, const Team& team) {
-    const long block = row_block(linear);
+    const long block = row_block(linear, rows);
     const long num_panels = (linear.out + PANEL - 1) / PANEL, num_blocks = (rows.count + block - 1) / block;
     const bool is_small = double(linear.in) * linear.out * rows.count < SERIAL_WORK;
     const Team nobody = {nullptr, 1};
-    parallel_shares(is_small ? nobody : team, num_panels * num_blocks, [&](long number, long) {
+    parallel_shares(is_small ? nobody : team, num_panels * num_blocks, [&](long number, long next) {
         const long index = number / num_panels;
         const long first = rows.count * index / num_blocks, end = rows.count * (index + 1) / num_blocks;
-        multiply_part(linear, rows, target, Part{number % num_panels, first, end});
+        multiply_part(linear, rows, target, Part{number % num_panels, first, end}, next < 0 ? -1 : next % num_panels);
     });
 }
 
@@ -209,6 +289,44 @@ namespace {
 #include "grouped_packing.inl"
 
 #include "block_packing.inl"
+
+// Up to 16 rows of a weight, and where they go.
+struct Strip {
+    const bf16* weight;
+    long stride, row, end_row, first, spread;
+};
+
+bool quantize_strip(const Linear& linear, const Strip& strip) {
+    const GroupLayout layout(linear);
+    const long padded = layout.num_groups * linear.groups->size;
+    uint8_t* values = static_cast<uint8_t*>(malloc(padded + layout.num_groups * sizeof(uint16_t)));
+    if (values == nullptr) return false;
+    uint16_t* scales = reinterpret_cast<uint16_t*>(values + padded);
+    const GroupedRows row = {values, scales, nullptr, nullptr, nullptr, nullptr, 1, padded};
+    for (long r = strip.row; r < strip.end_row; r++) {
+        kernels_of(linear).quantize(linear, strip.weight + r * strip.stride, values, scales);
+        put_row(linear, column_of(strip.first, strip.spread, r), row, 0);
+    }
+    free(values);
+    return true;
+}
+
+bool quantize_strip_in_columns(const Linear& linear, const Strip& strip) {
+    const GroupLayout layout(linear);
+    const long padded = layout.num_groups * linear.groups->size;
+    // A float for each row and group, then values and parts of 16 rows.
+    char* memory = static_cast<char*>(malloc(16 * (padded + layout.num_groups * 5)));
+    if (memory == nullptr) return false;
+    float scales_of_rows[16];
+    float* scales = reinterpret_cast<float*>(memory);
+    uint8_t* values = reinterpret_cast<uint8_t*>(scales + 16 * layout.num_groups);
+    const GroupedRows rows = {values, nullptr, nullptr, values + 16 * padded, nullptr, scales_of_rows, 16, padded};
+    const long count = strip.end_row - strip.row;
+    kernels_of(linear).quantize_columns(linear, strip.weight + strip.row * strip.stride, strip.stride, count, scales, rows);
+    for (long r = 0; r < count; r++) put_row(linear, column_of(strip.first, strip.spread, strip.row + r), rows, r);
+    free(memory);
+    return true;
+}
 
 }  // namespace
 
@@ -245,23 +363,14 @@ EXPORT void orcinus_pack_blocks(const Linear* linear, const BlockRows* rows, int
 }
 
 // Packs `count` rows of a weight, (count, in) with a stride in elements, as the nearest values of a form without offsets and
-// with scales of float16. Returns 0, or 1 without memory to work in.
+// with scales of float16, or of 4 bits with integers of a column's. Returns 0, or 1 without memory to work in.
 EXPORT int64_t orcinus_quantize_groups(const Linear* linear, const bf16* weight, int64_t stride, int64_t count,
                                        int64_t first, int64_t spread, const Team* team) {
-    const Kernels kernels = kernels_of(*linear);
-    const GroupLayout layout(*linear);
-    const long padded = layout.num_groups * linear->groups->size;
+    const bool has_columns = linear->groups->scales == COLUMN_SCALES;
     std::atomic<int64_t> failed{0};
     parallel_for(*team, (count + 15) / 16, [&](long part) {
-        uint8_t* values = static_cast<uint8_t*>(malloc(padded + layout.num_groups * sizeof(uint16_t)));
-        if (values == nullptr) return failed.store(1);
-        uint16_t* scales = reinterpret_cast<uint16_t*>(values + padded);
-        const GroupedRows row = {values, scales, nullptr, nullptr, nullptr, 1, padded};
-        for (long r = part * 16; r < least(part * 16 + 16, count); r++) {
-            kernels.quantize(*linear, weight + r * stride, values, scales);
-            put_row(*linear, column_of(first, spread, r), row, 0);
-        }
-        free(values);
+        const Strip strip = {weight, stride, part * 16, least(part * 16 + 16, count), first, spread};
+        if (!(has_columns ? quantize_strip_in_columns(*linear, strip) : quantize_strip(*linear, strip))) failed.store(1);
     });
     return failed.load();
 }
@@ -290,13 +399,14 @@ EXPORT int64_t orcinus_grouped_linear(const Linear* linear, const bf16* x, int64
 EXPORT int64_t orcinus_expert_linear(const Linear* all, int64_t columns, const int64_t* starts, const bf16* x,
                                      int64_t stride, bf16* out, int64_t is_gated, const Team* team) {
     static thread_local Arena arena;
-    const long num_experts = all->out / columns, count = starts[num_experts], block = row_block(*all);
-    const long most_parts = num_experts + count / block;
+    const long num_experts = all->out / columns, count = starts[num_experts];
+    const long most_parts = num_experts + count / least(ROW_BLOCK, UNIT_ROW_BLOCK);
     char* memory = arena.reserve(bytes_of_rows(*all, count) + round_up(most_parts * sizeof(ExpertRows), 64));
     if (memory == nullptr) return 1;
     Scratch scratch(memory);
     const Rows rows = rows_in(*all, scratch, count);
     ExpertRows* parts = scratch.take<ExpertRows>(most_parts);
+    const long block = row_block(*all, rows);
     long num_parts = 0;
     for (long expert = 0; expert < num_experts; expert++)
         for (long first = starts[expert]; first < starts[expert + 1]; first += block)
@@ -308,7 +418,7 @@ EXPORT int64_t orcinus_expert_linear(const Linear* all, int64_t columns, const i
     const Target target = {out, is_gated ? columns / 2 : columns, nullptr, 0, is_gated != 0};
     parallel_shares(helping, num_panels * num_parts, [&](long number, long) {
         const ExpertRows& part = parts[number / num_panels];
-        multiply_part(part.weight, rows, target, Part{number % num_panels, part.first, part.end});
+        multiply_part(part.weight, rows, target, Part{number % num_panels, part.first, part.end}, -1);
     });
     return 0;
 }

@@ -17,9 +17,10 @@ const long TILE_ROWS = 1;
 const long FETCHING_ROWS = 4, FETCHED_AHEAD = 8192;
 
 // How values are stored, and what a group of them needs.
-template <int BITS_OF_ONE, int LANES_OF_GROUP, bool BY_TABLE, bool WITH_OFFSETS> struct Mode {
+template <int BITS_OF_ONE, int LANES_OF_GROUP, bool BY_TABLE, bool WITH_OFFSETS, bool BY_COLUMN = false> struct Mode {
     static const int BITS = BITS_OF_ONE, GROUP_LANES = LANES_OF_GROUP;
     static const bool HAS_TABLE = BY_TABLE, HAS_OFFSETS = WITH_OFFSETS, ARE_SMALL = BITS_OF_ONE == 4 && !BY_TABLE;
+    static const bool OF_COLUMNS = BY_COLUMN;
 };
 
 // The sums of a group's integers, of NUM_ROWS rows `stride` words apart from `row` on.
@@ -82,19 +83,76 @@ void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long 
         UNROLL for (int v = 0; v < VECTORS; v++) put(out + m * PANEL + v * LANES, results[m][v]);
 }
 
+// The sums of a group's integers where scales are integers of a column's: of NUM_ROWS rows by one vector of columns.
+template <class M, int NUM_ROWS> struct ColumnSums {
+    Ints at[NUM_ROWS];
+
+    INLINE ColumnSums(const char* values, const uint32_t* lanes, const int32_t* start, long stride) {
+        UNROLL for (int m = 0; m < NUM_ROWS; m++) at[m] = every(start + m * stride);
+        UNROLL for (int lane = 0; lane < M::GROUP_LANES / 2; lane++) {
+            const Ints both = load_values(values + lane * PANEL * 4), low = low_half(both), high = high_half(both);
+            UNROLL for (int m = 0; m < NUM_ROWS; m++) {
+                const uint32_t* x = lanes + m * stride + lane;
+                at[m] = dot<true>(dot<true>(at[m], low, every(x)), high, every(x + M::GROUP_LANES / 2));
+            }
+        }
+    }
+};
+
+// As `tile`, of such weights: integers alone are summed, and left for `scale_sums`.
+template <class M, int NUM_ROWS>
+void column_tile(const Linear&, const GroupLayout& layout, const Row& row, long stride, const char* panel, float* out) {
+    const long group_bytes = M::GROUP_LANES * PANEL * 2;
+    Ints results[NUM_ROWS][VECTORS];
+    UNROLL for (int m = 0; m < NUM_ROWS; m++)
+        UNROLL for (int v = 0; v < VECTORS; v++) results[m][v] = zero_ints();
+    for (long first = 0; first < layout.num_groups; first += layout.per_block) {
+        const char *parts = panel, *values = panel + layout.head_bytes;
+        const long end = first + least(layout.per_block, layout.num_groups - first);
+        for (long group = first; group < end; group++, parts += PANEL, values += group_bytes) {
+            if (NUM_ROWS <= FETCHING_ROWS)
+                for (long i = 0; i < group_bytes; i += 64) __builtin_prefetch(values + FETCHED_AHEAD + i);
+            const uint32_t* lanes = row.lanes + group * M::GROUP_LANES;
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                const ColumnSums<M, NUM_ROWS> sums(values + v * LANES * 4, lanes, row.starts + group, stride);
+                const Ints part = column_parts(parts + v * LANES);
+                UNROLL for (int m = 0; m < NUM_ROWS; m++) results[m][v] = add_scaled(results[m][v], sums.at[m], part);
+            }
+        }
+        panel = values;
+    }
+    UNROLL for (int m = 0; m < NUM_ROWS; m++)
+        UNROLL for (int v = 0; v < VECTORS; v++) put(out + m * PANEL + v * LANES, results[m][v]);
+}
+
+// Makes numbers of what rows of a panel have come to in integers, (num_rows, PANEL).
+void scale_sums(const Linear& linear, const Row& row, long stride, long num_rows, long panel, float* sums) {
+    for (long m = 0; m < num_rows; m++)
+        UNROLL for (long v = 0; v < VECTORS; v++) {
+            float* at = sums + m * PANEL + v * LANES;
+            const Floats x = product(as_floats_of(load_values(at)), numbers(linear.scales + panel * PANEL + v * LANES));
+            put(at, product(x, every(row.scales[m * stride])));
+        }
+}
+
+template <class M, int NUM_ROWS> TileKernel tile_of_rows() {
+    if (M::OF_COLUMNS) return column_tile<M, NUM_ROWS>;
+    return tile<M, NUM_ROWS>;
+}
+
 template <class M> TileKernel tile_of(long num_rows) {
     switch (num_rows) {
-        case 1: return tile<M, 1>;
+        case 1: return tile_of_rows<M, 1>();
 #if AVX2
-        case 2: return tile<M, 2>;
+        case 2: return tile_of_rows<M, 2>();
 #endif
 #if AVX512
-        case 3: return tile<M, 3>;
-        case 4: return tile<M, 4>;
-        case 5: return tile<M, 5>;
-        case 6: return tile<M, 6>;
-        case 7: return tile<M, 7>;
-        case 8: return tile<M, 8>;
+        case 3: return tile_of_rows<M, 3>();
+        case 4: return tile_of_rows<M, 4>();
+        case 5: return tile_of_rows<M, 5>();
+        case 6: return tile_of_rows<M, 6>();
+        case 7: return tile_of_rows<M, 7>();
+        case 8: return tile_of_rows<M, 8>();
 #endif
         default: return nullptr;
     }
@@ -102,6 +160,7 @@ template <class M> TileKernel tile_of(long num_rows) {
 
 template <int GROUP_LANES> TileKernel tile_of_groups(const Groups& groups, long num_rows) {
     const bool has_offsets = groups.has_offsets != 0;
+    if (groups.scales == COLUMN_SCALES) return tile_of<Mode<4, GROUP_LANES, false, false, true>>(num_rows);
     if (groups.bits == 8)
         return has_offsets ? tile_of<Mode<8, GROUP_LANES, false, true>>(num_rows)
                            : tile_of<Mode<8, GROUP_LANES, false, false>>(num_rows);
@@ -140,17 +199,53 @@ INLINE void fill_group(const f32x16* x, long num_vectors, int8_t* integers, cons
     row.sums[group] = total * scale;
 }
 
+// Sixteen inputs of a row from `first` on, and zeros behind its end.
+INLINE f32x16 inputs(const Linear& linear, const bf16* values, long first) {
+    return read(values + first, most(0, least(16, linear.in - first)));
+}
+
+// The same with one scale for the whole row.
+void fill_whole(const Linear& linear, const GroupLayout& layout, const Row& row, const bf16* values) {
+    const long size = linear.groups->size;
+    f32x16 most = {}, poison = {};
+    for (long first = 0; first < linear.in; first += 16) {
+        const f32x16 x = inputs(linear, values, first);
+        most = greater(most, greater(x, -x));
+        poison = poison + x * 0.0f;
+    }
+    const float found = max_of(most), largest = found > 0x1p-110f ? found : 0.0f;
+    const float scale = largest / 127.0f + sum_of(poison), factor = largest > 0.0f ? 127.0f / largest : 0.0f;
+    int8_t* integers = reinterpret_cast<int8_t*>(row.lanes);
+    float total = 0.0f;
+    for (long group = 0; group < layout.num_groups; group++) {
+        f32x16 sum = {};
+        for (long i = 0; i < size; i += 16) {
+            const f32x16 x = inputs(linear, values, group * size + i);
+            const f32x16 whole = scale == scale ? nearest(x * factor) : f32x16{};
+            put_bytes(integers + group * size + i, whole);
+            sum += whole;
+        }
+        const int32_t of_group = static_cast<int32_t>(sum_of(sum));
+        total += static_cast<float>(of_group);
+        // Two equal sums of 16 bits, or one of 32.
+        const uint32_t half = static_cast<uint32_t>(of_group * -4) & 0xffff;
+        row.starts[group] = HAS_SUMS_OF_PAIRS ? static_cast<int32_t>(half * 0x10001u) : of_group * -8;
+    }
+    row.scales[0] = scale;
+    row.sums[0] = total;
+}
+
 void fill(const Linear& linear, const Rows& rows, long index, const bf16* values) {
     const Groups& groups = *linear.groups;
     const GroupLayout layout(linear);
     const Row row = row_at(linear, layout, rows, index);
+    if (groups.scales == COLUMN_SCALES) return fill_whole(linear, layout, row, values);
     const bool is_shifted = HAS_SHIFTED_VALUES && (groups.bits == 8 || groups.table);
     int8_t* integers = reinterpret_cast<int8_t*>(row.lanes);
     for (long group = 0; group < layout.num_groups; group++) {
         f32x16 x[2] = {};
         for (long i = 0; i < groups.size / 16; i++) {
-            const long first = group * groups.size + i * 16;
-            x[i] = read(values + first, most(0, least(16, linear.in - first)));
+            x[i] = inputs(linear, values, group * groups.size + i * 16);
         }
         fill_group(x, groups.size / 16, integers + group * groups.size, row, group, (is_shifted ? 128 : 0) - groups.zero);
     }
@@ -190,7 +285,9 @@ void by_vectors(const Linear& linear, const Rows& rows, const Target& target, co
     for (long t = 0; t < num_tiles; t++) {
         const long row = part.row + count * t / num_tiles, end = part.row + count * (t + 1) / num_tiles;
         const TileKernel kernel = tile_kernel(*linear.groups, end - row);
-        kernel(linear, layout, row_at(linear, layout, rows, row), rows.stride, panel, sums);
+        const Row first = row_at(linear, layout, rows, row);
+        kernel(linear, layout, first, rows.stride, panel, sums);
+        if (linear.groups->scales == COLUMN_SCALES) scale_sums(linear, first, rows.stride, end - row, part.panel, sums);
         finish_tile(linear, target, row, end - row, part.panel, sums);
     }
 }

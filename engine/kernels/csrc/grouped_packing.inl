@@ -38,7 +38,7 @@ private:
     uint16_t* wide(long block) const { return reinterpret_cast<uint16_t*>(panel + layout.block(block)); }
 
     uint8_t& narrow(long group, long further) const {
-        const long before = groups.scales == EXPONENT_SCALES ? 0 : (groups.has_offsets ? 4 : 2) * PANEL;
+        const long before = groups.scales != TWO_LEVEL_SCALES ? 0 : (groups.has_offsets ? 4 : 2) * PANEL;
         const long place = before + (group % layout.per_block + further) * PANEL + column;
         return reinterpret_cast<uint8_t*>(panel + layout.block(group / layout.per_block))[place];
     }
@@ -67,6 +67,7 @@ void put_row(const Linear& linear, long column, const GroupedRows& rows, long ro
         place.scale(block) = rows.scales[row * num_blocks + block];
         if (rows.offsets) place.offset(block) = rows.offsets[row * num_blocks + block];
     }
+    if (rows.column_scales) const_cast<float*>(linear.scales)[column] = rows.column_scales[row];
     for (long group = 0; group < num_groups; group++) {
         const uint8_t* values = rows.values + row * rows.value_stride + group * size;
         uint8_t last[32] = {};
@@ -80,16 +81,19 @@ void put_row(const Linear& linear, long column, const GroupedRows& rows, long ro
     }
 }
 
+// An element is `scale * (times * (value - zero)) - offset`.
 struct ScaleAndOffset {
-    float scale, offset;
+    float scale, offset, times;
 };
 
-ScaleAndOffset numbers_of(const ColumnPlace& place, long group) {
+ScaleAndOffset numbers_of(const Linear& linear, const ColumnPlace& place, long column, long group) {
     const Groups& groups = place.groups;
+    if (groups.scales == COLUMN_SCALES)
+        return ScaleAndOffset{linear.scales[column], 0.0f, static_cast<float>(static_cast<int8_t>(place.scale_part(group)))};
     if (groups.scales == EXPONENT_SCALES)
-        return ScaleAndOffset{bits_as<float>(uint32_t{place.scale_part(group)} << 23), 0.0f};
+        return ScaleAndOffset{bits_as<float>(uint32_t{place.scale_part(group)} << 23), 0.0f, 1.0f};
     const long block = group / place.layout.per_block;
-    ScaleAndOffset numbers = {half_to_float(place.scale(block)), 0.0f};
+    ScaleAndOffset numbers = {half_to_float(place.scale(block)), 0.0f, 1.0f};
     if (groups.has_offsets) numbers.offset = half_to_float(place.offset(block));
     if (groups.scales == TWO_LEVEL_SCALES) {
         numbers.scale *= static_cast<float>(static_cast<int8_t>(place.scale_part(group)));
@@ -111,11 +115,11 @@ void unpack_column(const Linear& linear, long column, float* out) {
     const ColumnPlace place(linear, column);
     const long size = place.groups.size;
     for (long group = 0; group < place.layout.num_groups; group++) {
-        const ScaleAndOffset numbers = numbers_of(place, group);
+        const ScaleAndOffset numbers = numbers_of(linear, place, column, group);
         const char* values = place.values(group);
         for (long i = 0; i < least(size, linear.in - group * size); i++) {
             const float value = static_cast<float>(value_at(place, values, i) - static_cast<int>(place.groups.zero));
-            out[group * size + i] = __builtin_fmaf(value, numbers.scale, -numbers.offset);
+            out[group * size + i] = __builtin_fmaf(value * numbers.times, numbers.scale, -numbers.offset);
         }
     }
 }

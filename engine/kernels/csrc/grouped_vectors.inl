@@ -2,7 +2,8 @@
 // grouped.cpp includes this file in a namespace per set, with AVX512, AVX2 and VNNI as 1 where they are there.
 //
 // dot() multiplies values without a sign by a row's integers. Where the instruction that does it would saturate, what is
-// multiplied are values less 128 (HAS_SHIFTED_VALUES), of 8 bits, or sums of 16 bits are kept, of values below 16.
+// multiplied are values less 128 (HAS_SHIFTED_VALUES), of 8 bits, or sums of 16 bits are kept, of values below 16
+// (HAS_SUMS_OF_PAIRS). add_scaled() adds a group's sum, which fits into 16 bits, times its columns' integers.
 
 #if AVX512
 
@@ -11,9 +12,10 @@
 typedef __m512i Ints;
 typedef __m512 Floats;
 typedef __m512i Table;
-const bool HAS_SHIFTED_VALUES = false;
+const bool HAS_SHIFTED_VALUES = false, HAS_SUMS_OF_PAIRS = false;
 
 INLINE Ints load_values(const void* p) { return _mm512_loadu_si512(p); }
+INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
 INLINE Ints every(const void* p) { return _mm512_set1_epi32(*static_cast<const int32_t*>(p)); }
 INLINE Floats every(float x) { return _mm512_set1_ps(x); }
 INLINE Ints low_half(Ints x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
@@ -28,7 +30,9 @@ INLINE Floats zero_floats() { return _mm512_setzero_ps(); }
 INLINE Floats product(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 INLINE Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE Floats fused_less(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
+INLINE Floats numbers(const float* p) { return _mm512_loadu_ps(p); }
 INLINE void put(float* p, Floats x) { _mm512_storeu_ps(p, x); }
+INLINE void put(float* p, Ints x) { _mm512_storeu_si512(p, x); }
 
 INLINE Floats halves(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
 INLINE Ints wide_bytes(const void* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
@@ -41,6 +45,12 @@ INLINE Floats exponents(const void* p) { return _mm512_castsi512_ps(_mm512_slli_
 template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return every(start); }
 template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) { return _mm512_dpbusd_epi32(sum, values, row); }
 template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+
+INLINE Ints column_parts(const void* p) {
+    const Ints wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    return _mm512_and_si512(wide, _mm512_set1_epi32(0xffff));
+}
+INLINE Ints add_scaled(Ints to, Ints sum, Ints part) { return _mm512_dpwssd_epi32(to, sum, part); }
 
 INLINE f32x16 greater(f32x16 a, f32x16 b) { return reinterpret_cast<f32x16>(_mm512_max_ps(as_m512(a), as_m512(b))); }
 INLINE f32x16 lesser(f32x16 a, f32x16 b) { return reinterpret_cast<f32x16>(_mm512_min_ps(as_m512(a), as_m512(b))); }
@@ -56,9 +66,10 @@ INLINE void put_bytes(int8_t* p, f32x16 whole) {
 typedef __m256i Ints;
 typedef __m256 Floats;
 typedef __m256i Table;
-const bool HAS_SHIFTED_VALUES = !VNNI;
+const bool HAS_SHIFTED_VALUES = !VNNI, HAS_SUMS_OF_PAIRS = !VNNI;
 
 INLINE Ints load_values(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+INLINE Ints zero_ints() { return _mm256_setzero_si256(); }
 INLINE Ints every(const void* p) { return _mm256_set1_epi32(*static_cast<const int32_t*>(p)); }
 INLINE Floats every(float x) { return _mm256_set1_ps(x); }
 INLINE Ints low_half(Ints x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
@@ -73,7 +84,9 @@ INLINE Floats zero_floats() { return _mm256_setzero_ps(); }
 INLINE Floats product(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 INLINE Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE Floats fused_less(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
+INLINE Floats numbers(const float* p) { return _mm256_loadu_ps(p); }
 INLINE void put(float* p, Floats x) { _mm256_storeu_ps(p, x); }
+INLINE void put(float* p, Ints x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
 
 INLINE Floats halves(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
 INLINE Ints wide_bytes(const void* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
@@ -82,12 +95,18 @@ INLINE Floats signed_bytes(const void* p) {
     return as_floats_of(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
 }
 INLINE Floats exponents(const void* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(wide_bytes(p), 23)); }
+INLINE Ints wide_signed_bytes(const void* p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+}
 
 #if VNNI
 
 template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return every(start); }
 template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) { return _mm256_dpbusd_avx_epi32(sum, values, row); }
 template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+
+INLINE Ints column_parts(const void* p) { return _mm256_and_si256(wide_signed_bytes(p), _mm256_set1_epi32(0xffff)); }
+INLINE Ints add_scaled(Ints to, Ints sum, Ints part) { return _mm256_dpwssd_avx_epi32(to, sum, part); }
 
 #else
 
@@ -105,6 +124,12 @@ template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) {
 template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void* start) {
     return ARE_SMALL ? _mm256_add_epi32(every(start), of_pairs(sum)) : sum;
 }
+
+INLINE Ints column_parts(const void* p) {
+    const __m128i twice = _mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
+    return _mm256_shuffle_epi8(wide_signed_bytes(p), _mm256_broadcastsi128_si256(twice));
+}
+INLINE Ints add_scaled(Ints to, Ints sum, Ints part) { return _mm256_add_epi32(to, _mm256_madd_epi16(sum, part)); }
 
 #endif
 
@@ -149,7 +174,7 @@ struct Floats {
     float at[16];
 };
 typedef const uint8_t* Table;
-const bool HAS_SHIFTED_VALUES = false;
+const bool HAS_SHIFTED_VALUES = false, HAS_SUMS_OF_PAIRS = false;
 
 template <class To, class Number> INLINE To each_of(const Number& number) {
     To to;
@@ -167,6 +192,7 @@ INLINE Ints every(const void* p) {
     __builtin_memcpy(&number, p, sizeof number);
     return each_of<Ints>([&](int) { return number; });
 }
+INLINE Ints zero_ints() { return Ints{}; }
 INLINE Floats every(float x) { return each_of<Floats>([&](int) { return x; }); }
 INLINE Ints low_half(Ints x) { return each_of<Ints>([&](int i) { return x.at[i] & 0x0f0f0f0f; }); }
 INLINE Ints high_half(Ints x) { return each_of<Ints>([&](int i) { return x.at[i] >> 4 & 0x0f0f0f0f; }); }
@@ -187,7 +213,9 @@ INLINE Floats fused(Floats a, Floats b, Floats c) {
 INLINE Floats fused_less(Floats a, Floats b, Floats c) {
     return each_of<Floats>([&](int i) { return __builtin_fmaf(-a.at[i], b.at[i], c.at[i]); });
 }
+INLINE Floats numbers(const float* p) { return each_of<Floats>([&](int i) { return p[i]; }); }
 INLINE void put(float* p, Floats x) { __builtin_memcpy(p, &x, sizeof x); }
+INLINE void put(float* p, Ints x) { __builtin_memcpy(p, &x, sizeof x); }
 
 INLINE Floats halves(const void* p) {
     return each_of<Floats>([&](int i) { return half_to_float(static_cast<const uint16_t*>(p)[i]); });
@@ -212,6 +240,13 @@ template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) {
     return sum;
 }
 template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+
+INLINE Ints column_parts(const void* p) {
+    return each_of<Ints>([&](int i) { return static_cast<const int8_t*>(p)[i]; });
+}
+INLINE Ints add_scaled(Ints to, Ints sum, Ints part) {
+    return each_of<Ints>([&](int i) { return to.at[i] + sum.at[i] * part.at[i]; });
+}
 
 INLINE f32x16 fused(f32x16 a, f32x16 b, f32x16 c) {
     UNROLL for (int i = 0; i < 16; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);

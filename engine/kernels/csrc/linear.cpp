@@ -120,7 +120,7 @@ struct Product {
     void by_matrix_units(long index, long begin_row, long end_row, long next) const {
 #if MATRIX_UNITS
         alignas(64) uint32_t sums[UNIT_ROWS * PANEL];
-        const auto tile = linear.is_int8 ? unit_tile<true> : unit_tile<false>;
+        const auto tile = linear.is_int8 ? unit_tile<UNSIGNED_ROWS> : unit_tile<BFLOAT16_ROWS>;
         const long num_tiles = (end_row - begin_row + UNIT_ROWS - 1) / UNIT_ROWS, num_steps = lanes_of(linear) / UNIT_LANES;
         Ahead ahead = {nullptr, 0};
         if (next >= 0) {

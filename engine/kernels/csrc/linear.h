@@ -19,7 +19,7 @@ extern "C" {
 // int8 weights have a scale for each column, and the sum of each column's integers, times the 128 that is added to the
 // rows' integers. Matrix units take weights alone whose lanes are a multiple of 16.
 //
-// Where there are `groups`, panels are laid out as they say instead, and neither of those is used. `next` has the columns that
+// Where there are `groups`, panels are laid out as they say instead; a scale for each column is used if they say so. `next` has the columns that
 // follow, of the same input, or is null: a decoder layer's projections need not all have the same kind of numbers.
 struct Linear {
     const void* panels;
@@ -40,8 +40,12 @@ struct GroupLayout {
     explicit INLINE GroupLayout(const Linear& linear) {
         const Groups& groups = *linear.groups;
         num_groups = (linear.in + groups.size - 1) / groups.size;
-        per_block = groups.scales == FLOAT16_SCALES ? 1 : groups.scales == TWO_LEVEL_SCALES ? 256 / groups.size : 8;
-        const long wide = groups.scales == EXPONENT_SCALES ? 0 : 2 * PANEL, narrow = per_block > 1 ? per_block * PANEL : 0;
+        const bool has_wide = groups.scales == FLOAT16_SCALES || groups.scales == TWO_LEVEL_SCALES;
+        per_block = groups.scales == FLOAT16_SCALES    ? 1
+                    : groups.scales == TWO_LEVEL_SCALES ? 256 / groups.size
+                    : groups.scales == COLUMN_SCALES    ? 64 / groups.size
+                                                        : 8;
+        const long wide = has_wide ? 2 * PANEL : 0, narrow = per_block > 1 ? per_block * PANEL : 0;
         head_bytes = (wide + narrow) * (groups.has_offsets ? 2 : 1);
         group_bytes = groups.size * PANEL * groups.bits / 8;
     }
@@ -53,8 +57,11 @@ struct GroupLayout {
     long values(long group) const { return block(group / per_block) + head_bytes + group % per_block * group_bytes; }
 };
 
-// What a row has besides its lanes, for each group: where the sum of integers starts, its scale, and its sum.
-const long WORDS_PER_GROUP = 3;
+// What a row has besides its lanes, in words. For each group: where the sum of integers starts, its scale, and its sum. With
+// scales of columns there is one scale and one sum for all.
+INLINE long words_beside_lanes(const Groups& groups, long num_groups) {
+    return groups.scales == COLUMN_SCALES ? num_groups + 2 : 3 * num_groups;
+}
 
 // Rows that a product reads: lanes of 32 bits, and the scale of each row where they are integers.
 struct Rows {
@@ -65,7 +72,10 @@ struct Rows {
 };
 
 INLINE long lanes_of(const Linear& linear) {
-    if (linear.groups) return GroupLayout(linear).num_groups * (linear.groups->size / 4 + WORDS_PER_GROUP);
+    if (linear.groups) {
+        const long num_groups = GroupLayout(linear).num_groups;
+        return num_groups * (linear.groups->size / 4) + words_beside_lanes(*linear.groups, num_groups);
+    }
     return linear.is_int8 ? (linear.in + 3) / 4 : (linear.in + 1) / 2;
 }
 

@@ -1,4 +1,5 @@
-// Products by a CPU's matrix units (AMX): 16 or 32 rows by one panel, 16 lanes at a time. linear.cpp includes this file.
+// Products by a CPU's matrix units (AMX): 16 or 32 rows by one panel, 16 lanes at a time. linear.cpp and grouped.cpp include
+// this file.
 //
 // A weight's panel is laid out as the units want it: 16 lanes of 16 columns are a tile. Each number is summed along the
 // lanes in their order, however many rows there are. Lanes come in sixteens: other weights are multiplied without.
@@ -22,8 +23,13 @@ INLINE TileShapes shapes_for(long num_rows) {
     return TileShapes(heights);
 }
 
-#define MULTIPLY_TILES(sum, x, weight) \
-    if (IS_INT8) _tile_dpbusd(sum, x, weight); else _tile_dpbf16ps(sum, x, weight)
+// What rows are, of the kinds that are multiplied: weights are bfloat16, or integers with a sign.
+enum RowNumbers { BFLOAT16_ROWS, UNSIGNED_ROWS, SIGNED_ROWS };
+
+#define MULTIPLY_TILES(sum, x, weight)                                    \
+    if constexpr (ROWS == SIGNED_ROWS) _tile_dpbssd(sum, x, weight);      \
+    else if constexpr (ROWS == UNSIGNED_ROWS) _tile_dpbusd(sum, x, weight); \
+    else _tile_dpbf16ps(sum, x, weight)
 
 // What is fetched from memory meanwhile: so many bytes with each sixteen lanes.
 struct Ahead {
@@ -31,7 +37,7 @@ struct Ahead {
     long bytes;
 };
 
-template <bool IS_INT8, bool HAS_LOWER>
+template <RowNumbers ROWS, bool HAS_LOWER>
 INLINE void multiply_by_units(const uint32_t* rows, long stride, const uint32_t* panel, long num_lanes, Ahead ahead,
                               uint32_t* out) {
     _tile_zero(UPPER_LEFT);
@@ -63,16 +69,16 @@ INLINE void multiply_by_units(const uint32_t* rows, long stride, const uint32_t*
 }
 
 // Up to UNIT_ROWS rows times one panel, into (num_rows, PANEL).
-template <bool IS_INT8>
+template <RowNumbers ROWS>
 void unit_tile(const uint32_t* rows, long num_rows, long stride, const uint32_t* panel, long num_lanes, Ahead ahead,
                uint32_t* out) {
     const TileShapes shapes = shapes_for(num_rows);
     __asm__ volatile("" ::: "memory");  // the units read memory that the compiler does not know they read
     _tile_loadconfig(&shapes);
     if (num_rows > 16)
-        multiply_by_units<IS_INT8, true>(rows, stride, panel, num_lanes, ahead, out);
+        multiply_by_units<ROWS, true>(rows, stride, panel, num_lanes, ahead, out);
     else
-        multiply_by_units<IS_INT8, false>(rows, stride, panel, num_lanes, ahead, out);
+        multiply_by_units<ROWS, false>(rows, stride, panel, num_lanes, ahead, out);
     _tile_release();
     __asm__ volatile("" ::: "memory");
 }

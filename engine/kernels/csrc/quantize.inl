@@ -73,3 +73,95 @@ void quantize(const Linear& linear, const bf16* weights, uint8_t* values, uint16
         scales[group] = quantize_group(groups, x, values + group * groups.size);
     }
 }
+
+// ---- scales that are integers of a column's: 16 rows of a weight at a time, each in its lane
+
+// Some inputs of a group, a vector of 16 rows for each. What is not finite becomes 0, and its row's part of `poison` NaN.
+INLINE void read_inputs(const bf16* weights, long stride, long count, long num_inputs, f32x16* x, f32x16& poison) {
+    alignas(64) float columns[16][16] = {};
+    for (long r = 0; r < count; r++)
+        for (long i = 0; i < num_inputs; i++) columns[i][r] = to_float(weights[r * stride + i]);
+    for (long i = 0; i < 16; i++) {
+        const f32x16 read = load(columns[i]), zeros = read * 0.0f;
+        poison = poison + zeros;
+        x[i] = zeros == 0.0f ? read : f32x16{};
+    }
+}
+
+// As best_scale, of 16 rows.
+INLINE f32x16 best_scales(const f32x16* x, long size) {
+    f32x16 farthest = {}, best = {}, best_gain = {};
+    for (long i = 0; i < size; i++)
+        farthest = greater(x[i], -x[i]) > greater(farthest, -farthest) ? x[i] : farthest;
+    const f32x16 inverse = greater(farthest, -farthest) > 0x1p-110f ? 1.0f / farthest : f32x16{};
+    for (const float largest : LARGEST_VALUES) {
+        const f32x16 factor = inverse * largest;
+        f32x16 products = {}, squares = {};
+        for (long i = 0; i < size; i++) {
+            const f32x16 q = between(nearest(x[i] * factor), -8.0f, 7.0f);
+            products = fused(q, x[i], products);
+            squares = fused(q, q, squares);
+        }
+        const f32x16 scale = squares > 0.0f ? products / squares : f32x16{}, gain = products * scale;
+        best = gain > best_gain ? scale : best;
+        best_gain = greater(gain, best_gain);
+    }
+    return best;
+}
+
+// The integers whose values have the least square error, of those beside what each row's scale would be: of either sign.
+INLINE f32x16 best_parts(const f32x16* x, long size, f32x16 scales, f32x16 of_columns) {
+    const f32x16 inverse = of_columns > 0.0f ? 1.0f / of_columns : f32x16{};
+    const f32x16 wanted = nearest(greater(scales, -scales) * inverse);
+    f32x16 best = {}, least_error = {};  // less the weights' squares
+    for (int beside = -1; beside <= 1; beside++) {
+        const f32x16 part = between(wanted + float(beside), 1.0f, float(MOST_COLUMN_PART));
+        for (int sign = 1; sign >= -1; sign -= 2) {
+            const f32x16 step = part * of_columns * float(sign), factor = step == 0.0f ? f32x16{} : 1.0f / step;
+            f32x16 products = {}, squares = {};
+            for (long i = 0; i < size; i++) {
+                const f32x16 q = between(nearest(x[i] * factor), -8.0f, 7.0f);
+                products = fused(q, x[i], products);
+                squares = fused(q, q, squares);
+            }
+            const f32x16 error = step * fused(step, squares, products * -2.0f);
+            best = error < least_error ? part * float(sign) : best;
+            least_error = lesser(error, least_error);
+        }
+    }
+    return best;
+}
+
+// `scales` is room for a float of each row and group; `out` has room for 16 rows.
+void quantize_columns(const Linear& linear, const bf16* weights, long stride, long count, float* scales,
+                      const GroupedRows& out) {
+    const long num_groups = GroupLayout(linear).num_groups, size = linear.groups->size;
+    f32x16 x[32], most = {}, poison = {};
+    const auto read_group = [&](long group) {
+        for (long i = 0; i < size; i += 16) {
+            const long first = group * size + i;
+            read_inputs(weights + first, stride, count, ::most(0, least(16, linear.in - first)), x + i, poison);
+        }
+    };
+    for (long group = 0; group < num_groups; group++) {
+        read_group(group);
+        const f32x16 found = best_scales(x, size);
+        store(scales + group * 16, found);
+        most = greater(most, greater(found, -found));
+    }
+    const f32x16 of_columns = most / float(MOST_COLUMN_PART);
+    uint8_t *values = const_cast<uint8_t*>(out.values), *parts = const_cast<uint8_t*>(out.scale_parts);
+    for (long group = 0; group < num_groups; group++) {
+        read_group(group);
+        const f32x16 part = best_parts(x, size, load(scales + group * 16), of_columns), step = part * of_columns;
+        const f32x16 factor = step == 0.0f ? f32x16{} : 1.0f / step;
+        alignas(16) int8_t bytes[16];
+        put_bytes(bytes, part);
+        for (long r = 0; r < count; r++) parts[r * num_groups + group] = static_cast<uint8_t>(bytes[r]);
+        for (long i = 0; i < size; i++) {
+            put_bytes(bytes, between(nearest(x[i] * factor), -8.0f, 7.0f) + 8.0f);
+            for (long r = 0; r < count; r++) values[r * out.value_stride + group * size + i] = static_cast<uint8_t>(bytes[r]);
+        }
+    }
+    store(const_cast<float*>(out.column_scales), of_columns + poison);
+}

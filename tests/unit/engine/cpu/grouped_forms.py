@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedRows, GroupForm
+from orcinus.engine.cpu.grouped_weight import COLUMN_INT4, INT4, INT8, GroupedRows, GroupForm
 
 _E2M1 = (12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0)  # twice the number, and 12
 _UNEVEN = (1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241)
@@ -21,6 +21,8 @@ FORMS = {
     "4 bits, two levels, sixteens": GroupForm(4, size=16, zero=4, scales="two-level"),
     "4 bits, sixteens with offsets": GroupForm(4, size=16, has_offsets=True),
     "exponents": GroupForm(4, zero=12, scales="exponent", table=_E2M1),
+    "column, sixteens": COLUMN_INT4,
+    "column": GroupForm(4, zero=8, scales="column"),
     "table": GroupForm(4, zero=128, table=_UNEVEN),
     "table, sixteens with offsets": GroupForm(4, size=16, zero=128, table=_UNEVEN, has_offsets=True),
 }
@@ -43,8 +45,8 @@ def random_numbers(form: GroupForm, out_features: int, in_features: int, seed: i
     groups, blocks = form.num_groups(in_features), form.num_blocks(in_features)
     high = 16 if form.bits == 4 else min(256, form.zero + 128)
     values = integers(0, high, out_features, in_features).to(torch.uint8)
-    scales = offsets = scale_parts = offset_parts = None
-    if form.scales != "exponent":
+    scales = offsets = scale_parts = offset_parts = column_scales = None
+    if form.has_wide_scales:
         scales = (torch.rand(out_features, blocks, generator=generator) * 0.05 + 0.001).to(torch.float16)
         offsets = torch.randn(out_features, blocks, generator=generator).to(torch.float16) * 0.1
     if form.scales == "two-level":
@@ -53,9 +55,12 @@ def random_numbers(form: GroupForm, out_features: int, in_features: int, seed: i
     if form.scales == "exponent":
         scale_parts = integers(115, 130, out_features, groups).to(torch.uint8)
         scale_parts[0, 0] = 0
+    if form.scales == "column":
+        scale_parts = integers(-15, 16, out_features, groups).to(torch.int8).view(torch.uint8)
+        column_scales = torch.rand(out_features, generator=generator) * 0.05 + 0.001
     if not form.has_offsets:
         offsets = offset_parts = None
-    rows = GroupedRows(values, scales, offsets, scale_parts, offset_parts)
+    rows = GroupedRows(values, scales, offsets, scale_parts, offset_parts, column_scales)
     return Numbers(rows, exact_weight(form, rows))
 
 
@@ -67,6 +72,10 @@ def exact_weight(form: GroupForm, rows: GroupedRows) -> Tensor:
         if form.scales == "exponent":
             assert parts is not None
             return torch.where(parts == 0, 0.0, 2.0 ** (parts.double() - 127))
+        if form.scales == "column":
+            assert parts is not None
+            assert rows.column_scales is not None
+            return parts.double() * rows.column_scales.double().unsqueeze(1)
         assert wide is not None
         factors = wide.double().repeat_interleave(form.groups_of_block, dim=1)[:, :groups]
         return factors if parts is None else factors * parts.double()
@@ -75,16 +84,17 @@ def exact_weight(form: GroupForm, rows: GroupedRows) -> Tensor:
         return numbers.repeat_interleave(form.size, dim=1)[:, : rows.shape[1]]
 
     signed = None if rows.scale_parts is None else rows.scale_parts
-    if signed is not None and form.scales == "two-level":
+    if signed is not None and form.scales in ("two-level", "column"):
         signed = signed.view(torch.int8)
     values = rows.values.double() if form.table is None else torch.tensor(form.table).double()[rows.values.long()]
     exact = (values - form.zero) * of_inputs(of_groups(rows.scales, signed))
     return exact - of_inputs(of_groups(rows.offsets, rows.offset_parts)) if form.has_offsets else exact
 
 
-def rounded_rows(x: Tensor, size: int) -> Tensor:
-    """Rows (count, in_features) as they are multiplied: 8 bits and a scale for each group, in float64."""
+def rounded_rows(x: Tensor, form: GroupForm) -> Tensor:
+    """Rows (count, in_features) as they are multiplied: 8 bits and a scale for each group, or row, in float64."""
     count, width = x.shape
+    size = width if form.scales == "column" else form.size
     padded = torch.zeros(count, -(-width // size) * size)
     padded[:, :width] = x.float()
     groups = padded.view(count, -1, size)

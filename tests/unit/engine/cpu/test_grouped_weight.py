@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orcinus.engine.cpu.grouped_weight import INT4, INT8, GroupedRows, GroupedWeight, GroupForm, can_join
+from orcinus.engine.cpu.grouped_weight import COLUMN_INT4, INT4, INT8, GroupedRows, GroupedWeight, GroupForm, can_join
 from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import GROUPED_KERNELS, Library, load_library
@@ -22,7 +22,7 @@ KERNELS = [] if BEST is None else sorted({Library(library_path(), n, has_vnni=v)
 pytestmark = pytest.mark.skipif(BEST is None, reason="there is no library here")
 each_form = pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=[GROUPED_KERNELS[kernel] for kernel in KERNELS])
-rounded_form = pytest.mark.parametrize("form", [INT4, INT8], ids=["int4", "int8"])
+rounded_form = pytest.mark.parametrize("form", [INT4, INT8, COLUMN_INT4], ids=["int4", "int8", "column"])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -51,7 +51,7 @@ def weight_of(linear: NativeLinear) -> Tensor:
 
 def assert_product(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, form: GroupForm) -> None:
     """Of the rounded rows, in float64: sums of groups in float32, each with four roundings, then one to bfloat16."""
-    rows = rounded_rows(x, form.size)
+    rows = rounded_rows(x, form)
     exact = torch.nn.functional.linear(rows, weight, None if bias is None else bias.double())
     size = rows.abs() @ (weight.abs() + 0.0).t() + 2 * _offset_size(rows, weight)
     roundings = form.num_groups(x.shape[1]) + 8
@@ -209,8 +209,8 @@ def test_rounding_gives_the_same_bits_on_every_instruction_set(form: GroupForm) 
 @rounded_form
 def test_rounding_errs_by_no_more_than_half_a_step_where_nothing_is_cut_off(form: GroupForm) -> None:
     weight = normal(40, 256, seed=1)
-    step = weight.float().view(40, -1, 32).abs().amax(dim=2, keepdim=True) / (7 if form.bits == 4 else 127)
-    off = (weight_of(layer(form, weight)) - weight.float()).view(40, -1, 32).abs()
+    step = weight.float().view(40, -1, form.size).abs().amax(dim=2, keepdim=True) / (7 if form.bits == 4 else 127)
+    off = (weight_of(layer(form, weight)) - weight.float()).view(40, -1, form.size).abs()
     limit = 1.1 if form.bits == 4 else 0.5  # the search cuts off the largest, if the others gain by that
     assert bool((off <= step * limit * 1.01).all())
 
@@ -226,6 +226,14 @@ def test_search_of_scales_is_better_than_the_largest_alone() -> None:
     assert bool(((found - groups).square().sum(dim=2) <= (plain - groups).square().sum(dim=2) * 1.001).all())
 
 
+def test_integers_of_a_columns_scale_for_sixteen_inputs_are_nearer_than_float16_for_thirty_two() -> None:
+    weight = normal(64, 1024, seed=1)
+    columns, groups = (
+        (weight_of(layer(form, weight)) - weight.float()).square().mean() for form in (COLUMN_INT4, INT4)
+    )
+    assert columns < 0.87 * groups
+
+
 @each_kernel
 @rounded_form
 def test_rows_and_columns_of_zeros_give_zeros(form: GroupForm, kernel: int) -> None:
@@ -238,13 +246,16 @@ def test_rows_and_columns_of_zeros_give_zeros(form: GroupForm, kernel: int) -> N
 
 
 @each_kernel
-@pytest.mark.parametrize("form", [FORMS["8 bits with offsets"], INT8, INT4], ids=["offsets", "int8", "int4"])
+@pytest.mark.parametrize("form", [FORMS["8 bits with offsets"], INT8, INT4, COLUMN_INT4, FORMS["column"]])
 def test_largest_sums_do_not_overflow(form: GroupForm, kernel: int) -> None:
     """Every value and every integer of a row at its limit, of either sign."""
     width = 4096
     values = torch.stack([torch.full((width,), value) for value in (0, 2**form.bits - 1)]).to(torch.uint8)
     ones = torch.ones(2, width // 32, dtype=torch.float16)
     rows = GroupedRows(values, ones, ones * 0 if form.has_offsets else None)
+    if form.scales == "column":
+        parts = torch.full((2, width // form.size), 15, dtype=torch.uint8)
+        rows = GroupedRows(values, scale_parts=parts, column_scales=torch.ones(2))
     x = torch.ones(2, width, dtype=BFLOAT16) * torch.tensor([[1.0], [-1.0]]).to(BFLOAT16)
     got = layer(form, rows, kernel=kernel)(x)
     assert torch.equal(got, (x.double() @ exact_weight(form, rows).t()).to(BFLOAT16))
@@ -276,6 +287,7 @@ def test_threads_change_nothing_but_the_time(form: GroupForm) -> None:
         ("4 bits, two levels, offsets", 4.625),
         ("8 bits, two levels, sixteens", 8.5625),
         ("exponents", 4.25),
+        ("column, sixteens", 4.5),
     ],
 )
 def test_forms_take_what_they_say(name: str, bits: float) -> None:

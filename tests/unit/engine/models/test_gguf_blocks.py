@@ -84,7 +84,7 @@ def test_products_with_blocks_are_those_of_float64(name: str, num_rows: int) -> 
     rows = BlockRows(blocks, name)
     x = torch.randn(num_rows, COLUMNS, generator=torch.Generator().manual_seed(0)).bfloat16()
     weight = torch.from_numpy(dequantized(blocks, name)).double()
-    rounded = rounded_rows(x, rows.form.size)
+    rounded = rounded_rows(x, rows.form)
     exact = rounded @ weight.t()
     size = rounded.abs() @ weight.abs().t() + 2 * rounded.abs().sum(dim=1, keepdim=True) * weight.abs().amax(dim=1)
     allowed = exact.abs() * 2**-8 + size * (COLUMNS // 16 + 8) * 2**-23

@@ -1,0 +1,1 @@
+"""Tests of the kernels as they are compiled for machines that this one is not."""
