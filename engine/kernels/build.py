@@ -47,6 +47,7 @@ INCLUDED = (
     "grouped_packing.inl",
     "grouped_units.inl",
     "grouped_vectors.inl",
+    "int8_products.inl",
     "linear.h",
     "linear.inl",
     "matrix_units.inl",

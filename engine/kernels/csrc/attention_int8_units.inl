@@ -92,7 +92,8 @@ INLINE void weigh_by_byte_units(const uint8_t* weights, const ByteTile& tile, in
 }
 
 INLINE void put_together(int32_t* highs, const int32_t* lows, long count) {
-    for (long i = 0; i < count; i += WIDTH) store_integers(highs + i, together(load_integers(highs + i), load_integers(lows + i)));
+    for (long i = 0; i < count; i += WIDTH)
+        store_integers(highs + i, together(load_integers(highs + i), load_integers(lows + i)));
 }
 
 // Weights are read some rows after they are written: the units would wait for those that are on their way to memory.

@@ -55,14 +55,15 @@ def stored(cached: Tensor, block_size: int, dim: int) -> tuple[Tensor, Tensor]:
 def keys_of(layer: LayerCache, block_size: int, dim: int) -> Tensor:
     """What a layer's keys stand for: (num_blocks * block_size, heads, dim)."""
     numbers, scales = stored(layer.keys, block_size, dim)
-    lanes = numbers.unflatten(-1, (dim // 4, block_size, 4)).permute(0, 3, 1, 2, 4).flatten(-2)
+    lanes = numbers.reshape(*numbers.shape[:2], dim // 4, block_size, 4).permute(0, 3, 1, 2, 4).flatten(-2)
     keys = (lanes.double() - 128) * scales.transpose(1, 2).unsqueeze(-1)
     return rotated(keys).flatten(0, 1) / (dim & -dim)
 
 
 def values_of(layer: LayerCache, block_size: int, dim: int) -> Tensor:
     numbers, scales = stored(layer.values, block_size, dim)
-    lanes = numbers.view(torch.int8).unflatten(-1, (block_size // 4, dim, 4)).permute(0, 2, 4, 1, 3).flatten(1, 2)
+    lanes = numbers.view(torch.int8).reshape(*numbers.shape[:2], block_size // 4, dim, 4)
+    lanes = lanes.permute(0, 2, 4, 1, 3).flatten(1, 2)
     return (lanes.double() * scales.transpose(1, 2).unsqueeze(-1)).flatten(0, 1)
 
 
