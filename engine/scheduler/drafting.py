@@ -45,8 +45,9 @@ class Drafting:
         return self.policy is None or self.policy.wants_proposals(num_running)
 
     def observe_step(self, step: ScheduledStep, seconds: float) -> None:
-        """Learn from a step how long it took, if it had nothing but decodes and their drafts."""
-        if self.policy is not None and not step.num_chunk_tokens and not step.num_known_tokens:
+        """Learn from a step how long it took, if it had nothing but decodes and drafts, and these are looked for."""
+        is_telling = step.plan.wants_drafts and not step.num_chunk_tokens and not step.num_known_tokens
+        if self.policy is not None and is_telling:
             num_decodes = len(step.plan.scheduled)
             num_tokens = step.stats.num_decode_tokens + step.stats.num_prefill_tokens
             self.policy.observe_step(num_decodes, num_tokens - num_decodes, seconds)

@@ -107,7 +107,7 @@ def check_same(executor: Executor, cases: Sequence[Case]) -> None:
         drafted = serve_with(executor, speculation, cases)
         num_tried, num_accepted = num_drafts(drafted)
         if speculation != "auto":
-            assert num_accepted > len(cases) // 2
+            assert num_accepted > len(cases) // 4
             assert num_tried - num_accepted > len(cases) // 4
         for case, without, outcome in zip(cases, plain.outcomes, drafted.outcomes, strict=True):
             assert outcome.token_ids == without.token_ids
