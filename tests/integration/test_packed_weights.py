@@ -150,6 +150,24 @@ def test_other_kernels_have_weights_of_their_own(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_weights_in_another_arrangement_are_multiplied_as_they_are(
+    model_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: list[tuple[int, int]]
+) -> None:
+    """They are rounded once: no native layer packs anew what has been packed for others."""
+    monkeypatch.setattr(packed_weights, "_key", lambda *_: "key")
+    model = model_of("llama")
+    use_kernels("avx2")
+    try:
+        wanted = answers(start(model, tmp_path, "int4"))
+    finally:
+        use_kernels("amx")
+    packed.clear()
+    second = start(model, tmp_path, "int4")
+    assert packed == []
+    assert num_native_layers(second[1]._model.causal_lm) == 0
+    assert answers(second) == wanted
+
+
 def test_checkpoint_in_float32_is_kept_too(
     model_of: Callable[..., Path], tmp_path: Path, packed: list[tuple[int, int]]
 ) -> None:
