@@ -234,10 +234,10 @@ def _kind_of(place: Place, kind: Kind) -> Kind | GroupForm:
 
 def _joinable(places: list[Place]) -> list[list[Place]]:
     """Return the places together, or each by itself where they are packed already and cannot be copied into one."""
-    if packed_weight_of(places) is not None:
+    if packed_weight_of(places) is not None or not any(isinstance(place.module, NativeLinear) for place in places):
         return [places]
     packed = _grouped(places)
-    return [places] if not packed or can_join(packed) else [[place] for place in places]
+    return [places] if packed and can_join(packed) else [[place] for place in places]
 
 
 def _grouped(places: Sequence[Place]) -> list[GroupedWeight]:

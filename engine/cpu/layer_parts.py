@@ -269,13 +269,20 @@ def _convolution(module: nn.Module) -> ConvolutionParts | None:
 
 def _is_gated(gate: Any, up: Any, down: Any, *, hidden: int) -> bool:
     width = down.in_features
-    packed = [weight for linear in (gate, up) if (weight := grouped_weight_of(linear)) is not None]
     return (
-        (not packed or (len(packed) == 2 and can_join(packed, alternates=True)))
+        _can_take_turns(gate, up)
         and gate.out_features == up.out_features == width
         and width % 16 == 0
         and gate.in_features == up.in_features == down.out_features == hidden
     )
+
+
+def _can_take_turns(gate: Any, up: Any) -> bool:
+    """Return whether two layers that are packed by themselves, if they are, can become one."""
+    if not any(isinstance(linear, NativeLinear) for linear in (gate, up)):
+        return True
+    packed = [weight for linear in (gate, up) if (weight := grouped_weight_of(linear)) is not None]
+    return len(packed) == 2 and can_join(packed, alternates=True)
 
 
 def _is_norm(norm: Any, width: int) -> bool:

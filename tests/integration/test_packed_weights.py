@@ -150,6 +150,28 @@ def test_other_kernels_have_weights_of_their_own(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_weights_in_another_arrangement_are_multiplied_as_they_are(
+    model_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: list[tuple[int, int]]
+) -> None:
+    """They are rounded once: no native layer packs anew what has been packed for others."""
+    monkeypatch.setattr(packed_weights, "_key", lambda *_: "key")
+    model = model_of("llama")
+    use_kernels("avx2")
+    try:
+        first: Any = start(model, tmp_path, "int4")[1]._model.causal_lm
+    finally:
+        use_kernels("amx")
+    packed.clear()
+    executor = start(model, tmp_path, "int4")
+    second: Any = executor[1]._model.causal_lm
+    assert packed == []
+    assert num_native_layers(second) == 0
+    for name in ("self_attn.k_proj", "mlp.up_proj", "mlp.down_proj"):
+        weights = [lm.get_submodule(f"model.layers.1.{name}").weight for lm in (first, second)]
+        assert torch.equal(*weights)
+    assert len(answers(executor)) == 6
+
+
 def test_checkpoint_in_float32_is_kept_too(
     model_of: Callable[..., Path], tmp_path: Path, packed: list[tuple[int, int]]
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from orcinus.engine.cpu import layer_parts
 from orcinus.engine.cpu.grouped_weight import GroupedWeight
 from orcinus.engine.cpu.joined_linear import LinearPart, joined_parts
 from orcinus.engine.cpu.native_linear import GROUP_FORMS, Kind, NativeLinear, PackedWeight, packed_weight
@@ -96,3 +97,15 @@ def test_tensors_of_another_size_are_refused() -> None:
     for tensors in ({"panels": packed.tensors["panels"][:-64]}, {"panels": packed.tensors["panels"].view(torch.int8)}):
         with pytest.raises(ValueError, match="no panels of"):
             GroupedWeight.restored(LIBRARY, GROUP_FORMS["int4"], (32, WIDTH), tensors, [(32, None)], alternates=False)
+
+
+def test_weights_of_8_bits_that_are_packed_by_themselves_become_no_native_mlp() -> None:
+    """They would have to be rounded a second time."""
+    able("int8")
+    weights, _ = plain([96, 96, 96])
+    gate, up, down = (NativeLinear(LIBRARY, "int8", [weight], [None]) for weight in weights)
+    assert not layer_parts._is_gated(gate, up, down, hidden=WIDTH)
+    first, second = joined_parts(
+        NativeLinear(LIBRARY, "int4", weights[:2], [None, None]), [96, 96], [None, None], alternates=True
+    )
+    assert layer_parts._is_gated(first, second, down, hidden=WIDTH)
