@@ -188,7 +188,7 @@ class PackedEmbedding(nn.Module):
         self, packed: PackedWeight | GroupedWeight, dtype: torch.dtype, *, is_own: bool = False, scale: float = 1.0
     ) -> None:
         super().__init__()
-        self._packed = packed
+        self.packed = packed
         self._dtype = dtype
         self._scale = scale
         self.packed_bytes = packed.nbytes if is_own else 0
@@ -197,10 +197,10 @@ class PackedEmbedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Return the weight unpacked again, (num_embeddings, embedding_dim)."""
-        return self._packed.unpacked()
+        return self.packed.unpacked()
 
     def forward(self, ids: Tensor) -> Tensor:
-        look_up = self._packed.exact_rows if isinstance(self._packed, GroupedWeight) else self._packed.rows
+        look_up = self.packed.exact_rows if isinstance(self.packed, GroupedWeight) else self.packed.rows
         rows = look_up(ids.flatten()).to(self._dtype)
         return (rows if self._scale == 1 else rows * self._scale).view(*ids.shape, -1)
 

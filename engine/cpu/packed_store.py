@@ -20,11 +20,12 @@ _KINDS: dict[str, Kind] = {"int8": "int8", "int4": "int4", "int8-groups": "int8-
 Packed = PackedWeight | GroupedWeight
 
 
-def described(model: nn.Module) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
+def described(causal_lm: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
     """Return the tensors of all packed weights by names, and what they are; None if some cannot be put in again."""
     tensors: dict[str, Tensor] = {}
     products: list[dict[str, Any]] = []
-    for packed in _packed_weights(model):
+    embedding = causal_lm.get_input_embeddings()
+    for packed in _packed_weights(causal_lm):
         kind = _kind_of(packed)
         if kind is None or not packed.sources:
             return None
@@ -34,6 +35,7 @@ def described(model: nn.Module) -> tuple[dict[str, Tensor], list[dict[str, Any]]
                 "kind": kind,
                 "in_features": packed.in_features,
                 "alternates": packed.alternates,
+                "has_embedding": isinstance(embedding, PackedEmbedding) and embedding.packed is packed,
                 "sources": [[source.name, source.out_features] for source in packed.sources],
             }
         )
@@ -46,16 +48,19 @@ def put_in(causal_lm: Any, library: Library, tensors: Mapping[str, Tensor], prod
     Raises `ValueError` for a description that is not of this model, which is then as it was.
     """
     modules = dict(causal_lm.named_modules())
+    embedding, head = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
+    is_tied = head is not None and head.weight is embedding.weight
     restored = []
     for i, product in enumerate(products):
         own = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{i}.")}
         restored.append((product, _restored(modules, library, product, own)))
-    embedding, head = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
-    is_tied = head is not None and head.weight is embedding.weight
+        first_name = product["sources"][0][0]
+        if product["has_embedding"] and not (is_tied and modules[first_name] is head):
+            raise ValueError(f"{first_name} is not a head that shares the embedding's weight")
     for product, linear in restored:
         names = [name for name, _ in product["sources"]]
         sizes = [size for _, size in product["sources"]]
-        if is_tied and modules[names[0]] is head and isinstance(linear.packed, GroupedWeight):
+        if product["has_embedding"]:
             causal_lm.set_input_embeddings(PackedEmbedding(linear.packed, embedding.weight.dtype))
         parts = joined_parts(linear, sizes, [None] * len(sizes), alternates=product["alternates"])
         for name, part in zip(names, parts, strict=True):

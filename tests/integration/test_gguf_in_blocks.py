@@ -147,7 +147,7 @@ def test_head_and_embedding_that_share_a_weight_share_its_blocks(file_of: Callab
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     assert isinstance(head, NativeLinear)
     assert isinstance(embedding, PackedEmbedding)
-    assert embedding._packed is head.packed
+    assert embedding.packed is head.packed
     ids = torch.tensor([[0, 5], [319, 5]])
     assert torch.equal(embedding(ids), head.weight[ids])
 

@@ -101,7 +101,7 @@ def test_head_and_embedding_that_share_a_weight_share_it_in_8_bits(tmp_path: Pat
     else:
         assert isinstance(head.packed, GroupedWeight)
         assert head.packed.form.bits == 8
-    assert embedding._packed is head.packed
+    assert embedding.packed is head.packed
     ids = torch.tensor([[0, 5], [319, 5]])
     assert torch.equal(embedding(ids), head.weight[ids])
     assert not any(isinstance(module, nn.Embedding) for module in model.modules())

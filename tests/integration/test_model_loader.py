@@ -92,6 +92,7 @@ def test_info_says_what_was_resolved(llama: Path) -> None:
         cache_groups=[CacheGroup(3 * CONTEXT // 8, num_layers=3)],
         pooling="mean",
         hidden_size=48,
+        kv_cache_dtype="float32",
     )
     assert info.weight_bytes >= weights * 4
     assert info.device_name
