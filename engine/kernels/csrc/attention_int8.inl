@@ -126,7 +126,9 @@ __attribute__((noinline)) float soften_bytes(const Attention& call, const ByteTi
     f32x16 top = splat(max);
     UNROLL
     for (int i = 0; i < GROUPS; i++) {
-        s[i] = to_floats(load_integers(scores + WIDTH * i) - zero) * (widen(tile.key_scales[i]) * scale);
+        // Both may have wrapped around; their difference has not.
+        const u32x16 score = reinterpret_cast<u32x16>(load_integers(scores + WIDTH * i)) - static_cast<uint32_t>(zero);
+        s[i] = to_floats(reinterpret_cast<i32x16>(score)) * (widen(tile.key_scales[i]) * scale);
         values[i] = widen(tile.value_scales[i]);
         if (call.softcap > 0) s[i] = tanh_of(s[i] / call.softcap) * call.softcap;
         if (partial) {

@@ -256,10 +256,11 @@ struct Values {
 };
 
 template <class Kind> struct Sums {
-    i32x16 sum = {};
+    u32x16 sum = {};  // which may wrap around, as those of bytes may
     INLINE void add(typename Kind::Lane lane, const uint8_t* row, long k, long) {
-        sum += dot_words(lane.even, each_lane(row + 8 * k)) + dot_words(lane.odd, each_lane(row + 8 * k + 4));
+        sum += reinterpret_cast<u32x16>(dot_words(lane.even, each_lane(row + 8 * k)) +
+                                        dot_words(lane.odd, each_lane(row + 8 * k + 4)));
     }
-    INLINE i32x16 total() const { return sum; }
+    INLINE i32x16 total() const { return reinterpret_cast<i32x16>(sum); }
 };
 #endif
