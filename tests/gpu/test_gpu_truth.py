@@ -32,6 +32,7 @@ from tests.integration.truth import (
     greedy_cases,
     sampled_cases,
     serve,
+    serve_together_and_alone,
 )
 
 pytestmark = [
@@ -81,10 +82,7 @@ def test_seeded_sampling_on_the_gpu_does_not_depend_on_what_shares_the_batch(
     config = engine_config(model_of("llama"), device="cuda", max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE)
     executor = build_executor(config)
     cases = sampled_cases(rng, 12)
-    together = serve(core_with_few_blocks(executor), cases, rng, "together")
-    for i, (case, outcome) in enumerate(zip(cases, together.outcomes, strict=True)):
-        alone = serve(core_with_few_blocks(executor), [case], rng, f"alone{i} ")
-        assert outcome.token_ids == alone.outcomes[0].token_ids
+    serve_together_and_alone(executor, cases, rng)
 
 
 LAYERS = {

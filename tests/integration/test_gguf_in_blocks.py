@@ -24,7 +24,7 @@ from orcinus.engine.startup.build import build_executor
 from tests.integration.gguf_files import Q, write_gguf
 from tests.integration.test_int8 import greedy_cases
 from tests.integration.tiny_models import engine_config, random_model
-from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, core_with_few_blocks, sampled_cases, serve
+from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, sampled_cases, serve_together_and_alone
 
 LIBRARY = load_library()
 HAS_LAYERS = LIBRARY is not None and LIBRARY.has_decoder and LIBRARY.has_bf16_linear
@@ -109,12 +109,7 @@ def test_tokens_do_not_depend_on_what_shares_the_batch(name: str, file_of: Calla
     executor = build_executor(config)
     rng = random.Random(name)
     cases = greedy_cases(rng, 10) + sampled_cases(rng, 4)
-    together = serve(core_with_few_blocks(executor), cases, rng, "together")
-    assert together.max_running > 1
-    for i, (case, outcome) in enumerate(zip(cases, together.outcomes, strict=True)):
-        assert outcome.error is None
-        alone = serve(core_with_few_blocks(executor), [case], rng, f"alone{i} ")
-        assert outcome.token_ids == alone.outcomes[0].token_ids
+    serve_together_and_alone(executor, cases, rng)
 
 
 @pytest.mark.skipif(not HAS_LAYERS, reason="there are no native layers here")

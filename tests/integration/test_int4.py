@@ -25,7 +25,15 @@ from orcinus.engine.startup.build import build_executor
 from tests.integration.test_bfloat16 import TEXTS, served_logprobs
 from tests.integration.test_int8 import greedy_cases
 from tests.integration.tiny_models import build_model, engine_config
-from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, Case, core_with_few_blocks, sampled_cases, serve
+from tests.integration.truth import (
+    BLOCK_SIZE,
+    MAX_MODEL_LEN,
+    Case,
+    core_with_few_blocks,
+    sampled_cases,
+    serve,
+    serve_together_and_alone,
+)
 
 LIBRARY = load_library()
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
@@ -72,12 +80,7 @@ def test_tokens_do_not_depend_on_what_shares_the_batch(
     executor = executor_of(family, kernels)
     rng = random.Random(family)
     cases = greedy_cases(rng, 12) + sampled_cases(rng, 8)
-    together = serve(core_with_few_blocks(executor), cases, rng, "together")
-    assert together.max_running > 1
-    for i, (case, outcome) in enumerate(zip(cases, together.outcomes, strict=True)):
-        assert outcome.error is None
-        alone = serve(core_with_few_blocks(executor), [case], rng, f"alone{i} ")
-        assert outcome.token_ids == alone.outcomes[0].token_ids
+    together = serve_together_and_alone(executor, cases, rng)
     assert len({token for outcome in together.outcomes for token in outcome.token_ids}) > 40
 
 

@@ -22,24 +22,16 @@ from orcinus.engine.models.loader import load_causal_lm
 from orcinus.engine.models.packed_types import packed_types_of
 from orcinus.engine.startup.build import build_executor
 from tests.integration.quantized_files import Kind, write_quantized
-from tests.integration.test_gguf_in_blocks import logits_of, off
+from tests.integration.test_gguf_in_blocks import SHAPE, logits_of, off
 from tests.integration.test_int8 import greedy_cases
 from tests.integration.tiny_models import engine_config, random_model, set_config
-from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, core_with_few_blocks, sampled_cases, serve
+from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, sampled_cases, serve_together_and_alone
 
 LIBRARY = load_library()
 HAS_LAYERS = LIBRARY is not None and LIBRARY.has_decoder and LIBRARY.has_bf16_linear
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="there is no library here")
 
 CPU = torch.device("cpu")
-SHAPE: dict[str, Any] = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-}
 CT = "compressed-tensors"
 BF16 = torch.bfloat16
 KINDS = {
@@ -125,12 +117,7 @@ def test_tokens_do_not_depend_on_what_shares_the_batch(name: str, written: Calla
     executor = build_executor(config)
     rng = random.Random(name)
     cases = greedy_cases(rng, 8) + sampled_cases(rng, 4)
-    together = serve(core_with_few_blocks(executor), cases, rng, "together")
-    assert together.max_running > 1
-    for i, (case, outcome) in enumerate(zip(cases, together.outcomes, strict=True)):
-        assert outcome.error is None
-        alone = serve(core_with_few_blocks(executor), [case], rng, f"alone{i} ")
-        assert outcome.token_ids == alone.outcomes[0].token_ids
+    serve_together_and_alone(executor, cases, rng)
 
 
 @pytest.mark.skipif(not HAS_LAYERS, reason="there are no native layers here")

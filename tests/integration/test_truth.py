@@ -30,6 +30,7 @@ from tests.integration.truth import (
     random_tokens,
     sampled_cases,
     serve,
+    serve_together_and_alone,
 )
 
 
@@ -96,11 +97,7 @@ def test_seeded_sampling_does_not_depend_on_what_shares_the_batch(
 ) -> None:
     rng = random.Random(family)
     cases = sampled_cases(rng, 18)
-    together = serve(core_with_few_blocks(executor_of(family)), cases, rng, "together")
-    assert together.num_preemptions > 0
-    for i, (case, outcome) in enumerate(zip(cases, together.outcomes, strict=True)):
-        alone = serve(core_with_few_blocks(executor_of(family)), [case], rng, f"alone{i} ")
-        assert outcome.token_ids == alone.outcomes[0].token_ids
+    assert serve_together_and_alone(executor_of(family), cases, rng).num_preemptions > 0
 
 
 def test_different_seeds_sample_different_tokens(

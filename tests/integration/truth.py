@@ -145,6 +145,17 @@ def serve(core: EngineCore, cases: list[Case], rng: random.Random, name: str = "
     return Run(list(outcomes.values()), num_preemptions, num_cached, max_running)
 
 
+def serve_together_and_alone(executor: tuple[EngineInfo, ModelRunner], cases: list[Case], rng: random.Random) -> Run:
+    """Return how the requests ran beside each other, each with the tokens that it gets alone."""
+    together = serve(core_with_few_blocks(executor), cases, rng, "together")
+    assert together.max_running > 1
+    for i, (case, outcome) in enumerate(zip(cases, together.outcomes, strict=True)):
+        assert outcome.error is None
+        alone = serve(core_with_few_blocks(executor), [case], rng, f"alone{i} ")
+        assert outcome.token_ids == alone.outcomes[0].token_ids
+    return together
+
+
 def sampled_cases(rng: random.Random, count: int) -> list[Case]:
     """Every kind of sampling, mixed."""
     variants: list[dict[str, Any]] = [
