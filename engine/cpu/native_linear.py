@@ -32,7 +32,6 @@ Kind = Literal["bfloat16", "int8", "int4", "int8-groups"]
 GROUP_FORMS: dict[Kind, GroupForm] = {"int4": COLUMN_INT4, "int8-groups": INT8}
 
 _PANEL = 32  # columns that lie together; PANEL of linear.h
-_UNIT_LANES = 16  # UNIT_LANES of matrix_units.inl
 _ROWS_AT_ONCE = 8192  # a multiple of 32
 _PER_LANE = {"bfloat16": 2, "int8": 4}
 # Times 255 times 127, this is the largest sum that 32 bits hold.
@@ -123,7 +122,7 @@ class PackedWeight:
             in_features=self.in_features,
             out_features=self.out_features,
             is_int8=self.kind == "int8",
-            by_matrix_units=library.has_matrix_units and self._num_lanes % _UNIT_LANES == 0,
+            kernel=library.plain_kernel(self._num_lanes, is_int8=self.kind == "int8"),
         )
 
     def _pack(self, library: Library, weight: Tensor, first: int, spread: int) -> None:
@@ -224,6 +223,4 @@ class NativeLinear(nn.Module):
 
 def can_multiply(library: Library, kind: Kind) -> bool:
     """Return whether this CPU multiplies in this kind."""
-    if kind in GROUP_FORMS:
-        return True
-    return library.has_bf16_linear if kind == "bfloat16" else library.has_int8_linear
+    return kind in GROUP_FORMS or library.has_plain_linear

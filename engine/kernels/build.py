@@ -40,6 +40,7 @@ INCLUDED = (
     "cache_write.inl",
     "common.h",
     "convolution.inl",
+    "decoder.inl",
     "delta_rule.inl",
     "grouped.h",
     "grouped.inl",
@@ -50,6 +51,7 @@ INCLUDED = (
     "int8_products.inl",
     "linear.h",
     "linear.inl",
+    "linear_rows.inl",
     "matrix_units.inl",
     "norms.inl",
     "product.inl",
@@ -62,6 +64,7 @@ INCLUDED = (
     "tile_shapes.h",
     "token_mixers.inl",
     "vectors.inl",
+    "widened.inl",
 )
 LIBRARY_NAME = "_kernels.so"
 # No -march: what a wheel ships must run on any CPU of its architecture; the instruction set is picked at run time.

@@ -48,7 +48,9 @@ KERNEL_CHOICES = {
     "avx512-bf16": (3, True),
     "amx": (4, True),
 }
-_AVX512_LEVEL, _BF16_LEVEL, _UNITS_LEVEL = 2, 3, 4
+_AVX2_LEVEL, _UNITS_LEVEL = 1, 4
+_DOTS, _MATRIX_UNITS = 3, 4  # AVX512_DOTS and MATRIX_UNITS_KERNEL of linear.h
+_UNIT_LANES = 16  # of tile_shapes.h
 
 
 class Library:
@@ -61,7 +63,7 @@ class Library:
         """Load the library. Raises `OSError`, `AttributeError` or `RuntimeError` for a file that is another one."""
         functions = ctypes.CDLL(str(path))
         check_layouts(functions)
-        for name in ("best_level", "has_bf16", "has_int8", "has_matrix_units", "grouped_kernel"):
+        for name in ("best_level", "plain_kernel", "has_matrix_units", "grouped_kernel"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
         for name in ("attend", "pack", "linear", "quantize_groups", "grouped_linear", "expert_linear"):
             getattr(functions, f"orcinus_{name}").restype = c_int64
@@ -71,6 +73,7 @@ class Library:
         functions.orcinus_pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
         functions.orcinus_linear.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
         functions.orcinus_grouped_kernel.argtypes = (c_int64, c_int64)
+        functions.orcinus_plain_kernel.argtypes = (c_int64, c_int64, c_int64)
         functions.orcinus_quantize_groups.argtypes = functions.orcinus_pack.argtypes
         functions.orcinus_grouped_linear.argtypes = functions.orcinus_linear.argtypes
         functions.orcinus_expert_linear.argtypes = (
@@ -97,11 +100,16 @@ class Library:
         functions = self._functions
         self._level = min(level, functions.orcinus_best_level())
         self.instruction_set = INSTRUCTION_SETS[self._level]
-        self.has_bf16_linear = self._level >= _BF16_LEVEL and bool(functions.orcinus_has_bf16())
-        self.has_int8_linear = self._level >= _AVX512_LEVEL and bool(functions.orcinus_has_int8())
+        self._plain_kernels = [functions.orcinus_plain_kernel(self._level, is_int8, has_vnni) for is_int8 in (0, 1)]
+        self.has_plain_linear = min(self._plain_kernels) >= 0
         self.has_matrix_units = self._level >= _UNITS_LEVEL and bool(functions.orcinus_has_matrix_units())
-        self.has_decoder = self._level >= _AVX512_LEVEL
+        self.has_decoder = self._level >= _AVX2_LEVEL
         self.grouped_kernel: int = functions.orcinus_grouped_kernel(self._level, has_vnni)
+
+    def plain_kernel(self, num_lanes: int, *, is_int8: bool) -> int:
+        """Return the number of what multiplies a plain weight of so many lanes of 32 bits; see linear.h."""
+        kernel: int = self._plain_kernels[is_int8]
+        return _DOTS if kernel == _MATRIX_UNITS and num_lanes % _UNIT_LANES else kernel
 
     def use_kernels(self, choice: str) -> None:
         """Use nothing beyond one of `KERNEL_CHOICES` from now on; what this CPU does not have is passed over."""

@@ -75,7 +75,7 @@ class Linear(ctypes.Structure):
         ("in_features", c_int64),
         ("out_features", c_int64),
         ("is_int8", c_int64),
-        ("by_matrix_units", c_int64),
+        ("kernel", c_int64),
     )
 
 

@@ -327,7 +327,13 @@ def _dtype(config: EngineConfig, model_config: Any, device: torch.device, *, is_
     declared = torch.bfloat16 if is_gguf else (model_config.dtype or torch.float32)
     if device.type != "cpu" or declared == torch.float32:
         return declared
-    return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether products in bfloat16 are fast on this CPU, by its own instructions or by kernels that widen numbers."""
+    library = load_library()
+    return cpu_has_bfloat16() or (library is not None and library.has_plain_linear)
 
 
 def eos_token_ids(causal_lm: Any) -> list[int]:

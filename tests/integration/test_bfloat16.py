@@ -18,7 +18,7 @@ from orcinus.engine.cpu.packed_linear import PackedEmbedding, PackedLinear, nati
 from orcinus.engine.frontend.llm import LLM
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
-from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.models.loader import multiplies_bfloat16
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup import cpu_layout
 from orcinus.engine.startup.build import build_executor
@@ -31,7 +31,7 @@ TEXTS = [
 # Of the mean distance. Rounding in another order moves it by a few percent either way.
 MARGIN = 1.15
 
-pytestmark = pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not multiply bfloat16")
+pytestmark = pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU does not multiply bfloat16")
 needs_kernels = pytest.mark.skipif(
     native_kind(load_library(), torch.bfloat16, None) is None,
     reason="our kernels do not multiply bfloat16 on this CPU",

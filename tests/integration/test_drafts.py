@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orcinus.engine.messages import EngineInfo, NewRequest
-from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.models.loader import multiplies_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup.build import build_executor
@@ -118,7 +118,7 @@ def test_greedy_output_with_drafts_equals_generate_alone(
         # Only where a row's bits do not depend on the others can a run in another rhythm be the same in bfloat16.
         pytest.param(
             {"dtype": "bfloat16", "deterministic": True},
-            marks=pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not multiply bfloat16"),
+            marks=pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU does not multiply bfloat16"),
         ),
     ],
     ids=["float32", "bfloat16"],

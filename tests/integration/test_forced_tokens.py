@@ -13,7 +13,7 @@ import pytest
 from orcinus import LLM
 from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import AddRequest, EngineInfo, RequestDelta
-from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.models.loader import multiplies_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling.row import SamplingRow
 from orcinus.engine.sampling_params import Grammar, SamplingParams, Thinking
@@ -48,7 +48,7 @@ CHANGES: list[dict[str, Any]] = [
     {"bad_words_token_ids": ((5,) * 9,)},
 ]
 
-in_bfloat16 = pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not multiply bfloat16")
+in_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU does not multiply bfloat16")
 
 
 @pytest.fixture(scope="module")

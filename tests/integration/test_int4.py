@@ -99,7 +99,7 @@ def test_head_and_embedding_that_share_a_weight_share_it_in_8_bits(tmp_path: Pat
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     assert isinstance(embedding, PackedEmbedding)
     assert LIBRARY is not None
-    if LIBRARY.has_int8_linear:
+    if LIBRARY.has_plain_linear:
         assert head.packed.kind == "int8"
     else:
         assert isinstance(head.packed, GroupedWeight)
@@ -115,7 +115,7 @@ def test_weights_take_little_more_than_a_quarter_of_what_they_take_in_bfloat16(
 ) -> None:
     """Of layers; the head takes 8 bits or 8.5, and the embedding what it took: 320 rows of 64 each."""
     assert LIBRARY is not None
-    head_bits = 8 if LIBRARY.has_int8_linear else 8.5
+    head_bits = 8 if LIBRARY.has_plain_linear else 8.5
     plain = build_executor(engine_config(model_of("llama"), dtype="bfloat16"))[0].weight_bytes
     rows = 320 * 64
     layers, quantized = (

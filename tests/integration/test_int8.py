@@ -16,7 +16,7 @@ from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
 from orcinus.engine.frontend.llm import LLM
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
-from orcinus.engine.platform.device import cpu_has_bfloat16
+from orcinus.engine.models.loader import multiplies_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup import cpu_layout
@@ -41,7 +41,7 @@ HAS_KERNELS = LIBRARY is not None and can_multiply(LIBRARY, "int8")
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="our kernels do not multiply int8 on this CPU")
 # Shapes that our kernels take whole layers of.
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
-DTYPE = "bfloat16" if cpu_has_bfloat16() else "float32"
+DTYPE = "bfloat16" if multiplies_bfloat16() else "float32"
 
 Executor = tuple[EngineInfo, ModelRunner]
 # Family, and whether our kernels multiply; they attend in any case.

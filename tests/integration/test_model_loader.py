@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import CacheGroup, EngineInfo, NewRequest, ScheduledRequest, StepPlan
 from orcinus.engine.models import loader as model_loader
-from orcinus.engine.models.loader import load_causal_lm
-from orcinus.engine.platform.device import CpuMonitor, cpu_has_bfloat16
+from orcinus.engine.models.loader import load_causal_lm, multiplies_bfloat16
+from orcinus.engine.platform.device import CpuMonitor
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup import build, cpu_layout
@@ -127,7 +128,7 @@ def test_dtype_auto_is_the_checkpoints_own(tmp_path: Path) -> None:
 
     directory = build_model("llama", tmp_path)
     AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).save_pretrained(directory)
-    expected = "bfloat16" if cpu_has_bfloat16() else "float32"
+    expected = "bfloat16" if multiplies_bfloat16() else "float32"
     assert build_executor(engine_config(directory, dtype="auto"))[0].dtype == expected
 
 
@@ -137,18 +138,20 @@ def test_float16_checkpoint_is_not_computed_in_float16_on_a_cpu(tmp_path: Path) 
     directory = build_model("llama", tmp_path)
     AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float16).save_pretrained(directory)
     info, runner = build_executor(engine_config(directory, dtype="auto"))
-    assert info.dtype == ("bfloat16" if cpu_has_bfloat16() else "float32")
+    assert info.dtype == ("bfloat16" if multiplies_bfloat16() else "float32")
     assert len(greedy(runner, PROMPT)) == 6
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
+@pytest.mark.parametrize("has_kernels", [True, False])
 def test_dtype_follows_what_the_cpu_computes_well(
-    has_bfloat16: bool, llama: Path, monkeypatch: pytest.MonkeyPatch
+    has_bfloat16: bool, has_kernels: bool, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_loader, "cpu_has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(model_loader, "load_library", lambda: SimpleNamespace(has_plain_linear=has_kernels))
     set_config(llama, dtype="float16")
     causal_lm = load_causal_lm(engine_config(llama, dtype="auto"), CPU)
-    assert causal_lm.dtype == (torch.bfloat16 if has_bfloat16 else torch.float32)
+    assert causal_lm.dtype == (torch.bfloat16 if has_bfloat16 or has_kernels else torch.float32)
 
 
 def test_explicit_float16_on_a_cpu_is_honoured_with_a_warning(llama: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,8 +13,8 @@ from orcinus import LLM, SamplingParams
 from orcinus.config.engine_config import Speculation
 from orcinus.engine.core import EngineCore
 from orcinus.engine.messages import AddRequest, EngineInfo
+from orcinus.engine.models.loader import multiplies_bfloat16
 from orcinus.engine.outputs import RequestOutput
-from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.past_answers import PastAnswers
 from orcinus.engine.runner.text_drafter import OwnText
@@ -123,7 +123,7 @@ def check_same(executor: Executor, cases: Sequence[Case]) -> None:
 DETERMINISTIC = pytest.param(
     "llama",
     {"dtype": "bfloat16", "deterministic": True},
-    marks=pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not multiply bfloat16"),
+    marks=pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU does not multiply bfloat16"),
 )
 
 

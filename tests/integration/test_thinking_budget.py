@@ -19,8 +19,8 @@ from orcinus.config.settings import load_settings
 from orcinus.engine.frontend.async_engine import AsyncEngine
 from orcinus.engine.frontend.replica import EngineSpec
 from orcinus.engine.messages import AddRequest, StepOutputs, StepPlan, StepResult
+from orcinus.engine.models.loader import multiplies_bfloat16
 from orcinus.engine.outputs import RequestOutput
-from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.sampling_params import Grammar, Thinking
 from orcinus.engine.startup.build import build_executor
 from orcinus.engine.supervision.transport import InProcessTransport
@@ -259,7 +259,7 @@ def test_steps_run_ahead_but_for_those_at_the_end_of_a_budget(
     assert is_ahead == [number for number in range(1, 30) if number not in params.followed_places]
 
 
-@pytest.mark.skipif(not cpu_has_bfloat16(), reason="the processor has no bfloat16")
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="the processor has no bfloat16")
 def test_a_budget_is_held_in_bfloat16(model: Path, forced: list[int]) -> None:
     for output in run(offline(model, dtype="bfloat16"), budgeted(forced)):
         assert output.token_ids[BUDGET : BUDGET + NUM_FORCED] == forced

@@ -47,7 +47,15 @@
 #define END_TARGET _Pragma("GCC pop_options")
 #endif
 
+// Whether the compiler knows AVX2's form of VNNI.
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAS_AVX_VNNI 1
+#endif
+
 namespace orcinus {
+
+// Whether this CPU has AVX2's form of VNNI, and the compiler knew it; cpu.cpp.
+bool has_avx_vnni();
 
 struct bf16 {
     uint16_t bits;

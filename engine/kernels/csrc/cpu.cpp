@@ -3,8 +3,11 @@
 #include "common.h"
 #include "tile_shapes.h"
 
-#if MATRIX_UNITS
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+
+#if MATRIX_UNITS
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -27,6 +30,19 @@ int64_t level_of_vectors() {
 
 }  // namespace
 
+namespace orcinus {
+
+bool has_avx_vnni() {
+#if HAS_AVX_VNNI
+    unsigned a, b, c, d;
+    return level_of_vectors() >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0;
+#else
+    return false;
+#endif
+}
+
+}  // namespace orcinus
+
 extern "C" {
 
 // Whether this CPU has matrix units, and the system lets this process use them: it must be asked, and may have no room for
@@ -45,16 +61,4 @@ EXPORT int64_t orcinus_has_matrix_units() {
 
 // The best instruction set of this CPU: 0 generic, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16, 4 that and matrix units.
 EXPORT int64_t orcinus_best_level() { return orcinus_has_matrix_units() ? 4 : level_of_vectors(); }
-
-// Whether this CPU has what products in bfloat16 need.
-EXPORT int64_t orcinus_has_bf16() { return level_of_vectors() >= 3; }
-
-// Whether this CPU has what products in 8-bit integers need.
-EXPORT int64_t orcinus_has_int8() {
-#if defined(__x86_64__)
-    return level_of_vectors() >= 2 && __builtin_cpu_supports("avx512vnni");
-#else
-    return 0;
-#endif
-}
 }

@@ -6,15 +6,6 @@
 #include "linear.h"
 #include "tile_shapes.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
-// Whether the compiler knows AVX2's form of VNNI.
-#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
-#define HAS_AVX_VNNI 1
-#endif
-
 namespace {
 
 const long ROW_BLOCK = 448;

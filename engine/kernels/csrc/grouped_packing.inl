@@ -1,14 +1,5 @@
 // How values in groups get into panels, and out of them. grouped.cpp includes this file.
 
-INLINE bool has_avx_vnni() {
-#if defined(__x86_64__) && HAS_AVX_VNNI
-    unsigned a, b, c, d;
-    return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0;
-#else
-    return false;
-#endif
-}
-
 // As of linear.cpp: with a spread of 2 the rows of two weights alternate by sixteens.
 INLINE long column_of(long first, long spread, long row) { return first + row / 16 * spread * 16 + row % 16; }
 

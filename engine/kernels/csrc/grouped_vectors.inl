@@ -5,9 +5,9 @@
 // multiplied are values less 128 (HAS_SHIFTED_VALUES), of 8 bits, or sums of 16 bits are kept, of values below 16
 // (HAS_SUMS_OF_PAIRS). add_scaled() adds a group's sum, which fits into 16 bits, times its columns' integers.
 
-#if AVX512
-
 #include "rows.inl"
+
+#if AVX512
 
 typedef __m512i Ints;
 typedef __m512 Floats;
@@ -60,8 +60,6 @@ INLINE void put_bytes(int8_t* p, f32x16 whole) {
 }
 
 #elif AVX2
-
-#include "vectors.inl"
 
 typedef __m256i Ints;
 typedef __m256 Floats;
@@ -165,8 +163,6 @@ INLINE void put_bytes(int8_t* p, f32x16 whole) {
 
 #else
 
-#include "vectors.inl"
-
 struct Ints {
     int32_t at[16];
 };
@@ -260,21 +256,6 @@ INLINE f32x16 nearest(f32x16 x) {
 }
 INLINE void put_bytes(int8_t* p, f32x16 whole) {
     for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(whole[i]);
-}
-
-#endif
-
-#if !AVX512
-
-INLINE f32x16 silu(f32x16 x) {
-    const f32x16 bottom = splat(-88.0f);  // below, exp(-x) is beyond float32
-    return x / (1.0f + exp_of(x < bottom ? -bottom : -x));
-}
-
-INLINE f32x16 read(const bf16* p, long count) { return count < 16 ? load_first(p, count) : widen(p); }
-
-INLINE void write(bf16* p, long count, f32x16 x) {
-    for (long i = 0; i < least(count, 16); i++) p[i] = round_to_bf16(x[i]);
 }
 
 #endif

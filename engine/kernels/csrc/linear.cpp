@@ -1,6 +1,6 @@
 // Linear layers: weights packed once, then multiplied by few rows (decoding, where reading the weights is the limit)
-// or by many (prompts, where multiplying is), in bfloat16 (AVX512-BF16) or in 8-bit integers (AVX512-VNNI); in both by
-// matrix units (AMX) where there are some.
+// or by many (prompts, where multiplying is), in bfloat16 (AVX512-BF16) or in 8-bit integers (VNNI); in both by matrix units
+// (AMX) where there are some, and by AVX-512 or AVX2 alone where numbers are widened first.
 //
 // A product is cut into items of a panel of columns and up to ROW_BLOCK rows, of which each thread has a share and helps
 // others with theirs. A panel stays in the cache while the rows pass by, a tile of rows at a time. A row's result does not
@@ -15,7 +15,7 @@ const long ROW_BLOCK = 448;
 // Of matrix units, which read rows so fast that those of a block should stay in the second cache.
 const long UNIT_ROW_BLOCK = 224;
 // Rows of a tile at most. More would fit into the registers, and are not faster: with two tiles the second can fetch.
-const long TILE_ROWS = 8;
+const long TILE_ROWS = 8, WIDENED_TILE_ROWS = 6;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
 
@@ -25,8 +25,6 @@ typedef void (*TileKernel)(const uint32_t* rows, long stride, const uint32_t* pa
 }  // namespace
 
 #if defined(__x86_64__)
-
-#define AVX512 1
 
 namespace {
 
@@ -56,43 +54,63 @@ namespace {
 END_TARGET
 #endif
 
+#define AVX2 1
+#define AVX512 0
+#define VNNI 0
+BEGIN_TARGET("avx2,fma")
+namespace {
+namespace avx2 {
+#include "rows.inl"
+
+#include "linear_rows.inl"
+#include "widened.inl"
+}  // namespace avx2
+}  // namespace
+END_TARGET
+#undef VNNI
+
+#define VNNI 1
+#if HAS_AVX_VNNI
+BEGIN_TARGET("avx2,fma,avxvnni")
+namespace {
+namespace avx2_vnni {
+#include "widened.inl"
+}  // namespace avx2_vnni
+}  // namespace
+END_TARGET
+#endif
+#undef VNNI
+#undef AVX512
+
+#define AVX512 1
+#define VNNI 0
 BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
+namespace {
+namespace avx512 {
+#include "rows.inl"
+
+#include "linear_rows.inl"
+#include "widened.inl"
+}  // namespace avx512
+}  // namespace
+END_TARGET
 
 namespace {
 
-#include "rows.inl"
+bool is_by_avx512(const Linear& linear) { return linear.kernel >= AVX512_WIDENED; }
 
-// What a tile has come to, as numbers, for columns c to c + 16 of one row.
-INLINE f32x16 result(const Linear& linear, const Rows& rows, long row, long column, const uint32_t* sums) {
-    f32x16 x;
-    if (linear.is_int8) {
-        const __m512i shifted =
-            _mm512_sub_epi32(_mm512_load_si512(sums), _mm512_loadu_si512(linear.sums + column));
-        x = reinterpret_cast<f32x16>(_mm512_cvtepi32_ps(shifted)) * load(linear.scales + column) * rows.scales[row];
-    } else {
-        x = reinterpret_cast<f32x16>(_mm512_load_ps(sums));
-    }
-    return linear.bias ? x + load(linear.bias + column) : x;
-}
+typedef TileKernel (*TileKernels)(long num_rows, bool fetches);
 
-// Up to 16 columns of one row's result.
-INLINE void finish(const Target& target, long row, long column, long count, f32x16 x) {
-    if (target.residual) x += read(target.residual + row * target.residual_stride + column, count);
-    write(target.out + row * target.stride + column, count, x);
-}
-
-INLINE void finish_tile(const Linear& linear, const Rows& rows, const Target& target, long row, long num_rows,
-                        long panel, const uint32_t* sums) {
-    const long column = panel * PANEL;
-    for (long m = 0; m < num_rows; m++, sums += PANEL) {
-        const f32x16 low = result(linear, rows, row + m, column, sums);
-        const f32x16 high = result(linear, rows, row + m, column + 16, sums + 16);
-        if (target.is_gated) {
-            finish(target, row + m, column / 2, 16, silu(low) * high);
-            continue;
-        }
-        finish(target, row + m, column, least(16, linear.out - column), low);
-        if (linear.out > column + 16) finish(target, row + m, column + 16, least(16, linear.out - column - 16), high);
+TileKernels kernels_of(const Linear& linear) {
+    switch (linear.kernel) {
+        case AVX2_WIDENED:
+            return linear.is_int8 ? avx2::widened_kernel<avx2::FourWords> : avx2::widened_kernel<avx2::PairOfFloats>;
+#if HAS_AVX_VNNI
+        case AVX2_DOTS: return avx2_vnni::widened_kernel<avx2_vnni::FourBytes>;
+#endif
+        case AVX512_WIDENED:
+            return linear.is_int8 ? avx512::widened_kernel<avx512::FourWords> : avx512::widened_kernel<avx512::PairOfFloats>;
+        default: return linear.is_int8 ? quads::tile_kernel : pairs::tile_kernel;
     }
 }
 
@@ -100,8 +118,16 @@ struct Product {
     const Linear& linear;
     const Rows& rows;
     const Target& target;
-    long num_row_blocks;
-    TileKernel (*kernel)(long num_rows, bool fetches);
+    const long num_row_blocks, most_tile_rows;
+    const TileKernels kernels;
+
+    Product(const Linear& linear, const Rows& rows, const Target& target)
+        : linear(linear), rows(rows), target(target), num_row_blocks((rows.count + block_of(linear) - 1) / block_of(linear)),
+          most_tile_rows(linear.kernel >= AVX512_DOTS ? TILE_ROWS : WIDENED_TILE_ROWS), kernels(kernels_of(linear)) {}
+
+    static long block_of(const Linear& linear) {
+        return linear.kernel == MATRIX_UNITS_KERNEL ? UNIT_ROW_BLOCK : ROW_BLOCK;
+    }
 
     long num_panels() const { return (linear.out + PANEL - 1) / PANEL; }
 
@@ -113,7 +139,7 @@ struct Product {
     void item(long number, long next) const {
         const long index = number % num_panels(), block = number / num_panels();
         const long begin_row = rows.count * block / num_row_blocks, end_row = rows.count * (block + 1) / num_row_blocks;
-        if (linear.by_matrix_units) return by_matrix_units(index, begin_row, end_row, next);
+        if (linear.kernel == MATRIX_UNITS_KERNEL) return by_matrix_units(index, begin_row, end_row, next);
         by_vectors(index, begin_row, end_row, next);
     }
 
@@ -131,7 +157,7 @@ struct Product {
             const long count = least(UNIT_ROWS, end_row - row);
             tile(rows.lanes + row * rows.stride, count, rows.stride, panel(index), lanes_of(linear), ahead, sums);
             ahead.from += ahead.bytes * num_steps;
-            finish_tile(linear, rows, target, row, count, index, sums);
+            avx512::finish_tile(linear, rows, target, row, count, index, sums);
         }
 #else
         (void)index, (void)begin_row, (void)end_row, (void)next;
@@ -141,49 +167,19 @@ struct Product {
     // While the last two tiles are at work, the next panel is fetched.
     void by_vectors(long index, long begin_row, long end_row, long next) const {
         alignas(64) uint32_t sums[TILE_ROWS * PANEL];
-        const long count = end_row - begin_row, num_tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
+        const long count = end_row - begin_row, num_tiles = (count + most_tile_rows - 1) / most_tile_rows;
+        const auto finish = is_by_avx512(linear) ? avx512::finish_tile : avx2::finish_tile;
         const uint32_t* ahead = next < 0 || num_tiles < 2 ? nullptr : panel(next % num_panels());
         for (long t = 0; t < num_tiles; t++) {
             const long row = begin_row + count * t / num_tiles, end = begin_row + count * (t + 1) / num_tiles;
             const bool fetches = ahead != nullptr && t >= num_tiles - 2;
-            kernel(end - row, fetches)(rows.lanes + row * rows.stride, rows.stride, panel(index), lanes_of(linear),
-                                       ahead, sums);
+            kernels(end - row, fetches)(rows.lanes + row * rows.stride, rows.stride, panel(index), lanes_of(linear),
+                                        ahead, sums);
             if (fetches) ahead += lanes_of(linear) * PANEL / 2;
-            finish_tile(linear, rows, target, row, end - row, index, sums);
+            finish(linear, rows, target, row, end - row, index, sums);
         }
     }
 };
-
-// A row or column in 8 bits: its largest value becomes 127. What is not finite makes the scale NaN.
-struct Quantizer {
-    float scale, factor;
-
-    INLINE Quantizer(const bf16* values, long count) {
-        f32x16 most = {}, poison = {};
-        for (long i = 0; i < count; i += 16) {
-            const f32x16 x = read(values + i, least(16, count - i));
-            most = larger(most, magnitude(x));
-            poison += x * 0.0f;
-        }
-        const float largest = max_of(most);
-        scale = largest / 127.0f + sum_of(poison);
-        factor = largest > 0 ? 127.0f / largest : 0.0f;
-    }
-
-    INLINE __m512i integers(const bf16* values, long count) const {
-        return _mm512_cvtps_epi32(as_m512(read(values, count) * factor));
-    }
-};
-
-// 128 is added to rows: what is multiplied is unsigned times signed.
-INLINE void quantize_row(const bf16* values, long count, uint8_t* out, float* scale) {
-    const Quantizer quantizer(values, count);
-    *scale = quantizer.scale;
-    for (long i = 0; i < count; i += 16) {
-        const __m512i x = _mm512_add_epi32(quantizer.integers(values + i, least(16, count - i)), _mm512_set1_epi32(128));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(x));
-    }
-}
 
 }  // namespace
 
@@ -191,19 +187,12 @@ namespace orcinus {
 
 void fill_row(const Linear& linear, const Rows& rows, long index, const bf16* values) {
     if (linear.groups) return fill_grouped_row(linear, rows, index, values);
-    uint32_t* lanes = rows.lanes + index * rows.stride;
-    lanes[lanes_of(linear) - 1] = 0;
-    if (linear.is_int8)
-        quantize_row(values, linear.in, reinterpret_cast<uint8_t*>(lanes), &rows.scales[index]);
-    else
-        __builtin_memcpy(lanes, values, linear.in * sizeof(bf16));
+    is_by_avx512(linear) ? avx512::fill(linear, rows, index, values) : avx2::fill(linear, rows, index, values);
 }
 
 void multiply(const Linear& linear, const Rows& rows, const Target& target, const Team& team) {
     if (linear.groups) return multiply_grouped(linear, rows, target, team);
-    const long block = linear.by_matrix_units ? UNIT_ROW_BLOCK : ROW_BLOCK;
-    const Product product = {linear, rows, target, (rows.count + block - 1) / block,
-                             linear.is_int8 ? quads::tile_kernel : pairs::tile_kernel};
+    const Product product(linear, rows, target);
     const bool is_small = double(linear.in) * linear.out * rows.count < SERIAL_WORK;
     const Team nobody = {nullptr, 1};
     parallel_shares(is_small ? nobody : team, product.num_panels() * product.num_row_blocks,
@@ -228,15 +217,9 @@ template <class Lane> INLINE void put_column(const Linear& linear, long column, 
 }
 
 void pack_int8(const Linear& linear, long column, const bf16* weights, int8_t* row) {
-    const Quantizer quantizer(weights, linear.in);
-    int32_t sum = 0;
-    for (long i = 0; i < linear.in; i += 16) {
-        const __m128i bytes = _mm512_cvtepi32_epi8(quantizer.integers(weights + i, least(16, linear.in - i)));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(row + i), bytes);
-        sum += _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(bytes));  // of what is not finite, too: that is of any size
-    }
-    const_cast<float*>(linear.scales)[column] = quantizer.scale;
-    const_cast<int32_t*>(linear.sums)[column] = 128 * sum;
+    const auto quantize = is_by_avx512(linear) ? avx512::quantize_column : avx2::quantize_column;
+    const int32_t sum = quantize(weights, linear.in, const_cast<float*>(linear.scales) + column, row);
+    const_cast<int32_t*>(linear.sums)[column] = static_cast<int32_t>(128u * static_cast<uint32_t>(sum));
     put_column(linear, column, row);
 }
 
@@ -250,6 +233,17 @@ void pack_row(const Linear& linear, long column, const bf16* weights, char* row)
 }  // namespace
 
 extern "C" {
+
+// The best kernel of this CPU for plain weights, of those that a level of orcinus_best_level() has, or -1.
+EXPORT int64_t orcinus_plain_kernel(int64_t level, int64_t is_int8, int64_t has_vnni) {
+    if (level >= 4) return MATRIX_UNITS_KERNEL;
+    if (level >= 2) {
+        const bool has_dots = is_int8 ? has_vnni && __builtin_cpu_supports("avx512vnni") : level >= 3;
+        return has_dots ? AVX512_DOTS : AVX512_WIDENED;
+    }
+    if (level < 1) return -1;
+    return is_int8 && has_vnni && has_avx_vnni() ? AVX2_DOTS : AVX2_WIDENED;
+}
 
 // Packs `count` rows of a weight, (count, in) with a stride in elements. Returns 0, or 1 without memory to work in.
 EXPORT int64_t orcinus_pack(const Linear* linear, const bf16* weight, int64_t stride, int64_t count, int64_t first,
@@ -280,11 +274,11 @@ EXPORT int64_t orcinus_linear(const Linear* linear, const bf16* x, int64_t strid
 }
 }
 
-END_TARGET
-
 #else
 
 extern "C" {
+
+EXPORT int64_t orcinus_plain_kernel(int64_t, int64_t, int64_t) { return -1; }
 
 EXPORT int64_t orcinus_pack(const Linear*, const bf16*, int64_t, int64_t, int64_t, int64_t, const Team*) { return 1; }
 

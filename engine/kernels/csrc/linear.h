@@ -6,8 +6,16 @@
 
 namespace orcinus {
 
-// Columns of a weight that lie together: two vectors.
+// Columns of a weight that lie together.
 const long PANEL = 32;
+
+// What multiplies a plain weight, each better than the one before where the CPU has it. Widened: numbers become floats, or
+// integers of 16 bits, before they are multiplied. Dots: the CPU multiplies what is stored.
+const int64_t AVX2_WIDENED = 0;
+const int64_t AVX2_DOTS = 1;  // int8 alone
+const int64_t AVX512_WIDENED = 2;
+const int64_t AVX512_DOTS = 3;
+const int64_t MATRIX_UNITS_KERNEL = 4;
 
 }  // namespace orcinus
 
@@ -17,7 +25,7 @@ extern "C" {
 // bfloat16, or four of int8. `in` is padded with zeros to whole lanes, `out` to whole panels.
 //
 // int8 weights have a scale for each column, and the sum of each column's integers, times the 128 that is added to the
-// rows' integers. Matrix units take weights alone whose lanes are a multiple of 16.
+// rows' integers where `kernel` multiplies these without a sign. Matrix units take weights alone whose lanes are a multiple of 16.
 //
 // Where there are `groups`, panels are laid out as they say instead; a scale for each column is used if they say so. `next` has the columns that
 // follow, of the same input, or is null: a decoder layer's projections need not all have the same kind of numbers.
@@ -27,7 +35,7 @@ struct Linear {
     const int32_t* sums;
     const Groups* groups;
     const Linear* next;
-    int64_t in, out, is_int8, by_matrix_units;
+    int64_t in, out, is_int8, kernel;
 };
 }
 
@@ -63,11 +71,12 @@ INLINE long words_beside_lanes(const Groups& groups, long num_groups) {
     return groups.scales == COLUMN_SCALES ? num_groups + 2 : 3 * num_groups;
 }
 
-// Rows that a product reads: lanes of 32 bits, and the scale of each row where they are integers.
+// Rows that a product reads: lanes of 32 bits, or two words for each where numbers are widened, and the scale of each row where
+// they are integers.
 struct Rows {
     uint32_t* lanes;
     float* scales;
-    long stride;  // in lanes
+    long stride;  // in words of 32 bits
     long count;
 };
 
@@ -79,8 +88,12 @@ INLINE long lanes_of(const Linear& linear) {
     return linear.is_int8 ? (linear.in + 3) / 4 : (linear.in + 1) / 2;
 }
 
+INLINE bool is_widened(const Linear& linear) {
+    return !linear.groups && (linear.kernel == AVX2_WIDENED || linear.kernel == AVX512_WIDENED);
+}
+
 // A stride that spreads the rows over the sets of the caches.
-INLINE long stride_of(const Linear& linear) { return round_up(lanes_of(linear), 16) + 16; }
+INLINE long stride_of(const Linear& linear) { return round_up(lanes_of(linear) * (is_widened(linear) ? 2 : 1), 16) + 16; }
 
 INLINE long bytes_of_rows(const Linear& linear, long count) {
     return round_up(count * stride_of(linear) * 4, 64) + round_up(count * 4, 64);

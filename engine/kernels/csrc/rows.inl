@@ -1,14 +1,15 @@
-// Rows of bfloat16 in vectors of 16, for AVX-512. Included in a namespace per file.
+// Rows of bfloat16 in vectors of 16. Included in a namespace per file and instruction set, with AVX512 and AVX2 as 1 where
+// they are there.
 
 #include "vectors.inl"
 
-INLINE f32x16 as_floats(__m512i bits) { return reinterpret_cast<f32x16>(bits); }
+#if AVX512
 
 // The first `count` of 16 values from `p` on, and zeros.
 INLINE f32x16 read(const bf16* p, long count) {
     if (count >= 16) return widen(p);
     const __m256i raw = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p);
-    return as_floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+    return reinterpret_cast<f32x16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
 }
 
 // To the nearest bfloat16, ties to even.
@@ -24,7 +25,50 @@ INLINE void write(bf16* p, long count, f32x16 x) {
     _mm256_mask_storeu_epi16(p, mask, narrow(x));
 }
 
-INLINE f32x16 rounded(f32x16 x) { return as_floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(x)), 16)); }
+INLINE f32x16 rounded(f32x16 x) {
+    return reinterpret_cast<f32x16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(x)), 16));
+}
+
+#else
+
+INLINE f32x16 read(const bf16* p, long count) { return count < 16 ? load_first(p, count) : widen(p); }
+
+#if AVX2
+
+INLINE __m256i upper_words(__m256 x) {
+    const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), is_nan);
+}
+
+INLINE __m256i narrow(f32x16 x) {
+    const Halves<f32x16, __m256> parts(x);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(upper_words(parts.low), upper_words(parts.high)), 0xd8);
+}
+
+INLINE void write(bf16* p, long count, f32x16 x) {
+    const __m256i words = narrow(x);
+    if (count >= 16)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
+    else
+        __builtin_memcpy(p, &words, count * sizeof(bf16));
+}
+
+INLINE f32x16 rounded(f32x16 x) {
+    const __m256i words = narrow(x);
+    return widen(reinterpret_cast<const bf16*>(&words));
+}
+
+#else
+
+INLINE void write(bf16* p, long count, f32x16 x) {
+    for (long i = 0; i < least(count, 16); i++) p[i] = round_to_bf16(x[i]);
+}
+
+#endif
+
+#endif
 
 INLINE f32x16 magnitude(f32x16 x) { return x < 0.0f ? -x : x; }
 

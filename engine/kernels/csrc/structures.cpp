@@ -29,7 +29,7 @@ const FieldLayout LAYOUTS[] = {
     FIELD(Linear, panels), FIELD(Linear, scales), FIELD(Linear, bias), FIELD(Linear, sums), FIELD(Linear, groups),
     FIELD(Linear, next),
     RENAMED(Linear, in, "in_features"), RENAMED(Linear, out, "out_features"), FIELD(Linear, is_int8),
-    FIELD(Linear, by_matrix_units),
+    FIELD(Linear, kernel),
     STRUCTURE(Groups),
     FIELD(Groups, table), FIELD(Groups, bits), FIELD(Groups, size), FIELD(Groups, zero), FIELD(Groups, scales),
     FIELD(Groups, has_offsets), FIELD(Groups, kernel),

@@ -16,7 +16,8 @@ from orcinus.engine.cpu.native_linear import Kind
 from orcinus.engine.startup.probe import probe_model
 from tests.effort import slow_but_for
 from tests.integration.tiny_models import random_model
-from tests.unit.engine.cpu.tiny_layers import CPU, KINDS, MARGIN, SHAPE, Tiny, in_chunks, noise, tokens
+from tests.unit.engine.cpu.kernel_choices import decoder_choices
+from tests.unit.engine.cpu.tiny_layers import CPU, KINDS, MARGIN, SHAPE, Tiny, in_chunks, layers_by, noise, tokens
 
 pytestmark = pytest.mark.skipif(not KINDS, reason="this CPU does not multiply what our kernels multiply")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -71,6 +72,12 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unaligned-heads": ("LlamaConfig", {"head_dim": 16}),
     "unaligned-mlp": ("LlamaConfig", {"intermediate_size": 90}),
 }
+
+
+@pytest.fixture(autouse=True, scope="module", params=decoder_choices())
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    with layers_by(request.param):
+        yield
 
 
 @pytest.fixture(autouse=True)

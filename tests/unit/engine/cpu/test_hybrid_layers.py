@@ -16,7 +16,8 @@ from orcinus.engine.recurrent.binding import bind_recurrent_layers
 from orcinus.engine.startup.probe import probe_model
 from tests.effort import slow_but_for
 from tests.integration.tiny_models import random_model
-from tests.unit.engine.cpu.tiny_layers import CPU, KINDS, MARGIN, SHAPE, Tiny, in_chunks, noise, tokens
+from tests.unit.engine.cpu.kernel_choices import decoder_choices
+from tests.unit.engine.cpu.tiny_layers import CPU, KINDS, MARGIN, SHAPE, Tiny, in_chunks, layers_by, noise, tokens
 
 pytestmark = pytest.mark.skipif(not KINDS, reason="this CPU does not multiply what our kernels multiply")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -53,6 +54,12 @@ FAMILIES |= {
     "lfm2-experts": ("Lfm2MoeConfig", _CONV | _EXPERTS | {"num_dense_layers": 1}, 3),
 }
 MIXED = ["qwen3_5", "lfm2"]
+
+
+@pytest.fixture(autouse=True, scope="module", params=decoder_choices())
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    with layers_by(request.param):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -7,24 +7,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orcinus.engine.cpu.native_linear import Kind, NativeLinear
-from orcinus.engine.kernels.build import library_path
-from orcinus.engine.kernels.library import Library, load_library
+from orcinus.engine.kernels.library import load_library
 from tests.effort import scaled
+from tests.unit.engine.cpu.kernel_choices import library_of
 from tests.unit.engine.cpu.test_native_linear import assert_near, normal
 
 BEST = load_library()
 # Widths in whole tiles, of either kind: 16 lanes of two or four numbers.
 WIDTHS = (64, 128, 448)
+DOTS, UNITS = 3, 4  # AVX512_DOTS and MATRIX_UNITS_KERNEL of linear.h
 
 pytestmark = pytest.mark.skipif(BEST is None or not BEST.has_matrix_units, reason="this CPU has no matrix units")
 each_kind = pytest.mark.parametrize("kind", ["bfloat16", "int8"])
 
 
 def layer(kind: Kind, weight: Tensor, bias: Tensor | None = None, *, has_units: bool = True) -> NativeLinear:
-    library = Library(library_path())
-    library.has_matrix_units = has_units
-    linear = NativeLinear(library, kind, [weight], [bias])
-    assert linear.packed.native.by_matrix_units == has_units
+    linear = NativeLinear(library_of("amx" if has_units else "avx512-bf16"), kind, [weight], [bias])
+    assert linear.packed.native.kernel == (UNITS if has_units else DOTS)
     return linear
 
 
@@ -79,6 +78,6 @@ def test_what_is_not_finite_stays_in_its_row_and_is_seen_there(kind: Kind, bad: 
 @pytest.mark.parametrize(("kind", "in_features"), [("bfloat16", 48), ("bfloat16", 65), ("int8", 96), ("int8", 33)])
 def test_weights_that_are_not_whole_tiles_are_left_to_vectors(kind: Kind, in_features: int) -> None:
     x, weight = normal(40, in_features), normal(40, in_features, seed=1)
-    linear = NativeLinear(Library(library_path()), kind, [weight], [None])
-    assert not linear.packed.native.by_matrix_units
+    linear = NativeLinear(library_of("amx"), kind, [weight], [None])
+    assert linear.packed.native.kernel == DOTS
     assert_near(linear(x), x, weight, None, kind)

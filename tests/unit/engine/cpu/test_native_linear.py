@@ -9,17 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from orcinus.engine.cpu.native_linear import Kind, NativeLinear, PackedWeight, can_multiply
-from orcinus.engine.kernels.build import library_path
-from orcinus.engine.kernels.library import Library, load_library
+from orcinus.engine.cpu.native_linear import Kind, NativeLinear, PackedWeight
+from orcinus.engine.kernels.library import Library
 from tests.effort import scaled
+from tests.unit.engine.cpu.kernel_choices import library_of, plain_choices
 
-LIBRARY = load_library()
-KINDS: list[Kind] = [kind for kind in ("bfloat16", "int8") if LIBRARY is not None and can_multiply(LIBRARY, kind)]
+CHOICES = plain_choices()
 BFLOAT16 = torch.bfloat16
 
-pytestmark = pytest.mark.skipif(not KINDS, reason="this CPU does not multiply what our kernels multiply")
-each_kind = pytest.mark.parametrize("kind", KINDS)
+pytestmark = pytest.mark.skipif(not CHOICES, reason="this CPU does not multiply what our kernels multiply")
+each_kind = pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+
+in_use: list[str] = []
+
+
+@pytest.fixture(autouse=True, scope="module", params=CHOICES or ["none"])
+def kernels(request: pytest.FixtureRequest) -> None:
+    in_use[:] = [request.param]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -27,8 +33,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def library() -> Library:
-    """One of its own, whose threads no other test changes."""
-    return Library(library_path())
+    """Return one of its own, of the kernels that are tested."""
+    return library_of(in_use[0])
 
 
 def layer(kind: Kind, weight: Tensor, bias: Tensor | None = None) -> NativeLinear:
@@ -136,7 +142,6 @@ def test_weight_in_bfloat16_is_unpacked_exactly(in_features: int, out_features: 
     assert torch.equal(linear.packed.rows(ids), weight[ids])
 
 
-@pytest.mark.skipif("int8" not in KINDS, reason="this CPU does not multiply int8")
 @pytest.mark.parametrize("in_features", [1, 15, 32, 47])
 def test_weight_in_8_bits_is_unpacked_to_what_is_multiplied(in_features: int) -> None:
     weight = normal(37, in_features)
@@ -216,7 +221,6 @@ def test_no_rows_are_no_work(kind: Kind) -> None:
     assert [tuple(out.shape) for out in results] == [(0, 20)]
 
 
-@pytest.mark.skipif("int8" not in KINDS, reason="this CPU does not multiply int8")
 def test_largest_sums_of_8_bits_do_not_overflow() -> None:
     """Every factor at its limit, in as many columns as 32 bits have room for."""
     count = 65536

@@ -248,10 +248,10 @@ def test_heads_that_are_not_tied_or_compute_otherwise_are_left_alone() -> None:
 # --- which packing ---------------------------------------------------------------------------------------
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool, int8: bool, onednn: bool = True) -> Any:
-    """The library of a machine that multiplies only so much."""
+def machine(monkeypatch: pytest.MonkeyPatch, *, is_strong: bool, onednn: bool = True) -> Any:
+    """The library of a machine that it has kernels for, or only those for any."""
     monkeypatch.setattr(packed_linear, "_has_onednn", lambda: onednn)
-    return SimpleNamespace(has_bf16_linear=bfloat16, has_int8_linear=int8)
+    return SimpleNamespace(has_plain_linear=is_strong)
 
 
 def kind_and_packing(library: Any, dtype: torch.dtype, quantization: str | None) -> tuple[Any, Any]:
@@ -260,28 +260,19 @@ def kind_and_packing(library: Any, dtype: torch.dtype, quantization: str | None)
 
 
 def test_our_kernels_are_taken_where_the_cpu_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = machine(monkeypatch, bfloat16=True, int8=True)
+    library = machine(monkeypatch, is_strong=True)
     assert kind_and_packing(library, BFLOAT16, None) == ("bfloat16", NativeLinear)
     assert kind_and_packing(library, BFLOAT16, "int8") == ("int8", NativeLinear)
     assert kind_and_packing(library, torch.float32, "int8") == ("int8", NativeLinear)
     assert kind_and_packing(library, torch.float32, None) == (None, None)
 
 
-def test_cpu_that_lacks_one_kind_uses_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = machine(monkeypatch, bfloat16=False, int8=True)
-    assert kind_and_packing(library, BFLOAT16, None) == (None, PackedLinear)
-    assert kind_and_packing(library, BFLOAT16, "int8") == ("int8", NativeLinear)
-    library = machine(monkeypatch, bfloat16=True, int8=False)
-    assert kind_and_packing(library, BFLOAT16, None) == ("bfloat16", NativeLinear)
-    assert kind_and_packing(library, BFLOAT16, "int8") == (None, Int8Linear)
-
-
 def test_a_row_that_must_not_depend_on_others_is_multiplied_by_our_kernels_or_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    strong = machine(monkeypatch, bfloat16=True, int8=True)
+    strong = machine(monkeypatch, is_strong=True)
     assert isinstance(packer_for(strong, BFLOAT16, None, is_deterministic=True), partial)
-    weak = machine(monkeypatch, bfloat16=False, int8=False)
+    weak = machine(monkeypatch, is_strong=False)
     for library in (None, weak):
         assert packer_for(library, BFLOAT16, None, is_deterministic=True) is None
         assert packer_for(library, BFLOAT16, "int8", is_deterministic=True) is Int8Linear
@@ -289,7 +280,7 @@ def test_a_row_that_must_not_depend_on_others_is_multiplied_by_our_kernels_or_as
 
 @pytest.mark.parametrize("onednn", [True, False])
 def test_machine_without_our_kernels_uses_torch(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:
-    weak = machine(monkeypatch, bfloat16=False, int8=False, onednn=onednn)
+    weak = machine(monkeypatch, is_strong=False, onednn=onednn)
     for library in (None, weak):
         assert kind_and_packing(library, BFLOAT16, None) == (None, PackedLinear if onednn else None)
         assert kind_and_packing(library, BFLOAT16, "int8") == (None, Int8Linear)

@@ -1,6 +1,8 @@
 """Tiny models of one layer or a few, before and after their layers are replaced by native ones, for tests of these."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from orcinus.engine.attention.serving import ATTENTION_NAME, PagedAttention, Pro
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.cpu.layer_replacement import replace_layers
 from orcinus.engine.cpu.native_linear import Kind, can_multiply
-from orcinus.engine.kernels.library import load_library
+from orcinus.engine.kernels.library import KERNEL_CHOICES, load_library
 from orcinus.engine.recurrent.binding import bind_recurrent_layers
 from orcinus.engine.startup.probe import ServedModel, probe_model
 from tests.integration.tiny_models import random_model
@@ -25,6 +27,19 @@ LIBRARY = load_library()
 KINDS: list[Kind] = [kind for kind in ("bfloat16", "int8") if LIBRARY is not None and can_multiply(LIBRARY, kind)]
 # Of the noise that transformers' own bfloat16 has. Rounding in another order moves it by a few percent.
 MARGIN: dict[Kind, float] = {"bfloat16": 1.15, "int8": 12.0}
+
+
+@contextmanager
+def layers_by(choice: str) -> Iterator[None]:
+    """Have whole layers computed by the kernels of a choice, until the context ends."""
+    if LIBRARY is not None and KINDS:
+        LIBRARY.use_kernels(choice)
+    try:
+        yield
+    finally:
+        if LIBRARY is not None:
+            LIBRARY.use_kernels(list(KERNEL_CHOICES)[-1])
+
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,

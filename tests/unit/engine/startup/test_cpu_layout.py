@@ -106,13 +106,10 @@ def test_layers_of_other_families_are_packed_one_by_one(machine: Machine, quanti
 
 
 @needs_kernels
-def test_machine_that_multiplies_one_kind_alone(machine: Machine) -> None:
-    machine(has_int8_linear=False)
+def test_machine_that_multiplies_no_plain_weights(machine: Machine) -> None:
+    machine(has_plain_linear=False, has_decoder=False)
     assert kinds_of(laid_out("int8")) == {Int8Linear}
-    assert kinds_of(laid_out(None)) == {NativeDecoder, NativeLinear}
-    machine(has_bf16_linear=False)
-    assert kinds_of(laid_out("int8")) == {NativeDecoder, NativeLinear}
-    assert kinds_of(laid_out(None)) == {PackedLinear}
+    assert NativeDecoder not in kinds_of(laid_out(None))
 
 
 @needs_onednn

@@ -1,0 +1,139 @@
+// Rows before a product and behind it, and weights as they are packed, for one instruction set: AVX-512 or AVX2. linear.cpp
+// includes this file behind rows.inl.
+
+typedef uint32_t u32x16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+
+// Sixteen integers of 32 bits as floats.
+INLINE f32x16 floats_of(u32x16 x) {
+#if AVX512
+    return reinterpret_cast<f32x16>(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(x)));
+#else
+    const Halves<u32x16, __m256i> parts(x);
+    const __m256 both[2] = {_mm256_cvtepi32_ps(parts.low), _mm256_cvtepi32_ps(parts.high)};
+    return load(reinterpret_cast<const float*>(both));
+#endif
+}
+
+// The nearest integers, as words of 16 bits.
+INLINE __m256i words_of(f32x16 x) {
+#if AVX512
+    return _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(as_m512(x)));
+#else
+    const Halves<f32x16, __m256> parts(x);
+    const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(parts.low), _mm256_cvtps_epi32(parts.high));
+    return _mm256_permute4x64_epi64(packed, 0xd8);
+#endif
+}
+
+// What a tile has come to, as numbers, for columns c to c + 16 of one row.
+INLINE f32x16 result(const Linear& linear, const Rows& rows, long row, long column, const uint32_t* sums) {
+    f32x16 x;
+    if (linear.is_int8) {
+        u32x16 integers = *reinterpret_cast<const u32x16_unaligned*>(sums);
+        if (!is_widened(linear)) integers -= *reinterpret_cast<const u32x16_unaligned*>(linear.sums + column);
+        x = floats_of(integers) * load(linear.scales + column) * rows.scales[row];
+    } else {
+        x = load(reinterpret_cast<const float*>(sums));
+    }
+    return linear.bias ? x + load(linear.bias + column) : x;
+}
+
+// Up to 16 columns of one row's result.
+INLINE void finish(const Target& target, long row, long column, long count, f32x16 x) {
+    if (target.residual) x += read(target.residual + row * target.residual_stride + column, count);
+    write(target.out + row * target.stride + column, count, x);
+}
+
+void finish_tile(const Linear& linear, const Rows& rows, const Target& target, long row, long num_rows, long panel,
+                 const uint32_t* sums) {
+    const long column = panel * PANEL;
+    for (long m = 0; m < num_rows; m++, sums += PANEL) {
+        const f32x16 low = result(linear, rows, row + m, column, sums);
+        const f32x16 high = result(linear, rows, row + m, column + 16, sums + 16);
+        if (target.is_gated) {
+            finish(target, row + m, column / 2, 16, silu(low) * high);
+            continue;
+        }
+        finish(target, row + m, column, least(16, linear.out - column), low);
+        if (linear.out > column + 16) finish(target, row + m, column + 16, least(16, linear.out - column - 16), high);
+    }
+}
+
+// A row or column in 8 bits: its largest value becomes 127. What is not finite makes the scale NaN.
+struct Quantizer {
+    float scale, factor;
+
+    INLINE Quantizer(const bf16* values, long count) {
+        f32x16 most = {}, poison = {};
+        for (long i = 0; i < count; i += 16) {
+            const f32x16 x = read(values + i, least(16, count - i));
+            most = larger(most, magnitude(x));
+            poison += x * 0.0f;
+        }
+        const float largest = max_of(most);
+        scale = largest / 127.0f + sum_of(poison);
+        factor = largest > 0 ? 127.0f / largest : 0.0f;
+    }
+
+    // Words of sixteen values from `values` on, of which `count` are there.
+    INLINE __m256i integers(const bf16* values, long count) const { return words_of(read(values, least(16, count)) * factor); }
+};
+
+// With 128 added: what is multiplied is unsigned times signed.
+INLINE void quantize_to_bytes(const bf16* values, long count, uint8_t* out, float* scale) {
+    const Quantizer quantizer(values, count);
+    *scale = quantizer.scale;
+    for (long i = 0; i < count; i += 16) {
+        const __m256i x = _mm256_add_epi16(quantizer.integers(values + i, count - i), _mm256_set1_epi16(128));
+        const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), bytes);
+    }
+}
+
+// In the order that FourWords reads them in.
+INLINE void quantize_to_words(const bf16* values, long count, uint32_t* out, float* scale) {
+    const Quantizer quantizer(values, count);
+    *scale = quantizer.scale;
+    const int order = 0xd8;  // 0, 2, 1, 3
+    for (long i = 0; i < count; i += 16) {
+        const __m256i x = quantizer.integers(values + i, count - i);
+        const __m256i ordered = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(x, order), order);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i / 2), ordered);
+    }
+}
+
+INLINE void widen_row(const bf16* values, long count, uint32_t* out) {
+    for (long i = 0; i < count; i += 16) store(reinterpret_cast<float*>(out) + i, read(values + i, least(16, count - i)));
+}
+
+// What a row is padded with is room for whole vectors: see stride_of.
+void fill(const Linear& linear, const Rows& rows, long index, const bf16* values) {
+    uint32_t* lanes = rows.lanes + index * rows.stride;
+    if (is_widened(linear)) {
+        if (linear.is_int8) return quantize_to_words(values, linear.in, lanes, &rows.scales[index]);
+        return widen_row(values, linear.in, lanes);
+    }
+    lanes[lanes_of(linear) - 1] = 0;
+    if (linear.is_int8)
+        quantize_to_bytes(values, linear.in, reinterpret_cast<uint8_t*>(lanes), &rows.scales[index]);
+    else
+        __builtin_memcpy(lanes, values, linear.in * sizeof(bf16));
+}
+
+// A column's integers of 8 bits. Returns their sum; of what is not finite, that is of any size.
+INLINE int32_t quantize_column(const bf16* weights, long count, float* scale, int8_t* out) {
+    const Quantizer quantizer(weights, count);
+    *scale = quantizer.scale;
+    alignas(32) uint32_t sums[8];
+    __m256i sum = _mm256_setzero_si256();
+    for (long i = 0; i < count; i += 16) {
+        const __m256i x = quantizer.integers(weights + i, count - i);
+        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), bytes);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, _mm256_set1_epi16(1)));
+    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(sums), sum);
+    uint32_t total = 0;
+    for (const uint32_t part : sums) total += part;
+    return static_cast<int32_t>(total);
+}
