@@ -369,9 +369,6 @@ void run(Job& job, const Team& team, bool alone) {
 
 extern "C" {
 
-// Which sources this was built from.
-EXPORT const char* orcinus_source() { return ORCINUS_SOURCE; }
-
 // Writes the step's new keys and values, unless they are null, then attends. Returns 0, or 1 without memory to work in.
 EXPORT int64_t orcinus_attend(const Attention* call, const Team* team, int64_t level) {
     const long num_seqs = call->step->num_seqs, num_kv_heads = call->cache->num_kv_heads;

@@ -15,7 +15,7 @@ const long ROW_BLOCK = 448;
 // Of matrix units, which read rows so fast that those of a block should stay in the second cache.
 const long UNIT_ROW_BLOCK = 224;
 // Rows of a tile at most. More would fit into the registers, and are not faster: with two tiles the second can fetch.
-const long TILE_ROWS = 8, WIDENED_TILE_ROWS = 6;
+const long TILE_ROWS = 8, TILE_ROWS_OF_FLOATS = 5, TILE_ROWS_OF_WORDS = 6;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
 
@@ -99,7 +99,7 @@ namespace {
 
 bool is_by_avx512(const Linear& linear) { return linear.kernel >= AVX512_WIDENED; }
 
-typedef TileKernel (*TileKernels)(long num_rows, bool fetches);
+typedef TileKernel (*TileKernels)(long num_rows, bool fetches, bool is_alone);
 
 TileKernels kernels_of(const Linear& linear) {
     switch (linear.kernel) {
@@ -123,10 +123,15 @@ struct Product {
 
     Product(const Linear& linear, const Rows& rows, const Target& target)
         : linear(linear), rows(rows), target(target), num_row_blocks((rows.count + block_of(linear) - 1) / block_of(linear)),
-          most_tile_rows(linear.kernel >= AVX512_DOTS ? TILE_ROWS : WIDENED_TILE_ROWS), kernels(kernels_of(linear)) {}
+          most_tile_rows(tile_rows_of(linear)), kernels(kernels_of(linear)) {}
 
     static long block_of(const Linear& linear) {
         return linear.kernel == MATRIX_UNITS_KERNEL ? UNIT_ROW_BLOCK : ROW_BLOCK;
+    }
+
+    static long tile_rows_of(const Linear& linear) {
+        if (linear.kernel >= AVX512_DOTS) return TILE_ROWS;
+        return linear.is_int8 ? TILE_ROWS_OF_WORDS : TILE_ROWS_OF_FLOATS;
     }
 
     long num_panels() const { return (linear.out + PANEL - 1) / PANEL; }
@@ -173,8 +178,8 @@ struct Product {
         for (long t = 0; t < num_tiles; t++) {
             const long row = begin_row + count * t / num_tiles, end = begin_row + count * (t + 1) / num_tiles;
             const bool fetches = ahead != nullptr && t >= num_tiles - 2;
-            kernels(end - row, fetches)(rows.lanes + row * rows.stride, rows.stride, panel(index), lanes_of(linear),
-                                        ahead, sums);
+            kernels(end - row, fetches, num_tiles == 1)(rows.lanes + row * rows.stride, rows.stride, panel(index), lanes_of(linear),
+                                                        ahead, sums);
             if (fetches) ahead += lanes_of(linear) * PANEL / 2;
             finish(linear, rows, target, row, end - row, index, sums);
         }

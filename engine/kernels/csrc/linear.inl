@@ -44,7 +44,7 @@ template <int NUM_ROWS> TileKernel tile_of(bool fetches) {
     return fetches ? tile<NUM_ROWS, true> : tile<NUM_ROWS, false>;
 }
 
-TileKernel tile_kernel(long num_rows, bool fetches) {
+TileKernel tile_kernel(long num_rows, bool fetches, bool) {
     switch (num_rows) {
         case 1: return tile_of<1>(fetches);
         case 2: return tile_of<2>(fetches);

@@ -8,8 +8,8 @@ INLINE f32x16 floats_of(u32x16 x) {
 #if AVX512
     return reinterpret_cast<f32x16>(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(x)));
 #else
-    const Halves<u32x16, __m256i> parts(x);
-    const __m256 both[2] = {_mm256_cvtepi32_ps(parts.low), _mm256_cvtepi32_ps(parts.high)};
+    const __m256i* parts = reinterpret_cast<const __m256i*>(&x);
+    const __m256 both[2] = {_mm256_cvtepi32_ps(parts[0]), _mm256_cvtepi32_ps(parts[1])};
     return load(reinterpret_cast<const float*>(both));
 #endif
 }
@@ -19,8 +19,8 @@ INLINE __m256i words_of(f32x16 x) {
 #if AVX512
     return _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(as_m512(x)));
 #else
-    const Halves<f32x16, __m256> parts(x);
-    const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(parts.low), _mm256_cvtps_epi32(parts.high));
+    const __m256* parts = reinterpret_cast<const __m256*>(&x);
+    const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(parts[0]), _mm256_cvtps_epi32(parts[1]));
     return _mm256_permute4x64_epi64(packed, 0xd8);
 #endif
 }

@@ -35,7 +35,8 @@ INLINE f32x16 read(const bf16* p, long count) { return count < 16 ? load_first(p
 
 #if AVX2
 
-INLINE __m256i upper_words(__m256 x) {
+INLINE __m256i upper_words(f32x8 half) {
+    const __m256 x = reinterpret_cast<__m256>(half);
     const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
@@ -43,7 +44,7 @@ INLINE __m256i upper_words(__m256 x) {
 }
 
 INLINE __m256i narrow(f32x16 x) {
-    const Halves<f32x16, __m256> parts(x);
+    const Halves<f32x16, f32x8> parts(x);
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(upper_words(parts.low), upper_words(parts.high)), 0xd8);
 }
 

@@ -124,5 +124,8 @@ const FieldLayout LAYOUTS[] = {
 }  // namespace
 
 extern "C" {
+// Which sources the library was built from.
+EXPORT const char* orcinus_source() { return ORCINUS_SOURCE; }
+
 EXPORT const FieldLayout* orcinus_layouts() { return LAYOUTS; }
 }

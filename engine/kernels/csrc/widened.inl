@@ -20,7 +20,7 @@ INLINE Ints no_ints() { return _mm512_setzero_si512(); }
 #else
 typedef __m256 Floats;
 typedef __m256i Ints;
-const int MOST_SUMS = 12;
+const int MOST_SUMS = 8;
 #define VECTORS_DO(operation) _mm256_##operation
 INLINE Ints load_lanes(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 INLINE void put(uint32_t* out, Floats sum) { _mm256_storeu_ps(reinterpret_cast<float*>(out), sum); }
@@ -36,35 +36,26 @@ const long LANES = sizeof(Ints) / 4, VECTORS = PANEL / LANES;
 struct PairOfFloats {
     typedef Floats Sum;
     static const int ROW_WORDS = 2;
-    Floats low, high;
-
-    explicit INLINE PairOfFloats(Ints raw)
-        : low(as_numbers(VECTORS_DO(slli_epi32)(raw, 16))), high(as_numbers(upper_half(raw))) {}
 
     static INLINE Sum zero() { return VECTORS_DO(setzero_ps)(); }
-    INLINE Sum add_first(Sum sum, uint32_t x) const { return VECTORS_DO(fmadd_ps)(each_float(x), low, sum); }
-    INLINE Sum add_second(Sum sum, uint32_t x) const { return VECTORS_DO(fmadd_ps)(each_float(x), high, sum); }
-
-private:
-    static INLINE Floats each_float(uint32_t bits) { return VECTORS_DO(set1_ps)(bits_as<float>(bits)); }
+    static INLINE Ints first_half(Ints raw) { return VECTORS_DO(slli_epi32)(raw, 16); }
+    static INLINE Ints second_half(Ints raw) { return upper_half(raw); }
+    static INLINE Sum add(Sum sum, Ints weights, Ints x) {
+        return VECTORS_DO(fmadd_ps)(as_numbers(x), as_numbers(weights), sum);
+    }
 };
 
 struct FourWords {
     typedef Ints Sum;
     static const int ROW_WORDS = 2;
-    Ints even, odd;
-
-    explicit INLINE FourWords(Ints raw)
-        : even(VECTORS_DO(srai_epi16)(VECTORS_DO(slli_epi16)(raw, 8), 8)), odd(VECTORS_DO(srai_epi16)(raw, 8)) {}
 
     static INLINE Sum zero() { return no_ints(); }
-    INLINE Sum add_first(Sum sum, uint32_t x) const { return add(sum, even, x); }
-    INLINE Sum add_second(Sum sum, uint32_t x) const { return add(sum, odd, x); }
-
-private:
-    static INLINE Sum add(Sum sum, Ints words, uint32_t x) {
-        const Ints row = VECTORS_DO(set1_epi32)(static_cast<int>(x));
-        return VECTORS_DO(add_epi32)(sum, VECTORS_DO(madd_epi16)(words, row));
+    static INLINE Ints first_half(Ints raw) { return VECTORS_DO(srai_epi16)(VECTORS_DO(slli_epi16)(raw, 8), 8); }
+    static INLINE Ints second_half(Ints raw) { return VECTORS_DO(srai_epi16)(raw, 8); }
+    static INLINE Sum add(Sum sum, Ints words, Ints x) {
+        Sum added = VECTORS_DO(add_epi32)(sum, VECTORS_DO(madd_epi16)(words, x));
+        __asm__("" : "+v"(added));  // or a compiler adds up both halves' products first, which are too many for the registers
+        return added;
     }
 };
 
@@ -72,62 +63,77 @@ private:
 struct FourBytes {
     typedef Ints Sum;
     static const int ROW_WORDS = 1;
-    Ints bytes;
-
-    explicit INLINE FourBytes(Ints raw) : bytes(raw) {}
 
     static INLINE Sum zero() { return no_ints(); }
-    INLINE Sum add_first(Sum sum, uint32_t x) const {
-        return _mm256_dpbusd_avx_epi32(sum, _mm256_set1_epi32(static_cast<int>(x)), bytes);
-    }
-    INLINE Sum add_second(Sum sum, uint32_t) const { return sum; }
+    static INLINE Ints first_half(Ints raw) { return raw; }
+    static INLINE Ints second_half(Ints raw) { return raw; }
+    static INLINE Sum add(Sum sum, Ints bytes, Ints x) { return _mm256_dpbusd_avx_epi32(sum, x, bytes); }
 };
 #endif
 
+// Adds what one word of each row brings: half of a lane's numbers where there are two words.
+template <class Lane, bool IS_FIRST, int NUM_ROWS, int NUM_VECTORS>
+INLINE void add_half(const uint32_t* rows, long stride, const uint32_t* lane, typename Lane::Sum (&sums)[NUM_ROWS][NUM_VECTORS]) {
+    Ints weights[NUM_VECTORS];
+    UNROLL for (int v = 0; v < NUM_VECTORS; v++) {
+        const Ints raw = load_lanes(lane + v * LANES);
+        weights[v] = IS_FIRST ? Lane::first_half(raw) : Lane::second_half(raw);
+    }
+    UNROLL for (int m = 0; m < NUM_ROWS; m++) {
+        const Ints x = VECTORS_DO(set1_epi32)(static_cast<int>(rows[m * stride]));
+        UNROLL for (int v = 0; v < NUM_VECTORS; v++) sums[m][v] = Lane::add(sums[m][v], weights[v], x);
+        __asm__ volatile("" ::: "memory");  // one row's word at a time: with more, the registers would not hold the sums
+    }
+}
+
+// What is fetched from memory meanwhile: half of the next panel, or where there is one tile alone, which reads a panel in two
+// goes, this panel's and the next one's lines that are so many bytes further on.
+enum Fetching { NOTHING, NEXT_PANEL, FURTHER_ON };
+const long FETCHED_AHEAD = 8192;
+
 // NUM_ROWS rows times NUM_VECTORS vectors of a panel.
-template <class Lane, int NUM_ROWS, int NUM_VECTORS, bool FETCHES>
+template <class Lane, int NUM_ROWS, int NUM_VECTORS, Fetching FETCHING>
 INLINE void part_of_tile(const uint32_t* rows, long stride, const uint32_t* panel, long num_lanes, const uint32_t* next,
                          uint32_t* out) {
     typename Lane::Sum sums[NUM_ROWS][NUM_VECTORS];
     UNROLL for (int m = 0; m < NUM_ROWS; m++)
         UNROLL for (int v = 0; v < NUM_VECTORS; v++) sums[m][v] = Lane::zero();
-    for (long lane = 0; lane < num_lanes; lane++, panel += PANEL) {
-        if (FETCHES) _mm_prefetch(next + lane * (PANEL / 2), _MM_HINT_T1);
-        UNROLL for (int v = 0; v < NUM_VECTORS; v++) {
-            const Lane weights(load_lanes(panel + v * LANES));
-            UNROLL for (int m = 0; m < NUM_ROWS; m++) {
-                const uint32_t* x = rows + m * stride + Lane::ROW_WORDS * lane;
-                sums[m][v] = weights.add_second(weights.add_first(sums[m][v], x[0]), x[Lane::ROW_WORDS - 1]);
-            }
+    for (long lane = 0; lane < num_lanes; lane++, panel += PANEL, rows += Lane::ROW_WORDS) {
+        if (FETCHING == NEXT_PANEL) _mm_prefetch(next + lane * (PANEL / 2), _MM_HINT_T1);
+        if (FETCHING == FURTHER_ON) {
+            _mm_prefetch(panel + FETCHED_AHEAD / 4, _MM_HINT_T0);
+            _mm_prefetch(panel + FETCHED_AHEAD / 4 + 16, _MM_HINT_T0);
         }
+        add_half<Lane, true, NUM_ROWS, NUM_VECTORS>(rows, stride, panel, sums);
+        if (Lane::ROW_WORDS > 1) add_half<Lane, false, NUM_ROWS, NUM_VECTORS>(rows + 1, stride, panel, sums);
     }
     UNROLL for (int m = 0; m < NUM_ROWS; m++)
         UNROLL for (int v = 0; v < NUM_VECTORS; v++) put(out + m * PANEL + v * LANES, sums[m][v]);
 }
 
 // NUM_ROWS rows times one panel, into (NUM_ROWS, PANEL), half a panel at a time where its sums are too many for the registers.
-// Half a panel from `next` on, where there is one, is fetched from memory meanwhile.
-template <class Lane, int NUM_ROWS, bool FETCHES>
+template <class Lane, int NUM_ROWS, Fetching FETCHING>
 void widened_tile(const uint32_t* rows, long stride, const uint32_t* panel, long num_lanes, const uint32_t* next,
                   uint32_t* out) {
     const int at_once = NUM_ROWS * VECTORS <= MOST_SUMS ? VECTORS : VECTORS / 2;
-    part_of_tile<Lane, NUM_ROWS, at_once, FETCHES>(rows, stride, panel, num_lanes, next, out);
+    part_of_tile<Lane, NUM_ROWS, at_once, FETCHING>(rows, stride, panel, num_lanes, next, out);
     if (at_once < VECTORS)
-        part_of_tile<Lane, NUM_ROWS, at_once, false>(rows, stride, panel + PANEL / 2, num_lanes, nullptr, out + PANEL / 2);
+        part_of_tile<Lane, NUM_ROWS, at_once, NOTHING>(rows, stride, panel + PANEL / 2, num_lanes, nullptr, out + PANEL / 2);
 }
 
-template <class Lane, int NUM_ROWS> TileKernel widened_tile_of(bool fetches) {
-    return fetches ? widened_tile<Lane, NUM_ROWS, true> : widened_tile<Lane, NUM_ROWS, false>;
+template <class Lane, int NUM_ROWS> TileKernel widened_tile_of(bool fetches, bool is_alone) {
+    if (is_alone) return widened_tile<Lane, NUM_ROWS, FURTHER_ON>;
+    return fetches ? widened_tile<Lane, NUM_ROWS, NEXT_PANEL> : widened_tile<Lane, NUM_ROWS, NOTHING>;
 }
 
-template <class Lane> TileKernel widened_kernel(long num_rows, bool fetches) {
+template <class Lane> TileKernel widened_kernel(long num_rows, bool fetches, bool is_alone) {
     switch (num_rows) {
-        case 1: return widened_tile_of<Lane, 1>(fetches);
-        case 2: return widened_tile_of<Lane, 2>(fetches);
-        case 3: return widened_tile_of<Lane, 3>(fetches);
-        case 4: return widened_tile_of<Lane, 4>(fetches);
-        case 5: return widened_tile_of<Lane, 5>(fetches);
-        case 6: return widened_tile_of<Lane, 6>(fetches);
+        case 1: return widened_tile_of<Lane, 1>(fetches, is_alone);
+        case 2: return widened_tile_of<Lane, 2>(fetches, is_alone);
+        case 3: return widened_tile_of<Lane, 3>(fetches, is_alone);
+        case 4: return widened_tile_of<Lane, 4>(fetches, is_alone);
+        case 5: return widened_tile_of<Lane, 5>(fetches, is_alone);
+        case 6: return widened_tile_of<Lane, 6>(fetches, is_alone);
         default: return nullptr;
     }
 }
