@@ -35,6 +35,8 @@ from orcinus.engine.sampling_params import SamplingParams
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What configurations call the number of experts.
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SERVABLE_LAYERS = {"full_attention", "sliding_attention"}
 _BESIDE_STATES = {"linear_attention", "conv", "mamba", "hybrid", "hybrid_sliding", "attention", "mlp", "moe"}
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -327,13 +329,22 @@ def _dtype(config: EngineConfig, model_config: Any, device: torch.device, *, is_
     declared = torch.bfloat16 if is_gguf else (model_config.dtype or torch.float32)
     if device.type != "cpu" or declared == torch.float32:
         return declared
-    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    is_packed = is_gguf or getattr(model_config, "quantization_config", None) is not None
+    by_torch = not is_packed and _has_experts(model_config.get_text_config(decoder=True))
+    return torch.bfloat16 if multiplies_bfloat16(by_torch=by_torch) else torch.float32
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether products in bfloat16 are fast on this CPU, by its own instructions or by kernels that widen numbers."""
+def _has_experts(text_config: Any) -> bool:
+    return any((getattr(text_config, name, None) or 0) > 1 for name in _EXPERT_COUNTS)
+
+
+def multiplies_bfloat16(*, by_torch: bool = False) -> bool:
+    """Whether products in bfloat16 are fast on this CPU, by its own instructions or by kernels that widen numbers.
+
+    torch multiplies experts, unless they are packed, and without such instructions is slower than in float32.
+    """
     library = load_library()
-    return cpu_has_bfloat16() or (library is not None and library.has_plain_linear)
+    return cpu_has_bfloat16() or (not by_torch and library is not None and library.has_plain_linear)
 
 
 def eos_token_ids(causal_lm: Any) -> list[int]:

@@ -142,16 +142,33 @@ def test_float16_checkpoint_is_not_computed_in_float16_on_a_cpu(tmp_path: Path) 
     assert len(greedy(runner, PROMPT)) == 6
 
 
+def library(**abilities: bool) -> SimpleNamespace:
+    """One that can do so much."""
+    return SimpleNamespace(use_threads=lambda *_args, **_given: None, **abilities)
+
+
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 @pytest.mark.parametrize("has_kernels", [True, False])
 def test_dtype_follows_what_the_cpu_computes_well(
     has_bfloat16: bool, has_kernels: bool, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_loader, "cpu_has_bfloat16", lambda: has_bfloat16)
-    monkeypatch.setattr(model_loader, "load_library", lambda: SimpleNamespace(has_plain_linear=has_kernels))
+    monkeypatch.setattr(model_loader, "load_library", lambda: library(has_plain_linear=has_kernels))
     set_config(llama, dtype="float16")
     causal_lm = load_causal_lm(engine_config(llama, dtype="auto"), CPU)
     assert causal_lm.dtype == (torch.bfloat16 if has_bfloat16 or has_kernels else torch.float32)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_experts_that_torch_multiplies_are_in_float32_where_only_our_kernels_widen(
+    has_bfloat16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_loader, "cpu_has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(model_loader, "load_library", lambda: library(has_plain_linear=True))
+    mixtral = build_model("mixtral", tmp_path / "mixtral")
+    set_config(mixtral, dtype="bfloat16")
+    causal_lm = load_causal_lm(engine_config(mixtral, dtype="auto"), CPU)
+    assert causal_lm.dtype == (torch.bfloat16 if has_bfloat16 else torch.float32)
 
 
 def test_explicit_float16_on_a_cpu_is_honoured_with_a_warning(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
