@@ -1,7 +1,7 @@
 """What transformers' modules of experts have for weights, put together from those of each expert.
 
-They have one weight for gate and up of all experts, one behind the other or in turns, and one for down; some have inputs
-first.
+They have one weight for gate and up of all experts, one behind the other or in turns, and one for down. Some have
+inputs first.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

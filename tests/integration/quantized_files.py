@@ -1,4 +1,4 @@
-"""Writes models as quantized checkpoints: AWQ's, GPTQ's and compressed-tensors' tensors, packed value by value, and MXFP4."""
+"""Writes models as quantized checkpoints: AWQ's, GPTQ's, compressed-tensors' and MXFP4's tensors, value by value."""
 
 from dataclasses import dataclass
 from pathlib import Path
