@@ -127,9 +127,12 @@ def awq_weight(tensors: Mapping[str, Tensor]) -> IntegerWeight | None:
         return None
 
     def unpack(packed: Tensor) -> Tensor:
-        """Return (n, words) as (outputs, n)."""
-        columns = torch.tensor(_AWQ_COLUMNS).argsort()
-        return _unpacked(packed, 4).view(*packed.shape, 8)[..., columns].flatten(1).t().contiguous()
+        """Return (n, words) as (outputs, n), of which the words and not the values are turned."""
+        turned = packed.t().contiguous()
+        values = torch.empty(turned.shape[0], 8, turned.shape[1], dtype=torch.uint8)
+        for place, column in enumerate(_AWQ_COLUMNS):
+            values[:, column] = turned >> 4 * place & 15
+        return values.flatten(0, 1)
 
     def read(first: int, end: int) -> Tensor:
         skipped = first % 8

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -17,13 +18,7 @@ class ModelNames:
     """Knows the places of a checkpoint's weights in a model, by transformers' own renamings and conversions."""
 
     def __init__(self, causal_lm: Any) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-
-        mapping: Any = get_model_conversion_mapping(causal_lm)
-        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        self._by_pattern = {pattern: entry for entry in self._converters for pattern in entry.source_patterns}
+        self._causal_lm = causal_lm
         self._expected = set(causal_lm.state_dict())
         self._unused = [re.compile(pattern) for pattern in causal_lm._keys_to_ignore_on_load_unexpected or ()]
 
@@ -33,15 +28,26 @@ class ModelNames:
 
         if name in self._expected:
             return Place(name)
-        ours, pattern = rename_source_key(name, self._renamings, self._converters)
+        renamings, converters = self._mapping
+        ours, pattern = rename_source_key(name, renamings, converters)
         if pattern is None:
             return Place(ours)
-        converter = self._by_pattern[pattern]
+        converter = next(entry for entry in converters if pattern in entry.source_patterns)
         return Place(ours, converter.source_patterns.index(pattern)) if _puts_experts_together(converter) else None
 
     def is_unused(self, name: str) -> bool:
         """Return whether the model's class passes over a weight of this name, as of layers that predict further."""
         return name not in self._expected and any(pattern.search(name) for pattern in self._unused)
+
+    @cached_property
+    def _mapping(self) -> tuple[list[Any], list[Any]]:
+        """Return transformers' renamings and conversions, which take it a while to make."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        entries: Any = get_model_conversion_mapping(self._causal_lm)
+        renamings = [entry for entry in entries if isinstance(entry, WeightRenaming)]
+        return renamings, [entry for entry in entries if isinstance(entry, WeightConverter)]
 
 
 def _puts_experts_together(converter: Any) -> bool:
