@@ -94,9 +94,9 @@ class IntegerWeight:
     def _offsets(self, first: int, end: int) -> Tensor:
         """Return what is taken off once scaled, (rows, num_groups): `scale * (zero - middle)`."""
         scales = self.scales[first:end].float()
-        return (
-            torch.zeros_like(scales) if self.zeros is None else (self.zeros[first:end].float() - self.middle) * scales
-        )
+        if self.zeros is None:
+            return torch.zeros_like(scales)
+        return (self.zeros[first:end].float() - self.middle) * scales
 
 
 @dataclass(frozen=True, slots=True)

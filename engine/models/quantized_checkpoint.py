@@ -6,7 +6,7 @@ by `integer_weights` and `mxfp4_weights`. What is of another kind is left to tra
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
 
-MXFP4 = "MXFP4"
+_MXFP4 = "MXFP4"
 _WORDS = {"qweight", "qzeros", "scales", "g_idx"}
 _OF_COMPRESSED = {"weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "weight"}
 # Of activations and caches, which are not rounded by them here.
@@ -88,16 +88,13 @@ class QuantizedWeights:
                 module = place.name.removesuffix(".weight")
                 renamed.stored[module], renamed.tensors[module] = weight, tensors
         experts = experts_together(parts)
-        modules: dict[str, Any] = dict(causal_lm.named_modules())
-        if experts is None or not modules.keys() >= {*experts, *self.experts}:
+        if experts is None or not _have_modules(experts, self.experts, causal_lm):
             return None
-        if any(getattr(modules[name], "is_concatenated", True) for name in self.experts):
-            return None  # blocks have gate and up in turns
         return replace(renamed, experts=self.experts | experts)
 
     def type_of(self, bits: int) -> str:
         """Return what weights of so many bits are called where it is told what is served."""
-        return self.method if self.method == MXFP4 else f"{self.method} in {bits} bits"
+        return self.method if self.method == _MXFP4 else f"{self.method} in {bits} bits"
 
     def _weights(self) -> Iterator[tuple[str, Stored | Tensor, list[Tensor]]]:
         """Yield all weights by the checkpoint's names, with the tensors that they are made of."""
@@ -125,6 +122,13 @@ class QuantizedWeights:
             bias = self.others.get(f"{name}.bias")
             if bias is not None and f"{name}.bias" not in expected and not bool(bias.any()):
                 del self.others[f"{name}.bias"]
+
+
+def _have_modules(experts: Iterable[str], in_blocks: Iterable[str], causal_lm: Any) -> bool:
+    """Return whether a model has modules of these names, and where they are in blocks, with gate and up in turns."""
+    modules: dict[str, Any] = dict(causal_lm.named_modules())
+    are_in_turns = (not getattr(modules.get(name), "is_concatenated", True) for name in in_blocks)
+    return modules.keys() >= set(experts) and all(are_in_turns)
 
 
 def find_quantized(settings: Any, tensors: Mapping[str, Tensor]) -> QuantizedWeights | None:
@@ -166,7 +170,7 @@ def _in_blocks(tensors: Mapping[str, Tensor]) -> QuantizedWeights | None:
     experts = experts_in_blocks(tensors)
     used = {id(tensor) for stored in experts.values() for tensor in stored.tensors}
     others = {name: tensor for name, tensor in tensors.items() if id(tensor) not in used}
-    return QuantizedWeights(MXFP4, {}, others, {}, experts) if experts else None
+    return QuantizedWeights(_MXFP4, {}, others, {}, experts) if experts else None
 
 
 def _readers(method: str, settings: dict[str, Any]) -> dict[str, Reader] | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import Qwen3MoeForCausalLM
 
 from orcinus.engine.cpu.native_experts import NativeExperts
 from orcinus.engine.errors import ModelLoadError
@@ -176,10 +177,10 @@ def test_what_is_served_is_told(family: str, kind: str, written: Writer) -> None
     assert info.weight_bytes < 0.6 * twin.weight_bytes
 
 
-def test_routers_stay_in_float32_where_the_model_wants_it(written: Writer) -> None:
-    model: Any = load_causal_lm(engine_config(written("DeepSeek-V3", "W4A16")[0], dtype="bfloat16"), CPU)
-    gate = model.model.layers[1].mlp.gate
-    assert gate.weight.dtype == gate.e_score_correction_bias.dtype == torch.float32
+def test_routers_stay_in_float32_where_the_model_wants_it(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Qwen3MoeForCausalLM, "_keep_in_fp32_modules_strict", ["mlp.gate.weight"])
+    model: Any = load_causal_lm(engine_config(written("Qwen3-MoE", "W4A16")[0], dtype="bfloat16"), CPU)
+    assert {layer.mlp.gate.weight.dtype for layer in model.model.layers} == {torch.float32}
     assert model.model.embed_tokens.weight.dtype == BF16
 
 
