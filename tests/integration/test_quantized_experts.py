@@ -26,7 +26,7 @@ from tests.integration.test_checkpoints import resident_kib
 from tests.integration.test_gguf_families import typically_off
 from tests.integration.test_gguf_in_blocks import logits_of
 from tests.integration.test_int8 import greedy_cases
-from tests.integration.tiny_models import engine_config, random_model
+from tests.integration.tiny_models import HYBRIDS, engine_config, random_model
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, sampled_cases, serve_together_and_alone
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason="there is no library here")
@@ -250,6 +250,18 @@ def test_experts_in_8_bit_floats_are_dequantized(tmp_path: Path, caplog: pytest.
     save_file(twin, plain / "model.safetensors", {"format": "pt"})
     assert torch.equal(logits_of(packed)[1], logits_of(plain)[1])
     assert "the experts of 3 layers are dequantized to torch.float32: floats of 8 bits" in caplog.messages
+
+
+def test_models_whose_experts_are_of_another_kind_are_dequantized_by_transformers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nemotron-H's experts have no gates."""
+    class_name, settings = HYBRIDS["nemotron_h"]
+    packed, plain = write_quantized(random_model(class_name, **settings), tmp_path, KINDS["W8A8"])
+    model, logits = logits_of(packed)
+    assert packed_types_of(model) == {}
+    assert torch.equal(logits, logits_of(plain)[1])
+    assert "weights of the checkpoint are dequantized: their names are not the model's own" in caplog.messages
 
 
 def test_experts_that_are_missing_are_named(tmp_path: Path) -> None:
