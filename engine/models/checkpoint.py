@@ -7,6 +7,7 @@ their dtype is the model's and converted where it is not, and GGUF files. Whatev
 import copy
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def _read_quantized(
 ) -> Any | None:
     """Return the model of a checkpoint that is quantized, packed as it is where that can be, or None.
 
-    Where its tensors are not the model's, as those of experts, transformers makes them of dequantized ones.
+    Where its tensors are not the model's, by transformers' own names, transformers makes them of dequantized ones.
     """
     files = checkpoint_files(source)
     found = find_quantized(model_config.quantization_config, _mapped(files)) if files else None
@@ -78,7 +79,10 @@ def _read_quantized(
     with no_init_weights():
         causal_lm = model_class._from_config(plain_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
     found.drop_zero_biases(causal_lm.state_dict())
-    if not _are_those_of(found.shaped(dtype), causal_lm):
+    named = found.named_as_in(causal_lm)
+    if named is None or not _are_those_of(named.shaped(causal_lm, dtype), causal_lm):
+        if found.experts:
+            return None
         del causal_lm
         logger.warning("weights of the checkpoint are dequantized: their names are not the model's own")
         causal_lm = model_class.from_pretrained(
@@ -89,8 +93,17 @@ def _read_quantized(
             state_dict=found.dequantized(dtype),
         )
         return _with_generation_config(causal_lm, files)
-    _fill(causal_lm, put_in(found, causal_lm, library, dtype))
+    _widen_those_of_float32(causal_lm)
+    _fill(causal_lm, put_in(named, causal_lm, library, dtype))
     return _with_generation_config(causal_lm, files)
+
+
+def _widen_those_of_float32(causal_lm: Any) -> None:
+    """Give what a model computes in float32, whatever its own dtype is, weights of that dtype, as transformers does."""
+    patterns = [re.compile(name.replace("*", ".*")) for name in causal_lm._keep_in_fp32_modules_strict or ()]
+    for name, weight in causal_lm.state_dict(keep_vars=True).items():
+        if any(pattern.search(name) for pattern in patterns):
+            weight.data = weight.data.float()
 
 
 def _with_generation_config(causal_lm: Any, files: list[Path]) -> Any:

@@ -213,6 +213,8 @@ def _shifted(table: tuple[int, ...], zero: int) -> tuple[int, ...]:
     return tuple(number + zero for number in table)
 
 
+MXFP4 = GroupForm(4, zero=12, scales="exponent", table=_shifted(_E2M1, 12))  # with half of each scale
+
 _OFFSET_4 = GroupForm(4, has_offsets=True)
 _IQ4_TABLE = _shifted(_IQ4, 128)
 
@@ -227,7 +229,7 @@ _TYPES = {
     "Q4_K": BlockType(GroupForm(4, scales="two-level", has_offsets=True), _q4_k, "Q4_K"),
     "Q5_K": BlockType(GroupForm(8, scales="two-level", has_offsets=True), _q5_k, "Q5_K"),
     "Q6_K": BlockType(GroupForm(8, size=16, zero=32, scales="two-level"), _q6_k, "Q6_K"),
-    "MXFP4": BlockType(GroupForm(4, zero=12, scales="exponent", table=_shifted(_E2M1, 12)), _mxfp4, "exponent of 32"),
+    "MXFP4": BlockType(MXFP4, _mxfp4, "exponent of 32"),
     "IQ4_NL": BlockType(GroupForm(4, zero=128, table=_IQ4_TABLE), _q4_0, "nibbles of 32"),
     "IQ4_XS": BlockType(GroupForm(4, zero=128, scales="two-level", table=_IQ4_TABLE), _iq4_xs),
 }

@@ -9,6 +9,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from orcinus.engine.cpu.native_experts import NativeExperts, can_replace, sizes_of
+from orcinus.engine.cpu.native_experts import NativeExperts
 from orcinus.engine.kernels.library import Library
+from orcinus.engine.models.expert_weights import KINDS, KINDS_OF, assembled, joined, obstacle_of
 from orcinus.engine.models.gguf_blocks import BlockRows, is_quantized
 from orcinus.engine.models.gguf_linears import PackedTypes
 from orcinus.engine.platform.memory import MappedFiles
@@ -26,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 _TENSOR = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps\.(weight|bias)")
 _LAYER = re.compile(r"\.(\d+)\.")
-_KINDS = ("gate", "up", "down")
-_PANEL = 32  # both sizes of an expert are to be multiples of it, to be multiplied in blocks
 
 
 class ExpertTensors:
@@ -82,17 +82,12 @@ def _obstacle(experts: Any, tensors: dict[str, Any]) -> str | None:
     """Return why experts cannot be multiplied in their blocks; an empty text if they have none."""
     if not all(is_quantized(tensor.tensor_type.name) for key, tensor in tensors.items() if key.endswith(".weight")):
         return ""
-    if not can_replace(experts):
-        return f"{type(experts).__name__} does not go by transformers' interface of experts"
-    _, hidden, width = sizes_of(experts)
-    if hidden % _PANEL or width % _PANEL:
-        return f"their sizes, {hidden} and {width}, are no multiples of {_PANEL}"
-    return None
+    return obstacle_of(experts)
 
 
 def _packed(experts: Any, tensors: dict[str, Any], library: Library, told: PackedTypes) -> NativeExperts:
-    rows = [_blocks_of(tensors, kind) for kind in _KINDS]
-    biases = [None if (bias := _bias_of(tensors, kind)) is None else bias.flatten() for kind in _KINDS]
+    rows = [_blocks_of(tensors, kind) for kind in KINDS]
+    biases = [None if (bias := _bias_of(tensors, kind)) is None else bias.flatten() for kind in KINDS]
     native = NativeExperts(library, experts, [(part.form, part) for part in rows], biases)
     for part, size in zip(rows, native.bytes_of_weights, strict=True):
         told.add(part, size)
@@ -130,33 +125,21 @@ def _bias_of(tensors: dict[str, Any], kind: str) -> Tensor | None:
 
 def _dequantized(experts: Any, tensors: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of a module by their names in it."""
-    is_transposed = getattr(experts, "is_transposed", False)
-    for key, kinds in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
-        sources = [_rows_of(tensors, kind) for kind in kinds]
-        whole = torch.empty_like(getattr(experts, key), dtype=dtype)
-        for i, expert in enumerate(whole.detach()):
-            parts = [torch.from_numpy(_expert_rows(tensor, order, i, len(whole))) for tensor, order in sources]
-            joined = _joined(experts, parts)
-            expert.copy_(joined.t() if is_transposed else joined)
-        yield key, whole.detach()
+    count = experts.down_proj.shape[0]
+    sources = {kind: partial(_expert_rows, *_rows_of(tensors, kind), count) for kind in KINDS}
+    yield from assembled(experts, sources, dtype)
+    for key, kinds in KINDS_OF.items():
         biases = [bias for kind in kinds if (bias := _bias_of(tensors, kind)) is not None]
         if biases:
-            of_experts = [_joined(experts, list(parts)) for parts in zip(*biases, strict=True)]
+            of_experts = [joined(experts, list(parts)) for parts in zip(*biases, strict=True)]
             yield f"{key}_bias", torch.stack(of_experts).to(dtype)
 
 
-def _joined(experts: Any, parts: list[Tensor]) -> Tensor:
-    """Return the rows of gate and up as a module has them, or those that are alone."""
-    if len(parts) == 1 or getattr(experts, "is_concatenated", True):
-        return torch.cat(parts)
-    return torch.stack(parts, dim=1).flatten(0, 1)
-
-
-def _expert_rows(tensor: Any, order: NDArray[np.int64] | None, expert: int, count: int) -> NDArray[np.float32]:
-    flat = tensor.data.reshape(-1, tensor.data.shape[-1])
+def _expert_rows(tensor: Any, order: NDArray[np.int64] | None, count: int, expert: int) -> Tensor:
     if order is None:
-        return _floats(tensor.data[expert], tensor)
-    return _floats(flat[order.reshape(count, -1)[expert]], tensor)
+        return torch.from_numpy(_floats(tensor.data[expert], tensor))
+    flat = tensor.data.reshape(-1, tensor.data.shape[-1])
+    return torch.from_numpy(_floats(flat[order.reshape(count, -1)[expert]], tensor))
 
 
 def _floats(data: NDArray[Any], tensor: Any) -> NDArray[np.float32]:

@@ -7,7 +7,8 @@ nothing of models and files.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cache
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -93,7 +94,9 @@ class IntegerWeight:
     def _offsets(self, first: int, end: int) -> Tensor:
         """Return what is taken off once scaled, (rows, num_groups): `scale * (zero - middle)`."""
         scales = self.scales[first:end].float()
-        return torch.zeros_like(scales) if self.zeros is None else (self.zeros[first:end] - self.middle) * scales
+        if self.zeros is None:
+            return torch.zeros_like(scales)
+        return (self.zeros[first:end].float() - self.middle) * scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class FloatWeight:
 
     values: Tensor
     scales: Tensor
+    obstacle: ClassVar[str | None] = "floats of 8 bits"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -123,15 +127,18 @@ def awq_weight(tensors: Mapping[str, Tensor]) -> IntegerWeight | None:
         return None
 
     def unpack(packed: Tensor) -> Tensor:
-        """Return (n, words) as (outputs, n)."""
-        columns = torch.tensor(_AWQ_COLUMNS).argsort()
-        return _unpacked(packed, 4).view(*packed.shape, 8)[..., columns].flatten(1).t().contiguous()
+        """Return (n, words) as (outputs, n), of which the words and not the values are turned."""
+        turned = packed.t().contiguous()
+        values = torch.empty(turned.shape[0], 8, turned.shape[1], dtype=torch.uint8)
+        for place, column in enumerate(_AWQ_COLUMNS):
+            values[:, column] = turned >> 4 * place & 15
+        return values.flatten(0, 1)
 
     def read(first: int, end: int) -> Tensor:
         skipped = first % 8
         return unpack(words[:, first // 8 : -(-end // 8)])[skipped : skipped + end - first]
 
-    group_of = torch.arange(in_features) // (in_features // groups)
+    group_of = _equal_groups(in_features, groups)
     weight = IntegerWeight((out_features, in_features), 4, read, scales.t(), group_of)
     return _with_zeros(weight, unpack(zeros))
 
@@ -150,8 +157,8 @@ def gptq_weight(tensors: Mapping[str, Tensor], bits: int, *, is_first_format: bo
         return None
     if is_first_format:
         zeros = zeros + sum(1 << shift for shift in range(0, 31, bits))
-    group_of = tensors.get("g_idx", torch.arange(in_features) // (in_features // groups)).long()
-    if group_of.shape != (in_features,) or not 0 <= int(group_of.min()) <= int(group_of.max()) < groups:
+    group_of = _stated_groups(tensors.get("g_idx"), in_features, groups)
+    if group_of is None:
         return None
     shift = 6 if bits == 2 else 0  # two bits in the middle of four
 
@@ -211,19 +218,36 @@ def _with_zeros(weight: IntegerWeight, zeros: Tensor | None) -> IntegerWeight:
     """Return the weight with these zero points, unless they are all the middle of the range."""
     if zeros is None or bool((zeros == weight.middle).all()):
         return weight
-    return replace(weight, zeros=zeros.to(torch.int16), has_offsets=True)
+    return replace(weight, zeros=zeros.to(torch.uint8), has_offsets=True)
 
 
 def _groups_of(tensors: Mapping[str, Tensor], out_features: int, in_features: int) -> Tensor | None:
     """Return the group of each input, or None for scales that are laid out in another way."""
     scales = tensors["weight_scale"]
     if scales.numel() == 1 or scales.shape == (out_features,):
-        return torch.zeros(in_features, dtype=torch.int64)
+        return _equal_groups(in_features, 1)
     if scales.dim() != 2 or scales.shape[0] != out_features or in_features % scales.shape[1] != 0:
         return None
-    if "weight_g_idx" in tensors and int(tensors["weight_g_idx"].min()) >= 0:
-        return tensors["weight_g_idx"].long()
-    return torch.arange(in_features) // (in_features // scales.shape[1])
+    stated = tensors.get("weight_g_idx")
+    if stated is not None and int(stated.min()) < 0:
+        stated = None  # written where nothing was put in order
+    return _stated_groups(stated, in_features, scales.shape[1])
+
+
+@cache
+def _equal_groups(in_features: int, groups: int) -> Tensor:
+    """Return the group of each input where groups are runs of as many, one tensor for all weights of a size."""
+    return torch.arange(in_features) // (in_features // groups)
+
+
+def _stated_groups(stated: Tensor | None, in_features: int, groups: int) -> Tensor | None:
+    """Return the groups that a checkpoint states, if any, or None if these are no groups of such a weight."""
+    equal = _equal_groups(in_features, groups)
+    if stated is None or torch.equal(stated, equal.to(stated.dtype)):
+        return equal
+    group_of = stated.long()
+    fits = group_of.shape == (in_features,) and 0 <= int(group_of.min()) <= int(group_of.max()) < groups
+    return group_of if fits else None
 
 
 def _by_row(scales: Tensor, out_features: int) -> Tensor:

@@ -1,13 +1,13 @@
 """Checkpoints whose weights are quantized already: packed for our kernels as they are, or dequantized.
 
-Which tensors belong to one weight is told by their names (AWQ, GPTQ, compressed-tensors); how they are laid out, by
-`integer_weights`. What is of another kind is left to transformers.
+Which tensors belong to one weight is told by their names (AWQ, GPTQ, compressed-tensors, MXFP4); how they are laid out,
+by `integer_weights` and `mxfp4_weights`. What is of another kind is left to transformers.
 """
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,11 +24,20 @@ from orcinus.engine.models.integer_weights import (
     packed_weight,
     plain_weight,
 )
+from orcinus.engine.models.model_names import ModelNames
 from orcinus.engine.models.packed_types import note_packed_types
+from orcinus.engine.models.quantized_experts import (
+    ExpertPart,
+    StoredExperts,
+    experts_in_blocks,
+    experts_together,
+    put_experts_in,
+)
 from orcinus.engine.platform.memory import MappedFiles
 
 logger = logging.getLogger(__name__)
 
+_MXFP4 = "MXFP4"
 _WORDS = {"qweight", "qzeros", "scales", "g_idx"}
 _OF_COMPRESSED = {"weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "weight"}
 # Of activations and caches, which are not rounded by them here.
@@ -51,17 +60,56 @@ Reader = Callable[[Mapping[str, Tensor]], Stored | None]
 class QuantizedWeights:
     """Holds what a checkpoint has: quantized weights by their modules' names, and all other tensors by their own.
 
-    `tensors` are those that a weight is made of.
+    `tensors` are those that a weight is made of. `experts` are those of a layer by their module's name, if they are in
+    one weight; else they are among the others until they are named as in the model.
     """
 
     method: str
     stored: dict[str, Stored]
     others: dict[str, Tensor]
     tensors: dict[str, list[Tensor]]
+    experts: dict[str, StoredExperts]
 
-    def shaped(self, dtype: torch.dtype) -> dict[str, Tensor]:
+    def named_as_in(self, causal_lm: Any) -> "QuantizedWeights | None":
+        """Return the same by the model's names, its experts together; None if that is not all that there is to do."""
+        names, parts = ModelNames(causal_lm), list[ExpertPart]()
+        renamed = replace(self, stored={}, others={}, tensors={})
+        for name, weight, tensors in self._weights():
+            place = names.place_of(name)
+            if place is None:
+                return None
+            if names.is_unused(place.name):
+                continue
+            if place.part is not None:
+                parts.append(ExpertPart(place, name, weight, tensors))
+            elif isinstance(weight, Tensor):
+                renamed.others[place.name] = weight
+            else:
+                module = place.name.removesuffix(".weight")
+                renamed.stored[module], renamed.tensors[module] = weight, tensors
+        experts = experts_together(parts)
+        if experts is None or not _have_modules(experts, self.experts, causal_lm):
+            return None
+        return replace(renamed, experts=self.experts | experts)
+
+    def type_of(self, bits: int) -> str:
+        """Return what weights of so many bits are called where it is told what is served."""
+        return self.method if self.method == _MXFP4 else f"{self.method} in {bits} bits"
+
+    def _weights(self) -> Iterator[tuple[str, Stored | Tensor, list[Tensor]]]:
+        """Yield all weights by the checkpoint's names, with the tensors that they are made of."""
+        for module, weight in self.stored.items():
+            yield f"{module}.weight", weight, self.tensors[module]
+        for name, tensor in self.others.items():
+            yield name, tensor, [tensor]
+
+    def shaped(self, causal_lm: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return tensors of the model's names and shapes, without numbers where they are quantized."""
-        shapes = {f"{name}.weight": weight.shape for name, weight in self.stored.items()}
+        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": weight.shape for name, weight in self.stored.items()}
+        for module, experts in self.experts.items():
+            is_transposed = getattr(causal_lm.get_submodule(module), "is_transposed", False)
+            own = experts.shapes(is_transposed=is_transposed)
+            shapes |= {f"{module}.{name}": shape for name, shape in own.items()}
         return self.others | {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
 
     def dequantized(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -76,10 +124,19 @@ class QuantizedWeights:
                 del self.others[f"{name}.bias"]
 
 
+def _have_modules(experts: Iterable[str], in_blocks: Iterable[str], causal_lm: Any) -> bool:
+    """Return whether a model has modules of these names, and where they are in blocks, with gate and up in turns."""
+    modules: dict[str, Any] = dict(causal_lm.named_modules())
+    are_in_turns = (not getattr(modules.get(name), "is_concatenated", True) for name in in_blocks)
+    return modules.keys() >= set(experts) and all(are_in_turns)
+
+
 def find_quantized(settings: Any, tensors: Mapping[str, Tensor]) -> QuantizedWeights | None:
     """Return the weights of a checkpoint with these settings of its quantization; None for kinds that are not known."""
     settings = settings if isinstance(settings, dict) else settings.to_dict()
     method = str(settings.get("quant_method"))
+    if method == "mxfp4":
+        return _in_blocks(tensors)
     readers = _readers(method, settings)
     if readers is None:
         return None
@@ -105,7 +162,15 @@ def find_quantized(settings: Any, tensors: Mapping[str, Tensor]) -> QuantizedWei
     unused = [name for name in others if name.rpartition(".")[2] in _UNUSED]
     for name in unused:
         del others[name]
-    return QuantizedWeights(method, stored, others, made_of) if stored else None
+    return QuantizedWeights(method, stored, others, made_of, {}) if stored else None
+
+
+def _in_blocks(tensors: Mapping[str, Tensor]) -> QuantizedWeights | None:
+    """Return the weights of a checkpoint with experts in MXFP4; None if there are none, or in another layout."""
+    experts = experts_in_blocks(tensors)
+    used = {id(tensor) for stored in experts.values() for tensor in stored.tensors}
+    others = {name: tensor for name, tensor in tensors.items() if id(tensor) not in used}
+    return QuantizedWeights(_MXFP4, {}, others, {}, experts) if experts else None
 
 
 def _readers(method: str, settings: dict[str, Any]) -> dict[str, Reader] | None:
@@ -137,14 +202,14 @@ def _is_whole(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def put_in(found: QuantizedWeights, causal_lm: Any, library: Library | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Put packed linear layers into a model. Returns the tensors of all others, dequantized where need be.
+    """Put packed linear layers and experts into a model. Returns the tensors of all others, dequantized where need be.
 
     Without a library all are dequantized.
     """
     modules: dict[str, Any] = dict(causal_lm.named_modules())
     weights, sizes, obstacles = dict(found.others), Counter[str](), Counter[str]()
-    integers = [weight for weight in found.stored.values() if isinstance(weight, IntegerWeight)]
-    with_offsets = {weight.bits for weight in integers if weight.has_offsets}
+    stored = [*found.stored.values(), *(weight for experts in found.experts.values() for weight in experts.weights)]
+    with_offsets = {weight.bits for weight in stored if isinstance(weight, IntegerWeight) and weight.has_offsets}
     files = MappedFiles()
     for name, weight in found.stored.items():
         obstacle = _obstacle(name, weight, modules, causal_lm)
@@ -158,20 +223,21 @@ def put_in(found: QuantizedWeights, causal_lm: Any, library: Library | None, dty
         linear = NativeLinear(library, rows.form, [rows], [weights.pop(f"{name}.bias", None)])
         order = rows.order
         causal_lm.set_submodule(name, linear if order is None else ReorderedLinear(linear, order))
-        sizes[f"{found.method} in {rows.bits} bits"] += linear.packed_bytes
+        sizes[found.type_of(rows.bits)] += linear.packed_bytes
         for tensor in found.tensors[name]:
             files.release(tensor)
     if library is not None:
         for obstacle, count in sorted(obstacles.items()):
             logger.warning("%d weights of the checkpoint are dequantized: %s", count, obstacle)
+    layers = {name: experts.with_offsets(with_offsets) for name, experts in found.experts.items()}
+    for bits, size in put_experts_in(layers, causal_lm, weights, library, dtype).items():
+        sizes[found.type_of(bits)] += size
     note_packed_types(causal_lm, dict(sizes))
     return weights
 
 
 def _obstacle(name: str, weight: Stored, modules: Mapping[str, Any], causal_lm: Any) -> str | None:
     """Return why a weight is not multiplied as it is, or None."""
-    if isinstance(weight, FloatWeight):
-        return "floats of 8 bits"
     if type(modules.get(name)) is not nn.Linear or f"{name}.weight" in causal_lm.all_tied_weights_keys:
         return "they belong to no linear layer of their own"
     return weight.obstacle

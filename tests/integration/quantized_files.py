@@ -1,15 +1,18 @@
-"""Writes models as quantized checkpoints: AWQ's, GPTQ's and compressed-tensors' tensors, packed value by value."""
+"""Writes models as quantized checkpoints: AWQ's, GPTQ's, compressed-tensors' and MXFP4's tensors, value by value."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from tests.integration.tiny_models import set_config
 
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+_GATES = ("gate", "shared_expert_gate")  # of experts
 
 
 @dataclass(frozen=True)
@@ -156,12 +159,16 @@ class Kind:
 
 
 def write_quantized(model: Any, directory: Path, kind: Kind) -> tuple[Path, Path]:
-    """Write a model's linear layers but its head in a kind, and next to it what they stand for in float32."""
+    """Write a model's linear layers but its head in a kind, and next to it what they stand for in float32.
+
+    Names are those that checkpoints are published with: of experts, each has its own.
+    """
     packed, plain = directory / "packed", directory / "plain"
+    model.save_pretrained(plain)
+    twin = load_file(plain / "model.safetensors")
     tensors: dict[str, Tensor] = {}
-    twin = dict(model.state_dict())
-    for seed, (name, weight) in enumerate(model.state_dict().items()):
-        if weight.dim() != 2 or "embed" in name or "lm_head" in name:
+    for seed, (name, weight) in enumerate(twin.items()):
+        if not is_quantized(name, weight):
             tensors[name] = weight.to(kind.dtype).contiguous()
             twin[name] = tensors[name].float()
             continue
@@ -169,10 +176,41 @@ def write_quantized(model: Any, directory: Path, kind: Kind) -> tuple[Path, Path
         twin[name] = quantized.plain
         parts = kind.tensors(quantized)
         tensors |= {f"{name.removesuffix('.weight')}.{part}": tensor for part, tensor in parts.items()}
+    save_file(twin, plain / "model.safetensors", {"format": "pt"})
     model.config.save_pretrained(packed)
     save_file(tensors, packed / "model.safetensors", {"format": "pt"})
-    config = json.loads((packed / "config.json").read_text())
-    config |= {"quantization_config": kind.settings, "dtype": str(kind.dtype).removeprefix("torch.")}
-    (packed / "config.json").write_text(json.dumps(config))
-    model.save_pretrained(plain, state_dict=twin)
+    set_config(packed, quantization_config=kind.settings, dtype=str(kind.dtype).removeprefix("torch."))
+    return packed, plain
+
+
+def is_quantized(name: str, weight: Tensor) -> bool:
+    """Return whether quantizers take a weight: of linear layers, but not of heads and routers."""
+    last = name.removesuffix(".weight").rpartition(".")[2]
+    return weight.dim() == 2 and not any(part in last for part in ("embed", "lm_head", "router")) and last not in _GATES
+
+
+def write_mxfp4(model: Any, directory: Path) -> tuple[Path, Path]:
+    """Write a gpt-oss model with random experts in MXFP4, and next to it what transformers makes of them in float32.
+
+    Blocks are 32 values by a table, two in a byte, with a power of two.
+    """
+    packed, plain = directory / "packed", directory / "plain"
+    tensors: dict[str, Tensor] = {}
+    twin: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.state_dict().items():
+        if weight.dim() < 3:
+            tensors[name] = weight.bfloat16()
+            twin[name] = tensors[name].float()
+            continue
+        experts, inputs, outputs = weight.shape
+        shape = (experts, outputs, inputs // 32)
+        blocks = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        exponents = torch.randint(120, 123, shape, dtype=torch.uint8, generator=generator)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": exponents}
+        twin[name] = convert_moe_packed_tensors(blocks, exponents, dtype=torch.float32)
+    for where, weights in ((packed, tensors), (plain, twin)):
+        model.config.save_pretrained(where)
+        save_file(weights, where / "model.safetensors", {"format": "pt"})
+    set_config(packed, quantization_config={"quant_method": "mxfp4"}, dtype="bfloat16")
     return packed, plain

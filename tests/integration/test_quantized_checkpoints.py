@@ -152,43 +152,6 @@ def test_without_kernels_weights_are_dequantized(
     assert torch.equal(logits, logits_of(plain)[1])
 
 
-def test_experts_are_dequantized_and_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Their weights have names and shapes of their own in a checkpoint, which transformers makes the model's of."""
-    settings = SHAPE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
-    packed, plain = write_experts(random_model("Qwen3MoeConfig", **settings), tmp_path)
-    _, exact = logits_of(plain)
-    model, logits = logits_of(packed)
-    assert packed_types_of(model) == {}
-    assert torch.allclose(logits, exact, rtol=1e-4, atol=1e-4)
-    assert "weights of the checkpoint are dequantized: their names are not the model's own" in caplog.messages
-
-
-def write_experts(model: Any, directory: Path) -> Written:
-    """Write a model with experts as their publishers do: linear layers of each expert."""
-
-    class Unfused:
-        config = model.config
-
-        def state_dict(self) -> dict[str, Tensor]:
-            weights: dict[str, Tensor] = {}
-            for name, weight in model.state_dict().items():
-                if weight.dim() < 3:
-                    weights[name] = weight
-                    continue
-                place, _, last = name.rpartition(".")
-                for i, expert in enumerate(weight):
-                    halves = expert.chunk(2) if last == "gate_up_proj" else (expert,)
-                    parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else ("down_proj",)
-                    weights |= {f"{place}.{i}.{part}.weight": half for part, half in zip(parts, halves, strict=True)}
-            return weights
-
-        def save_pretrained(self, where: Path, state_dict: dict[str, Tensor]) -> None:
-            model.config.save_pretrained(where)
-            save_file({name: weight.contiguous() for name, weight in state_dict.items()}, where / "model.safetensors")
-
-    return write_quantized(Unfused(), directory, Kind("gptq", group=32))
-
-
 def test_scales_that_float16_cannot_hold_are_dequantized(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = random_model("LlamaConfig", **SHAPE)
     with torch.no_grad():
@@ -278,32 +241,3 @@ def test_8_bit_floats_by_channel_are_dequantized(tmp_path: Path, caplog: pytest.
     model.save_pretrained(tmp_path / "plain", state_dict=twin)
     assert torch.equal(logits_of(tmp_path / "packed")[1], logits_of(tmp_path / "plain")[1])
     assert "14 weights of the checkpoint are dequantized: floats of 8 bits" in caplog.messages
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_experts_of_gpt_oss_are_dequantized(tmp_path: Path) -> None:
-    """Blocks of MXFP4: 32 values by a table, two in a byte, and a power of two."""
-    settings = {"hidden_size": 64, "intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2}
-    model = random_model("GptOssConfig", **SHAPE | settings)
-    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-    table = torch.cat([table, -table])
-    tensors: dict[str, Tensor] = {}
-    twin: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(0)
-    for name, weight in model.state_dict().items():
-        tensors[name] = twin[name] = weight
-        if weight.dim() == 3:
-            experts, inputs, outputs = weight.shape
-            shape = (experts, outputs, inputs // 32)
-            blocks = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=generator)
-            exponents = torch.randint(122, 125, shape, dtype=torch.uint8, generator=generator)
-            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": exponents}
-            del tensors[name]
-            values = torch.stack([table[(blocks & 15).long()], table[(blocks >> 4).long()]], dim=-1).flatten(3)
-            scaled = values * torch.exp2(exponents.float() - 127)[..., None]
-            twin[name] = scaled.flatten(2).transpose(1, 2).contiguous()
-    model.config.save_pretrained(tmp_path / "packed")
-    save_file(tensors, tmp_path / "packed" / "model.safetensors")
-    set_config(tmp_path / "packed", quantization_config={"quant_method": "mxfp4"})
-    model.save_pretrained(tmp_path / "plain", state_dict=twin)
-    assert off(logits_of(tmp_path / "packed")[1], logits_of(tmp_path / "plain")[1]) < 1e-5
