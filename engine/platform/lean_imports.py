@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from orcinus.engine.platform.gguf_reader import read_metadata
+
 logger = logging.getLogger(__name__)
 
 # Operations on tensors without memory, as far as they are in Python, with what takes operations apart; the exporter.
@@ -30,6 +32,7 @@ _OF_TRACING = ("torch._meta_registrations", "torch.export")
 _TRACER = "torch._dynamo"
 _TRACERS = (_TRACER, "torch._inductor", "torch._export", "torch.export", "torch._functorch.aot_autograd", "torch.onnx")
 _TRACER_HELPER = "torch._dynamo._trace_wrapped_higher_order_op"
+_GGUF_READER = "transformers.integrations.gguf.reader"
 _COMMON_MODULES = (
     "transformers.modeling_utils",
     "transformers.modeling_layers",
@@ -40,15 +43,46 @@ _COMMON_MODULES = (
 )
 
 
-def hide_torch(model: str, *, trust_remote_code: bool) -> None:
+def hide_torch(*, trust_remote_code: bool) -> None:
     """Let no import find torch in this process, if it computes nothing and only needs the model's tokenizer.
 
-    transformers imports torch for a tokenizer if it is there: 3.9 s and 190 MB more. Reading one from a GGUF file takes
-    torch, and code that comes with a model may.
+    transformers imports torch for a tokenizer if it is there: 3.9 s and 190 MB more. Code that comes with a model may
+    need it.
     """
-    if not trust_remote_code and ".gguf" not in model.lower():
+    if not trust_remote_code:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it says that there is no torch
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+
+
+def is_torch_hidden() -> bool:
+    """Return whether no import finds torch in this process."""
+    return sys.modules.get("torch", ...) is None
+
+
+def show_torch() -> None:
+    """Undo `hide_torch`, for what cannot do without it. transformers is to be imported anew."""
+    sys.modules.pop("torch")
+    _forget_transformers(set())
+
+
+@contextmanager
+def gguf_read_without_torch() -> Iterator[None]:
+    """Have transformers read GGUF files' settings and tokenizers although torch is hidden.
+
+    Its reader names torch's types, so that ours takes its place, and its older one asks whether torch is there. What
+    they read of tokenizers takes none of it. A release that needs more raises whatever it does without torch.
+    """
+    wait_for_transformers()
+    reader = ModuleType(_GGUF_READER)
+    setattr(reader, "read_gguf_metadata", lambda path, kept=(): read_metadata(Path(path), kept))  # noqa: B010
+    older: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    is_there = older.is_torch_available
+    older.is_torch_available = lambda: True
+    try:
+        with _represented({_GGUF_READER: reader}):
+            yield
+    finally:
+        older.is_torch_available = is_there
 
 
 def import_torch() -> None:
@@ -172,4 +206,6 @@ def wait_for_transformers() -> None:
     Its package puts another module in its own place when it is done. A thread that names something of it in the very
     statement that waits for that is handed the former module, which lacks it.
     """
+    if is_torch_hidden() and "transformers.models" not in sys.modules:
+        _read_names_once()
     import transformers  # noqa: F401
