@@ -1,4 +1,4 @@
-"""Imports torch and transformers' modelling code without what a serving process never uses: 6.5 s become 3 s.
+"""Imports torch and transformers' modelling code without what a serving process never uses (decision 6).
 
 torch brings along what describes its operations to a tracer, and its exporter. On the way to any modelling file,
 transformers imports torch.compile's tracer (for decorators that mark functions it should not trace) and
@@ -139,7 +139,7 @@ def _forget_transformers(kept: set[str]) -> None:
 
 
 def _read_names_once() -> None:
-    """Have transformers look for the names in its models' files once: it reads all 1700 when it is imported, 0.5 s.
+    """Have transformers look for the names in its models' files once: it reads all 1700 when it is imported.
 
     Its package of models does so again, for the same names without a prefix.
     """
