@@ -39,7 +39,7 @@ def main() -> None:
     lower_priority()
     die_with_parent(sys.argv[1:])
     vocabulary = msgspec.json.decode(sys.stdin.buffer.readline(), type=ServedVocabulary)
-    hide_torch(vocabulary.model, trust_remote_code=vocabulary.trust_remote_code)
+    hide_torch(trust_remote_code=vocabulary.trust_remote_code)
     compiler = load_compiler(vocabulary)
     _limit_memory()
     _answer(Verdict())

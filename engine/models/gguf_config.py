@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orcinus.engine.errors import ModelLoadError
-from orcinus.engine.platform.gguf_reader import read_gguf, vocabularies_left_out
+from orcinus.engine.platform.gguf_reader import read_gguf, read_metadata, vocabularies_left_out
 from orcinus.engine.platform.model_source import ModelSource, gguf_path
 
 # What gguf calls a setting, behind the architecture, and transformers' configurations do, where they have it.
@@ -48,10 +48,9 @@ class Metadata:
 def read_gguf_config(source: ModelSource) -> Any:
     """Return transformers' configuration. Raises `ModelLoadError` for architectures that nobody reads."""
     from transformers import AutoConfig
-    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     file = gguf_path(source)
-    stated, tensors = read_gguf_metadata(str(file))
+    stated, tensors = read_metadata(file)
     metadata = Metadata(file, stated, tensors)
     own = _own_config(metadata)
     if own is not None:

@@ -1,9 +1,10 @@
-"""Imports transformers' modelling code without what a serving process never uses: 3.4 s become 2.0 s.
+"""Imports torch and transformers' modelling code without what a serving process never uses (decision 6).
 
-On the way to any modelling file, transformers imports torch.compile's tracer (for decorators that mark functions it
-should not trace) and torch.distributed's tensors and sharding, and with them sympy and the inductor. While its common
-modules are imported, the tracer is represented by those decorators doing nothing, and torch says that it was built
-without torch.distributed, as some builds are. Afterwards both are back, and can be imported and used.
+torch brings along what describes its operations to a tracer, and its exporter. On the way to any modelling file,
+transformers imports torch.compile's tracer (for decorators that mark functions it should not trace) and
+torch.distributed's tensors and sharding, and with them sympy and the inductor. While its common modules are imported,
+the tracer is represented by those decorators doing nothing, and torch says that it was built without torch.distributed,
+as some builds are. Afterwards all of it is back, and can be imported and used.
 
 A process that computes nothing, and needs transformers for a tokenizer only, does without torch altogether
 (`hide_torch`).
@@ -17,13 +18,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from orcinus.engine.platform.gguf_reader import read_metadata
+
 logger = logging.getLogger(__name__)
 
+# Operations on tensors without memory, as far as they are in Python, with what takes operations apart; the exporter.
+_OF_TRACING = ("torch._meta_registrations", "torch.export")
 _TRACER = "torch._dynamo"
+_TRACERS = (_TRACER, "torch._inductor", "torch._export", "torch.export", "torch._functorch.aot_autograd", "torch.onnx")
 _TRACER_HELPER = "torch._dynamo._trace_wrapped_higher_order_op"
+_GGUF_READER = "transformers.integrations.gguf.reader"
 _COMMON_MODULES = (
     "transformers.modeling_utils",
     "transformers.modeling_layers",
@@ -34,15 +43,73 @@ _COMMON_MODULES = (
 )
 
 
-def hide_torch(model: str, *, trust_remote_code: bool) -> None:
+def hide_torch(*, trust_remote_code: bool) -> None:
     """Let no import find torch in this process, if it computes nothing and only needs the model's tokenizer.
 
-    transformers imports torch for a tokenizer if it is there: 3.9 s and 190 MB more. Reading one from a GGUF file takes
-    torch, and code that comes with a model may.
+    transformers imports torch for a tokenizer if it is there: 3.9 s and 190 MB more. Code that comes with a model may
+    need it.
     """
-    if not trust_remote_code and ".gguf" not in model.lower():
+    if not trust_remote_code:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it says that there is no torch
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+
+
+def is_torch_hidden() -> bool:
+    """Return whether no import finds torch in this process."""
+    return sys.modules.get("torch", ...) is None
+
+
+def show_torch() -> None:
+    """Undo `hide_torch`, for what cannot do without it. transformers is to be imported anew."""
+    sys.modules.pop("torch")
+    _forget_transformers(set())
+
+
+@contextmanager
+def gguf_read_without_torch() -> Iterator[None]:
+    """Have transformers read GGUF files' settings and tokenizers although torch is hidden.
+
+    Its reader names torch's types, so that ours takes its place, and its older one asks whether torch is there. What
+    they read of tokenizers takes none of it. A release that needs more raises whatever it does without torch.
+    """
+    wait_for_transformers()
+    reader = ModuleType(_GGUF_READER)
+    setattr(reader, "read_gguf_metadata", lambda path, kept=(): read_metadata(Path(path), kept))  # noqa: B010
+    older: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    is_there = older.is_torch_available
+    older.is_torch_available = lambda: True
+    try:
+        with _represented({_GGUF_READER: reader}):
+            yield
+    finally:
+        older.is_torch_available = is_there
+
+
+def import_torch() -> None:
+    """Import torch without `_OF_TRACING`, of which its own package uses nothing. Does nothing where it is there."""
+    if "torch" in sys.modules:
+        return
+    with _represented({name: ModuleType(name) for name in _OF_TRACING}):
+        import torch
+    for name in _OF_TRACING:
+        vars(torch).pop(name.removeprefix("torch."), None)
+    lazy: set[str] = vars(torch)["_lazy_modules"]  # those that torch imports when they are named
+    lazy.add("export")
+    sys.meta_path.insert(0, _BeforeTracers())
+
+
+class _BeforeTracers(MetaPathFinder):
+    """Finds nothing, and has what describes operations imported before what builds on it, as torch's package does."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name in _TRACERS and self in sys.meta_path:
+            complete_torch()
+            sys.meta_path.remove(self)
+
+
+def complete_torch() -> None:
+    """Import what describes operations, where they run on tensors without memory or are taken apart."""
+    import_module(_OF_TRACING[0])
 
 
 def import_transformers() -> None:
@@ -55,28 +122,58 @@ def import_transformers() -> None:
         return
     before = set(sys.modules)
     try:
-        with _tracer_represented(), _without_distributed():
+        _read_names_once()
+        with _represented(_stand_ins_of_tracer()), _without_distributed():
             for name in _COMMON_MODULES:
                 import_module(name)
     except (ImportError, AttributeError, TypeError) as error:
         logger.info("importing transformers in full: %s", error)
-        for name in set(sys.modules) - before:
-            if name.partition(".")[0] == "transformers":
-                del sys.modules[name]
+        _forget_transformers(before)
+
+
+def _forget_transformers(kept: set[str]) -> None:
+    """Have transformers imported anew, but for the modules that are `kept`."""
+    for name in set(sys.modules) - kept:
+        if name.partition(".")[0] == "transformers":
+            del sys.modules[name]
+
+
+def _read_names_once() -> None:
+    """Have transformers look for the names in its models' files once: it reads all 1700 when it is imported.
+
+    Its package of models does so again, for the same names without a prefix.
+    """
+    import_utils: Any = import_module("transformers.utils.import_utils")
+    read, folder = import_utils.define_import_structure, Path(import_utils.__file__).parents[1] / "models"
+
+    def define_import_structure(module_path: Any, prefix: str | None = None) -> Any:
+        if prefix is not None or Path(module_path) != folder / "__init__.py":
+            return read(module_path, prefix)
+        return {
+            needed: {name.removeprefix("models."): kinds for name, kinds in names.items() if name.startswith("models.")}
+            for needed, names in read(folder, prefix="models").items()
+        }
+
+    import_utils.define_import_structure = define_import_structure
 
 
 @contextmanager
-def _tracer_represented() -> Iterator[None]:
-    stand_ins = {_TRACER: ModuleType(_TRACER), _TRACER_HELPER: ModuleType(_TRACER_HELPER)}
-    for name in ("disable", "assume_constant_result", "allow_in_graph"):
-        setattr(stand_ins[_TRACER], name, _mark_nothing)
-    setattr(stand_ins[_TRACER_HELPER], "TransformGetItemToIndex", _RealTransformGetItemToIndex)  # noqa: B010
+def _represented(stand_ins: dict[str, ModuleType]) -> Iterator[None]:
+    """Have imports find these in place of the modules of their names, which nothing has imported."""
     sys.modules.update(stand_ins)
     try:
         yield
     finally:
         for name in stand_ins:
             del sys.modules[name]
+
+
+def _stand_ins_of_tracer() -> dict[str, ModuleType]:
+    stand_ins = {_TRACER: ModuleType(_TRACER), _TRACER_HELPER: ModuleType(_TRACER_HELPER)}
+    for name in ("disable", "assume_constant_result", "allow_in_graph"):
+        setattr(stand_ins[_TRACER], name, _mark_nothing)
+    setattr(stand_ins[_TRACER_HELPER], "TransformGetItemToIndex", _RealTransformGetItemToIndex)  # noqa: B010
+    return stand_ins
 
 
 def _mark_nothing(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
@@ -109,4 +206,6 @@ def wait_for_transformers() -> None:
     Its package puts another module in its own place when it is done. A thread that names something of it in the very
     statement that waits for that is handed the former module, which lacks it.
     """
+    if is_torch_hidden() and "transformers.models" not in sys.modules:
+        _read_names_once()
     import transformers  # noqa: F401

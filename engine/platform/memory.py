@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -81,14 +82,15 @@ def large_blocks_given_back() -> Iterator[None]:
 
 
 class MappedFiles:
-    """The address ranges that are mapped from files into this process, as of when this is made.
+    """The address ranges that are mapped from files into this process, as of when this is first asked to release one.
 
     A mapping lasts as long as any tensor in it, and what was read of it counts as this process's memory. On Linux the
     pages of one tensor can be let go by themselves; were they read again, they would come from the file.
     """
 
-    def __init__(self) -> None:
-        self._ranges = list(_file_ranges()) if sys.platform == "linux" else []
+    @cached_property
+    def _ranges(self) -> list[tuple[int, int]]:
+        return list(_file_ranges()) if sys.platform == "linux" else []
 
     def release(self, weight: torch.Tensor) -> bool:
         """Drop the whole pages inside a weight whose copy is used instead. Return False if it is not from a file."""

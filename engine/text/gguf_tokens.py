@@ -8,6 +8,8 @@ from typing import Any
 from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as FastTokenizer
 
+from orcinus.engine.platform.gguf_reader import read_metadata
+
 # llama.cpp's types of tokens
 _CONTROL = 3
 _USER_DEFINED = 4
@@ -23,10 +25,7 @@ _NAMES = {
 
 def read_tokens(file: Path) -> dict[str, Any]:
     """Return what a file states, its tokens included."""
-    from transformers.integrations.gguf.reader import read_gguf_metadata  # several times as fast as gguf
-
-    metadata, _ = read_gguf_metadata(str(file), (_TOKENS,))
-    return metadata
+    return read_metadata(file, (_TOKENS,))[0]
 
 
 def add_marked_tokens(tokenizer: FastTokenizer, metadata: Mapping[str, Any]) -> None:

@@ -20,7 +20,12 @@ from tokenizers import Tokenizer as FastTokenizer
 from orcinus.config.text_files import TextFileError, read_text
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
 from orcinus.engine.platform.gguf_reader import vocabularies_left_out
-from orcinus.engine.platform.lean_imports import wait_for_transformers
+from orcinus.engine.platform.lean_imports import (
+    gguf_read_without_torch,
+    is_torch_hidden,
+    show_torch,
+    wait_for_transformers,
+)
 from orcinus.engine.platform.model_source import ModelSource, gguf_path, model_source
 from orcinus.engine.text.chat_template import ChatTemplate
 from orcinus.engine.text.conversation import Message
@@ -358,14 +363,7 @@ def _token_text(token: str | Mapping[str, Any]) -> str:
 
 
 def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
-    wait_for_transformers()
-    from transformers import AutoTokenizer
-
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if source.gguf_file is not None:
-        options["gguf_file"] = source.gguf_file
-    with nullcontext() if source.gguf_file is None else vocabularies_left_out():
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.path_or_id, **options)
+    tokenizer = _auto_tokenizer(source, trust_remote_code)
     named = dict(tokenizer.special_tokens_map)
     if source.gguf_file is not None:
         metadata = read_tokens(gguf_path(source))
@@ -378,6 +376,30 @@ def _transformers_parts(source: ModelSource, trust_remote_code: bool) -> _Parts:
     directory = None if source.gguf_file else source.directory
     template = tokenizer.chat_template or _processors_template(directory)
     return backend, template, named, getattr(tokenizer, "response_template", None)
+
+
+def _auto_tokenizer(source: ModelSource, trust_remote_code: bool) -> Any:
+    """Return what transformers' `AutoTokenizer` does. A GGUF file's takes torch with earlier releases alone."""
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.gguf_file is None:
+        return _from_pretrained(source, options)
+    options["gguf_file"] = source.gguf_file
+    if is_torch_hidden():
+        try:
+            with gguf_read_without_torch():
+                return _from_pretrained(source, options)
+        except Exception as error:  # whatever comes of torch's not being there
+            logger.info("reading the tokenizer of %s with torch: %s", source.gguf_file, error)
+            show_torch()
+    return _from_pretrained(source, options)
+
+
+def _from_pretrained(source: ModelSource, options: Mapping[str, Any]) -> Any:
+    wait_for_transformers()
+    from transformers import AutoTokenizer
+
+    with nullcontext() if source.gguf_file is None else vocabularies_left_out():
+        return AutoTokenizer.from_pretrained(source.path_or_id, **options)
 
 
 def _given_template(given: str, special_tokens: Mapping[str, str]) -> ChatTemplate:

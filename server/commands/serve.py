@@ -70,7 +70,7 @@ def serve(settings: Settings) -> int:
 
     engine = AsyncEngine(settings)
     engine.start()
-    hide_torch(settings.model_path, trust_remote_code=settings.trust_remote_code)
+    hide_torch(trust_remote_code=settings.trust_remote_code)
     from orcinus.server.app import create_app
     from orcinus.server.process.server import run_server
 

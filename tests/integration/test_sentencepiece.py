@@ -78,7 +78,7 @@ def test_its_settings_hold(tmp_path: Path) -> None:
 WITHOUT_TORCH = """
 import sys
 from orcinus.engine.platform.lean_imports import hide_torch
-hide_torch(sys.argv[1], trust_remote_code=False)
+hide_torch(trust_remote_code=False)
 from orcinus.engine.text.tokenizer import Tokenizer
 print(Tokenizer.load(sys.argv[1]).encode("hello world", add_special_tokens=False), sys.modules["torch"])
 """

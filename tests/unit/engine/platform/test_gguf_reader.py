@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from orcinus.engine.platform.gguf_reader import read_gguf, vocabularies_left_out
+from orcinus.engine.platform.gguf_reader import read_gguf, read_metadata, vocabularies_left_out
 
 
 @pytest.fixture
@@ -18,6 +18,9 @@ def file(tmp_path: Path) -> Path:
     writer.add_token_scores([0.5] * 3000)
     writer.add_head_count_kv([0, 4])
     writer.add_name("behind the vocabulary")
+    writer.add_bool("llama.is_bool", True)
+    writer.add_float64("llama.float64", 0.1)
+    writer.add_int64("llama.int64", -(2**40))
     for i in range(2):
         writer.add_tensor(f"blk.{i}.attn_q.weight", np.full((3, 32), i, np.float32))
     writer.write_header_to_file()
@@ -49,3 +52,26 @@ def test_reader_of_gguf_is_put_back(file: Path) -> None:
     with vocabularies_left_out():
         assert list(gguf.GGUFReader(file).fields["tokenizer.ggml.tokens"].data) == []
     assert gguf.GGUFReader is usual
+
+
+def test_what_a_file_states_is_what_transformers_reads(file: Path) -> None:
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    for kept in ((), ("tokenizer.ggml.tokens",)):
+        assert read_metadata(file, kept) == read_gguf_metadata(str(file), kept)
+    assert read_metadata(file, ("tokenizer.ggml.tokens",))[0]["tokenizer.ggml.tokens"][7] == "token 7é"
+
+
+@pytest.mark.parametrize(("first", "message"), [(b"GGML", "begins with b'GGML'"), (b"GGUF\x01", "version 1")])
+def test_what_cannot_be_read_is_named(first: bytes, message: str, file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(first + content[len(first) :])
+    with pytest.raises(ValueError, match=message):
+        read_metadata(file)
+
+
+def test_a_value_of_a_type_that_is_not_known_is_named(file: Path) -> None:
+    name = b"general.architecture"
+    file.write_bytes(file.read_bytes().replace(name + b"\x08", name + b"\x63"))
+    with pytest.raises(ValueError, match="type 99"):
+        read_metadata(file)

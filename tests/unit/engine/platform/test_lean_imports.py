@@ -17,3 +17,25 @@ from transformers import AttentionInterface
 
 def test_a_thread_can_name_what_another_has_begun_to_import() -> None:
     subprocess.run([sys.executable, "-c", WAITING], check=True, timeout=120)
+
+
+NAMES = """
+from pathlib import Path
+from orcinus.engine.platform import lean_imports
+
+lean_imports.hide_torch(trust_remote_code=False)
+lean_imports.wait_for_transformers()
+from transformers.utils import import_utils
+
+lean = import_utils.define_import_structure
+(usual,) = (cell.cell_contents for cell in lean.__closure__ if hasattr(cell.cell_contents, "cache_info"))
+package = str(Path(import_utils.__file__).parents[1] / "models" / "__init__.py")
+num_read = usual.cache_info().misses
+found = lean(package)
+assert usual.cache_info().misses == num_read, "they were read again"
+assert found == usual(package)
+"""
+
+
+def test_names_in_the_files_of_models_are_read_once_and_are_all_there() -> None:
+    subprocess.run([sys.executable, "-c", NAMES], check=True, timeout=120)

@@ -156,7 +156,7 @@ import sys
 from orcinus.engine.platform.lean_imports import hide_torch
 from orcinus.engine.text.tokenizer import Tokenizer
 
-hide_torch({str(trained)!r}, trust_remote_code=False)
+hide_torch(trust_remote_code=False)
 print(Tokenizer.load({str(trained)!r}).encode("the cat<|end|>"))
 assert "transformers" in sys.modules
 assert sys.modules["torch"] is None
@@ -430,6 +430,28 @@ def test_tokenizer_and_template_come_out_of_a_gguf_file(tmp_path: Path, trained:
     assert tokenizer.decode(ids) == text
     assert b"".join(map(tokenizer.token_bytes, ids)).decode() == text
     assert tokenizer.render_chat(USER) == "user: hi<|end|>"
+
+
+@pytest.mark.parametrize("can_do_without", [True, False], ids=["this-release", "one-that-needs-torch"])
+def test_tokenizer_of_a_gguf_file_takes_no_torch_where_it_is_hidden(
+    can_do_without: bool, tmp_path: Path, trained: Path
+) -> None:
+    (tmp_path / "gguf").mkdir()
+    file = write_gguf(tmp_path / "gguf" / "model.gguf", trained / "tokenizer.json")
+    script = f"""
+import json, sys
+from orcinus.engine.platform import lean_imports
+from orcinus.engine.text.tokenizer import Tokenizer
+
+lean_imports.hide_torch(trust_remote_code=False)
+if not {can_do_without}:
+    lean_imports.read_metadata = None
+tokenizer = Tokenizer.load({str(file)!r})
+print(json.dumps([tokenizer.encode("the cat<|end|>"), "torch" in sys.modules and sys.modules["torch"] is None]))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, cwd=DEMO_MODEL.parents[1], timeout=120, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [Tokenizer.load(str(file)).encode("the cat<|end|>"), can_do_without]
 
 
 @pytest.mark.parametrize("has_added_them", [True, False], ids=["transformers-has-added-them", "it-has-not"])

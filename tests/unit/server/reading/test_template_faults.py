@@ -169,7 +169,7 @@ def test_reading_by_a_template_needs_no_torch() -> None:
 import sys
 from orcinus.engine.platform.lean_imports import hide_torch
 from orcinus.server.reading.message_format import MessageFormat
-hide_torch("model", trust_remote_code=False)
+hide_torch(trust_remote_code=False)
 form = MessageFormat.detect("", lambda text: None, response_template={templates.QWEN_3!r})
 print(form.reader("", None).feed("<think>a</think>b"), sys.modules["torch"])
 """
