@@ -1,13 +1,16 @@
-"""What drafts from a request's own text and from past answers bring, and what they cost where nothing can be guessed.
+"""What drafts from texts and from a model's MTP head bring, and what they cost where nothing can be guessed.
 
     python -m bench.speculation [--model out/peers/qwen3-0.6b] [--streams 1,4,32] [--rounds 3] [--tokens 160]
         [--speculation auto,ngram] [--kinds copy,noise]
+    python -m bench.speculation --model DIRECTORY --speculation mtp --kinds own
 
 In process, without HTTP. The model computes and samples as it always does, and then the text that it writes is replaced
 by one that is given: a random model copies nothing, and speed does not depend on the weights. Copies, edits of code and
 JSON repeat their prompts; prose does now and then, random tokens never; "again" is prose that was written before with
-one token in twenty another one. The same requests are served with drafts and without at the same time, a step of one
-and a step of the other in turn, so that what else the machine does meets both alike; medians over rounds.
+one token in twenty another one. "own" is what the model itself writes, greedily, after a part of our documentation: a
+head's guesses (mtp) are right about that alone, and as often as the checkpoint's head is good. The same requests are
+served with drafts and without at the same time, a step of one and a step of the other in turn, so that what else the
+machine does meets both alike; medians over rounds.
 """
 
 import argparse
@@ -31,18 +34,20 @@ from bench.peers.machine import describe_machine
 from orcinus.config.engine_config import Speculation
 from orcinus.config.settings import load_settings
 from orcinus.engine.core import EngineCore
-from orcinus.engine.messages import AddRequest, EngineInfo, NewRequest, StepPlan
+from orcinus.engine.messages import AddRequest, EngineInfo, NewRequest, StepPlan, StepResult
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling.history import TokenHistory
 from orcinus.engine.sampling.row import SamplingRow
 from orcinus.engine.sampling.sampler import PendingSample, SampledRows, Sampler
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup.build import build_executor, make_drafter
+from orcinus.engine.text.tokenizer import Tokenizer
 from orcinus.server.load.report import markdown_table
 
 _ROOT = Path(__file__).parents[1]
 _PROMPT_TOKENS = 400
 _FIRST_TOKEN = 10
+_OWN = "own"
 
 Executor = tuple[EngineInfo, ModelRunner]
 Job = tuple[list[int], list[int]]
@@ -50,7 +55,10 @@ Job = tuple[list[int], list[int]]
 
 
 class Writing(Sampler):
-    """Chooses tokens, and puts in their place those of the text that each request, known by its seed, is to write."""
+    """Chooses tokens, and puts in their place those of the text that each request, known by its seed, is to write.
+
+    Without texts, requests get what was chosen.
+    """
 
     def __init__(self, inner: Sampler) -> None:
         self._inner = inner
@@ -66,6 +74,9 @@ class Writing(Sampler):
         assert history is None, "a device that works ahead takes tokens from itself"
         chosen = self._inner.launch(logits, rows, positions)
         places = [(row.seed, int(position)) for row, position in zip(rows, positions, strict=True)]
+
+        if not self.texts:
+            return chosen
 
         def wait() -> SampledRows:
             texts = [(self.texts[seed], position) for seed, position in places]
@@ -95,16 +106,45 @@ class Figures:
         return self.num_tokens / self.cpu_s
 
 
+class HalfOfBlocks:
+    """Runs the plans of a core that has half of the cache's blocks, in each group those from `firsts` on."""
+
+    def __init__(self, runner: ModelRunner, firsts: Sequence[int]) -> None:
+        self.device_monitor = runner.device_monitor
+        self.runs_ahead = runner.runs_ahead
+        self.prepare, self.diagnose, self.warm_up = runner.prepare, runner.diagnose, runner.warm_up
+        self._runner = runner
+        self._firsts = firsts
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        scheduled = [
+            msgspec.structs.replace(item, new_block_ids=[*map(self._own, self._firsts, item.new_block_ids)])
+            for item in plan.scheduled
+        ]
+        return self._runner.launch(msgspec.structs.replace(plan, scheduled=scheduled))
+
+    @staticmethod
+    def _own(first: int, block_ids: list[int]) -> list[int]:
+        return [first + block_id for block_id in block_ids]
+
+
 class Side:
     """Serves requests with one setting. Only its steps beyond the prompts are counted."""
 
-    def __init__(self, executor: Executor, speculation: Speculation, jobs: Sequence[Job]) -> None:
+    def __init__(self, executor: Executor, speculation: Speculation, jobs: Sequence[Job], temperature: float) -> None:
         info, self._runner = executor
-        self._drafter = make_drafter(speculation)
-        self.core = EngineCore(msgspec.structs.replace(info, speculation=speculation), self._runner)
+        self._drafter = make_drafter(speculation, self._runner._model)
+        halves = [group.num_blocks // 2 for group in info.cache_groups]
+        groups = [
+            msgspec.structs.replace(group, num_blocks=half)
+            for group, half in zip(info.cache_groups, halves, strict=True)
+        ]
+        info = msgspec.structs.replace(info, speculation=speculation, cache_groups=groups)
+        firsts = [0] * len(halves) if speculation == "off" else halves
+        self.core = EngineCore(info, HalfOfBlocks(self._runner, firsts))
         self.figures = Figures()
         for seed, (prompt, text) in enumerate(jobs):
-            sampling = SamplingParams(max_tokens=len(text), ignore_eos=True, seed=seed)
+            sampling = SamplingParams(max_tokens=len(text), ignore_eos=True, seed=seed, temperature=temperature)
             self.core.add_request(AddRequest(f"{speculation}{seed}", prompt, sampling, arrival_time=time.monotonic()))
         self._missing = {f"{speculation}{seed}" for seed in range(len(jobs))}  # those without a token
 
@@ -141,6 +181,7 @@ class Side:
 def main() -> None:
     options = _arguments()
     values: dict[str, Any] = {"model": options.model, "device": "cpu", "max_num_seqs": 2 * max(options.streams)}
+    values["speculation"] = "mtp" if "mtp" in options.speculation else "auto"  # which load a head
     config = load_settings(**values, max_model_len=_PROMPT_TOKENS + options.tokens + 8, enable_prefix_caching=False)
     info, runner = build_executor(config.engine_config())
     print(f"- {describe_machine()}\n- {options.model}, {info.dtype}, {options.tokens} tokens each\n", flush=True)
@@ -177,8 +218,11 @@ def measure(
         rounds = []
         for number in range(options.rounds):
             rng = random.Random(f"{kind} {streams} {number}")
-            jobs = [KINDS[kind](rng, options.tokens, executor[0].vocab_size) for _ in range(streams)]
-            rounds.append(race(executor, writing, name, jobs, is_again=kind == "again"))
+            if kind == _OWN:
+                jobs = [own_text(rng, options.tokens, options.model) for _ in range(streams)]
+            else:
+                jobs = [KINDS[kind](rng, options.tokens, executor[0].vocab_size) for _ in range(streams)]
+            rounds.append(race(executor, writing, name, jobs, kind))
         rows.append([kind, str(streams), name, *summary(rounds)])
         print(rows[-1], flush=True)
     return rows
@@ -199,15 +243,16 @@ def summary(rounds: Sequence[tuple[Figures, Figures]]) -> list[str]:
 
 
 def race(
-    executor: Executor, writing: Writing, speculation: Speculation, jobs: Sequence[Job], *, is_again: bool
+    executor: Executor, writing: Writing, speculation: Speculation, jobs: Sequence[Job], kind: str
 ) -> tuple[Figures, Figures]:
     """Serve the same requests without drafts and with them, a step of one and a step of the other in turn.
 
-    Whatever else the machine does meets both alike. They have the same blocks, which nobody reads for their content.
+    Whatever else the machine does meets both alike.
     """
-    writing.texts = {seed: prompt + text for seed, (prompt, text) in enumerate(jobs)}
-    plain, own = Side(executor, "off", jobs), Side(executor, speculation, jobs)
-    if is_again:
+    is_own = kind == _OWN
+    writing.texts = {} if is_own else {seed: prompt + text for seed, (prompt, text) in enumerate(jobs)}
+    plain, own = (Side(executor, name, jobs, 0.0 if is_own else 1.0) for name in ("off", speculation))
+    if kind == "again":
         own.note_earlier(random.Random(len(jobs)), jobs, executor[0].vocab_size)
     while not all([plain.has_all_prompts(), own.has_all_prompts()]):
         pass
@@ -284,6 +329,12 @@ def noise(rng: random.Random, num_tokens: int, vocab_size: int) -> Job:
     """Nothing that can be guessed."""
     tokens = [rng.randrange(_FIRST_TOKEN, vocab_size) for _ in range(_PROMPT_TOKENS + num_tokens)]
     return tokens[:_PROMPT_TOKENS], tokens[_PROMPT_TOKENS:]
+
+
+def own_text(rng: random.Random, num_tokens: int, model: str) -> Job:
+    """A part of our documentation, which the model goes on with as it likes."""
+    tokens = Tokenizer.load(model).encode((_ROOT / "docs/operations.md").read_text())
+    return _part(rng, tokens, _PROMPT_TOKENS), [0] * num_tokens
 
 
 KINDS: dict[str, Callable[[random.Random, int, int], Job]] = {

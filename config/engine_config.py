@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 BatchingStrategy = Literal["continuous", "static", "interleaved", "sequential"]
-Speculation = Literal["off", "ngram", "suffix", "auto"]
+Speculation = Literal["off", "ngram", "suffix", "mtp", "auto"]
 KVCacheDtype = Literal["auto", "int8"]
 
 

@@ -84,7 +84,7 @@ _NO_TWINS: dict[str, str] = {
     " --model-loader-extra-config",
     "adapters are not served": "--enable-lora --lora-modules --max-loras --max-lora-rank --lora --lora-scaled"
     " --lora-paths --lora-adapters --max-cpu-loras",
-    "drafts come from texts, by --speculation": "--speculative-config --speculative-model"
+    "drafts come from texts and the model's own head, by --speculation": "--speculative-config --speculative-model"
     " --num-speculative-tokens -md --model-draft --draft --draft-max --draft-min --speculative-algorithm"
     " --speculative-draft-model-path --speculate",
     "grammars are compiled by llguidance": "--guided-decoding-backend --structured-outputs-config --grammar-backend"

@@ -133,6 +133,7 @@ class EngineInfo(Message, frozen=True, tag="ready"):
     warms_grammars: bool = False  # what the first grammar needs is loaded before it comes
     label_token_ids: list[int] = []  # by which the checkpoint says that a text is relevant: a yes, and maybe a no
     speculation: Speculation = "off"  # where drafts come from, and whether they are weighed
+    has_mtp_head: bool = False  # the checkpoint's head for multi-token prediction, which proposes drafts
     kv_cache_dtype: str = ""  # what keys and values are stored in; empty: as `dtype`
     num_state_snapshots: int = 0  # copies of states that prefixes are reused with; 0: none are, where there are states
 

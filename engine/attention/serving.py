@@ -166,6 +166,12 @@ class ProbingAttention:
         mask = causal_mask(length, length, spec.window, query.device)
         return attend_dense(heads_first(query), heads_first(keys), heads_first(values), mask, spec)
 
+    def take_in(self, other: "ProbingAttention") -> None:
+        """Add what another one has noted of layers that run after these."""
+        self.kv |= other.kv
+        self.specs |= other.specs
+        self.num_heads |= other.num_heads
+
 
 def _calls_of(layers: Iterable[nn.Module]) -> dict[nn.Module, list[nn.Module]]:
     """Return the calls of each layer that has several, in turn, each of which has a cache of its own."""

@@ -8,6 +8,7 @@ import copy
 import json
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def read_text_half(source: ModelSource, causal_lm: Any) -> tuple[bool, dict[str,
     missing = expected.keys() - names.keys() - causal_lm.all_tied_weights_keys.keys()
     if missing or any(stored[names[name]] != expected[name] for name in names):
         return False, names
-    weights = _read({name: (file_of[stored_name], stored_name) for name, stored_name in names.items()})
+    weights = read_tensors({name: (file_of[stored_name], stored_name) for name, stored_name in names.items()})
     if not _are_those_of(weights, causal_lm):
         return False, names
     _fill(causal_lm, weights)
@@ -146,7 +147,7 @@ def _fill(causal_lm: Any, weights: dict[str, Tensor]) -> None:
     causal_lm.tie_weights(missing_keys=set(expected) - set(weights), recompute_mapping=False)
 
 
-def _read(places: dict[str, tuple[Path, str]]) -> dict[str, Tensor]:
+def read_tensors(places: dict[str, tuple[Path, str]]) -> dict[str, Tensor]:
     """Return tensors, mapped, by the names that they are wanted under; the rest of their files is not touched."""
     from safetensors import safe_open
 
@@ -155,6 +156,12 @@ def _read(places: dict[str, tuple[Path, str]]) -> dict[str, Tensor]:
         with safe_open(file, framework="pt") as opened:
             weights |= {name: opened.get_tensor(stored) for name, (where, stored) in places.items() if where == file}
     return weights
+
+
+def tensor_places(files: list[Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the name of each tensor in these files, of which only the headers are read, and the file that has it."""
+    for file in files:
+        yield from ((name, file) for name in _shapes(file))
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

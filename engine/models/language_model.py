@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from orcinus.engine.models.bare import bare_architecture
+from orcinus.engine.models.mtp_head import MtpHead
 from orcinus.engine.models.positions import PositionFeed
 
 
@@ -73,6 +74,16 @@ class LanguageModel:
         return bare_architecture(self.causal_lm) is None
 
     @property
+    def mtp_head(self) -> MtpHead | None:
+        """Return what guesses the token after the next one, if the model has that and it is used."""
+        head: MtpHead | None = getattr(self.causal_lm, "mtp_head", None)
+        return head
+
+    def drop_mtp_head(self) -> None:
+        """Serve the model without it."""
+        del self.causal_lm.mtp_head
+
+    @property
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
 
@@ -92,6 +103,16 @@ class LanguageModel:
             )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
+
+    def mtp_states(self, next_ids: Tensor, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Compute (num_tokens, hidden_size), of which `logits` makes those of the tokens behind the next ones.
+
+        Of the ids (num_tokens,) of the next tokens, of `hidden_states` at these positions, and of the positions.
+        """
+        assert self.mtp_head is not None
+        with self._arithmetic:
+            states: Tensor = self.mtp_head(self.causal_lm.get_input_embeddings()(next_ids), hidden, positions)
+        return states
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute (num_rows, vocab_size) of (num_rows, hidden_size), just as the model's own class does."""

@@ -24,6 +24,7 @@ from orcinus.engine.models.checkpoint import read_checkpoint, read_text_half
 from orcinus.engine.models.context import drop_scaling_by_step, fix_rope, has_known_chunks
 from orcinus.engine.models.gguf_config import read_gguf_config
 from orcinus.engine.models.indexers import indexed_layer_types
+from orcinus.engine.models.mtp_weights import add_mtp_head
 from orcinus.engine.models.own_attention import has_interface, is_vouched_for
 from orcinus.engine.models.text_half import causal_class, drop_towers, key_mapping, new_text_half, settle_text_config
 from orcinus.engine.platform.device import cpu_has_bfloat16
@@ -85,6 +86,7 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> An
     fix_rope(causal_lm, text_config, config.max_model_len)
     drop_scaling_by_step(causal_lm)
     bind_recurrent_layers(causal_lm)
+    add_mtp_head(causal_lm, source, config.speculation)
     causal_lm.eval().requires_grad_(False)
     return causal_lm if causal_lm.device.type == device.type else causal_lm.to(device)
 

@@ -35,8 +35,10 @@ from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.platform.device import DeviceMonitor, is_broken, is_out_of_memory
 from orcinus.engine.platform.device_copy import to_device
 from orcinus.engine.recurrent.states import StatePool
-from orcinus.engine.runner.cuda_graphs import DecodeGraphs, Recorder, recorded_sizes
+from orcinus.engine.runner.cuda_graphs import DecodeGraphs, Recorder, padded_size, recorded_sizes
 from orcinus.engine.runner.drafts import Drafter, SamplePositions, accept, sample_positions
+from orcinus.engine.runner.launched_samples import LaunchedSamples
+from orcinus.engine.runner.mtp_drafter import MtpDrafter, StepStates
 from orcinus.engine.runner.pooling import PooledPrompt
 from orcinus.engine.runner.prompt_outputs import PromptOutputs
 from orcinus.engine.runner.request_rows import RequestRows
@@ -165,7 +167,7 @@ class ModelRunner:
         self._suspects.begin(batch.rows)
         self._start_masks(batch)
         self._load_states(plan)
-        wait = self._compute(batch)
+        wait = self._compute(batch, wants_drafts=plan.wants_drafts)
         self._save_states(plan)
 
         def wait_and_note() -> StepResult:
@@ -189,18 +191,21 @@ class ModelRunner:
                 if item.save_state >= 0:
                     self.states.save(self._requests[item.request_id].index, item.save_state)
 
-    def _compute(self, batch: StepBatch) -> Callable[[], StepResult]:
+    def _compute(self, batch: StepBatch, *, wants_drafts: bool) -> Callable[[], StepResult]:
         """Run the model over a batch, and begin to sample."""
         if batch.is_plain:
-            return self._sample(batch, [*range(len(batch.rows))], self._decode_logits(batch))
+            hidden, logits = self._decode(batch)
+            sampled = self._sample(batch, [*range(len(batch.rows))], logits)
+            return self._with_guesses(batch, hidden, sampled, wants_drafts=wants_drafts)
         hidden = self._hidden_states(batch)
         take_in_hidden = self._suspects.watch(batch, hidden)
         prompts = self._prompt_outputs.of(batch, hidden)
         sampled = self._sample_last(batch, hidden, prompts.errors)
+        take_in_sampled = self._with_guesses(batch, hidden, sampled, wants_drafts=wants_drafts)
 
         def wait() -> StepResult:
             take_in_hidden()
-            result = sampled()
+            result = take_in_sampled()
             return msgspec.structs.replace(
                 result,
                 prompt_logprobs=prompts.prompt_logprobs,
@@ -209,6 +214,27 @@ class ModelRunner:
             )
 
         return wait
+
+    def _with_guesses(
+        self, batch: StepBatch, hidden: Tensor | None, sampled: LaunchedSamples, *, wants_drafts: bool
+    ) -> Callable[[], StepResult]:
+        """Begin to guess what follows the sampled tokens, if the model has a head for that and it is used."""
+        if not isinstance(self.drafter, MtpDrafter):
+            return sampled.take_in
+        assert hidden is not None
+        next_ids, positions, context = self._inputs(batch, self._rows.next_tokens(batch.rows, batch.layout))
+        (samples,) = to_device([sampled.places], self._device)
+        if sampled.tokens is not None:
+            next_ids[samples] = sampled.tokens.to(next_ids.dtype)
+        states = StepStates(hidden, next_ids, positions, samples, sampled.request_ids, (sampled.positions + 1).tolist())
+        with step_context(context):
+            keep_guesses = self.drafter.launch(states, wants_guesses=wants_drafts)
+
+        def take_in() -> StepResult:
+            keep_guesses()
+            return sampled.take_in()
+
+        return take_in
 
     def _request(self, new: NewRequest) -> RunningRequest:
         pooled = None if new.sampling.pooling is None else PooledPrompt(new.sampling.pooling)
@@ -242,6 +268,16 @@ class ModelRunner:
             thought = Thought(sampling.thinking, sampling.max_tokens)
             row.matcher = ThoughtMatcher(thought, vocab_size, row.matcher, output)
         return row
+
+    @cached_property
+    def _recorded_hidden(self) -> Tensor:
+        """The hidden states of the last step that was replayed, where there is a head that reads them."""
+        return torch.zeros(
+            padded_size(self._max_num_seqs),
+            self._model.hidden_size,
+            dtype=self._model.causal_lm.dtype,
+            device=self._device,
+        )
 
     @cached_property
     def _grammars(self) -> "GrammarCompiler":
@@ -291,12 +327,18 @@ class ModelRunner:
         tables = self._rows.tables(rows, int(ends.max()))
         return StepBatch(ordered, requests, rows, lay_out(firsts, ends, tables, self._rows.block_size), has_drafts)
 
-    def _decode_logits(self, batch: StepBatch) -> Tensor:
-        """Return (num_seqs, vocab_size) of a step in which each request has one token and samples the next."""
-        logits = None
+    def _decode(self, batch: StepBatch) -> tuple[Tensor | None, Tensor]:
+        """Return hidden states and logits, (num_seqs, ...), where each request has one token and samples the next.
+
+        A replayed step keeps hidden states for a head alone.
+        """
         if self.graphs is not None:
-            logits = self.graphs.logits(self._token_ids(batch), batch.layout, batch.rows, self._adapter_rows(batch))
-        return self._model.logits(self._hidden_states(batch)) if logits is None else logits
+            token_ids, adapter_rows = self._token_ids(batch), self._adapter_rows(batch)
+            logits = self.graphs.logits(token_ids, batch.layout, batch.rows, adapter_rows)
+            if logits is not None:
+                return None if self._model.mtp_head is None else self._recorded_hidden[: len(logits)], logits
+        hidden = self._hidden_states(batch)
+        return hidden, self._model.logits(hidden)
 
     def _token_ids(self, batch: StepBatch) -> NDArray[np.int64]:
         """Return the step's tokens (num_tokens,); -1 - row for one that the host does not know yet."""
@@ -322,15 +364,21 @@ class ModelRunner:
             return ids
         return torch.where(ids < 0, self._history.last_tokens[(-1 - ids).clamp(min=0)], ids)
 
-    def _hidden_states(self, batch: StepBatch) -> Tensor:
-        """Run the model; returns (num_tokens, hidden_size)."""
+    def _inputs(self, batch: StepBatch, token_ids: NDArray[np.int64]) -> tuple[Tensor, Tensor, StepContext]:
+        """Return ids and positions (num_tokens,) on the device, and the context to run a model over them in."""
         layout = batch.layout
-        arrays = [self._token_ids(batch), layout.positions, batch.rows, *layout.cache_arrays]
+        arrays = [token_ids, layout.positions, batch.rows, *layout.cache_arrays]
         ids, positions, state_slots, *cache_tensors = to_device(arrays, self._device)
         rows = self._adapter_rows(batch)
         adapter_rows = None if rows is None else to_device([rows], self._device)[0]
         metas = metadata_of(layout, cache_tensors)
-        with step_context(StepContext(self._attention, metas, adapter_rows=adapter_rows, state_slots=state_slots)):
+        context = StepContext(self._attention, metas, adapter_rows=adapter_rows, state_slots=state_slots)
+        return ids, positions, context
+
+    def _hidden_states(self, batch: StepBatch) -> Tensor:
+        """Run the model; returns (num_tokens, hidden_size)."""
+        ids, positions, context = self._inputs(batch, self._token_ids(batch))
+        with step_context(context):
             return self._model.hidden_states(self._known(ids), positions)
 
     def _compute_logits(
@@ -342,27 +390,32 @@ class ModelRunner:
         adapter_rows: Tensor | None = None,
     ) -> Tensor:
         with step_context(StepContext(self._attention, metas, adapter_rows=adapter_rows, state_slots=state_slots)):
-            return self._model.logits(self._model.hidden_states(self._known(token_ids), positions))
+            hidden = self._model.hidden_states(self._known(token_ids), positions)
+            if self._model.mtp_head is not None:
+                self._recorded_hidden[: len(hidden)].copy_(hidden)
+            return self._model.logits(hidden)
 
-    def _sample_last(self, batch: StepBatch, hidden: Tensor, errors: dict[str, str]) -> Callable[[], StepResult]:
+    def _sample_last(self, batch: StepBatch, hidden: Tensor, errors: dict[str, str]) -> LaunchedSamples:
         """Sample for each request that has reached the end of its tokens and has not failed."""
         both = enumerate(batch.scheduled)
         sampling = [i for i, item in both if item.num_samples and item.request_id not in errors]
         if not sampling:
-            return lambda: StepResult(sampled_token_ids={})
+            return LaunchedSamples.none()
         if batch.has_drafts:
             return self._sample_drafts(batch, sampling, hidden)
         (last,) = to_device([batch.layout.query_start[1:][sampling].astype(np.int64) - 1], self._device)
         return self._sample(batch, sampling, self._model.logits(hidden[last]))
 
-    def _sample(self, batch: StepBatch, sampling: list[int], logits: Tensor) -> Callable[[], StepResult]:
+    def _sample(self, batch: StepBatch, sampling: list[int], logits: Tensor) -> LaunchedSamples:
         """Sample one token for each of those requests of the batch, whose logits these are."""
         rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
         self._masks.wait()
         positions = batch.layout.seq_lens[sampling].astype(np.int64)
         chosen = self._launch_sampler(logits, rows, [request.row for request in requests], positions)
         names = [batch.scheduled[i].request_id for i in sampling]
-        return partial(self._take_in, rows, requests, names, chosen)
+        places = batch.layout.query_start[1:][sampling].astype(np.int64) - 1
+        take_in = partial(self._take_in, rows, requests, names, chosen)
+        return LaunchedSamples(places, names, positions, chosen.tokens, take_in)
 
     def _launch_sampler(
         self, logits: Tensor, slots: NDArray[np.int64], rows: list[SamplingRow], positions: NDArray[np.int64]
@@ -390,23 +443,23 @@ class ModelRunner:
         failed |= self._take_forced(requests, [i for i in taken if i not in failed], token_ids)
         return _sampled_result(names, requests, token_ids, logprobs, failed)
 
-    def _sample_drafts(self, batch: StepBatch, sampling: list[int], hidden: Tensor) -> Callable[[], StepResult]:
+    def _sample_drafts(self, batch: StepBatch, sampling: list[int], hidden: Tensor) -> LaunchedSamples:
         """Sample after the last token of each of those requests, and after each of its drafts."""
         scheduled = [batch.scheduled[i] for i in sampling]
         rows, requests = batch.rows[sampling], [batch.requests[i] for i in sampling]
-        positions = sample_positions([item.num_samples for item in scheduled])
-        ends = batch.layout.query_start[1:][sampling].astype(np.int64)[positions.requests]
-        (index,) = to_device([ends - 1 - positions.behind], self._device)
+        samples = sample_positions([item.num_samples for item in scheduled])
+        ends = batch.layout.query_start[1:][sampling].astype(np.int64)[samples.requests]
+        places = ends - 1 - samples.behind
+        (index,) = to_device([places], self._device)
         logits = self._model.logits(hidden[index])
         self._masks.wait()
+        positions = batch.layout.seq_lens[sampling].astype(np.int64)[samples.requests] - samples.behind
         # Of a request with drafts whichever is kept: its next step is planned when its tokens are known.
-        chosen = self._launch_sampler(
-            logits,
-            rows[positions.requests],
-            [requests[i].row for i in positions.requests.tolist()],
-            batch.layout.seq_lens[sampling].astype(np.int64)[positions.requests] - positions.behind,
-        )
-        return partial(self._take_in_drafts, rows, scheduled, requests, positions, chosen)
+        of_samples = samples.requests.tolist()
+        chosen = self._launch_sampler(logits, rows[samples.requests], [requests[i].row for i in of_samples], positions)
+        names = [scheduled[i].request_id for i in of_samples]
+        take_in = partial(self._take_in_drafts, rows, scheduled, requests, samples, chosen)
+        return LaunchedSamples(places, names, positions, chosen.tokens, take_in)
 
     def _take_in_drafts(
         self,

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orcinus.engine.attention.step_layout import StepLayout
+
 _FIRST_ROWS = 32
 _FIRST_TOKENS = 256
 _FIRST_BLOCKS = 16
@@ -111,6 +113,11 @@ class RequestRows:
         """Return the same, where a position may be the one after a row's last token: that gives -1 - row."""
         self.reserve_tokens(int(positions.max()) + 1)
         return np.where(positions < self.num_tokens[rows], self.tokens(rows, positions), -1 - rows)
+
+    def next_tokens(self, rows: NDArray[np.int64], layout: StepLayout) -> NDArray[np.int64]:
+        """Return the token behind each one of a step of `rows`: where it is not known, some token of the vocabulary."""
+        self.reserve_tokens(int(layout.seq_lens.max()) + 1)
+        return self.tokens(rows[layout.sequences], layout.positions + 1)
 
     def tables(self, rows: NDArray[np.int64], longest: int) -> list[NDArray[np.int32]]:
         """Return (num_rows, max_blocks) of each cache group, as wide as it takes for `longest` tokens."""

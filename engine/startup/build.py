@@ -20,8 +20,10 @@ from orcinus.config.engine_config import EngineConfig, Speculation
 from orcinus.engine.attention.cache import allocate_cache
 from orcinus.engine.attention.interface import KVCacheSpec, PagedLayer
 from orcinus.engine.attention.serving import PagedAttention
+from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library, use_kernels
 from orcinus.engine.messages import EngineInfo
+from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.loader import eos_token_ids, load_causal_lm, sampling_defaults
 from orcinus.engine.models.packed_types import packed_types_of
 from orcinus.engine.models.text_half import text_half_of
@@ -39,6 +41,7 @@ from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.runner.cuda_graphs import CudaRecorder
 from orcinus.engine.runner.drafts import Drafter
 from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.runner.mtp_drafter import MtpDrafter
 from orcinus.engine.runner.past_answers import PastAnswers
 from orcinus.engine.runner.pooling import resolve_pooling
 from orcinus.engine.runner.text_drafter import OwnText, TextDrafter
@@ -259,20 +262,28 @@ def _model_runner(
         max_num_seqs=limits.max_num_seqs,
         num_cache_groups=num_groups,
         runs_ahead=device.type == "cuda",
-        drafter=make_drafter(_speculation(config, served)),
+        drafter=make_drafter(_speculation(config, served), served.model),
         seed=config.seed or 0,
     )
 
 
 def _speculation(config: EngineConfig, served: ServedModel) -> Speculation:
-    """Return the setting; a model with states tries no drafts, as one that is rejected would have changed them."""
+    """Return the setting; a model with states tries no drafts, as one that is rejected would have changed them.
+
+    Raises `ModelLoadError` where the model's MTP head is asked for, and was dropped.
+    """
+    if config.speculation == "mtp" and served.model.mtp_head is None:
+        raise ModelLoadError("speculation=mtp: the checkpoint's MTP head cannot be used: see the log")
     return "off" if served.states or not served.model.has_head else config.speculation
 
 
-def make_drafter(speculation: Speculation) -> Drafter | None:
-    """Return what proposes drafts by this setting."""
+def make_drafter(speculation: Speculation, model: LanguageModel) -> Drafter | None:
+    """Return what proposes drafts for a model by this setting."""
+    if speculation == "mtp":
+        return MtpDrafter(model)
     if speculation == "auto":
-        return TextDrafter([OwnText(), PastAnswers()], _MAX_WEIGHED_DRAFTS)
+        texts = TextDrafter([OwnText(), PastAnswers()], _MAX_WEIGHED_DRAFTS)
+        return texts if model.mtp_head is None else MtpDrafter(model, texts)
     if speculation == "suffix":
         return TextDrafter([PastAnswers()], _MAX_DRAFTS)
     return TextDrafter([OwnText()], _MAX_DRAFTS) if speculation == "ngram" else None
@@ -352,6 +363,7 @@ def _engine_info(
         num_state_snapshots=states.num_snapshots,
         kv_cache_dtype=_name_of(served.stored_dtype),
         speculation=_speculation(config, served),
+        has_mtp_head=served.model.mtp_head is not None,
         warms_grammars=_warms_grammars(config, served),
     )
 

@@ -89,6 +89,8 @@ def _key(config: EngineConfig, causal_lm: Any, library: Library) -> str | None:
         return None
     if identity is None:
         return None
-    numbers = (_FORMAT, identity, config.quantization, str(causal_lm.dtype))
+    numbers: tuple[Any, ...] = (_FORMAT, identity, config.quantization, str(causal_lm.dtype))
+    if hasattr(causal_lm, "mtp_head"):
+        numbers += ("mtp_head",)
     kernels = (source_hash(), library.instruction_set, library.grouped_kernel, library.has_matrix_units)
     return hashlib.sha256(json.dumps(numbers + kernels).encode()).hexdigest()[:32]

@@ -3,6 +3,7 @@
 Every check here holds for models that no list knows, remote code included. These runs are the warm-up too.
 """
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,8 @@ from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.models.own_attention import is_vouched_for, own_attention
 from orcinus.engine.recurrent.states import StatePool
 from orcinus.engine.scheduler.cache_groups import GroupCost
+
+logger = logging.getLogger(__name__)
 
 PROBE_TOKENS = 12
 # Relative error of the logits. Chunks of other sizes round differently, and in low precision a router may tip over.
@@ -68,6 +71,8 @@ def probe_model(
     own = _own_logits(model, device)
     pick_every_key(causal_lm)
     run = _first_run(model, device)
+    if model.mtp_head is not None:
+        run = _with_mtp_run(model, run, device)
     probe = run.attention
     states = [module for module in causal_lm.modules() if isinstance(module, SlotState)]
     if not probe.kv and not states:
@@ -126,6 +131,32 @@ def _first_run(model: LanguageModel, device: torch.device) -> _FirstRun:
     except Exception as error:  # a configuration that its own code cannot run, or code that asks for more
         raise _failed(model, error) from error
     return _FirstRun(logits, probe, calls, expansions)
+
+
+def _with_mtp_run(model: LanguageModel, run: _FirstRun, device: torch.device) -> _FirstRun:
+    """Add what the run of a head for multi-token prediction shows, behind that of the model.
+
+    A head that cannot run so is dropped, as the model does without.
+    """
+    probe, (token_ids, positions) = ProbingAttention(), _probe_tokens(model, device)
+    try:
+        with step_context(StepContext(ProbingAttention())):
+            hidden = model.hidden_states(token_ids, positions)
+        assert model.mtp_head is not None
+        with (
+            step_context(StepContext(probe)),
+            record_layer_calls(model.mtp_head) as calls,
+            record_expansions(model.mtp_head) as expansions,
+        ):
+            states = model.mtp_states(token_ids.roll(-1), hidden, positions)
+        if not bool(torch.isfinite(states).all()):
+            raise ValueError("what it computes is not finite")
+    except Exception as error:
+        model.drop_mtp_head()
+        logger.warning("the checkpoint's MTP head is not used: its first run failed: %s", reason_of(error))
+        return run
+    run.attention.take_in(probe)
+    return replace(run, calls=run.calls | calls, expansions=run.expansions | expansions)
 
 
 def _failed(model: LanguageModel, error: Exception) -> ModelLoadError:

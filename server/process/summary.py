@@ -45,6 +45,7 @@ def start_up_summary(
         **({"Weights": _in_blocks(info)} if info.packed_types else {}),
         "Device": f"{_device(info)}, {_numbers(info)}, attention: {info.attention_backend}",
         **({"Kernels": _NO_KERNELS} if info.lacks_kernels else {}),
+        **({"Drafts": "by the checkpoint's MTP head"} if info.has_mtp_head else {}),
         **({"Engines": _engines(shares)} if shares else {}),
         "Slots": f"{info.max_num_seqs}{' in each engine' if shares else ''}, {info.max_num_batched_tokens:,} tokens a"
         f" step, {info.batching} batching",

@@ -75,7 +75,7 @@ def grammar_cases(rng: random.Random, count: int) -> list[Case]:
 def serve_with(executor: Executor, speculation: Speculation, cases: Sequence[Case]) -> Run:
     info, runner = executor
     core = core_with_few_blocks((msgspec.structs.replace(info, speculation=speculation), runner))
-    runner.drafter = make_drafter(speculation)
+    runner.drafter = make_drafter(speculation, runner._model)
     try:
         run = serve(core, [*cases], random.Random(1), speculation)
     finally:
@@ -157,7 +157,7 @@ def test_a_request_that_another_engine_goes_on_with_gets_the_same_tokens(executo
     cases = [case for case in repeating_cases(random.Random(3), 20) if case.sampling.max_tokens != 1]
     plain = serve_with((info, runner), "off", cases)
     core = core_with_few_blocks((msgspec.structs.replace(info, speculation="ngram"), runner))
-    runner.drafter = make_drafter("ngram")
+    runner.drafter = make_drafter("ngram", runner._model)
     expected = {}
     for i, (case, outcome) in enumerate(zip(cases, plain.outcomes, strict=True)):
         half = outcome.token_ids[: len(outcome.token_ids) // 2]
@@ -191,7 +191,7 @@ def test_the_second_of_two_alike_requests_gets_its_answer_from_the_first_if_they
     prompt = random_tokens(random.Random(11), 20)
     sampling = SamplingParams(max_tokens=40, seed=5, temperature=1.0, ignore_eos=True)
     core = core_with_few_blocks((msgspec.structs.replace(info, speculation="suffix"), runner))
-    runner.drafter = make_drafter("suffix")
+    runner.drafter = make_drafter("suffix", runner._model)
     texts, nums_accepted = [], []
     for name, own_salt in (("first", "one"), ("second", salt)):
         core.add_request(AddRequest(name, prompt, sampling, arrival_time=0.0, cache_salt=own_salt))

@@ -61,6 +61,15 @@ _MLA_MOE: dict[str, Any] = _MLA | {
     "first_k_dense_replace": 1,
     "pad_token_id": 0,
 }
+_GLM4_MOE: dict[str, Any] = _MOE | {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+    "use_qk_norm": True,
+    "routed_scaling_factor": 1.5,
+    "pad_token_id": 0,
+}
 _INDEXED: dict[str, Any] = {"index_topk": 128, "index_n_heads": 2, "index_head_dim": 16}
 _LONGCAT: dict[str, Any] = _MLA_MOE | {
     "num_layers": 2,
@@ -91,6 +100,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("DeepseekV3Config", _MLA_MOE),
     "deepseek_v32": ("DeepseekV32Config", _MLA_MOE | _INDEXED),
     "glm4_moe_lite": ("Glm4MoeLiteConfig", _MLA_MOE),
+    "glm4_moe": ("Glm4MoeConfig", _GLM4_MOE),
     "minicpm3": ("MiniCPM3Config", _MLA),
     "longcat_flash": ("LongcatFlashConfig", _LONGCAT),
     "mbart": (

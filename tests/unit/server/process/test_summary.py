@@ -179,3 +179,9 @@ def test_summary_says_that_a_text_half_is_served() -> None:
     text = start_up_summary(info, load_settings(), port=8000, ready_s=1)
     assert "of Gemma3ForConditionalGeneration: text alone, no images or audio" in text
     assert "text alone" not in start_up_summary(INFO, load_settings(), port=8000, ready_s=1)
+
+
+def test_summary_tells_of_a_head_that_proposes_drafts() -> None:
+    text = start_up_summary(msgspec.structs.replace(INFO, has_mtp_head=True), load_settings(), port=80, ready_s=1.0)
+    assert "Drafts     by the checkpoint's MTP head" in text
+    assert "Drafts" not in start_up_summary(INFO, load_settings(), port=80, ready_s=1.0)

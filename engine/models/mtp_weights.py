@@ -1,0 +1,148 @@
+"""Reads the head for multi-token prediction that a checkpoint may have beside its model; transformers passes over it.
+
+The weights are those of a layer behind the model's last one, and of what is before and behind it. The layer is of the
+class of the model's own layers; embedding and head, of which a checkpoint may have copies there, are the model's.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orcinus.config.engine_config import Speculation
+from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.models.checkpoint import checkpoint_files, read_tensors, tensor_places
+from orcinus.engine.models.language_model import decoder_of
+from orcinus.engine.models.mtp_head import MtpHead
+from orcinus.engine.platform.model_source import ModelSource
+
+logger = logging.getLogger(__name__)
+
+_EXPERT = re.compile(r"(.*mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+# Copies of the model's own weights.
+_SHARED = ("embed_tokens.", "shared_head.head.")
+
+
+class MtpHeadError(Exception):
+    """Says why a checkpoint's head is not used; the message completes "because ..."."""
+
+
+def add_mtp_head(causal_lm: Any, source: ModelSource, speculation: Speculation) -> None:
+    """Make the checkpoint's head a part of the model, if it has one and the setting has a use for it.
+
+    Raises `ModelLoadError` where the setting demands it and it cannot be had.
+    """
+    try:
+        if speculation not in {"mtp", "auto"}:
+            if _places_of_head(source, causal_lm):
+                logger.info("the checkpoint has an MTP head, which --speculation mtp or auto would use")
+            return
+        head = _load_mtp_head(source, causal_lm)
+    except MtpHeadError as error:
+        if speculation == "mtp":
+            raise ModelLoadError(
+                f"speculation=mtp: the checkpoint's MTP head cannot be used, because {error}"
+            ) from None
+        logger.warning("the checkpoint's MTP head is not used, because %s", error)
+        return
+    if head is not None:
+        causal_lm.mtp_head = head
+        logger.info("the checkpoint's MTP head is loaded, and proposes drafts (--speculation %s)", speculation)
+    elif speculation == "mtp":
+        raise ModelLoadError(
+            "speculation=mtp: the checkpoint has no MTP head of the kind of DeepSeek-V3"
+            f" (model.layers.{getattr(causal_lm.config, 'num_hidden_layers', 'N')}.eh_proj.weight); ngram, suffix and"
+            " auto need none"
+        )
+
+
+def _load_mtp_head(source: ModelSource, causal_lm: Any) -> MtpHead | None:
+    """Return the head with its weights, on the model's device; None where the checkpoint has none.
+
+    Raises `MtpHeadError` for weights that do not fit the model's own layers.
+    """
+    places = _places_of_head(source, causal_lm)
+    if not places:
+        return None
+    if getattr(causal_lm.config, "quantization_config", None) is not None:
+        raise MtpHeadError("the checkpoint is quantized")
+    decoder: Any = decoder_of(causal_lm)
+    head = _empty_head(decoder, causal_lm.config)
+    expected = _expected(head, decoder)
+    weights = _joined_experts(read_tensors(places))
+    if different := sorted(weights.keys() ^ expected.keys()):
+        raise MtpHeadError(f"its weights are not those of one of the model's own layers, first {different[0]}")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            shapes = f"{tuple(weight.shape)} and not {tuple(expected[name].shape)}"
+            raise MtpHeadError(f"{name} has the shape {shapes}, as in the model's own layers")
+        weights[name] = weight.to(device=causal_lm.device, dtype=expected[name].dtype)
+    head.load_state_dict(weights, assign=True)
+    return head
+
+
+def _places_of_head(source: ModelSource, causal_lm: Any) -> dict[str, tuple[Path, str]]:
+    """Return where the weights are that a checkpoint has of its first head, by the names that `MtpHead` has."""
+    num_layers = getattr(causal_lm.config, "num_hidden_layers", None)
+    if source.gguf_file is not None or num_layers is None or not hasattr(decoder_of(causal_lm), "rotary_emb"):
+        return {}
+    prefix = f"model.layers.{num_layers}."
+    stored = {name: file for name, file in tensor_places(checkpoint_files(source)) if name.startswith(prefix)}
+    if f"{prefix}eh_proj.weight" not in stored:
+        return {}
+    names = ((_name_in_head(name.removeprefix(prefix)), name) for name in stored)
+    return {own: (stored[name], name) for own, name in names if own is not None}
+
+
+def _name_in_head(name: str) -> str | None:
+    """Return what `MtpHead` calls a weight of the checkpoint's layer; None for what it has from the model."""
+    if name.startswith(_SHARED) or name.endswith("rotary_emb.inv_freq"):
+        return None
+    if name.startswith(("enorm.", "hnorm.", "eh_proj.")):
+        return name
+    return name.removeprefix("shared_head.") if name.startswith("shared_head.norm.") else f"layer.{name}"
+
+
+def _empty_head(decoder: Any, config: Any) -> MtpHead:
+    """Return a head without weights, whose layer is of the class and the kind of the model's last one."""
+    last: Any = decoder.layers[-1]
+    with torch.device("meta"):
+        layer = type(last)(config, config.num_hidden_layers - 1)
+        norm_class = type(last.input_layernorm)
+        return MtpHead(layer, norm_class, decoder.rotary_emb, config.hidden_size, config.rms_norm_eps)
+
+
+def _expected(head: MtpHead, decoder: Any) -> dict[str, Tensor]:
+    """Return tensors of the shapes that the head's weights must have, and of the numbers that the model has them in."""
+    of_layer = {f"layer.{name}": weight for name, weight in decoder.layers[-1].state_dict().items()}
+    dtype = decoder.norm.weight.dtype
+    return {name: of_layer.get(name, weight.to(dtype)) for name, weight in head.state_dict().items()}
+
+
+def _joined_experts(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with those of experts, which a checkpoint has one by one, as transformers' classes have them.
+
+    These are (num_experts, 2 * width, hidden_size), gates before what they gate, and (num_experts, hidden_size, width).
+    """
+    found = {name: match for name in weights if (match := _EXPERT.fullmatch(name))}
+    joined = {name: weight for name, weight in weights.items() if name not in found}
+    for module in dict.fromkeys(match[1] for match in found.values()):
+        numbers = sorted({int(match[2]) for match in found.values() if match[1] == module})
+        try:
+            joined[f"{module}.gate_up_proj"] = torch.stack(
+                [_of_expert(weights, module, number, ("gate_proj", "up_proj")) for number in numbers]
+            )
+            joined[f"{module}.down_proj"] = torch.stack(
+                [_of_expert(weights, module, number, ("down_proj",)) for number in numbers]
+            )
+        except KeyError as error:
+            raise MtpHeadError(f"the checkpoint lacks {error.args[0]}") from error
+    return joined
+
+
+def _of_expert(weights: dict[str, Tensor], module: str, number: int, parts: Iterable[str]) -> Tensor:
+    return torch.cat([weights[f"{module}.{number}.{part}.weight"] for part in parts])
