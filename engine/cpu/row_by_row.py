@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from orcinus.engine.attention.native_backend import NATIVE_DTYPES
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.kernels.structures import PlainProduct
-from orcinus.engine.platform.lean_imports import complete_torch
 
 # Numbers that no vectorized loop has a rest of, however wide its vectors and however often it is unrolled.
 _WHOLE_VECTORS = 256
@@ -40,7 +39,6 @@ class RowByRow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, library: Library | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        complete_torch()
         self._multiply = Multiply(library)
         self._handlers: dict[Any, Callable[..., Any]] = {}
 

@@ -21,7 +21,6 @@ from orcinus.engine.models.bare import bare_architecture, with_prefix
 from orcinus.engine.models.gguf_file import read_gguf_weights
 from orcinus.engine.models.quantized_checkpoint import find_quantized, put_in
 from orcinus.engine.models.text_half import decoder_prefix, names_in_checkpoint
-from orcinus.engine.platform.lean_imports import complete_torch
 from orcinus.engine.platform.memory import MappedFiles
 from orcinus.engine.platform.model_source import ModelSource, gguf_path
 
@@ -87,7 +86,6 @@ def _read_quantized(
             return None
         del causal_lm
         logger.warning("weights of the checkpoint are dequantized: their names are not the model's own")
-        complete_torch()
         causal_lm = model_class.from_pretrained(
             None,
             config=plain_config,

@@ -28,7 +28,7 @@ from orcinus.engine.models.mtp_weights import add_mtp_head
 from orcinus.engine.models.own_attention import has_interface, is_vouched_for
 from orcinus.engine.models.text_half import causal_class, drop_towers, key_mapping, new_text_half, settle_text_config
 from orcinus.engine.platform.device import cpu_has_bfloat16
-from orcinus.engine.platform.lean_imports import complete_torch, wait_for_transformers
+from orcinus.engine.platform.lean_imports import wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, model_source
 from orcinus.engine.recurrent.binding import bind_recurrent_layers, has_recurrence
 from orcinus.engine.sampling_params import SamplingParams
@@ -174,7 +174,6 @@ def _from_pretrained(
     renamed: dict[str, str] | None = None,
 ) -> Any:
     """transformers' own way, which converts, dequantizes and joins files as a checkpoint needs it."""
-    complete_torch()
     options: dict[str, Any] = _gguf_options(source.gguf_file) if source.gguf_file else {"use_safetensors": True}
     if renamed:
         options["key_mapping"] = renamed

@@ -13,7 +13,6 @@ from torch import nn
 
 from orcinus.engine.attention.serving import ATTENTION_NAME
 from orcinus.engine.models.language_model import decoder_of
-from orcinus.engine.platform.lean_imports import complete_torch
 
 Shapes = Mapping[str, tuple[int, ...]]
 _OF_WHOLE = "multimodal_architecture"  # where a text configuration notes the class that it is a part of
@@ -59,7 +58,6 @@ def new_text_half(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
     with no_init_weights():
         if text_config is config:
             return model_class._from_config(config, **options)
-        complete_torch()
         with torch.device("meta"):
             whole = model_class._from_config(config, **options)
         described: Any = decoder_of(whole)

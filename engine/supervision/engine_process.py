@@ -243,9 +243,8 @@ def _build_executor(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     limit_spinning()
     if config.share is not None:
         take_share(config.share)
-    from orcinus.engine.platform.lean_imports import import_torch, import_transformers
+    from orcinus.engine.platform.lean_imports import import_transformers
 
-    import_torch()
     import_transformers()
     from orcinus.engine.startup.build import build_executor
 

@@ -196,9 +196,8 @@ def _rotated(strategies: Sequence[Strategy], by: int) -> list[Strategy]:
 
 def _load_model(config: EngineConfig) -> tuple[EngineInfo, Executor]:
     limit_spinning()
-    from orcinus.engine.platform.lean_imports import import_torch, import_transformers
+    from orcinus.engine.platform.lean_imports import import_transformers
 
-    import_torch()
     import_transformers()
     from orcinus.engine.startup.build import build_executor
 
