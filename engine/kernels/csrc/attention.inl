@@ -12,11 +12,24 @@
 
 // ---- what differs between kinds of numbers
 
-INLINE u32x16 load_lanes(const uint32_t* p) {
-    u32x16 x;
-    __builtin_memcpy(&x, p, sizeof x);
-    return x;
-}
+INLINE u32x16 load_lanes(const uint32_t* p) { return bits_as<u32x16>(load(reinterpret_cast<const float*>(p))); }
+
+// What products keep in registers: vectors of 16 lanes, or of the 8 that AVX2 has, which compilers do not split well.
+#if AVX2 && !AVX512
+typedef f32x8 Accumulator;
+typedef u32x8 Bits;
+typedef uint32_t StoredBits __attribute__((vector_size(32), aligned(4), may_alias));
+#else
+typedef f32x16 Accumulator;
+typedef u32x16 Bits;
+typedef uint32_t StoredBits __attribute__((vector_size(64), aligned(4), may_alias));
+#endif
+typedef float StoredAccumulator __attribute__((vector_size(sizeof(Accumulator)), aligned(4), may_alias));
+const int ACCUMULATOR_LANES = sizeof(Accumulator) / 4, PIECES = WIDTH / ACCUMULATOR_LANES;
+
+INLINE Bits load_bits(const uint32_t* p) { return *reinterpret_cast<const StoredBits*>(p); }
+INLINE Accumulator load_accumulator(const float* p) { return *reinterpret_cast<const StoredAccumulator*>(p); }
+INLINE void store_accumulator(float* p, Accumulator x) { *reinterpret_cast<StoredAccumulator*>(p) = x; }
 
 // The cache has lanes of PER_LANE numbers; queries and weights have been packed into `Packed`.
 struct Floats {
@@ -25,8 +38,8 @@ struct Floats {
     static const int PER_LANE = 1;
     static const bool BY_UNITS = false;
 
-    static INLINE f32x16 multiply(f32x16 sum, const float* x, const uint32_t* lanes) {
-        return *x * bits_as<f32x16>(load_lanes(lanes)) + sum;
+    static INLINE Accumulator multiply(Accumulator sum, const float* x, const uint32_t* lanes) {
+        return *x * bits_as<Accumulator>(load_bits(lanes)) + sum;
     }
 
     // 0 or, where a number is not finite, NaN.
@@ -42,10 +55,10 @@ struct WidenedPairs {
     static INLINE f32x16 first(u32x16 pairs) { return bits_as<f32x16>(pairs << 16); }
     static INLINE f32x16 second(u32x16 pairs) { return bits_as<f32x16>(pairs & 0xffff0000u); }
 
-    static INLINE f32x16 multiply(f32x16 sum, const float* x, const uint32_t* lanes) {
-        const u32x16 pairs = load_lanes(lanes);
-        const f32x16 half = x[0] * first(pairs) + sum;
-        return x[1] * second(pairs) + half;
+    static INLINE Accumulator multiply(Accumulator sum, const float* x, const uint32_t* lanes) {
+        const Bits pairs = load_bits(lanes);
+        const Accumulator half = x[0] * bits_as<Accumulator>(pairs << 16) + sum;
+        return x[1] * bits_as<Accumulator>(pairs & 0xffff0000u) + half;
     }
 
     static INLINE f32x16 poison(const uint32_t* lanes) {
@@ -175,32 +188,35 @@ template <class A> bool is_finite(const Tile& tile, long first_lane, long end_la
 template <class A, int R, int N>
 INLINE void score_block(const typename A::Packed* query, long lanes, const uint32_t* const* keys, long stride,
                         float* scores) {
-    f32x16 s[R][N];
-    const uint32_t* at[N];
+    const int M = N * PIECES;
+    Accumulator s[R][M];
+    const uint32_t* at[M];
     UNROLL
-    for (int i = 0; i < N; i++) at[i] = keys[i];
+    for (int i = 0; i < M; i++) at[i] = keys[i / PIECES] + i % PIECES * ACCUMULATOR_LANES;
     UNROLL
     for (int r = 0; r < R; r++)
         UNROLL
-        for (int i = 0; i < N; i++) s[r][i] = f32x16{};
+        for (int i = 0; i < M; i++) s[r][i] = Accumulator{};
     for (long k = 0; k < lanes; k++)
         UNROLL
         for (int r = 0; r < R; r++)
             UNROLL
-            for (int i = 0; i < N; i++)
+            for (int i = 0; i < M; i++)
                 s[r][i] = A::multiply(s[r][i], query + (r * lanes + k) * A::PER_LANE, at[i] + k * stride);
     UNROLL
     for (int r = 0; r < R; r++)
         UNROLL
-        for (int i = 0; i < N; i++) store(scores + r * TILE + WIDTH * i, s[r][i]);
+        for (int i = 0; i < M; i++) store_accumulator(scores + r * TILE + ACCUMULATOR_LANES * i, s[r][i]);
 }
 
 template <class A, int R> void score_rows(const typename A::Packed* query, long rows, long lanes, const Tile& tile,
                                           float* scores) {
-    const long step = TILE_VECTORS, first = tile.first / WIDTH / step * step;
+    // What a step over the dimension reads of keys lies together: of few rows, those of as many keys as registers hold.
+    const int N = R <= 2 && TILE_VECTORS < GROUPS ? 2 * TILE_VECTORS : TILE_VECTORS;
+    const long step = N, first = tile.first / WIDTH / step * step;
     for (; rows >= R; rows -= R, query += R * lanes * A::PER_LANE, scores += R * TILE)
         for (long group = first; group * WIDTH < tile.end; group += step)
-            score_block<A, R, TILE_VECTORS>(query, lanes, tile.keys + group, tile.key_stride, scores + group * WIDTH);
+            score_block<A, R, N>(query, lanes, tile.keys + group, tile.key_stride, scores + group * WIDTH);
     if constexpr (R > 1)
         if (rows > 0) score_rows<A, R - 1>(query, rows, lanes, tile, scores);
 }
@@ -210,11 +226,12 @@ template <class A, int R, int N>
 INLINE void sum_block(const typename A::Packed* weights, const Tile& tile, long first_lane, long end_lane, long d,
                       float* sums, long padded) {
     const long per_group = WIDTH / A::PER_LANE;
-    f32x16 s[R][N];
+    const int M = N * PIECES;
+    Accumulator s[R][M];
     UNROLL
     for (int r = 0; r < R; r++)
         UNROLL
-        for (int i = 0; i < N; i++) s[r][i] = load(sums + r * padded + WIDTH * i);
+        for (int i = 0; i < M; i++) s[r][i] = load_accumulator(sums + r * padded + ACCUMULATOR_LANES * i);
     for (long lane = first_lane; lane < end_lane;) {
         const uint32_t* values = value_lanes<A>(tile, lane) + d;
         const long end = least(end_lane, (lane / per_group + 1) * per_group);
@@ -222,13 +239,13 @@ INLINE void sum_block(const typename A::Packed* weights, const Tile& tile, long 
             UNROLL
             for (int r = 0; r < R; r++)
                 UNROLL
-                for (int i = 0; i < N; i++)
-                    s[r][i] = A::multiply(s[r][i], weights + r * TILE + lane * A::PER_LANE, values + WIDTH * i);
+                for (int i = 0; i < M; i++)
+                    s[r][i] = A::multiply(s[r][i], weights + r * TILE + lane * A::PER_LANE, values + ACCUMULATOR_LANES * i);
     }
     UNROLL
     for (int r = 0; r < R; r++)
         UNROLL
-        for (int i = 0; i < N; i++) store(sums + r * padded + WIDTH * i, s[r][i]);
+        for (int i = 0; i < M; i++) store_accumulator(sums + r * padded + ACCUMULATOR_LANES * i, s[r][i]);
 }
 
 template <class A, int R> void sum_rows(const typename A::Packed* weights, long rows, const Tile& tile, long first_lane,

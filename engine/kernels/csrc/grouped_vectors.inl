@@ -131,12 +131,6 @@ INLINE Ints add_scaled(Ints to, Ints sum, Ints part) { return _mm256_add_epi32(t
 
 #endif
 
-INLINE f32x16 joined(__m256 low, __m256 high) {
-    f32x16 x;
-    __builtin_memcpy(&x, &low, sizeof low);
-    __builtin_memcpy(reinterpret_cast<char*>(&x) + sizeof low, &high, sizeof high);
-    return x;
-}
 INLINE f32x16 fused(f32x16 a, f32x16 b, f32x16 c) {
     const Halves<f32x16, f32x8> x(a), y(b), z(c);
     return joined(fused(x.low, y.low, z.low), fused(x.high, y.high, z.high));

@@ -216,7 +216,6 @@ INLINE i32x16 dot_words(u32x16 a, u32x16 b) {
 #if AVX512
     return reinterpret_cast<i32x16>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 #elif AVX2
-    typedef uint32_t u32x8 __attribute__((vector_size(32)));
     const Halves<u32x16, u32x8> x(a), y(b);
     const __m256i both[2] = {
         _mm256_madd_epi16(reinterpret_cast<__m256i>(x.low), reinterpret_cast<__m256i>(y.low)),

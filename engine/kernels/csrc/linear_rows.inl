@@ -1,19 +1,6 @@
 // Rows before a product and behind it, and weights as they are packed, for one instruction set: AVX-512 or AVX2. linear.cpp
 // includes this file behind rows.inl.
 
-typedef uint32_t u32x16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
-
-// Sixteen integers of 32 bits as floats.
-INLINE f32x16 floats_of(u32x16 x) {
-#if AVX512
-    return reinterpret_cast<f32x16>(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(x)));
-#else
-    const __m256i* parts = reinterpret_cast<const __m256i*>(&x);
-    const __m256 both[2] = {_mm256_cvtepi32_ps(parts[0]), _mm256_cvtepi32_ps(parts[1])};
-    return load(reinterpret_cast<const float*>(both));
-#endif
-}
-
 // The nearest integers, as words of 16 bits.
 INLINE __m256i words_of(f32x16 x) {
 #if AVX512
@@ -25,16 +12,30 @@ INLINE __m256i words_of(f32x16 x) {
 #endif
 }
 
+// Integers that a tile has come to, less what is to be taken off if that is not null, as floats.
+INLINE f32x16 floats_of(const uint32_t* sums, const int32_t* less) {
+#if AVX512
+    __m512i x = _mm512_loadu_si512(sums);
+    if (less) x = _mm512_sub_epi32(x, _mm512_loadu_si512(less));
+    return reinterpret_cast<f32x16>(_mm512_cvtepi32_ps(x));
+#else
+    f32x8 parts[2];
+    for (int i = 0; i < 2; i++) {
+        __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + 8 * i));
+        if (less) x = _mm256_sub_epi32(x, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(less + 8 * i)));
+        parts[i] = reinterpret_cast<f32x8>(_mm256_cvtepi32_ps(x));
+    }
+    return joined(parts[0], parts[1]);
+#endif
+}
+
 // What a tile has come to, as numbers, for columns c to c + 16 of one row.
 INLINE f32x16 result(const Linear& linear, const Rows& rows, long row, long column, const uint32_t* sums) {
     f32x16 x;
-    if (linear.is_int8) {
-        u32x16 integers = *reinterpret_cast<const u32x16_unaligned*>(sums);
-        if (!is_widened(linear)) integers -= *reinterpret_cast<const u32x16_unaligned*>(linear.sums + column);
-        x = floats_of(integers) * load(linear.scales + column) * rows.scales[row];
-    } else {
+    if (linear.is_int8)
+        x = floats_of(sums, is_widened(linear) ? nullptr : linear.sums + column) * load(linear.scales + column) * rows.scales[row];
+    else
         x = load(reinterpret_cast<const float*>(sums));
-    }
     return linear.bias ? x + load(linear.bias + column) : x;
 }
 

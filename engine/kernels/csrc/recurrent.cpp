@@ -77,6 +77,7 @@ namespace generic {
 
 #if defined(__x86_64__)
 
+#define AVX2 1
 BEGIN_TARGET("avx2,fma")
 namespace avx2 {
 #define BLOCK_VECTORS 1

@@ -71,11 +71,11 @@ INLINE void write(bf16* p, long count, f32x16 x) {
 
 #endif
 
-INLINE f32x16 magnitude(f32x16 x) { return x < 0.0f ? -x : x; }
+INLINE f32x16 magnitude(f32x16 x) { return bits_as<f32x16>(bits_as<u32x16>(x) & 0x7fffffffu); }
 
 INLINE f32x16 exp_of_negated(f32x16 x) {
     const f32x16 bottom = splat(-88.0f);  // below, exp(-x) is beyond float32
-    return exp_of(x < bottom ? -bottom : -x);
+    return exp_of(-larger(bottom, x));
 }
 
 INLINE f32x16 sigmoid(f32x16 x) { return 1.0f / (1.0f + exp_of_negated(x)); }

@@ -123,6 +123,7 @@ namespace generic {
 
 #if defined(__x86_64__)
 
+#define AVX2 1
 BEGIN_TARGET("avx2,fma")
 namespace avx2 {
 #include "sampler.inl"

@@ -10,14 +10,43 @@ INLINE f32x16 splat(float x) { return f32x16{} + x; }
 // Without a sum that a compiler cannot leave out.
 INLINE f32x16 each(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
+#if AVX2 && !AVX512
+// Compilers make a vector of 16 lanes of two by way of memory, number by number: what matters is done in halves.
+INLINE f32x16 joined(f32x8 low, f32x8 high) {
+    f32x16 x;
+    __builtin_memcpy(&x, &low, sizeof low);
+    __builtin_memcpy(reinterpret_cast<char*>(&x) + sizeof low, &high, sizeof high);
+    return x;
+}
+
+INLINE f32x16 load(const float* p) {
+    return joined(reinterpret_cast<f32x8>(_mm256_loadu_ps(p)), reinterpret_cast<f32x8>(_mm256_loadu_ps(p + 8)));
+}
+
+INLINE void store(float* p, f32x16 x) {
+    const Halves<f32x16, f32x8> parts(x);
+    _mm256_storeu_ps(p, reinterpret_cast<__m256>(parts.low));
+    _mm256_storeu_ps(p + 8, reinterpret_cast<__m256>(parts.high));
+}
+#else
 INLINE f32x16 load(const float* p) { return *reinterpret_cast<const f32x16_unaligned*>(p); }
 
 INLINE void store(float* p, f32x16 x) { *reinterpret_cast<f32x16_unaligned*>(p) = x; }
+#endif
+
+#if AVX2 && !AVX512
+INLINE f32x8 widen_half(const bf16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return reinterpret_cast<f32x8>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+#endif
 
 INLINE f32x16 widen(const bf16* p) {
 #if AVX512
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return reinterpret_cast<f32x16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+#elif AVX2
+    return joined(widen_half(p), widen_half(p + 8));
 #else
     const u16x16 raw = *reinterpret_cast<const u16x16_unaligned*>(p);
     return bits_as<f32x16>(__builtin_convertvector(raw, u32x16) << 16);
@@ -49,7 +78,14 @@ INLINE float sum_of(f32x16 x) {
     return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
-INLINE f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+INLINE f32x16 larger(f32x16 a, f32x16 b) {
+#if AVX2 && !AVX512
+    const Halves<f32x16, f32x8> x(a), y(b);
+    return joined(x.low > y.low ? x.low : y.low, x.high > y.high ? x.high : y.high);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 INLINE float max_of(f32x16 x) {
     const Halves<f32x16, f32x8> h16(x);
@@ -59,22 +95,31 @@ INLINE float max_of(f32x16 x) {
     return a > b ? a : b;
 }
 
-// exp to about 2 units in the last place; 0 below -87, and NaN stays NaN.
-INLINE f32x16 exp_of(f32x16 x) {
-    const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    const f32x16 shifted = x * 1.44269504f + shift;
-    const f32x16 n = shifted - shift;
-    const f32x16 r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    f32x16 p = splat(1.9875691500e-4f);
+template <class Floats, class Bits> INLINE Floats exp_of_lanes(Floats x) {
+    const Floats shift = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const Floats shifted = x * 1.44269504f + shift;
+    const Floats n = shifted - shift;
+    const Floats r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    Floats p = Floats{} + 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    const u32x16 scaled = bits_as<u32x16>(p) + (bits_as<u32x16>(shifted) << 23);
-    const f32x16 y = x == x ? bits_as<f32x16>(scaled) : x;
-    return x < -87.0f ? f32x16{} : y;
+    const Bits scaled = bits_as<Bits>(p) + (bits_as<Bits>(shifted) << 23);
+    const Floats y = x == x ? bits_as<Floats>(scaled) : x;
+    return x < -87.0f ? Floats{} : y;
+}
+
+// exp to about 2 units in the last place; 0 below -87, and NaN stays NaN.
+INLINE f32x16 exp_of(f32x16 x) {
+#if AVX2 && !AVX512
+    const Halves<f32x16, f32x8> parts(x);
+    return joined(exp_of_lanes<f32x8, u32x8>(parts.low), exp_of_lanes<f32x8, u32x8>(parts.high));
+#else
+    return exp_of_lanes<f32x16, u32x16>(x);
+#endif
 }
 
 // log(1 + exp(x)), by log(1 + u) = 2 artanh(u / (2 + u)) for u = exp(-|x|); to about 3 units in the last place.
