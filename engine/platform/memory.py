@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,6 +18,7 @@ import torch
 _HUGE_PAGE = 2 * 2**20
 _MADV_DONTNEED = 4
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
+_REST = 3  # times as long as populating a piece took
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # of glibc, which adjusts its own up to that
 
@@ -41,7 +43,8 @@ def populate(tensors: Sequence[torch.Tensor]) -> threading.Thread:
     """Start a thread that has the system give the memory of all tensors, the front of each first.
 
     Otherwise a step that is the first to write to many pages waits for all of them, and a machine that has less than
-    was reserved finds out under load.
+    was reserved finds out under load. The thread rests most of the time: steps need the cores that it would take, for half a
+    minute where a virtual machine gets its memory from the host only now.
     """
     thread = threading.Thread(target=_populate, args=(list(tensors),), name="populate", daemon=True)
     thread.start()
@@ -54,10 +57,12 @@ def _populate(tensors: list[torch.Tensor]) -> None:
         return
     for offset in range(0, max((tensor.nbytes for tensor in tensors), default=0), _HUGE_PAGE):
         for tensor in tensors:
+            began = time.monotonic()
             first = (tensor.data_ptr() + offset) // mmap.PAGESIZE * mmap.PAGESIZE
             size = min(_HUGE_PAGE, tensor.nbytes - offset)
             if size > 0 and advise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_POPULATE_WRITE) != 0:
                 return  # a system that cannot do it beforehand does it when the memory is written to
+            time.sleep(_REST * (time.monotonic() - began))
 
 
 @contextmanager

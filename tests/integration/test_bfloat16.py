@@ -19,6 +19,7 @@ from orcinus.engine.frontend.llm import LLM
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.models.loader import multiplies_bfloat16
+from orcinus.engine.platform.device import cpu_has_bfloat16
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup import cpu_layout
 from orcinus.engine.startup.build import build_executor
@@ -84,7 +85,7 @@ def single_linears(monkeypatch: pytest.MonkeyPatch) -> set[type[nn.Module]]:
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> set[type[nn.Module]]:
     for module in (choice, cpu_layout):
         monkeypatch.setattr(module, "load_library", lambda: None)
-    return {PackedLinear}
+    return {PackedLinear} if cpu_has_bfloat16() else set()
 
 
 @pytest.mark.parametrize(

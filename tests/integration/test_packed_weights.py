@@ -139,7 +139,9 @@ def test_other_kernels_have_weights_of_their_own(
 ) -> None:
     model = model_of("llama")
     start(model, tmp_path, "int4")
+    best = kernels_in_use()
     use_kernels(kernels)
+    are_others = kernels_in_use() != best
     try:
         wanted = answers(start(model, tmp_path, "int4"))
         packed.clear()
@@ -147,7 +149,13 @@ def test_other_kernels_have_weights_of_their_own(
         assert packed == []
     finally:
         use_kernels("amx")
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 1 + are_others
+
+
+def kernels_in_use() -> tuple[object, ...]:
+    library = load_library()
+    assert library is not None
+    return library.instruction_set, library.grouped_kernel, library.has_matrix_units
 
 
 def test_weights_in_another_arrangement_are_multiplied_as_they_are(
@@ -156,7 +164,7 @@ def test_weights_in_another_arrangement_are_multiplied_as_they_are(
     """They are rounded once: no native layer packs anew what has been packed for others."""
     monkeypatch.setattr(packed_weights, "_key", lambda *_: "key")
     model = model_of("llama")
-    use_kernels("avx2")
+    use_kernels("generic")  # without native layers
     try:
         first: Any = start(model, tmp_path, "int4")[1]._model.causal_lm
     finally:
