@@ -105,6 +105,7 @@ class Bench:
             self.facts[arm.name] = running.facts
             for load in self.warm_ups:
                 running.run(load.items(self._vocab_size, arm.name), load)
+            running.settle()
             running.hold()
             yield running
         self.starts.append(Start(arm=arm.name, startup_s=running.startup_s, peak_bytes=running.peak_bytes))

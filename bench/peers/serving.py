@@ -34,6 +34,8 @@ _POLL_S = 0.02
 _START_TIMEOUT_S = 900.0
 _REQUEST_TIMEOUT_S = 900.0
 _STOP_TIMEOUT_S = 30.0
+# An arm that takes no more than so many cores for so long has settled.
+_QUIET_CORES, _QUIET_S, _LONGEST_SETTLING_S = 0.05, 2.0, 60.0
 # What a shell may have set for one of the arms, or for the threads of some: none gets it but by its own arguments.
 _NOT_INHERITED = ("OMP_", "KMP_", "GOMP_", "MKL_", "OV_", "ORCINUS_", "VLLM_")
 
@@ -94,6 +96,15 @@ class RunningArm:
         with Watch(self.process) as watch:
             run = self._driven.run(items, load)
         return run, watch
+
+    def settle(self) -> None:
+        """Wait until it has done what it does behind the scenes once it is ready, or for a minute."""
+        end_s = time.monotonic() + _LONGEST_SETTLING_S
+        while time.monotonic() < end_s:
+            with Watch(self.process) as watch:
+                time.sleep(_QUIET_S)
+            if watch.arm_cores < _QUIET_CORES:
+                return
 
     def hold(self) -> None:
         """Take no CPU until `resume`."""

@@ -43,7 +43,7 @@ def populate(tensors: Sequence[torch.Tensor]) -> threading.Thread:
     """Start a thread that has the system give the memory of all tensors, the front of each first.
 
     Otherwise a step that is the first to write to many pages waits for all of them, and a machine that has less than
-    was reserved finds out under load. The thread rests most of the time: steps need the cores that it would take, half a
+    was reserved finds out under load. The thread rests most of the time: steps need the cores it would take, half a
     minute where a virtual machine gets its memory from the host only now.
     """
     thread = threading.Thread(target=_populate, args=(list(tensors),), name="populate", daemon=True)
