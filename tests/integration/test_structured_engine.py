@@ -343,6 +343,7 @@ class Neighbour:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_bombs_fail_alone_and_the_others_go_on() -> None:
     """One is refused by the gate; another, which got past it, fails in the engine. Their neighbour streams on."""
     async with running_engine() as engine, Neighbour(engine) as neighbour:
