@@ -34,10 +34,10 @@ _EXPONENTS_OF_BLOCK = 8
 class GroupForm:
     """Says what the values of a weight stand for: `scale * (value - zero) - offset`.
 
-    A table has the values of four bits in place of their numbers. A scale is a float16 of its group; an integer of 8
-    bits with a sign times a float16 of 256 inputs (and an offset one without a sign); 2 to the power of a byte less
-    127; or an integer of -15 to 15 times a float32 of the whole column. `value - zero` must fit into 8 bits, with a
-    sign.
+    Values are stored in `bits`, and those of 8 are below 2 to the power of `value_bits`. A table has the values of four
+    bits in place of their numbers. A scale is a float16 of its group; an integer of 8 bits with a sign times a float16
+    of 256 inputs (and an offset one without a sign); 2 to the power of a byte less 127; or an integer of -15 to 15
+    times a float32 of the whole column. `value - zero` must fit into 8 bits, with a sign.
     """
 
     bits: Literal[4, 8]
@@ -46,6 +46,7 @@ class GroupForm:
     scales: Literal["float16", "two-level", "exponent", "column"] = "float16"
     has_offsets: bool = False
     table: tuple[int, ...] | None = None
+    value_bits: int = 8
 
     def __post_init__(self) -> None:
         assert self.table is None or (self.bits == 4 and len(self.table) == 16)
@@ -285,6 +286,7 @@ class GroupedWeight:
         return structures.Groups(
             table=None if self._table is None else addressof(self._table),
             bits=form.bits,
+            value_bits=max(form.table).bit_length() if form.table else min(form.bits, form.value_bits),
             size=form.size,
             zero=form.zero,
             scales=_SCALES.index(form.scales),

@@ -85,6 +85,7 @@ class Groups(ctypes.Structure):
     _fields_ = (
         ("table", c_void_p),
         ("bits", c_int64),
+        ("value_bits", c_int64),
         ("size", c_int64),
         ("zero", c_int64),
         ("scales", c_int64),

@@ -27,8 +27,9 @@ const long MOST_COLUMN_PART = 15;  // of an integer times a float32 of the colum
 extern "C" {
 
 // The form of a weight whose element is `scale * (value - zero) - offset`, with a scale, and perhaps an offset, for each
-// column and each group of `size` (16 or 32) inputs. Values have `bits` (4 or 8); four of 4 bits may stand for what a table
-// has at their place. `zero` is such that value - zero fits into 8 bits with a sign. Scales by exponents have no offsets.
+// column and each group of `size` (16 or 32) inputs. Values are stored in `bits` (4 or 8); those of 4 bits may stand for what
+// a table has at their place. They are below 2 to the power of `value_bits`, and `zero` is such that value - zero fits into 8
+// bits with a sign. Scales by exponents have no offsets.
 //
 // Scales by integers of a column's have neither offsets nor a table, 4 bits, and 8 as zero: a value less 8, times its integer,
 // fits into 8 bits, so that integers are summed over all inputs of a row, which has one scale then, too.
@@ -40,7 +41,7 @@ extern "C" {
 // PANEL, 4); of 4 bits two lanes share one, the first half of a group's lanes in the low bits.
 struct Groups {
     const uint8_t* table;  // 16 values, or null
-    int64_t bits, size, zero, scales, has_offsets, kernel;
+    int64_t bits, value_bits, size, zero, scales, has_offsets, kernel;
 };
 
 // Rows of a weight (count, in) as values of a byte each, with their scales as above: float16 (count, blocks), bytes

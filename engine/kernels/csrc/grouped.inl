@@ -8,7 +8,7 @@
 #if AVX512
 const long TILE_ROWS = 8;
 #elif AVX2
-const long TILE_ROWS = 2;
+const long TILE_ROWS = 4;
 #else
 const long TILE_ROWS = 1;
 #endif
@@ -17,37 +17,54 @@ const long TILE_ROWS = 1;
 const long FETCHING_ROWS = 4, FETCHED_AHEAD = 8192;
 
 // How values are stored, and what a group of them needs.
-template <int BITS_OF_ONE, int LANES_OF_GROUP, bool BY_TABLE, bool WITH_OFFSETS, bool BY_COLUMN = false> struct Mode {
+template <int BITS_OF_ONE, int LANES_OF_GROUP, Size SIZE_OF_ONE, bool BY_TABLE, bool WITH_OFFSETS, bool BY_COLUMN = false>
+struct Mode {
     static const int BITS = BITS_OF_ONE, GROUP_LANES = LANES_OF_GROUP;
-    static const bool HAS_TABLE = BY_TABLE, HAS_OFFSETS = WITH_OFFSETS, ARE_SMALL = BITS_OF_ONE == 4 && !BY_TABLE;
-    static const bool OF_COLUMNS = BY_COLUMN;
+    static const Size SIZE = SIZE_OF_ONE;
+    static const bool HAS_TABLE = BY_TABLE, HAS_OFFSETS = WITH_OFFSETS, OF_COLUMNS = BY_COLUMN;
 };
 
-// The sums of a group's integers, of NUM_ROWS rows `stride` words apart from `row` on.
-template <class M, int NUM_ROWS> struct GroupSums {
-    Ints at[NUM_ROWS][VECTORS];
+const int64_t BITS_BELOW_64 = 6;
+
+// The same, as far as a compiler knows another one: it loads again what lies there, for which there are no registers.
+INLINE const uint32_t* anew(const uint32_t* p) {
+    __asm__("" : "+r"(p));
+    return p;
+}
+
+// The sums of a group's integers, of NUM_ROWS rows `stride` words apart from `lanes` on, for some vectors of columns. Where scales
+// are integers of a column's, they fit into 16 bits, and may be in two halves of those.
+template <class M, int NUM_ROWS, int NUM_VECTORS> struct GroupSums {
+    Ints at[NUM_ROWS][NUM_VECTORS];
 
     INLINE GroupSums(const char* values, const uint32_t* lanes, const int32_t* start, long stride, const Table& table) {
         UNROLL for (int m = 0; m < NUM_ROWS; m++)
-            UNROLL for (int v = 0; v < VECTORS; v++) at[m][v] = first_sum<M::ARE_SMALL>(start + m * stride);
-        UNROLL for (int lane = 0; lane < M::GROUP_LANES * M::BITS / 8; lane++)
-            UNROLL for (int v = 0; v < VECTORS; v++)
-                add(load_values(values + lane * PANEL * 4 + v * LANES * 4), v, lanes + lane, stride, table);
+            UNROLL for (int v = 0; v < NUM_VECTORS; v++)
+                at[m][v] = M::OF_COLUMNS ? every(start + m * stride) : first_sum<M::SIZE>(start + m * stride);
+        UNROLL for (int pair = 0; pair < M::GROUP_LANES / 2; pair++) {
+            if (M::BITS == 8)
+                add(values + pair * 2 * PANEL * 4, lanes + pair * 2, 1, stride, table);
+            else
+                add(values + pair * PANEL * 4, lanes + pair, M::GROUP_LANES / 2, stride, table);
+        }
+        if (M::OF_COLUMNS) return;
         UNROLL for (int m = 0; m < NUM_ROWS; m++)
-            UNROLL for (int v = 0; v < VECTORS; v++) at[m][v] = whole_sum<M::ARE_SMALL>(at[m][v], start + m * stride);
+            UNROLL for (int v = 0; v < NUM_VECTORS; v++) at[m][v] = whole_sum<M::SIZE>(at[m][v], start + m * stride);
     }
 
-    // `values` are those of one lane, or of two.
-    INLINE void add(Ints values, int v, const uint32_t* lane, long stride, const Table& table) {
-        if (M::BITS == 8) return multiply(values, v, lane, stride);
-        const Ints low = low_half(values), high = high_half(values);
-        multiply(M::HAS_TABLE ? look_up(table, low) : low, v, lane, stride);
-        multiply(M::HAS_TABLE ? look_up(table, high) : high, v, lane + M::GROUP_LANES / 2, stride);
-    }
-
-    INLINE void multiply(Ints values, int v, const uint32_t* lane, long stride) {
-        UNROLL for (int m = 0; m < NUM_ROWS; m++)
-            at[m][v] = dot<M::ARE_SMALL>(at[m][v], values, every(lane + m * stride));
+    // Adds what two lanes bring, `lane` and the one that is `other` further on.
+    INLINE void add(const char* values, const uint32_t* lane, int other, long stride, const Table& table) {
+        Ints first[NUM_VECTORS], second[NUM_VECTORS];
+        UNROLL for (int v = 0; v < NUM_VECTORS; v++) {
+            const Ints raw = load_values(values + v * LANES * 4);
+            first[v] = M::BITS == 8 ? raw : low_half(raw);
+            second[v] = M::BITS == 8 ? load_values(values + (PANEL + v * LANES) * 4) : high_half(raw);
+            if (M::HAS_TABLE) first[v] = look_up(table, first[v]), second[v] = look_up(table, second[v]);
+        }
+        UNROLL for (int m = 0; m < NUM_ROWS; m++) {
+            const Ints x = every(lane + m * stride), y = every(lane + m * stride + other);
+            UNROLL for (int v = 0; v < NUM_VECTORS; v++) at[m][v] = dot<M::SIZE>(at[m][v], first[v], x, second[v], y);
+        }
     }
 };
 
@@ -67,15 +84,20 @@ void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long 
             if (NUM_ROWS <= FETCHING_ROWS)
                 for (long i = 0; i < M::GROUP_LANES * PANEL * M::BITS / 2; i += 64)
                     __builtin_prefetch(values + FETCHED_AHEAD + i);
-            const GroupSums<M, NUM_ROWS> sums(values, row.lanes + group * M::GROUP_LANES, row.starts + group, stride, table);
-            const Scales s = scales_of<M::HAS_OFFSETS>(kind, layout, head, g);
-            UNROLL for (int m = 0; m < NUM_ROWS; m++)
-                UNROLL for (int v = 0; v < VECTORS; v++) {
-                    const Floats x = product(as_floats_of(sums.at[m][v]), every(row.scales[m * stride + group]));
-                    results[m][v] = fused(x, s.scale[v], results[m][v]);
-                    if (M::HAS_OFFSETS)
-                        results[m][v] = fused_less(every(row.sums[m * stride + group]), s.offset[v], results[m][v]);
+            const uint32_t* lanes = row.lanes + group * M::GROUP_LANES;
+            UNROLL for (int v = 0; v < VECTORS; v += VECTORS_AT_ONCE) {
+                const GroupSums<M, NUM_ROWS, VECTORS_AT_ONCE> sums(values + v * LANES * 4, anew(lanes), row.starts + group,
+                                                                   stride, table);
+                const Scales s = scales_of<M::HAS_OFFSETS>(kind, layout, head, g, v);
+                UNROLL for (int m = 0; m < NUM_ROWS; m++) {
+                    const Floats row_scale = every(row.scales[m * stride + group]);
+                    UNROLL for (int i = 0; i < VECTORS_AT_ONCE; i++) {
+                        Floats& to = results[m][v + i];
+                        to = fused(product(as_floats_of(sums.at[m][i]), row_scale), s.scale[i], to);
+                        if (M::HAS_OFFSETS) to = fused_less(every(row.sums[m * stride + group]), s.offset[i], to);
+                    }
                 }
+            }
         }
         panel = values;
     }
@@ -83,26 +105,12 @@ void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long 
         UNROLL for (int v = 0; v < VECTORS; v++) put(out + m * PANEL + v * LANES, results[m][v]);
 }
 
-// The sums of a group's integers where scales are integers of a column's: of NUM_ROWS rows by one vector of columns.
-template <class M, int NUM_ROWS> struct ColumnSums {
-    Ints at[NUM_ROWS];
-
-    INLINE ColumnSums(const char* values, const uint32_t* lanes, const int32_t* start, long stride) {
-        UNROLL for (int m = 0; m < NUM_ROWS; m++) at[m] = every(start + m * stride);
-        UNROLL for (int lane = 0; lane < M::GROUP_LANES / 2; lane++) {
-            const Ints both = load_values(values + lane * PANEL * 4), low = low_half(both), high = high_half(both);
-            UNROLL for (int m = 0; m < NUM_ROWS; m++) {
-                const uint32_t* x = lanes + m * stride + lane;
-                at[m] = dot<true>(dot<true>(at[m], low, every(x)), high, every(x + M::GROUP_LANES / 2));
-            }
-        }
-    }
-};
-
-// As `tile`, of such weights: integers alone are summed, and left for `scale_sums`.
+// As `tile`, where scales are integers of a column's: integers alone are summed, and left for `scale_sums`.
 template <class M, int NUM_ROWS>
 void column_tile(const Linear&, const GroupLayout& layout, const Row& row, long stride, const char* panel, float* out) {
     const long group_bytes = M::GROUP_LANES * PANEL * 2;
+    const int at_once = AVX512 ? 1 : VECTORS_AT_ONCE;
+    const Table table = table_of(NO_TABLE);
     Ints results[NUM_ROWS][VECTORS];
     UNROLL for (int m = 0; m < NUM_ROWS; m++)
         UNROLL for (int v = 0; v < VECTORS; v++) results[m][v] = zero_ints();
@@ -113,10 +121,13 @@ void column_tile(const Linear&, const GroupLayout& layout, const Row& row, long 
             if (NUM_ROWS <= FETCHING_ROWS)
                 for (long i = 0; i < group_bytes; i += 64) __builtin_prefetch(values + FETCHED_AHEAD + i);
             const uint32_t* lanes = row.lanes + group * M::GROUP_LANES;
-            UNROLL for (int v = 0; v < VECTORS; v++) {
-                const ColumnSums<M, NUM_ROWS> sums(values + v * LANES * 4, lanes, row.starts + group, stride);
-                const Ints part = column_parts(parts + v * LANES);
-                UNROLL for (int m = 0; m < NUM_ROWS; m++) results[m][v] = add_scaled(results[m][v], sums.at[m], part);
+            UNROLL for (int v = 0; v < VECTORS; v += at_once) {
+                const GroupSums<M, NUM_ROWS, at_once> sums(values + v * LANES * 4, anew(lanes), row.starts + group, stride, table);
+                UNROLL for (int i = 0; i < at_once; i++) {
+                    const Ints part = column_parts(parts + (v + i) * LANES);
+                    UNROLL for (int m = 0; m < NUM_ROWS; m++)
+                        results[m][v + i] = add_scaled(results[m][v + i], sums.at[m][i], part);
+                }
             }
         }
         panel = values;
@@ -145,10 +156,10 @@ template <class M> TileKernel tile_of(long num_rows) {
         case 1: return tile_of_rows<M, 1>();
 #if AVX2
         case 2: return tile_of_rows<M, 2>();
-#endif
-#if AVX512
         case 3: return tile_of_rows<M, 3>();
         case 4: return tile_of_rows<M, 4>();
+#endif
+#if AVX512
         case 5: return tile_of_rows<M, 5>();
         case 6: return tile_of_rows<M, 6>();
         case 7: return tile_of_rows<M, 7>();
@@ -158,17 +169,23 @@ template <class M> TileKernel tile_of(long num_rows) {
     }
 }
 
+template <int BITS, int GROUP_LANES, Size SIZE, bool HAS_TABLE> TileKernel tile_of_sizes(const Groups& groups, long num_rows) {
+    return groups.has_offsets ? tile_of<Mode<BITS, GROUP_LANES, SIZE, HAS_TABLE, true>>(num_rows)
+                              : tile_of<Mode<BITS, GROUP_LANES, SIZE, HAS_TABLE, false>>(num_rows);
+}
+
 template <int GROUP_LANES> TileKernel tile_of_groups(const Groups& groups, long num_rows) {
-    const bool has_offsets = groups.has_offsets != 0;
-    if (groups.scales == COLUMN_SCALES) return tile_of<Mode<4, GROUP_LANES, false, false, true>>(num_rows);
+    // What does not saturate sums values of any size in the same way.
+    const Size below_16 = HAS_SUMS_OF_PAIRS ? BELOW_16 : ANY_BYTE, below_64 = HAS_SUMS_OF_PAIRS ? BELOW_64 : ANY_BYTE;
+    const bool are_small = groups.value_bits <= BITS_BELOW_64;
+    if (groups.scales == COLUMN_SCALES) return tile_of<Mode<4, GROUP_LANES, below_16, false, false, true>>(num_rows);
     if (groups.bits == 8)
-        return has_offsets ? tile_of<Mode<8, GROUP_LANES, false, true>>(num_rows)
-                           : tile_of<Mode<8, GROUP_LANES, false, false>>(num_rows);
+        return are_small ? tile_of_sizes<8, GROUP_LANES, below_64, false>(groups, num_rows)
+                         : tile_of_sizes<8, GROUP_LANES, ANY_BYTE, false>(groups, num_rows);
     if (groups.table)
-        return has_offsets ? tile_of<Mode<4, GROUP_LANES, true, true>>(num_rows)
-                           : tile_of<Mode<4, GROUP_LANES, true, false>>(num_rows);
-    return has_offsets ? tile_of<Mode<4, GROUP_LANES, false, true>>(num_rows)
-                       : tile_of<Mode<4, GROUP_LANES, false, false>>(num_rows);
+        return are_small ? tile_of_sizes<4, GROUP_LANES, below_64, true>(groups, num_rows)
+                         : tile_of_sizes<4, GROUP_LANES, ANY_BYTE, true>(groups, num_rows);
+    return tile_of_sizes<4, GROUP_LANES, below_16, false>(groups, num_rows);
 }
 
 TileKernel tile_kernel(const Groups& groups, long num_rows) {
@@ -240,7 +257,7 @@ void fill(const Linear& linear, const Rows& rows, long index, const bf16* values
     const GroupLayout layout(linear);
     const Row row = row_at(linear, layout, rows, index);
     if (groups.scales == COLUMN_SCALES) return fill_whole(linear, layout, row, values);
-    const bool is_shifted = HAS_SHIFTED_VALUES && (groups.bits == 8 || groups.table);
+    const bool is_shifted = HAS_SUMS_OF_PAIRS && groups.value_bits > BITS_BELOW_64;
     int8_t* integers = reinterpret_cast<int8_t*>(row.lanes);
     for (long group = 0; group < layout.num_groups; group++) {
         f32x16 x[2] = {};

@@ -84,7 +84,7 @@ void whole_tile(const Row& row, long stride, const int8_t* panel, long num_lanes
         UNROLL for (int v = 0; v < VECTORS; v++) values[v] = load_values(panel + v * LANES * 4);
         UNROLL for (int m = 0; m < NUM_ROWS; m++) {
             const Ints x = every(row.lanes + m * stride + lane);
-            UNROLL for (int v = 0; v < VECTORS; v++) sums[m][v] = dot<false>(sums[m][v], values[v], x);
+            UNROLL for (int v = 0; v < VECTORS; v++) sums[m][v] = dot_lane(sums[m][v], values[v], x);
         }
     }
     UNROLL for (int m = 0; m < NUM_ROWS; m++)

@@ -50,7 +50,7 @@ INLINE void unpack(const Linear& linear, const GroupLayout& layout, const char* 
             in_block = 0;
         }
         unpack_values(*linear.groups, head + layout.head_bytes + in_block * layout.group_bytes, to.values[g]);
-        const Scales s = scales_of<HAS_OFFSETS>(linear.groups->scales, layout, head, in_block);
+        const Scales s = scales_of<HAS_OFFSETS>(linear.groups->scales, layout, head, in_block, 0);
         for (long v = 0; v < VECTORS; v++) {
             put(to.scales[g] + v * LANES, s.scale[v]);
             put(to.offsets[g] + v * LANES, s.offset[v]);

@@ -1,18 +1,21 @@
 // What products in groups need of an instruction set: vectors of integers of 32 bits, each of four products, and of floats.
 // grouped.cpp includes this file in a namespace per set, with AVX512, AVX2 and VNNI as 1 where they are there.
 //
-// dot() multiplies values without a sign by a row's integers. Where the instruction that does it would saturate, what is
-// multiplied are values less 128 (HAS_SHIFTED_VALUES), of 8 bits, or sums of 16 bits are kept, of values below 16
-// (HAS_SUMS_OF_PAIRS). add_scaled() adds a group's sum, which fits into 16 bits, times its columns' integers.
+// dot() multiplies two lanes of values without a sign by a row's integers. Where the instruction that does it saturates
+// (HAS_SUMS_OF_PAIRS), sums of 16 bits are kept of a group if its values are small enough, or of two lanes; and otherwise what is
+// multiplied are values less 128. add_scaled() adds a group's sum, which fits into 16 bits, times its columns' integers.
 
 #include "rows.inl"
+
+// How large values may be.
+enum Size { BELOW_16, BELOW_64, ANY_BYTE };
 
 #if AVX512
 
 typedef __m512i Ints;
 typedef __m512 Floats;
 typedef __m512i Table;
-const bool HAS_SHIFTED_VALUES = false, HAS_SUMS_OF_PAIRS = false;
+const bool HAS_SUMS_OF_PAIRS = false;
 
 INLINE Ints load_values(const void* p) { return _mm512_loadu_si512(p); }
 INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
@@ -42,9 +45,12 @@ INLINE Floats signed_bytes(const void* p) {
 }
 INLINE Floats exponents(const void* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(wide_bytes(p), 23)); }
 
-template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return every(start); }
-template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) { return _mm512_dpbusd_epi32(sum, values, row); }
-template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+template <Size> INLINE Ints first_sum(const void* start) { return every(start); }
+INLINE Ints dot_lane(Ints sum, Ints values, Ints x) { return _mm512_dpbusd_epi32(sum, values, x); }
+template <Size> INLINE Ints dot(Ints sum, Ints first, Ints x, Ints second, Ints y) {
+    return dot_lane(dot_lane(sum, first, x), second, y);
+}
+template <Size> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
 
 INLINE Ints column_parts(const void* p) {
     const Ints wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
@@ -64,7 +70,7 @@ INLINE void put_bytes(int8_t* p, f32x16 whole) {
 typedef __m256i Ints;
 typedef __m256 Floats;
 typedef __m256i Table;
-const bool HAS_SHIFTED_VALUES = !VNNI, HAS_SUMS_OF_PAIRS = !VNNI;
+const bool HAS_SUMS_OF_PAIRS = !VNNI;
 
 INLINE Ints load_values(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 INLINE Ints zero_ints() { return _mm256_setzero_si256(); }
@@ -99,28 +105,47 @@ INLINE Ints wide_signed_bytes(const void* p) {
 
 #if VNNI
 
-template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return every(start); }
-template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) { return _mm256_dpbusd_avx_epi32(sum, values, row); }
-template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+template <Size> INLINE Ints first_sum(const void* start) { return every(start); }
+template <Size> INLINE Ints dot(Ints sum, Ints first, Ints x, Ints second, Ints y) {
+    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sum, first, x), second, y);
+}
+template <Size> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
 
 INLINE Ints column_parts(const void* p) { return _mm256_and_si256(wide_signed_bytes(p), _mm256_set1_epi32(0xffff)); }
 INLINE Ints add_scaled(Ints to, Ints sum, Ints part) { return _mm256_dpwssd_avx_epi32(to, sum, part); }
 
 #else
 
+// Or a compiler adds up products first, which are too many for the registers.
+INLINE Ints kept(Ints sum) {
+    __asm__("" : "+v"(sum));
+    return sum;
+}
+
 INLINE Ints of_pairs(Ints x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
 
-// Of values below 16 the products of a whole group, 32 times 15 times 127, fit into two numbers of 16 bits.
-template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) {
-    return ARE_SMALL ? _mm256_setzero_si256() : every(start);
-}
-template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) {
-    if (ARE_SMALL) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(values, row));
+// Of values less 128.
+INLINE Ints signed_products(Ints values, Ints x) {
     const Ints shifted = _mm256_xor_si256(values, _mm256_set1_epi8(-128));
-    return _mm256_add_epi32(sum, of_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(shifted), _mm256_sign_epi8(row, shifted))));
+    return of_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(shifted), _mm256_sign_epi8(x, shifted)));
 }
-template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void* start) {
-    return ARE_SMALL ? _mm256_add_epi32(every(start), of_pairs(sum)) : sum;
+
+// Of values below 16 the products of a whole group, 32 times 15 times 127, fit into two numbers of 16 bits; of values below 64
+// those of two lanes.
+template <Size SIZE> INLINE Ints first_sum(const void* start) {
+    return SIZE == BELOW_16 ? _mm256_setzero_si256() : every(start);
+}
+template <Size SIZE> INLINE Ints dot(Ints sum, Ints first, Ints x, Ints second, Ints y) {
+    if (SIZE == ANY_BYTE) {
+        sum = kept(_mm256_add_epi32(sum, signed_products(first, x)));
+        return kept(_mm256_add_epi32(sum, signed_products(second, y)));
+    }
+    const Ints a = _mm256_maddubs_epi16(first, x), b = _mm256_maddubs_epi16(second, y);
+    if (SIZE == BELOW_64) return kept(_mm256_add_epi32(sum, of_pairs(_mm256_add_epi16(a, b))));
+    return kept(_mm256_add_epi16(kept(_mm256_add_epi16(sum, a)), b));
+}
+template <Size SIZE> INLINE Ints whole_sum(Ints sum, const void* start) {
+    return SIZE == BELOW_16 ? _mm256_add_epi32(every(start), of_pairs(sum)) : sum;
 }
 
 INLINE Ints column_parts(const void* p) {
@@ -164,7 +189,7 @@ struct Floats {
     float at[16];
 };
 typedef const uint8_t* Table;
-const bool HAS_SHIFTED_VALUES = false, HAS_SUMS_OF_PAIRS = false;
+const bool HAS_SUMS_OF_PAIRS = false;
 
 template <class To, class Number> INLINE To each_of(const Number& number) {
     To to;
@@ -220,16 +245,19 @@ INLINE Floats exponents(const void* p) {
     return each_of<Floats>([&](int i) { return bits_as<float>(uint32_t{static_cast<const uint8_t*>(p)[i]} << 23); });
 }
 
-template <bool ARE_SMALL> INLINE Ints first_sum(const void* start) { return every(start); }
-template <bool ARE_SMALL> INLINE Ints dot(Ints sum, Ints values, Ints row) {
+template <Size> INLINE Ints first_sum(const void* start) { return every(start); }
+INLINE Ints dot_lane(Ints sum, Ints values, Ints x) {
     uint8_t a[64];
     int8_t b[64];
     __builtin_memcpy(a, &values, sizeof a);
-    __builtin_memcpy(b, &row, sizeof b);
+    __builtin_memcpy(b, &x, sizeof b);
     for (int i = 0; i < 64; i++) sum.at[i / 4] += a[i] * b[i];
     return sum;
 }
-template <bool ARE_SMALL> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+template <Size> INLINE Ints dot(Ints sum, Ints first, Ints x, Ints second, Ints y) {
+    return dot_lane(dot_lane(sum, first, x), second, y);
+}
+template <Size> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
 
 INLINE Ints column_parts(const void* p) {
     return each_of<Ints>([&](int i) { return static_cast<const int8_t*>(p)[i]; });
@@ -257,18 +285,22 @@ INLINE void put_bytes(int8_t* p, f32x16 whole) {
 // Columns of a vector, and vectors of a panel.
 const long LANES = sizeof(Ints) / 4, VECTORS = PANEL / LANES;
 
-// Of all columns of a group: the scales of values, and what is taken off.
+// Vectors of a panel whose integers are summed at once: with more, registers would not hold the sums of a tile's rows.
+const int VECTORS_AT_ONCE = 2;
+
+// Of columns of a group: the scales of values, and what is taken off.
 struct Scales {
-    Floats scale[VECTORS], offset[VECTORS];
+    Floats scale[VECTORS_AT_ONCE], offset[VECTORS_AT_ONCE];
 };
 
+// From vector `first` of a panel on.
 template <bool HAS_OFFSETS>
-INLINE Scales scales_of(int64_t kind, const GroupLayout& layout, const char* head, long group) {
+INLINE Scales scales_of(int64_t kind, const GroupLayout& layout, const char* head, long group, long first) {
     Scales s;
     const char* parts = head + (kind == EXPONENT_SCALES ? 0 : HAS_OFFSETS ? 4 : 2) * PANEL + group * PANEL;
     const char* offset_parts = parts + layout.per_block * PANEL;
-    UNROLL for (long v = 0; v < VECTORS; v++) {
-        const long column = v * LANES;
+    UNROLL for (long v = 0; v < VECTORS_AT_ONCE; v++) {
+        const long column = (first + v) * LANES;
         s.scale[v] = kind == EXPONENT_SCALES ? exponents(parts + column) : halves(head + column * 2);
         s.offset[v] = HAS_OFFSETS ? halves(head + (PANEL + column) * 2) : zero_floats();
         if (kind != TWO_LEVEL_SCALES) continue;

@@ -31,7 +31,7 @@ const FieldLayout LAYOUTS[] = {
     RENAMED(Linear, in, "in_features"), RENAMED(Linear, out, "out_features"), FIELD(Linear, is_int8),
     FIELD(Linear, kernel),
     STRUCTURE(Groups),
-    FIELD(Groups, table), FIELD(Groups, bits), FIELD(Groups, size), FIELD(Groups, zero), FIELD(Groups, scales),
+    FIELD(Groups, table), FIELD(Groups, bits), FIELD(Groups, value_bits), FIELD(Groups, size), FIELD(Groups, zero), FIELD(Groups, scales),
     FIELD(Groups, has_offsets), FIELD(Groups, kernel),
     STRUCTURE(GroupedRows),
     FIELD(GroupedRows, values), FIELD(GroupedRows, scales), FIELD(GroupedRows, offsets),

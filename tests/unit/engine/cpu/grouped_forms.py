@@ -17,6 +17,9 @@ FORMS = {
     "8 bits with offsets": GroupForm(8, zero=128, has_offsets=True),
     "4 bits, two levels, offsets": GroupForm(4, scales="two-level", has_offsets=True),
     "8 bits, two levels, offsets": GroupForm(8, zero=100, scales="two-level", has_offsets=True),
+    "5 bits": GroupForm(8, zero=16, value_bits=5),
+    "5 bits, two levels, offsets": GroupForm(8, scales="two-level", has_offsets=True, value_bits=5),
+    "6 bits, two levels, sixteens": GroupForm(8, size=16, zero=32, scales="two-level", value_bits=6),
     "8 bits, two levels, sixteens": GroupForm(8, size=16, zero=32, scales="two-level"),
     "4 bits, two levels, sixteens": GroupForm(4, size=16, zero=4, scales="two-level"),
     "4 bits, sixteens with offsets": GroupForm(4, size=16, has_offsets=True),
@@ -43,7 +46,7 @@ def random_numbers(form: GroupForm, out_features: int, in_features: int, seed: i
         return torch.randint(low, high, shape, generator=generator)
 
     groups, blocks = form.num_groups(in_features), form.num_blocks(in_features)
-    high = 16 if form.bits == 4 else min(256, form.zero + 128)
+    high = 16 if form.bits == 4 else min(2**form.value_bits, form.zero + 128)
     values = integers(0, high, out_features, in_features).to(torch.uint8)
     scales = offsets = scale_parts = offset_parts = column_scales = None
     if form.has_wide_scales:
