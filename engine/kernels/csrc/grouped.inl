@@ -196,18 +196,19 @@ TileKernel tile_kernel(const Groups& groups, long num_rows) {
 
 // Puts the integers of one group where a product reads them, and what it needs of them: its largest value becomes 127.
 // What is not finite makes the scale NaN; what is too small for a factor, 0.
-INLINE void fill_group(const f32x16* x, long num_vectors, int8_t* integers, const Row& row, long group, long start) {
-    f32x16 most = greater(x[0], -x[0]), poison = x[0] * 0.0f;
-    for (long i = 1; i < num_vectors; i++) {
+template <long SIZE> INLINE void fill_group(const RowVector* x, int8_t* integers, const Row& row, long group, long start) {
+    const long count = SIZE / ROW_LANES;
+    RowVector most = greater(x[0], -x[0]), poison = x[0] * 0.0f;
+    UNROLL for (long i = 1; i < count; i++) {
         most = greater(most, greater(x[i], -x[i]));
         poison = poison + x[i] * 0.0f;
     }
     const float found = max_of(most), largest = found > 0x1p-110f ? found : 0.0f;
     const float scale = largest / 127.0f + sum_of(poison), factor = largest > 0.0f ? 127.0f / largest : 0.0f;
-    f32x16 sum = {};
-    for (long i = 0; i < num_vectors; i++) {
-        const f32x16 whole = scale == scale ? nearest(x[i] * factor) : f32x16{};
-        put_bytes(integers + i * 16, whole);
+    RowVector sum = {};
+    UNROLL for (long i = 0; i < count; i++) {
+        const RowVector whole = scale == scale ? nearest(x[i] * factor) : RowVector{};
+        put_bytes(integers + i * ROW_LANES, whole);
         sum += whole;
     }
     const float total = sum_of(sum);
@@ -216,17 +217,24 @@ INLINE void fill_group(const f32x16* x, long num_vectors, int8_t* integers, cons
     row.sums[group] = total * scale;
 }
 
-// Sixteen inputs of a row from `first` on, and zeros behind its end.
-INLINE f32x16 inputs(const Linear& linear, const bf16* values, long first) {
-    return read(values + first, most(0, least(16, linear.in - first)));
+template <long SIZE> void fill_groups(const Linear& linear, const GroupLayout& layout, const Row& row, const bf16* values) {
+    const Groups& groups = *linear.groups;
+    const long start = (HAS_SUMS_OF_PAIRS && groups.value_bits > BITS_BELOW_64 ? 128 : 0) - groups.zero;
+    int8_t* integers = reinterpret_cast<int8_t*>(row.lanes);
+    for (long group = 0; group < layout.num_groups; group++) {
+        RowVector x[SIZE / ROW_LANES];
+        UNROLL for (long i = 0; i < SIZE; i += ROW_LANES)
+            x[i / ROW_LANES] = read_row(values + group * SIZE + i, linear.in - group * SIZE - i);
+        fill_group<SIZE>(x, integers + group * SIZE, row, group, start);
+    }
 }
 
 // The same with one scale for the whole row.
 void fill_whole(const Linear& linear, const GroupLayout& layout, const Row& row, const bf16* values) {
     const long size = linear.groups->size;
-    f32x16 most = {}, poison = {};
-    for (long first = 0; first < linear.in; first += 16) {
-        const f32x16 x = inputs(linear, values, first);
+    RowVector most = {}, poison = {};
+    for (long first = 0; first < linear.in; first += ROW_LANES) {
+        const RowVector x = read_row(values + first, linear.in - first);
         most = greater(most, greater(x, -x));
         poison = poison + x * 0.0f;
     }
@@ -235,11 +243,11 @@ void fill_whole(const Linear& linear, const GroupLayout& layout, const Row& row,
     int8_t* integers = reinterpret_cast<int8_t*>(row.lanes);
     float total = 0.0f;
     for (long group = 0; group < layout.num_groups; group++) {
-        f32x16 sum = {};
-        for (long i = 0; i < size; i += 16) {
-            const f32x16 x = inputs(linear, values, group * size + i);
-            const f32x16 whole = scale == scale ? nearest(x * factor) : f32x16{};
-            put_bytes(integers + group * size + i, whole);
+        RowVector sum = {};
+        for (long i = group * size; i < (group + 1) * size; i += ROW_LANES) {
+            const RowVector x = read_row(values + i, linear.in - i);
+            const RowVector whole = scale == scale ? nearest(x * factor) : RowVector{};
+            put_bytes(integers + i, whole);
             sum += whole;
         }
         const int32_t of_group = static_cast<int32_t>(sum_of(sum));
@@ -253,45 +261,22 @@ void fill_whole(const Linear& linear, const GroupLayout& layout, const Row& row,
 }
 
 void fill(const Linear& linear, const Rows& rows, long index, const bf16* values) {
-    const Groups& groups = *linear.groups;
     const GroupLayout layout(linear);
     const Row row = row_at(linear, layout, rows, index);
-    if (groups.scales == COLUMN_SCALES) return fill_whole(linear, layout, row, values);
-    const bool is_shifted = HAS_SUMS_OF_PAIRS && groups.value_bits > BITS_BELOW_64;
-    int8_t* integers = reinterpret_cast<int8_t*>(row.lanes);
-    for (long group = 0; group < layout.num_groups; group++) {
-        f32x16 x[2] = {};
-        for (long i = 0; i < groups.size / 16; i++) {
-            x[i] = inputs(linear, values, group * groups.size + i * 16);
-        }
-        fill_group(x, groups.size / 16, integers + group * groups.size, row, group, (is_shifted ? 128 : 0) - groups.zero);
-    }
+    if (linear.groups->scales == COLUMN_SCALES) return fill_whole(linear, layout, row, values);
+    linear.groups->size == 32 ? fill_groups<32>(linear, layout, row, values) : fill_groups<16>(linear, layout, row, values);
 }
 
 // ---- results
 
-// Up to 16 columns of one row's result.
-INLINE void finish(const Target& target, long row, long column, long count, f32x16 x) {
-    if (target.residual) x += read(target.residual + row * target.residual_stride + column, count);
-    write(target.out + row * target.stride + column, count, x);
-}
-
 // Rows of what products of a panel have come to, (num_rows, PANEL).
 void finish_tile(const Linear& linear, const Target& target, long row, long num_rows, long panel, const float* sums) {
-    const long column = panel * PANEL;
-    for (long m = 0; m < num_rows; m++, sums += PANEL) {
-        f32x16 low = load(sums), high = load(sums + 16);
-        if (linear.bias) {
-            low += load(linear.bias + column);
-            high += load(linear.bias + column + 16);
-        }
-        if (target.is_gated) {
-            finish(target, row + m, column / 2, 16, silu(low) * high);
-            continue;
-        }
-        finish(target, row + m, column, least(16, linear.out - column), low);
-        if (linear.out > column + 16) finish(target, row + m, column + 16, least(16, linear.out - column - 16), high);
-    }
+    const float* bias = linear.bias ? linear.bias + panel * PANEL : nullptr;
+    for (long m = 0; m < num_rows; m++, sums += PANEL)
+        finish_row(target, row + m, panel * PANEL, linear.out, [&](long at) {
+            const RowVector x = load_row(sums + at);
+            return bias ? x + load_row(bias + at) : x;
+        });
 }
 
 void by_vectors(const Linear& linear, const Rows& rows, const Target& target, const Part& part) {

@@ -156,13 +156,21 @@ INLINE Ints add_scaled(Ints to, Ints sum, Ints part) { return _mm256_add_epi32(t
 
 #endif
 
+INLINE f32x8 greater(f32x8 a, f32x8 b) { return _mm256_max_ps(a, b); }
+INLINE f32x8 nearest(f32x8 x) { return _mm256_round_ps(x, 8); }
+INLINE void put_bytes(int8_t* p, f32x8 whole) {
+    const __m256i wide = _mm256_cvtps_epi32(whole);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+
 INLINE f32x16 fused(f32x16 a, f32x16 b, f32x16 c) {
     const Halves<f32x16, f32x8> x(a), y(b), z(c);
     return joined(fused(x.low, y.low, z.low), fused(x.high, y.high, z.high));
 }
 INLINE f32x16 greater(f32x16 a, f32x16 b) {
     const Halves<f32x16, f32x8> x(a), y(b);
-    return joined(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));
+    return joined(greater(x.low, y.low), greater(x.high, y.high));
 }
 INLINE f32x16 lesser(f32x16 a, f32x16 b) {
     const Halves<f32x16, f32x8> x(a), y(b);
@@ -170,14 +178,12 @@ INLINE f32x16 lesser(f32x16 a, f32x16 b) {
 }
 INLINE f32x16 nearest(f32x16 x) {
     const Halves<f32x16, f32x8> parts(x);
-    return joined(_mm256_round_ps(parts.low, 8), _mm256_round_ps(parts.high, 8));
+    return joined(nearest(parts.low), nearest(parts.high));
 }
 INLINE void put_bytes(int8_t* p, f32x16 whole) {
     const Halves<f32x16, f32x8> parts(whole);
-    const __m256i low = _mm256_cvtps_epi32(parts.low), high = _mm256_cvtps_epi32(parts.high);
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
-    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    put_bytes(p, parts.low);
+    put_bytes(p + 8, parts.high);
 }
 
 #else

@@ -13,51 +13,35 @@ INLINE __m256i words_of(f32x16 x) {
 }
 
 // Integers that a tile has come to, less what is to be taken off if that is not null, as floats.
-INLINE f32x16 floats_of(const uint32_t* sums, const int32_t* less) {
+INLINE RowVector floats_of(const uint32_t* sums, const int32_t* less) {
 #if AVX512
     __m512i x = _mm512_loadu_si512(sums);
     if (less) x = _mm512_sub_epi32(x, _mm512_loadu_si512(less));
-    return reinterpret_cast<f32x16>(_mm512_cvtepi32_ps(x));
+    return reinterpret_cast<RowVector>(_mm512_cvtepi32_ps(x));
 #else
-    f32x8 parts[2];
-    for (int i = 0; i < 2; i++) {
-        __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + 8 * i));
-        if (less) x = _mm256_sub_epi32(x, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(less + 8 * i)));
-        parts[i] = reinterpret_cast<f32x8>(_mm256_cvtepi32_ps(x));
-    }
-    return joined(parts[0], parts[1]);
+    __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums));
+    if (less) x = _mm256_sub_epi32(x, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(less)));
+    return reinterpret_cast<RowVector>(_mm256_cvtepi32_ps(x));
 #endif
 }
 
-// What a tile has come to, as numbers, for columns c to c + 16 of one row.
-INLINE f32x16 result(const Linear& linear, const Rows& rows, long row, long column, const uint32_t* sums) {
-    f32x16 x;
+// What a tile has come to, as numbers, for columns of one row.
+INLINE RowVector result(const Linear& linear, const Rows& rows, long row, long column, const uint32_t* sums) {
+    RowVector x;
     if (linear.is_int8)
-        x = floats_of(sums, is_widened(linear) ? nullptr : linear.sums + column) * load(linear.scales + column) * rows.scales[row];
+        x = floats_of(sums, is_widened(linear) ? nullptr : linear.sums + column) * load_row(linear.scales + column) *
+            rows.scales[row];
     else
-        x = load(reinterpret_cast<const float*>(sums));
-    return linear.bias ? x + load(linear.bias + column) : x;
-}
-
-// Up to 16 columns of one row's result.
-INLINE void finish(const Target& target, long row, long column, long count, f32x16 x) {
-    if (target.residual) x += read(target.residual + row * target.residual_stride + column, count);
-    write(target.out + row * target.stride + column, count, x);
+        x = load_row(reinterpret_cast<const float*>(sums));
+    return linear.bias ? x + load_row(linear.bias + column) : x;
 }
 
 void finish_tile(const Linear& linear, const Rows& rows, const Target& target, long row, long num_rows, long panel,
                  const uint32_t* sums) {
-    const long column = panel * PANEL;
-    for (long m = 0; m < num_rows; m++, sums += PANEL) {
-        const f32x16 low = result(linear, rows, row + m, column, sums);
-        const f32x16 high = result(linear, rows, row + m, column + 16, sums + 16);
-        if (target.is_gated) {
-            finish(target, row + m, column / 2, 16, silu(low) * high);
-            continue;
-        }
-        finish(target, row + m, column, least(16, linear.out - column), low);
-        if (linear.out > column + 16) finish(target, row + m, column + 16, least(16, linear.out - column - 16), high);
-    }
+    for (long m = 0; m < num_rows; m++, sums += PANEL)
+        finish_row(target, row + m, panel * PANEL, linear.out, [&](long at) {
+            return result(linear, rows, row + m, panel * PANEL + at, sums + at);
+        });
 }
 
 // A row or column in 8 bits: its largest value becomes 127. What is not finite makes the scale NaN.

@@ -73,11 +73,79 @@ INLINE void write(bf16* p, long count, f32x16 x) {
 
 INLINE f32x16 magnitude(f32x16 x) { return bits_as<f32x16>(bits_as<u32x16>(x) & 0x7fffffffu); }
 
-INLINE f32x16 exp_of_negated(f32x16 x) {
-    const f32x16 bottom = splat(-88.0f);  // below, exp(-x) is beyond float32
-    return exp_of(-larger(bottom, x));
+// exp(-x); below -88, where that is beyond float32, as of -88.
+template <class Floats, class Bits> INLINE Floats exp_of_negated(Floats x) {
+    const Floats bottom = Floats{} - 88.0f;
+    return exp_of_lanes<Floats, Bits>(-(bottom > x ? bottom : x));
 }
 
-INLINE f32x16 sigmoid(f32x16 x) { return 1.0f / (1.0f + exp_of_negated(x)); }
+#if AVX2 && !AVX512
 
-INLINE f32x16 silu(f32x16 x) { return x / (1.0f + exp_of_negated(x)); }
+// What a register holds: of 16 lanes, a compiler keeps vectors in memory and copies them in pieces.
+typedef f32x8 RowVector;
+
+INLINE RowVector load_row(const float* p) { return reinterpret_cast<RowVector>(_mm256_loadu_ps(p)); }
+
+// The first `count` of 8 values from `p` on, and zeros.
+INLINE RowVector read_row(const bf16* p, long count) {
+    bf16 padded[8] = {};
+    if (count < 8) __builtin_memcpy(padded, p, most(0, count) * sizeof(bf16));
+    return widen_half(count < 8 ? padded : p);
+}
+
+INLINE void write(bf16* p, long count, RowVector x) {
+    const __m256i words = upper_words(x);
+    const __m128i narrow = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    if (count >= 8)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow);
+    else
+        __builtin_memcpy(p, &narrow, count * sizeof(bf16));
+}
+
+INLINE RowVector silu(RowVector x) { return x / (1.0f + exp_of_negated<f32x8, u32x8>(x)); }
+
+INLINE RowVector sigmoid(RowVector x) { return 1.0f / (1.0f + exp_of_negated<f32x8, u32x8>(x)); }
+
+INLINE f32x16 sigmoid(f32x16 x) {
+    const Halves<f32x16, f32x8> parts(x);
+    return joined(sigmoid(parts.low), sigmoid(parts.high));
+}
+
+INLINE f32x16 silu(f32x16 x) {
+    const Halves<f32x16, f32x8> parts(x);
+    return joined(silu(parts.low), silu(parts.high));
+}
+
+#else
+
+typedef f32x16 RowVector;
+
+INLINE RowVector load_row(const float* p) { return load(p); }
+
+INLINE RowVector read_row(const bf16* p, long count) { return read(p, most(0, count)); }
+
+INLINE f32x16 sigmoid(f32x16 x) { return 1.0f / (1.0f + exp_of_negated<f32x16, u32x16>(x)); }
+
+INLINE f32x16 silu(f32x16 x) { return x / (1.0f + exp_of_negated<f32x16, u32x16>(x)); }
+
+#endif
+
+const long ROW_LANES = sizeof(RowVector) / sizeof(float);
+
+// Up to ROW_LANES columns of one row's result.
+INLINE void finish(const Target& target, long row, long column, long count, RowVector x) {
+    if (target.residual) x += read_row(target.residual + row * target.residual_stride + column, count);
+    write(target.out + row * target.stride + column, count, x);
+}
+
+// What a row of a product has come to, for the columns of a panel from `column` on; `result` gives those from one of them on.
+template <class Result>
+INLINE void finish_row(const Target& target, long row, long column, long num_columns, const Result& result) {
+    const long count = target.is_gated ? PANEL / 2 : least(PANEL, num_columns - column);
+    for (long at = 0; at < count; at += ROW_LANES) {
+        if (target.is_gated)
+            finish(target, row, column / 2 + at, ROW_LANES, silu(result(at)) * result(PANEL / 2 + at));
+        else
+            finish(target, row, column + at, least(ROW_LANES, count - at), result(at));
+    }
+}

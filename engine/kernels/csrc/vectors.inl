@@ -71,11 +71,15 @@ template <class Stored> INLINE f32x16 load_first(const Stored* p, long count) {
     return load_as_float(padded);
 }
 
-INLINE float sum_of(f32x16 x) {
-    const Halves<f32x16, f32x8> h16(x);
-    const Halves<f32x8, f32x4> h8(h16.low + h16.high);
+INLINE float sum_of(f32x8 x) {
+    const Halves<f32x8, f32x4> h8(x);
     const f32x4 v = h8.low + h8.high;
     return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
+INLINE float sum_of(f32x16 x) {
+    const Halves<f32x16, f32x8> h16(x);
+    return sum_of(h16.low + h16.high);
 }
 
 INLINE f32x16 larger(f32x16 a, f32x16 b) {
@@ -87,12 +91,16 @@ INLINE f32x16 larger(f32x16 a, f32x16 b) {
 #endif
 }
 
-INLINE float max_of(f32x16 x) {
-    const Halves<f32x16, f32x8> h16(x);
-    const Halves<f32x8, f32x4> h8(h16.low > h16.high ? h16.low : h16.high);
+INLINE float max_of(f32x8 x) {
+    const Halves<f32x8, f32x4> h8(x);
     const f32x4 v = h8.low > h8.high ? h8.low : h8.high;
     const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
     return a > b ? a : b;
+}
+
+INLINE float max_of(f32x16 x) {
+    const Halves<f32x16, f32x8> h16(x);
+    return max_of(h16.low > h16.high ? h16.low : h16.high);
 }
 
 template <class Floats, class Bits> INLINE Floats exp_of_lanes(Floats x) {
