@@ -102,6 +102,8 @@ INLINE void write(bf16* p, long count, RowVector x) {
         __builtin_memcpy(p, &narrow, count * sizeof(bf16));
 }
 
+INLINE RowVector rounded(RowVector x) { return reinterpret_cast<RowVector>(_mm256_slli_epi32(upper_words(x), 16)); }
+
 INLINE RowVector silu(RowVector x) { return x / (1.0f + exp_of_negated<f32x8, u32x8>(x)); }
 
 INLINE RowVector sigmoid(RowVector x) { return 1.0f / (1.0f + exp_of_negated<f32x8, u32x8>(x)); }
@@ -109,11 +111,6 @@ INLINE RowVector sigmoid(RowVector x) { return 1.0f / (1.0f + exp_of_negated<f32
 INLINE f32x16 sigmoid(f32x16 x) {
     const Halves<f32x16, f32x8> parts(x);
     return joined(sigmoid(parts.low), sigmoid(parts.high));
-}
-
-INLINE f32x16 silu(f32x16 x) {
-    const Halves<f32x16, f32x8> parts(x);
-    return joined(silu(parts.low), silu(parts.high));
 }
 
 #else

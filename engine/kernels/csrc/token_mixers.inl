@@ -23,10 +23,11 @@ struct Mixing {
 // Rotary positions (Su et al., 2021): the first half of `dim` values turns with the second.
 INLINE void rotate(bf16* x, const bf16* cosines, const bf16* sines, long dim) {
     const long half = dim / 2;
-    for (long i = 0; i < half; i += 16) {
-        const f32x16 a = widen(x + i), b = widen(x + half + i);
-        write(x + i, 16, a * widen(cosines + i) - b * widen(sines + i));
-        write(x + half + i, 16, b * widen(cosines + half + i) + a * widen(sines + half + i));
+    const auto whole = [](const bf16* p) { return read_row(p, ROW_LANES); };
+    for (long i = 0; i < half; i += ROW_LANES) {
+        const RowVector a = whole(x + i), b = whole(x + half + i);
+        write(x + i, ROW_LANES, a * whole(cosines + i) - b * whole(sines + i));
+        write(x + half + i, ROW_LANES, b * whole(cosines + half + i) + a * whole(sines + half + i));
     }
 }
 
@@ -91,8 +92,8 @@ private:
             const bf16* gates = m_.projected_row(row) + dim;
             bf16* x = m_.mixed_row(row);
             for (long head = 0; head < mixer_.num_heads; head++, x += dim, gates += 2 * dim)
-                for (long i = 0; i < dim; i += 16)
-                    write(x + i, dim - i, read(x + i, dim - i) * rounded(sigmoid(read(gates + i, dim - i))));
+                for (long i = 0; i < dim; i += ROW_LANES)
+                    write(x + i, dim - i, read_row(x + i, dim - i) * rounded(sigmoid(read_row(gates + i, dim - i))));
         });
     }
 
@@ -189,7 +190,8 @@ private:
         bf16* x = m_.mixed_row(row);
         for (long head = 0; head < mixer_.heads; head++, x += dim, gates += dim) {
             normalize(x, mixer_.norm, dim, x);
-            for (long i = 0; i < dim; i += 16) write(x + i, dim - i, read(x + i, dim - i) * silu(read(gates + i, dim - i)));
+            for (long i = 0; i < dim; i += ROW_LANES)
+                write(x + i, dim - i, read_row(x + i, dim - i) * silu(read_row(gates + i, dim - i)));
         }
     }
 
