@@ -30,10 +30,14 @@ WHEEL_VENV := .venv-wheel
 WHEEL_STAMP := $(WHEEL_VENV)/.installed
 PLATFORM := manylinux_2_28_$(shell uname -m)
 
-# So many tests at a time, those of one file one after the other; 0: no other processes, as a debugger wants it.
+# Without bytecode each worker and each server that it starts compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# So many tests at a time; 0: no other processes, as a debugger wants it.
 # As many as there are cores, from 2, for some tests wait more than they compute, to 4, which take 4 GB of memory.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, max(2, os.cpu_count() or 1)))')
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# A worker that has no more tests takes half of those that another has: the tests of a file stay together but for a few.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # What leaves out the slow tests, and has the others try fewer examples.
 QUICK := -m 'not slow' --hypothesis-profile quick
 # What that leaves out: the slow tests, and those that try more examples (hypothesis' plugin marks its own).

@@ -1,5 +1,7 @@
-"""Servers that tests of several folders share, how much the tests try, and what a run says that it left out."""
+"""Servers that tests of several folders share, how much the tests try, what is no garbage, and what a run left out."""
 
+import gc
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,6 +12,8 @@ from tests.effort import compute_with_one_thread, register_profiles
 from tests.server_process import LIGHT, ServerProcess, StartServer
 
 NUM_SLOW = pytest.StashKey[int]()
+NUM_MODULES = pytest.StashKey[int]()
+_MANY_MODULES = 100
 
 compute_with_one_thread()
 register_profiles()
@@ -46,6 +50,28 @@ def server() -> Iterator[ServerProcess]:
         running.close()
 
 
+# --- garbage --------------------------------------------------------------------------------------------
+
+
+def keep_what_there_is(config: pytest.Config) -> None:
+    """Leave the tests and modules that there are out of collections of garbage, each of which takes a second with them:
+    loading a model is one.
+    """
+    config.stash[NUM_MODULES] = len(sys.modules)
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    is_last_of_file = nextitem is None or nextitem.path != item.path
+    if is_last_of_file and len(sys.modules) > item.config.stash[NUM_MODULES] + _MANY_MODULES:
+        keep_what_there_is(item.config)
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 # --- what was left out ----------------------------------------------------------------------------------
 
 
@@ -53,8 +79,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[NUM_SLOW] = 0
 
 
+def pytest_collection() -> None:
+    gc.disable()  # collecting tests makes millions of objects that stay
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Tell the process that collects the results of several workers what each of them left out."""
+    keep_what_there_is(session.config)
+    gc.enable()
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["num_slow"] = session.config.stash[NUM_SLOW]
 

@@ -123,7 +123,7 @@ def test_texts_are_those_made_token_by_token(
 ) -> None:
     """Beside others without a grammar, with chunks of prompts, and with few blocks, so that some are preempted."""
     executor = executor_of(family, dtype)
-    requests = cases(random.Random(family), 16)
+    requests = cases(random.Random(family), 10)
     fast, slow = serve_both(lambda: core_with_few_blocks(executor, num_blocks), requests)
     assert ends(fast) == ends(slow)
     assert all(outcome.error is None for outcome in fast.outcomes)
@@ -141,8 +141,8 @@ def test_a_request_has_the_same_tokens_alone_and_with_log_probabilities(
     executor = executor_of("llama", dtype)
     requests = cases(random.Random(5), 8)
     together = serve(core_with_few_blocks(executor, 256), requests, random.Random(1))
-    for case, outcome in zip(requests, together.outcomes, strict=True):
-        for params in CHANGES:
+    for i, (case, outcome) in enumerate(zip(requests, together.outcomes, strict=True)):
+        for params in (CHANGES[0], CHANGES[1 + i % (len(CHANGES) - 1)]):
             alone = Case(case.prompt, msgspec.structs.replace(case.sampling, **params), [])
             (found,) = serve(core_with_few_blocks(executor, 256), [alone], random.Random(2)).outcomes
             assert found.token_ids == outcome.token_ids

@@ -83,7 +83,22 @@ def random_tokens(rng: random.Random, count: int) -> list[int]:
 
 
 def greedy_cases(directory: Path, rng: random.Random, count: int, longest: int = 16) -> list[Case]:
-    """Requests with what `generate` makes of them; those in which it met a tie are left out."""
+    """Requests with what `generate` makes of them; those in which it met a tie are left out.
+
+    For the same model and the same numbers they are made once.
+    """
+    asked = (directory, rng.getstate(), count, longest)
+    if asked not in _GREEDY:
+        _GREEDY[asked] = (_greedy_cases(directory, rng, count, longest), rng.getstate())
+    cases, state = _GREEDY[asked]
+    rng.setstate(state)
+    return [*cases]
+
+
+_GREEDY: dict[Any, tuple[list[Case], Any]] = {}
+
+
+def _greedy_cases(directory: Path, rng: random.Random, count: int, longest: int) -> list[Case]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")

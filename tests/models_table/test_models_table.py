@@ -11,12 +11,9 @@ from tests.models_table.trial import Trial, try_type
 @pytest.mark.parametrize(
     ("model_type", "verdict", "reason"),
     [
-        ("llama", "served", ""),
         ("olmo2", "served", ""),
-        ("deepseek_v3", "served", ""),
         ("internvl", "served", ""),
         ("glm4v", "served", ""),
-        ("bamba", "served", ""),
         ("deepseek_v4", "refused", "layers of type compressed_sparse_attention"),
         ("paligemma", "refused", "in both directions"),
         ("doge", "refused", "a mask of its own"),
@@ -24,7 +21,6 @@ from tests.models_table.trial import Trial, try_type
         ("git", "refused", "several classes of attention"),
         ("kosmos-2", "refused", "on text alone, failed"),
         ("bert", "served", ""),
-        ("mbart", "served", ""),
         ("stablelm", "served", ""),
         ("hrm_text", "served", ""),
         ("glm_moe_dsa", "served", ""),

@@ -1,4 +1,5 @@
-"""The native kernels as a sanitizer's compiler makes them, and a pytest plugin that puts them in the place of ours.
+"""The native kernels as a sanitizer's compiler makes them, and a pytest plugin that puts them in the place of ours, and
+tries at most twelve cases of a test.
 
 `python -m pytest -p tests.sanitizers.library ...` with the library's path in `KERNELS_UNDER_TEST`, in a process that
 has the sanitizer's runtime loaded before everything else. Knows compilers and their flags; nothing of what is tested.
@@ -7,12 +8,16 @@ has the sanitizer's runtime loaded before everything else. Knows compilers and t
 import os
 import shutil
 import subprocess
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from orcinus.engine.kernels import build
 
 LIBRARY = "KERNELS_UNDER_TEST"
+_MAX_CASES = 12  # of each test
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,23 @@ def compile_with(flags: tuple[str, ...], target: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[:5000])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test with many cases keep some: the first, the last, and those between them evenly spread."""
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    kept = {item for group in cases.values() for item in evenly(group, _MAX_CASES)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+def evenly(items: list[pytest.Item], count: int) -> list[pytest.Item]:
+    if len(items) <= count:
+        return items
+    return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
 
 
 if LIBRARY in os.environ:

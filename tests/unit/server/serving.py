@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from orcinus.config.settings import Settings, load_settings
@@ -24,6 +25,8 @@ from orcinus.server.process.listening import listen, listen_on_file
 from orcinus.server.process.server import DrainingServer
 from orcinus.server.tracing.tracer import Tracing
 from tests.unit.engine.fakes import CHAT_TEMPLATE, FakeExecutor, builds, fake_config, write_byte_tokenizer
+
+in_one_loop = pytest.mark.asyncio(loop_scope="module")  # that of the fixture `lasting`
 
 
 class Gate:

@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from orcinus.engine.grammar.compiler import GrammarCompiler
-from orcinus.engine.grammar.masks import tokens_in
+from orcinus.engine.grammar.masks import has_token, tokens_in
 from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.sampling_params import Grammar, Thinking
 from orcinus.engine.text.tokenizer import Tokenizer
@@ -28,7 +29,14 @@ def allowed(matcher: GrammarMatcher) -> set[int]:
     matcher.fill_mask()
     assert matcher.mask is not None
     assert matcher.error is None, matcher.error
-    return {int(token_id) for token_id in tokens_in(matcher.mask)}
+    return set(tokens_in(matcher.mask).tolist())
+
+
+def allows(matcher: GrammarMatcher, token_id: int) -> bool:
+    matcher.fill_mask()
+    assert matcher.mask is not None
+    assert matcher.error is None, matcher.error
+    return has_token(matcher.mask, token_id)
 
 
 def texts_allowed(matcher: GrammarMatcher, tokenizer: Tokenizer) -> set[str]:
@@ -39,7 +47,7 @@ def texts_allowed(matcher: GrammarMatcher, tokenizer: Tokenizer) -> set[str]:
 
 def feed(matcher: GrammarMatcher, token_ids: Iterable[int]) -> GrammarMatcher:
     for token_id in token_ids:
-        assert token_id in allowed(matcher), token_id
+        assert allows(matcher, token_id), token_id
         matcher.accept(token_id)
         assert matcher.mask is not None
     assert matcher.error is None, matcher.error
@@ -50,7 +58,7 @@ def accepts(compiler: GrammarCompiler, grammar: Grammar, text: str) -> bool:
     """Whether the whole text, byte by byte or in the model's own tokens, is one that the grammar allows."""
     matcher = matcher_of(compiler, grammar)
     for token_id in compiler.vocabulary(text):
-        if token_id not in allowed(matcher):
+        if not allows(matcher, token_id):
             return False
         matcher.accept(token_id)
     return bool(allowed(matcher) & set(compiler.vocabulary.end_ids))
@@ -59,14 +67,14 @@ def accepts(compiler: GrammarCompiler, grammar: Grammar, text: str) -> bool:
 def random_text(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, max_tokens: int) -> str | None:
     """Follow tokens chosen at random to an end, for which some bias helps; None if it takes too long."""
     matcher = matcher_of(compiler, grammar)
-    text = b""
+    text, closing_ids = b"", _closing_ids(compiler)
     for _ in range(max_tokens):
         ids = allowed(matcher)
         assert ids, "nothing may follow"
-        if ids & set(compiler.vocabulary.end_ids) and rng.random() < 0.3:
+        if not ids.isdisjoint(compiler.vocabulary.end_ids) and rng.random() < 0.3:
             return text.decode()
-        closing = [i for i in ids if compiler.vocabulary.tokens[i][:1] in (b'"', b"}", b"]", b",")]
-        token_id = rng.choice(closing if closing and rng.random() < 0.3 else sorted(ids))
+        closing = ids & closing_ids
+        token_id = rng.choice(sorted(closing if closing and rng.random() < 0.3 else ids))
         if token_id in compiler.vocabulary.end_ids:
             return text.decode()
         matcher.accept(token_id)
@@ -74,6 +82,13 @@ def random_text(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random,
         if matcher.is_finished:
             return text.decode()
     return None
+
+
+@cache
+def _closing_ids(compiler: GrammarCompiler) -> frozenset[int]:
+    """Return the tokens that begin with what ends a value."""
+    tokens = compiler.vocabulary.tokens
+    return frozenset(i for i, token in enumerate(tokens) if token[:1] in (b'"', b"}", b"]", b","))
 
 
 def thinking(end: str, start: int | None = None) -> Thinking:

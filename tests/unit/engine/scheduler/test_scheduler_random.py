@@ -1,13 +1,13 @@
 """Thousands of random additions, aborts and steps under several profiles, with the books checked after each."""
 
 import random
+from itertools import cycle, islice
 from typing import Any
 
 import pytest
 
 from orcinus.engine.messages import StepPlan
 from orcinus.engine.sampling_params import Grammar, SamplingParams
-from tests.effort import slow_but_for
 from tests.unit.engine.scheduler.simulator import Drafts, Forcing, SimulatedEngine, reference
 
 PROFILES: dict[str, dict[str, object]] = {
@@ -36,7 +36,27 @@ PROFILES: dict[str, dict[str, object]] = {
     },
     "states, none of which is kept": {"state_bytes": 64, "num_kv_blocks": 20},
 }
-NUM_OPERATIONS = 2_000
+# Whether steps are launched ahead, whether some fail, who asks, and whether there are drafts: each pair of values.
+WAYS: dict[str, tuple[bool, bool, str, bool]] = {
+    "ahead-faults-drafts": (True, True, "abc", True),
+    "ahead-sound-one client": (True, False, "a", False),
+    "in turn-faults-one client": (False, True, "a", False),
+    "in turn-sound-drafts": (False, False, "abc", True),
+    "ahead-faults-three clients": (True, True, "abc", False),
+    "in turn-sound-three clients": (False, False, "abc", False),
+}
+QUICK_WAY = "ahead-faults-drafts"
+NUM_OPERATIONS = 1_000
+
+
+def cases() -> list[Any]:
+    """Return each profile in the quick way and two others, so that what profiles have in common sees all ways."""
+    others = cycle(way for way in WAYS if way != QUICK_WAY)
+    return [
+        pytest.param(profile, *WAYS[way], id=f"{profile}-{way}", marks=() if way == QUICK_WAY else pytest.mark.slow)
+        for profile in PROFILES
+        for way in (QUICK_WAY, *islice(others, 2))
+    ]
 
 
 class Faults:
@@ -55,18 +75,7 @@ class Faults:
             raise MemoryError
 
 
-@pytest.mark.parametrize(
-    ("clients", "has_drafts"),
-    [
-        pytest.param("a", False, marks=pytest.mark.slow),
-        pytest.param("abc", False, marks=pytest.mark.slow),
-        ("abc", True),
-    ],
-    ids=["one client", "three clients", "drafts"],
-)
-@pytest.mark.parametrize("has_faults", slow_but_for([False, True], True), ids=["sound", "faults"])
-@pytest.mark.parametrize("runs_ahead", slow_but_for([False, True], True), ids=["in turn", "ahead"])
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("profile", "runs_ahead", "has_faults", "clients", "has_drafts"), cases())
 def test_books_balance_and_tokens_are_right_after_every_random_operation(
     profile: str, runs_ahead: bool, has_faults: bool, clients: str, has_drafts: bool
 ) -> None:
@@ -119,8 +128,8 @@ def test_books_balance_and_tokens_are_right_after_every_random_operation(
         else:
             assert name in aborted
             assert engine.tokens[name] == expected[: len(engine.tokens[name])], name
-    assert refills > 20
-    assert 50 < num_forced <= forcing.num_tokens
+    assert refills > 10
+    assert 25 < num_forced <= forcing.num_tokens
     assert preemptions > 0 or "few blocks" not in profile
     assert (faults.num_faults > 0) == has_faults
     assert engine.core.stats().num_kv_blocks_used == 0

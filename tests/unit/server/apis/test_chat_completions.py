@@ -7,7 +7,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tests.unit.engine.fakes import END_OF_TEXT, MESSAGE_END, MESSAGE_START, FakeExecutor, NextToken, echoes, says
-from tests.unit.server.serving import Serving, answer_of, error_of, events_of, serving, user
+from tests.unit.server.serving import Serving, answer_of, error_of, events_of, in_one_loop, serving, user
 
 
 async def prompt_of(served: Serving, messages: Any, **body: Any) -> str:
@@ -211,6 +211,7 @@ async def test_parts_by_other_names_reach_the_template(tmp_path: Path, message: 
         assert await prompt_of(served, [user("hi"), message]) == f"<user>hi{shown}"
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
@@ -236,8 +237,8 @@ async def test_parts_by_other_names_reach_the_template(tmp_path: Path, message: 
         ([5], "messages[0]"),
     ],
 )
-async def test_a_wrong_message_is_named(served: Serving, messages: Any, param: str) -> None:
-    error = error_of(await served.post("/v1/chat/completions", messages=messages), 400)
+async def test_a_wrong_message_is_named(lasting: Serving, messages: Any, param: str) -> None:
+    error = error_of(await lasting.post("/v1/chat/completions", messages=messages), 400)
     assert error["param"] == param
 
 

@@ -22,7 +22,7 @@ from orcinus.server.apis.embeddings import answer as embeddings
 from orcinus.server.apis.embeddings.body import EmbeddingBody, parse_embedding
 from orcinus.server.requests.parameters import parameter_table
 from tests.unit.engine.fakes import EMBEDDING_SIZE, FakeExecutor, embedding
-from tests.unit.server.serving import Gate, Serving, answer_of, error_of, listening, serving, until
+from tests.unit.server.serving import Gate, Serving, answer_of, error_of, in_one_loop, listening, serving, until
 
 URL = "/v1/embeddings"
 CLIENT_ONLY = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
@@ -131,6 +131,7 @@ async def test_the_models_pooling_is_what_the_engine_is_asked_for(tmp_path: Path
         assert vectors_of(await embed(served, "hello")) == [expected("hello", "last")]
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [
@@ -164,9 +165,9 @@ async def test_the_models_pooling_is_what_the_engine_is_asked_for(tmp_path: Path
     ],
 )
 async def test_what_is_wrong_is_named_with_its_limit(
-    served: Serving, body: dict[str, Any], param: str, said: str
+    lasting: Serving, body: dict[str, Any], param: str, said: str
 ) -> None:
-    error = error_of(await served.post(URL, **body), 400)
+    error = error_of(await lasting.post(URL, **body), 400)
     assert error["param"] == param
     assert said in error["message"]
 

@@ -28,7 +28,7 @@ from orcinus.server.apis.thinking import ThinkingCount
 from orcinus.server.reading.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from orcinus.server.requests.parameters import parameter_table
 from tests.unit.engine.fakes import CHAT_TEMPLATE, FakeExecutor, alphabet, echoes, says
-from tests.unit.server.serving import Gate, Serving, answer_of, error_of, serving
+from tests.unit.server.serving import Gate, Serving, answer_of, error_of, in_one_loop, serving
 
 URL = "/v1/responses"
 CLIENT_ONLY = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
@@ -651,6 +651,7 @@ async def test_instructions_and_messages_reach_the_template(tmp_path: Path) -> N
     assert text_of(answer) == "system\na\nsystem\nb\nuser\nc\nassistant\n"
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     ("given", "param"),
     [
@@ -683,8 +684,8 @@ async def test_instructions_and_messages_reach_the_template(tmp_path: Path) -> N
         ([{"type": "reasoning", "summary": [{"type": "text", "text": "x"}]}], "input[0].summary[0].type"),
     ],
 )
-async def test_a_wrong_item_is_named(served: Serving, given: Any, param: str) -> None:
-    error = error_of(await served.post(URL, input=given), 400)
+async def test_a_wrong_item_is_named(lasting: Serving, given: Any, param: str) -> None:
+    error = error_of(await lasting.post(URL, input=given), 400)
     assert error["param"] == param
     assert param in error["message"]
 

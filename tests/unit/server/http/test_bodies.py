@@ -14,7 +14,7 @@ from orcinus.engine.errors import InvalidRequestError
 from orcinus.server.http import json_body
 from orcinus.server.http.json_body import MAX_DEPTH, JsonReader, parse_json_object
 from tests.growth import assert_linear, at_most_as_long_as_parsing
-from tests.unit.server.serving import Serving, error_of
+from tests.unit.server.serving import Serving, error_of, in_one_loop
 
 JSON = {"content-type": "application/json"}
 
@@ -50,10 +50,11 @@ BROKEN = {
 }
 
 
+@in_one_loop
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN.keys())
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
-async def test_a_broken_body_is_refused(served: Serving, path: str, body: bytes) -> None:
-    error = error_of(await served.client.post(path, content=body, headers=JSON), 400)
+async def test_a_broken_body_is_refused(lasting: Serving, path: str, body: bytes) -> None:
+    error = error_of(await lasting.client.post(path, content=body, headers=JSON), 400)
     assert error["type"] == "invalid_request_error"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from orcinus.server.operations import OPERATIONS, PageOperation
 from tests.unit.server.http.test_connections import connect
-from tests.unit.server.serving import Serving, answer_of, error_of, listening, serving, user
+from tests.unit.server.serving import Serving, answer_of, error_of, in_one_loop, listening, serving, user
 
 GETTABLE = [
     operation.path
@@ -26,9 +26,10 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Serving]:
         yield running
 
 
+@in_one_loop
 @pytest.mark.parametrize("path", [*GETTABLE, "/v1/models/fake-model"])
-async def test_head_is_get_without_the_body(served: Serving, path: str) -> None:
-    head, get = await served.client.head(path), await served.client.get(path)
+async def test_head_is_get_without_the_body(lasting: Serving, path: str) -> None:
+    head, get = await lasting.client.head(path), await lasting.client.get(path)
     assert head.status_code == get.status_code == 200
     assert head.content == b""
     own = {"date", "x-request-id", "content-length"} if path == "/metrics" else {"date", "x-request-id"}
@@ -48,10 +49,11 @@ async def test_head_of_what_only_takes_a_body_is_a_405(served: Serving) -> None:
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
+@in_one_loop
 @pytest.mark.parametrize("operation", [*OPERATIONS.without_admin()], ids=lambda operation: operation.path)
-async def test_a_wrong_method_is_told_all_that_the_path_has(served: Serving, operation: Any) -> None:
+async def test_a_wrong_method_is_told_all_that_the_path_has(lasting: Serving, operation: Any) -> None:
     path = operation.path.replace("{model:path}", "fake-model").replace("{response_id}", "resp_1")
-    response = await served.client.request("PATCH", path)
+    response = await lasting.client.request("PATCH", path)
     error = error_of(response, 405) if not path.startswith("/v1/messages") else response.json()["error"]
     allowed = response.headers["allow"].split(", ")
     assert allowed == [*operation.allowed_methods]
@@ -60,7 +62,7 @@ async def test_a_wrong_method_is_told_all_that_the_path_has(served: Serving, ope
     assert ("HEAD" in allowed) == ("GET" in allowed)
     is_endless = isinstance(operation, PageOperation) and operation.is_endless
     for method in ("HEAD", "POST", "PUT", "DELETE", "OPTIONS", *(() if is_endless else ("GET",))):
-        status = (await served.client.request(method, path)).status_code
+        status = (await lasting.client.request(method, path)).status_code
         assert (status == 405) == (method not in allowed), method
 
 
@@ -71,6 +73,7 @@ async def test_without_a_key_nobody_is_told_which_paths_and_methods_there_are(gu
     assert (await guarded.client.head("/v1/models", headers=KEY)).status_code == 200
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     ("method", "path", "meant"),
     [
@@ -95,9 +98,9 @@ async def test_without_a_key_nobody_is_told_which_paths_and_methods_there_are(gu
     ],
 )
 async def test_a_path_that_was_nearly_right_is_a_404_that_says_what_was_meant(
-    served: Serving, method: str, path: str, meant: str
+    lasting: Serving, method: str, path: str, meant: str
 ) -> None:
-    error = error_of(await served.client.request(method, "http://test" + path), 404)
+    error = error_of(await lasting.client.request(method, "http://test" + path), 404)
     assert error["code"] == "unknown_url"
     assert f"unknown request URL: {method} {path}; did you mean {meant}?" in error["message"]
     assert ("A base URL ends with /v1" in error["message"]) == meant.startswith("/v1/")

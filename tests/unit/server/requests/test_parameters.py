@@ -17,7 +17,7 @@ from orcinus.server.apis.completions.body import CompletionBody, parse_completio
 from orcinus.server.requests.bodies import GenerationBody
 from orcinus.server.requests.parameters import IGNORED, REFUSED, Endpoint, parameter_table
 from tests.unit.engine.fakes import MESSAGE_END, FakeExecutor, says
-from tests.unit.server.serving import Serving, error_of, serving, user
+from tests.unit.server.serving import Serving, error_of, in_one_loop, serving, user
 
 GENERATION_BODIES: dict[Endpoint, type[GenerationBody]] = {"completions": CompletionBody, "chat": ChatBody}
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
@@ -64,9 +64,9 @@ class Recorder:
 
 
 @pytest.fixture
-def recorder(served: Serving, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+def recorder(lasting: Serving, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(served.engine, "submit", recorder.submit)
+    monkeypatch.setattr(lasting.engine, "submit", recorder.submit)
     return recorder
 
 
@@ -85,12 +85,13 @@ def test_no_parameter_has_two_decisions() -> None:
     assert all(row.note for row in rows)
 
 
+@in_one_loop
 @pytest.mark.parametrize("endpoint", PATHS)
-async def test_every_sampling_parameter_reaches_the_engine(served: Serving, recorder: Recorder, endpoint: str) -> None:
+async def test_every_sampling_parameter_reaches_the_engine(lasting: Serving, recorder: Recorder, endpoint: str) -> None:
     logprobs = {"logprobs": True, "top_logprobs": 4} if endpoint == "chat" else {"logprobs": 4}
     limits = {"allowed_token_ids": [97, 98], "bad_words": ["ab"], "structured_outputs": {"choice": ["a", "b"]}}
     body = {**BODIES[endpoint], **EVERY_SAMPLING_FIELD, **logprobs, **limits, "max_tokens": 5}
-    await served.post(PATHS[endpoint], **body, priority=-3, cache_salt="salt", timeout=2.5)
+    await lasting.post(PATHS[endpoint], **body, priority=-3, cache_salt="salt", timeout=250.5)
     [request] = recorder.requests
     wanted = {**EVERY_SAMPLING_FIELD, "logit_bias": {7: -100.0, 8: 1.5}, "stop": ("a", "b"), "stop_token_ids": (9,)}
     assert request.sampling == SamplingParams(
@@ -105,41 +106,45 @@ async def test_every_sampling_parameter_reaches_the_engine(served: Serving, reco
     others = {"logprobs", "max_tokens", "allowed_token_ids", "bad_words_token_ids", "grammar", "pooling", "thinking"}
     others |= {"more_eos_token_ids", "label_token_ids"}
     assert set(EVERY_SAMPLING_FIELD) | others == set(SamplingParams.__struct_fields__)
-    assert (request.priority, request.cache_salt, request.timeout_s) == (-3, "salt", 2.5)
+    assert (request.priority, request.cache_salt, request.timeout_s) == (-3, "salt", 250.5)
 
 
+@in_one_loop
 @pytest.mark.parametrize("endpoint", PATHS)
-async def test_null_equals_absent_for_every_field(served: Serving, recorder: Recorder, endpoint: str) -> None:
+async def test_null_equals_absent_for_every_field(lasting: Serving, recorder: Recorder, endpoint: str) -> None:
     names = {row.name for row in parameter_table(GENERATION_BODIES) if endpoint in row.endpoints}
     nulls = dict.fromkeys(names - set(BODIES[endpoint]))
-    await served.post(PATHS[endpoint], **BODIES[endpoint])
-    await served.post(PATHS[endpoint], **BODIES[endpoint], **nulls)
+    await lasting.post(PATHS[endpoint], **BODIES[endpoint])
+    await lasting.post(PATHS[endpoint], **BODIES[endpoint], **nulls)
     first, second = recorder.requests
     assert (first.sampling, first.prompts, first.priority) == (second.sampling, second.prompts, second.priority)
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     ("endpoint", "name"),
     [(endpoint, name) for name, row in IGNORED.items() for endpoint in row.endpoints if endpoint in OPENAI_PATHS],
 )
 async def test_ignored_parameters_are_accepted_with_any_value(
-    served: Serving, recorder: Recorder, endpoint: str, name: str
+    lasting: Serving, recorder: Recorder, endpoint: str, name: str
 ) -> None:
     for value in ("x", 5, {"a": [1]}, True):
-        await served.post(OPENAI_PATHS[endpoint], **BODIES[endpoint], **{name: value})
+        await lasting.post(OPENAI_PATHS[endpoint], **BODIES[endpoint], **{name: value})
     assert len(recorder.requests) == 4
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     ("endpoint", "name"),
     [(endpoint, name) for name, row in REFUSED.items() for endpoint in row.endpoints if endpoint in OPENAI_PATHS],
 )
-async def test_refused_parameters_are_named(served: Serving, endpoint: str, name: str) -> None:
-    error = error_of(await served.post(OPENAI_PATHS[endpoint], **BODIES[endpoint], **{name: [{"a": "b"}]}), 400)
+async def test_refused_parameters_are_named(lasting: Serving, endpoint: str, name: str) -> None:
+    error = error_of(await lasting.post(OPENAI_PATHS[endpoint], **BODIES[endpoint], **{name: [{"a": "b"}]}), 400)
     assert error["param"] == name
     assert name in error["message"]
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     ("endpoint", "harmless"),
     [
@@ -152,25 +157,28 @@ async def test_refused_parameters_are_named(served: Serving, endpoint: str, name
     ],
 )
 async def test_refused_parameters_may_say_that_they_are_off(
-    served: Serving, recorder: Recorder, endpoint: str, harmless: dict[str, Any]
+    lasting: Serving, recorder: Recorder, endpoint: str, harmless: dict[str, Any]
 ) -> None:
-    await served.post(OPENAI_PATHS[endpoint], **BODIES[endpoint], **harmless)
+    await lasting.post(OPENAI_PATHS[endpoint], **BODIES[endpoint], **harmless)
     assert len(recorder.requests) == 1
 
 
+@in_one_loop
 @pytest.mark.parametrize("endpoint", PATHS)
 @pytest.mark.parametrize("name", ["temprature", "echoo", "x" * 5000, "", "__class__"])
-async def test_an_unknown_parameter_is_refused_by_name(served: Serving, endpoint: str, name: str) -> None:
-    error = error_of(await served.post(PATHS[endpoint], **BODIES[endpoint], **{name: 1}), 400)
+async def test_an_unknown_parameter_is_refused_by_name(lasting: Serving, endpoint: str, name: str) -> None:
+    error = error_of(await lasting.post(PATHS[endpoint], **BODIES[endpoint], **{name: 1}), 400)
     assert error["param"] == name[:100]
     assert "unknown parameter" in error["message"]
 
 
-async def test_parameters_of_the_other_endpoint_are_unknown(served: Serving) -> None:
-    assert error_of(await served.post(PATHS["chat"], **BODIES["chat"], prompt="x"), 400)["param"] == "prompt"
-    assert error_of(await served.post(PATHS["completions"], **BODIES["completions"], messages=[]), 400)
+@in_one_loop
+async def test_parameters_of_the_other_endpoint_are_unknown(lasting: Serving) -> None:
+    assert error_of(await lasting.post(PATHS["chat"], **BODIES["chat"], prompt="x"), 400)["param"] == "prompt"
+    assert error_of(await lasting.post(PATHS["completions"], **BODIES["completions"], messages=[]), 400)
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     ("name", "value", "limit"),
     [
@@ -206,13 +214,14 @@ async def test_parameters_of_the_other_endpoint_are_unknown(served: Serving) -> 
     ],
 )
 async def test_a_value_out_of_bounds_is_refused_with_the_bound(
-    served: Serving, name: str, value: Any, limit: str
+    lasting: Serving, name: str, value: Any, limit: str
 ) -> None:
-    error = error_of(await served.post("/v1/completions", prompt="x", **{name: value}), 400)
+    error = error_of(await lasting.post("/v1/completions", prompt="x", **{name: value}), 400)
     assert error["param"] == name
     assert limit in error["message"]
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -242,15 +251,16 @@ async def test_a_value_out_of_bounds_is_refused_with_the_bound(
         ("stream_options", []),
     ],
 )
-async def test_a_value_of_the_wrong_type_is_refused_by_name(served: Serving, name: str, value: Any) -> None:
-    error = error_of(await served.post("/v1/completions", prompt="x", **{name: value}), 400)
+async def test_a_value_of_the_wrong_type_is_refused_by_name(lasting: Serving, name: str, value: Any) -> None:
+    error = error_of(await lasting.post("/v1/completions", prompt="x", **{name: value}), 400)
     assert error["param"].startswith(name)
     assert len(error["message"]) < 500
 
 
-async def test_ids_outside_the_vocabulary_are_refused(served: Serving) -> None:
+@in_one_loop
+async def test_ids_outside_the_vocabulary_are_refused(lasting: Serving) -> None:
     for name, value in (("stop_token_ids", [300]), ("logit_bias", {"300": 1})):
-        error = error_of(await served.post("/v1/completions", prompt="x", **{name: value}), 400)
+        error = error_of(await lasting.post("/v1/completions", prompt="x", **{name: value}), 400)
         assert error["param"] == name
         assert "258" in error["message"]
 

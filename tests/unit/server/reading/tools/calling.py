@@ -68,7 +68,7 @@ def read(template: str, text: str, *, tail: str = "", use: ToolUse | None = None
     use = use or tool_use()
     form = detect(template)
     pieces = read_all(form, [text], tail=tail, use=use, is_cut=is_cut)
-    for parts in (text, *([text[:place], text[place:]] for place in range(1, len(text), 1 + len(text) // 200))):
+    for parts in (text, *([text[:place], text[place:]] for place in range(1, len(text), 1 + len(text) // 60))):
         assert read_all(form, parts, tail=tail, use=use, is_cut=is_cut) == pieces
     return pieces
 

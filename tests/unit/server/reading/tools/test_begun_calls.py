@@ -81,7 +81,7 @@ def test_every_call_that_begins_is_valid(
 ) -> None:
     model, use, tail = models[name, has_tokens], strict_use(), TAILS.get(name, "")
     compiled, openings = model.compile(use, tail), model.openings(use, tail)
-    for seed in range(scaled(20)):
+    for seed in range(scaled(10)):
         rng = random.Random(f"{name} {seed}")
         opening = rng.choice(openings)
         limit = 120 if is_limited else 500

@@ -77,7 +77,8 @@ def test_no_markup_is_shown_wherever_a_limit_cuts(name: str, before: str, tail: 
         pytest.skip("there is nothing before the calls in this format")
     form = format_of(name, "openai" if name == "openai" else thoughts)
     whole = ("hm", "") if name == "openai" else said(read_all(form, [before], tail=tail, use=USE))
-    for length in range(len(TWO_CALLS[name]) + 1):
+    # Every other place of the calls, and what comes before them decides which.
+    for length in range(0 if tail or not before else 1, len(TWO_CALLS[name]) + 1, 2):
         text = before + TWO_CALLS[name][:length]
         for parts in ([text], text):
             found = said(read_all(form, parts, tail=tail, use=USE, is_cut=True))

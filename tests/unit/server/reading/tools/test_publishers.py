@@ -119,9 +119,9 @@ def test_a_limit_may_cut_a_call_in_the_midst_of_a_marker(name: str) -> None:
     form, text = detect(template), write([("get_weather", '{"s": "r", "o": [1]}')])
     assert form.tool_format is not None
     use = tool_use(TOOLS)
-    beginnings = {marker[:length] for marker in form.tool_format.markers for length in (1, len(marker) - 1)}
+    beginnings = sorted({marker[:length] for marker in form.tool_format.markers for length in (1, len(marker) - 1)})
     for end in range(len(form.tool_format.openings[0]), len(text)):
-        for beginning in beginnings:
+        for beginning in beginnings[end % 3 :: 3]:
             whole = read_all(form, [text[:end] + beginning], use=use, is_cut=True)
             assert read_all(form, [text[:end], beginning], use=use, is_cut=True) == whole
 
@@ -310,4 +310,4 @@ def test_reading_costs_the_same_for_every_character(name: str) -> None:
             read_all(form, text, use=tool_use(TOOLS))
             read_all(form, [text], use=tool_use(TOOLS))
 
-    assert_linear(read_long, 64_000)
+    assert_linear(read_long, 16_000)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
+from numpy.typing import NDArray
 
 from orcinus.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
-from orcinus.engine.grammar.masks import tokens_in
+from orcinus.engine.grammar.masks import has_token, tokens_in
 from orcinus.engine.grammar.matcher import GrammarMatcher
 from orcinus.engine.sampling_params import Opening
 from orcinus.engine.text.tokenizer import Tokenizer
@@ -111,6 +113,20 @@ def prefixes(tokenizer: Tokenizer) -> list[tuple[int, bytes]]:
     return [(i, text) for i in ids if (text := tokenizer.token_bytes(i)) and i not in DEMO_ENDS]
 
 
+@cache
+def prefixes_by_first_byte(tokenizer: Tokenizer) -> dict[bytes, list[tuple[int, bytes]]]:
+    found: dict[bytes, list[tuple[int, bytes]]] = {}
+    for token_id, text in prefixes(tokenizer):
+        found.setdefault(text[:1], []).append((token_id, text))
+    return found
+
+
+@cache
+def begins_with_one_of(tokenizer: Tokenizer, first_bytes: frozenset[bytes]) -> NDArray[np.bool_]:
+    """Return of each token whether it does, (vocab_size,)."""
+    return np.array([tokenizer.token_bytes(i)[:1] in first_bytes for i in range(tokenizer.vocab_size)])
+
+
 @dataclass
 class Walk:
     """One text, token by token."""
@@ -123,14 +139,17 @@ class Walk:
     num_limited: int = 0  # steps at which not every token might come
     limit: int | None = None  # of tokens
 
-    def may_come(self) -> set[int]:
+    def may_come(self) -> NDArray[np.int64]:
+        """Return the tokens that are allowed now, in order."""
         self.matcher.fill_mask()
         assert self.matcher.error is None, self.matcher.error
+        vocab_size = self.model.tokenizer.vocab_size
         if self.matcher.mask is None:
-            return {*range(self.model.tokenizer.vocab_size)}
+            return np.arange(vocab_size)
         self.num_limited += 1
-        ids = {int(i) for i in tokens_in(self.matcher.mask) if i < self.model.tokenizer.vocab_size}
-        assert ids, "nothing may come"
+        ids = tokens_in(self.matcher.mask)
+        ids = ids[ids < vocab_size]
+        assert len(ids), "nothing may come"
         return ids
 
     def take(self, token_id: int) -> None:
@@ -143,11 +162,12 @@ class Walk:
         """Write a text in tokens of any length, the last of which may go on beyond it where that is allowed."""
         left = text.encode()
         while left:
-            allowed = self.may_come()
+            self.may_come()
+            mask = self.matcher.mask
             fitting = [
                 (i, own)
-                for i, own in prefixes(self.model.tokenizer)
-                if i in allowed and (left.startswith(own) or own.startswith(left))
+                for i, own in prefixes_by_first_byte(self.model.tokenizer).get(left[:1], [])
+                if (left.startswith(own) or own.startswith(left)) and (mask is None or has_token(mask, i))
             ]
             assert fitting, f"{left!r} cannot be written after {self.text!r}"
             beyond = [pair for pair in fitting if len(pair[1]) > len(left)]
@@ -159,25 +179,25 @@ class Walk:
 
     def ramble(self, num_tokens: int) -> None:
         for _ in range(num_tokens):
-            self.take(self.rng.choice([i for i in sorted(self.may_come()) if i not in DEMO_ENDS]))
+            self.take(self.rng.choice([i for i in self.may_come().tolist() if i not in DEMO_ENDS]))
 
     def finish_call(self, max_tokens: int = 600) -> None:
         """Go on until what was opened is complete, mostly with what ends things."""
         for _ in range(max_tokens):
             if self.is_over or getattr(self.matcher, "_is_inside", None) is False:
                 return
-            ids = sorted(self.may_come())
-            first = self._first_bytes_of_ends()
-            ending = [i for i in ids if self.model.tokenizer.token_bytes(i)[:1] in first]
-            self.take(self.rng.choice(ending if ending and self.rng.random() < 0.5 else ids))
+            ids = self.may_come()
+            ending = ids[begins_with_one_of(self.model.tokenizer, self._first_bytes_of_ends())[ids]]
+            chosen = ending if len(ending) and self.rng.random() < 0.5 else ids
+            self.take(int(chosen[self.rng.randrange(len(chosen))]))
         raise AssertionError(f"no end of a call: {self.text!r}")
 
-    def _first_bytes_of_ends(self) -> set[bytes]:
+    def _first_bytes_of_ends(self) -> frozenset[bytes]:
         """Return with what a token begins that may end what is open, or that goes on with a closing tag."""
         form = self.model.form.tool_format
-        if form is not None and self.text.endswith("<"):
-            return {tag[1:2].encode() for tag in form.markers if tag.startswith("<")}
-        return {b'"', b"}", b"]", b",", b"<", b")"}
+        if form is not None and self.model.text_of(self.token_ids[-4:]).endswith("<"):
+            return frozenset(tag[1:2].encode() for tag in form.markers if tag.startswith("<"))
+        return frozenset((b'"', b"}", b"]", b",", b"<", b")"))
 
     @property
     def is_over(self) -> bool:
