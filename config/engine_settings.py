@@ -116,8 +116,9 @@ class EngineSettings(BaseModel):
         "Engine",
         "Speculative decoding, which changes no token. ngram tries drafts from a request's own prompt and output,"
         " suffix from past answers, which are kept in memory, bounded, and apart by cache_salt; mtp the guesses of the"
-        " checkpoint's own head for multi-token prediction, as DeepSeek-V3 and GLM-4.5 have one; auto from all that"
-        " there are, as many in each step as make the tokens come faster by what was measured.",
+        " checkpoint's own head for multi-token prediction, as DeepSeek-V3, GLM-4.5 and Qwen3.5 have one; auto from all"
+        " that there are, as many in each step as make the tokens come faster by what was measured. A model that keeps"
+        " states beside keys and values has two of them for each request then.",
     )
     deterministic: bool | None = setting(
         None,

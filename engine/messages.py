@@ -370,9 +370,10 @@ class ScheduledRequest(Message, frozen=True):
     step, up to the model's rounding, and to the last bit in deterministic mode.
 
     Of a model with states beside keys and values, a request's own is what it was after its last chunk; it begins anew
-    at position 0. `load_state` is the snapshot that takes its place before this chunk is computed, and `save_state` the
-    one that it is copied to after that; -1 is none. Loads and saves happen in the order of the plans, and in a plan all
-    loads before all saves.
+    at position 0. Unless all drafts of that chunk were accepted, it is the one in front of them, and those that were
+    are computed again, as known tokens. `load_state` is the snapshot that takes its place before this chunk is
+    computed, and `save_state` the one that it is copied to after that, the drafts left out; -1 is none. Loads and saves
+    happen in the order of the plans, and in a plan all loads before all saves.
     """
 
     request_id: str
@@ -388,6 +389,11 @@ class ScheduledRequest(Message, frozen=True):
     def end(self) -> int:
         """The position after its last token of this step, drafts included."""
         return self.num_computed_tokens + self.num_tokens
+
+    @property
+    def known_end(self) -> int:
+        """The position after its last token of this step that is no draft."""
+        return self.end - len(self.draft_token_ids)
 
 
 class StepPlan(Message, frozen=True):

@@ -4,7 +4,7 @@ Whoever runs the model enters a `StepContext`. Each module of ours that stands i
 model's own code calls, reads there what it needs. Knows no backend, no model and no request.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,12 +24,27 @@ class StepContext:
     Within a step it reads all states before it writes any, as a recorded step may name a sequence several times. Slots
     go from 0 to `max_num_seqs`, included: the last one is no request's, and recordings are made with it. A sequence of
     which a prefix is reused begins behind that prefix, with the state copied to its slot.
+
+    Where a step has drafts, which may be rejected, a sequence's state in front of them is left in its slot, and the one
+    behind them in another slot, so that both are there.
     """
 
     attention: LayerAttention
     metadata: tuple[AttentionMetadata, ...] = ()  # of each cache group; the sequences are the same in all of them
     adapter_rows: Tensor | None = None  # (num_tokens,) int64, of the runner's table, 0 for none; None: nobody has one
     state_slots: Tensor | None = None  # (num_seqs,) int64, in the order of the step's sequences
+    draft_slots: "DraftSlots | None" = None  # None: no sequence has drafts, or there are no states
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSlots:
+    """Says how many of each sequence's last tokens are drafts, and where the state behind them goes, if there are any.
+
+    `slots` (num_seqs,) int64 is on the device, and names no slot that the step's `state_slots` do.
+    """
+
+    counts: Sequence[int]
+    slots: Tensor
 
 
 @runtime_checkable
@@ -38,7 +53,8 @@ class SlotState(Protocol):
 
     Start-up finds it among the model's modules, counts what it keeps and gives it memory. In a run without slots, which
     is made before that, it computes one whole sequence from its start. What a state was after some earlier token is not
-    known later, but for the tokens after which it was copied: all of it is in that memory, a slot in a row.
+    known later, but for the tokens after which it was copied, and for the last ones that are not drafts (`DraftSlots`):
+    all of it is in that memory, a slot in a row.
     """
 
     @property

@@ -1,9 +1,9 @@
 """A head for multi-token prediction: one more decoder layer, which guesses the token after the next one.
 
-As DeepSeek-V3 has it (https://arxiv.org/abs/2412.19437, section 2.2), and GLM-4.5: of the model's last hidden state at
-a position, behind its last norm, and of the embedding of the token that follows, a linear layer makes the input of the
-decoder layer, and the model's own head makes logits of what comes out. Embedding, head and rotary positions are the
-model's own. Knows nothing of checkpoints, caches and requests.
+As DeepSeek-V3 has it (https://arxiv.org/abs/2412.19437, section 2.2), GLM-4.5, Qwen3-Next and Qwen3.5: of the model's
+last hidden state at a position, behind its last norm, and of the embedding of the token that follows, a linear layer
+makes the input of the decoder layer, and the model's own head makes logits of what comes out. Embedding, head and
+rotary positions are the model's own. Knows nothing of checkpoints, caches and requests.
 """
 
 from typing import Any

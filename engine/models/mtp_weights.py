@@ -1,7 +1,8 @@
 """Reads the head for multi-token prediction that a checkpoint may have beside its model; transformers passes over it.
 
-The weights are those of a layer behind the model's last one, and of what is before and behind it. The layer is of the
-class of the model's own layers; embedding and head, of which a checkpoint may have copies there, are the model's.
+The weights are those of a layer behind the model's last one, and of what is before and behind it: as DeepSeek-V3 names
+them, `model.layers.N.*`, or as Qwen3-Next does, `mtp.*`, also beside a multimodal model. The layer is of the class of
+the model's own layers; embedding and head, of which a checkpoint may have copies there, are the model's.
 """
 
 import logging
@@ -25,6 +26,15 @@ logger = logging.getLogger(__name__)
 _EXPERT = re.compile(r"(.*mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 # Copies of the model's own weights.
 _SHARED = ("embed_tokens.", "shared_head.head.")
+# What Qwen3-Next's names begin with, behind `mtp.`, and what ours do.
+_QWEN = {
+    "fc.": "eh_proj.",
+    "pre_fc_norm_embedding.": "enorm.",
+    "pre_fc_norm_hidden.": "hnorm.",
+    "layers.0.": "layer.",
+    "norm.": "norm.",
+}
+_LATER_HEAD = re.compile(r"layers\.[1-9]")
 
 
 class MtpHeadError(Exception):
@@ -55,8 +65,8 @@ def add_mtp_head(causal_lm: Any, source: ModelSource, speculation: Speculation) 
     elif speculation == "mtp":
         raise ModelLoadError(
             "speculation=mtp: the checkpoint has no MTP head of the kind of DeepSeek-V3"
-            f" (model.layers.{getattr(causal_lm.config, 'num_hidden_layers', 'N')}.eh_proj.weight); ngram, suffix and"
-            " auto need none"
+            f" (model.layers.{getattr(_config_of(causal_lm), 'num_hidden_layers', 'N')}.eh_proj.weight) or of"
+            " Qwen3-Next (mtp.fc.weight); ngram, suffix and auto need none"
         )
 
 
@@ -70,9 +80,10 @@ def _load_mtp_head(source: ModelSource, causal_lm: Any) -> MtpHead | None:
         return None
     if getattr(causal_lm.config, "quantization_config", None) is not None:
         raise MtpHeadError("the checkpoint is quantized")
-    decoder: Any = decoder_of(causal_lm)
-    head = _empty_head(decoder, causal_lm.config)
-    expected = _expected(head, decoder)
+    decoder, config = decoder_of(causal_lm), _config_of(causal_lm)
+    like = _last_with_attention(decoder, config)
+    head = _empty_head(decoder, config, like)
+    expected = _expected(head, decoder, like)
     weights = _joined_experts(read_tensors(places))
     if different := sorted(weights.keys() ^ expected.keys()):
         raise MtpHeadError(f"its weights are not those of one of the model's own layers, first {different[0]}")
@@ -87,15 +98,22 @@ def _load_mtp_head(source: ModelSource, causal_lm: Any) -> MtpHead | None:
 
 def _places_of_head(source: ModelSource, causal_lm: Any) -> dict[str, tuple[Path, str]]:
     """Return where the weights are that a checkpoint has of its first head, by the names that `MtpHead` has."""
-    num_layers = getattr(causal_lm.config, "num_hidden_layers", None)
+    num_layers = getattr(_config_of(causal_lm), "num_hidden_layers", None)
     if source.gguf_file is not None or num_layers is None or not hasattr(decoder_of(causal_lm), "rotary_emb"):
         return {}
-    prefix = f"model.layers.{num_layers}."
-    stored = {name: file for name, file in tensor_places(checkpoint_files(source)) if name.startswith(prefix)}
-    if f"{prefix}eh_proj.weight" not in stored:
-        return {}
-    names = ((_name_in_head(name.removeprefix(prefix)), name) for name in stored)
-    return {own: (stored[name], name) for own, name in names if own is not None}
+    stored = dict(tensor_places(checkpoint_files(source)))
+    for prefix, mark, name_in_head in (
+        (f"model.layers.{num_layers}.", "eh_proj.weight", _name_in_head),
+        ("mtp.", "fc.weight", _name_in_qwen_head),
+    ):
+        if prefix + mark in stored:
+            names = ((name_in_head(name.removeprefix(prefix)), name) for name in stored if name.startswith(prefix))
+            return {own: (stored[name], name) for own, name in names if own is not None}
+    return {}
+
+
+def _config_of(causal_lm: Any) -> Any:
+    return causal_lm.config.get_text_config(decoder=True)
 
 
 def _name_in_head(name: str) -> str | None:
@@ -107,18 +125,31 @@ def _name_in_head(name: str) -> str | None:
     return name.removeprefix("shared_head.") if name.startswith("shared_head.norm.") else f"layer.{name}"
 
 
-def _empty_head(decoder: Any, config: Any) -> MtpHead:
-    """Return a head without weights, whose layer is of the class and the kind of the model's last one."""
-    last: Any = decoder.layers[-1]
+def _name_in_qwen_head(name: str) -> str | None:
+    """Return what `MtpHead` calls a weight of Qwen's; None for heads behind the first. Unknown names stay."""
+    if _LATER_HEAD.match(name):
+        return None
+    return next((own + name.removeprefix(theirs) for theirs, own in _QWEN.items() if name.startswith(theirs)), name)
+
+
+def _last_with_attention(decoder: Any, config: Any) -> int:
+    """Return the number of the model's last layer that attends to everything, which a head's does; or of the last."""
+    kinds = (getattr(config, "layer_types", None) or [])[: len(decoder.layers)]
+    return max((i for i, kind in enumerate(kinds) if kind == "full_attention"), default=len(decoder.layers) - 1)
+
+
+def _empty_head(decoder: Any, config: Any, like: int) -> MtpHead:
+    """Return a head without weights, whose layer is of the class and the kind of one of the model's."""
+    own: Any = decoder.layers[like]
     with torch.device("meta"):
-        layer = type(last)(config, config.num_hidden_layers - 1)
-        norm_class = type(last.input_layernorm)
+        layer = type(own)(config, like)
+        norm_class = type(own.input_layernorm)
         return MtpHead(layer, norm_class, decoder.rotary_emb, config.hidden_size, config.rms_norm_eps)
 
 
-def _expected(head: MtpHead, decoder: Any) -> dict[str, Tensor]:
+def _expected(head: MtpHead, decoder: Any, like: int) -> dict[str, Tensor]:
     """Return tensors of the shapes that the head's weights must have, and of the numbers that the model has them in."""
-    of_layer = {f"layer.{name}": weight for name, weight in decoder.layers[-1].state_dict().items()}
+    of_layer = {f"layer.{name}": weight for name, weight in decoder.layers[like].state_dict().items()}
     dtype = decoder.norm.weight.dtype
     return {name: of_layer.get(name, weight.to(dtype)) for name, weight in head.state_dict().items()}
 

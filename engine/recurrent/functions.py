@@ -195,14 +195,7 @@ def selective_scan(  # noqa: PLR0917
         b, c = inputs[place], outputs[place]
         return torch_scans.selective_step(tokens[place], step_sizes[place], a=A, b=b, c=c, d=D, state=before)
 
-    def go_on(state: Tensor, place: slice) -> tuple[Tensor, Tensor]:
-        results = []
-        for token in range(place.start, place.stop):
-            result, state = advance(state, slice(token, token + 1))
-            results.append(result)
-        return torch.cat(results).unsqueeze(0), state
-
-    out = torch_scans.scan(kept, segments, advance, go_on)
+    out = torch_scans.scan(kept, segments, advance)
     if z is not None:
         out = out * F.silu(z[0].t())
     return out.t().unsqueeze(0)

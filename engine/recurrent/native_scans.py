@@ -24,7 +24,8 @@ class Segments(Protocol):
     """Says where a step's sequences lie in its row of tokens, and in which slots their states are.
 
     `starts` (num_seqs + 1,) int32; `slots` (num_seqs,) int64, none of them twice; `is_new` (num_seqs,) bool: the
-    sequence begins, and its slot holds what another one left.
+    sequence begins, and its slot holds what another one left. A slot below 0 is that of drafts: they go on from the end
+    of the sequence before them, and their own end is kept in slot -1 - `slots[i]`.
     """
 
     @property

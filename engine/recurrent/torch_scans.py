@@ -1,8 +1,9 @@
 """Convolutions and scans over the sequences of a step by torch's operations: the meaning of the native kernels.
 
 Every function takes the step's tokens flat, and the states of all slots, which it reads and writes. A scan computes
-sequences of one token together, by the recurrent rule, and each longer one by a function of transformers' that begins
-with a state. Sums are in float32.
+sequences of one token together, by the recurrent rule, few tokens of a sequence one by one, so that drafts are rounded
+as what they stand for is, and each longer sequence by a function of transformers' that begins with a state. Sums are in
+float32.
 
 Gated delta rule: Yang et al., 2024, https://arxiv.org/abs/2412.06464. Delta attention with decays of channels: Kimi
 Linear, 2025, https://arxiv.org/abs/2510.26692. Mamba-2: Dao and Gu, 2024, https://arxiv.org/abs/2405.21060. Mamba: Gu
@@ -23,6 +24,9 @@ Continue = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 # Of sequences of one token each: from their states and their tokens to outputs and states.
 Advance = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
+# Tokens of a sequence that are computed one by one: as many as may be tried as drafts, or be accepted of more.
+FEW_TOKENS = 16
+
 
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None, states: Tensor, segments: Segments
@@ -32,10 +36,10 @@ def convolve(
     `states` (num_slots, taps - 1, channels) are a sequence's last inputs.
     """
     width = weight.shape[1] - 1
-    earlier = started(states, segments)
+    earlier = segments.of_owners(started(states, segments))
     order, places, last = segments.with_history(width)
     rows = torch.cat([earlier.flatten(0, 1).to(x.dtype), x])[order]
-    states[segments.slots] = rows[last].to(states.dtype)
+    states[segments.kept_in] = rows[last].to(states.dtype)
     inputs = rows.to(weight.dtype).t().unsqueeze(0)
     out = F.conv1d(inputs, weight.unsqueeze(1), bias, groups=weight.shape[0])[0].t()[places - width]
     if activation is not None:
@@ -44,8 +48,11 @@ def convolve(
     return out.to(x.dtype)
 
 
-def scan(states: Tensor, segments: Segments, advance: Advance, go_on: Continue) -> Tensor:
-    """Return the outputs of a scan (num_tokens, ...), of whose tokens the two functions are given the places."""
+def scan(states: Tensor, segments: Segments, advance: Advance, go_on: Continue | None = None) -> Tensor:
+    """Return the outputs of a scan (num_tokens, ...), of whose tokens the functions are given the places.
+
+    Without a function for whole sequences all tokens of one are computed one by one.
+    """
     before = started(states, segments)
     outputs, ends = [], []
     if segments.num_singles:
@@ -54,17 +61,32 @@ def scan(states: Tensor, segments: Segments, advance: Advance, go_on: Continue) 
         ends.append(end)
     spans = list(pairwise(segments.query_start))
     for index in segments.longer:
-        out, end = go_on(before[index : index + 1], slice(*spans[index]))
-        outputs.append(out[0])
+        first, behind = spans[index]
+        start = ends[-1] if index in segments.drafts else before[index : index + 1]
+        if go_on is None or behind - first <= FEW_TOKENS:
+            out, end = _one_by_one(advance, start, range(first, behind))
+        else:
+            whole, end = go_on(start, slice(first, behind))
+            out = whole[0]
+        outputs.append(out)
         ends.append(end)
-    states[segments.slots] = torch.cat(ends).to(states.dtype)
+    states[segments.kept_in] = torch.cat(ends).to(states.dtype)
     return torch.cat(outputs)
 
 
+def _one_by_one(advance: Advance, state: Tensor, places: range) -> tuple[Tensor, Tensor]:
+    """Return the outputs (num_tokens, ...) of a sequence whose tokens are there, and its end."""
+    outputs = []
+    for place in places:
+        out, state = advance(state, slice(place, place + 1))
+        outputs.append(out)
+    return torch.cat(outputs), state
+
+
 def started(states: Tensor, segments: Segments) -> Tensor:
-    """Return the states of the step's sequences, zeros for those that begin."""
+    """Return the states of the step's sequences, zeros for those that begin; those of drafts mean nothing."""
     mask = segments.is_new.view(-1, *[1] * (states.dim() - 1))
-    return torch.where(mask, 0, states[segments.slots])
+    return torch.where(mask, 0, states[segments.kept_in])
 
 
 def delta_step(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from orcinus.engine.attention.interface import AttentionMetadata, metadata_of
 from orcinus.engine.attention.serving import PagedAttention
-from orcinus.engine.attention.step_context import StepContext, step_context
+from orcinus.engine.attention.step_context import DraftSlots, StepContext, step_context
 from orcinus.engine.attention.step_layout import lay_out
 from orcinus.engine.grammar.masks import MaskFiller, pack_tokens
 from orcinus.engine.grammar.thought import Thought, ThoughtMatcher
@@ -42,6 +42,7 @@ from orcinus.engine.runner.mtp_drafter import MtpDrafter, StepStates
 from orcinus.engine.runner.pooling import PooledPrompt
 from orcinus.engine.runner.prompt_outputs import PromptOutputs
 from orcinus.engine.runner.request_rows import RequestRows
+from orcinus.engine.runner.state_slots import StateSlots
 from orcinus.engine.runner.step_batch import RunningRequest, StepBatch
 from orcinus.engine.runner.suspect_blocks import SuspectBlocks
 from orcinus.engine.sampling.history import TokenHistory
@@ -63,7 +64,7 @@ class ModelRunner:
     `runs_ahead`, which is for devices that work while the host goes on, tokens that the host does not know yet are
     taken from the device. There are at most `max_num_seqs` requests. `adapters` has the row of each adapter by its
     name; row 0 is no adapter. A `drafter` proposes what may be tried next, for the scheduler to plan. `states` has the
-    states of a model that keeps some beside keys and values; a request's slot is its row.
+    states of a model that keeps some beside keys and values, of which a request has two where there is a drafter.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ModelRunner:
         self._max_num_seqs = max_num_seqs
         self.graphs: DecodeGraphs | None = None
         self._requests: dict[str, RunningRequest] = {}
+        self._state_slots = StateSlots(max_num_seqs)
         self._suspects = SuspectBlocks(self._rows, attention, device)
 
     @torch.inference_mode()
@@ -182,14 +184,37 @@ class ModelRunner:
         if self.states is not None:
             for item in plan.scheduled:
                 if item.load_state >= 0:
-                    self.states.restore(item.load_state, self._requests[item.request_id].index)
+                    self.states.restore(item.load_state, self._state_slot(item.request_id))
 
     def _save_states(self, plan: StepPlan) -> None:
-        """Keep what the step has made of states; a device that works while the host goes on does so in its order."""
+        """Keep what the step has made of states; a device that works while the host goes on does so in its order.
+
+        Of a request with drafts that is the state in front of them.
+        """
         if self.states is not None:
             for item in plan.scheduled:
                 if item.save_state >= 0:
-                    self.states.save(self._requests[item.request_id].index, item.save_state)
+                    self.states.save(self._state_slot(item.request_id), item.save_state)
+
+    @property
+    def _has_states(self) -> bool:
+        return self.states is not None and self.states.row_bytes > 0
+
+    def _slots_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the state slots of rows, which mean nothing where there are no states."""
+        return self._state_slots.of(rows) if self._has_states else rows
+
+    def _state_slot(self, request_id: str) -> int:
+        return int(self._slots_of(np.array([self._requests[request_id].index]))[0])
+
+    def _draft_slots(self, batch: StepBatch) -> DraftSlots | None:
+        """Return where a step with drafts puts the states behind them; None where there are no states."""
+        if not batch.has_drafts or self.states is None or not self._has_states:
+            return None
+        counts = [len(item.draft_token_ids) for item in batch.scheduled]
+        slots = self._state_slots.behind_drafts(batch.rows)
+        assert int(slots.max()) < len(self.states.slots), "there are no slots for states behind drafts"
+        return DraftSlots(counts, to_device([slots], self._device)[0])
 
     def _compute(self, batch: StepBatch, *, wants_drafts: bool) -> Callable[[], StepResult]:
         """Run the model over a batch, and begin to sample."""
@@ -320,7 +345,7 @@ class ModelRunner:
         firsts = np.array([item.num_computed_tokens for item in ordered], dtype=np.int64)
         ends = firsts + np.array([item.num_tokens for item in ordered], dtype=np.int64)
         has_drafts = any(item.draft_token_ids for item in longer)
-        known_ends = ends - np.array([len(item.draft_token_ids) for item in ordered]) if has_drafts else ends
+        known_ends = np.array([item.known_end for item in ordered]) if has_drafts else ends
         assert (known_ends <= self._rows.num_tokens[rows] + self.runs_ahead).all()
         for each in self._rows.block_tables:
             assert (ends <= each.num_blocks[rows] * self._rows.block_size).all()
@@ -334,7 +359,7 @@ class ModelRunner:
         """
         if self.graphs is not None:
             token_ids, adapter_rows = self._token_ids(batch), self._adapter_rows(batch)
-            logits = self.graphs.logits(token_ids, batch.layout, batch.rows, adapter_rows)
+            logits = self.graphs.logits(token_ids, batch.layout, self._slots_of(batch.rows), adapter_rows)
             if logits is not None:
                 return None if self._model.mtp_head is None else self._recorded_hidden[: len(logits)], logits
         hidden = self._hidden_states(batch)
@@ -367,12 +392,18 @@ class ModelRunner:
     def _inputs(self, batch: StepBatch, token_ids: NDArray[np.int64]) -> tuple[Tensor, Tensor, StepContext]:
         """Return ids and positions (num_tokens,) on the device, and the context to run a model over them in."""
         layout = batch.layout
-        arrays = [token_ids, layout.positions, batch.rows, *layout.cache_arrays]
+        arrays = [token_ids, layout.positions, self._slots_of(batch.rows), *layout.cache_arrays]
         ids, positions, state_slots, *cache_tensors = to_device(arrays, self._device)
         rows = self._adapter_rows(batch)
         adapter_rows = None if rows is None else to_device([rows], self._device)[0]
         metas = metadata_of(layout, cache_tensors)
-        context = StepContext(self._attention, metas, adapter_rows=adapter_rows, state_slots=state_slots)
+        context = StepContext(
+            self._attention,
+            metas,
+            adapter_rows=adapter_rows,
+            state_slots=state_slots,
+            draft_slots=self._draft_slots(batch),
+        )
         return ids, positions, context
 
     def _hidden_states(self, batch: StepBatch) -> Tensor:
@@ -476,6 +507,9 @@ class ModelRunner:
             if is_spoiled:
                 del failed[i]
         here = [i for i, request in enumerate(requests) if not request.is_released]
+        if self._has_states:
+            are_accepted = [i for i in here if 1 < scheduled[i].num_samples == len(accepted.token_ids[i])]
+            self._state_slots.accept_drafts(rows[are_accepted])
         for i in here:
             item, broken_from = scheduled[i], accepted.broken_from[i]
             if broken_from is not None:

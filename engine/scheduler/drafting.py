@@ -14,22 +14,18 @@ _MIN_MOST_DRAFTS = 16
 
 
 class Drafting:
-    """Used by one thread. `weighs` drafts and keeps as many as pay. Not `is_possible` where there are states.
+    """Used by one thread. `weighs` drafts and keeps as many as pay."""
 
-    There a draft that is rejected would have changed one.
-    """
-
-    def __init__(self, *, weighs: bool, is_possible: bool, max_num_seqs: int, target_itl_s: float | None) -> None:
+    def __init__(self, *, weighs: bool, max_num_seqs: int, target_itl_s: float | None) -> None:
         self.policy: DraftPolicy | None = None
         if weighs:
             self.policy = DraftPolicy(max(_MIN_MOST_DRAFTS, max_num_seqs), target_itl_s)
-        self._is_possible = is_possible
 
     def keep(
         self, proposals: Mapping[str, list[int]], requests: Mapping[str, Request], running: Sequence[Request]
     ) -> None:
         """Keep proposals as drafts of those requests that are there still and whose next tokens may be guessed."""
-        if not proposals or not self._is_possible:
+        if not proposals:
             return
         both = [(requests.get(request_id), drafts) for request_id, drafts in proposals.items()]
         kept = {

@@ -42,9 +42,13 @@ class ExtraTokens:
         num_fitting = self._num_fitting(request) - request.num_tokens
         if self._blocks.has_windows:  # of more than a block, what is rejected would add up: see `cache_groups`
             num_fitting = min(num_fitting, self._blocks.block_size)
+        if self._has_snapshots:  # which are made of states in front of drafts: none is in the way of one
+            block_size = self._blocks.block_size
+            num_fitting = min(num_fitting, block_size - 1 - request.num_tokens % block_size)
         if builder.extra_budget is None:
             builder.extra_budget = self._budget()
-        drafts = drafts[: max(0, min(self._ends.num_tokens_left(request) - 1, num_fitting, builder.extra_budget))]
+        budget = builder.extra_budget - (request.num_tokens_to_compute - 1)
+        drafts = drafts[: max(0, min(self._ends.num_tokens_left(request) - 1, num_fitting, budget))]
         if self._blocks.allocate(request.request_id, request.num_tokens + len(drafts)) is None:
             return []
         return drafts

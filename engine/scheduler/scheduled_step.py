@@ -15,7 +15,8 @@ class ScheduledStep:
     """A step that was planned: `update` or `retry` says what became of it. `stats` has what was counted meanwhile.
 
     `num_chunk_tokens` are the tokens of prompts, but not those that end one alone: they cost what a decode costs.
-    `num_known_tokens` are those that requests which decode compute beyond one: their grammars left no choice of them.
+    `num_known_tokens` are those that requests which decode compute beyond one: their grammars left no choice of them,
+    or they were drafts, behind which the step that accepted them left no state.
     """
 
     plan: StepPlan = field(default_factory=lambda: StepPlan(scheduled=[], new_requests=[], released=[]))
@@ -60,23 +61,27 @@ class StepBuilder:
         request.last_scheduled_step = self._number
 
     def add_drafts(self, request: Request, draft_token_ids: list[int]) -> None:
-        """Let a request that decodes compute its last token and drafts behind it, and sample after each of them."""
+        """Let a request that decodes compute its last tokens and drafts behind them.
+
+        It samples after the last token, and after each draft.
+        """
         assert self.extra_budget is not None
-        self.extra_budget -= len(draft_token_ids)
-        num_tokens = 1 + len(draft_token_ids)
+        num_known, num_tokens = request.num_tokens_to_compute, request.num_tokens_to_compute + len(draft_token_ids)
+        self.extra_budget -= num_tokens - 1
         self.step.stats.num_decode_tokens += num_tokens
+        self.step.num_known_tokens += num_known - 1
         first, new_block_ids = request.num_computed_tokens, self.unsent_blocks(request, num_tokens)
         item = ScheduledRequest(
             request.request_id,
             first,
             num_tokens,
             new_block_ids,
-            num_samples=num_tokens,
+            num_samples=1 + len(draft_token_ids),
             draft_token_ids=tuple(draft_token_ids),
         )
         self.step.plan.scheduled.append(item)
         request.num_computed_tokens += num_tokens
-        request.num_in_flight += num_tokens
+        request.num_in_flight += item.num_samples
         request.last_scheduled_step = self._number
 
     def note_limit(self, limit: AdmissionLimit) -> None:

@@ -54,7 +54,7 @@ class SchedulerLimits:
     target_itl_s: float | None = None
     target_ttft_s: float = 0.5
     weighs_drafts: bool = False  # and tries as many as pay, not all there are
-    has_states: bool = False  # of sequences, beside keys and values: what was computed cannot be taken back
+    has_states: bool = False  # of sequences, beside keys and values: of drafts, all that was computed stands or none
 
 
 class Scheduler:
@@ -106,7 +106,6 @@ class Scheduler:
         )
         self._drafting = Drafting(
             weighs=limits.weighs_drafts,
-            is_possible=not limits.has_states,
             max_num_seqs=limits.max_num_seqs,
             target_itl_s=limits.target_itl_s,
         )
@@ -202,11 +201,10 @@ class Scheduler:
         return step
 
     def _begin_step(self) -> StepBuilder:
-        now = self._clock()
+        now, wants_drafts = self._clock(), self._drafting.wants_proposals(self.num_running)
         if self.snapshots is None:
-            wants_drafts = self._drafting.wants_proposals(self.num_running)
             return StepBuilder(self._slots, self._num_steps, now, wants_drafts=wants_drafts)
-        return SnapshotStepBuilder(self._slots, self._num_steps, now, self.snapshots)
+        return SnapshotStepBuilder(self._slots, self._num_steps, now, self.snapshots, wants_drafts=wants_drafts)
 
     def update(self, step: ScheduledStep, result: StepResult) -> list[RequestDelta]:
         """Book what a step brought: append tokens, finish, free. Returns a delta for each request with news."""
@@ -217,7 +215,7 @@ class Scheduler:
             request = self._requests.get(item.request_id)
             if request is None:  # it ended while the step ran
                 continue
-            num_accepted = request.num_accepted_drafts
+            num_accepted, num_preemptions = request.num_accepted_drafts, request.num_preemptions
             if request.request_id in result.errors:
                 deltas.append(self._fail(request, result.errors[request.request_id]))
                 continue
@@ -229,6 +227,7 @@ class Scheduler:
                 deltas.append(delta)
             step.stats.num_draft_tokens += len(item.draft_token_ids)
             step.stats.num_accepted_drafts += request.num_accepted_drafts - num_accepted
+            step.stats.num_preemptions += request.num_preemptions - num_preemptions
         self._drafting.keep(result.drafts, self._requests, self._slots.running)
         return deltas
 
@@ -434,25 +433,30 @@ class Scheduler:
 
         What was counted on and did not come is taken back. Keys and values of drafts that were not accepted lie behind
         what counts as computed: they are overwritten before anything reads them, and their blocks are not registered.
+        Of a model with states it is the known tokens alone that count, unless all drafts were accepted.
         """
         num_samples, sampled = item.num_samples, result.sampled_token_ids.get(request.request_id, [])
         request.num_draft_tokens += len(item.draft_token_ids)
         request.num_in_flight -= num_samples
         if request.draft_token_ids:  # of before these tokens were known
             request.draft_token_ids = []
-        computed_end = item.num_computed_tokens + item.num_tokens
+        computed_end = item.end
         if (num_rejected := num_samples - len(sampled)) > 0:
             assert request.num_in_flight == 0, "a step was planned ahead of drafts"
-            computed_end -= num_rejected
+            computed_end = item.known_end if self.limits.has_states else computed_end - num_rejected
             request.num_computed_tokens = computed_end
             if not sampled:
+                if self.limits.has_states:  # the last known token has changed them, and is to be computed again
+                    self._slots.preempt(request, self._clock())
                 return None
         sampled, end = self._ends.take_in(request, sampled, result)
         request.num_accepted_drafts += sum(map(eq, item.draft_token_ids, sampled))
         self._drafting.observe_tokens(request.request_id, sampled)
         if num_samples > 1:
             computed_end = min(computed_end, len(request.token_ids))
-        self._slots.book_blocks(request, item.num_computed_tokens, computed_end)
+        self._slots.book_blocks(request, item.num_computed_tokens, min(computed_end, item.known_end))
+        if computed_end > item.known_end:
+            self._slots.book_blocks(request, item.known_end, computed_end)
         self._waiting.charge_output(request, len(sampled))
         return self._report(request, result, sampled, end)
 

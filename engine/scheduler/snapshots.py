@@ -10,6 +10,7 @@ request may begin, always after a full block:
 * where cached blocks end that the prompt shares with others, if none was there: the next one to come this way finds it;
 * after each full block of the output, in place of the one before: there an answer goes on, and a request whose step
   failed. Who is preempted for want of blocks loses the last ones at once, so one is left some blocks behind as well.
+  It is the state in front of drafts that is copied, so no draft is tried at the end of a block or behind it.
 
 Prompts are cut there into chunks. Which snapshots are kept is the rule of `state_cache`.
 """
@@ -235,16 +236,27 @@ class SnapshotReuse(PrefixReuse):
 class SnapshotStepBuilder(StepBuilder):
     """Says with each request's share of a step which snapshots are loaded before it and saved after it."""
 
-    def __init__(self, slots: Slots, number: int, now: float, snapshots: SnapshotReuse) -> None:
-        super().__init__(slots, number, now)
+    def __init__(
+        self, slots: Slots, number: int, now: float, snapshots: SnapshotReuse, *, wants_drafts: bool = True
+    ) -> None:
+        super().__init__(slots, number, now, wants_drafts=wants_drafts)
         self._snapshots = snapshots
 
     def add(self, request: Request, num_tokens: int, new_block_ids: list[list[int]]) -> None:
         super().add(request, num_tokens, new_block_ids)
+        item = self.step.plan.scheduled[-1]
+        self._use_snapshots(
+            request, is_decoding=item.num_samples > 0 or item.num_computed_tokens >= request.num_prefill_tokens
+        )
+
+    def add_drafts(self, request: Request, draft_token_ids: list[int]) -> None:
+        super().add_drafts(request, draft_token_ids)
+        self._use_snapshots(request, is_decoding=True)
+
+    def _use_snapshots(self, request: Request, *, is_decoding: bool) -> None:
         scheduled = self.step.plan.scheduled
         item = scheduled[-1]
         load = self._snapshots.load_row(request)
-        is_decoding = item.num_samples > 0 or item.num_computed_tokens >= request.num_prefill_tokens
-        save = self._snapshots.save_row(request, item.end, is_decoding=is_decoding)
+        save = self._snapshots.save_row(request, item.known_end, is_decoding=is_decoding)
         if load >= 0 or save >= 0:
             scheduled[-1] = msgspec.structs.replace(item, load_state=load, save_state=save)

@@ -162,7 +162,8 @@ def _with_cache(
     memory -= states.slot_bytes + _snapshot_bytes(states, device)
     size = resolve_cache_size(config, limits, wanted_len=wanted_len, memory_bytes=memory, costs=costs)
     states = useful_states(config, states, size)
-    pool = StatePool(served.states, states.num_slots, states.num_snapshots, device=device)
+    num_slots = states.num_slots + states.num_draft_slots
+    pool = StatePool(served.states, num_slots, states.num_snapshots, device=device)
     num_blocks = [group.num_blocks for group in size.groups]
     layers = allocate_cache(served.backend, specs, num_blocks, size.block_size, dtype=served.cache_dtype, device=device)
     if device.type == "cpu":
@@ -212,10 +213,12 @@ def _resolve_states(
     config: EngineConfig, served: ServedModel, limits: BatchLimits, memory_bytes: int, device: torch.device
 ) -> StateSize:
     row_bytes = sum(module.bytes_per_slot for module in served.states)
+    has_drafts = _speculation(config, served) != "off"
     if device.type == "cpu" or not row_bytes:
-        return resolve_states(config, limits, row_bytes, memory_bytes)
+        return resolve_states(config, limits, row_bytes, memory_bytes, has_drafts=has_drafts)
     num_engines = 1 if config.share is None else config.share.num_engines
-    return resolve_states(config, limits, row_bytes, memory_bytes, available_memory() // num_engines)
+    host_bytes = available_memory() // num_engines
+    return resolve_states(config, limits, row_bytes, memory_bytes, host_bytes, has_drafts=has_drafts)
 
 
 def _snapshot_bytes(states: StateSize, device: torch.device) -> int:
@@ -268,13 +271,13 @@ def _model_runner(
 
 
 def _speculation(config: EngineConfig, served: ServedModel) -> Speculation:
-    """Return the setting; a model with states tries no drafts, as one that is rejected would have changed them.
+    """Return the setting; a model without a head has nothing to draft.
 
     Raises `ModelLoadError` where the model's MTP head is asked for, and was dropped.
     """
     if config.speculation == "mtp" and served.model.mtp_head is None:
         raise ModelLoadError("speculation=mtp: the checkpoint's MTP head cannot be used: see the log")
-    return "off" if served.states or not served.model.has_head else config.speculation
+    return config.speculation if served.model.has_head else "off"
 
 
 def make_drafter(speculation: Speculation, model: LanguageModel) -> Drafter | None:

@@ -144,10 +144,11 @@ class StateSize:
     row_bytes: int  # of one sequence
     num_slots: int
     num_snapshots: int = 0
+    num_draft_slots: int = 0  # for states behind drafts
 
     @property
     def slot_bytes(self) -> int:
-        return self.num_slots * self.row_bytes
+        return (self.num_slots + self.num_draft_slots) * self.row_bytes
 
     @property
     def snapshot_bytes(self) -> int:
@@ -155,9 +156,15 @@ class StateSize:
 
 
 def resolve_states(
-    config: EngineConfig, limits: BatchLimits, row_bytes: int, memory_bytes: int, host_bytes: int | None = None
+    config: EngineConfig,
+    limits: BatchLimits,
+    row_bytes: int,
+    memory_bytes: int,
+    host_bytes: int | None = None,
+    *,
+    has_drafts: bool = False,
 ) -> StateSize:
-    """Return how many states of so many bytes there are: those of slots, and snapshots.
+    """Return how many states of so many bytes there are: those of slots, as many behind drafts, and snapshots.
 
     `memory_bytes` is what the KV cache and all states have, or, where snapshots are in other memory, of which
     `host_bytes` are free, the KV cache and the states of slots. Raises `ModelLoadError` if there is not so much.
@@ -165,8 +172,12 @@ def resolve_states(
     if not row_bytes:
         return StateSize(0, 0)
     size = StateSize(row_bytes, limits.max_num_seqs + 1)  # one is no request's, see `StepContext`
+    if has_drafts:
+        size = replace(size, num_draft_slots=limits.max_num_seqs)
     left = memory_bytes - size.slot_bytes
     name = f"the states of {limits.max_num_seqs} sequences (max_num_seqs)"
+    if has_drafts:
+        name = f"{name}, two of each for the sake of drafts (speculation={config.speculation})"
     _check_states(name, size.slot_bytes, memory_bytes, "kv_cache_memory")
     if not config.enable_prefix_caching:
         return size

@@ -26,7 +26,7 @@ from orcinus.engine.runner.text_drafter import TextDrafter
 from orcinus.engine.sampling_params import SamplingParams
 from orcinus.engine.startup.build import build_executor, make_drafter
 from tests.effort import slow_but_for
-from tests.integration.mtp_models import build_mtp_model, reference_logits
+from tests.integration.mtp_models import QWENS, build_mtp_model, build_multimodal_mtp_model, reference_logits
 from tests.integration.tiny_models import build_model, engine_config
 from tests.integration.truth import (
     BLOCK_SIZE,
@@ -42,7 +42,7 @@ from tests.integration.truth import (
 )
 
 Executor = tuple[EngineInfo, ModelRunner]
-FAMILIES = ("deepseek_v3", "glm4_moe", "glm4_moe_lite")
+FAMILIES = ("deepseek_v3", "glm4_moe", "glm4_moe_lite", *QWENS)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_heads_logits_are_those_of_the_published_formula(
         for first, end in chunks:
             metadata = batch_metadata([(first, end)], table, BLOCK_SIZE, torch.device("cpu"))
             here = slice(first, end)
-            with step_context(StepContext(runner._attention, (metadata,))):
+            with step_context(StepContext(runner._attention, (metadata,), state_slots=torch.tensor([0]))):
                 hidden = runner._model.hidden_states(ids[here], positions[here])
                 states = runner._model.mtp_states(ids[first + 1 : end + 1], hidden, positions[here])
             logits.append(runner._model.logits(states))
@@ -172,14 +172,14 @@ def test_guesses_in_chunks_batches_and_after_rejected_drafts_are_those_over_the_
 
 
 @pytest.mark.parametrize("is_good", [False, True])
-@pytest.mark.parametrize("family", slow_but_for(FAMILIES, "deepseek_v3", "glm4_moe"))
+@pytest.mark.parametrize("family", slow_but_for(FAMILIES, "deepseek_v3", "qwen3_5"))
 def test_greedy_output_equals_generate_alone(
     family: str, is_good: bool, model_of: Callable[..., Path], executor_of: Callable[..., Executor]
 ) -> None:
     cases = greedy_cases(model_of(family, is_good=is_good), random.Random(family), 20, longest=24)
     run = serve_with(executor_of(family, is_good=is_good), "mtp", cases)
     assert [outcome.token_ids for outcome in run.outcomes] == [case.expected for case in cases]
-    assert run.num_cached_tokens > 0
+    assert run.num_cached_tokens > 0 or family in QWENS
     tried, accepted = num_drafts(run)
     assert tried > 0
     assert (accepted > tried // 2) == is_good
@@ -318,6 +318,18 @@ def test_the_setting_says_whether_the_head_is_used(
         info, runner = load_executor(directory, speculation)
         assert not isinstance(runner.drafter, MtpDrafter)
         assert "--speculation mtp or auto would use" in caplog.text
+
+
+def test_a_multimodal_checkpoint_has_its_head_beside_the_language_model(tmp_path: Path) -> None:
+    directory = build_multimodal_mtp_model(tmp_path)
+    cases = mixed_cases(random.Random(9), 6)
+    plain, drafted = (
+        serve(core_with_few_blocks(load_executor(directory, speculation)), cases, random.Random(1))
+        for speculation in ("off", "mtp")
+    )
+    assert [outcome.token_ids for outcome in drafted.outcomes] == [outcome.token_ids for outcome in plain.outcomes]
+    tried, accepted = num_drafts(drafted)
+    assert tried > accepted
 
 
 @pytest.mark.parametrize("family", ["llama", "mamba", "deepseek_v3"])

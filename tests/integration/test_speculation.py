@@ -255,11 +255,6 @@ def test_texts_stop_strings_and_samples_are_the_same_with_drafts(
     assert any("and" in output.text and "is called;" in output.text for output in drafted[-3:-1])
 
 
-def test_a_model_with_states_tries_no_drafts(tmp_path: Path) -> None:
-    info, runner = build_executor(engine_config(build_model("mamba", tmp_path), speculation="ngram"))
-    assert (info.speculation, runner.drafter) == ("off", None)
-
-
 def test_the_setting_says_what_proposes_and_whether_it_is_weighed(tmp_path: Path) -> None:
     model = build_model("llama", tmp_path)
     sources = {"off": None, "ngram": [OwnText], "suffix": [PastAnswers], "auto": [OwnText, PastAnswers]}

@@ -35,8 +35,8 @@ public:
     }
 
     void run(const Segment& segment) const {
-        T* state = in_slot(static_cast<T*>(call_.states), call_.slot_bytes, segment.slot) + first_;
-        for (long token = segment.first; token < segment.end; token++) {
+        T* state = state_in(segment.slot);
+        for (long token = segment.first; token < segment.drafts_end; token++) {
             Taps<T> taps;
             for (long tap = 0; tap < call_.taps; tap++) taps.rows[tap] = input(segment, state, token - call_.taps + 1 + tap);
             T* out = static_cast<T*>(call_.out) + token * call_.out_token + first_;
@@ -45,14 +45,20 @@ public:
             else
                 convolve_token<0>(taps, out);
         }
-        // From the oldest on: what comes from the state itself moves towards its beginning.
-        for (long i = 0; i < call_.taps - 1; i++) {
-            const T* row = input(segment, state, segment.end - call_.taps + 1 + i);
-            __builtin_memmove(state + i * call_.channels, row, width_ * sizeof(T));
-        }
+        // The state behind the drafts first, which may have parts of what is overwritten then.
+        if (segment.has_drafts()) keep(segment, state, segment.drafts_end, state_in(segment.drafts_slot));
+        keep(segment, state, segment.end, state);
     }
 
 private:
+    T* state_in(long slot) const { return in_slot(static_cast<T*>(call_.states), call_.slot_bytes, slot) + first_; }
+
+    // The last inputs before the token `end`, from the oldest on: what comes from the state itself moves towards its beginning.
+    void keep(const Segment& segment, const T* state, long end, T* out) const {
+        for (long i = 0; i < call_.taps - 1; i++)
+            __builtin_memmove(out + i * call_.channels, input(segment, state, end - call_.taps + 1 + i), width_ * sizeof(T));
+    }
+
     // Of a token of the step, which may be one before the segment's first.
     const T* input(const Segment& segment, const T* state, long token) const {
         if (token >= segment.first) return static_cast<const T*>(call_.x) + token * call_.x_token + first_;
@@ -85,5 +91,6 @@ private:
 
 template <class T> void convolve(const Convolution& call, long first, long end) {
     const ConvolvedPart<T> convolved(call, first, end);
-    for (long i = 0; i < call.segments->num_seqs; i++) convolved.run(segment_of(*call.segments, i));
+    for (long i = 0; i < call.segments->num_seqs; i++)
+        if (!goes_on(*call.segments, i)) convolved.run(segment_of(*call.segments, i));
 }

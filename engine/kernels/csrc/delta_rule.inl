@@ -90,34 +90,45 @@ public:
           segment_(segment_of(*call.segments, place.sequence)),
           first_column_(place.part * part_columns(call.key_dim)),
           width_(least(part_columns(call.key_dim), call.value_dim - first_column_)),
-          is_copied_(segment_.end - segment_.first > FEW_TOKENS || width_ % 16 > 0),
+          is_copied_(segment_.end - segment_.first > FEW_TOKENS || segment_.has_drafts() || width_ % 16 > 0),
           stride_(is_copied_ ? round_up(width_, 16) : call.value_dim),
-          slot_(state_at(call, place)),
+          slot_(state_at(call, place, segment_.slot)),
           state_(is_copied_ ? copy_ : slot_) {}
 
-    static float* state_at(const DeltaRule& call, const Place& place) {
-        return in_slot(call.states, call.slot_bytes, segment_of(*call.segments, place.sequence).slot) +
-               place.head * call.key_dim * call.value_dim + place.part * part_columns(call.key_dim);
+    static float* state_at(const DeltaRule& call, const Place& place, long slot) {
+        return in_slot(call.states, call.slot_bytes, slot) + place.head * call.key_dim * call.value_dim +
+               place.part * part_columns(call.key_dim);
     }
 
     void run(const Place* next) {
         begin();
-        const float* ahead = next != nullptr && !is_copied_ ? state_at(call_, *next) : nullptr;
-        for (long first = segment_.first; first < segment_.end; first += TILE) {
-            float decays[TILE];
-            const long count = least(TILE, segment_.end - first);
-            if (!call_.has_channel_decay) store(decays, any_exp_of(gather(decay_of(first), call_.decay_token, count)));
-            for (long i = 0; i < count; i++) {
-                prepare(first + i, decays[i]);
-                run_token(first + i, first + i + 1 == segment_.end ? ahead : nullptr);
-            }
-        }
-        if (is_copied_)
-            for (long i = 0; i < call_.key_dim; i++)
-                __builtin_memcpy(slot_ + i * call_.value_dim, copy_ + i * stride_, width_ * sizeof(float));
+        const bool is_ahead = next != nullptr && !is_copied_;
+        run_tokens(segment_.first, segment_.end,
+                   is_ahead ? state_at(call_, *next, segment_of(*call_.segments, next->sequence).slot) : nullptr);
+        if (is_copied_) write_to(slot_);
+        if (!segment_.has_drafts()) return;
+        run_tokens(segment_.end, segment_.drafts_end, nullptr);
+        write_to(state_at(call_, place_, segment_.drafts_slot));
     }
 
 private:
+    void run_tokens(long begin, long end, const float* ahead) {
+        for (long first = begin; first < end; first += TILE) {
+            float decays[TILE];
+            const long count = least(TILE, end - first);
+            if (!call_.has_channel_decay) store(decays, any_exp_of(gather(decay_of(first), call_.decay_token, count)));
+            for (long i = 0; i < count; i++) {
+                prepare(first + i, decays[i]);
+                run_token(first + i, first + i + 1 == end ? ahead : nullptr);
+            }
+        }
+    }
+
+    void write_to(float* slot) const {
+        for (long i = 0; i < call_.key_dim; i++)
+            __builtin_memcpy(slot + i * call_.value_dim, copy_ + i * stride_, width_ * sizeof(float));
+    }
+
     void begin() {
         for (long i = 0; i < call_.key_dim; i++) {
             float* row = state_ + i * stride_;
@@ -202,5 +213,5 @@ private:
 };
 
 template <class T> void delta_rule(const DeltaRule& call, const Place& place, const Place* next) {
-    DeltaPart<T>(call, place).run(next);
+    if (!goes_on(*call.segments, place.sequence)) DeltaPart<T>(call, place).run(next);
 }

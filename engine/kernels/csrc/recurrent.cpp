@@ -1,6 +1,7 @@
 // Recurrent layers: causal convolutions, the gated delta rule, and the state spaces of Mamba-2 and Mamba.
 //
 // One call serves one layer of one step: each sequence's state is read in its slot, taken on token by token, and written back.
+// Drafts are a sequence of their own, which goes on from the one before it: so that one's state is kept, too.
 // Every token is computed by the recurrent rule, in order, by the same code. So it has the same bits alone and in any chunk,
 // whatever sequences share the step and however the work is shared out. Sums are in float32.
 //
@@ -28,14 +29,27 @@ const long FEW_TOKENS = 2;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 100e3;
 
-// The tokens of a sequence.
+// The tokens of a sequence, and of the drafts behind it, if there are any: else `drafts_end` is `end`.
 struct Segment {
-    long first, end, slot;
+    long first, end, slot, drafts_end, drafts_slot;
     bool is_new;
+
+    bool has_drafts() const { return drafts_end > end; }
 };
 
+// Whether what computes the sequence before this one computes it, too.
+INLINE bool goes_on(const Segments& segments, long sequence) {
+    return sequence < segments.num_seqs && segments.slots[sequence] < 0;
+}
+
 INLINE Segment segment_of(const Segments& segments, long sequence) {
-    return Segment{segments.query_start[sequence], segments.query_start[sequence + 1], segments.slots[sequence],
+    const long end = segments.query_start[sequence + 1];
+    const bool has_drafts = goes_on(segments, sequence + 1);
+    return Segment{segments.query_start[sequence],
+                   end,
+                   segments.slots[sequence],
+                   has_drafts ? segments.query_start[sequence + 2] : end,
+                   has_drafts ? -1 - segments.slots[sequence + 1] : 0,
                    segments.is_new[sequence] != 0};
 }
 
@@ -136,7 +150,8 @@ EXPORT void orcinus_delta_rule(const DeltaRule* call, const Team* team, int64_t 
     const double work = double(num_tokens_of(*d.segments)) * d.heads * d.key_dim * d.value_dim * 4;
     parallel_shares(helpers(*team, work), num_seqs * d.heads * parts, [&](long number, long next) {
         const Place following = place_of(next, d.heads, parts);
-        kernels.delta_rule(d, place_of(number, d.heads, parts), next < 0 ? nullptr : &following);
+        const bool has_next = next >= 0 && !goes_on(*d.segments, following.sequence);
+        kernels.delta_rule(d, place_of(number, d.heads, parts), has_next ? &following : nullptr);
     });
 }
 

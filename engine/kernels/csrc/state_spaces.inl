@@ -17,14 +17,31 @@ public:
           first_row_(place.part * HEAD_ROWS),
           num_rows_(least(HEAD_ROWS, call.head_dim - first_row_)),
           stride_(round_up(call.state_dim, 16)),
-          slot_(in_slot(call.states, call.slot_bytes, segment_.slot) +
-                (place.head * call.head_dim + first_row_) * call.state_dim),
+          slot_(rows_in(segment_.slot)),
           state_(stride_ == call.state_dim ? slot_ : padded_) {}
 
     void run() {
         begin();
-        for (long first = segment_.first; first < segment_.end; first += TILE) {
-            const long count = least(TILE, segment_.end - first);
+        run_tokens(segment_.first, segment_.end);
+        if (state_ == padded_) write_to(slot_);
+        if (!segment_.has_drafts()) return;
+        float* drafts_slot = rows_in(segment_.drafts_slot);
+        if (state_ != padded_) {
+            __builtin_memcpy(drafts_slot, slot_, num_rows_ * call_.state_dim * sizeof(float));
+            state_ = drafts_slot;
+        }
+        run_tokens(segment_.end, segment_.drafts_end);
+        if (state_ == padded_) write_to(drafts_slot);
+    }
+
+private:
+    float* rows_in(long slot) const {
+        return in_slot(call_.states, call_.slot_bytes, slot) + (place_.head * call_.head_dim + first_row_) * call_.state_dim;
+    }
+
+    void run_tokens(long begin, long end) {
+        for (long first = begin; first < end; first += TILE) {
+            const long count = least(TILE, end - first);
             float dt[TILE], decay[TILE];
             make_gates(first, count, dt, decay);
             for (long i = 0; i < count; i++) {
@@ -32,12 +49,13 @@ public:
                 run_token(first + i);
             }
         }
-        if (state_ == padded_)
-            for (long r = 0; r < num_rows_; r++)
-                __builtin_memcpy(slot_ + r * call_.state_dim, padded_ + r * stride_, call_.state_dim * sizeof(float));
     }
 
-private:
+    void write_to(float* slot) const {
+        for (long r = 0; r < num_rows_; r++)
+            __builtin_memcpy(slot + r * call_.state_dim, padded_ + r * stride_, call_.state_dim * sizeof(float));
+    }
+
     void begin() {
         if (segment_.is_new) __builtin_memset(slot_, 0, num_rows_ * call_.state_dim * sizeof(float));
         if (state_ == padded_)
@@ -102,12 +120,14 @@ private:
     const Place place_;
     const Segment segment_;
     const long first_row_, num_rows_, stride_;
-    float *const slot_, *const state_;
+    float *const slot_, *state_;
     Mamba2Token token_;
     alignas(64) float padded_[HEAD_ROWS * MOST_STATES];
 };
 
-template <class T> void mamba2(const Mamba2& call, const Place& place) { Mamba2Part<T>(call, place).run(); }
+template <class T> void mamba2(const Mamba2& call, const Place& place) {
+    if (!goes_on(*call.segments, place.sequence)) Mamba2Part<T>(call, place).run();
+}
 
 // ---- Mamba: some channels, each with a state of its own
 
@@ -123,19 +143,33 @@ public:
           segment_(segment_of(*call.segments, place.sequence)),
           channel_(place.part * SCANNED),
           width_(least(SCANNED, call.channels - channel_)),
-          states_(in_slot(call.states, call.slot_bytes, segment_.slot) + channel_ * call.state_dim) {}
+          states_(states_in(segment_.slot)) {}
 
     void run() {
-        if (segment_.is_new) __builtin_memset(states_, 0, width_ * call_.state_dim * sizeof(float));
-        for (long first = segment_.first; first < segment_.end; first += TILE) {
-            const long count = least(TILE, segment_.end - first);
+        const long bytes = width_ * call_.state_dim * sizeof(float);
+        if (segment_.is_new) __builtin_memset(states_, 0, bytes);
+        run_tokens(segment_.first, segment_.end);
+        if (!segment_.has_drafts()) return;
+        float* drafts_slot = states_in(segment_.drafts_slot);
+        __builtin_memcpy(drafts_slot, states_, bytes);
+        states_ = drafts_slot;
+        run_tokens(segment_.end, segment_.drafts_end);
+    }
+
+private:
+    float* states_in(long slot) const {
+        return in_slot(call_.states, call_.slot_bytes, slot) + channel_ * call_.state_dim;
+    }
+
+    void run_tokens(long begin, long end) {
+        for (long first = begin; first < end; first += TILE) {
+            const long count = least(TILE, end - first);
             for (long i = 0; i < count; i++) prepare(first + i, i);
             for (long channel = 0; channel < width_; channel += 16)
                 for (long i = 0; i < count; i++) finish(first + i, i, channel, scan(i, channel));
         }
     }
 
-private:
     template <class Row> static const Row* row_of(const void* rows, long at) { return static_cast<const Row*>(rows) + at; }
 
     void prepare(long token, long i) {
@@ -195,8 +229,10 @@ private:
     const SelectiveScan& call_;
     const Segment segment_;
     const long channel_, width_;
-    float* const states_;
+    float* states_;
     ScanTile tile_;
 };
 
-template <class T> void selective_scan(const SelectiveScan& call, const Place& place) { ScanPart<T>(call, place).run(); }
+template <class T> void selective_scan(const SelectiveScan& call, const Place& place) {
+    if (!goes_on(*call.segments, place.sequence)) ScanPart<T>(call, place).run();
+}

@@ -9,6 +9,7 @@ extern "C" {
 
 // Sequences of a step and where their states lie: sequence i has tokens query_start[i] to query_start[i + 1], and its state is
 // `slots[i]` strides behind that of slot 0. Where it is new, what the slot holds counts as zeros. No slot is named twice.
+// Where slots[i] is negative, i goes on from where the sequence before it ends, and its state is left in slot -1 - slots[i].
 struct Segments {
     int64_t num_seqs;
     const int32_t* query_start;

@@ -132,6 +132,34 @@ def test_a_sequence_has_the_same_bits_in_any_batch(name: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_drafts_leave_a_state_before_them_and_one_behind_them(
+    name: str, dtype: torch.dtype, threads: int, level: int
+) -> None:
+    """Of two sequences, one of which begins; beside them is one without drafts."""
+    native = scans(level, threads)
+    long, short, plain = (LAYERS[name](dtype, length=length, seed=7) for length in (21, 12, 9))
+    _, before_long = alone(long, scans(level), [18])
+    whole_out, behind_long = alone(long, scans(level), [21])
+    _, before_short = alone(short, scans(level), [2])
+    short_out, behind_short = alone(short, scans(level), [12])
+    plain_out, plain_end = alone(plain, scans(level), [9])
+    states = long.states(8)
+    long.run(native, long.cut(0, 16), states, Segments.of([16], [6], [True]))
+    step = joined([long.cut(16, 21), plain.cut(0, 9), short.cut(0, 12)])
+    segments = Segments.of([2, 3, 9, 2, 10], [6, -1 - 2, 5, 1, -1 - 3], [False, False, True, True, False])
+    out = long.run(native, step, states, segments)
+    assert torch.equal(out[:5], whole_out[16:])
+    assert torch.equal(out[5:14], plain_out)
+    assert torch.equal(out[14:], short_out)
+    for slot, state in {6: before_long, 2: behind_long, 5: plain_end, 1: before_short, 3: behind_short}.items():
+        assert torch.equal(states[slot], state)
+    assert bool(states[[0, 4, 7]].isnan().all())
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_numbers_that_are_not_finite_stay_in_their_sequence(name: str, level: int) -> None:
     layer = LAYERS[name](torch.float32, length=12)

@@ -46,6 +46,7 @@ class _State:
     block_tables: list[list[int]]
     num_computed: int | None = None
     recurrent: int = 0  # the state beside keys and values: a hash of all tokens computed
+    behind_drafts: int = 0  # which takes its place if they are accepted
     drafts: list[int] = field(default_factory=list)  # proposed after the tokens so far
 
 
@@ -236,7 +237,8 @@ class Simulator(Synchronous):
         if scheduled.num_samples:
             assert end == len(state.token_ids) + len(drafts), "sampled in the middle of a prompt"
         assert scheduled.num_samples in (0, 1 + len(drafts))
-        assert not drafts or scheduled.num_tokens == 1 + len(drafts), "drafts behind a prompt"
+        num_known = scheduled.num_tokens - len(drafts)
+        assert not drafts or num_known == 1 or self.info.state_bytes, "drafts behind a prompt"
         assert drafts == state.drafts[: len(drafts)], "drafts that nobody proposed, or of another moment"
         assert not (drafts and state.sampling.looks_back)
         token_ids = state.token_ids + drafts
@@ -247,7 +249,9 @@ class Simulator(Synchronous):
             prefix_hash = extend(prefix_hash, token_ids[position])
             for group, kv in enumerate(self._kv):
                 kv[self._slot(state, position, group)] = prefix_hash
-        state.num_computed, state.recurrent = end, prefix_hash
+            if position == scheduled.known_end - 1:
+                state.recurrent = prefix_hash
+        state.num_computed, state.behind_drafts = end, prefix_hash
 
     def _sample(self, scheduled: ScheduledRequest) -> list[int]:
         """Sample after the last token and each draft, and keep what stands; nothing does in a step that is spoiled."""
@@ -263,6 +267,10 @@ class Simulator(Synchronous):
             if sampled[-1] != draft:
                 break
         state.num_computed = scheduled.end - scheduled.num_samples + len(sampled)
+        if len(sampled) == scheduled.num_samples:
+            state.recurrent = state.behind_drafts
+        elif self.info.state_bytes:
+            state.num_computed = scheduled.known_end
         if self.drafts is not None:
             self.drafts.count(len(drafts), len(sampled) - 1)
         return sampled

@@ -1,13 +1,13 @@
 """Where requests of a model with states begin with snapshots and leave some: plans, and tokens that are computed."""
 
-import random
 from typing import Any
 
 import pytest
 
 from orcinus.engine.messages import ScheduledRequest, StepPlan
-from orcinus.engine.sampling_params import Grammar
-from tests.unit.engine.scheduler.simulator import EOS, Always, Drafts, SimulatedEngine
+from orcinus.engine.sampling_params import Grammar, SamplingParams
+from tests.unit.engine.scheduler.simulator import EOS, Always, SimulatedEngine, reference
+from tests.unit.engine.scheduler.test_drafts import Right
 
 BLOCK = 4
 ANY = Grammar("regex", ".*")
@@ -280,10 +280,39 @@ def test_without_snapshots_no_prefix_is_reused() -> None:
     assert engine.cached_tokens["second"] == 0
 
 
-def test_nothing_is_drafted_that_could_not_be_taken_back() -> None:
-    engine = engine_with_states(drafts=Drafts(random.Random(1)))
-    serve(engine, "first", tokens(41), max_tokens=40)
-    assert all(not item.draft_token_ids for item in chunks(engine, "first"))
+@pytest.mark.parametrize("num_right", [0, 1, 2])
+def test_accepted_drafts_are_computed_again_unless_all_are(num_right: int) -> None:
+    engine = engine_with_states(drafts=Right(2, num_right), block_size=16)
+    serve(engine, "first", tokens(35), max_tokens=10, ignore_eos=True)
+    with_drafts = [item for item in chunks(engine, "first") if item.draft_token_ids]
+    expected = {
+        0: [(35, 36, 38), (36, 37, 39), (37, 38, 40)],
+        1: [(35, 36, 38), (36, 38, 40), (38, 40, 42)],
+        2: [(35, 36, 38), (38, 39, 41), (41, 42, 44)],
+    }
+    places = [(item.num_computed_tokens, item.known_end, item.end) for item in with_drafts]
+    assert places[:3] == expected[num_right]
+
+
+def test_snapshots_of_an_answer_are_made_at_the_same_places_with_drafts() -> None:
+    plain, drafted = engine_with_states(), engine_with_states(drafts=Right(3))
+    for engine in (plain, drafted):
+        serve(engine, "first", tokens(41), max_tokens=40, ignore_eos=True)
+        saved = [item.known_end for item in chunks(engine, "first") if item.save_state >= 0]
+        assert saved == [40, *range(44, 81, 4)]
+        assert sum(len(item.draft_token_ids) for item in chunks(engine, "first")) > (0 if engine is drafted else -1)
+
+
+def test_a_request_whose_drafts_spoiled_a_step_begins_anew() -> None:
+    class Spoiling(Right):
+        def spoil_step(self) -> bool:
+            self.num_spoiled_steps += 1
+            return self.num_spoiled_steps == 1
+
+    engine = engine_with_states(drafts=Spoiling(2), block_size=16)
+    serve(engine, "first", tokens(41), max_tokens=10, ignore_eos=True)
+    assert engine.tokens["first"] == reference(tokens(41), SamplingParams(max_tokens=10, ignore_eos=True), 256)
+    assert sum(item.num_computed_tokens <= 32 < item.end for item in chunks(engine, "first")) == 2
 
 
 def test_an_answer_that_is_quick_to_compute_again_does_not_push_out_a_long_prompt() -> None:
