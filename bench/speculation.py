@@ -34,8 +34,9 @@ from bench.peers.machine import describe_machine
 from orcinus.config.engine_config import Speculation
 from orcinus.config.settings import load_settings
 from orcinus.engine.core import EngineCore
-from orcinus.engine.messages import AddRequest, EngineInfo, NewRequest, StepPlan, StepResult
+from orcinus.engine.messages import AddRequest, EngineInfo, HeadUse, NewRequest, StepPlan, StepResult
 from orcinus.engine.runner.model_runner import ModelRunner
+from orcinus.engine.runner.mtp_drafter import MtpDrafter
 from orcinus.engine.sampling.history import TokenHistory
 from orcinus.engine.sampling.row import SamplingRow
 from orcinus.engine.sampling.sampler import PendingSample, SampledRows, Sampler
@@ -92,6 +93,8 @@ class Figures:
 
     num_tokens: int = 0
     num_steps: int = 0
+    num_draft_steps: int = 0
+    num_head_steps: int = 0
     num_tried: int = 0
     num_accepted: int = 0
     seconds: float = 0.0
@@ -113,10 +116,12 @@ class HalfOfBlocks:
         self.device_monitor = runner.device_monitor
         self.runs_ahead = runner.runs_ahead
         self.prepare, self.diagnose, self.warm_up = runner.prepare, runner.diagnose, runner.warm_up
+        self.last_head: HeadUse = "rests"
         self._runner = runner
         self._firsts = firsts
 
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        self.last_head = plan.head
         scheduled = [
             msgspec.structs.replace(item, new_block_ids=[*map(self._own, self._firsts, item.new_block_ids)])
             for item in plan.scheduled
@@ -141,7 +146,8 @@ class Side:
         ]
         info = msgspec.structs.replace(info, speculation=speculation, cache_groups=groups)
         firsts = [0] * len(halves) if speculation == "off" else halves
-        self.core = EngineCore(info, HalfOfBlocks(self._runner, firsts))
+        self._blocks = HalfOfBlocks(self._runner, firsts)
+        self.core = EngineCore(info, self._blocks)
         self.figures = Figures()
         for seed, (prompt, text) in enumerate(jobs):
             sampling = SamplingParams(max_tokens=len(text), ignore_eos=True, seed=seed, temperature=temperature)
@@ -173,6 +179,8 @@ class Side:
         self.figures.cpu_s += time.thread_time() - cpu_began
         self.figures.seconds += time.perf_counter() - began
         self.figures.num_steps += 1
+        self.figures.num_draft_steps += outputs.stats.num_draft_tokens > 0
+        self.figures.num_head_steps += self._blocks.last_head == "guesses" and isinstance(self._drafter, MtpDrafter)
         self.figures.num_tokens += sum(len(delta.token_ids) for delta in outputs.deltas)
         self.figures.num_tried += outputs.stats.num_draft_tokens
         self.figures.num_accepted += outputs.stats.num_accepted_drafts
@@ -191,7 +199,7 @@ def main() -> None:
     for kind, streams in itertools.product(options.kinds, options.streams):
         rows += measure((info, runner), writing, kind, streams, options)
     headings = ["text", "streams", "speculation", "off, tokens/s", "tokens/s", "to off", "least", "most"]
-    headings += ["to off, by processor time", "steps of off", "accepted"]
+    headings += ["to off, by processor time", "steps of off", "steps", "with drafts", "with head", "accepted"]
     print("\n" + markdown_table([headings, *rows]))
 
 
@@ -238,8 +246,19 @@ def summary(rounds: Sequence[tuple[Figures, Figures]]) -> list[str]:
         *(statistics.median(ratios), min(ratios), max(ratios), statistics.median(cpu_ratios)),
         statistics.median(plain.num_steps / own.num_steps for plain, own in rounds),
     ]
-    accepted, tried = sum(own.num_accepted for _, own in rounds), sum(own.num_tried for _, own in rounds)
-    return [*(f"{column:.3g}" for column in columns), f"{accepted} of {tried}"]
+    counts = [
+        (sum(own.num_draft_steps for _, own in rounds), sum(own.num_head_steps for _, own in rounds)),
+        (sum(own.num_accepted for _, own in rounds), sum(own.num_tried for _, own in rounds)),
+    ]
+    num_steps = sum(own.num_steps for _, own in rounds)
+    (drafting, with_head), (accepted, tried) = counts
+    return [
+        *(f"{column:.3g}" for column in columns),
+        f"{num_steps}",
+        f"{drafting}",
+        f"{with_head}",
+        f"{accepted} of {tried}",
+    ]
 
 
 def race(

@@ -98,6 +98,7 @@ class EngineCore:
             target_itl_s=None if target_itl_ms is None else target_itl_ms / 1000,
             target_ttft_s=target_ttft_ms / 1000,
             weighs_drafts=info.speculation == "auto",
+            has_mtp_head=info.has_mtp_head,
             has_states=info.state_bytes > 0,
         )
         groups = info.cache_groups or [CacheGroup(info.num_kv_blocks, num_layers=1)]

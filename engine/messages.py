@@ -21,6 +21,8 @@ from orcinus.engine.sampling_params import Pooling, SamplingParams
 FinishReason = Literal["stop", "length", "abort", "error"]
 Fault = Literal["request", "memory", "engine"]
 """What a failed step may be blamed on: one of its requests, want of memory, or an executor that cannot go on."""
+HeadUse = Literal["rests", "caches", "guesses"]
+"""What a model's head for multi-token prediction does in a step, if there is one: "caches" runs its layer alone."""
 AdmissionLimit = Literal["slots", "blocks", "tokens", "objective", "other"]
 """What a sequence waits for: a slot, KV blocks, tokens of a step, the latency objective, or anything else."""
 
@@ -401,13 +403,14 @@ class StepPlan(Message, frozen=True):
 
     `released` are requests (finished, aborted, preempted) whose state the executor drops before anything else;
     a preempted one comes back as a `NewRequest`. The executor appends the samples that stand to its own copy, and
-    proposes drafts only if it `wants_drafts`.
+    proposes drafts only if it `wants_drafts`; what a `head` guesses is among these.
     """
 
     scheduled: list[ScheduledRequest]
     new_requests: list[NewRequest] = []
     released: list[str] = []
     wants_drafts: bool = True
+    head: HeadUse = "guesses"
 
     @property
     def num_tokens(self) -> int:

@@ -25,6 +25,7 @@ from orcinus.engine.grammar.thought import Thought, ThoughtMatcher
 from orcinus.engine.messages import (
     NOTHING_LEFT,
     Fault,
+    HeadUse,
     NewRequest,
     ScheduledRequest,
     StepPlan,
@@ -169,7 +170,7 @@ class ModelRunner:
         self._suspects.begin(batch.rows)
         self._start_masks(batch)
         self._load_states(plan)
-        wait = self._compute(batch, wants_drafts=plan.wants_drafts)
+        wait = self._compute(batch, plan.head)
         self._save_states(plan)
 
         def wait_and_note() -> StepResult:
@@ -216,17 +217,17 @@ class ModelRunner:
         assert int(slots.max()) < len(self.states.slots), "there are no slots for states behind drafts"
         return DraftSlots(counts, to_device([slots], self._device)[0])
 
-    def _compute(self, batch: StepBatch, *, wants_drafts: bool) -> Callable[[], StepResult]:
+    def _compute(self, batch: StepBatch, head: HeadUse) -> Callable[[], StepResult]:
         """Run the model over a batch, and begin to sample."""
         if batch.is_plain:
             hidden, logits = self._decode(batch)
             sampled = self._sample(batch, [*range(len(batch.rows))], logits)
-            return self._with_guesses(batch, hidden, sampled, wants_drafts=wants_drafts)
+            return self._with_guesses(batch, hidden, sampled, head)
         hidden = self._hidden_states(batch)
         take_in_hidden = self._suspects.watch(batch, hidden)
         prompts = self._prompt_outputs.of(batch, hidden)
         sampled = self._sample_last(batch, hidden, prompts.errors)
-        take_in_sampled = self._with_guesses(batch, hidden, sampled, wants_drafts=wants_drafts)
+        take_in_sampled = self._with_guesses(batch, hidden, sampled, head)
 
         def wait() -> StepResult:
             take_in_hidden()
@@ -241,10 +242,10 @@ class ModelRunner:
         return wait
 
     def _with_guesses(
-        self, batch: StepBatch, hidden: Tensor | None, sampled: LaunchedSamples, *, wants_drafts: bool
+        self, batch: StepBatch, hidden: Tensor | None, sampled: LaunchedSamples, head: HeadUse
     ) -> Callable[[], StepResult]:
         """Begin to guess what follows the sampled tokens, if the model has a head for that and it is used."""
-        if not isinstance(self.drafter, MtpDrafter):
+        if not isinstance(self.drafter, MtpDrafter) or head == "rests":
             return sampled.take_in
         assert hidden is not None
         next_ids, positions, context = self._inputs(batch, self._rows.next_tokens(batch.rows, batch.layout))
@@ -253,7 +254,7 @@ class ModelRunner:
             next_ids[samples] = sampled.tokens.to(next_ids.dtype)
         states = StepStates(hidden, next_ids, positions, samples, sampled.request_ids, (sampled.positions + 1).tolist())
         with step_context(context):
-            keep_guesses = self.drafter.launch(states, wants_guesses=wants_drafts)
+            keep_guesses = self.drafter.launch(states, wants_guesses=head == "guesses")
 
         def take_in() -> StepResult:
             keep_guesses()

@@ -4,7 +4,8 @@ The head runs over all tokens of each step, right after the model and at the sam
 lie in the same blocks and are there whenever the model's are: behind a reused prefix, after a preemption, and in place
 of those of rejected drafts. What it takes for the token behind a position is the next one of a prompt, or what was
 sampled there. At the last position of a reused block that is the token which followed when the block was computed; a
-guess may be worse for that. Knows nothing of what is accepted.
+guess may be worse for that. No keys are written where the head rests, which is in steps without prompts alone: later
+guesses see what was in that place before, zeros or another text's keys. Knows nothing of what is accepted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,7 @@ class StepStates:
 class MtpDrafter:
     """Proposes the head's guess, and beside it `texts`' drafts if they begin with the same token.
 
-    `launch` is called for each step, whether drafts are asked for or not.
+    `launch` is called for each step in which the head does not rest, whether its guesses are asked for or not.
     """
 
     def __init__(self, model: LanguageModel, texts: Drafter | None = None) -> None:
@@ -76,8 +77,9 @@ class MtpDrafter:
     def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
         """Return one draft for each request that has just got a token, or several where a text agrees."""
         drafts = {} if self._texts is None else self._texts.propose(request_ids)
+        guesses, self._guesses = self._guesses, {}  # the head may rest in the next step
         for request_id in request_ids:
-            guess = self._guesses.get(request_id, {}).get(self._lengths[request_id])
+            guess = guesses.get(request_id, {}).get(self._lengths[request_id])
             if guess is not None and drafts.get(request_id, [])[:1] != [guess]:
                 drafts[request_id] = [guess]
         return drafts

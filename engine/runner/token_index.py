@@ -71,11 +71,28 @@ class TokenIndex:
     def extend(self, token_ids: Sequence[int]) -> None:
         """Append tokens, each in the range of an int32."""
         if len(token_ids) < _MANY:
-            for token_id in token_ids:
-                self.append(token_id)
+            self._append_each(token_ids)
             return
         self.text.extend(token_ids)
         self._fill(len(self._earlier) + SHORTEST_MATCH)
+
+    def _append_each(self, token_ids: Sequence[int]) -> None:
+        """Append some tokens: what `append` does with each, without a call for it."""
+        text, latest, earlier, mask = self.text, self._latest, self._earlier, self._mask
+        first, second = [0, 0, *text[-2:]][-2:]
+        place = len(text)
+        for token_id in token_ids:
+            text.append(token_id)
+            place += 1
+            if place >= SHORTEST_MATCH:
+                last_hash = first * _FIRST_FACTOR + second * _SECOND_FACTOR + token_id
+                key = last_hash & mask
+                last_place = latest[key]
+                latest[key] = place
+                earlier.append(last_place)
+            first, second = second, token_id
+        if place >= SHORTEST_MATCH:
+            self.last_hash, self.last_place = last_hash, last_place
 
     def own_matches(self) -> Matches:
         """Return where the end of the text stood before."""

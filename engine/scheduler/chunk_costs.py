@@ -47,6 +47,7 @@ class ChunkCosts:
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Learn what a chunk took beyond the decodes beside it."""
         self.__dict__.pop("_points", None)
+        self.__dict__.pop("_lines", None)
         self._num_chunks += 1
         key = num_tokens.bit_length()
         size = self._sizes.pop(key, None) or _Size()
@@ -113,17 +114,19 @@ class ChunkCosts:
         """Return how much longer a step takes for so many tokens, as far as that is known; 0 where nothing is."""
         if not self._points:
             return 0.0
-        points = self._points if len(self._points) > 1 else [Chunk(0, 0.0), *self._points]
-        lines = list(itertools.pairwise(points))
-        start, end = next((line for line in lines if num_tokens <= line[1].num_tokens), lines[-1])
+        start, end = next((line for line in self._lines if num_tokens <= line[1].num_tokens), self._lines[-1])
         slope = (end.seconds - start.seconds) / (end.num_tokens - start.num_tokens)
         return max(0.0, start.seconds + (num_tokens - start.num_tokens) * slope)
 
     def _line_at(self, seconds: float) -> tuple[Chunk, Chunk]:
-        """Return the ends of the line that says what takes so long; of a single size, from nothing to that."""
+        """Return the ends of the line that says what takes so long."""
+        return next((line for line in self._lines if seconds <= line[1].seconds), self._lines[-1])
+
+    @cached_property
+    def _lines(self) -> list[tuple[Chunk, Chunk]]:
+        """The ends of the lines between the sizes; of a single size, from nothing to that."""
         points = self._points if len(self._points) > 1 else [Chunk(0, 0.0), *self._points]
-        lines = list(itertools.pairwise(points))
-        return next((line for line in lines if seconds <= line[1].seconds), lines[-1])
+        return list(itertools.pairwise(points))
 
     @cached_property
     def _points(self) -> list[Chunk]:

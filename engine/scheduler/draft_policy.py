@@ -12,7 +12,7 @@ from orcinus.engine.scheduler.step_time import StepTimeModel
 
 # Positions that are told apart; those behind share the last one.
 _NUM_POSITIONS = 8
-# What is thought of drafts that nothing is known of, and how many observations that weighs as much as.
+# What is thought of first drafts that nothing is known of, and how many observations that weighs as much as.
 _FIRST_RATE = 0.5
 _PRIOR_WEIGHT = 2
 # A request's rates follow its latest observations, and those of all requests, with which a new one begins, theirs.
@@ -28,13 +28,16 @@ _FIRST_TRIAL = 4
 # Where drafts would pay if rows cost less, what they cost is looked at again after so many steps; then twice as many.
 _PATIENCE = 8
 _MAX_PATIENCE = 1024
-# Beside so many decodes it counts what looking for drafts takes: after so many steps of which none was tried they are
-# looked for in every second step, then in every fourth, and so on.
+# Beside so many decodes it counts what looking for drafts takes: after so many steps in which they brought less than
+# that they are looked for in every second step, then in every fourth, and so on.
 _MANY_DECODES = 8
+_WORTH_LOOKING = 1.02
 _FRUITLESS_STEPS = 8
 _MAX_INTERVAL = 8
 # What decodes take alone is worked out anew after so many steps.
 _KEPT_STEPS = 8
+# What drafts bring, over no drafts, is a running average of so many steps.
+_MEMORY_OF_GAIN = 4
 
 
 class DraftPolicy:
@@ -46,10 +49,9 @@ class DraftPolicy:
     def __init__(self, max_drafts: int, target_itl_s: float | None = None) -> None:
         self._max_drafts = max_drafts
         self._target_itl_s = target_itl_s
-        self._records: dict[str, _Record] = {}
-        self._all = _Rates([_FIRST_RATE] * _NUM_POSITIONS, _MEMORY_OF_ALL)
         self._costs: dict[int, _Costs] = {}  # by about how many requests decode
-        self._num_fruitless = 0  # steps in a row whose proposals were not tried
+        self.forget_all()
+        self._num_fruitless = 0  # steps in a row whose proposals brought next to nothing
         self._interval = 1  # of steps in which drafts are looked for
         self._num_skipped = 0
 
@@ -74,6 +76,17 @@ class DraftPolicy:
         """Drop what is known of a request that ends."""
         self._records.pop(request_id, None)
 
+    def forget_all(self) -> None:
+        """Drop what is known of how likely drafts are right, but not what steps take."""
+        self._records: dict[str, _Record] = {}
+        self._all = _Rates([_FIRST_RATE] + [0.0] * (_NUM_POSITIONS - 1), _MEMORY_OF_ALL)
+        self._gain, self._num_gains = 1.0, 0
+
+    def tokens_per_s(self, num_decodes: int) -> float | None:
+        """Return what steps of so many requests bring with the drafts chosen lately; None where it is not known."""
+        alone_s = self._costs_beside(num_decodes).alone_s(num_decodes)
+        return self._gain * num_decodes / alone_s if alone_s > 0.0 else None
+
     def wants_proposals(self, num_decodes: int) -> bool:
         """Return whether drafts are to be looked for in the next step, beside about so many requests that decode.
 
@@ -97,13 +110,15 @@ class DraftPolicy:
             rates = self._expect(request_id, drafts)
             ranked.extend((probability, request_id) for probability in rates.of_drafts(len(drafts)))
         if not ranked:
+            self._observe_gain(1.0)
             return {}
         ranked.sort(reverse=True)
         del ranked[self._max_drafts :]
-        num_tried = self._costs_beside(num_decodes).num_worth_it(
+        num_tried, gain = self._costs_beside(num_decodes).num_worth_it(
             [probability for probability, _ in ranked], num_decodes, self._target_itl_s
         )
-        if num_tried:
+        self._observe_gain(gain)
+        if num_tried and self._gain >= _WORTH_LOOKING:
             self._num_fruitless, self._interval = 0, 1
         counts = Counter(request_id for _, request_id in ranked[:num_tried])
         return {request_id: proposals[request_id][:count] for request_id, count in counts.items()}
@@ -112,40 +127,66 @@ class DraftPolicy:
         """Hold what comes next in a request against these drafts, if it is not held against earlier ones still."""
         record = self._records.get(request_id)
         if record is None:
-            record = self._records[request_id] = _Record(_Rates(self._all.rates, _MEMORY))
+            record = self._records[request_id] = _Record(_Rates(self._all.all_positions(), _MEMORY))
         if record.num_seen == len(record.expected):
             record.expected, record.num_seen = drafts, 0
         return record.rates
+
+    def _observe_gain(self, gain: float | None) -> None:
+        if gain is not None:
+            self._num_gains = min(_MEMORY_OF_GAIN, self._num_gains + 1)
+            self._gain += (gain - self._gain) / self._num_gains
 
     def _costs_beside(self, num_decodes: int) -> "_Costs":
         return self._costs.setdefault(num_decodes.bit_length(), _Costs())
 
 
 class _Rates:
-    """Estimates the share of drafts that are right where those before them are: a running average for each position."""
+    """Estimates the share of drafts that are right where those before them are: a running average for each position.
 
-    __slots__ = ("_counts", "_memory", "rates")
+    A position of which nothing is known begins with `prior`, or with the share of the one before it if that is more:
+    what goes on as it did before mostly does so for a while.
+    """
 
-    def __init__(self, rates: Sequence[float], memory: int) -> None:
-        self.rates = [*rates]
-        self._counts = [_PRIOR_WEIGHT] * len(self.rates)
+    __slots__ = ("_counts", "_memory", "_shares")
+
+    def __init__(self, prior: Sequence[float], memory: int) -> None:
+        self._shares = [*prior]
+        self._counts = [0] * _NUM_POSITIONS
         self._memory = memory
 
     def observe(self, position: int, *, is_right: bool) -> None:
         position = min(position, _NUM_POSITIONS - 1)
-        count = self._counts[position] = min(self._memory, self._counts[position] + 1)
-        self.rates[position] += (is_right - self.rates[position]) / count
+        counts, shares = self._counts, self._shares
+        if not counts[position]:
+            counts[position] = _PRIOR_WEIGHT
+            shares[position] = max(shares[max(0, position - 1) : position + 1])
+        count = counts[position] = min(self._memory, counts[position] + 1)
+        shares[position] += (is_right - shares[position]) / count
 
     def of_drafts(self, count: int) -> list[float]:
         """Return the probability that each of so many drafts is accepted, as far as it is worth a thought."""
         probabilities: list[float] = []
-        probability = 1.0
+        probability, share = 1.0, 0.0
         for position in range(count):
-            probability *= self.rates[min(position, _NUM_POSITIONS - 1)]
+            if position < _NUM_POSITIONS:
+                share = self._share(position, share)
+            probability *= share
             if probability < _MIN_PROBABILITY:
                 break
             probabilities.append(probability)
         return probabilities
+
+    def all_positions(self) -> list[float]:
+        """Return what is thought of each position."""
+        shares = [self._share(0, 0.0)]
+        for position in range(1, _NUM_POSITIONS):
+            shares.append(self._share(position, shares[-1]))
+        return shares
+
+    def _share(self, position: int, before: float) -> float:
+        share = self._shares[position]
+        return share if share >= before or self._counts[position] else before
 
 
 class _Record:
@@ -164,6 +205,7 @@ class _Costs:
 
     def __init__(self) -> None:
         self.step_time = StepTimeModel()  # in which drafts are what prompts are elsewhere
+        self._is_being_seen = False  # what decodes take alone, in the step that is about to be observed
         self._num_refused = 0  # in a row
         self._patience = _PATIENCE
         self._alone_s: dict[int, float] = {}  # by decodes, of some steps ago at most
@@ -179,14 +221,19 @@ class _Costs:
         if num_drafts or self._num_steps_alone % _KEPT_STEPS == 1:
             self._alone_s.clear()
 
-    def num_worth_it(self, probabilities: Sequence[float], num_decodes: int, target_s: float | None) -> int:
+    def num_worth_it(
+        self, probabilities: Sequence[float], num_decodes: int, target_s: float | None
+    ) -> tuple[int, float | None]:
         """Return how many drafts, the likeliest first, bring most tokens a second; 0 where none do better.
 
-        Now and then it is 0, because what decodes take alone has to be seen, and more, because drafts have.
+        Now and then it is 0, because what decodes take alone has to be seen, and more, because drafts have. Beside it
+        how many times as many tokens a second that makes as no drafts, if that is known.
         """
-        if not self.step_time.knows_decodes(num_decodes):
-            return 0
-        alone_s, rows_s = self._alone(num_decodes), self._rows(len(probabilities))
+        if not self.step_time.knows_decodes(num_decodes) and not self._is_being_seen:
+            self._is_being_seen = self.alone_s(num_decodes) > 0.0
+            return 0, None
+        self._is_being_seen = False
+        alone_s, rows_s = self.alone_s(num_decodes), self._rows(len(probabilities))
         most = _GROWTH * self.step_time.chunks.most_tokens or _FIRST_TRIAL
         best, highest, gained = 0, 0.0, 0.0
         for count, probability in enumerate(probabilities, 1):
@@ -198,12 +245,13 @@ class _Costs:
                 best, highest = count, rate
         if best and highest * alone_s >= _MIN_GAIN * num_decodes:
             self._num_refused, self._patience = 0, _PATIENCE
-            return min(best, most)
+            return min(best, most), highest * alone_s / num_decodes
         if best and num_decodes + gained >= _MIN_GAIN * num_decodes and self._is_due():
-            return min(len(probabilities), most)
-        return 0
+            return min(len(probabilities), most), 1.0
+        return 0, 1.0
 
-    def _alone(self, num_decodes: int) -> float:
+    def alone_s(self, num_decodes: int) -> float:
+        """Return how long decodes take without drafts; 0 where nothing is known."""
         if num_decodes not in self._alone_s:
             self._alone_s[num_decodes] = self.step_time.decode_s(num_decodes)
         return self._alone_s[num_decodes]

@@ -5,7 +5,9 @@ Writes down what the scheduler decides. Decides nothing itself.
 
 from dataclasses import dataclass, field
 
-from orcinus.engine.messages import AdmissionLimit, NewRequest, ScheduledRequest, StepPlan, StepStats
+import msgspec
+
+from orcinus.engine.messages import AdmissionLimit, HeadUse, NewRequest, ScheduledRequest, StepPlan, StepStats
 from orcinus.engine.scheduler.request import Request
 from orcinus.engine.scheduler.slots import Slots
 
@@ -31,12 +33,19 @@ class ScheduledStep:
         num_drafts = sum(len(item.draft_token_ids) for item in self.plan.scheduled)
         return self.num_chunk_tokens + self.num_known_tokens + num_drafts
 
+    def let_head_see_prompts(self) -> None:
+        """Have a head that would rest compute its keys, so that those of prompts are there whenever it runs again."""
+        if self.num_chunk_tokens and self.plan.head == "rests":
+            self.plan = msgspec.structs.replace(self.plan, head="caches")
+
 
 class StepBuilder:
     """Puts requests into a step, one after the other."""
 
-    def __init__(self, slots: Slots, number: int, now: float, *, wants_drafts: bool = True) -> None:
-        self.step = ScheduledStep(StepPlan([], [], [], wants_drafts))
+    def __init__(
+        self, slots: Slots, number: int, now: float, *, wants_drafts: bool = True, head: HeadUse = "guesses"
+    ) -> None:
+        self.step = ScheduledStep(StepPlan([], [], [], wants_drafts, head))
         self.now = now
         # Tokens beyond one that those may still compute who decode, and known ones among them; set when there are some.
         self.extra_budget: int | None = None

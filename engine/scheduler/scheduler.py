@@ -54,6 +54,7 @@ class SchedulerLimits:
     target_itl_s: float | None = None
     target_ttft_s: float = 0.5
     weighs_drafts: bool = False  # and tries as many as pay, not all there are
+    has_mtp_head: bool = False  # which makes drafts
     has_states: bool = False  # of sequences, beside keys and values: of drafts, all that was computed stands or none
 
 
@@ -106,6 +107,7 @@ class Scheduler:
         )
         self._drafting = Drafting(
             weighs=limits.weighs_drafts,
+            has_head=limits.has_mtp_head,
             max_num_seqs=limits.max_num_seqs,
             target_itl_s=limits.target_itl_s,
         )
@@ -194,6 +196,7 @@ class Scheduler:
         prompts = self._schedule_decodes(builder)
         self._schedule_prompts(builder, prompts)
         step = builder.step
+        step.let_head_see_prompts()
         if step.plan.scheduled:
             step.plan.released.extend(self._slots.released)
             self._slots.released.clear()
@@ -202,9 +205,12 @@ class Scheduler:
 
     def _begin_step(self) -> StepBuilder:
         now, wants_drafts = self._clock(), self._drafting.wants_proposals(self.num_running)
+        head = self._drafting.head_use(self.num_running)
         if self.snapshots is None:
-            return StepBuilder(self._slots, self._num_steps, now, wants_drafts=wants_drafts)
-        return SnapshotStepBuilder(self._slots, self._num_steps, now, self.snapshots, wants_drafts=wants_drafts)
+            return StepBuilder(self._slots, self._num_steps, now, wants_drafts=wants_drafts, head=head)
+        return SnapshotStepBuilder(
+            self._slots, self._num_steps, now, self.snapshots, wants_drafts=wants_drafts, head=head
+        )
 
     def update(self, step: ScheduledStep, result: StepResult) -> list[RequestDelta]:
         """Book what a step brought: append tokens, finish, free. Returns a delta for each request with news."""
@@ -228,7 +234,7 @@ class Scheduler:
             step.stats.num_draft_tokens += len(item.draft_token_ids)
             step.stats.num_accepted_drafts += request.num_accepted_drafts - num_accepted
             step.stats.num_preemptions += request.num_preemptions - num_preemptions
-        self._drafting.keep(result.drafts, self._requests, self._slots.running)
+        self._drafting.keep(step.plan, result.drafts, self._requests, self._slots.running)
         return deltas
 
     def observe(self, step: ScheduledStep, step_time_s: float) -> None:

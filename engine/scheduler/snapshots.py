@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from orcinus.engine.messages import HeadUse
 from orcinus.engine.scheduler.block_manager import BlockManager, CachedPrefix
 from orcinus.engine.scheduler.prefix_reuse import ComingHashes, PrefixReuse
 from orcinus.engine.scheduler.request import Request
@@ -237,9 +238,16 @@ class SnapshotStepBuilder(StepBuilder):
     """Says with each request's share of a step which snapshots are loaded before it and saved after it."""
 
     def __init__(
-        self, slots: Slots, number: int, now: float, snapshots: SnapshotReuse, *, wants_drafts: bool = True
+        self,
+        slots: Slots,
+        number: int,
+        now: float,
+        snapshots: SnapshotReuse,
+        *,
+        wants_drafts: bool = True,
+        head: HeadUse = "guesses",
     ) -> None:
-        super().__init__(slots, number, now, wants_drafts=wants_drafts)
+        super().__init__(slots, number, now, wants_drafts=wants_drafts, head=head)
         self._snapshots = snapshots
 
     def add(self, request: Request, num_tokens: int, new_block_ids: list[list[int]]) -> None:

@@ -19,11 +19,13 @@ from orcinus.engine.attention.interface import batch_metadata
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.core import EngineCore
 from orcinus.engine.errors import ModelLoadError
-from orcinus.engine.messages import AddRequest, EngineInfo
+from orcinus.engine.messages import AddRequest, EngineInfo, HeadUse, StepResult
 from orcinus.engine.runner.model_runner import ModelRunner
-from orcinus.engine.runner.mtp_drafter import MtpDrafter
+from orcinus.engine.runner.mtp_drafter import MtpDrafter, StepStates
 from orcinus.engine.runner.text_drafter import TextDrafter
 from orcinus.engine.sampling_params import SamplingParams
+from orcinus.engine.scheduler.draft_policy import DraftPolicy
+from orcinus.engine.scheduler.head_policy import HeadPolicy
 from orcinus.engine.startup.build import build_executor, make_drafter
 from tests.effort import slow_but_for
 from tests.integration.mtp_models import QWENS, build_mtp_model, build_multimodal_mtp_model, reference_logits
@@ -218,6 +220,39 @@ def test_mixed_requests_get_the_same_tokens_with_drafts_as_without(
         assert outcome.deltas[-1].finish_reason == without.deltas[-1].finish_reason
         if case.sampling.looks_back:
             assert outcome.deltas[-1].num_draft_tokens == 0
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_a_head_that_rests_now_and_then_changes_no_token(
+    runs_ahead: bool, executor_of: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, heads = random.Random(9), []
+    executor = executor_of("deepseek_v3", is_good=True)
+    cases = mixed_cases(random.Random(5), 21)
+    plain = serve_with(executor, "off", cases)
+    launch, with_guesses = MtpDrafter.launch, ModelRunner._with_guesses
+    num_launched = 0
+
+    def count(self: MtpDrafter, step: StepStates, *, wants_guesses: bool) -> Callable[[], None]:
+        nonlocal num_launched
+        num_launched += 1
+        return launch(self, step, wants_guesses=wants_guesses)
+
+    def note(self: ModelRunner, batch: Any, hidden: Any, sampled: Any, head: HeadUse) -> Callable[[], StepResult]:
+        heads.append(head)
+        return with_guesses(self, batch, hidden, sampled, head)
+
+    monkeypatch.setattr(MtpDrafter, "launch", count)
+    monkeypatch.setattr(ModelRunner, "_with_guesses", note)
+    monkeypatch.setattr(HeadPolicy, "runs_beside", lambda self, num_decodes: rng.random() < 0.5)
+    monkeypatch.setattr(DraftPolicy, "choose", lambda self, proposals, num_decodes: dict(proposals))
+    monkeypatch.setattr(executor[1], "runs_ahead", runs_ahead)
+    drafted = serve_with(executor, "auto", cases)
+    assert [outcome.token_ids for outcome in drafted.outcomes] == [outcome.token_ids for outcome in plain.outcomes]
+    tried, accepted = num_drafts(drafted)
+    assert 0 < accepted < tried
+    assert {*heads} == {"rests", "caches", "guesses"}
+    assert num_launched == len(heads) - heads.count("rests")
 
 
 @pytest.mark.parametrize("deterministic", [None, pytest.param(True, marks=pytest.mark.slow)])

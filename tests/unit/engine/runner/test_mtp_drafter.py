@@ -101,6 +101,15 @@ def test_guesses_of_an_earlier_step_are_no_drafts_of_a_later_one() -> None:
     assert drafter.propose(["a"]) == {}
 
 
+def test_a_guess_behind_a_rejected_draft_is_no_draft_of_a_step_in_which_the_head_rests() -> None:
+    drafter = drafter_of(Head())
+    drafter.launch(step([10, 20], [0, 1], [4, 5], ["a"] * 2, first=2), wants_guesses=True)()
+    drafter.take_in({"a": [10]})
+    assert drafter.propose(["a"]) == {"a": [11]}
+    drafter.take_in({"a": [7]})
+    assert drafter.propose(["a"]) == {}
+
+
 def test_a_steps_guesses_are_kept_when_it_is_waited_for_though_another_is_launched() -> None:
     drafter = drafter_of(Head())
     keep_first = drafter.launch(step([9], [0], [4], ["a"]), wants_guesses=True)

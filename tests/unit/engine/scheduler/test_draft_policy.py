@@ -1,6 +1,9 @@
 """How many drafts a step tries, given what they cost and how often they were right."""
 
+import itertools
 from collections.abc import Callable
+
+import pytest
 
 from orcinus.engine.scheduler.draft_policy import DraftPolicy
 from tests.unit.engine.scheduler.simulator import SimulatedEngine
@@ -98,6 +101,32 @@ def test_a_step_tries_no_more_than_the_limit_and_the_likeliest() -> None:
     assert "new" not in chosen or len(chosen["new"]) <= 8
 
 
+def test_what_decodes_take_alone_is_seen_in_one_step_though_drafts_are_chosen_before_a_step_is_observed() -> None:
+    policy = DraftPolicy(16)
+    num_drafts, counts = 0, []
+    for _ in range(200):
+        policy.observe_tokens("a", [5] * (1 + num_drafts))
+        chosen = policy.choose({"a": [5] * 8}, 1)
+        policy.observe_step(1, num_drafts, cheap(1, num_drafts))
+        counts.append(num_drafts)
+        num_drafts = len(chosen.get("a", []))
+    alone = [i for i, count in enumerate(counts) if count == 0]
+    assert alone[:2] == [0, 1], "nothing is known before the first step is observed"
+    assert len(alone) > 5
+    assert all(later - earlier > 1 for earlier, later in itertools.pairwise(alone[1:]))
+
+
+def test_positions_that_nothing_is_known_of_are_thought_of_as_the_ones_before_them() -> None:
+    counts = tries(
+        DraftPolicy(32),
+        step_s=lambda n, d: 0.1 * (1 + 0.04 * n + 0.06 * d),
+        is_right=lambda position: True,
+        num_requests=4,
+        num_steps=12,
+    )
+    assert max(counts) == 32
+
+
 def looks(policy: DraftPolicy, num_decodes: int, num_steps: int = 200) -> int:
     """Return in how many of the latest steps drafts were looked for."""
     return sum(policy.wants_proposals(num_decodes) for _ in range(num_steps))
@@ -111,6 +140,25 @@ def test_beside_many_decodes_drafts_are_looked_for_more_seldom_until_some_are_tr
     assert looks(policy, 4) == 200
     tries(policy, step_s=cheap, is_right=lambda position: True, num_requests=32, num_drafting=1)
     assert looks(policy, 32, 8) == 8
+
+
+@pytest.mark.parametrize(("period", "is_worth_it"), [(1, True), (6, False)])
+def test_beside_many_decodes_drafts_that_bring_next_to_nothing_are_looked_for_more_seldom(
+    period: int, is_worth_it: bool
+) -> None:
+    policy = DraftPolicy(32)
+    num_looks = num_tried = num_drafts = 0
+    for _ in range(300):
+        policy.observe_step(32, num_drafts, cheap(32, num_drafts))
+        policy.observe_tokens("r0", [5] * (1 + num_drafts))
+        is_looked_for = policy.wants_proposals(32)
+        num_looks += is_looked_for
+        proposals = {"r0": [5, 5, 5]} if is_looked_for and num_looks % period == 0 else {}
+        num_drafts = sum(map(len, policy.choose(proposals, 32).values())) if is_looked_for else 0
+        num_tried += num_drafts > 0
+    assert num_tried > 3
+    assert (num_looks > 250) == is_worth_it
+    assert (num_looks < 100) != is_worth_it
 
 
 def test_the_plan_says_whether_drafts_are_wanted() -> None:
