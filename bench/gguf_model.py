@@ -2,9 +2,10 @@
 
     python -m bench.gguf_model DIRECTORY FILE --type Q4_0
 
-Of types with fewer than 8 bits the embedding, which is the head too, has 6 (Q6_K), as in files that people share. Two
-types that the `gguf` package reads alone are written here in a plain way (the smallest scale that reaches all values,
-no search): enough to measure speed, less exact than what llama.cpp writes. Llama's and Qwen3's layers are known.
+Of types with fewer than 8 bits the embedding, which is the head too, has 6 (Q6_K), as in files that people share. Rows
+that are not whole blocks of 256 have 5 bits in blocks of 32 (Q5_0) in place of Q4_K. Two types that the `gguf` package
+reads alone are written here in a plain way (the smallest scale that reaches all values, no search): enough to measure
+speed, less exact than what llama.cpp writes. Llama's and Qwen3's layers are known.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def write_gguf(directory: Path, file: Path, type_name: str) -> None:
     _add_numbers(writer, config)
     _add_tokenizer(writer, directory, config["vocab_size"])
     for name, weight in _named_weights(directory, config):
-        kind = _type_of(name, weight.ndim, type_name)
+        kind = _type_of(name, weight.shape, type_name)
         writer.add_tensor(name, quantized(weight, kind), raw_dtype=_gguf_type(kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -86,10 +87,12 @@ def _gguf_type(name: str) -> Any:
     return GGMLQuantizationType[name]
 
 
-def _type_of(name: str, num_dims: int, type_name: str) -> str:
-    if num_dims == 1:
+def _type_of(name: str, shape: tuple[int, ...], type_name: str) -> str:
+    if len(shape) == 1:
         return "F32"
-    return _EMBEDDING_TYPES.get(type_name, type_name) if name in ("token_embd.weight", "output.weight") else type_name
+    if name in ("token_embd.weight", "output.weight"):
+        return _EMBEDDING_TYPES.get(type_name, type_name)
+    return "Q5_0" if type_name == "Q4_K" and shape[-1] % _SUPER_BLOCK else type_name
 
 
 # ---- what a file tells

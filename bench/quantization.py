@@ -1,4 +1,4 @@
-"""What bfloat16, 8 and 4 bits, and a cache in 8, cost in accuracy: how far the next token's distribution moves.
+"""What fewer bits cost in accuracy, of weights, GGUF files and the cache: how far the next token's distribution moves.
 
     OMP_NUM_THREADS=1 python -m bench.quantization [--model DIR] [--prompts 24] [--outliers 20]
     OMP_NUM_THREADS=1 python -m bench.quantization --text README.md --tokens 1500 --prompts 4
@@ -9,7 +9,8 @@ shape follows, on random tokens. A few of its hidden channels are `--outliers` t
 trained models, and what reads them is as much smaller: so they carry no more than others, but set the scale of a row.
 In a last one some channels of keys are that large, by their biases, which is what a cache in 8 bits has to bear.
 
-Of 4 bits the weights have groups of 16 with a scale each, and the head has 8 bits.
+Of 4 bits the weights have groups of 16 with a scale each, and the head has 8 bits. GGUF files are those of
+`bench.gguf_model`, whose rounding is plainer than llama.cpp's.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.gguf_model import write_gguf
 from bench.random_model import SHAPES
 from orcinus.config.settings import demo_model_path, load_settings
 from orcinus.engine.attention.cache import allocate_cache
@@ -56,6 +58,7 @@ class Numbers:
     dtype: str
     quantization: str | None
     kv_cache_dtype: str = "auto"
+    gguf_type: str | None = None
 
 
 EXACT = Numbers("float32", "float32", None)
@@ -63,6 +66,7 @@ BFLOAT16 = Numbers("bfloat16", "bfloat16", None)
 INT8 = Numbers("int8", "bfloat16", "int8")
 INT4 = Numbers("int4", "bfloat16", "int4")
 CACHE = Numbers("bfloat16, cache int8", "bfloat16", None, "int8")
+GGUF = [Numbers(f"GGUF {name}", "bfloat16", None, gguf_type=name) for name in ("Q8_0", "Q4_K", "Q4_0")]
 
 
 @torch.inference_mode()
@@ -158,28 +162,37 @@ def _structured(
 
 
 def report(name: str, model: Path, prompts: list[list[int]]) -> None:
-    exact, plain, in_8_bits, in_4_bits, cached = (
-        logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16, INT8, INT4, CACHE)
+    exact, plain = (logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16))
+    report_one(name, BFLOAT16, plain, EXACT, exact)
+    for numbers in (INT8, INT4, *GGUF, CACHE):
+        got = logprobs(model, numbers, prompts)
+        if numbers in (INT8, CACHE):
+            report_one(name, numbers, got, EXACT, exact)
+        report_one(name, numbers, got, BFLOAT16, plain)
+
+
+def report_one(name: str, numbers: Numbers, got: Tensor, than: Numbers, wanted: Tensor) -> None:
+    divergence = (wanted.exp() * (wanted - got)).sum(dim=-1)
+    agreement = (got.argmax(dim=-1) == wanted.argmax(dim=-1)).float().mean()
+    print(
+        f"| {name} | {len(got)} | {numbers.name} | {than.name} | {float(divergence.mean()):.2g} | "
+        f"{float(divergence.max()):.2g} | {float(agreement):.1%} |",
+        flush=True,
     )
-    for numbers, got, than, wanted in (
-        (BFLOAT16, plain, EXACT, exact),
-        (INT8, in_8_bits, EXACT, exact),
-        (INT8, in_8_bits, BFLOAT16, plain),
-        (INT4, in_4_bits, BFLOAT16, plain),
-        (CACHE, cached, EXACT, exact),
-        (CACHE, cached, BFLOAT16, plain),
-    ):
-        divergence = (wanted.exp() * (wanted - got)).sum(dim=-1)
-        agreement = (got.argmax(dim=-1) == wanted.argmax(dim=-1)).float().mean()
-        print(
-            f"| {name} | {len(got)} | {numbers.name} | {than.name} | {float(divergence.mean()):.2g} | "
-            f"{float(divergence.max()):.2g} | {float(agreement):.1%} |",
-            flush=True,
-        )
 
 
 def logprobs(model: Path, numbers: Numbers, prompts: Sequence[list[int]]) -> Tensor:
     """(num_tokens, vocab_size) of all prompts, one after the other, as they are served."""
+    with TemporaryDirectory() as directory:
+        if numbers.gguf_type is not None:
+            file = Path(directory) / f"{numbers.gguf_type}.gguf"
+            write_gguf(model, file, numbers.gguf_type)
+            model = file
+        served = loaded(model, numbers)
+    return torch.cat([torch.log_softmax(_logits(served, prompt).float(), dim=-1) for prompt in prompts])
+
+
+def loaded(model: Path, numbers: Numbers) -> ServedModel:
     settings: dict[str, Any] = {"dtype": numbers.dtype, "quantization": numbers.quantization, "device": "cpu"}
     config = load_settings(model=str(model), **settings).engine_config()
     causal_lm = load_causal_lm(config, CPU)
@@ -188,7 +201,7 @@ def logprobs(model: Path, numbers: Numbers, prompts: Sequence[list[int]]) -> Ten
     if numbers.kv_cache_dtype == "int8":
         assert isinstance(served.backend, NativeBackend)
         served = replace(served, backend=NativeBackend(served.backend.library, stores_int8=True))
-    return torch.cat([torch.log_softmax(_logits(served, prompt).float(), dim=-1) for prompt in prompts])
+    return served
 
 
 def _logits(served: ServedModel, token_ids: list[int]) -> Tensor:
