@@ -19,7 +19,7 @@ from orcinus.engine.attention.interface import batch_metadata
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.core import EngineCore
 from orcinus.engine.errors import ModelLoadError
-from orcinus.engine.messages import AddRequest, EngineInfo, HeadUse, StepResult
+from orcinus.engine.messages import EngineInfo, HeadUse, StepResult
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.mtp_drafter import MtpDrafter, StepStates
 from orcinus.engine.runner.text_drafter import TextDrafter
@@ -37,6 +37,7 @@ from tests.integration.truth import (
     Case,
     Run,
     core_with_few_blocks,
+    go_on_halfway,
     greedy_cases,
     random_tokens,
     sampled_cases,
@@ -275,20 +276,7 @@ def test_a_request_that_another_engine_goes_on_with_gets_the_same_tokens(executo
     cases = mixed_cases(random.Random(3), 16)
     plain = serve_with((info, runner), "off", cases)
     core = core_with_few_blocks((info, runner))
-    expected = {}
-    for i, (case, outcome) in enumerate(zip(cases, plain.outcomes, strict=True)):
-        half = outcome.token_ids[: len(outcome.token_ids) // 2]
-        expected[f"r{i}"] = outcome.token_ids[len(half) :]
-        core.add_request(AddRequest(f"r{i}", case.prompt, case.sampling, arrival_time=0.0, output_token_ids=half))
-    tokens: dict[str, list[int]] = {name: [] for name in expected}
-    num_accepted = 0
-    while core.has_work:
-        outputs = core.step()
-        num_accepted += outputs.stats.num_accepted_drafts
-        for delta in outputs.deltas:
-            tokens[delta.request_id] += delta.token_ids
-    assert tokens == expected
-    assert num_accepted > len(cases)
+    assert go_on_halfway(core, cases, plain.outcomes) > len(cases)
 
 
 def test_replayed_steps_leave_their_hidden_states_to_the_head(model_of: Callable[..., Path]) -> None:

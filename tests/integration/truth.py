@@ -1,7 +1,7 @@
 """Requests with known answers, and a way to serve them at random moments: what the truth tests share."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,3 +191,24 @@ def sampled_cases(rng: random.Random, count: int) -> list[Case]:
         )
         for i, length in enumerate(lengths)
     ]
+
+
+def go_on_halfway(core: EngineCore, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> int:
+    """Have a core take requests over in the middle of these outcomes: the other halves must be the same.
+
+    Returns how many drafts were accepted.
+    """
+    expected = {}
+    for i, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
+        half = outcome.token_ids[: len(outcome.token_ids) // 2]
+        expected[f"r{i}"] = outcome.token_ids[len(half) :]
+        core.add_request(AddRequest(f"r{i}", case.prompt, case.sampling, arrival_time=0.0, output_token_ids=half))
+    tokens: dict[str, list[int]] = {name: [] for name in expected}
+    num_accepted = 0
+    while core.has_work:
+        outputs = core.step()
+        num_accepted += outputs.stats.num_accepted_drafts
+        for delta in outputs.deltas:
+            tokens[delta.request_id] += delta.token_ids
+    assert tokens == expected
+    return num_accepted
