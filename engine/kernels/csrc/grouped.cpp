@@ -47,8 +47,19 @@ INLINE long unpacked_lanes(const GroupLayout& layout, const Linear& linear) {
     return round_up(layout.num_groups * (linear.groups->size / 4), UNIT_LANES);
 }
 
+// What is fetched from memory while groups are multiplied: so many bytes with each.
+struct Fetching {
+    const char* from;
+    long bytes;
+
+    INLINE void fetch() {
+        for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);  // into the second cache
+        from += bytes;
+    }
+};
+
 typedef void (*TileKernel)(const Linear& linear, const GroupLayout& layout, const Row& row, long stride, const char* panel,
-                           float* out);
+                           Fetching ahead, float* out);
 
 INLINE float half_to_float(uint16_t half) {
     const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, mantissa = half & 0x3ff;
@@ -134,7 +145,7 @@ END_TARGET
 // What one instruction set does.
 struct Kernels {
     void (*fill)(const Linear& linear, const Rows& rows, long index, const bf16* values);
-    void (*by_vectors)(const Linear& linear, const Rows& rows, const Target& target, const Part& part);
+    void (*by_vectors)(const Linear& linear, const Rows& rows, const Target& target, const Part& part, long next);
     void (*quantize)(const Linear& linear, const bf16* weights, uint8_t* values, uint16_t* scales);
     void (*quantize_columns)(const Linear& linear, const bf16* weights, long stride, long count, float* scales,
                              const GroupedRows& out);
@@ -227,7 +238,7 @@ void multiply_part(const Linear& linear, const Rows& rows, const Target& target,
         avx512::finish_tile(linear, target, part.row, rest.row - part.row, part.panel, sums);
     }
 #endif
-    if (rest.row < rest.end_row) kernels_of(linear).by_vectors(linear, rows, target, rest);
+    if (rest.row < rest.end_row) kernels_of(linear).by_vectors(linear, rows, target, rest, next);
 }
 
 long row_block(const Linear& linear, const Rows& rows) {

@@ -13,8 +13,8 @@ const long TILE_ROWS = 4;
 const long TILE_ROWS = 1;
 #endif
 
-// So few rows wait for memory: what this panel or the next one has so many bytes further on is fetched meanwhile.
-const long FETCHING_ROWS = 4, FETCHED_AHEAD = 8192;
+// Memory is read while tiles are at work: by one alone, what is so many bytes further on; by so many last ones, the next panel.
+const long FETCHED_AHEAD = 8192, FETCHING_TILES = 4;
 
 // How values are stored, and what a group of them needs.
 template <int BITS_OF_ONE, int LANES_OF_GROUP, Size SIZE_OF_ONE, bool BY_TABLE, bool WITH_OFFSETS, bool BY_COLUMN = false>
@@ -70,7 +70,8 @@ template <class M, int NUM_ROWS, int NUM_VECTORS> struct GroupSums {
 
 // NUM_ROWS rows times one panel, into (NUM_ROWS, PANEL).
 template <class M, int NUM_ROWS>
-void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long stride, const char* panel, float* out) {
+void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long stride, const char* panel, Fetching ahead,
+          float* out) {
     const Table table = table_of(M::HAS_TABLE ? linear.groups->table : NO_TABLE);
     const int64_t kind = linear.groups->scales;
     Floats results[NUM_ROWS][VECTORS];
@@ -81,9 +82,7 @@ void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long 
         const long count = least(layout.per_block, layout.num_groups - first);
         for (long g = 0; g < count; g++, values += M::GROUP_LANES * PANEL * M::BITS / 2) {
             const long group = first + g;
-            if (NUM_ROWS <= FETCHING_ROWS)
-                for (long i = 0; i < M::GROUP_LANES * PANEL * M::BITS / 2; i += 64)
-                    __builtin_prefetch(values + FETCHED_AHEAD + i);
+            ahead.fetch();
             const uint32_t* lanes = row.lanes + group * M::GROUP_LANES;
             UNROLL for (int v = 0; v < VECTORS; v += VECTORS_AT_ONCE) {
                 const GroupSums<M, NUM_ROWS, VECTORS_AT_ONCE> sums(values + v * LANES * 4, anew(lanes), row.starts + group,
@@ -107,7 +106,8 @@ void tile(const Linear& linear, const GroupLayout& layout, const Row& row, long 
 
 // As `tile`, where scales are integers of a column's: integers alone are summed, and left for `scale_sums`.
 template <class M, int NUM_ROWS>
-void column_tile(const Linear&, const GroupLayout& layout, const Row& row, long stride, const char* panel, float* out) {
+void column_tile(const Linear&, const GroupLayout& layout, const Row& row, long stride, const char* panel, Fetching ahead,
+                 float* out) {
     const long group_bytes = M::GROUP_LANES * PANEL * 2;
     const int at_once = AVX512 ? 1 : VECTORS_AT_ONCE;
     const Table table = table_of(NO_TABLE);
@@ -118,8 +118,7 @@ void column_tile(const Linear&, const GroupLayout& layout, const Row& row, long 
         const char *parts = panel, *values = panel + layout.head_bytes;
         const long end = first + least(layout.per_block, layout.num_groups - first);
         for (long group = first; group < end; group++, parts += PANEL, values += group_bytes) {
-            if (NUM_ROWS <= FETCHING_ROWS)
-                for (long i = 0; i < group_bytes; i += 64) __builtin_prefetch(values + FETCHED_AHEAD + i);
+            ahead.fetch();
             const uint32_t* lanes = row.lanes + group * M::GROUP_LANES;
             UNROLL for (int v = 0; v < VECTORS; v += at_once) {
                 const GroupSums<M, NUM_ROWS, at_once> sums(values + v * LANES * 4, anew(lanes), row.starts + group, stride, table);
@@ -279,16 +278,26 @@ void finish_tile(const Linear& linear, const Target& target, long row, long num_
         });
 }
 
-void by_vectors(const Linear& linear, const Rows& rows, const Target& target, const Part& part) {
+// What tile `index` of `count` fetches with each group: of the `next` panel, or of this one and what follows it if it is alone.
+Fetching fetched_by(long index, long count, const GroupLayout& layout, const char* panel, const char* next) {
+    if (count == 1) return Fetching{panel + FETCHED_AHEAD, layout.panel_bytes() / layout.num_groups};
+    const long num_tiles = least(count, FETCHING_TILES), before = count - num_tiles;
+    if (next == nullptr || index < before) return Fetching{panel, 0};
+    const long share = layout.panel_bytes() / num_tiles;
+    return Fetching{next + share * (index - before), (share + layout.num_groups - 1) / layout.num_groups};
+}
+
+void by_vectors(const Linear& linear, const Rows& rows, const Target& target, const Part& part, long next) {
     const GroupLayout layout(linear);
     alignas(64) float sums[TILE_ROWS * PANEL];
-    const char* panel = static_cast<const char*>(linear.panels) + part.panel * layout.panel_bytes();
+    const char *panels = static_cast<const char*>(linear.panels), *panel = panels + part.panel * layout.panel_bytes();
+    const char* next_panel = next < 0 ? nullptr : panels + next * layout.panel_bytes();
     const long count = part.end_row - part.row, num_tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
     for (long t = 0; t < num_tiles; t++) {
         const long row = part.row + count * t / num_tiles, end = part.row + count * (t + 1) / num_tiles;
         const TileKernel kernel = tile_kernel(*linear.groups, end - row);
         const Row first = row_at(linear, layout, rows, row);
-        kernel(linear, layout, first, rows.stride, panel, sums);
+        kernel(linear, layout, first, rows.stride, panel, fetched_by(t, num_tiles, layout, panel, next_panel), sums);
         if (linear.groups->scales == COLUMN_SCALES) scale_sums(linear, first, rows.stride, end - row, part.panel, sums);
         finish_tile(linear, target, row, end - row, part.panel, sums);
     }
