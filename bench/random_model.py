@@ -23,6 +23,12 @@ _QWEN3_06B: dict[str, Any] = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
 }
+_QWEN3_4B = _QWEN3_06B | {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+}
 _SMOLLM2_135M: dict[str, Any] = {
     "vocab_size": 49_152,
     "hidden_size": 576,
@@ -61,6 +67,7 @@ _QWEN35_08B: dict[str, Any] = {
 # Name -> model class, configuration class, and what differs from its defaults.
 SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3-0.6b": ("Qwen3ForCausalLM", "Qwen3Config", _QWEN3_06B),
+    "qwen3-4b": ("Qwen3ForCausalLM", "Qwen3Config", _QWEN3_4B),
     "qwen3.5-0.8b": ("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", _QWEN35_08B),
     "smollm2-135m": ("LlamaForCausalLM", "LlamaConfig", _SMOLLM2_135M),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {}),
@@ -89,7 +96,11 @@ def write_model(shape: str, directory: Path) -> Path:
     model_name, config_name, values = SHAPES[shape]
     torch.manual_seed(0)
     config = getattr(transformers, config_name)(**values, dtype=torch.bfloat16, bos_token_id=0, eos_token_id=0)
-    getattr(transformers, model_name)(config).bfloat16().save_pretrained(directory)
+    torch.set_default_dtype(torch.bfloat16)  # in float32 the larger shapes would take twice the memory
+    try:
+        getattr(transformers, model_name)(config).bfloat16().save_pretrained(directory)
+    finally:
+        torch.set_default_dtype(torch.float32)
     write_tokenizer(directory, config.vocab_size)
     return directory
 

@@ -16,7 +16,7 @@ const long UNIT_BLOCK_BYTES = 1 << 20;
 // Below so many rows vectors are as fast as matrix units; and for fewer of the last ones behind tiles of them.
 const long FEWEST_UNIT_ROWS = 16, FEWEST_LAST_ROWS = 9;
 // Where scales are integers of a column's, from so many rows on a panel is unpacked before it is multiplied.
-const long FEWEST_ROWS_TO_UNPACK = 9, FEWEST_UNIT_ROWS_TO_UNPACK = 5;
+const long FEWEST_ROWS_TO_UNPACK = 6, FEWEST_UNIT_ROWS_TO_UNPACK = 5;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
 
