@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -36,8 +38,16 @@ class ModelNames:
         return Place(ours, converter.source_patterns.index(pattern)) if _puts_experts_together(converter) else None
 
     def is_unused(self, name: str) -> bool:
-        """Return whether the model's class passes over a weight of this name, as of layers that predict further."""
-        return name not in self._expected and any(pattern.search(name) for pattern in self._unused)
+        """Return whether the model has no place for a weight of this name, as of layers that predict further.
+
+        Its class says so, or it is of a layer behind the last one.
+        """
+        if name in self._expected:
+            return False
+        num_layers = getattr(self._causal_lm.config.get_text_config(decoder=True), "num_hidden_layers", None)
+        layer = _LAYER.search(name)
+        is_behind = layer is not None and num_layers is not None and int(layer[1]) >= num_layers
+        return is_behind or any(pattern.search(name) for pattern in self._unused)
 
     @cached_property
     def _mapping(self) -> tuple[list[Any], list[Any]]:

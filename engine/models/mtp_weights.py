@@ -34,6 +34,8 @@ _QWEN = {
     "layers.0.": "layer.",
     "norm.": "norm.",
 }
+# Parts of weights that AWQ, GPTQ, compressed-tensors, FP8 and MXFP4 quantize.
+_QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", "_scales", "_scale_inv")
 _LATER_HEAD = re.compile(r"layers\.[1-9]")
 
 
@@ -78,8 +80,8 @@ def _load_mtp_head(source: ModelSource, causal_lm: Any) -> MtpHead | None:
     places = _places_of_head(source, causal_lm)
     if not places:
         return None
-    if getattr(causal_lm.config, "quantization_config", None) is not None:
-        raise MtpHeadError("the checkpoint is quantized")
+    if quantized := next((name for name in sorted(places) if name.endswith(_QUANTIZED)), None):
+        raise MtpHeadError(f"it is quantized: it has {quantized}")
     decoder, config = decoder_of(causal_lm), _config_of(causal_lm)
     like = _last_with_attention(decoder, config)
     head = _empty_head(decoder, config, like)
@@ -103,10 +105,10 @@ def _places_of_head(source: ModelSource, causal_lm: Any) -> dict[str, tuple[Path
         return {}
     stored = dict(tensor_places(checkpoint_files(source)))
     for prefix, mark, name_in_head in (
-        (f"model.layers.{num_layers}.", "eh_proj.weight", _name_in_head),
-        ("mtp.", "fc.weight", _name_in_qwen_head),
+        (f"model.layers.{num_layers}.", "eh_proj.", _name_in_head),
+        ("mtp.", "fc.", _name_in_qwen_head),
     ):
-        if prefix + mark in stored:
+        if any(name.startswith(prefix + mark) for name in stored):
             names = ((name_in_head(name.removeprefix(prefix)), name) for name in stored if name.startswith(prefix))
             return {own: (stored[name], name) for own, name in names if own is not None}
     return {}
@@ -148,10 +150,11 @@ def _empty_head(decoder: Any, config: Any, like: int) -> MtpHead:
 
 
 def _expected(head: MtpHead, decoder: Any, like: int) -> dict[str, Tensor]:
-    """Return tensors of the shapes that the head's weights must have, and of the numbers that the model has them in."""
-    of_layer = {f"layer.{name}": weight for name, weight in decoder.layers[like].state_dict().items()}
-    dtype = decoder.norm.weight.dtype
-    return {name: of_layer.get(name, weight.to(dtype)) for name, weight in head.state_dict().items()}
+    """Return tensors without values, of the shapes that the head's weights must have and the model's types."""
+    types = {f"layer.{name}": weight.dtype for name, weight in decoder.layers[like].state_dict().items()}
+    plain, dtype = (torch.float32, torch.bfloat16, torch.float16), decoder.norm.weight.dtype
+    own = {name: types[name] if types.get(name) in plain else dtype for name in head.state_dict()}
+    return {name: weight.to(own[name]) for name, weight in head.state_dict().items()}
 
 
 def _joined_experts(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,7 +28,8 @@ from orcinus.engine.scheduler.draft_policy import DraftPolicy
 from orcinus.engine.scheduler.head_policy import HeadPolicy
 from orcinus.engine.startup.build import build_executor, make_drafter
 from tests.effort import slow_but_for
-from tests.integration.mtp_models import QWENS, build_mtp_model, build_multimodal_mtp_model, reference_logits
+from tests.integration.mtp_models import QWENS, build_mtp_model, build_multimodal_mtp_model, load, reference_logits
+from tests.integration.quantized_files import Kind, is_quantized, write_quantized
 from tests.integration.tiny_models import build_model, engine_config
 from tests.integration.truth import (
     BLOCK_SIZE,
@@ -304,6 +305,53 @@ def test_a_head_of_a_quantized_model_is_good(options: dict[str, Any], executor_o
     cases = [Case(random_tokens(random.Random(i), 30), sampling, []) for i in range(8)]
     tried, accepted = num_drafts(serve(EngineCore(info, runner), cases, random.Random(1)))
     assert accepted > tried // 2 > 0
+
+
+GPTQ = Kind("gptq", group=-1, symmetric=True)
+
+
+def write_quantized_beside(directory: Path, to: Path, *, is_plain: bool) -> Path:
+    """Write a model with 4 bits a weight, and the head of `directory`'s, as it is or in 4 bits, too."""
+    packed, _ = write_quantized(load(directory), to, GPTQ)
+    own, weights = load_file(packed / "model.safetensors"), load_file(directory / "model.safetensors")
+    prefix = "mtp." if "mtp.fc.weight" in weights else "model.layers.3."
+    for name, weight in weights.items():
+        if not name.startswith(prefix):
+            continue
+        if is_plain or not is_quantized(name, weight):
+            own[name] = weight.half()
+        else:
+            parts = GPTQ.tensors(GPTQ.rounded(weight, 0))
+            own |= {f"{name.removesuffix('.weight')}.{part}": tensor for part, tensor in parts.items()}
+    save_file(own, packed / "model.safetensors", {"format": "pt"})
+    return packed
+
+
+@pytest.mark.parametrize("family", ["glm4_moe", "qwen3_5"])
+def test_a_head_may_be_plain_where_the_model_is_quantized(
+    family: str, model_of: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write_quantized_beside(model_of(family, is_good=True), tmp_path, is_plain=True)
+    cases = mixed_cases(random.Random(10), 8)
+    plain, drafted = (
+        serve(core_with_few_blocks(load_executor(directory, speculation, dtype="bfloat16")), cases, random.Random(1))
+        for speculation in ("off", "mtp")
+    )
+    assert "names are not the model's own" not in caplog.text
+    assert [outcome.token_ids for outcome in drafted.outcomes] == [outcome.token_ids for outcome in plain.outcomes]
+    tried, accepted = num_drafts(drafted)
+    assert accepted > tried // 3
+
+
+@pytest.mark.parametrize("family", ["glm4_moe", "qwen3_5"])
+def test_a_head_that_is_quantized_itself_is_not_used(
+    family: str, model_of: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write_quantized_beside(model_of(family), tmp_path, is_plain=False)
+    with pytest.raises(ModelLoadError, match=r"it is quantized: it has (eh_proj|layer\.mlp\..*)\.qweight"):
+        load_executor(directory, "mtp", dtype="bfloat16")
+    assert isinstance(load_executor(directory, "auto", dtype="bfloat16")[1].drafter, TextDrafter)
+    assert "names are not the model's own" not in caplog.text
 
 
 # --- start-up -----------------------------------------------------------------------------------------------
