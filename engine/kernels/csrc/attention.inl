@@ -290,7 +290,7 @@ INLINE float soften(float* scores, Packed* weights, long first, long end, const 
             const f32x16 column = COLUMNS + 16.0f * static_cast<float>(i);
             s[i] = (column >= static_cast<float>(first)) & (column < static_cast<float>(end)) ? s[i] : splat(-INFINITY);
         }
-        top = s[i] > top ? s[i] : top;
+        top = larger(s[i], top);
     }
     const float new_max = max_of(top);
     const float origin = new_max == -INFINITY ? 0.0f : new_max;

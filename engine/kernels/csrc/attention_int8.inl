@@ -137,7 +137,7 @@ __attribute__((noinline)) float soften_bytes(const Attention& call, const ByteTi
             s[i] = is_seen ? s[i] : splat(-INFINITY);
             values[i] = is_seen ? values[i] : f32x16{};
         }
-        top = s[i] > top ? s[i] : top;
+        top = larger(s[i], top);
     }
     const float new_max = max_of(top);
     const float origin = new_max == -INFINITY ? 0.0f : new_max;

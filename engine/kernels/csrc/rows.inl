@@ -21,8 +21,10 @@ INLINE __m256i narrow(f32x16 x) {
 }
 
 INLINE void write(bf16* p, long count, f32x16 x) {
-    const __mmask16 mask = static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1);
-    _mm256_mask_storeu_epi16(p, mask, narrow(x));
+    if (count >= 16)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x));
+    else
+        _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), narrow(x));
 }
 
 INLINE f32x16 rounded(f32x16 x) {

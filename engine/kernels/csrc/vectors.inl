@@ -82,14 +82,17 @@ INLINE float sum_of(f32x16 x) {
     return sum_of(h16.low + h16.high);
 }
 
+// Where a number is none, or both are zeros, the second: a > b ? a : b, for which a compiler compares and blends.
+#if AVX512
+INLINE f32x16 larger(f32x16 a, f32x16 b) { return reinterpret_cast<f32x16>(_mm512_max_ps(as_m512(a), as_m512(b))); }
+#elif AVX2
 INLINE f32x16 larger(f32x16 a, f32x16 b) {
-#if AVX2 && !AVX512
     const Halves<f32x16, f32x8> x(a), y(b);
-    return joined(x.low > y.low ? x.low : y.low, x.high > y.high ? x.high : y.high);
-#else
-    return a > b ? a : b;
-#endif
+    return joined(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));
 }
+#else
+INLINE f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+#endif
 
 INLINE float max_of(f32x8 x) {
     const Halves<f32x8, f32x4> h8(x);
