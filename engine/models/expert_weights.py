@@ -33,7 +33,7 @@ def assembled(experts: Any, rows: Mapping[str, RowsOf], dtype: torch.dtype) -> I
     """Yield the weights of a module by their names in it, from the rows of each kind."""
     is_transposed = getattr(experts, "is_transposed", False)
     for name, kinds in KINDS_OF.items():
-        whole = torch.empty_like(getattr(experts, name), dtype=dtype).detach()
+        whole = torch.empty(getattr(experts, name).shape, dtype=dtype)
         for i, expert in enumerate(whole):
             both = joined(experts, [rows[kind](i) for kind in kinds])
             expert.copy_(both.t() if is_transposed else both)

@@ -52,14 +52,16 @@ def read_gguf_config(source: ModelSource) -> Any:
     file = gguf_path(source)
     stated, tensors = read_metadata(file)
     metadata = Metadata(file, stated, tensors)
+    _check_layers(metadata)
     own = _own_config(metadata)
     if own is not None:
-        return AutoConfig.for_model(**own)
+        return _without_heads(AutoConfig.for_model(**own), metadata)
     _check_architecture(metadata.architecture)
     with vocabularies_left_out():
         config = AutoConfig.from_pretrained(source.path_or_id, gguf_file=source.gguf_file)
     if (size := metadata.setting("vocab_size") or stated.get("tokenizer.ggml.tokens")) is not None:
         config.vocab_size = size
+    _without_heads(config, metadata)
     if metadata.architecture not in _READ_WHOLE:
         _complete(config, metadata)
     return config
@@ -81,6 +83,25 @@ def _check_architecture(architecture: str) -> None:
             f"GGUF files of the architecture {architecture} cannot be read, only those of {', '.join(known)}:"
             " take the model's safetensors files"
         )
+
+
+def _check_layers(metadata: Metadata) -> None:
+    """Raise `ModelLoadError` over a file that has a head alone, as llama.cpp's converter writes with `--mtp`."""
+    if metadata.setting("nextn_predict_layers") and not any(name.startswith("blk.0.") for name in metadata.tensors):
+        raise ModelLoadError(
+            f"{metadata.file} has a head for multi-token prediction, and none of the model's layers: take the file that"
+            " has both"
+        )
+
+
+def _without_heads(config: Any, metadata: Metadata) -> Any:
+    """Return the configuration without the layers of heads for multi-token prediction, which files count as layers."""
+    count = metadata.setting("block_count") - (metadata.setting("nextn_predict_layers") or 0)
+    if config.num_hidden_layers > count:
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:count]
+        config.num_hidden_layers = count
+    return config
 
 
 def _own_config(metadata: Metadata) -> dict[str, Any] | None:

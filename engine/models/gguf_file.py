@@ -5,6 +5,8 @@ loading goes through a copy of all weights, and through blocks that stay quantiz
 """
 
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.gguf_experts import ExpertTensors
-from orcinus.engine.models.gguf_layout import layout_of
+from orcinus.engine.models.gguf_layout import Layout, layout_of
 from orcinus.engine.models.gguf_linears import BlockModules, PackedTypes
 from orcinus.engine.platform.gguf_reader import read_gguf
 from orcinus.engine.platform.memory import MappedFiles
@@ -22,6 +24,7 @@ from orcinus.engine.platform.memory import MappedFiles
 logger = logging.getLogger(__name__)
 
 _ROPE_FACTORS = "rope_freqs.weight"
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
 def read_gguf_weights(
@@ -33,21 +36,29 @@ def read_gguf_weights(
     linear layers, experts and the embedding are packed for it, in modules that take the place of the model's own, and
     are not among those that are returned.
     """
-    from gguf import dequantize
-
     reader = read_gguf(file)
     architecture = reader.fields["general.architecture"].contents()
+    tensors = [tensor for tensor in reader.tensors if not _is_behind_the_last_layer(tensor.name, causal_lm)]
     try:
-        layout = layout_of(architecture, causal_lm, [tensor.name for tensor in reader.tensors])
+        layout = layout_of(architecture, causal_lm, [tensor.name for tensor in tensors])
     except (ImportError, NotImplementedError) as error:
         logger.info("a GGUF file of %s is left to transformers: %s", architecture, error)
         return {}
+    return arranged_weights(tensors, layout, causal_lm, dtype, library)
+
+
+def arranged_weights(
+    tensors: Sequence[Any], layout: Layout, causal_lm: Any, dtype: torch.dtype, library: Library | None
+) -> dict[str, Tensor]:
+    """Return what tensors of gguf's reader are of a model, but for those that are packed with the library."""
+    from gguf import dequantize
+
     weights: dict[str, Tensor] = {}
     mapped, told = MappedFiles(), PackedTypes()
-    stored = {layout.names[tensor.name] for tensor in reader.tensors if tensor.name in layout.names}
+    stored = {layout.names[tensor.name] for tensor in tensors if tensor.name in layout.names}
     experts = ExpertTensors(causal_lm)
     in_blocks = None if library is None else BlockModules(causal_lm, library, stored)
-    for tensor in reader.tensors:
+    for tensor in tensors:
         if tensor.name == _ROPE_FACTORS:
             _divide_angles(causal_lm, _tensor(tensor.data, torch.float32))
         if experts.take(tensor) or (in_blocks is not None and in_blocks.take(tensor, layout)):
@@ -62,6 +73,12 @@ def read_gguf_weights(
         in_blocks.put_in(weights, dtype, told)
         told.tell(causal_lm)
     return weights
+
+
+def _is_behind_the_last_layer(name: str, causal_lm: Any) -> bool:
+    """Return whether a tensor is of a head for multi-token prediction, whose layers come behind the model's."""
+    match = _BLOCK.match(name)
+    return match is not None and int(match[1]) >= causal_lm.config.num_hidden_layers
 
 
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:

@@ -86,7 +86,8 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> An
     fix_rope(causal_lm, text_config, config.max_model_len)
     drop_scaling_by_step(causal_lm)
     bind_recurrent_layers(causal_lm)
-    add_mtp_head(causal_lm, source, config.speculation)
+    library = _library_of_blocks(config) if device.type == "cpu" else None
+    add_mtp_head(causal_lm, source, config.speculation, library)
     causal_lm.eval().requires_grad_(False)
     return causal_lm if causal_lm.device.type == device.type else causal_lm.to(device)
 

@@ -6,10 +6,23 @@ makes the input of the decoder layer, and the model's own head makes logits of w
 rotary positions are the model's own. Knows nothing of checkpoints, caches and requests.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class MtpHeadError(Exception):
+    """Says why weights make no head of a model's; the message completes "because ..."."""
+
+
+def check_shape(name: str, shape: Sequence[int], expected: Sequence[int]) -> None:
+    """Raise `MtpHeadError` over a weight that does not fit."""
+    if tuple(shape) != tuple(expected):
+        raise MtpHeadError(
+            f"{name} has the shape {tuple(shape)} and not {tuple(expected)}, as in the model's own layers"
+        )
 
 
 class MtpHead(nn.Module):

@@ -1,8 +1,9 @@
 """Reads the head for multi-token prediction that a checkpoint may have beside its model; transformers passes over it.
 
 The weights are those of a layer behind the model's last one, and of what is before and behind it: as DeepSeek-V3 names
-them, `model.layers.N.*`, or as Qwen3-Next does, `mtp.*`, also beside a multimodal model. The layer is of the class of
-the model's own layers; embedding and head, of which a checkpoint may have copies there, are the model's.
+them, `model.layers.N.*`, or as Qwen3-Next does, `mtp.*`, also beside a multimodal model; or those of a GGUF file. The
+layer is of the class of the model's own layers; embedding and head, of which a checkpoint may have copies there, are
+the model's.
 """
 
 import logging
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from orcinus.config.engine_config import Speculation
 from orcinus.engine.errors import ModelLoadError
+from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.checkpoint import checkpoint_files, read_tensors, tensor_places
+from orcinus.engine.models.gguf_head import has_gguf_head, name_of_gguf_head, read_gguf_head
 from orcinus.engine.models.language_model import decoder_of
-from orcinus.engine.models.mtp_head import MtpHead
-from orcinus.engine.platform.model_source import ModelSource
+from orcinus.engine.models.mtp_head import MtpHead, MtpHeadError, check_shape
+from orcinus.engine.models.packed_types import packed_types_of
+from orcinus.engine.platform.model_source import ModelSource, gguf_path
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +43,18 @@ _QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv"
 _LATER_HEAD = re.compile(r"layers\.[1-9]")
 
 
-class MtpHeadError(Exception):
-    """Says why a checkpoint's head is not used; the message completes "because ..."."""
-
-
-def add_mtp_head(causal_lm: Any, source: ModelSource, speculation: Speculation) -> None:
+def add_mtp_head(causal_lm: Any, source: ModelSource, speculation: Speculation, library: Library | None = None) -> None:
     """Make the checkpoint's head a part of the model, if it has one and the setting has a use for it.
 
-    Raises `ModelLoadError` where the setting demands it and it cannot be had.
+    With a library, the head of a GGUF file stays in its blocks where the model does. Raises `ModelLoadError` where the
+    setting demands a head and it cannot be had.
     """
     try:
         if speculation not in {"mtp", "auto"}:
-            if _places_of_head(source, causal_lm):
+            if _has_head(source, causal_lm):
                 logger.info("the checkpoint has an MTP head, which --speculation mtp or auto would use")
             return
-        head = _load_mtp_head(source, causal_lm)
+        head = _load_mtp_head(source, causal_lm, library)
     except MtpHeadError as error:
         if speculation == "mtp":
             raise ModelLoadError(
@@ -65,44 +66,77 @@ def add_mtp_head(causal_lm: Any, source: ModelSource, speculation: Speculation) 
         causal_lm.mtp_head = head
         logger.info("the checkpoint's MTP head is loaded, and proposes drafts (--speculation %s)", speculation)
     elif speculation == "mtp":
-        raise ModelLoadError(
-            "speculation=mtp: the checkpoint has no MTP head of the kind of DeepSeek-V3"
-            f" (model.layers.{getattr(_config_of(causal_lm), 'num_hidden_layers', 'N')}.eh_proj.weight) or of"
-            " Qwen3-Next (mtp.fc.weight); ngram, suffix and auto need none"
-        )
+        missing = _missing_head(source, getattr(_config_of(causal_lm), "num_hidden_layers", "N"))
+        raise ModelLoadError(f"speculation=mtp: {missing}; ngram, suffix and auto need none")
 
 
-def _load_mtp_head(source: ModelSource, causal_lm: Any) -> MtpHead | None:
+def _missing_head(source: ModelSource, num_layers: int | str) -> str:
+    if source.gguf_file is not None:
+        return f"the GGUF file has no MTP head ({name_of_gguf_head(num_layers)})"
+    return (
+        f"the checkpoint has no MTP head of the kind of DeepSeek-V3 (model.layers.{num_layers}.eh_proj.weight) or of"
+        " Qwen3-Next (mtp.fc.weight)"
+    )
+
+
+def _has_head(source: ModelSource, causal_lm: Any) -> bool:
+    if source.gguf_file is None:
+        return bool(_places_of_head(source, causal_lm))
+    return _can_have_head(causal_lm) and has_gguf_head(gguf_path(source), _config_of(causal_lm).num_hidden_layers)
+
+
+def _can_have_head(causal_lm: Any) -> bool:
+    """Return whether the model is of the kind that a head is used beside."""
+    return hasattr(_config_of(causal_lm), "num_hidden_layers") and hasattr(decoder_of(causal_lm), "rotary_emb")
+
+
+def _load_mtp_head(source: ModelSource, causal_lm: Any, library: Library | None) -> MtpHead | None:
     """Return the head with its weights, on the model's device; None where the checkpoint has none.
 
     Raises `MtpHeadError` for weights that do not fit the model's own layers.
     """
-    places = _places_of_head(source, causal_lm)
-    if not places:
+    if not _has_head(source, causal_lm):
         return None
-    if quantized := next((name for name in sorted(places) if name.endswith(_QUANTIZED)), None):
-        raise MtpHeadError(f"it is quantized: it has {quantized}")
     decoder, config = decoder_of(causal_lm), _config_of(causal_lm)
     like = _last_with_attention(decoder, config)
     head = _empty_head(decoder, config, like)
+    if source.gguf_file is None:
+        weights = _read_head(source, causal_lm)
+    else:
+        weights = _read_head_in_blocks(source, head, causal_lm, like, library)
     expected = _expected(head, decoder, like)
-    weights = _joined_experts(read_tensors(places))
     if different := sorted(weights.keys() ^ expected.keys()):
         raise MtpHeadError(f"its weights are not those of one of the model's own layers, first {different[0]}")
     for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            shapes = f"{tuple(weight.shape)} and not {tuple(expected[name].shape)}"
-            raise MtpHeadError(f"{name} has the shape {shapes}, as in the model's own layers")
+        check_shape(name, weight.shape, expected[name].shape)
         weights[name] = weight.to(device=causal_lm.device, dtype=expected[name].dtype)
     head.load_state_dict(weights, assign=True)
     return head
 
 
+def _read_head(source: ModelSource, causal_lm: Any) -> dict[str, Tensor]:
+    places = _places_of_head(source, causal_lm)
+    if quantized := next((name for name in sorted(places) if name.endswith(_QUANTIZED)), None):
+        raise MtpHeadError(f"it is quantized: it has {quantized}")
+    return _joined_experts(read_tensors(places))
+
+
+def _read_head_in_blocks(
+    source: ModelSource, head: MtpHead, causal_lm: Any, like: int, library: Library | None
+) -> dict[str, Tensor]:
+    """Return the weights of a GGUF file's head that are not packed. One without a last norm takes the model's."""
+    library = library if packed_types_of(causal_lm) else None
+    weights = read_gguf_head(gguf_path(source), head, causal_lm, like, library)
+    decoder: Any = decoder_of(causal_lm)
+    weights.setdefault("norm.weight", decoder.norm.weight.detach())
+    return weights
+
+
 def _places_of_head(source: ModelSource, causal_lm: Any) -> dict[str, tuple[Path, str]]:
     """Return where the weights are that a checkpoint has of its first head, by the names that `MtpHead` has."""
-    num_layers = getattr(_config_of(causal_lm), "num_hidden_layers", None)
-    if source.gguf_file is not None or num_layers is None or not hasattr(decoder_of(causal_lm), "rotary_emb"):
+    if not _can_have_head(causal_lm):
         return {}
+    num_layers = _config_of(causal_lm).num_hidden_layers
     stored = dict(tensor_places(checkpoint_files(source)))
     for prefix, mark, name_in_head in (
         (f"model.layers.{num_layers}.", "eh_proj.", _name_in_head),

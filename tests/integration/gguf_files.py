@@ -17,6 +17,12 @@ Q = gguf.GGMLQuantizationType
 _ZERO_CENTRED = ("gemma2", "gemma3", "qwen35", "qwen35moe")
 # What gguf has no name for, by the end of transformers' name.
 _NAMES = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias", "self_attn.sinks": "attn_sinks.weight"}
+# Those of heads for multi-token prediction, by the names of either kind of checkpoint.
+_HEAD_NAMES = {
+    **{"fc": "eh_proj", "pre_fc_norm_embedding": "enorm", "pre_fc_norm_hidden": "hnorm", "norm": "shared_head_norm"},
+    **{"eh_proj": "eh_proj", "enorm": "enorm", "hnorm": "hnorm", "shared_head.norm": "shared_head_norm"},
+    **{"embed_tokens": "embed_tokens", "shared_head.head": "shared_head_head"},
+}
 
 
 def write_gguf(
@@ -27,15 +33,20 @@ def write_gguf(
     blocks: dict[str, str] | None = None,
     *,
     fuses_experts: bool = False,
+    head: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write a model. Matrices are quantized, vectors stay in float32.
+
+    Behind its layers lies its `head` for multi-token prediction, of weights by their names in a checkpoint.
 
     In place of matrices with one of the names of `blocks` in theirs there are random ones, of the type that it names.
     Gate and up of experts are one tensor if it `fuses_experts`.
     """
     writer = gguf.GGUFWriter(file, architecture)
-    _write_settings(writer, model.config, architecture)
+    _write_settings(writer, model.config, architecture, num_heads=0 if head is None else 1)
     named = _named_as_in_llama_cpp(model, architecture)
+    if head is not None:
+        named += _head_as_in_llama_cpp(head, model.config, architecture)
     for name, weight in _with_fused_experts(named) if fuses_experts else named:
         made_up = next((kind for part, kind in (blocks or {}).items() if part in name and weight.dim() > 1), None)
         if made_up is not None:
@@ -54,10 +65,12 @@ def write_gguf(
     return file
 
 
-def _write_settings(writer: Any, config: Any, architecture: str) -> None:
+def _write_settings(writer: Any, config: Any, architecture: str, *, num_heads: int) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
+    writer.add_block_count(config.num_hidden_layers + num_heads)
+    if num_heads:
+        writer.add_nextn_predict_layers(num_heads)
     writer.add_head_count(config.num_attention_heads)
     writer.add_layer_norm_rms_eps(getattr(config, "rms_norm_eps", None) or config.norm_eps)
     writer.add_vocab_size(config.vocab_size)
@@ -131,13 +144,29 @@ def _write_delta_nets(writer: Any, config: Any) -> None:
 
 
 def _named_as_in_llama_cpp(model: Any, architecture: str) -> list[tuple[str, Tensor]]:
-    config = model.config
-    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(numbers[architecture], config.num_hidden_layers)
-    named: list[tuple[str, Tensor]] = []
-    for name, weight in model.state_dict().items():
-        if name in model.all_tied_weights_keys:
+    own = {name: weight for name, weight in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    return _named(own, model.config, architecture) + list(_rope_factors(model.config))
+
+
+def _head_as_in_llama_cpp(weights: dict[str, Tensor], config: Any, architecture: str) -> list[tuple[str, Tensor]]:
+    """Return a head's weights as those of a layer more, and by names of their own."""
+    prefix, layer, own = f"model.layers.{config.num_hidden_layers}.", {}, []
+    for name, weight in weights.items():
+        part = name.removeprefix("mtp.layers.0.").removeprefix("mtp.").removeprefix(prefix)
+        theirs = _HEAD_NAMES.get(part.removesuffix(".weight"))
+        if theirs is None:
+            layer[prefix + part] = weight
             continue
+        is_centred = "norm" in theirs and architecture in _ZERO_CENTRED
+        own.append((f"blk.{config.num_hidden_layers}.nextn.{theirs}.weight", weight + 1 if is_centred else weight))
+    return _named(layer, config, architecture) + own
+
+
+def _named(weights: dict[str, Tensor], config: Any, architecture: str) -> list[tuple[str, Tensor]]:
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(numbers[architecture], config.num_hidden_layers + 1)
+    named: list[tuple[str, Tensor]] = []
+    for name, weight in weights.items():
         if ".experts." in name:
             named += _experts(name, weight, is_interleaved=architecture == "gpt-oss")
             continue
@@ -146,7 +175,7 @@ def _named_as_in_llama_cpp(model: Any, architecture: str) -> list[tuple[str, Ten
         found = known or names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert found is not None, name
         named.append((found, laid_out))
-    return named + list(_rope_factors(config))
+    return named
 
 
 def _laid_out(name: str, weight: Tensor, config: Any, architecture: str) -> Tensor:

@@ -101,3 +101,20 @@ def test_architecture_that_nobody_reads_is_named_with_those_that_are(tmp_path: P
     with pytest.raises(ModelLoadError, match=known) as caught:
         config_of(tmp_path, "deepseek2")
     assert not {"general", "tokenizer", "qwen3_moe"} & set(str(caught.value).replace(",", "").split())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt-oss"])
+def test_layers_of_heads_are_none_of_the_models(architecture: str, tmp_path: Path) -> None:
+    experts: dict[str, Any] = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 64}
+    special: dict[str, Any] = {"block_count": 9, "nextn_predict_layers": 2, "attention.sliding_window": 128}
+    config = config_of(tmp_path, architecture, ("blk.0.attn_norm.weight",), **experts | special)
+    assert config.num_hidden_layers == 7
+    assert len(getattr(config, "layer_types", None) or range(7)) == 7
+
+
+def test_file_with_a_head_alone_is_refused_by_name(tmp_path: Path) -> None:
+    tensors = ("token_embd.weight", "blk.2.nextn.eh_proj.weight")
+    with pytest.raises(
+        ModelLoadError, match=r"model\.gguf has a head for multi-token prediction, and none of the model"
+    ):
+        config_of(tmp_path, "qwen35", tensors, block_count=3, nextn_predict_layers=1)
