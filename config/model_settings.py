@@ -47,9 +47,10 @@ class ModelSettings(BaseModel):
     packed_weights_dir: str = setting(
         "auto",
         "Model",
-        "Directory that weights quantized at load are kept in, so that the next start maps them and takes a fraction of"
-        " the time; the four that were used last stay. auto: $XDG_CACHE_HOME/orcinus/packed, or below ~/.cache;"
-        " none: they are not kept.",
+        "Directory that packed weights are kept in (what --quantization makes, and what GGUF, AWQ, GPTQ and"
+        " compressed-tensors files have), so that the next start maps them and takes a fraction of the time. Each takes"
+        " as much as the weights in memory; the four that were used last stay. auto: $XDG_CACHE_HOME/orcinus/packed, or"
+        " below ~/.cache; none: they are not kept.",
         "DIR",
         min_length=1,
     )

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import current_step
-from orcinus.engine.cpu.grouped_weight import GroupedWeight, GroupForm, can_join
-from orcinus.engine.cpu.joined_linear import LinearPart, joined_parts
-from orcinus.engine.cpu.layer_parts import LayerParts, Place, grouped_weight_of, packed_weight_of
+from orcinus.engine.cpu.grouped_weight import GroupedWeight
+from orcinus.engine.cpu.joined_linear import JoinedLinears, LinearPart, joined_parts
+from orcinus.engine.cpu.layer_parts import LayerParts, Place, packed_weight_of
 from orcinus.engine.cpu.native_linear import Kind, NativeLinear, PackedWeight, packed_weight
 from orcinus.engine.cpu.packed_sources import sources_of
 from orcinus.engine.cpu.token_mixers import NativeAttention, NativeMixer, native_norm
@@ -69,11 +69,9 @@ class NativeWeights:
         self.mixer = mixer
         self.has_mlp = bool(parts.gated)
         kinds = projection_kinds or {}
-        runs = groupby(parts.mixer.projections, lambda place: _kind_of(place, kinds.get(place.name, kind)))
+        runs = groupby(parts.mixer.projections, lambda place: _product_of(place, kinds.get(place.name, kind)))
         self.products: list[Product] = []
-        first, *self._following = [
-            self._pack(library, part, own) for own, places in runs for part in _joinable(list(places))
-        ]
+        first, *self._following = [self._pack(library, list(places), own) for (own, _), places in runs]
         for weight, after in pairwise([first, *self._following]):
             weight.native.next = addressof(after.native)
         self._packed = [first, self._pack(library, [parts.mixer.out], kind)]
@@ -91,7 +89,7 @@ class NativeWeights:
         mixer.put_into(self.native)
 
     def _pack(
-        self, library: Library, places: list[Place], kind: Kind | GroupForm, *, alternates: bool = False
+        self, library: Library, places: list[Place], kind: Kind, *, alternates: bool = False
     ) -> PackedWeight | GroupedWeight:
         packed = _packed(library, places, kind, alternates=alternates)
         self.products.append(Product(places, packed))
@@ -221,41 +219,19 @@ def num_native_layers(model: nn.Module) -> int:
     return sum(layer.has_mlp for decoder in decoders for layer in decoder.layers)
 
 
-def _kind_of(place: Place, kind: Kind) -> Kind | GroupForm:
-    """Return the kind or form of a weight that is packed already, else the kind that it is to be packed in."""
+def _product_of(place: Place, kind: Kind) -> tuple[Kind, nn.Module | JoinedLinears | None]:
+    """Return the kind that a weight is to be packed in, and what it is a part of if it is packed already."""
     module = place.module
-    packed = module.packed if isinstance(module, NativeLinear) else None
     if isinstance(module, LinearPart):
-        packed = module.joined.linear.packed
-    if packed is None:
-        return kind
-    return packed.form if isinstance(packed, GroupedWeight) else packed.kind
-
-
-def _joinable(places: list[Place]) -> list[list[Place]]:
-    """Return the places together, or each by itself where they are packed already and cannot be copied into one."""
-    if packed_weight_of(places) is not None or not any(isinstance(place.module, NativeLinear) for place in places):
-        return [places]
-    packed = _grouped(places)
-    return [places] if packed and can_join(packed) else [[place] for place in places]
-
-
-def _grouped(places: Sequence[Place]) -> list[GroupedWeight]:
-    """Return the weights that are in groups already: of all places or of none."""
-    found = [grouped_weight_of(place.module) for place in places]
-    packed = [weight for weight in found if weight is not None]
-    assert len(packed) in (0, len(places))
-    return packed
+        return kind, module.joined
+    return kind, module if isinstance(module, NativeLinear) else None
 
 
 def _packed(
-    library: Library, places: Sequence[Place], kind: Kind | GroupForm, *, alternates: bool = False
+    library: Library, places: Sequence[Place], kind: Kind, *, alternates: bool = False
 ) -> PackedWeight | GroupedWeight:
     if (packed := packed_weight_of(places, alternates=alternates)) is not None:
         return packed
-    if grouped := _grouped(places):
-        biases = [place.module.bias for place in places]
-        return GroupedWeight(library, grouped[0].form, grouped, biases, alternates=alternates)
     weights = [_in_order(place.module.weight.detach(), place.order) for place in places]
     biases = [
         bias if (bias := place.module.bias) is None else _in_order(bias.detach(), place.order) for place in places

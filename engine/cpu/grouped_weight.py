@@ -7,10 +7,9 @@ of a column's, a row has one scale and its sums are integers from one end to the
 """
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import addressof
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -191,7 +190,6 @@ class GroupedWeight:
     """Holds the packed rows of one or more weights of one form, with their biases, as `PackedWeight` does.
 
     Plain weights (out_features, in_features) are rounded to the form, which must be `INT4`, `INT8` or `COLUMN_INT4`.
-    Weights that are packed already, in the same form, are copied; see `can_join`.
     """
 
     kind = "grouped"
@@ -200,7 +198,7 @@ class GroupedWeight:
         self,
         library: Library,
         form: GroupForm,
-        weights: "Sequence[Tensor | RowSource | GroupedWeight]",
+        weights: Sequence[Tensor | RowSource],
         biases: Sequence[Tensor | None],
         *,
         alternates: bool = False,
@@ -294,10 +292,7 @@ class GroupedWeight:
             kernel=self._library.grouped_kernel,
         )
 
-    def _pack(self, weight: "Tensor | RowSource | GroupedWeight", first: int, spread: int, files: MappedFiles) -> None:
-        if isinstance(weight, GroupedWeight):
-            self._copy(weight, first, spread)
-            return
+    def _pack(self, weight: Tensor | RowSource, first: int, spread: int, files: MappedFiles) -> None:
         blocks = None if isinstance(weight, Tensor) or first % (_PANEL // 2) else weight.raw()
         if blocks is not None:
             self._library.pack_blocks(self.native, blocks.native(), first=first, spread=spread)
@@ -311,43 +306,6 @@ class GroupedWeight:
                 files.release(part)
             else:
                 self._pack_grouped(part, first + row * spread, spread)
-
-    def _copy(self, weight: "GroupedWeight", first: int, spread: int) -> None:
-        """Copy packed columns: whole panels, or halves of them that take turns with another weight's."""
-        assert weight.form == self.form
-        assert weight.in_features == self.in_features
-        num_panels = weight._num_columns // _PANEL
-        if self._scales is not None:
-            assert weight._scales is not None
-            self._scales[_columns(weight.out_features, first, spread)] = weight._scales[: weight.out_features]
-        if spread == 1:
-            assert first % _PANEL == 0
-            whole = self._panels.view(self._num_columns // _PANEL, -1)
-            whole[first // _PANEL :][:num_panels] = weight._panels.view(num_panels, -1)
-            return
-        for mine, theirs in zip(self._pieces(), weight._pieces(), strict=True):
-            _, blocks, rows, _, words = mine.shape
-            halves = mine.view(num_panels, 2, blocks, rows, 2, words)
-            halves[:, :, :, :, first // (_PANEL // 2)] = theirs.movedim(3, 1)
-
-    def _pieces(self) -> Iterator[Tensor]:
-        """Yield the parts of all panels, (panels, blocks, rows, halves, words of eight bytes), that are there.
-
-        A half is 16 columns of two, one or four bytes each.
-        """
-        form = self.form
-        panels = self._panels.view(self._num_columns // _PANEL, -1)
-        group_bytes, num_groups = form.size * form.bits // 8, form.num_groups(self.in_features)
-        block_bytes = _PANEL * (form.block_scale_bytes + form.groups_of_block * group_bytes)
-        whole = num_groups // form.groups_of_block * block_bytes
-        wide = 0 if not form.has_wide_scales else 4 if form.has_offsets else 2
-        for blocks in (panels[:, :whole].view(len(panels), whole // block_bytes, block_bytes), panels[:, None, whole:]):
-            if blocks.numel() > 0:
-                ends = (0, _PANEL * wide, _PANEL * form.block_scale_bytes, blocks.shape[2])
-                for (first, end), size in zip(pairwise(ends), (2, 1, 4), strict=True):
-                    if first < end:
-                        words = blocks.view(torch.int64)[:, :, first // 8 : end // 8]
-                        yield words.view(*words.shape[:2], -1, 2, _PANEL // 2 * size // 8)
 
     def _quantize(self, rows: Tensor, first: int, spread: int) -> None:
         assert self.form in (INT4, INT8, COLUMN_INT4)
@@ -418,12 +376,3 @@ def _columns(count: int, first: int, spread: int) -> Tensor:
     """Return where rows of a weight lie in a packed one; see `column_of`."""
     rows = torch.arange(count)
     return first + rows // 16 * spread * 16 + rows % 16
-
-
-def can_join(weights: Sequence[GroupedWeight], *, alternates: bool = False) -> bool:
-    """Return whether packed weights of one input can be copied into one: of one form, and of whole panels each."""
-    first = weights[0]
-    whole = weights if alternates else weights[:-1]
-    return all(weight.form == first.form and weight.in_features == first.in_features for weight in weights) and all(
-        weight.out_features % _PANEL == 0 for weight in whole
-    )

@@ -66,6 +66,11 @@ class LinearPart(nn.Module):
         return int(getattr(self.joined.linear, "packed_bytes", 0)) if self.index == 0 else 0
 
     @property
+    def num_packed(self) -> int:
+        """Return how many parameters of all siblings are packed, for the first of them."""
+        return int(getattr(self.joined.linear, "num_packed", 0)) if self.index == 0 else 0
+
+    @property
     def weight(self) -> Tensor:
         """Return the weight unpacked again, (out_features, in_features)."""
         rows = self.joined.split(self.joined.linear.weight, dim=0)[self.index]

@@ -5,14 +5,14 @@ A name says only what to try: whether a layer computes what its names promise is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from orcinus.engine.attention.interface import LayerShape
-from orcinus.engine.cpu.grouped_weight import GroupedWeight, can_join
+from orcinus.engine.cpu.grouped_weight import GroupedWeight
 from orcinus.engine.cpu.joined_linear import LinearPart
 from orcinus.engine.cpu.native_linear import NativeLinear, PackedWeight
 
@@ -185,10 +185,10 @@ def parts_of(layer: nn.Module) -> LayerParts | None:
     return None if mixer is None else LayerParts(mixer, mlp, gated, mixer_norm, mlp_norm)
 
 
-def grouped_weight_of(module: Any) -> GroupedWeight | None:
-    """Return the weight of a layer that has been packed in groups when it was loaded."""
-    packed = module.packed if isinstance(module, NativeLinear) else None
-    return packed if isinstance(packed, GroupedWeight) else None
+def is_in_groups(module: Any) -> bool:
+    """Return whether the weight of a layer has been packed in groups when it was loaded."""
+    linear = module.joined.linear if isinstance(module, LinearPart) else module
+    return isinstance(linear, NativeLinear) and isinstance(linear.packed, GroupedWeight)
 
 
 def packed_weight_of(places: Sequence[Place], *, alternates: bool = False) -> PackedWeight | GroupedWeight | None:
@@ -207,9 +207,9 @@ def packed_weight_of(places: Sequence[Place], *, alternates: bool = False) -> Pa
 
 
 def _are_whole(places: Sequence[Place], *, alternates: bool = False) -> bool:
-    """Return whether layers that are parts of a product are all that it has, in its order."""
-    is_part = any(isinstance(place.module, LinearPart) for place in places)
-    return not is_part or packed_weight_of(places, alternates=alternates) is not None
+    """Return whether layers that are parts of a product follow one another in its order, all of it."""
+    runs = groupby(places, lambda place: getattr(place.module, "joined", None))
+    return all(product is None or packed_weight_of([*own], alternates=alternates) is not None for product, own in runs)
 
 
 def _is_usable(place: Place) -> bool:
@@ -278,11 +278,8 @@ def _is_gated(gate: Any, up: Any, down: Any, *, hidden: int) -> bool:
 
 
 def _can_take_turns(gate: Any, up: Any) -> bool:
-    """Return whether two layers that are packed by themselves, if they are, can become one."""
-    if not any(isinstance(linear, NativeLinear) for linear in (gate, up)):
-        return True
-    packed = [weight for linear in (gate, up) if (weight := grouped_weight_of(linear)) is not None]
-    return len(packed) == 2 and can_join(packed, alternates=True)
+    """Return whether two layers are one product already, or will be."""
+    return not any(isinstance(linear, NativeLinear) for linear in (gate, up))
 
 
 def _is_norm(norm: Any, width: int) -> bool:

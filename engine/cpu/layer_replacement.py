@@ -28,7 +28,7 @@ from orcinus.engine.cpu.layer_parts import (
     LayerParts,
     MixerParts,
     Place,
-    grouped_weight_of,
+    is_in_groups,
     parts_of,
 )
 from orcinus.engine.cpu.native_linear import Kind
@@ -174,7 +174,7 @@ def _native_layer(
     hidden, wanted = trial
     weights = weights or NativeWeights(parts, mixer, backend.library, kind)
     native = NativeDecoder(backend.library, [weights])
-    is_grouped = any(grouped_weight_of(place.module) is not None for place in parts.linears)
+    is_grouped = any(is_in_groups(place.module) for place in parts.linears)
     tolerance = max(_TOLERANCE[kind], _TOLERANCE["int8-groups"] if is_grouped else 0.0)
     errors = []
     for are_zero_centred in (False, True):

@@ -157,7 +157,7 @@ class PackedWeight:
 def packed_weight(
     library: Library,
     kind: Kind | GroupForm,
-    weights: Sequence[Tensor | RowSource | GroupedWeight],
+    weights: Sequence[Tensor | RowSource],
     biases: Sequence[Tensor | None],
     *,
     alternates: bool = False,
@@ -179,7 +179,7 @@ class NativeLinear(nn.Module):
         self,
         library: Library,
         kind: Kind | GroupForm,
-        weights: Sequence[Tensor | RowSource | GroupedWeight],
+        weights: Sequence[Tensor | RowSource],
         biases: Sequence[Tensor | None],
     ) -> None:
         super().__init__()

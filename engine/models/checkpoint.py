@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from orcinus.engine.attention.serving import ATTENTION_NAME
-from orcinus.engine.kernels.library import Library
+from orcinus.engine.cpu.loaded_linears import LinearPacker
 from orcinus.engine.models.bare import bare_architecture, with_prefix
 from orcinus.engine.models.gguf_file import read_gguf_weights
 from orcinus.engine.models.quantized_checkpoint import find_quantized, put_in
 from orcinus.engine.models.text_half import decoder_prefix, names_in_checkpoint
+from orcinus.engine.platform.lean_imports import import_meta_functions
 from orcinus.engine.platform.memory import MappedFiles
 from orcinus.engine.platform.model_source import ModelSource, gguf_path
 
@@ -31,11 +32,11 @@ _INDEX = "model.safetensors.index.json"
 
 
 def read_checkpoint(
-    source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype, library: Library | None = None
+    source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype, packer: LinearPacker | None = None
 ) -> Any | None:
     """Return the model on the CPU with the checkpoint's weights; None where transformers has to do more than that.
 
-    With a library, what a GGUF file has in blocks stays so.
+    With a packer, what a GGUF file has in blocks stays so.
 
     Besides memory this saves building the model on torch's meta device first, whose functions import half a second of
     sympy.
@@ -43,7 +44,7 @@ def read_checkpoint(
     if not hasattr(model_class, "_from_config"):
         return None
     if getattr(model_config, "quantization_config", None) is not None:
-        return _read_quantized(source, model_class, model_config, dtype, library)
+        return _read_quantized(source, model_class, model_config, dtype, packer)
     files = [] if source.gguf_file else checkpoint_files(source)
     if not files and not source.gguf_file:
         return None
@@ -53,7 +54,7 @@ def read_checkpoint(
         causal_lm = model_class._from_config(model_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
     if dtype != torch.float32 and causal_lm._keep_in_fp32_modules_strict:
         return None
-    weights = read_gguf_weights(gguf_path(source), causal_lm, dtype, library) if source.gguf_file else _mapped(files)
+    weights = read_gguf_weights(gguf_path(source), causal_lm, dtype, packer) if source.gguf_file else _mapped(files)
     if bare_architecture(causal_lm) is not None:
         weights = {with_prefix(name, causal_lm): weight for name, weight in weights.items()}
     if not _are_those_of(weights, causal_lm):
@@ -63,7 +64,7 @@ def read_checkpoint(
 
 
 def _read_quantized(
-    source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype, library: Library | None
+    source: ModelSource, model_class: Any, model_config: Any, dtype: torch.dtype, packer: LinearPacker | None
 ) -> Any | None:
     """Return the model of a checkpoint that is quantized, packed as it is where that can be, or None.
 
@@ -86,6 +87,7 @@ def _read_quantized(
             return None
         del causal_lm
         logger.warning("weights of the checkpoint are dequantized: their names are not the model's own")
+        import_meta_functions()
         causal_lm = model_class.from_pretrained(
             None,
             config=plain_config,
@@ -95,7 +97,7 @@ def _read_quantized(
         )
         return _with_generation_config(causal_lm, files)
     _widen_those_of_float32(causal_lm)
-    _fill(causal_lm, put_in(named, causal_lm, library, dtype))
+    _fill(causal_lm, put_in(named, causal_lm, packer, dtype))
     return _with_generation_config(causal_lm, files)
 
 

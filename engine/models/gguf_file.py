@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orcinus.engine.kernels.library import Library
+from orcinus.engine.cpu.loaded_linears import LinearPacker
 from orcinus.engine.models.gguf_experts import ExpertTensors
 from orcinus.engine.models.gguf_layout import Layout, layout_of
 from orcinus.engine.models.gguf_linears import BlockModules, PackedTypes
@@ -28,12 +28,12 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
 def read_gguf_weights(
-    file: Path, causal_lm: Any, dtype: torch.dtype, library: Library | None = None
+    file: Path, causal_lm: Any, dtype: torch.dtype, packer: LinearPacker | None = None
 ) -> dict[str, Tensor]:
     """Return the weights that the file has of the model, by the model's names.
 
-    None at all if transformers reads files of this architecture in another way. With a library, quantized weights of
-    linear layers, experts and the embedding are packed for it, in modules that take the place of the model's own, and
+    None at all if transformers reads files of this architecture in another way. With a packer, quantized weights of
+    linear layers, experts and the embedding are packed by it, in modules that take the place of the model's own, and
     are not among those that are returned.
     """
     reader = read_gguf(file)
@@ -44,20 +44,20 @@ def read_gguf_weights(
     except (ImportError, NotImplementedError) as error:
         logger.info("a GGUF file of %s is left to transformers: %s", architecture, error)
         return {}
-    return arranged_weights(tensors, layout, causal_lm, dtype, library)
+    return arranged_weights(tensors, layout, causal_lm, dtype, packer)
 
 
 def arranged_weights(
-    tensors: Sequence[Any], layout: Layout, causal_lm: Any, dtype: torch.dtype, library: Library | None
+    tensors: Sequence[Any], layout: Layout, causal_lm: Any, dtype: torch.dtype, packer: LinearPacker | None
 ) -> dict[str, Tensor]:
-    """Return what tensors of gguf's reader are of a model, but for those that are packed with the library."""
+    """Return what tensors of gguf's reader are of a model, but for those that are packed."""
     from gguf import dequantize
 
     weights: dict[str, Tensor] = {}
     mapped, told = MappedFiles(), PackedTypes()
     stored = {layout.names[tensor.name] for tensor in tensors if tensor.name in layout.names}
     experts = ExpertTensors(causal_lm)
-    in_blocks = None if library is None else BlockModules(causal_lm, library, stored)
+    in_blocks = None if packer is None else BlockModules(causal_lm, packer, stored)
     for tensor in tensors:
         if tensor.name == _ROPE_FACTORS:
             _divide_angles(causal_lm, _tensor(tensor.data, torch.float32))
@@ -68,7 +68,7 @@ def arranged_weights(
             weights[layout.names[tensor.name]] = _tensor(values, dtype)
         _convert_new(weights, dtype)
         mapped.release_bytes(tensor.data.ctypes.data, tensor.data.nbytes)
-    experts.put_in(weights, dtype, library, told)
+    experts.put_in(weights, dtype, None if packer is None else packer.library, told)
     if in_blocks is not None:
         in_blocks.put_in(weights, dtype, told)
         told.tell(causal_lm)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from orcinus.engine.kernels.library import Library
+from orcinus.engine.cpu.loaded_linears import LinearPacker
 from orcinus.engine.models.gguf_blocks import is_quantized
 from orcinus.engine.models.gguf_file import arranged_weights
 from orcinus.engine.models.gguf_layout import Layout, Values, layout_of
@@ -44,10 +44,12 @@ def has_gguf_head(file: Path, num_layers: int) -> bool:
     return name_of_gguf_head(num_layers) in read_metadata(file)[1]
 
 
-def read_gguf_head(file: Path, head: MtpHead, causal_lm: Any, like: int, library: Library | None) -> dict[str, Tensor]:
+def read_gguf_head(
+    file: Path, head: MtpHead, causal_lm: Any, like: int, packer: LinearPacker | None
+) -> dict[str, Tensor]:
     """Return the weights that a file has of a head, by its names, and by llama.cpp's those that nobody knows.
 
-    The head's layer is one like that of this number. With a library, what is in blocks is packed for it, in modules
+    The head's layer is one like that of this number. With a packer, what is in blocks is packed, in modules
     that take the place of the head's own. Raises `MtpHeadError` where these do not fit, and where transformers does not
     know how the model's layers are laid out.
     """
@@ -61,10 +63,10 @@ def read_gguf_head(file: Path, head: MtpHead, causal_lm: Any, like: int, library
     model = _HeadAsModel(head, causal_lm, like)
     layout = _layout(reader.fields["general.architecture"].contents(), model, [tensor.name for tensor in tensors])
     _check_matrices(tensors, layout, model)
-    weights = arranged_weights(tensors, layout, model, causal_lm.dtype, library)
+    weights = arranged_weights(tensors, layout, model, causal_lm.dtype, packer)
     note_packed_types(head, packed_types_of(model))
     kinds = {kind for tensor in tensors if is_quantized(kind := tensor.tensor_type.name)}
-    if library is None and kinds:
+    if packer is None and kinds:
         logger.info("the MTP head's weights in %s are dequantized to %s", ", ".join(sorted(kinds)), causal_lm.dtype)
     return {model.name_in_head(name): weight for name, weight in weights.items()}
 

@@ -7,15 +7,15 @@ that are to be seen in another shape, or that belong to no plain module, are lef
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from orcinus.engine.cpu.grouped_weight import GroupedWeight
+from orcinus.engine.cpu.loaded_linears import LinearPacker, LoadedLinear
 from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.cpu.packed_linear import PackedEmbedding, scale_of
-from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.gguf_blocks import BlockRows, is_quantized
 from orcinus.engine.models.gguf_layout import Layout
 from orcinus.engine.models.packed_types import note_packed_types
@@ -57,9 +57,9 @@ class BlockModules:
     `stored` has the model's names of all that the file holds.
     """
 
-    def __init__(self, causal_lm: Any, library: Library, stored: set[str]) -> None:
+    def __init__(self, causal_lm: Any, packer: LinearPacker, stored: set[str]) -> None:
         self.causal_lm = causal_lm
-        self._library = library
+        self._packer = packer
         self._stored = stored
         self._modules: dict[str, Any] = dict(causal_lm.named_modules())
         self._has_head = all(name in stored for name in causal_lm.all_tied_weights_keys)
@@ -83,29 +83,29 @@ class BlockModules:
 
     def put_in(self, weights: dict[str, Tensor], dtype: torch.dtype, told: PackedTypes) -> None:
         """Pack all, with the biases that `weights` has of them and loses here."""
+        linears: dict[str, LoadedLinear] = {}
+        embeddings: list[tuple[str, int]] = []
+        by_name = {found.module: found for found in self._found}
+        for name, found in by_name.items():
+            if type(self._modules[name]) is nn.Linear:
+                linears[name] = LoadedLinear(found.rows, weights.pop(f"{name}.bias", None))
+            else:
+                embeddings.append((name, self._put_embedding(name, found.rows, dtype)))
         mapped = MappedFiles()
-        for found in self._found:
-            bias = weights.pop(f"{found.module}.bias", None)
-            told.add(found.rows, self._put(found.module, found.rows, bias, dtype))
+        for name, num_bytes in chain(embeddings, self._packer.put_linears(self.causal_lm, linears)):
+            found = by_name[name]
+            told.add(found.rows, num_bytes)
             mapped.release_bytes(found.tensor.data.ctypes.data, found.tensor.data.nbytes)
         self._untie()
 
-    def _put(self, name: str, rows: BlockRows, bias: Tensor | None, dtype: torch.dtype) -> int:
-        """Put what takes a module's place there. Returns the bytes of its weight."""
-        if type(self._modules[name]) is nn.Linear:
-            linear = NativeLinear(self._library, rows.form, [rows], [bias])
-            self.causal_lm.set_submodule(name, linear)
-            return linear.packed_bytes
-        packed: Any
+    def _put_embedding(self, name: str, rows: BlockRows, dtype: torch.dtype) -> int:
+        """Put what looks rows up in the embedding's place, and the head's if that shares them. Returns their bytes."""
+        packed = self._packer.packed([name], [LoadedLinear(rows)])
         if self._tied_head is not None:
-            head = NativeLinear(self._library, rows.form, [rows], [None])
-            self.causal_lm.set_submodule(self._tied_head, head)
-            packed = head.packed
-        else:
-            packed = GroupedWeight(self._library, rows.form, [rows], [None])
+            self.causal_lm.set_submodule(self._tied_head, NativeLinear.over(self._packer.library, packed, [None]))
         embedding = PackedEmbedding(packed, dtype, is_own=self._tied_head is None, scale=self._embedding_scale or 1.0)
         self.causal_lm.set_submodule(name, embedding)
-        return int(packed.nbytes)
+        return packed.nbytes
 
     def _can_replace(self, name: str) -> bool:
         """Return whether a module is torch's own, all that it has is in the file, and who shares it is known."""

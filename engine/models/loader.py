@@ -17,8 +17,10 @@ import torch
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.attention.serving import ATTENTION_NAME, attention_function
+from orcinus.engine.cpu.loaded_linears import LinearPacker
+from orcinus.engine.cpu.packed_store import KeptProducts
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
-from orcinus.engine.kernels.library import Library, load_library
+from orcinus.engine.kernels.library import load_library
 from orcinus.engine.models.bare import bare_architecture, is_bare
 from orcinus.engine.models.checkpoint import read_checkpoint, read_text_half
 from orcinus.engine.models.context import drop_scaling_by_step, fix_rope, has_known_chunks
@@ -28,7 +30,7 @@ from orcinus.engine.models.mtp_weights import add_mtp_head
 from orcinus.engine.models.own_attention import has_interface, is_vouched_for
 from orcinus.engine.models.text_half import causal_class, drop_towers, key_mapping, new_text_half, settle_text_config
 from orcinus.engine.platform.device import cpu_has_bfloat16
-from orcinus.engine.platform.lean_imports import wait_for_transformers
+from orcinus.engine.platform.lean_imports import import_meta_functions, wait_for_transformers
 from orcinus.engine.platform.model_source import ModelSource, model_source
 from orcinus.engine.recurrent.binding import bind_recurrent_layers, has_recurrence
 from orcinus.engine.sampling_params import SamplingParams
@@ -47,17 +49,18 @@ class MissingWeightsError(ModelLoadError):
     """Says that a checkpoint lacks weights of the model, or has them under names that its class does not know."""
 
 
-def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
+def load_causal_lm(config: EngineConfig, device: torch.device, kept: KeptProducts | None = None) -> Any:
     """Return the model in evaluation mode on its device, attending through the paged interface.
 
-    Raises `ModelLoadError`, whatever transformers, safetensors or the hub made of it.
+    What is `kept` of an earlier start is not packed again. Raises `ModelLoadError`, whatever transformers, safetensors
+    or the hub made of it.
     """
     if config.quantization not in (None, "none") and device.type != "cpu":
         raise ModelLoadError(f"quantization={config.quantization} (of weights) is for CPUs alone so far")
     source = model_source(config.model)
     _check_files(source)
     try:
-        return _load(source, config, device)
+        return _load(source, config, device, kept)
     except ModelLoadError:
         raise
     except KeyError as error:
@@ -71,7 +74,7 @@ def load_causal_lm(config: EngineConfig, device: torch.device) -> Any:
         raise ModelLoadError(f"cannot load {config.model}: {reason_of(error)}") from error
 
 
-def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> Any:
+def _load(source: ModelSource, config: EngineConfig, device: torch.device, kept: KeptProducts | None) -> Any:
     wait_for_transformers()
     from transformers import AttentionInterface, AutoConfig
 
@@ -81,37 +84,43 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device) -> An
     else:
         model_config = AutoConfig.from_pretrained(source.path_or_id, trust_remote_code=config.trust_remote_code)
     text_config = model_config.get_text_config(decoder=True)
-    load = _whole_model if text_config is model_config else _text_half
+    packer = _packer(config, kept) if device.type == "cpu" else None
+    load = partial(_whole_model, packer=packer) if text_config is model_config else _text_half
     causal_lm = load(source, config, model_config, device)
     fix_rope(causal_lm, text_config, config.max_model_len)
     drop_scaling_by_step(causal_lm)
     bind_recurrent_layers(causal_lm)
-    library = _library_of_blocks(config) if device.type == "cpu" else None
-    add_mtp_head(causal_lm, source, config.speculation, library)
+    add_mtp_head(causal_lm, source, config.speculation, packer)
     causal_lm.eval().requires_grad_(False)
     return causal_lm if causal_lm.device.type == device.type else causal_lm.to(device)
 
 
-def _whole_model(source: ModelSource, config: EngineConfig, model_config: Any, device: torch.device) -> Any:
+def _whole_model(
+    source: ModelSource,
+    config: EngineConfig,
+    model_config: Any,
+    device: torch.device,
+    *,
+    packer: LinearPacker | None,
+) -> Any:
     model_class = _model_class(model_config, config.trust_remote_code)
     _check_architecture(model_config, model_class)
     dtype = _dtype(config, model_config, device, is_gguf=source.gguf_file is not None)
     causal_lm = None
     if device.type == "cpu":
-        causal_lm = read_checkpoint(source, model_class, model_config, dtype, _library_of_blocks(config))
+        causal_lm = read_checkpoint(source, model_class, model_config, dtype, packer)
     if causal_lm is None:
         causal_lm = _from_pretrained(source, config, model_class, model_config, dtype=dtype, device=device)
     return causal_lm
 
 
-def _library_of_blocks(config: EngineConfig) -> Library | None:
-    """Return what multiplies weights as their file has them, unless they are to be others or there is none."""
-    if config.quantization is not None:
+def _packer(config: EngineConfig, kept: KeptProducts | None) -> LinearPacker | None:
+    """Return what packs weights as their file has them, unless they are to be others or there are no kernels."""
+    library = load_library() if config.quantization is None else None
+    if library is None:
         return None
-    library = load_library()
-    if library is not None:
-        library.use_threads(torch.get_num_threads(), own=False)
-    return library
+    library.use_threads(torch.get_num_threads(), own=False)
+    return LinearPacker(library, kept)
 
 
 def _text_half(source: ModelSource, config: EngineConfig, whole_config: Any, device: torch.device) -> Any:
@@ -181,6 +190,7 @@ def _from_pretrained(
     if device.type != "cpu":
         # Each weight goes there as it is read, the host never has them all, and quantized ones are unpacked there.
         options["device_map"] = {"": device}
+    import_meta_functions()
     with progress_bars_on_a_terminal():
         causal_lm, loading = model_class.from_pretrained(
             source.path_or_id,

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from orcinus.config.engine_config import Speculation
+from orcinus.engine.cpu.loaded_linears import LinearPacker
 from orcinus.engine.errors import ModelLoadError
-from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.checkpoint import checkpoint_files, read_tensors, tensor_places
 from orcinus.engine.models.gguf_head import has_gguf_head, name_of_gguf_head, read_gguf_head
 from orcinus.engine.models.language_model import decoder_of
 from orcinus.engine.models.mtp_head import MtpHead, MtpHeadError, check_shape
 from orcinus.engine.models.packed_types import packed_types_of
+from orcinus.engine.platform.lean_imports import on_meta_device
 from orcinus.engine.platform.model_source import ModelSource, gguf_path
 
 logger = logging.getLogger(__name__)
@@ -43,10 +44,12 @@ _QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv"
 _LATER_HEAD = re.compile(r"layers\.[1-9]")
 
 
-def add_mtp_head(causal_lm: Any, source: ModelSource, speculation: Speculation, library: Library | None = None) -> None:
+def add_mtp_head(
+    causal_lm: Any, source: ModelSource, speculation: Speculation, packer: LinearPacker | None = None
+) -> None:
     """Make the checkpoint's head a part of the model, if it has one and the setting has a use for it.
 
-    With a library, the head of a GGUF file stays in its blocks where the model does. Raises `ModelLoadError` where the
+    With a packer, the head of a GGUF file stays in its blocks where the model does. Raises `ModelLoadError` where the
     setting demands a head and it cannot be had.
     """
     try:
@@ -54,7 +57,7 @@ def add_mtp_head(causal_lm: Any, source: ModelSource, speculation: Speculation, 
             if _has_head(source, causal_lm):
                 logger.info("the checkpoint has an MTP head, which --speculation mtp or auto would use")
             return
-        head = _load_mtp_head(source, causal_lm, library)
+        head = _load_mtp_head(source, causal_lm, packer)
     except MtpHeadError as error:
         if speculation == "mtp":
             raise ModelLoadError(
@@ -90,7 +93,7 @@ def _can_have_head(causal_lm: Any) -> bool:
     return hasattr(_config_of(causal_lm), "num_hidden_layers") and hasattr(decoder_of(causal_lm), "rotary_emb")
 
 
-def _load_mtp_head(source: ModelSource, causal_lm: Any, library: Library | None) -> MtpHead | None:
+def _load_mtp_head(source: ModelSource, causal_lm: Any, packer: LinearPacker | None) -> MtpHead | None:
     """Return the head with its weights, on the model's device; None where the checkpoint has none.
 
     Raises `MtpHeadError` for weights that do not fit the model's own layers.
@@ -103,7 +106,7 @@ def _load_mtp_head(source: ModelSource, causal_lm: Any, library: Library | None)
     if source.gguf_file is None:
         weights = _read_head(source, causal_lm)
     else:
-        weights = _read_head_in_blocks(source, head, causal_lm, like, library)
+        weights = _read_head_in_blocks(source, head, causal_lm, like, packer)
     expected = _expected(head, decoder, like)
     if different := sorted(weights.keys() ^ expected.keys()):
         raise MtpHeadError(f"its weights are not those of one of the model's own layers, first {different[0]}")
@@ -122,11 +125,11 @@ def _read_head(source: ModelSource, causal_lm: Any) -> dict[str, Tensor]:
 
 
 def _read_head_in_blocks(
-    source: ModelSource, head: MtpHead, causal_lm: Any, like: int, library: Library | None
+    source: ModelSource, head: MtpHead, causal_lm: Any, like: int, packer: LinearPacker | None
 ) -> dict[str, Tensor]:
     """Return the weights of a GGUF file's head that are not packed. One without a last norm takes the model's."""
-    library = library if packed_types_of(causal_lm) else None
-    weights = read_gguf_head(gguf_path(source), head, causal_lm, like, library)
+    of_head = packer.of_part("mtp_head") if packer is not None and packed_types_of(causal_lm) else None
+    weights = read_gguf_head(gguf_path(source), head, causal_lm, like, of_head)
     decoder: Any = decoder_of(causal_lm)
     weights.setdefault("norm.weight", decoder.norm.weight.detach())
     return weights
@@ -177,7 +180,7 @@ def _last_with_attention(decoder: Any, config: Any) -> int:
 def _empty_head(decoder: Any, config: Any, like: int) -> MtpHead:
     """Return a head without weights, whose layer is of the class and the kind of one of the model's."""
     own: Any = decoder.layers[like]
-    with torch.device("meta"):
+    with on_meta_device():
         layer = type(own)(config, like)
         norm_class = type(own.input_layernorm)
         return MtpHead(layer, norm_class, decoder.rotary_emb, config.hidden_size, config.rms_norm_eps)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orcinus.engine.cpu.loaded_linears import LinearPacker, LoadedLinear
 from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.cpu.reordered_linear import ReorderedLinear
-from orcinus.engine.kernels.library import Library
 from orcinus.engine.models.integer_weights import (
     FloatWeight,
     IntegerWeight,
@@ -201,39 +201,58 @@ def _is_whole(tensors: Mapping[str, Tensor]) -> bool:
     return needed <= tensors.keys()
 
 
-def put_in(found: QuantizedWeights, causal_lm: Any, library: Library | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def put_in(
+    found: QuantizedWeights, causal_lm: Any, packer: LinearPacker | None, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """Put packed linear layers and experts into a model. Returns the tensors of all others, dequantized where need be.
 
-    Without a library all are dequantized.
+    Without a packer all are dequantized.
     """
     modules: dict[str, Any] = dict(causal_lm.named_modules())
     weights, sizes, obstacles = dict(found.others), Counter[str](), Counter[str]()
     stored = [*found.stored.values(), *(weight for experts in found.experts.values() for weight in experts.weights)]
     with_offsets = {weight.bits for weight in stored if isinstance(weight, IntegerWeight) and weight.has_offsets}
-    files = MappedFiles()
+    linears: dict[str, LoadedLinear] = {}
     for name, weight in found.stored.items():
         obstacle = _obstacle(name, weight, modules, causal_lm)
-        if library is None or obstacle is not None:
+        if packer is None or obstacle is not None:
             obstacles[obstacle or ""] += 1
             weights[f"{name}.weight"] = weight.dequantized(dtype)
             continue
         assert isinstance(weight, IntegerWeight)
         # Of one form, so that those of one input can become one.
         rows = weight.with_offsets() if weight.bits in with_offsets else weight
-        linear = NativeLinear(library, rows.form, [rows], [weights.pop(f"{name}.bias", None)])
-        order = rows.order
-        causal_lm.set_submodule(name, linear if order is None else ReorderedLinear(linear, order))
-        sizes[found.type_of(rows.bits)] += linear.packed_bytes
+        linears[name] = LoadedLinear(rows, weights.pop(f"{name}.bias", None))
+    files = MappedFiles()
+    for name, num_bytes in [] if packer is None else _put_linears(causal_lm, packer, linears):
+        sizes[found.type_of(linears[name].rows.form.bits)] += num_bytes
         for tensor in found.tensors[name]:
             files.release(tensor)
-    if library is not None:
+    if packer is not None:
         for obstacle, count in sorted(obstacles.items()):
             logger.warning("%d weights of the checkpoint are dequantized: %s", count, obstacle)
     layers = {name: experts.with_offsets(with_offsets) for name, experts in found.experts.items()}
-    for bits, size in put_experts_in(layers, causal_lm, weights, library, dtype).items():
+    for bits, size in put_experts_in(
+        layers, causal_lm, weights, None if packer is None else packer.library, dtype
+    ).items():
         sizes[found.type_of(bits)] += size
     note_packed_types(causal_lm, dict(sizes))
     return weights
+
+
+def _put_linears(
+    causal_lm: Any, packer: LinearPacker, linears: Mapping[str, LoadedLinear]
+) -> Iterator[tuple[str, int]]:
+    """Put layers into a model as a packer does, and those whose inputs are to be reordered."""
+    orders = {name: linear.rows.order for name, linear in linears.items() if isinstance(linear.rows, IntegerWeight)}
+    plain = {name: linear for name, linear in linears.items() if orders.get(name) is None}
+    yield from packer.put_linears(causal_lm, plain)
+    for name, order in orders.items():
+        if order is not None:
+            packed = packer.packed([name], [linears[name]])
+            linear = NativeLinear.over(packer.library, packed, [linears[name].bias])
+            causal_lm.set_submodule(name, ReorderedLinear(linear, order))
+            yield name, linear.packed_bytes
 
 
 def _obstacle(name: str, weight: Stored, modules: Mapping[str, Any], causal_lm: Any) -> str | None:

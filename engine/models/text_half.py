@@ -13,6 +13,7 @@ from torch import nn
 
 from orcinus.engine.attention.serving import ATTENTION_NAME
 from orcinus.engine.models.language_model import decoder_of
+from orcinus.engine.platform.lean_imports import on_meta_device
 
 Shapes = Mapping[str, tuple[int, ...]]
 _OF_WHOLE = "multimodal_architecture"  # where a text configuration notes the class that it is a part of
@@ -58,7 +59,7 @@ def new_text_half(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
     with no_init_weights():
         if text_config is config:
             return model_class._from_config(config, **options)
-        with torch.device("meta"):
+        with on_meta_device():
             whole = model_class._from_config(config, **options)
         described: Any = decoder_of(whole)
         decoder = type(described)._from_config(described.config, **options)

@@ -97,6 +97,7 @@ class TensorCache:
                 partial.unlink(missing_ok=True)
                 raise
         _sync_directory(self._directory)
+        logger.info("packed weights are kept for the next start: %s", path)
         return True
 
     def _drop_oldest(self) -> None:

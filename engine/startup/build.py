@@ -64,7 +64,7 @@ from orcinus.engine.startup.cpu_layout import lay_out_for_cpu, weight_bytes
 from orcinus.engine.startup.determinism import check_device, check_positions, settle_determinism
 from orcinus.engine.startup.device_memory import measured_cuda_memory
 from orcinus.engine.startup.label_tokens import declared_labels
-from orcinus.engine.startup.packed_weights import KeptWeights, kept_weights
+from orcinus.engine.startup.packed_weights import KeptWeights, kept_groups, kept_weights
 from orcinus.engine.startup.probe import (
     ServedModel,
     cache_groups,
@@ -97,14 +97,16 @@ def build_executor(config: EngineConfig) -> tuple[EngineInfo, ModelRunner]:
     use_available_cores()
     if config.kernels != "auto":
         use_kernels(config.kernels)
+    products, groups = kept_groups(config, device)
     with large_blocks_given_back(), _collector_off():
-        causal_lm = load_causal_lm(config, device)
+        causal_lm = load_causal_lm(config, device, products)
     with torch.inference_mode():
         served, kept = _probed(causal_lm, config, device)
         limits = resolve_limits(config, device.type, served.backend.block_size_multiple)
         served, obstacle = _settled(served, config, limits, device, is_kept=kept.are_used)
         size, states, runner = _with_cache(served, config, limits, device)
-    kept.keep(served)
+    for weights in (kept, groups):
+        weights.keep(served)
     if device.type == "cuda":
         runner.record_decodes(CudaRecorder(), size.max_model_len)
     if obstacle is not None and config.deterministic is None and device.type == "cpu":

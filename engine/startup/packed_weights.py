@@ -1,6 +1,7 @@
-"""Weights that were quantized at load, kept for the next start: it maps them, and reads none of the plain ones.
+"""Weights as they were packed at load, kept for the next start: it maps them, and reads none of the checkpoint's.
 
-They are found by what they depend on: the checkpoint, what they were rounded to, and the kernels' sources. Whatever
+Those that were rounded, and those that the checkpoint has in groups (GGUF, AWQ, GPTQ, compressed-tensors). They are
+found by what they depend on: the checkpoint, what they were rounded to, and the kernels' sources. Whatever
 keeps them from being kept or used costs the time that it takes without them, and nothing else.
 """
 
@@ -8,19 +9,22 @@ import hashlib
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from orcinus.config.engine_config import EngineConfig
 from orcinus.engine.cpu.packed_linear import native_kind
 from orcinus.engine.cpu.packed_sources import name_linears
-from orcinus.engine.cpu.packed_store import described, put_in
+from orcinus.engine.cpu.packed_store import Description, KeptProducts, described, described_groups, put_in
 from orcinus.engine.kernels.build import source_hash
 from orcinus.engine.kernels.library import Library, load_library
+from orcinus.engine.models.checkpoint import checkpoint_files
 from orcinus.engine.models.checkpoint_identity import checkpoint_identity
-from orcinus.engine.platform.model_source import model_source
+from orcinus.engine.platform.model_source import ModelSource, model_source
 from orcinus.engine.platform.tensor_cache import TensorCache
 from orcinus.engine.startup.probe import ServedModel
 
@@ -29,20 +33,28 @@ logger = logging.getLogger(__name__)
 _FORMAT = 1  # of the description, and of which weights are packed as one
 _LEAST_BYTES = 64 * 2**20  # what is less is packed again as quickly
 
+Describe = Callable[[Any], tuple[dict[str, Tensor], Description] | None]
+
 
 class KeptWeights:
-    """Holds whether a model's packed weights are kept ones, and where they are to be kept if not."""
+    """Holds whether a model's packed weights are kept ones, and where they are to be kept if not.
 
-    def __init__(self, cache: TensorCache | None = None, key: str = "", *, are_used: bool = False) -> None:
+    `describe` returns the tensors and the description of those that it is about.
+    """
+
+    def __init__(
+        self, cache: TensorCache | None = None, key: str = "", describe: Describe = described, *, are_used: bool = False
+    ) -> None:
         self.are_used = are_used
         self._cache = cache
         self._key = key
+        self._describe = describe
 
     def keep(self, served: ServedModel) -> threading.Thread | None:
         """Start to write a model's packed weights, if they are new and can be put in again."""
         if self._cache is None or self.are_used:
             return None
-        found = described(served.model.causal_lm)
+        found = self._describe(served.model.causal_lm)
         if found is None or any(spec.latents is not None for spec in served.kv.values()):
             return None  # latents are made of plain weights
         tensors, products = found
@@ -52,6 +64,30 @@ class KeptWeights:
         writing = threading.Thread(target=self._cache.write, args=given, name="packed weights", daemon=True)
         writing.start()
         return writing
+
+
+def kept_groups(config: EngineConfig, device: torch.device) -> tuple[KeptProducts, KeptWeights]:
+    """Return what is kept of a checkpoint that has its weights in groups, and what is to be kept of it."""
+    library, directory = load_library(), config.packed_weights_dir
+    if config.quantization is not None or directory is None or device.type != "cpu" or library is None:
+        return KeptProducts(), KeptWeights()
+    source = model_source(config.model)
+    identity = _identity(source) if _has_groups(source) else None
+    if identity is None:
+        return KeptProducts(), KeptWeights()
+    key, cache = _hash(library, (_FORMAT, identity, "groups")), TensorCache(Path(directory))
+    found = cache.read(key)
+    if found is None:
+        return KeptProducts(), KeptWeights(cache, key, described_groups)
+    return KeptProducts(found.tensors, found.description), KeptWeights(are_used=True)
+
+
+def _has_groups(source: ModelSource) -> bool:
+    """Return whether a checkpoint's weights may be in groups."""
+    if source.gguf_file:
+        return True
+    files = checkpoint_files(source)
+    return bool(files) and b'"quantization_config"' in (files[0].parent / "config.json").read_bytes()
 
 
 def kept_weights(config: EngineConfig, device: torch.device, causal_lm: Any) -> KeptWeights:
@@ -82,15 +118,24 @@ def _key(config: EngineConfig, causal_lm: Any, library: Library) -> str | None:
         return None
     if getattr(causal_lm.config, "quantization_config", None) is not None:
         return None
-    try:
-        identity = checkpoint_identity(model_source(config.model))
-    except OSError as error:
-        logger.info("packed weights are not kept: %s", error)
-        return None
+    identity = _identity(model_source(config.model))
     if identity is None:
         return None
     numbers: tuple[Any, ...] = (_FORMAT, identity, config.quantization, str(causal_lm.dtype))
     if hasattr(causal_lm, "mtp_head"):
         numbers += ("mtp_head",)
+    return _hash(library, numbers)
+
+
+def _identity(source: ModelSource) -> str | None:
+    try:
+        return checkpoint_identity(source)
+    except OSError as error:
+        logger.info("packed weights are not kept: %s", error)
+        return None
+
+
+def _hash(library: Library, numbers: tuple[Any, ...]) -> str:
+    """Return the hash of what weights depend on, the kernels among it."""
     kernels = (source_hash(), library.instruction_set, library.grouped_kernel, library.has_matrix_units)
     return hashlib.sha256(json.dumps(numbers + kernels).encode()).hexdigest()[:32]

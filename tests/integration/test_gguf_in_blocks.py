@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from orcinus.engine.attention.serving import ProbingAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.cpu.decoder_layers import NativeDecoder, num_native_layers
+from orcinus.engine.cpu.joined_linear import JoinedLinears, LinearPart
 from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.cpu.packed_linear import PackedEmbedding
 from orcinus.engine.kernels.library import load_library
@@ -145,6 +146,27 @@ def test_head_and_embedding_that_share_a_weight_share_its_blocks(file_of: Callab
     assert embedding.packed is head.packed
     ids = torch.tensor([[0, 5], [319, 5]])
     assert torch.equal(embedding(ids), head.weight[ids])
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("Q8_0", [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]),
+        ("Q4_K and Q6_K", [["q_proj", "k_proj"], ["gate_proj", "up_proj"]]),
+        ("biases", [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]),
+        ("siblings", []),
+    ],
+)
+def test_layers_of_one_input_and_form_are_packed_as_one(
+    name: str, wanted: list[list[str]], file_of: Callable[[str], Path]
+) -> None:
+    model: Any = load_causal_lm(engine_config(file_of(name), dtype="bfloat16"), CPU)
+    together: dict[JoinedLinears, list[str]] = {}
+    for where, module in model.model.layers[0].named_modules():
+        if isinstance(module, LinearPart):
+            together.setdefault(module.joined, []).append(where.rpartition(".")[2])
+    assert list(together.values()) == wanted
+    assert [joined.alternates for joined in together] == [names[0] == "gate_proj" for names in wanted]
 
 
 def test_quantization_at_load_begins_with_dequantized_weights(file_of: Callable[[str], Path]) -> None:

@@ -415,7 +415,7 @@ from orcinus.engine.startup.build import build_executor
 from tests.integration.tiny_models import engine_config
 from pathlib import Path
 _, runner = build_executor(engine_config(Path(sys.argv[1])))
-heavy = {"sympy", "torch._dynamo", "torch._inductor", "torch.distributed.tensor"} & set(sys.modules)
+heavy = {"sympy", "torch._dynamo", "torch._inductor", "torch._prims", "torch.distributed.tensor"} & set(sys.modules)
 import torch, transformers
 compiled = torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item()
 from torch.distributed.tensor import DTensor

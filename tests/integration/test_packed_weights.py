@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from orcinus.engine.cpu import native_linear
-from orcinus.engine.cpu.decoder_layers import num_native_layers
+from orcinus.engine.cpu.decoder_layers import NativeDecoder, num_native_layers
+from orcinus.engine.cpu.grouped_weight import GroupedWeight
 from orcinus.engine.kernels.library import load_library, use_kernels
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.platform import tensor_cache
@@ -23,8 +24,14 @@ from orcinus.engine.startup import packed_weights
 from orcinus.engine.startup.build import build_executor
 from orcinus.engine.startup.determinism import settle_determinism
 from orcinus.engine.startup.packed_weights import KeptWeights
+from tests.integration.gguf_files import Q, write_gguf
+from tests.integration.mtp_models import build_mtp_model
+from tests.integration.quantized_files import Kind, write_quantized
+from tests.integration.test_gguf_heads import write as write_with_head
+from tests.integration.test_gguf_in_blocks import K_MIX
+from tests.integration.test_gguf_in_blocks import SHAPE as GROUPED_SHAPE
 from tests.integration.test_int8 import greedy_cases
-from tests.integration.tiny_models import build_model, engine_config
+from tests.integration.tiny_models import build_model, engine_config, random_model
 from tests.integration.truth import BLOCK_SIZE, MAX_MODEL_LEN, core_with_few_blocks, sampled_cases, serve
 
 LIBRARY = load_library()
@@ -78,7 +85,7 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return shapes
 
 
-def start(model: Path, directory: Path | None, quantization: str = "int8", **settings: Any) -> Executor:
+def start(model: Path, directory: Path | None, quantization: str | None = "int8", **settings: Any) -> Executor:
     settings = {"dtype": "bfloat16", "max_model_len": MAX_MODEL_LEN, "block_size": BLOCK_SIZE} | settings
     kept = None if directory is None else str(directory)
     return build_executor(engine_config(model, quantization=quantization, packed_weights_dir=kept, **settings))
@@ -131,6 +138,114 @@ def test_second_start_packs_nothing_and_serves_the_same(
     layers = [num_native_layers(executor[1]._model.causal_lm) for executor in (first, second)]
     assert layers[0] == layers[1]
     assert list(tmp_path.iterdir()) == [file]
+
+
+FILES: dict[str, Any] = {
+    "Q4_0": {"quantization": Q.Q4_0},
+    "Q4_K_M": {"blocks": K_MIX, "tie_word_embeddings": True},
+    "biases": {"quantization": Q.Q8_0, "architecture": "qwen2"},
+    "AWQ": Kind("awq"),
+    "GPTQ in order of activations": Kind("gptq", ordered=True),
+}
+
+
+@pytest.fixture(scope="module")
+def in_groups(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a checkpoint that has its weights in groups."""
+
+    def write(name: str) -> Path:
+        directory, kind = tmp_path_factory.mktemp("groups"), FILES[name]
+        if isinstance(kind, Kind):
+            return write_quantized(random_model("LlamaConfig", **GROUPED_SHAPE), directory, kind)[0]
+        given = dict(kind)
+        architecture, tied = given.pop("architecture", "llama"), given.pop("tie_word_embeddings", False)
+        config = {"llama": "LlamaConfig", "qwen2": "Qwen2Config"}[architecture]
+        model = random_model(config, **GROUPED_SHAPE, tie_word_embeddings=tied)
+        return write_gguf(model, directory / "model.gguf", architecture, **given)
+
+    return cache(write)
+
+
+@pytest.fixture
+def grouped(monkeypatch: pytest.MonkeyPatch) -> list[GroupedWeight]:
+    """Return the weights in groups that are packed from now on."""
+    made: list[GroupedWeight] = []
+    pack = GroupedWeight.__init__
+
+    def and_note(weight: GroupedWeight, *args: Any, **options: Any) -> None:
+        made.append(weight)
+        pack(weight, *args, **options)
+
+    monkeypatch.setattr(GroupedWeight, "__init__", and_note)
+    return made
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_second_start_of_what_is_in_groups_packs_nothing_and_serves_the_same(
+    name: str, in_groups: Callable[[str], Path], tmp_path: Path, grouped: list[GroupedWeight]
+) -> None:
+    model = in_groups(name)
+    first = start(model, tmp_path, None)
+    wanted = answers(first)
+    assert grouped
+    (file,) = tmp_path.iterdir()
+    grouped.clear()
+    second = start(model, tmp_path, None)
+    assert grouped == []
+    assert answers(second) == wanted
+    for told in ("num_parameters", "weight_bytes", "packed_types", "is_deterministic"):
+        assert getattr(second[0], told) == getattr(first[0], told)
+    layers = [num_native_layers(executor[1]._model.causal_lm) for executor in (first, second)]
+    assert layers[0] == layers[1]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_head_in_groups_is_not_taken_for_the_layer_that_it_is_like(
+    tmp_path: Path, grouped: list[GroupedWeight]
+) -> None:
+    checkpoint = build_mtp_model("llama", tmp_path / "checkpoint", **SHAPE)
+    file = write_with_head(checkpoint, tmp_path / "model.gguf", "llama", Q.Q8_0)
+    first = start(file, tmp_path / "kept", None, speculation="mtp")
+    wanted, heads = answers(first), [head_panels(first)]
+    grouped.clear()
+    second = start(file, tmp_path / "kept", None, speculation="mtp")
+    assert grouped == []
+    assert answers(second) == wanted
+    heads.append(head_panels(second))
+    assert len(heads[0]) == len(heads[1]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*heads, strict=True))
+
+
+def head_panels(executor: Executor) -> list[Tensor]:
+    """Return what is packed of a model's head."""
+    head = executor[1]._model.mtp_head
+    assert head is not None
+    decoders = [module for module in head.modules() if isinstance(module, NativeDecoder)]
+    return [weight.tensors["panels"] for decoder in decoders for weight in decoder.layers[0].weights]
+
+
+def test_another_file_of_the_same_name_is_packed_anew(
+    in_groups: Callable[[str], Path], tmp_path: Path, grouped: list[GroupedWeight]
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(in_groups("Q4_0").read_bytes())
+    start(file, tmp_path / "kept", None)
+    times = file.stat()
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # of a file so small all is looked at
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    grouped.clear()
+    start(file, tmp_path / "kept", None)
+    assert grouped
+
+
+def test_plain_weights_are_not_kept_and_neither_are_dequantized_ones(
+    model_of: Callable[..., Path], in_groups: Callable[[str], Path], tmp_path: Path
+) -> None:
+    start(model_of("llama"), tmp_path, None)
+    start(in_groups("Q4_0"), tmp_path, "none")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kernels", ["generic", "avx2", "avx512"])

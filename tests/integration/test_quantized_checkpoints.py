@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from orcinus.engine.cpu.decoder_layers import num_native_layers
 from orcinus.engine.cpu.grouped_weight import GroupedWeight
+from orcinus.engine.cpu.joined_linear import LinearPart
 from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.cpu.reordered_linear import ReorderedLinear
 from orcinus.engine.errors import ModelLoadError
@@ -62,6 +63,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written
     return cache(write)
 
 
+def exact_weight(module: Any) -> torch.Tensor:
+    """(out_features, in_features), as the kernels multiply it."""
+    linear = module.joined.linear if isinstance(module, LinearPart) else getattr(module, "linear", module)
+    assert isinstance(linear.packed, GroupedWeight)
+    rows = linear.packed.exact_rows(torch.arange(linear.out_features))
+    if isinstance(module, LinearPart):
+        rows = module.joined.split(rows, dim=0)[module.index]
+    return rows[:, module._order.argsort()] if isinstance(module, ReorderedLinear) else rows
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_packed_weights_are_those_of_the_checkpoint(name: str, written: Callable[[str], Written]) -> None:
     """Exactly, if all zero points are the middle of the range; else to within what a float16 rounds of an offset.
@@ -73,14 +84,9 @@ def test_packed_weights_are_those_of_the_checkpoint(name: str, written: Callable
     twin: Any = load_causal_lm(engine_config(plain), CPU)
     kind, checked, stored = KINDS[name], 0, load_file(packed / "model.safetensors")
     for where, module in model.named_modules():
-        if not isinstance(module, NativeLinear | ReorderedLinear) or where.endswith(".linear"):
+        if not isinstance(module, NativeLinear | ReorderedLinear | LinearPart) or where.endswith(".linear"):
             continue
-        rows = torch.arange(module.out_features)
-        linear = module.linear if isinstance(module, ReorderedLinear) else module
-        assert isinstance(linear.packed, GroupedWeight)
-        found = linear.packed.exact_rows(rows)
-        if isinstance(module, ReorderedLinear):
-            found = found[:, module._order.argsort()]
+        found = exact_weight(module)
         exact = twin.get_submodule(where).weight
         scales = next(stored[f"{where}.{last}"] for last in ("scales", "weight_scale") if f"{where}.{last}" in stored)
         bound = 0.0 if kind.symmetric else ROUNDING * (1 << (kind.bits - 1)) * float(scales.max())

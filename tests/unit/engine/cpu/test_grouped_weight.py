@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orcinus.engine.cpu.grouped_weight import COLUMN_INT4, INT4, INT8, GroupedRows, GroupedWeight, GroupForm, can_join
+from orcinus.engine.cpu.grouped_weight import COLUMN_INT4, INT4, INT8, GroupedRows, GroupedWeight, GroupForm
 from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import GROUPED_KERNELS, Library, load_library
@@ -139,37 +139,6 @@ def test_weights_that_alternate_take_turns_by_sixteen_columns(form: GroupForm, h
     first, second = (layer(form, part, bias)(x) for part, bias in zip(parts, biases, strict=True))
     expected = torch.stack([first.view(3, -1, 16), second.view(3, -1, 16)], dim=2).view(3, -1)
     assert torch.equal(mixed(x), expected)
-
-
-@each_form
-@pytest.mark.parametrize("in_features", [64, 256, 304, 512])
-@pytest.mark.parametrize("alternates", [False, True])
-def test_packed_weights_are_copied_as_they_would_be_packed_together(
-    form: GroupForm, in_features: int, alternates: bool
-) -> None:
-    parts = [random_numbers(form, 96, in_features, seed=seed).rows for seed in (1, 2)]
-    packed = [GroupedWeight(library(), form, [part], [None]) for part in parts]
-    assert can_join(packed, alternates=alternates)
-    biases = [normal(96, seed=seed) for seed in (3, 4)]
-    together = GroupedWeight(library(), form, parts, biases, alternates=alternates)
-    joined = GroupedWeight(library(), form, packed, biases, alternates=alternates)
-    assert torch.equal(joined._panels, together._panels)
-    assert joined._bias is not None
-    assert together._bias is not None
-    assert torch.equal(joined._bias, together._bias)
-
-
-def test_packed_weights_of_other_forms_and_of_parts_of_panels_are_not_joined() -> None:
-    sizes = [(INT8, 64, 64), (INT4, 64, 64), (INT8, 48, 64), (INT8, 64, 96)]
-    whole, other, partial, wide = (
-        GroupedWeight(library(), form, [random_numbers(form, rows, columns).rows], [None])
-        for form, rows, columns in sizes
-    )
-    assert not can_join([whole, other])
-    assert not can_join([whole, wide])
-    assert not can_join([partial, whole])
-    assert can_join([whole, partial])
-    assert not can_join([whole, partial], alternates=True)
 
 
 @each_form
