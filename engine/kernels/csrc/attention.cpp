@@ -27,6 +27,8 @@ const long CHUNK_ROWS = 256;
 const long FEW_TOKENS = 16;
 // Rows that matrix units multiply at once, and those of which they have weights before that.
 const long UNIT_ROWS = 16, WEIGHED_ROWS = 32;
+// KV heads of an item at most, a power of two, and what it takes to work on each of several, besides its rows.
+const long MOST_HEADS = 8, HEAD_BYTES = 1024;
 // Items that each thread should find, if there are that many.
 const long ITEMS_PER_THREAD = 4;
 // The largest dimension of a head whose keys or values are stored in bytes: sums of their products fit in 32 bits.
@@ -44,6 +46,7 @@ INLINE long state_floats(const Attention& call, long num_rows) { return num_rows
 
 struct Item {
     long sequence, head;     // a KV head
+    long num_heads;          // of those, side by side
     long token, num_tokens;  // in the step
     long position;           // of the first token, in its sequence
     long first, end;         // keys that any of its tokens may see, in one part or in all
@@ -55,7 +58,7 @@ long scratch_bytes(const Attention& call) {
     const long rows = most(CHUNK_ROWS, group_of(call));
     const long keys = round_up(call.cache->key_dim, 2), values = padded_values(call);
     const long by_units = UNIT_ROWS * (keys + 2 * TILE + values);
-    return 4 * (rows * (keys + 2 * TILE) + by_units + 2 * state_floats(call, rows) + TILE * (keys + 2 * values)) + 64 * 16;
+    return MOST_HEADS * HEAD_BYTES + 4 * (rows * (keys + 2 * TILE) + by_units + 2 * state_floats(call, rows) + TILE * (keys + 2 * values)) + 64 * 16;
 }
 
 INLINE const int32_t* table_of(const Step& step, long sequence) {
@@ -69,6 +72,7 @@ INLINE long rows_before(const Attention& call, const Item& item, long position) 
 }
 
 struct Kernels {
+    long most_heads;  // of an item
     void (*write)(const Attention&, long first, long end);
     void (*attend)(const Attention&, const Item&, char* scratch);
     void (*join)(const Attention&, const Item&, const float* partials, long num_parts, char* scratch);
@@ -190,19 +194,20 @@ double multiplications(const Attention& call) {
 class Work {
 public:
     // `first_items` has room for two numbers per sequence and two more.
-    Work(const Attention& call, int64_t* first_items, long num_threads)
-        : call(call), first_items_(first_items), first_partials_(first_items + call.step->num_seqs + 1) {
+    Work(const Attention& call, int64_t* first_items, long num_threads, long most_heads)
+        : call(call), first_items_(first_items), first_partials_(first_items + call.step->num_seqs + 1),
+          most_heads_(most_heads) {
         const long num_seqs = call.step->num_seqs;
         double total = 0;
         for (long i = 0; i < num_seqs; i++) total += work_of(i) * call.cache->num_kv_heads;
-        const double most_work = total / most(1, ITEMS_PER_THREAD * num_threads);
+        most_work_ = total / most(1, ITEMS_PER_THREAD * num_threads);
         int64_t items = 0, partials = 0;
         for (long i = 0; i < num_seqs; i++) {
-            const bool is_cut = num_threads > 1 && tokens_of(i) <= few_tokens() && work_of(i) > most_work;
+            const bool is_cut = num_threads > 1 && tokens_of(i) <= few_tokens() && work_of(i) > most_work_;
             const long parts = is_cut ? all_parts_of(i) : 1;
             first_items_[i] = items;
             first_partials_[i] = partials;
-            items += (parts > 1 ? parts : chunks_of(i)) * call.cache->num_kv_heads;
+            items += (parts > 1 ? parts : chunks_of(i)) * (call.cache->num_kv_heads / heads_of(i, parts));
             if (parts > 1) partials += parts * partial_floats(i) * call.cache->num_kv_heads;
         }
         first_items_[num_seqs] = items;
@@ -228,7 +233,8 @@ public:
         item.sequence = sequence_of(number);
         const long within = number - first_items_[item.sequence], parts = parts_of(item.sequence);
         const long pieces = parts > 1 ? parts : chunks_of(item.sequence);
-        item.head = within / pieces;
+        item.num_heads = heads_of(item.sequence, parts);
+        item.head = within / pieces * item.num_heads;
         item.token = call.step->query_start[item.sequence];
         item.num_tokens = tokens_of(item.sequence);
         item.position = call.step->seq_lens[item.sequence] - item.num_tokens;
@@ -255,6 +261,17 @@ private:
     double work_of(long sequence) const {
         const long end = call.step->seq_lens[sequence];
         return double(tokens_of(sequence)) * (end - first_key(end - tokens_of(sequence)));
+    }
+
+    // KV heads of an item: several where there are enough items, and they have few rows.
+    long heads_of(long sequence, long parts) const {
+        if (parts > 1) return 1;
+        const long rows = tokens_of(sequence) * group_of(call);
+        long heads = most_heads_;
+        while (heads > 1 && (call.cache->num_kv_heads % heads || heads * rows > CHUNK_ROWS ||
+                             double(heads) * work_of(sequence) > most_work_))
+            heads /= 2;
+        return heads;
     }
 
     long chunk_tokens() const { return most(1, CHUNK_ROWS / group_of(call)); }
@@ -293,6 +310,8 @@ private:
     }
 
     int64_t *first_items_, *first_partials_;
+    const long most_heads_;
+    double most_work_;  // of an item, if there are enough
 };
 
 // ---- doing it
@@ -375,13 +394,15 @@ EXPORT int64_t orcinus_attend(const Attention* call, const Team* team, int64_t l
     char* items = item_arena.reserve(2 * (num_seqs + 1) * sizeof(int64_t));
     if (items == nullptr) return 1;
     const bool alone = team->parallel == nullptr || team->num_threads < 2 || multiplications(*call) < SERIAL_WORK;
-    const Work work(*call, reinterpret_cast<int64_t*>(items), alone ? 1 : team->num_threads);
+    const Kernels kernels = kernels_for(level, *call->cache);
+    const long most_heads = call->cache->is_interleaved ? kernels.most_heads : 1;
+    const Work work(*call, reinterpret_cast<int64_t*>(items), alone ? 1 : team->num_threads, most_heads);
     const long per_thread = round_up(scratch_bytes(*call), 64), all_threads = per_thread * (alone ? 1 : team->num_threads);
     const long partial_bytes = round_up(work.all_partials() * sizeof(float), 64);
     const long counter_bytes = partial_bytes > 0 ? num_seqs * num_kv_heads * sizeof(int32_t) : 0;
     char* memory = work_arena.reserve(all_threads + partial_bytes + counter_bytes);
     if (memory == nullptr) return 1;
-    Job job = {work, kernels_for(level, *call->cache), memory, per_thread, nullptr, nullptr,
+    Job job = {work, kernels, memory, per_thread, nullptr, nullptr,
                {0}, {0}, {0}, {0}};
     if (partial_bytes > 0) {
         job.partials = reinterpret_cast<float*>(memory + all_threads);

@@ -417,37 +417,69 @@ void sum_seen(const Attention& call, const Item& item, const Rows<A>& rows, long
                    rows.padded);
 }
 
+// A tile of an item, the rows that see any of it, and their weights.
+template <class A> struct TileWork {
+    Tile tile;
+    Sight sight;
+    long begin, end;
+
+    INLINE TileWork(const Attention& call, const Item& item, long at) : tile(tile_at(item, at)), sight(call, item, at, tile) {
+        begin = sight.from * group_of(call);
+        end = sight.to * group_of(call);
+    }
+
+    static INLINE Tile tile_at(const Item& item, long at) {
+        Tile tile = {};
+        tile.first = most(0, item.first - at);
+        tile.end = least(TILE, item.end - at);
+        return tile;
+    }
+
+    INLINE bool is_empty() const { return begin >= end; }
+
+    INLINE void find(const Attention& call, const Item& item, long at, uint32_t* memory) {
+        if (call.cache->is_interleaved)
+            locate<A>(call, item, at, tile);
+        else
+            gather<A>(call, item, at, memory, tile);
+    }
+
+    // Turns what the rows make of the keys into weights of the values.
+    INLINE void weigh(const Attention& call, const Item& item, const Rows<A>& rows, long at, const State& state) const {
+        const long padded = rows.padded, lanes = rows.lanes * A::PER_LANE;
+        score_rows<A, TILE_ROWS>(rows.query + begin * lanes, end - begin, rows.lanes, tile, rows.scores + begin * TILE);
+        for (long r = begin; r < end; r++) {
+            const long token = r / group_of(call);
+            const float factor =
+                soften(rows.scores + r * TILE, rows.weights + r * TILE, Sight::first_of(call, item, at, token),
+                       Sight::end_of(item, at, token), call, state.max[r], state.sum[r]);
+            scale_row(state.sums + r * padded, factor, padded);
+        }
+    }
+
+    INLINE void sum(const Attention& call, const Item& item, const Rows<A>& rows, long at, uint32_t* memory,
+                    const State& state) const {
+        const long padded = rows.padded, per_lane = A::PER_LANE;
+        const long first_lane = tile.first / per_lane, end_lane = (tile.end + per_lane - 1) / per_lane;
+        if (sees_finite_values<A>(tile, sight, padded))
+            return sum_rows<A, TILE_ROWS>(rows.weights + begin * TILE, end - begin, tile, first_lane, end_lane,
+                                          state.sums + begin * padded, padded);
+        uint32_t* copy = memory + TILE * (rows.lanes + padded);
+        for (long r = begin; r < end; r++)
+            sum_seen(call, item, rows, r, tile, at, copy, state.sums + r * padded);
+    }
+};
+
 template <class A>
 void add_tile(const Attention& call, const Item& item, const Rows<A>& rows, long at, uint32_t* memory,
               const State& state) {
-    const long group = group_of(call), padded = rows.padded, per_lane = A::PER_LANE;
-    Tile tile = {};
-    tile.first = most(0, item.first - at);
-    tile.end = least(TILE, item.end - at);
-    const Sight sight(call, item, at, tile);
-    if (sight.from >= sight.to) return;
-    if (call.cache->is_interleaved)
-        locate<A>(call, item, at, tile);
-    else
-        gather<A>(call, item, at, memory, tile);
-    const long begin = sight.from * group, end = sight.to * group, count = end - begin;
-    fetch(tile.values[0]);
-    float *scores = rows.scores + begin * TILE, *sums = state.sums + begin * padded;
-    score_rows<A, TILE_ROWS>(rows.query + begin * rows.lanes * per_lane, count, rows.lanes, tile, scores);
-    for (long r = begin; r < end; r++) {
-        const long token = r / group;
-        const float factor =
-            soften(rows.scores + r * TILE, rows.weights + r * TILE, Sight::first_of(call, item, at, token),
-                   Sight::end_of(item, at, token), call, state.max[r], state.sum[r]);
-        scale_row(state.sums + r * padded, factor, padded);
-    }
+    TileWork<A> work(call, item, at);
+    if (work.is_empty()) return;
+    work.find(call, item, at, memory);
+    fetch(work.tile.values[0]);
+    work.weigh(call, item, rows, at, state);
     fetch_next_keys<A>(call, item, at);
-    const long first_lane = tile.first / per_lane, end_lane = (tile.end + per_lane - 1) / per_lane;
-    if (sees_finite_values<A>(tile, sight, padded))
-        return sum_rows<A, TILE_ROWS>(rows.weights + begin * TILE, count, tile, first_lane, end_lane, sums, padded);
-    uint32_t* copy = memory + TILE * (rows.lanes + padded);
-    for (long r = begin; r < end; r++)
-        sum_seen(call, item, rows, r, tile, at, copy, state.sums + r * padded);
+    work.sum(call, item, rows, at, memory, state);
 }
 
 #if NATIVE_BF16 && MATRIX_UNITS
@@ -493,7 +525,65 @@ template <class Stored> void write_out(const Attention& call, const Item& item, 
     }
 }
 
+// One of several heads of an item.
+template <class A> struct HeadWork {
+    Item item;
+    Rows<A> rows;
+    State all, part;
+
+    HeadWork(const Attention& call, const Item& whole, long index, Scratch& scratch)
+        : item(one_of(whole, index)), rows(call, item, scratch),
+          all(scratch.take<float>(state_floats(call, rows.count)), rows.count),
+          part(scratch.take<float>(state_floats(call, rows.count)), rows.count) {}
+
+    static Item one_of(Item item, long index) {
+        item.head += index;
+        item.num_heads = 1;
+        return item;
+    }
+};
+
+// First the keys of a tile, head by head, then the values: they lie side by side in a block, and are read in long runs.
+template <class A> void attend_heads(const Attention& call, const Item& item, char* memory) {
+    static_assert(sizeof(HeadWork<A>) <= HEAD_BYTES / 2, "");
+    Scratch scratch(memory);
+    HeadWork<A>* heads = scratch.take<HeadWork<A>>(item.num_heads);
+    for (long i = 0; i < item.num_heads; i++) new (&heads[i]) HeadWork<A>(call, item, i, scratch);
+    uint32_t* copy = scratch.take<uint32_t>(TILE * (heads->rows.lanes + 2 * heads->rows.padded));
+    const long first = item.first / PART * PART;
+    for (long begin = first; begin < item.end; begin += PART) {
+        const auto each = [&](const auto& body) {
+            for (long i = 0; i < item.num_heads; i++) body(heads[i], begin == first ? heads[i].all : heads[i].part);
+        };
+        const auto each_at = [&](long at, const auto& body) {
+            each([&](const HeadWork<A>& head, const State& state) {
+                TileWork<A> work(call, head.item, at);
+                if (work.is_empty()) return;
+                work.find(call, head.item, at, nullptr);
+                body(work, head, state);
+            });
+        };
+        each([&](const HeadWork<A>& head, const State& state) { state.clear(head.rows.count, head.rows.padded); });
+        for (long at = most(begin, item.first / TILE * TILE); at < least(begin + PART, item.end); at += TILE) {
+            each_at(at, [&](const TileWork<A>& work, const HeadWork<A>& head, const State& state) {
+                work.weigh(call, head.item, head.rows, at, state);
+            });
+            each_at(at, [&](const TileWork<A>& work, const HeadWork<A>& head, const State& state) {
+                work.sum(call, head.item, head.rows, at, copy, state);
+            });
+        }
+        if (begin > first)
+            each([&](const HeadWork<A>& head, const State& part) {
+                add_part(head.all, part, head.rows.count, head.rows.padded);
+            });
+    }
+    for (long i = 0; i < item.num_heads; i++)
+        write_out<typename A::Stored>(call, heads[i].item, heads[i].all, heads[i].rows.padded);
+}
+
 template <class A> void attend(const Attention& call, const Item& item, char* memory) {
+    if constexpr (!A::BY_UNITS)
+        if (item.num_heads > 1) return attend_heads<A>(call, item, memory);
     Scratch scratch(memory);
     const Rows<A> rows(call, item, scratch);
     const long floats = state_floats(call, rows.count), first = item.first / PART * PART;

@@ -368,13 +368,13 @@ template <class Stored> void write_bytes(const Attention& call, long first, long
 }
 
 Kernels byte_kernels(bool is_bf16) {
-    if (is_bf16) return Kernels{write_bytes<bf16>, attend_bytes<bf16, false>, join<WidenedPairs>};
-    return Kernels{write_bytes<float>, attend_bytes<float, false>, join<Floats>};
+    if (is_bf16) return Kernels{1, write_bytes<bf16>, attend_bytes<bf16, false>, join<WidenedPairs>};
+    return Kernels{1, write_bytes<float>, attend_bytes<float, false>, join<Floats>};
 }
 #if NATIVE_BF16 && MATRIX_UNITS
 Kernels byte_kernels_by_units(bool is_bf16) {
-    if (is_bf16) return Kernels{write_bytes<bf16>, attend_bytes_by_units<bf16>, join<WidenedPairs>};
-    return Kernels{write_bytes<float>, attend_bytes_by_units<float>, join<Floats>};
+    if (is_bf16) return Kernels{1, write_bytes<bf16>, attend_bytes_by_units<bf16>, join<WidenedPairs>};
+    return Kernels{1, write_bytes<float>, attend_bytes_by_units<float>, join<Floats>};
 }
 
 #endif

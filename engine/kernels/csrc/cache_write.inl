@@ -132,12 +132,12 @@ template <class Stored> void write_tokens(const Attention& call, long first, lon
             write_rows(call, Entry<Stored>(call, token, head));
 }
 
-template <class A> Kernels kernels_of() { return Kernels{write_tokens<typename A::Stored>, attend<A>, join<A>}; }
+template <class A> Kernels kernels_of() { return Kernels{MOST_HEADS, write_tokens<typename A::Stored>, attend<A>, join<A>}; }
 
 #if NATIVE_BF16
 Kernels kernels_for_bf16() { return kernels_of<Pairs>(); }
 #if MATRIX_UNITS
-Kernels kernels_by_units() { return Kernels{write_tokens<bf16>, attend_by_units, join<UnitPairs>}; }
+Kernels kernels_by_units() { return Kernels{1, write_tokens<bf16>, attend_by_units, join<UnitPairs>}; }
 #endif
 #else
 Kernels kernels_for(bool is_bf16) { return is_bf16 ? kernels_of<WidenedPairs>() : kernels_of<Floats>(); }
