@@ -271,11 +271,10 @@ void fill(const Linear& linear, const Rows& rows, long index, const bf16* values
 // Rows of what products of a panel have come to, (num_rows, PANEL).
 void finish_tile(const Linear& linear, const Target& target, long row, long num_rows, long panel, const float* sums) {
     const float* bias = linear.bias ? linear.bias + panel * PANEL : nullptr;
-    for (long m = 0; m < num_rows; m++, sums += PANEL)
-        finish_row(target, row + m, panel * PANEL, linear.out, [&](long at) {
-            const RowVector x = load_row(sums + at);
-            return bias ? x + load_row(bias + at) : x;
-        });
+    finish_rows(target, row, num_rows, panel * PANEL, linear.out, [&](long m, long at) {
+        const RowVector x = load_row(sums + m * PANEL + at);
+        return bias ? x + load_row(bias + at) : x;
+    });
 }
 
 // What tile `index` of `count` fetches with each group: of the `next` panel, or of this one and what follows it if it is alone.

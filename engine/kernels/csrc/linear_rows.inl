@@ -25,23 +25,22 @@ INLINE RowVector floats_of(const uint32_t* sums, const int32_t* less) {
 #endif
 }
 
-// What a tile has come to, as numbers, for columns of one row.
-INLINE RowVector result(const Linear& linear, const Rows& rows, long row, long column, const uint32_t* sums) {
-    RowVector x;
-    if (linear.is_int8)
-        x = floats_of(sums, is_widened(linear) ? nullptr : linear.sums + column) * load_row(linear.scales + column) *
-            rows.scales[row];
-    else
-        x = load_row(reinterpret_cast<const float*>(sums));
-    return linear.bias ? x + load_row(linear.bias + column) : x;
-}
-
+// What a tile has come to, as numbers.
 void finish_tile(const Linear& linear, const Rows& rows, const Target& target, long row, long num_rows, long panel,
                  const uint32_t* sums) {
-    for (long m = 0; m < num_rows; m++, sums += PANEL)
-        finish_row(target, row + m, panel * PANEL, linear.out, [&](long at) {
-            return result(linear, rows, row + m, panel * PANEL + at, sums + at);
+    const long first = panel * PANEL;
+    const float* bias = linear.bias ? linear.bias + first : nullptr;
+    const auto with_bias = [&](RowVector x, long at) { return bias ? x + load_row(bias + at) : x; };
+    if (!linear.is_int8)
+        return finish_rows(target, row, num_rows, first, linear.out, [&](long m, long at) {
+            return with_bias(load_row(reinterpret_cast<const float*>(sums) + m * PANEL + at), at);
         });
+    const float *scales = linear.scales + first, *of_rows = rows.scales + row;
+    const int32_t* less = is_widened(linear) ? nullptr : linear.sums + first;
+    finish_rows(target, row, num_rows, first, linear.out, [&](long m, long at) {
+        const RowVector x = floats_of(sums + m * PANEL + at, less ? less + at : nullptr);
+        return with_bias(x * load_row(scales + at) * of_rows[m], at);
+    });
 }
 
 // A row or column in 8 bits: its largest value becomes 127. What is not finite makes the scale NaN.

@@ -15,9 +15,9 @@ INLINE f32x16 read(const bf16* p, long count) {
 // To the nearest bfloat16, ties to even.
 INLINE __m256i narrow(f32x16 x) {
     const __m512i bits = reinterpret_cast<__m512i>(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(as_m512(x), as_m512(x), _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), is_nan, _mm512_set1_epi32(0x7fc0)));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 is_number = _mm512_cmp_ps_mask(as_m512(x), as_m512(x), _CMP_ORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_srli_epi32(_mm512_set1_epi32(0x7fc0), is_number, rounded, 16));
 }
 
 INLINE void write(bf16* p, long count, f32x16 x) {
@@ -137,14 +137,19 @@ INLINE void finish(const Target& target, long row, long column, long count, RowV
     write(target.out + row * target.stride + column, count, x);
 }
 
-// What a row of a product has come to, for the columns of a panel from `column` on; `result` gives those from one of them on.
+// What rows of a product have come to, for the columns of a panel from `column` on; `result` gives those of row m from one
+// of them on.
 template <class Result>
-INLINE void finish_row(const Target& target, long row, long column, long num_columns, const Result& result) {
-    const long count = target.is_gated ? PANEL / 2 : least(PANEL, num_columns - column);
-    for (long at = 0; at < count; at += ROW_LANES) {
+INLINE void finish_rows(const Target& of_call, long row, long num_rows, long column, long num_columns, const Result& result) {
+    const Target target = of_call;  // which no store can change
+    const long count = least(PANEL, num_columns - column);
+    for (long m = 0; m < num_rows; m++)
         if (target.is_gated)
-            finish(target, row, column / 2 + at, ROW_LANES, silu(result(at)) * result(PANEL / 2 + at));
+            for (long at = 0; at < PANEL / 2; at += ROW_LANES)
+                finish(target, row + m, column / 2 + at, ROW_LANES, silu(result(m, at)) * result(m, PANEL / 2 + at));
+        else if (count == PANEL)
+            for (long at = 0; at < PANEL; at += ROW_LANES) finish(target, row + m, column + at, ROW_LANES, result(m, at));
         else
-            finish(target, row, column + at, least(ROW_LANES, count - at), result(at));
-    }
+            for (long at = 0; at < count; at += ROW_LANES)
+                finish(target, row + m, column + at, least(ROW_LANES, count - at), result(m, at));
 }
