@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from bench.engine_threads import restart_as_the_engine
 from bench.random_model import SHAPES, write_model
 from orcinus.config.settings import load_settings
 from orcinus.engine.messages import EngineInfo, NewRequest, ScheduledRequest, StepPlan
@@ -66,6 +67,7 @@ class Arm:
 
 
 def main() -> int:
+    restart_as_the_engine()
     options = parse_arguments()
     longest, most = max(options.contexts), max(options.streams)
     with TemporaryDirectory() as directory, torch.inference_mode():

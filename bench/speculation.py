@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.engine_threads import restart_as_the_engine
 from bench.peers.machine import describe_machine
 from orcinus.config.engine_config import Speculation
 from orcinus.config.settings import load_settings
@@ -187,6 +188,7 @@ class Side:
 
 
 def main() -> None:
+    restart_as_the_engine()
     options = _arguments()
     values: dict[str, Any] = {"model": options.model, "device": "cpu", "max_num_seqs": 2 * max(options.streams)}
     values["speculation"] = "mtp" if "mtp" in options.speculation else "auto"  # which load a head

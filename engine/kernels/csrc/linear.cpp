@@ -16,6 +16,8 @@ const long ROW_BLOCK = 448;
 const long UNIT_ROW_BLOCK = 224;
 // Rows of a tile at most. More would fit into the registers, and are not faster: with two tiles the second can fetch.
 const long TILE_ROWS = 8, TILE_ROWS_OF_FLOATS = 5, TILE_ROWS_OF_WORDS = 6;
+// Rows of a product that is multiplied as it is stored, from which on the next panel is fetched.
+const long FEWEST_ROWS_THAT_FETCH = 4;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
 
@@ -169,12 +171,15 @@ struct Product {
 #endif
     }
 
-    // While the last two tiles are at work, the next panel is fetched.
+    // With fewer, what comes next is read in time anyway.
+    long fewest_rows_that_fetch() const { return linear.kernel == AVX512_DOTS ? FEWEST_ROWS_THAT_FETCH : most_tile_rows + 1; }
+
+    // While the last two tiles are at work, or the only one, the next panel is fetched.
     void by_vectors(long index, long begin_row, long end_row, long next) const {
         alignas(64) uint32_t sums[TILE_ROWS * PANEL];
         const long count = end_row - begin_row, num_tiles = (count + most_tile_rows - 1) / most_tile_rows;
         const auto finish = is_by_avx512(linear) ? avx512::finish_tile : avx2::finish_tile;
-        const uint32_t* ahead = next < 0 || num_tiles < 2 ? nullptr : panel(next % num_panels());
+        const uint32_t* ahead = next < 0 || count < fewest_rows_that_fetch() ? nullptr : panel(next % num_panels());
         for (long t = 0; t < num_tiles; t++) {
             const long row = begin_row + count * t / num_tiles, end = begin_row + count * (t + 1) / num_tiles;
             const bool fetches = ahead != nullptr && t >= num_tiles - 2;
