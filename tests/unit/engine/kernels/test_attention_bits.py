@@ -36,16 +36,28 @@ pytestmark = pytest.mark.skipif(BEST is None, reason="there is no native kernel 
 class Tokens:
     """Queries, keys and values of one sequence."""
 
-    def __init__(self, dtype: torch.dtype, length: int = LENGTH, shape: LayerShape = SHAPE, seed: int = 1) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        length: int = LENGTH,
+        shape: LayerShape = SHAPE,
+        seed: int = 1,
+        *,
+        num_heads: int = HEADS,
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(heads: int, dim: int) -> Tensor:
             return torch.randn(length, heads, dim, generator=generator).to(dtype)
 
         self.length, self.shape, self.dtype = length, shape, dtype
-        self.query = normal(HEADS, shape.key_dim)
+        self.query = normal(num_heads, shape.key_dim)
         self.keys = normal(shape.num_kv_heads, shape.key_dim)
         self.values = normal(shape.num_kv_heads, shape.value_dim)
+
+    def part(self, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of some tokens."""
+        return self.query[first:end], self.keys[first:end], self.values[first:end]
 
     def attended(
         self,
@@ -126,6 +138,42 @@ def test_neither_the_chunks_nor_the_blocks_have_a_say(
         native(level, 2), spec, [*sorted(ends), LENGTH], block_size=other, unwritten=torch.inf, has_neighbour=True
     )
     assert same_bits(whole, cut)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sequences_have_the_bits_together_that_each_has_alone(
+    level: int, spec: AttentionSpec, dtype: torch.dtype, threads: int
+) -> None:
+    """Where there are many, several heads of one are read together; one has a number that is not finite."""
+    shape, block_size = LayerShape(8, 64, 32), 64
+    sinks = None if spec.sinks is None else spec.sinks.repeat(4)
+    spec = AttentionSpec(spec.scale, window=spec.window, softcap=spec.softcap, sinks=sinks)
+    spans = [(2, 3), (63, 64), (64, 65), (125, 130), (199, 200), (500, 513), (700, 701), (1090, 1100), (40, 300)]
+    sequences = [Tokens(dtype, end, shape, seed, num_heads=16) for seed, (_, end) in enumerate(spans)]
+    sequences[4].values[150, 5] = torch.nan
+    widths = [-(-end // block_size) for _, end in spans]
+    blocks = np.random.default_rng(0).permutation(sum(widths)).astype(np.int32)
+    tables = np.zeros((len(spans), max(widths)), dtype=np.int32)
+    for row, own in zip(tables, np.split(blocks, np.cumsum(widths)[:-1]), strict=True):
+        row[: len(own)] = own
+    backend = native(level, threads)
+    layer = backend.allocate(shape, sum(widths), block_size, dtype, CPU)
+
+    def run(chosen: list[int], part: Sequence[tuple[int, int]]) -> Tensor:
+        meta = batch_metadata(part, tables[chosen], block_size, CPU)
+        rows = [sequences[i].part(first, end) for i, (first, end) in zip(chosen, part, strict=True)]
+        query, keys, values = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
+        return backend.run(layer, query, keys, values, spec=spec, meta=meta)
+
+    for i, (first, _) in enumerate(spans):
+        run([i], [(0, first)])
+    together = run([*range(len(spans))], spans)
+    alone = torch.cat([run([i], [span]) for i, span in enumerate(spans)])
+    assert same_bits(together, alone)
+    assert together.isnan().any()
 
 
 @pytest.mark.parametrize("level", LEVELS)
