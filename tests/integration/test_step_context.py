@@ -153,7 +153,7 @@ def alone_cases(directory: Path, rng: random.Random, count: int, *, has_states: 
 
 
 def executor_of(directory: Path, *, has_states: bool, **settings: Any) -> tuple[EngineInfo, ModelRunner]:
-    def load(config: EngineConfig, device: torch.device) -> Any:
+    def load(config: EngineConfig, device: torch.device, kept: object) -> Any:
         causal_lm = load_causal_lm(config, device)
         layers = causal_lm.model.layers
         layers[1].mlp = MovingAverage(layers[1].mlp) if has_states else layers[1].mlp
