@@ -19,6 +19,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 _TRACER = "torch._dynamo"
 _TRACER_HELPER = "torch._dynamo._trace_wrapped_higher_order_op"
 _META_FUNCTIONS = "torch._meta_registrations"
+_IN_A_CIRCLE = (_TRACER, "torch._decomp", "torch._prims", "torch._refs", "torch.utils._content_store")
 _GGUF_READER = "transformers.integrations.gguf.reader"
 _COMMON_MODULES = (
     "transformers.modeling_utils",
@@ -103,15 +106,40 @@ def import_transformers() -> None:
         _forget_transformers(before)
 
 
+class _MetaFunctionsFirst(MetaPathFinder, Loader):
+    """Imports functions for tensors without numbers before modules that are in a circle with them, as torch does."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if fullname not in _IN_A_CIRCLE:
+            return None
+        import_meta_functions()
+        # What has come with them is taken out and put in again: else it would be loaded once more.
+        module = sys.modules.pop(fullname, None)
+        return None if module is None else ModuleSpec(fullname, self, loader_state=(module, module.__spec__))
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module that is there already."""
+        module: ModuleType = spec.loader_state[0]
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Leave the module as it was when it was imported."""
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state[1]
+
+
 def _import_torch() -> None:
     """Import torch without functions for tensors without numbers; see `import_meta_functions`."""
-    stand_ins = {} if "torch" in sys.modules else {_META_FUNCTIONS: ModuleType(_META_FUNCTIONS)}
-    with _represented(stand_ins):
+    if "torch" in sys.modules:
+        return
+    with _represented({_META_FUNCTIONS: ModuleType(_META_FUNCTIONS)}):
         import torch  # noqa: F401
+    sys.meta_path.insert(0, _MetaFunctionsFirst())
 
 
 def import_meta_functions() -> None:
     """Have torch compute the shapes of tensors without numbers by all of its functions."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _MetaFunctionsFirst)]
     import_module(_META_FUNCTIONS)
 
 

@@ -51,7 +51,15 @@ struct Item {
     long position;           // of the first token, in its sequence
     long first, end;         // keys that any of its tokens may see, in one part or in all
     float* partial;          // where the state of one part of several goes; or null
+    long partial_stride;     // to that of the next head
 };
+
+INLINE Item one_head(Item item, long index) {
+    item.head += index;
+    item.num_heads = 1;
+    if (item.partial != nullptr) item.partial += index * item.partial_stride;
+    return item;
+}
 
 // An upper bound of what any item takes.
 long scratch_bytes(const Attention& call) {
@@ -203,7 +211,7 @@ public:
         most_work_ = total / most(1, ITEMS_PER_THREAD * num_threads);
         int64_t items = 0, partials = 0;
         for (long i = 0; i < num_seqs; i++) {
-            const bool is_cut = num_threads > 1 && tokens_of(i) <= few_tokens() && work_of(i) > most_work_;
+            const bool is_cut = num_threads > 1 && tokens_of(i) <= few_tokens() && most_heads_ * work_of(i) > most_work_;
             const long parts = is_cut ? all_parts_of(i) : 1;
             first_items_[i] = items;
             first_partials_[i] = partials;
@@ -265,11 +273,10 @@ private:
 
     // KV heads of an item: several where there are enough items, and they have few rows.
     long heads_of(long sequence, long parts) const {
-        if (parts > 1) return 1;
         const long rows = tokens_of(sequence) * group_of(call);
         long heads = most_heads_;
         while (heads > 1 && (call.cache->num_kv_heads % heads || heads * rows > CHUNK_ROWS ||
-                             double(heads) * work_of(sequence) > most_work_))
+                             heads * work_of(sequence) > most_work_ * double(parts)))
             heads /= 2;
         return heads;
     }
@@ -342,14 +349,16 @@ void write_all(Job& job) {
     while (job.num_written.load(std::memory_order_acquire) < num_tokens) sched_yield();
 }
 
-// The thread that does a head's last part joins them all.
+// The thread that does the last part of some heads joins all of them.
 void run_part(Job& job, Item& item, long part, long num_parts, char* scratch) {
     const Work& work = job.work;
     const float* first = job.partials + work.first_partial(item);
+    item.partial_stride = num_parts * work.partial_floats(item.sequence);
     item.partial = job.partials + work.first_partial(item) + part * work.partial_floats(item.sequence);
     job.kernels.attend(work.call, item, scratch);
     if (job.missing[item.sequence * work.call.cache->num_kv_heads + item.head].fetch_sub(1) > 1) return;
-    job.kernels.join(work.call, item, first, num_parts, scratch);
+    for (long i = 0; i < item.num_heads; i++)
+        job.kernels.join(work.call, one_head(item, i), first + i * item.partial_stride, num_parts, scratch);
 }
 
 void run_item(Job& job, long number, char* scratch) {

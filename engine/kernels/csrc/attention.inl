@@ -532,14 +532,11 @@ template <class A> struct HeadWork {
     State all, part;
 
     HeadWork(const Attention& call, const Item& whole, long index, Scratch& scratch)
-        : item(one_of(whole, index)), rows(call, item, scratch),
-          all(scratch.take<float>(state_floats(call, rows.count)), rows.count),
-          part(scratch.take<float>(state_floats(call, rows.count)), rows.count) {}
+        : item(one_head(whole, index)), rows(call, item, scratch), all(state(call, item.partial, scratch), rows.count),
+          part(state(call, nullptr, scratch), rows.count) {}
 
-    static Item one_of(Item item, long index) {
-        item.head += index;
-        item.num_heads = 1;
-        return item;
+    float* state(const Attention& call, float* partial, Scratch& scratch) const {
+        return partial ? partial : scratch.take<float>(state_floats(call, rows.count));
     }
 };
 
@@ -550,7 +547,7 @@ template <class A> void attend_heads(const Attention& call, const Item& item, ch
     HeadWork<A>* heads = scratch.take<HeadWork<A>>(item.num_heads);
     for (long i = 0; i < item.num_heads; i++) new (&heads[i]) HeadWork<A>(call, item, i, scratch);
     uint32_t* copy = scratch.take<uint32_t>(TILE * (heads->rows.lanes + 2 * heads->rows.padded));
-    const long first = item.first / PART * PART;
+    const long first = item.first / PART * PART;  // of one part alone where it has a state of its own
     for (long begin = first; begin < item.end; begin += PART) {
         const auto each = [&](const auto& body) {
             for (long i = 0; i < item.num_heads; i++) body(heads[i], begin == first ? heads[i].all : heads[i].part);
@@ -577,7 +574,7 @@ template <class A> void attend_heads(const Attention& call, const Item& item, ch
                 add_part(head.all, part, head.rows.count, head.rows.padded);
             });
     }
-    for (long i = 0; i < item.num_heads; i++)
+    for (long i = 0; i < item.num_heads && item.partial == nullptr; i++)
         write_out<typename A::Stored>(call, heads[i].item, heads[i].all, heads[i].rows.padded);
 }
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 WAITING = """
 import sys, threading, time
 from orcinus.engine.platform.lean_imports import wait_for_transformers
@@ -39,3 +41,24 @@ assert found == usual(package)
 
 def test_names_in_the_files_of_models_are_read_once_and_are_all_there() -> None:
     subprocess.run([sys.executable, "-c", NAMES], check=True, timeout=120)
+
+
+LATER = """
+import sys
+from importlib import import_module
+from orcinus.engine.platform.lean_imports import import_transformers
+import_transformers()
+assert "torch._prims" not in sys.modules
+import_module(sys.argv[1])
+import torch, torch._meta_registrations
+assert torch._meta_registrations.__file__
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["torch._decomp", "torch._refs", "torch._dynamo", "torch.utils._content_store", "torch.distributed.tensor"]
+)
+def test_what_was_left_out_can_be_imported_from_any_side(name: str) -> None:
+    subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", LATER, name], check=True, timeout=120)
