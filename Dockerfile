@@ -66,7 +66,8 @@ RUN if [ "$VARIANT" = cuda ]; then \
 COPY --from=dependencies /opt/orcinus /opt/orcinus
 COPY --from=wheel /install /opt/orcinus
 
-# The root filesystem may be read-only: downloads go to the volume, everything else that is written to /tmp.
+# The root filesystem may be read-only: downloads and packed weights go to the volume, everything else that is written to
+# /tmp.
 ENV PATH=/opt/orcinus/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -76,6 +77,7 @@ ENV PATH=/opt/orcinus/bin:$PATH \
     XDG_CACHE_HOME=/tmp/cache \
     TORCHINDUCTOR_CACHE_DIR=/tmp/cache/torchinductor \
     TRITON_CACHE_DIR=/tmp/cache/triton \
+    ORCINUS_PACKED_WEIGHTS_DIR=/var/cache/huggingface/orcinus-packed \
     ORCINUS_HOST=0.0.0.0 \
     ORCINUS_PORT=8000
 VOLUME /var/cache/huggingface

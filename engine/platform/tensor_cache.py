@@ -27,6 +27,7 @@ MOST_FILES = 4
 _SUFFIX, _PARTIAL = ".safetensors", ".partial"
 _CHUNK = 4 * 2**20  # bytes that a checksum is of
 _SPARE_BYTES = 2**30  # that a disk is left with
+_IN_MEMORY = ("tmpfs", "ramfs")
 _DTYPES = {"U8": torch.uint8, "F32": torch.float32, "I32": torch.int32}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -65,6 +66,9 @@ class TensorCache:
         size = sum(tensor.nbytes for tensor in tensors.values())
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _is_in_memory(self._directory):
+                logger.info("packed weights are not kept in %s, which lies in memory", self._directory)
+                return False
             self._drop_oldest()
             free = shutil.disk_usage(self._directory).free
             if free < size + _SPARE_BYTES:
@@ -136,6 +140,18 @@ def _write_all(file: int, data: bytes | memoryview) -> None:
         if written == 0:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         view = view[written:]
+
+
+def _is_in_memory(directory: Path) -> bool:
+    """Return whether what a directory holds takes memory instead of a disk."""
+    device = directory.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return False
+    kinds = {mount.partition(" - ")[2].split()[0] for mount in mounts if mount.split()[2] == number}
+    return not kinds.isdisjoint(_IN_MEMORY)
 
 
 def _sync_directory(directory: Path) -> None:

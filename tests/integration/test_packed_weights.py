@@ -45,6 +45,7 @@ def small_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """And they have been written when a start returns."""
     monkeypatch.setattr(packed_weights, "_LEAST_BYTES", 0)
     monkeypatch.setattr(tensor_cache, "_SPARE_BYTES", 0)
+    monkeypatch.setattr(tensor_cache, "_IN_MEMORY", ())  # as directories of tests may lie there
     keep = KeptWeights.keep
 
     def and_wait(kept: KeptWeights, served: Any) -> threading.Thread | None:

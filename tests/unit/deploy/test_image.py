@@ -52,6 +52,7 @@ def test_any_user_of_group_0_may_write_where_the_server_writes() -> None:
     assert {"--group=0", "--mode=0775"} <= set(words)
     environment = environment_of_image()
     assert {environment["HF_HOME"], environment["HOME"], last("WORKDIR")} <= set(words)
+    assert Path(environment["ORCINUS_PACKED_WEIGHTS_DIR"]).parent == Path(environment["HF_HOME"])
 
 
 def test_image_listens_where_its_port_is_exposed() -> None:

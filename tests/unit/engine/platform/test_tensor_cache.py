@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from orcinus.engine.platform.tensor_cache import MOST_FILES, TensorCache
 @pytest.fixture(autouse=True)
 def any_disk_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_cache, "_SPARE_BYTES", 0)
+    monkeypatch.setattr(tensor_cache, "_IN_MEMORY", ())
 
 
 def tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -189,3 +191,15 @@ def test_what_may_only_be_read_is_used(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "utime", refuse)
     assert cache.read("key") is not None
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="there is no file system in memory")
+def test_nothing_is_kept_in_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(tensor_cache, "_IN_MEMORY", ("tmpfs", "ramfs"))
+    caplog.set_level("INFO", logger="orcinus")
+    with TemporaryDirectory(dir="/dev/shm") as directory:
+        cache = TensorCache(Path(directory) / "packed")
+        assert not cache.write("key", tensors(), None)
+        assert cache.read("key") is None
+        assert [path for path in Path(directory).rglob("*") if path.is_file()] == []
+    assert "which lies in memory" in caplog.text
