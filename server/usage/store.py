@@ -87,6 +87,7 @@ def read_usage(path: Path, by: Sequence[str], since: str = "", limit: int | None
     columns = ", ".join(by)
     sums = ", ".join(f"SUM({name})" for name in Usage._fields)
     with _naming(path), closing(_open_to_read(path)) as database:
+        database.execute("BEGIN")  # of what is read one after the other, nothing is written in between
         if not _is_ours(database, path):
             return {}
         rows = database.execute(

@@ -3,7 +3,10 @@
 import os
 import sqlite3
 import tempfile
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,3 +89,23 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, kind: str) ->
             act()
     if kind == "no database":
         assert path.read_text().startswith("key,requests\n")
+
+
+def test_a_file_that_is_begun_while_it_is_read_is_empty_or_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, connect = tmp_path / "usage.db", sqlite3.connect
+    with closing(connect(file)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+
+    class Meanwhile(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            """Have another connection write the first counts between two reads."""
+            if "COUNT(*)" in sql:
+                monkeypatch.setattr(sqlite3, "connect", connect)
+                add_usage(file, {UsageKey("2026-11-30", "a", "m"): Usage(1, 2, 3, 4, 5)})
+            return super().execute(sql, *args)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=Meanwhile))
+    assert read_usage(file, ["key"]) == {}
+    assert read_usage(file, ["key"]) == {("a",): Usage(1, 2, 3, 4, 5)}
