@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_RUN = 16  # columns after which two weights take turns
+RUN = 16  # columns after which two weights take turns
 
 
 class JoinedLinears:
@@ -43,7 +43,7 @@ class JoinedLinears:
         if not self.alternates:
             return torch.split(whole, self.sizes, dim=dim)
         moved = whole.movedim(dim, -1)
-        runs = moved.reshape(*moved.shape[:-1], -1, 2, _RUN)
+        runs = moved.reshape(*moved.shape[:-1], -1, 2, RUN)
         return tuple(runs[..., i, :].flatten(-2).movedim(-1, dim) for i in range(2))
 
 

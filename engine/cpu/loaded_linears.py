@@ -11,14 +11,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from orcinus.engine.cpu.grouped_weight import GroupedWeight, GroupForm, RowSource
-from orcinus.engine.cpu.joined_linear import joined_parts
+from orcinus.engine.cpu.joined_linear import RUN, joined_parts
 from orcinus.engine.cpu.layer_parts import Place, parts_of
 from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.cpu.packed_sources import Source
 from orcinus.engine.cpu.packed_store import KeptProducts
 from orcinus.engine.kernels.library import Library
-
-_RUN = 16  # columns after which two weights take turns
 
 
 class FormedRows(RowSource, Protocol):
@@ -110,4 +108,4 @@ def _can_take_turns(both: Sequence[FormedRows | None]) -> bool:
     gate, up = both
     if gate is None or up is None:
         return False
-    return gate.form == up.form and gate.shape == up.shape and gate.shape[0] % _RUN == 0
+    return gate.form == up.form and gate.shape == up.shape and gate.shape[0] % RUN == 0
