@@ -54,6 +54,7 @@ struct Item {
     long partial_stride;     // to that of the next head
 };
 
+// One of an item's heads, by its place among them.
 INLINE Item one_head(Item item, long index) {
     item.head += index;
     item.num_heads = 1;
@@ -66,7 +67,8 @@ long scratch_bytes(const Attention& call) {
     const long rows = most(CHUNK_ROWS, group_of(call));
     const long keys = round_up(call.cache->key_dim, 2), values = padded_values(call);
     const long by_units = UNIT_ROWS * (keys + 2 * TILE + values);
-    return MOST_HEADS * HEAD_BYTES + 4 * (rows * (keys + 2 * TILE) + by_units + 2 * state_floats(call, rows) + TILE * (keys + 2 * values)) + 64 * 16;
+    const long floats = rows * (keys + 2 * TILE) + by_units + 2 * state_floats(call, rows) + TILE * (keys + 2 * values);
+    return MOST_HEADS * HEAD_BYTES + 4 * floats + 64 * 16;
 }
 
 INLINE const int32_t* table_of(const Step& step, long sequence) {

@@ -547,7 +547,7 @@ template <class A> void attend_heads(const Attention& call, const Item& item, ch
     HeadWork<A>* heads = scratch.take<HeadWork<A>>(item.num_heads);
     for (long i = 0; i < item.num_heads; i++) new (&heads[i]) HeadWork<A>(call, item, i, scratch);
     uint32_t* copy = scratch.take<uint32_t>(TILE * (heads->rows.lanes + 2 * heads->rows.padded));
-    const long first = item.first / PART * PART;  // of one part alone where it has a state of its own
+    const long first = item.first / PART * PART;  // one part alone, if its state goes to item.partial
     for (long begin = first; begin < item.end; begin += PART) {
         const auto each = [&](const auto& body) {
             for (long i = 0; i < item.num_heads; i++) body(heads[i], begin == first ? heads[i].all : heads[i].part);
