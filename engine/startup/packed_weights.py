@@ -72,7 +72,7 @@ def kept_groups(config: EngineConfig, device: torch.device) -> tuple[KeptProduct
     if config.quantization is not None or directory is None or device.type != "cpu" or library is None:
         return KeptProducts(), KeptWeights()
     source = model_source(config.model)
-    identity = _identity(source) if _has_groups(source) else None
+    identity = _identity(source, _has_groups)
     if identity is None:
         return KeptProducts(), KeptWeights()
     key, cache = _hash(library, (_FORMAT, identity, "groups")), TensorCache(Path(directory))
@@ -127,10 +127,11 @@ def _key(config: EngineConfig, causal_lm: Any, library: Library) -> str | None:
     return _hash(library, numbers)
 
 
-def _identity(source: ModelSource) -> str | None:
+def _identity(source: ModelSource, is_of_interest: Callable[[ModelSource], bool] = lambda source: True) -> str | None:
+    """Return what tells a checkpoint from others. One that cannot be read is for who loads it to complain of."""
     try:
-        return checkpoint_identity(source)
-    except OSError as error:
+        return checkpoint_identity(source) if is_of_interest(source) else None
+    except (OSError, ValueError) as error:
         logger.info("packed weights are not kept: %s", error)
         return None
 

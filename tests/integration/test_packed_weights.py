@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +17,7 @@ from torch import Tensor
 from orcinus.engine.cpu import native_linear
 from orcinus.engine.cpu.decoder_layers import NativeDecoder, num_native_layers
 from orcinus.engine.cpu.grouped_weight import GroupedWeight
+from orcinus.engine.errors import ModelLoadError
 from orcinus.engine.kernels.library import load_library, use_kernels
 from orcinus.engine.messages import EngineInfo
 from orcinus.engine.platform import tensor_cache
@@ -239,6 +241,27 @@ def test_another_file_of_the_same_name_is_packed_anew(
     grouped.clear()
     start(file, tmp_path / "kept", None)
     assert grouped
+
+
+@pytest.mark.parametrize("broken", ["no config.json", "no file", "no name of the hub"])
+def test_what_cannot_be_loaded_is_refused_as_ever(
+    broken: str, model_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    weights = tmp_path / "weights"
+    shutil.copytree(model_of("llama"), weights)
+    (weights / "config.json").unlink()
+    models = {
+        "no config.json": weights,
+        "no file": tmp_path / "none.gguf",
+        "no name of the hub": Path("a--b..c/d.gguf"),
+    }
+    told = []
+    for kept in (None, tmp_path / "kept"):
+        with pytest.raises(ModelLoadError) as refused:
+            start(models[broken], kept, None)
+        told.append(str(refused.value))
+    assert told[0] == told[1]
 
 
 def test_plain_weights_are_not_kept_and_neither_are_dequantized_ones(
