@@ -279,7 +279,8 @@ def test_the_server_says_in_one_line_that_a_file_has_no_head(file_of: Callable[.
     command = [sys.executable, "-m", "orcinus.server.cli", "serve", str(file), "--port", "0", "--speculation", "mtp"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
+    # A thread that still imports torch for the tokenizer may log lines of torch's when the process ends.
+    assert [line for line in done.stderr.splitlines() if line.startswith("orcinus serve:")] == [
         "orcinus serve: speculation=mtp: the GGUF file has no MTP head (blk.4.nextn.eh_proj.weight);"
         " ngram, suffix and auto need none"
-    )
+    ]
