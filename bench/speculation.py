@@ -10,7 +10,7 @@ JSON repeat their prompts; prose does now and then, random tokens never; "again"
 one token in twenty another one. "own" is what the model itself writes, greedily, after a part of our documentation: a
 head's guesses (mtp) are right about that alone, and as often as the checkpoint's head is good. The same requests are
 served with drafts and without at the same time, a step of one and a step of the other in turn, so that what else the
-machine does meets both alike; medians over rounds.
+machine does meets both alike, and counted while all of them run; medians over rounds.
 """
 
 import argparse
@@ -135,7 +135,7 @@ class HalfOfBlocks:
 
 
 class Side:
-    """Serves requests with one setting. Only its steps beyond the prompts are counted."""
+    """Serves requests with one setting. Counted are steps beyond the prompts while all of them run."""
 
     def __init__(self, executor: Executor, speculation: Speculation, jobs: Sequence[Job], temperature: float) -> None:
         info, self._runner = executor
@@ -154,6 +154,7 @@ class Side:
             sampling = SamplingParams(max_tokens=len(text), ignore_eos=True, seed=seed, temperature=temperature)
             self.core.add_request(AddRequest(f"{speculation}{seed}", prompt, sampling, arrival_time=time.monotonic()))
         self._missing = {f"{speculation}{seed}" for seed in range(len(jobs))}  # those without a token
+        self._is_full = True  # no request has ended
 
     def note_earlier(self, rng: random.Random, jobs: Sequence[Job], vocab_size: int) -> None:
         """Let the drafter see much the same answers."""
@@ -177,6 +178,9 @@ class Side:
         self._runner.drafter = self._drafter
         began, cpu_began = time.perf_counter(), time.thread_time()
         outputs = self.core.step()
+        if not self._is_full:
+            return
+        self._is_full = not any(delta.finish_reason for delta in outputs.deltas)
         self.figures.cpu_s += time.thread_time() - cpu_began
         self.figures.seconds += time.perf_counter() - began
         self.figures.num_steps += 1
@@ -201,7 +205,7 @@ def main() -> None:
     for kind, streams in itertools.product(options.kinds, options.streams):
         rows += measure((info, runner), writing, kind, streams, options)
     headings = ["text", "streams", "speculation", "off, tokens/s", "tokens/s", "to off", "least", "most"]
-    headings += ["to off, by processor time", "steps of off", "steps", "with drafts", "with head", "accepted"]
+    headings += ["to off, by processor time", "tokens a step, to off", "steps", "with drafts", "with head", "accepted"]
     print("\n" + markdown_table([headings, *rows]))
 
 
@@ -246,7 +250,9 @@ def summary(rounds: Sequence[tuple[Figures, Figures]]) -> list[str]:
         statistics.median(plain.tokens_per_s for plain, _ in rounds),
         statistics.median(own.tokens_per_s for _, own in rounds),
         *(statistics.median(ratios), min(ratios), max(ratios), statistics.median(cpu_ratios)),
-        statistics.median(plain.num_steps / own.num_steps for plain, own in rounds),
+        statistics.median(
+            (own.num_tokens / own.num_steps) / (plain.num_tokens / plain.num_steps) for plain, own in rounds
+        ),
     ]
     counts = [
         (sum(own.num_draft_steps for _, own in rounds), sum(own.num_head_steps for _, own in rounds)),

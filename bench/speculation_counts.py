@@ -3,7 +3,8 @@
     python -m bench.speculation_counts [--kinds JSON,copy] [--streams 1,4] [--row 0.06] [--tokens 160]
 
 Scheduler, policy and drafter are the engine's, texts those of `bench.speculation`. A step of one request takes 1, each
-request beside it 0.04 more, each draft `--row` more. So the counts are the same on every machine, however busy.
+request beside it 0.04 more, each draft `--row` more. So the counts are the same on every machine, however busy. What
+comes while all of them run is counted.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from bench.simulation.traffic import VirtualClock, engine_info
 from bench.speculation import KINDS, Job
 from orcinus.config.engine_config import Speculation
 from orcinus.engine.core import EngineCore
-from orcinus.engine.messages import AddRequest, Fault, StepPlan, StepResult
+from orcinus.engine.messages import AddRequest, Fault, Proposal, StepPlan, StepResult
 from orcinus.engine.platform.device import DeviceMonitor
 from orcinus.engine.runner.drafts import num_accepted
 from orcinus.engine.runner.past_answers import PastAnswers
@@ -69,7 +70,7 @@ class Writer:
         return lambda: StepResult(sampled_token_ids=tokens, drafts=drafts)
 
     @staticmethod
-    def _drafts(drafter: TextDrafter, plan: StepPlan, tokens: dict[str, list[int]]) -> dict[str, list[int]]:
+    def _drafts(drafter: TextDrafter, plan: StepPlan, tokens: dict[str, list[int]]) -> dict[str, Proposal]:
         for request_id in plan.released:
             drafter.release(request_id)
         for new in plan.new_requests:
@@ -80,9 +81,10 @@ class Writer:
 
 @dataclass
 class Counts:
-    """Tells what requests took from their first tokens on."""
+    """Tells what requests took from their first tokens on, while all of them ran."""
 
     seconds: float = 0.0
+    num_tokens: int = 0
     num_steps: int = 0
     num_draft_steps: int = 0
     num_tried: int = 0
@@ -105,10 +107,13 @@ def serve(jobs: Sequence[Job], speculation: Speculation, row_s: float) -> Counts
     missing = {*writer.texts}
     while missing:
         missing -= {delta.request_id for delta in core.step().deltas if delta.token_ids}
-    counts, began = Counts(), writer.clock.now
-    while core.has_work:
-        stats = core.step().stats
+    counts, began, is_full = Counts(), writer.clock.now, True
+    while is_full:
+        outputs = core.step()
+        is_full = not any(delta.finish_reason for delta in outputs.deltas)
+        stats = outputs.stats
         counts.num_steps += 1
+        counts.num_tokens += sum(len(delta.token_ids) for delta in outputs.deltas)
         counts.num_draft_steps += stats.num_draft_tokens > 0
         counts.num_tried += stats.num_draft_tokens
         counts.num_accepted += stats.num_accepted_drafts
@@ -118,7 +123,7 @@ def serve(jobs: Sequence[Job], speculation: Speculation, row_s: float) -> Counts
 
 def main() -> None:
     options = _arguments()
-    rows = [["text", "streams", "time of off", "steps of off", "steps", "with drafts", "accepted"]]
+    rows = [["text", "streams", "tokens/s, to off", "tokens a step, to off", "steps", "with drafts", "accepted"]]
     for kind, streams in itertools.product(options.kinds, options.streams):
         plain, own = Counts(), Counts()
         for number in range(_ROUNDS):
@@ -126,7 +131,8 @@ def main() -> None:
             jobs = [KINDS[kind](rng, options.tokens, _VOCAB_SIZE) for _ in range(streams)]
             plain.add(serve(jobs, "off", options.row))
             own.add(serve(jobs, "auto", options.row))
-        ratios = [f"{plain.seconds / own.seconds:.2f}", f"{plain.num_steps / own.num_steps:.2f}"]
+        gain = own.num_tokens / plain.num_tokens
+        ratios = [f"{gain * plain.seconds / own.seconds:.2f}", f"{gain * plain.num_steps / own.num_steps:.2f}"]
         counts = [f"{own.num_steps}", f"{own.num_draft_steps}", f"{own.num_accepted} of {own.num_tried}"]
         rows.append([kind, str(streams), *ratios, *counts])
     print(markdown_table(rows))

@@ -23,6 +23,9 @@ Fault = Literal["request", "memory", "engine"]
 """What a failed step may be blamed on: one of its requests, want of memory, or an executor that cannot go on."""
 HeadUse = Literal["rests", "caches", "guesses"]
 """What a model's head for multi-token prediction does in a step, if there is one: "caches" runs its layer alone."""
+DraftBasis = Literal["long match", "short match", "substitution", "realignment", "head"]
+"""Why drafts are proposed: a text's last tokens stood before, many or few of them; it differs from what it was like in
+its last tokens, or in some before these; or a head for multi-token prediction guesses so."""
 AdmissionLimit = Literal["slots", "blocks", "tokens", "objective", "other"]
 """What a sequence waits for: a slot, KV blocks, tokens of a step, the latency objective, or anything else."""
 
@@ -417,6 +420,13 @@ class StepPlan(Message, frozen=True):
         return sum(s.num_tokens for s in self.scheduled)
 
 
+class Proposal(Message, frozen=True):
+    """Tokens that may follow those of a request, to be tried as drafts, and what makes them likely."""
+
+    token_ids: list[int]
+    basis: DraftBasis
+
+
 class StepResult(Message, frozen=True):
     """Tells what the executor made of a plan.
 
@@ -442,4 +452,4 @@ class StepResult(Message, frozen=True):
     finished: list[str] = []
     steered: list[str] = []
     embeddings: dict[str, bytes] = {}
-    drafts: dict[str, list[int]] = {}
+    drafts: dict[str, Proposal] = {}

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from orcinus.engine.messages import NewRequest, ScheduledRequest, TokenLogprobs
+from orcinus.engine.messages import NewRequest, Proposal, ScheduledRequest, TokenLogprobs
 from orcinus.engine.sampling.sampler import SampledRows
 
 
@@ -26,8 +26,8 @@ class Drafter(Protocol):
     def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:
         """Append to texts what came next, by request, since they were asked for last."""
 
-    def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
-        """Return the tokens that may follow the texts of these requests: as many as it likes, or none.
+    def propose(self, request_ids: Sequence[str]) -> dict[str, Proposal]:
+        """Return the tokens that may follow the texts of these requests: as many as it likes, of some or of none.
 
         The scheduler decides how many are tried, and in which steps it asks.
         """

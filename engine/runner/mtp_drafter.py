@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from orcinus.engine.messages import NewRequest
+from orcinus.engine.messages import NewRequest, Proposal
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.platform.device_copy import to_host
 from orcinus.engine.runner.drafts import Drafter
@@ -74,15 +74,18 @@ class MtpDrafter:
         if self._texts is not None:
             self._texts.take_in(grown)
 
-    def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
+    def propose(self, request_ids: Sequence[str]) -> dict[str, Proposal]:
         """Return one draft for each request that has just got a token, or several where a text agrees."""
-        drafts = {} if self._texts is None else self._texts.propose(request_ids)
+        proposals = {} if self._texts is None else self._texts.propose(request_ids)
         guesses, self._guesses = self._guesses, {}  # the head may rest in the next step
         for request_id in request_ids:
             guess = guesses.get(request_id, {}).get(self._lengths[request_id])
-            if guess is not None and drafts.get(request_id, [])[:1] != [guess]:
-                drafts[request_id] = [guess]
-        return drafts
+            if guess is None:
+                continue
+            of_text = proposals.get(request_id)
+            if of_text is None or of_text.token_ids[0] != guess:
+                proposals[request_id] = Proposal([guess], "head")
+        return proposals
 
     def release(self, request_id: str) -> None:
         self._lengths.pop(request_id, None)

@@ -1,21 +1,29 @@
 """How many drafts a step tries: as many as make the tokens come faster, which may be none.
 
-Two things are learnt while requests run: how likely drafts of a request are right, by their position, and how much
-longer a step takes for so many more rows. A proposal that is not tried tells the first as well as one that is, once the
-tokens in its place are known, so nothing is spent on finding out. Deals in numbers, request ids and token ids alone.
+Two things are learnt while requests run: how likely drafts of a request are right, by what they are based on and by
+their position, and how much longer a step takes for so many more rows. A proposal that is not tried tells the first as
+well as one that is, once the tokens in its place are known, so nothing is spent on finding out. Deals in numbers,
+request ids and token ids alone.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from orcinus.engine.messages import DraftBasis, Proposal
 from orcinus.engine.scheduler.step_time import StepTimeModel
 
 # Positions that are told apart; those behind share the last one.
 _NUM_POSITIONS = 8
 # What is thought of first drafts that nothing is known of, and how many observations that weighs as much as.
-_FIRST_RATE = 0.5
+_FIRST_RATES: dict[DraftBasis, float] = {
+    "long match": 0.9,
+    "short match": 0.65,
+    "substitution": 0.5,
+    "realignment": 0.5,
+    "head": 0.5,
+}
 _PRIOR_WEIGHT = 2
-# A request's rates follow its latest observations, and those of all requests, with which a new one begins, theirs.
+# A request's rates follow its latest observations, and those of all requests, with which its own begin, theirs.
 _MEMORY = 10
 _MEMORY_OF_ALL = 50
 # A draft less likely than this is no use at any cost that a row can have.
@@ -68,8 +76,8 @@ class DraftPolicy:
             if record.num_seen == len(record.expected):
                 return
             position, is_right = record.num_seen, token_id == record.expected[record.num_seen]
-            record.rates.observe(position, is_right=is_right)
-            self._all.observe(position, is_right=is_right)
+            record.rates[record.basis].observe(position, is_right=is_right)
+            self._all[record.basis].observe(position, is_right=is_right)
             record.num_seen = position + 1 if is_right else len(record.expected)
 
     def forget(self, request_id: str) -> None:
@@ -79,7 +87,9 @@ class DraftPolicy:
     def forget_all(self) -> None:
         """Drop what is known of how likely drafts are right, but not what steps take."""
         self._records: dict[str, _Record] = {}
-        self._all = _Rates([_FIRST_RATE] + [0.0] * (_NUM_POSITIONS - 1), _MEMORY_OF_ALL)
+        self._all = {
+            basis: _Rates([rate] + [0.0] * (_NUM_POSITIONS - 1), _MEMORY_OF_ALL) for basis, rate in _FIRST_RATES.items()
+        }
         self._gain, self._num_gains = 1.0, 0
 
     def tokens_per_s(self, num_decodes: int) -> float | None:
@@ -103,12 +113,12 @@ class DraftPolicy:
             self._num_fruitless, self._interval = 0, min(_MAX_INTERVAL, 2 * self._interval)
         return True
 
-    def choose(self, proposals: Mapping[str, list[int]], num_decodes: int) -> dict[str, list[int]]:
+    def choose(self, proposals: Mapping[str, Proposal], num_decodes: int) -> dict[str, list[int]]:
         """Return the drafts to try beside so many requests that decode, by request; those with none are left out."""
         ranked: list[tuple[float, str]] = []
-        for request_id, drafts in proposals.items():
-            rates = self._expect(request_id, drafts)
-            ranked.extend((probability, request_id) for probability in rates.of_drafts(len(drafts)))
+        for request_id, proposal in proposals.items():
+            rates = self._expect(request_id, proposal)
+            ranked.extend((probability, request_id) for probability in rates.of_drafts(len(proposal.token_ids)))
         if not ranked:
             self._observe_gain(1.0)
             return {}
@@ -121,16 +131,22 @@ class DraftPolicy:
         if num_tried and self._gain >= _WORTH_LOOKING:
             self._num_fruitless, self._interval = 0, 1
         counts = Counter(request_id for _, request_id in ranked[:num_tried])
-        return {request_id: proposals[request_id][:count] for request_id, count in counts.items()}
+        return {request_id: proposals[request_id].token_ids[:count] for request_id, count in counts.items()}
 
-    def _expect(self, request_id: str, drafts: list[int]) -> "_Rates":
-        """Hold what comes next in a request against these drafts, if it is not held against earlier ones still."""
+    def _expect(self, request_id: str, proposal: Proposal) -> "_Rates":
+        """Hold what comes next in a request against these drafts, if it is not held against earlier ones still.
+
+        Returns the request's rates of such drafts.
+        """
         record = self._records.get(request_id)
         if record is None:
-            record = self._records[request_id] = _Record(_Rates(self._all.all_positions(), _MEMORY))
+            record = self._records[request_id] = _Record()
+        basis = proposal.basis
+        if basis not in record.rates:
+            record.rates[basis] = _Rates(self._all[basis].all_positions(), _MEMORY)
         if record.num_seen == len(record.expected):
-            record.expected, record.num_seen = drafts, 0
-        return record.rates
+            record.expected, record.basis, record.num_seen = proposal.token_ids, basis, 0
+        return record.rates[basis]
 
     def _observe_gain(self, gain: float | None) -> None:
         if gain is not None:
@@ -192,11 +208,12 @@ class _Rates:
 class _Record:
     """Holds a request's rates, and drafts that its next tokens are held against: `num_seen` of them are judged."""
 
-    __slots__ = ("expected", "num_seen", "rates")
+    __slots__ = ("basis", "expected", "num_seen", "rates")
 
-    def __init__(self, rates: _Rates) -> None:
-        self.rates = rates
+    def __init__(self) -> None:
+        self.rates: dict[DraftBasis, _Rates] = {}
         self.expected: list[int] = []
+        self.basis: DraftBasis = "long match"
         self.num_seen = 0
 
 

@@ -6,7 +6,7 @@ With a head for multi-token prediction there are two of them, for steps in which
 
 from collections.abc import Mapping, Sequence
 
-from orcinus.engine.messages import HeadUse, StepPlan
+from orcinus.engine.messages import HeadUse, Proposal, StepPlan
 from orcinus.engine.scheduler.draft_policy import DraftPolicy
 from orcinus.engine.scheduler.head_policy import HeadPolicy
 from orcinus.engine.scheduler.request import Request
@@ -33,20 +33,22 @@ class Drafting:
     def keep(
         self,
         plan: StepPlan,
-        proposals: Mapping[str, list[int]],
+        proposals: Mapping[str, Proposal],
         requests: Mapping[str, Request],
         running: Sequence[Request],
     ) -> None:
         """Keep proposals as drafts of those requests that are there still and whose next tokens may be guessed."""
         if not proposals and (self._head is None or not plan.wants_drafts):  # with it, that there are none is news
             return
-        both = [(requests.get(request_id), drafts) for request_id, drafts in proposals.items()]
-        kept = {
-            request.request_id: drafts for request, drafts in both if request is not None and not request.looks_back
+        both = [(requests.get(request_id), proposal) for request_id, proposal in proposals.items()]
+        usable = {
+            request.request_id: proposal for request, proposal in both if request is not None and not request.looks_back
         }
         policy = self._policy_of(plan)
-        if policy is not None:
-            kept = policy.choose(kept, sum(request.is_decoding for request in running))
+        if policy is None:
+            kept = {request_id: proposal.token_ids for request_id, proposal in usable.items()}
+        else:
+            kept = policy.choose(usable, sum(request.is_decoding for request in running))
         for request_id, draft_token_ids in kept.items():
             requests[request_id].draft_token_ids = draft_token_ids
 

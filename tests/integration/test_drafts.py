@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orcinus.engine.messages import EngineInfo, NewRequest
+from orcinus.engine.messages import EngineInfo, NewRequest, Proposal
 from orcinus.engine.models.loader import multiplies_bfloat16
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling_params import SamplingParams
@@ -48,9 +48,12 @@ class KnowingDrafter:
     def release(self, request_id: str) -> None:
         pass
 
-    def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
+    def propose(self, request_ids: Sequence[str]) -> dict[str, Proposal]:
         following = {name: self._texts[name][self._num_known[name] :] for name in request_ids}
-        return {name: self._with_mistakes(tokens[: self._rng.randint(0, 6)]) for name, tokens in following.items()}
+        return {
+            name: Proposal(self._with_mistakes(tokens[: self._rng.randint(0, 6)]), "long match")
+            for name, tokens in following.items()
+        }
 
     def _with_mistakes(self, tokens: list[int]) -> list[int]:
         drafts = [token if self._rng.random() < 0.8 else self._rng.randrange(VOCAB_SIZE) for token in tokens]

@@ -19,7 +19,7 @@ from orcinus.engine.attention.interface import batch_metadata
 from orcinus.engine.attention.step_context import StepContext, step_context
 from orcinus.engine.core import EngineCore
 from orcinus.engine.errors import ModelLoadError
-from orcinus.engine.messages import EngineInfo, HeadUse, StepResult
+from orcinus.engine.messages import EngineInfo, HeadUse, Proposal, StepResult
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.runner.mtp_drafter import MtpDrafter, StepStates
 from orcinus.engine.runner.text_drafter import TextDrafter
@@ -138,11 +138,11 @@ class NotingDrafter(MtpDrafter):
         super().__init__(*given)
         self.proposed: dict[str, dict[int, int]] = {}
 
-    def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
-        drafts = super().propose(request_ids)
-        for request_id, (draft,) in drafts.items():
-            self.proposed.setdefault(request_id, {})[self._lengths[request_id]] = draft
-        return drafts
+    def propose(self, request_ids: Sequence[str]) -> dict[str, Proposal]:
+        proposals = super().propose(request_ids)
+        for request_id, proposal in proposals.items():
+            (self.proposed.setdefault(request_id, {})[self._lengths[request_id]],) = proposal.token_ids
+        return proposals
 
 
 @pytest.mark.parametrize("runs_ahead", [False, True])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from orcinus.engine.attention.interface import AttentionMetadata
 from orcinus.engine.attention.step_context import StepContext, current_step
-from orcinus.engine.messages import NewRequest, ScheduledRequest, StepPlan
+from orcinus.engine.messages import NewRequest, Proposal, ScheduledRequest, StepPlan
 from orcinus.engine.platform.device import CpuMonitor
 from orcinus.engine.runner.model_runner import ModelRunner
 from orcinus.engine.sampling.sampler import Sampler
@@ -430,8 +430,8 @@ class NotingDrafter:
     def release(self, request_id: str) -> None:
         self.released.append(request_id)
 
-    def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
-        return {name: [9, 9] for name in request_ids}
+    def propose(self, request_ids: Sequence[str]) -> dict[str, Proposal]:
+        return {name: Proposal([9, 9], "long match") for name in request_ids}
 
 
 def test_the_drafter_is_asked_about_the_texts_that_have_just_grown_and_follow_no_tokens() -> None:
@@ -445,9 +445,9 @@ def test_the_drafter_is_asked_about_the_texts_that_have_just_grown_and_follow_no
         share("d", 0, 1, [3]),
     ]
     bench.step(*prompts, new=requests)
-    assert bench.result.drafts == {"a": [9, 9]}
+    assert bench.result.drafts.keys() == {"a"}
     bench.step(drafted("a", 1, [7, 9]), share("c", 1, 1), released=["d"])
-    assert bench.result.drafts == {"a": [9, 9], "c": [9, 9]}
+    assert bench.result.drafts == {"a": Proposal([9, 9], "long match"), "c": Proposal([9, 9], "long match")}
     bench.step(share("b", 1, 1))
     assert bench.result.drafts == {}
     assert drafter.begun == ["a", "c", "d"]

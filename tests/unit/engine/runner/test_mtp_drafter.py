@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from orcinus.engine.messages import NewRequest
+from orcinus.engine.messages import NewRequest, Proposal
 from orcinus.engine.models.language_model import LanguageModel
 from orcinus.engine.runner.mtp_drafter import MtpDrafter, StepStates
 from orcinus.engine.sampling_params import SamplingParams
@@ -47,8 +47,8 @@ class Texts:
     def take_in(self, grown: Mapping[str, Sequence[int]]) -> None:
         self.heard.append(dict(grown))
 
-    def propose(self, request_ids: Sequence[str]) -> dict[str, list[int]]:
-        return {request_id: [*self.drafts] for request_id in request_ids if self.drafts}
+    def propose(self, request_ids: Sequence[str]) -> dict[str, Proposal]:
+        return {request_id: Proposal([*self.drafts], "short match") for request_id in request_ids if self.drafts}
 
     def release(self, request_id: str) -> None:
         self.heard.append(f"-{request_id}")
@@ -72,7 +72,7 @@ def test_the_guess_behind_the_last_accepted_token_is_proposed() -> None:
         keep = drafter.launch(step([10, 20, 30], [0, 1, 2], [4, 5, 6], ["a"] * 3, first=2), wants_guesses=True)
         keep()
         drafter.take_in({"a": accepted})
-        assert drafter.propose(["a"]) == {"a": [expected]}
+        assert drafter.propose(["a"]) == {"a": Proposal([expected], "head")}
 
 
 def test_a_request_that_samples_nothing_or_is_not_guessed_for_has_no_draft() -> None:
@@ -105,7 +105,7 @@ def test_a_guess_behind_a_rejected_draft_is_no_draft_of_a_step_in_which_the_head
     drafter = drafter_of(Head())
     drafter.launch(step([10, 20], [0, 1], [4, 5], ["a"] * 2, first=2), wants_guesses=True)()
     drafter.take_in({"a": [10]})
-    assert drafter.propose(["a"]) == {"a": [11]}
+    assert drafter.propose(["a"]) == {"a": Proposal([11], "head")}
     drafter.take_in({"a": [7]})
     assert drafter.propose(["a"]) == {}
 
@@ -117,11 +117,12 @@ def test_a_steps_guesses_are_kept_when_it_is_waited_for_though_another_is_launch
     for keep, token_id, guess in ((keep_first, 9, 10), (keep_second, 12, 13)):
         keep()
         drafter.take_in({"a": [token_id]})
-        assert drafter.propose(["a"]) == {"a": [guess]}
+        assert drafter.propose(["a"]) == {"a": Proposal([guess], "head")}
 
 
 def test_a_texts_drafts_are_tried_where_they_begin_with_the_guess() -> None:
-    for drafts, expected in (([10, 11, 12], [10, 11, 12]), ([30, 31], [10]), ([], [10])):
+    guess = Proposal([10], "head")
+    for drafts, expected in (([10, 11, 12], Proposal([10, 11, 12], "short match")), ([30, 31], guess), ([], guess)):
         texts = Texts(drafts)
         drafter = drafter_of(Head(), texts)
         drafter.launch(step([9], [0], [4], ["a"]), wants_guesses=True)()

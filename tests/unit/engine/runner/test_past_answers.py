@@ -7,6 +7,7 @@ from orcinus.engine.runner import past_answers
 from orcinus.engine.runner.past_answers import PastAnswers, likeliest
 from orcinus.engine.runner.text_drafter import OwnText, TextDrafter
 from orcinus.engine.sampling_params import SamplingParams
+from tests.unit.engine.runner.test_text_drafter import drafts
 
 PROMPT = [90, 91, 92]
 
@@ -39,20 +40,20 @@ def drafter(request: pytest.FixtureRequest) -> TextDrafter:
 def test_the_answer_that_was_given_to_such_a_prompt_is_proposed_from_its_first_token_on(drafter: TextDrafter) -> None:
     answer(drafter, [1, 2, 3, 4, 5, 6])
     begin(drafter, "a", [*range(40, 80), *PROMPT])
-    assert drafter.propose(["a"]) == {"a": [1, 2, 3, 4]}
+    assert drafts(drafter, "a") == {"a": [1, 2, 3, 4]}
     drafter.take_in({"a": [1, 2, 3]})
-    assert drafter.propose(["a"]) == {"a": [4, 5, 6]}
+    assert drafts(drafter, "a") == {"a": [4, 5, 6]}
     drafter.take_in({"a": [4, 5, 6]})
-    assert drafter.propose(["a"]) == {}
+    assert drafts(drafter, "a") == {}
 
 
 def test_an_answer_is_proposed_only_once_its_request_has_ended(drafter: TextDrafter) -> None:
     begin(drafter, "first", PROMPT)
     begin(drafter, "second", PROMPT)
     drafter.take_in({"first": [1, 2, 3, 4, 5], "second": [1, 2, 3]})
-    assert drafter.propose(["second"]) == {}
+    assert drafts(drafter, "second") == {}
     drafter.release("first")
-    assert drafter.propose(["second"]) == {"second": [4, 5]}
+    assert drafts(drafter, "second") == {"second": [4, 5]}
 
 
 @pytest.mark.parametrize(("salt", "adapter"), [("s", None), (None, "s")])
@@ -61,11 +62,11 @@ def test_answers_of_another_salt_or_adapter_are_not_seen(
 ) -> None:
     answer(drafter, [1, 2, 3, 4])
     begin(drafter, "a", PROMPT, salt=salt, adapter=adapter)
-    assert drafter.propose(["a"]) == {}
+    assert drafts(drafter, "a") == {}
     answer(drafter, [5, 6, 7], salt=salt, adapter=adapter)
-    assert drafter.propose(["a"]) == {"a": [5, 6, 7]}
+    assert drafts(drafter, "a") == {"a": [5, 6, 7]}
     begin(drafter, "b", PROMPT)
-    assert drafter.propose(["b"]) == {"b": [1, 2, 3, 4]}
+    assert drafts(drafter, "b") == {"b": [1, 2, 3, 4]}
 
 
 def test_the_longest_match_counts_and_of_as_long_ones_what_most_agree_on(drafter: TextDrafter) -> None:
@@ -75,10 +76,10 @@ def test_the_longest_match_counts_and_of_as_long_ones_what_most_agree_on(drafter
     answer(drafter, [8, 2, 3, 9])
     begin(drafter, "a", [50, 51, 8])
     drafter.take_in({"a": [2, 3]})
-    assert drafter.propose(["a"]) == {"a": [9]}
+    assert drafts(drafter, "a") == {"a": [9]}
     begin(drafter, "b", PROMPT)
     drafter.take_in({"b": [1, 2, 3]})
-    assert drafter.propose(["b"]) == {"b": [4, 6]}, "of as many the latest"
+    assert drafts(drafter, "b") == {"b": [4, 6]}, "of as many the latest"
 
 
 def test_ways_are_followed_together_while_a_quarter_of_all_agrees() -> None:
@@ -117,7 +118,7 @@ def test_memory_is_bounded_by_dropping_the_older_generation_and_the_tenant_unsee
         begin(drafter, "a", [100 * max(0, i - 2) + j for j in range(3)])
         assert drafter.propose(["a"]), "at least a generation is there"
     begin(drafter, "a", [0, 1, 2])
-    assert drafter.propose(["a"]) == {}
+    assert drafts(drafter, "a") == {}
     answer(drafter, [*range(500)])
     assert answers.num_tokens <= 80
     for salt in ("s", "t"):
@@ -130,6 +131,6 @@ def test_the_longer_match_wins_and_of_as_long_ones_the_requests_own() -> None:
     answer(drafter, [1, 2, 3, 4])
     begin(drafter, "own", [1, 2, 3, 5, 6, 1, 2])
     drafter.take_in({"own": [3]})
-    assert drafter.propose(["own"]) == {"own": [5, 6]}
+    assert drafts(drafter, "own") == {"own": [5, 6]}
     begin(drafter, "past", [1, 2, 3, 5, 6, *PROMPT, 1, 2, 3])
-    assert drafter.propose(["past"]) == {"past": [4]}
+    assert drafts(drafter, "past") == {"past": [4]}

@@ -22,6 +22,7 @@ from orcinus.engine.messages import (
     EngineInfo,
     Fault,
     NewRequest,
+    Proposal,
     ScheduledRequest,
     StepOutputs,
     StepPlan,
@@ -287,7 +288,7 @@ class Simulator(Synchronous):
         last = len(state.token_ids) - 1
         return sample(self._attend(state, last, seen_by=last))
 
-    def _propose(self, sampled: dict[str, list[int]]) -> dict[str, list[int]]:
+    def _propose(self, sampled: dict[str, list[int]]) -> dict[str, Proposal]:
         proposed = {}
         for request_id, token_ids in sampled.items():
             if self.drafts is not None and token_ids:
@@ -297,7 +298,7 @@ class Simulator(Synchronous):
                     prefix_hash = extend(prefix_hash, token_id)
                 state.drafts = self.drafts.propose(prefix_hash)
                 if state.drafts:
-                    proposed[request_id] = state.drafts
+                    proposed[request_id] = Proposal(state.drafts, "long match")
         return proposed
 
     def _attend(self, state: _State, last: int, seen_by: int) -> int:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
+from orcinus.engine.messages import DraftBasis, Proposal
 from orcinus.engine.scheduler.draft_policy import DraftPolicy
 from tests.unit.engine.scheduler.simulator import SimulatedEngine
 from tests.unit.engine.scheduler.test_drafts import Right, num_drafts, prompt
+
+RIGHT = Proposal([5] * 8, "long match")
 
 
 def tries(
@@ -19,6 +22,7 @@ def tries(
     num_drafting: int | None = None,
     num_steps: int = 200,
     longest: int = 8,
+    basis: DraftBasis = "long match",
 ) -> list[int]:
     """Let requests decode, some of which have drafts in each step; return how many of them each step tried.
 
@@ -34,8 +38,8 @@ def tries(
         for name in names:
             num_tokens = 1 + min(num_accepting, len(chosen.get(name, [])))
             policy.observe_tokens(name, [5] * num_tokens)
-        proposals = {name: [5 if is_right(i) else 7 for i in range(longest)] for name in names}
-        chosen = policy.choose(proposals, num_requests)
+        drafts = [5 if is_right(i) else 7 for i in range(longest)]
+        chosen = policy.choose({name: Proposal(drafts, basis) for name in names}, num_requests)
     return counts
 
 
@@ -97,7 +101,7 @@ def test_a_step_tries_no_more_than_the_limit_and_the_likeliest() -> None:
     policy = DraftPolicy(8)
     counts = tries(policy, step_s=cheap, is_right=lambda position: True, num_requests=4)
     assert max(counts) == 8
-    chosen = policy.choose({f"r{i}": [5] * 8 for i in range(4)} | {"new": [5] * 8}, 4)
+    chosen = policy.choose(dict.fromkeys(("r0", "r1", "r2", "r3", "new"), RIGHT), 4)
     assert "new" not in chosen or len(chosen["new"]) <= 8
 
 
@@ -106,7 +110,7 @@ def test_what_decodes_take_alone_is_seen_in_one_step_though_drafts_are_chosen_be
     num_drafts, counts = 0, []
     for _ in range(200):
         policy.observe_tokens("a", [5] * (1 + num_drafts))
-        chosen = policy.choose({"a": [5] * 8}, 1)
+        chosen = policy.choose({"a": RIGHT}, 1)
         policy.observe_step(1, num_drafts, cheap(1, num_drafts))
         counts.append(num_drafts)
         num_drafts = len(chosen.get("a", []))
@@ -125,6 +129,17 @@ def test_positions_that_nothing_is_known_of_are_thought_of_as_the_ones_before_th
         num_steps=12,
     )
     assert max(counts) == 32
+
+
+def test_what_drafts_are_based_on_is_told_apart_in_a_request_and_in_those_that_follow() -> None:
+    policy = DraftPolicy(16)
+    tries(policy, step_s=cheap, is_right=lambda position: False, basis="substitution")
+    tries(policy, step_s=cheap, is_right=lambda position: True, basis="realignment")
+    for name in ("r0", "new"):
+        proposals = {"substitution": Proposal([5] * 8, "substitution"), "realignment": Proposal([5] * 8, "realignment")}
+        tried = {basis: len(policy.choose({name: each}, 1).get(name, [])) for basis, each in proposals.items()}
+        assert tried == {"substitution": 0, "realignment": 8}
+        policy.forget(name)
 
 
 def looks(policy: DraftPolicy, num_decodes: int, num_steps: int = 200) -> int:
@@ -153,7 +168,7 @@ def test_beside_many_decodes_drafts_that_bring_next_to_nothing_are_looked_for_mo
         policy.observe_tokens("r0", [5] * (1 + num_drafts))
         is_looked_for = policy.wants_proposals(32)
         num_looks += is_looked_for
-        proposals = {"r0": [5, 5, 5]} if is_looked_for and num_looks % period == 0 else {}
+        proposals = {"r0": Proposal([5, 5, 5], "substitution")} if is_looked_for and num_looks % period == 0 else {}
         num_drafts = sum(map(len, policy.choose(proposals, 32).values())) if is_looked_for else 0
         num_tried += num_drafts > 0
     assert num_tried > 3

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from orcinus.engine.messages import ScheduledRequest, StepPlan, StepResult, TokenLogprobs
+from orcinus.engine.messages import Proposal, ScheduledRequest, StepPlan, StepResult, TokenLogprobs
 from orcinus.engine.sampling_params import Grammar, SamplingParams
 from tests.unit.engine.scheduler.simulator import EOS, VOCAB_SIZE, Drafts, SimulatedEngine, extend, reference, sample
 
@@ -267,7 +267,12 @@ def test_drafts_of_a_request_that_is_gone_are_dropped() -> None:
     step = engine.core.scheduler.schedule()
     tokens = engine.executor.launch(step.plan)().sampled_token_ids
     engine.core.abort_requests(["a"])
-    assert engine.core.scheduler.update(step, StepResult(sampled_token_ids=tokens, drafts={"a": [1, 2]})) == []
+    assert (
+        engine.core.scheduler.update(
+            step, StepResult(sampled_token_ids=tokens, drafts={"a": Proposal([1, 2], "long match")})
+        )
+        == []
+    )
 
 
 def fails_once(error: Exception) -> Callable[[StepPlan], None]:

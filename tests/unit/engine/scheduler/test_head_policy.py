@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from orcinus.engine.messages import Proposal
 from orcinus.engine.scheduler.draft_policy import DraftPolicy
 from orcinus.engine.scheduler.head_policy import HeadPolicy
 from tests.unit.engine.scheduler.simulator import SimulatedEngine
@@ -32,7 +33,9 @@ class Decoding:
             step_s = _STEP_S + _ROW_S * num_drafts + self._head_s * uses[-1]
             seconds += step_s
             num_tokens += self._bring_tokens()
-            guesses = {name: [5 if self._rng.random() < rate else 7] for name in self._names if uses[-1]}
+            guesses = {
+                name: Proposal([5 if self._rng.random() < rate else 7], "head") for name in self._names if uses[-1]
+            }
             policy = self.policy.running if uses[-1] else self.policy.resting
             self._drafts = policy.choose(guesses, len(self._names))
             policy.observe_step(len(self._names), num_drafts, step_s)
