@@ -248,8 +248,8 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     num_decode_tokens: int = 0
     num_sampled_tokens: int = 0
     num_forced_tokens: int = 0  # of these, those that came without a sample
-    num_draft_tokens: int = 0  # that were tried
-    num_accepted_drafts: int = 0  # of these, those that became tokens of a request
+    tried_drafts: list[int] = []  # by their position behind a request's last token, 0 the first
+    accepted_drafts: list[int] = []  # of these, those that became tokens of a request
     num_preemptions: int = 0
     num_slots_refilled: int = 0
     prefix_cache_queries: int = 0
@@ -273,6 +273,26 @@ class StepStats(msgspec.Struct, omit_defaults=True):
     device_utilization: float | None = None  # 0 to 1; sampled about once a second
     device_memory_used_bytes: int | None = None
     device_memory_total_bytes: int | None = None
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Return how many drafts were tried."""
+        return sum(self.tried_drafts)
+
+    @property
+    def num_accepted_drafts(self) -> int:
+        """Return how many drafts became tokens."""
+        return sum(self.accepted_drafts)
+
+    def count_drafts(self, num_tried: int, num_accepted: int) -> None:
+        """Count the drafts of a request, of which the first ones were accepted."""
+        missing = num_tried - len(self.tried_drafts)
+        if missing > 0:
+            self.tried_drafts += [0] * missing
+            self.accepted_drafts += [0] * missing
+        for position in range(num_tried):
+            self.tried_drafts[position] += 1
+            self.accepted_drafts[position] += position < num_accepted
 
 
 class SlotMove(Message, frozen=True, array_like=True):

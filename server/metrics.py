@@ -74,6 +74,8 @@ class Metrics(EngineObserver):
         self._outcomes = Counter[tuple[str, ...]]({(outcome,): 0 for outcome in OUTCOMES})
         self._rejected = Counter[tuple[str, ...]]({(reason,): 0 for reason in REJECTION_REASONS})
         self._blocked = Counter[tuple[str, ...]]({(reason,): 0 for reason in ADMISSION_LIMITS})
+        self._tried_drafts = Counter[tuple[str, ...]]()
+        self._accepted_drafts = Counter[tuple[str, ...]]()
         self._key_requests = Counter[tuple[str, ...]]()
         self._key_prompt_tokens = Counter[tuple[str, ...]]()
         self._key_generation_tokens = Counter[tuple[str, ...]]()
@@ -125,6 +127,11 @@ class Metrics(EngineObserver):
         counters["orcinus_slots_refilled_total"] += stats.num_slots_refilled
         for limit in stats.blocked_by:
             self._blocked[(limit,)] += 1
+        for position, (num_tried, num_accepted) in enumerate(
+            zip(stats.tried_drafts, stats.accepted_drafts, strict=True)
+        ):
+            self._tried_drafts[(str(position),)] += num_tried
+            self._accepted_drafts[(str(position),)] += num_accepted
 
     def on_engine(self, index: int, *, is_up: bool, stats: StepStats) -> None:
         self._engines.on_engine(index, is_up=is_up, stats=stats)
@@ -284,6 +291,8 @@ class Metrics(EngineObserver):
             "orcinus_requests_total": self._outcomes,
             "orcinus_requests_rejected_total": self._rejected,
             "orcinus_admission_blocked_total": self._blocked,
+            "orcinus_draft_tokens_proposed_by_position_total": self._tried_drafts,
+            "orcinus_draft_tokens_accepted_by_position_total": self._accepted_drafts,
             "orcinus_energy_joules_total": self._energy(),
             "orcinus_key_requests_total": self._key_requests,
             "orcinus_key_prompt_tokens_total": self._key_prompt_tokens,

@@ -231,8 +231,7 @@ class Scheduler:
             if (delta := take_in(request, item, result)) is not None:
                 step.stats.num_forced_tokens += max(0, len(delta.token_ids) - item.num_samples)
                 deltas.append(delta)
-            step.stats.num_draft_tokens += len(item.draft_token_ids)
-            step.stats.num_accepted_drafts += request.num_accepted_drafts - num_accepted
+            step.stats.count_drafts(len(item.draft_token_ids), request.num_accepted_drafts - num_accepted)
             step.stats.num_preemptions += request.num_preemptions - num_preemptions
         self._drafting.keep(step.plan, result.drafts, self._requests, self._slots.running)
         return deltas

@@ -158,6 +158,18 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("orcinus_draft_tokens_proposed_total", "counter", "Drafts that were tried, by speculative decoding."),
     MetricSpec("orcinus_draft_tokens_accepted_total", "counter", "Drafts that became generated tokens."),
+    MetricSpec(
+        "orcinus_draft_tokens_proposed_by_position_total",
+        "counter",
+        "Drafts that were tried, by position behind a request's last token, 0 the first. Absent until some are tried.",
+        ("position",),
+    ),
+    MetricSpec(
+        "orcinus_draft_tokens_accepted_by_position_total",
+        "counter",
+        "Drafts that became generated tokens, by position. Absent until some are tried.",
+        ("position",),
+    ),
     MetricSpec("orcinus_preemptions_total", "counter", "Sequences that gave up their KV blocks and were put back."),
     MetricSpec("orcinus_prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."),
     MetricSpec("orcinus_prefix_cache_hits_total", "counter", "Prompt tokens found there."),

@@ -41,6 +41,12 @@ ALIASES: tuple[Alias, ...] = (
     Alias("vllm:generation_tokens_total", "orcinus_generation_tokens_total"),
     Alias("vllm:spec_decode_num_draft_tokens_total", "orcinus_draft_tokens_proposed_total"),
     Alias("vllm:spec_decode_num_accepted_tokens_total", "orcinus_draft_tokens_accepted_total"),
+    Alias("vllm:spec_decode_num_drafts_total", "orcinus_draft_tokens_proposed_by_position_total"),
+    Alias(
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+        "orcinus_draft_tokens_accepted_by_position_total",
+        ("position",),
+    ),
     Alias("vllm:request_success_total", "orcinus_requests_total", ("finished_reason",)),
     Alias("vllm:num_preemptions_total", "orcinus_preemptions_total"),
     Alias("vllm:prefix_cache_queries_total", "orcinus_prefix_cache_queries_total"),
@@ -88,6 +94,10 @@ def _renamed(alias: Alias, values: Values, own: Labels) -> Values:
         return counts
     if alias.source == "orcinus_e2e_latency_seconds":
         return {own: merged(values.values(), SECONDS)}
+    if alias.name == "vllm:spec_decode_num_drafts_total":  # proposals: each has a first draft
+        return {own: values.get(("0",), 0)}
+    if alias.labels == ("position",):
+        return {(*own, position): count for (position,), count in values.items()}
     return dict.fromkeys([own], *values.values())
 
 

@@ -64,8 +64,8 @@ def test_gauges_are_those_of_the_last_step_and_counters_of_all() -> None:
         num_decode_tokens=2,
         num_preemptions=1,
         num_forced_tokens=3,
-        num_draft_tokens=7,
-        num_accepted_drafts=5,
+        tried_drafts=[4, 3],
+        accepted_drafts=[3, 2],
         prefix_cache_queries=8,
         prefix_cache_hits=4,
         num_running=3,
@@ -89,6 +89,11 @@ def test_gauges_are_those_of_the_last_step_and_counters_of_all() -> None:
     assert values["orcinus_forced_tokens_total"] == 6
     assert values["orcinus_draft_tokens_proposed_total"] == 14
     assert values["orcinus_draft_tokens_accepted_total"] == 10
+    by_position = {
+        name: [values[f"orcinus_draft_tokens_{name}_by_position_total,{position}"] for position in (0, 1)]
+        for name in ("proposed", "accepted")
+    }
+    assert by_position == {"proposed": [8, 6], "accepted": [6, 4]}
     assert values["orcinus_slots_in_use"] == 3
     assert values["orcinus_slot_utilization_ratio"] == 0.75
     assert values["orcinus_queue_depth"] == 2

@@ -207,6 +207,9 @@ def test_the_scheduler_weighs_drafts_counts_them_and_forgets_a_request_that_ende
         outputs = engine.step()
         num_tried += outputs.stats.num_draft_tokens
         num_accepted += outputs.stats.num_accepted_drafts
+        assert outputs.stats.accepted_drafts == [
+            min(1, tried * right) for tried, right in zip(outputs.stats.tried_drafts, (1, 1, 0), strict=False)
+        ]
         for delta in outputs.deltas:
             assert (delta.num_draft_tokens, delta.num_accepted_drafts) == (num_tried, num_accepted)
     assert num_tried == sum(num_drafts(engine, "a"))

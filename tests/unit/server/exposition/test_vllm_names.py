@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from orcinus.engine.messages import StepStats
 from orcinus.server.exposition.declarations import SPECS
 from orcinus.server.exposition.vllm_names import ALIASES
 from orcinus.server.metrics import Metrics
@@ -24,6 +25,8 @@ VLLM = {
     "vllm:generation_tokens_total": ("counter", REQUEST),
     "vllm:spec_decode_num_draft_tokens_total": ("counter", REQUEST),
     "vllm:spec_decode_num_accepted_tokens_total": ("counter", REQUEST),
+    "vllm:spec_decode_num_drafts_total": ("counter", REQUEST),
+    "vllm:spec_decode_num_accepted_tokens_per_pos_total": ("counter", REQUEST | {"position"}),
     "vllm:request_success_total": ("counter", REQUEST | {"finished_reason"}),
     "vllm:num_preemptions_total": ("counter", REQUEST),
     "vllm:prefix_cache_queries_total": ("counter", REQUEST),
@@ -160,3 +163,17 @@ async def test_names_keep_their_colon_in_every_format(tmp_path: Path, accept: st
     assert 'vllm:iteration_tokens_total_count{engine="0",model_name="fake-model"} 0.0' in lines
     assert "vllm_" not in text
     assert text.endswith("# EOF\n") == ("openmetrics" in accept)
+
+
+def test_drafts_are_counted_as_vllm_counts_them() -> None:
+    metrics = Metrics(model_names=["m"], names=["vllm"])
+    assert "spec_decode_num_drafts_total{" in metrics.exposition(None)[0].decode()
+    metrics.on_step(StepStats(num_decode_tokens=9, tried_drafts=[3, 2, 2], accepted_drafts=[2, 1, 0]))
+    text = metrics.exposition(None)[0].decode()
+    counted = dict(re.findall(r"^vllm:spec_decode_num_(\S+) (\S+)$", text, re.MULTILINE))
+    own = 'engine="0",model_name="m"'
+    assert counted[f"drafts_total{{{own}}}"] == "3.0"
+    assert counted[f"draft_tokens_total{{{own}}}"] == "7.0"
+    assert counted[f"accepted_tokens_total{{{own}}}"] == "3.0"
+    of_positions = [counted[f'accepted_tokens_per_pos_total{{{own},position="{position}"}}'] for position in range(3)]
+    assert of_positions == ["2.0", "1.0", "0.0"]
