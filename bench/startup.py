@@ -2,8 +2,9 @@
 
     python -m bench.startup [--runs 7] [flags of orcinus serve]
 
-Each start is a new process on a free port, stopped by SIGTERM. The file cache is warm after the first start, which
-is shown but not counted. No OMP_* or ORCINUS_* variable of the shell reaches the server.
+Each start is a new process on a free port, stopped by SIGTERM: the first one, which is shown but not counted, once it
+has kept the weights that it packed. The file cache is warm then. No OMP_* or ORCINUS_* variable of the shell reaches
+the server.
 """
 
 import argparse
@@ -16,8 +17,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from bench.peers.arms import Launch, serve
+from bench.peers.machine import tree
 from bench.peers.serving import RunningArm, free_port
+from orcinus.engine.platform.tensor_cache import PARTIAL
 
 
 def time_to_ready(launch: Callable[[int], Launch]) -> tuple[float, float]:
@@ -28,8 +33,15 @@ def time_to_ready(launch: Callable[[int], Launch]) -> tuple[float, float]:
     port, log = free_port(), Path(tempfile.gettempdir()) / f"orcinus-startup-{os.getpid()}.log"
     with RunningArm(launch(port), port, log) as running:
         measured = running.startup_s, running.startup_foreign_cores
+        while is_writing(running.process):
+            time.sleep(0.1)
     log.unlink()  # an error names it, so that it stays then
     return measured
+
+
+def is_writing(process: psutil.Process) -> bool:
+    """Return whether a server keeps packed weights for the next start."""
+    return any(file.path.endswith(PARTIAL) for member in tree(process) for file in member.open_files())
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 MOST_FILES = 4
-_SUFFIX, _PARTIAL = ".safetensors", ".partial"
+_SUFFIX, PARTIAL = ".safetensors", ".partial"
 _CHUNK = 4 * 2**20  # bytes that a checksum is of
 _SPARE_BYTES = 2**30  # that a disk is left with
 _IN_MEMORY = ("tmpfs", "ramfs")
@@ -86,7 +86,7 @@ class TensorCache:
 
     def _write(self, key: str, tensors: Mapping[str, Tensor], description: Any) -> bool:
         path = self._path(key)
-        partial = path.with_suffix(_PARTIAL)
+        partial = path.with_suffix(PARTIAL)
         with _locked(partial) as file:
             if file is None:  # another process is writing the same
                 return False
@@ -109,7 +109,7 @@ class TensorCache:
         files = sorted(self._directory.glob(f"*{_SUFFIX}"), key=lambda file: file.stat().st_mtime_ns)
         for file in files[: max(0, len(files) - MOST_FILES + 1)]:
             file.unlink(missing_ok=True)
-        for partial in self._directory.glob(f"*{_PARTIAL}"):
+        for partial in self._directory.glob(f"*{PARTIAL}"):
             with _locked(partial) as held:
                 if held is not None:
                     partial.unlink(missing_ok=True)
