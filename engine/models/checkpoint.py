@@ -19,8 +19,8 @@ from orcinus.engine.attention.serving import ATTENTION_NAME
 from orcinus.engine.cpu.loaded_linears import LinearPacker
 from orcinus.engine.models.bare import bare_architecture, with_prefix
 from orcinus.engine.models.gguf_file import read_gguf_weights
-from orcinus.engine.models.quantized_checkpoint import find_quantized, put_in
-from orcinus.engine.models.text_half import decoder_prefix, names_in_checkpoint
+from orcinus.engine.models.quantized_checkpoint import QuantizedWeights, find_quantized, put_in
+from orcinus.engine.models.text_half import decoder_prefix, names_in_checkpoint, renaming
 from orcinus.engine.platform.lean_imports import import_meta_functions
 from orcinus.engine.platform.memory import MappedFiles
 from orcinus.engine.platform.model_source import ModelSource, gguf_path
@@ -80,9 +80,7 @@ def _read_quantized(
 
     with no_init_weights():
         causal_lm = model_class._from_config(plain_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
-    found.drop_zero_biases(causal_lm.state_dict())
-    named = found.named_as_in(causal_lm)
-    if named is None or not _are_those_of(named.shaped(causal_lm, dtype), causal_lm):
+    if not _is_filled(causal_lm, found, packer):
         if found.experts:
             return None
         del causal_lm
@@ -95,10 +93,19 @@ def _read_quantized(
             attn_implementation=ATTENTION_NAME,
             state_dict=found.dequantized(dtype),
         )
-        return _with_generation_config(causal_lm, files)
+    return _with_generation_config(causal_lm, files)
+
+
+def _is_filled(causal_lm: Any, found: QuantizedWeights, packer: LinearPacker | None) -> bool:
+    """Fill a model with quantized weights, if these are its own by transformers' names and nothing is missing."""
+    dtype = causal_lm.dtype
+    found.drop_zero_biases(causal_lm.state_dict())
+    named = found.named_as_in(causal_lm)
+    if named is None or not _are_those_of(named.shaped(causal_lm, dtype), causal_lm):
+        return False
     _widen_those_of_float32(causal_lm)
     _fill(causal_lm, put_in(named, causal_lm, packer, dtype))
-    return _with_generation_config(causal_lm, files)
+    return True
 
 
 def _widen_those_of_float32(causal_lm: Any) -> None:
@@ -145,6 +152,20 @@ def _fill(causal_lm: Any, weights: dict[str, Tensor]) -> None:
     _convert(weights, expected)
     causal_lm.load_state_dict(weights, strict=False, assign=True)
     causal_lm.tie_weights(missing_keys=set(expected) - set(weights), recompute_mapping=False)
+
+
+def read_quantized_half(source: ModelSource, causal_lm: Any, settings: Any, packer: LinearPacker | None) -> bool:
+    """Fill a language model on the CPU from the multimodal checkpoint that it is a part of, which is quantized so.
+
+    Returns whether it is filled, as `read_checkpoint` fills one that stands alone.
+    """
+    files = checkpoint_files(source)
+    found = find_quantized(settings, _mapped(files)) if files else None
+    if found is None:
+        return False
+    expected = {name: tuple(weight.shape) for name, weight in causal_lm.state_dict().items()}
+    rename = renaming(expected, found.shapes, decoder_prefix(causal_lm))
+    return rename is not None and _is_filled(causal_lm, found.part(rename), packer)
 
 
 def read_tensors(places: dict[str, tuple[Path, str]]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from orcinus.engine.cpu.packed_store import KeptProducts
 from orcinus.engine.errors import InvalidRequestError, ModelLoadError, reason_of
 from orcinus.engine.kernels.library import load_library
 from orcinus.engine.models.bare import bare_architecture, is_bare
-from orcinus.engine.models.checkpoint import read_checkpoint, read_text_half
+from orcinus.engine.models.checkpoint import read_checkpoint, read_quantized_half, read_text_half
 from orcinus.engine.models.context import drop_scaling_by_step, fix_rope, has_known_chunks
 from orcinus.engine.models.gguf_config import read_gguf_config
 from orcinus.engine.models.indexers import indexed_layer_types
@@ -85,8 +85,8 @@ def _load(source: ModelSource, config: EngineConfig, device: torch.device, kept:
         model_config = AutoConfig.from_pretrained(source.path_or_id, trust_remote_code=config.trust_remote_code)
     text_config = model_config.get_text_config(decoder=True)
     packer = _packer(config, kept) if device.type == "cpu" else None
-    load = partial(_whole_model, packer=packer) if text_config is model_config else _text_half
-    causal_lm = load(source, config, model_config, device)
+    load = _whole_model if text_config is model_config else _text_half
+    causal_lm = load(source, config, model_config, device, packer=packer)
     fix_rope(causal_lm, text_config, config.max_model_len)
     drop_scaling_by_step(causal_lm)
     bind_recurrent_layers(causal_lm)
@@ -123,7 +123,9 @@ def _packer(config: EngineConfig, kept: KeptProducts | None) -> LinearPacker | N
     return LinearPacker(library, kept)
 
 
-def _text_half(source: ModelSource, config: EngineConfig, whole_config: Any, device: torch.device) -> Any:
+def _text_half(
+    source: ModelSource, config: EngineConfig, whole_config: Any, device: torch.device, *, packer: LinearPacker | None
+) -> Any:
     """Return the language model of a multimodal checkpoint, whose other weights are not read."""
     whole_class = _whole_class(whole_config, config.trust_remote_code)
     model_class = causal_class(whole_config.get_text_config(decoder=True))
@@ -131,11 +133,16 @@ def _text_half(source: ModelSource, config: EngineConfig, whole_config: Any, dev
     _check_architecture(whole_config, model_class or whole_class)
     dtype = _dtype(config, whole_config, device, is_gguf=source.gguf_file is not None)
     given_class, given_config = (whole_class, whole_config) if model_class is None else (model_class, text_config)
-    if getattr(whole_config, "quantization_config", None) is not None and model_class is not None:
-        given_config.quantization_config = whole_config.quantization_config
+    settings = vars(whole_config).pop("quantization_config", None)
     causal_lm = new_text_half(given_class, given_config, dtype)
-    is_filled, names = read_text_half(source, causal_lm)
+    is_filled, names = False, dict[str, str]()
+    if settings is not None and device.type == "cpu":
+        is_filled = read_quantized_half(source, causal_lm, settings, packer)
     if not is_filled:
+        is_filled, names = read_text_half(source, causal_lm)
+    if not is_filled:
+        if settings is not None:
+            whole_config.quantization_config = given_config.quantization_config = settings
         load = partial(_from_pretrained, source, config, dtype=dtype, device=device)
         causal_lm = _converted_half(load, (model_class, text_config), (whole_class, whole_config), names)
     causal_lm.generation_config = _generation_config(source, whole_config)

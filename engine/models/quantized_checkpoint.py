@@ -8,7 +8,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ _UNUSED = (
     "q_scale",
 )
 
+T = TypeVar("T")
 Stored = IntegerWeight | FloatWeight
 Reader = Callable[[Mapping[str, Tensor]], Stored | None]
 
@@ -91,6 +92,27 @@ class QuantizedWeights:
         if experts is None or not _have_modules(experts, self.experts, causal_lm):
             return None
         return replace(renamed, experts=self.experts | experts)
+
+    def part(self, rename: Callable[[str], str | None]) -> "QuantizedWeights":
+        """Return those whose names become others, by these."""
+
+        def named(weights: Mapping[str, T], last: str) -> dict[str, T]:
+            names = {name: rename(name + last) for name in weights}
+            return {name.removesuffix(last): weights[old] for old, name in names.items() if name is not None}
+
+        return replace(
+            self,
+            stored=named(self.stored, ".weight"),
+            others=named(self.others, ""),
+            tensors=named(self.tensors, ".weight"),
+            experts=named(self.experts, ".weight"),
+        )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all but experts that are in one weight, by the checkpoint's names."""
+        quantized = {f"{name}.weight": weight.shape for name, weight in self.stored.items()}
+        return quantized | {name: tuple(tensor.shape) for name, tensor in self.others.items()}
 
     def type_of(self, bits: int) -> str:
         """Return what weights of so many bits are called where it is told what is served."""

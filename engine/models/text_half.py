@@ -5,7 +5,7 @@ else the checkpoint's class without its towers; names are found by comparing the
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -123,7 +123,30 @@ def names_in_checkpoint(expected: Shapes, stored: Shapes, base_prefix: str) -> d
     if prefix is None:
         return {}
     found = {name: prefix + short for short, name in inner.items() if prefix + short in stored}
-    for name in expected.keys() - inner.keys():
+    return found | _names_beside(expected, stored, base_prefix, prefix)
+
+
+def renaming(expected: Shapes, stored: Shapes, base_prefix: str) -> Callable[[str], str | None] | None:
+    """Return what makes the model's name of a checkpoint's, and None of one that the language model is no part of.
+
+    As `names_in_checkpoint`, for weights that become the model's only by more than that. None where there is no prefix.
+    """
+    inner = {name.removeprefix(base_prefix): shape for name, shape in expected.items() if name.startswith(base_prefix)}
+    prefix = _best_prefix(inner, stored)
+    if prefix is None:
+        return None
+    beside = {where: name for name, where in _names_beside(expected, stored, base_prefix, prefix).items()}
+
+    def renamed(name: str) -> str | None:
+        return base_prefix + name.removeprefix(prefix) if name.startswith(prefix) else beside.get(name)
+
+    return renamed
+
+
+def _names_beside(expected: Shapes, stored: Shapes, base_prefix: str, prefix: str) -> dict[str, str]:
+    """Return the checkpoint's name for each weight beside the decoder's that it has."""
+    found = {}
+    for name in (name for name in expected if not name.startswith(base_prefix)):
         places = [place + name for place in _around(prefix) if stored.get(place + name) == expected[name]]
         if places:
             found[name] = places[0]

@@ -12,6 +12,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from tests.integration.tiny_models import set_config
 
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+_TOWERS = ("vision", "visual", "multi_modal_projector", "audio")
 _GATES = ("gate", "shared_expert_gate")  # of experts
 
 
@@ -184,7 +185,9 @@ def write_quantized(model: Any, directory: Path, kind: Kind) -> tuple[Path, Path
 
 
 def is_quantized(name: str, weight: Tensor) -> bool:
-    """Return whether quantizers take a weight: of linear layers, but not of heads and routers."""
+    """Return whether quantizers take a weight: of linear layers, but not of heads, routers and towers."""
+    if any(part in name for part in _TOWERS):
+        return False
     last = name.removesuffix(".weight").rpartition(".")[2]
     return weight.dim() == 2 and not any(part in last for part in ("embed", "lm_head", "router")) and last not in _GATES
 
