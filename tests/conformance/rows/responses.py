@@ -2,6 +2,7 @@
 
 from tests.conformance.api import Api
 from tests.conformance.registry import row
+from tests.server_process import ServerProcess
 
 COUNT = "Count from 1 to 10."
 
@@ -61,6 +62,24 @@ def usage(api: Api) -> None:
         assert answer["usage"]["completion_tokens"] == len(answer["choices"][0]["token_ids"]) == 4
         assert answer["usage"]["prompt_tokens"] == len(answer["choices"][0]["prompt_token_ids"])
     assert answers[1]["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
+@row("responses.drafts", "With `--speculation` the text is the same, and the usage says what became of its drafts")
+def drafts(api: Api) -> None:
+    question = "Repeat after me: the quick brown fox jumps over the lazy dog."
+    process = ServerProcess("--speculation", "ngram")
+    try:
+        with Api(process.url) as drafting:
+            answer = drafting.chat(question)
+            num_tried = drafting.metric("orcinus_draft_tokens_proposed_total")
+    finally:
+        process.close()
+    whole = api.chat(question)
+    assert answer["choices"][0]["message"] == whole["choices"][0]["message"]
+    told, untold = (each["usage"]["completion_tokens_details"] for each in (answer, whole))
+    assert told["accepted_prediction_tokens"] > 0
+    assert told["accepted_prediction_tokens"] + told["rejected_prediction_tokens"] == num_tried
+    assert "accepted_prediction_tokens" not in untold
 
 
 @row("responses.stop_strings", "A stop string ends the answer, is not in it, and is named as `stop_reason`")
