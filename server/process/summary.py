@@ -45,7 +45,7 @@ def start_up_summary(
         **({"Weights": _in_blocks(info)} if info.packed_types else {}),
         "Device": f"{_device(info)}, {_numbers(info)}, attention: {info.attention_backend}",
         **({"Kernels": _NO_KERNELS} if info.lacks_kernels else {}),
-        **({"Drafts": "by the checkpoint's MTP head"} if info.has_mtp_head else {}),
+        **({"Drafts": _drafts(info)} if info.speculation != "off" else {}),
         **({"Engines": _engines(shares)} if shares else {}),
         "Slots": f"{info.max_num_seqs}{' in each engine' if shares else ''}, {info.max_num_batched_tokens:,} tokens a"
         f" step, {info.batching} batching",
@@ -105,6 +105,18 @@ def _in_blocks(info: EngineInfo) -> str:
     types = sorted(info.packed_types.items(), key=lambda item: -item[1])
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in types)
     return f"in the file's blocks: {parts}"
+
+
+def _drafts(info: EngineInfo) -> str:
+    """Return what speculative decoding takes its drafts from."""
+    weighed = info.speculation == "auto"
+    sources = {
+        "the checkpoint's MTP head": info.has_mtp_head,
+        "a request's own text": weighed or info.speculation == "ngram",
+        "past answers": weighed or info.speculation == "suffix",
+    }
+    named = ", ".join(name for name, is_source in sources.items() if is_source)
+    return f"from {named}{': as many as pay' if weighed else ''}"
 
 
 def _device(info: EngineInfo) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orcinus.config.engine_config import EngineShare
+from orcinus.config.engine_config import EngineShare, Speculation
 from orcinus.config.settings import load_settings
 from orcinus.engine.messages import CacheGroup, EngineInfo
 from orcinus.server.process.summary import example_request, server_url, start_up_summary
@@ -181,7 +181,17 @@ def test_summary_says_that_a_text_half_is_served() -> None:
     assert "text alone" not in start_up_summary(INFO, load_settings(), port=8000, ready_s=1)
 
 
-def test_summary_tells_of_a_head_that_proposes_drafts() -> None:
-    text = start_up_summary(msgspec.structs.replace(INFO, has_mtp_head=True), load_settings(), port=80, ready_s=1.0)
-    assert "Drafts     by the checkpoint's MTP head" in text
+@pytest.mark.parametrize(
+    ("speculation", "has_head", "told"),
+    [
+        ("ngram", False, "a request's own text"),
+        ("suffix", False, "past answers"),
+        ("mtp", True, "the checkpoint's MTP head"),
+        ("auto", False, "a request's own text, past answers: as many as pay"),
+        ("auto", True, "the checkpoint's MTP head, a request's own text, past answers: as many as pay"),
+    ],
+)
+def test_summary_tells_where_drafts_come_from(speculation: Speculation, has_head: bool, told: str) -> None:
+    info = msgspec.structs.replace(INFO, speculation=speculation, has_mtp_head=has_head)
+    assert f"Drafts     from {told}\n" in start_up_summary(info, load_settings(), port=80, ready_s=1.0)
     assert "Drafts" not in start_up_summary(INFO, load_settings(), port=80, ready_s=1.0)
