@@ -247,7 +247,11 @@ def test_a_head_that_rests_now_and_then_changes_no_token(
     monkeypatch.setattr(MtpDrafter, "launch", count)
     monkeypatch.setattr(ModelRunner, "_with_guesses", note)
     monkeypatch.setattr(HeadPolicy, "runs_beside", lambda self, num_decodes: rng.random() < 0.5)
-    monkeypatch.setattr(DraftPolicy, "choose", lambda self, proposals, num_decodes: dict(proposals))
+    monkeypatch.setattr(
+        DraftPolicy,
+        "choose",
+        lambda self, proposals, num_decodes: {name: each.token_ids for name, each in proposals.items()},
+    )
     monkeypatch.setattr(executor[1], "runs_ahead", runs_ahead)
     drafted = serve_with(executor, "auto", cases)
     assert [outcome.token_ids for outcome in drafted.outcomes] == [outcome.token_ids for outcome in plain.outcomes]
