@@ -101,7 +101,11 @@ def _is_filled(causal_lm: Any, found: QuantizedWeights, packer: LinearPacker | N
     dtype = causal_lm.dtype
     found.drop_zero_biases(causal_lm.state_dict())
     named = found.named_as_in(causal_lm)
-    if named is None or not _are_those_of(named.shaped(causal_lm, dtype), causal_lm):
+    if named is None:
+        return False
+    if left_out := named.leave_out_all_but(causal_lm.state_dict()):
+        logger.warning("the model has no place for %d weights of the checkpoint, first %s", len(left_out), left_out[0])
+    if not _are_those_of(named.shaped(causal_lm, dtype), causal_lm):
         return False
     _widen_those_of_float32(causal_lm)
     _fill(causal_lm, put_in(named, causal_lm, packer, dtype))

@@ -133,7 +133,9 @@ def _text_half(
     _check_architecture(whole_config, model_class or whole_class)
     dtype = _dtype(config, whole_config, device, is_gguf=source.gguf_file is not None)
     given_class, given_config = (whole_class, whole_config) if model_class is None else (model_class, text_config)
-    settings = vars(whole_config).pop("quantization_config", None)
+    settings = next(
+        filter(None, [vars(each).pop("quantization_config", None) for each in (whole_config, text_config)]), None
+    )
     causal_lm = new_text_half(given_class, given_config, dtype)
     is_filled, names = False, dict[str, str]()
     if settings is not None and device.type == "cpu":

@@ -145,6 +145,16 @@ class QuantizedWeights:
             if bias is not None and f"{name}.bias" not in expected and not bool(bias.any()):
                 del self.others[f"{name}.bias"]
 
+    def leave_out_all_but(self, expected: Mapping[str, Tensor]) -> list[str]:
+        """Forget weights of other names, experts aside. Returns these names."""
+        modules = [name for name in self.stored if f"{name}.weight" not in expected]
+        others = [name for name in self.others if name not in expected]
+        for name in modules:
+            del self.stored[name], self.tensors[name]
+        for name in others:
+            del self.others[name]
+        return [*(f"{name}.weight" for name in modules), *others]
+
 
 def _have_modules(experts: Iterable[str], in_blocks: Iterable[str], causal_lm: Any) -> bool:
     """Return whether a model has modules of these names, and where they are in blocks, with gate and up in turns."""

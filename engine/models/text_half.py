@@ -138,7 +138,7 @@ def renaming(expected: Shapes, stored: Shapes, base_prefix: str) -> Callable[[st
     beside = {where: name for name, where in _names_beside(expected, stored, base_prefix, prefix).items()}
 
     def renamed(name: str) -> str | None:
-        return base_prefix + name.removeprefix(prefix) if name.startswith(prefix) else beside.get(name)
+        return beside.get(name) or (base_prefix + name.removeprefix(prefix) if name.startswith(prefix) else None)
 
     return renamed
 

@@ -91,7 +91,7 @@ class TokenIndex:
                 latest[key] = place
                 earlier.append(last_place)
             first, second = second, token_id
-        if place >= SHORTEST_MATCH:
+        if token_ids and place >= SHORTEST_MATCH:
             self.last_hash, self.last_place = last_hash, last_place
 
     def own_matches(self) -> Matches:

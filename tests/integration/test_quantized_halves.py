@@ -1,6 +1,8 @@
 """Multimodal checkpoints that are quantized, served by their language model: multiplied as they are, without towers."""
 
+import json
 import random
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -128,3 +130,38 @@ def test_kinds_that_are_not_known_are_left_to_transformers(written: Writer, tmp_
     set_config(tmp_path, quantization_config={"quant_method": "quark"})
     with pytest.raises(ModelLoadError, match="quark"):
         load_causal_lm(engine_config(tmp_path), CPU)
+
+
+def rewritten(packed: Path, directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """Return a copy of a checkpoint in which tensors were changed."""
+    shutil.copytree(packed, directory)
+    tensors = load_file(packed / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+def test_settings_may_stand_in_the_text_configuration_alone(written: Writer, tmp_path: Path) -> None:
+    packed, _ = written("gemma3", "AWQ")
+    copy = rewritten(packed, tmp_path / "copy", lambda tensors: None)
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["quantization_config"] = config.pop("quantization_config")
+    (copy / "config.json").write_text(json.dumps(config))
+    assert torch.equal(logits_of(copy, dtype="bfloat16")[1], logits_of(packed, dtype="bfloat16")[1])
+
+
+def test_tensors_that_the_language_model_has_no_place_for_are_left_out(written: Writer, tmp_path: Path) -> None:
+    packed, _ = written("gemma3", "AWQ")
+    name = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"  # as older files have
+    copy = rewritten(packed, tmp_path / "copy", lambda tensors: tensors.update({name: torch.ones(16)}))
+    assert torch.equal(logits_of(copy, dtype="bfloat16")[1], logits_of(packed, dtype="bfloat16")[1])
+
+
+def test_head_may_stand_behind_the_prefix_of_the_decoder(written: Writer, tmp_path: Path) -> None:
+    packed, _ = written("qwen3_5", "AWQ")
+
+    def move(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.language_model.lm_head.weight"] = tensors.pop("lm_head.weight")
+
+    copy = rewritten(packed, tmp_path / "copy", move)
+    assert torch.equal(logits_of(copy, dtype="bfloat16")[1], logits_of(packed, dtype="bfloat16")[1])

@@ -70,3 +70,12 @@ def test_few_places_are_looked_at_however_often_a_text_repeats_itself(monkeypatc
     index = indexed([token for i in range(500) for token in (1, 2, 3, 100 + i)] + [1, 2, 3])
     assert index.own_matches().places[0] == len(index.text) - 4
     assert num_looked_at == token_index._MAX_PLACES
+
+
+def test_no_tokens_change_nothing() -> None:
+    index = TokenIndex(0)
+    index.extend([1, 2, 3, 1, 2, 3])
+    before = index.own_matches()
+    index.extend([])
+    assert index.own_matches() == before
+    assert before.length == 3
