@@ -108,7 +108,7 @@ def ranges_in(text: str) -> set[int]:
 @needs_two_cores
 @pytest.mark.slow
 def test_cores_and_memory_are_divided_and_the_summary_says_how(server: ServerProcess) -> None:
-    until(lambda: len(server.engines()) == 2, "there were not two engines")
+    until(lambda: both_are_up(server), "the engines did not start")  # each binds itself to its cores as it starts
     engines = server.engines()
     cores = [{*engine.cpu_affinity()} for engine in engines]
     assert not cores[0] & cores[1]
