@@ -1,22 +1,16 @@
 // Linear layers whose weights have 4 or 8 bits and scales for groups of inputs (grouped.h), for any CPU: AVX-512 and AVX2,
 // with VNNI or without, chosen by the weight's `kernel`; by matrix units (AMX) where there are some and enough rows.
 //
-// Rows become integers of 8 bits with a scale for each group, at the time. Work is cut into items as in linear.cpp.
+// Rows become integers of 8 bits with a scale for each group, at the time, or stay bfloat16 where matrix units multiply them. Work
+// is cut into items as in linear.cpp.
 
 #include "linear.h"
-#include "tile_shapes.h"
 
 namespace {
 
 const long ROW_BLOCK = 448;
-// Of matrix units: what rows have come to is kept while parts of a panel pass by.
-const long UNIT_ROW_BLOCK = 224;
-// Where a panel is unpacked for each block, as many as leave the second cache room for it.
-const long UNIT_BLOCK_BYTES = 1 << 20;
-// Below so many rows vectors are as fast as matrix units; and for fewer of the last ones behind tiles of them.
-const long FEWEST_UNIT_ROWS = 16, FEWEST_LAST_ROWS = 9;
-// Where scales are integers of a column's, from so many rows on a panel is unpacked before it is multiplied.
-const long FEWEST_ROWS_TO_UNPACK = 6, FEWEST_UNIT_ROWS_TO_UNPACK = 5;
+// Where scales are integers of a column's, from so many rows on a panel is unpacked before it is multiplied, or left to matrix units.
+const long FEWEST_ROWS_TO_UNPACK = 6, FEWEST_UNIT_ROWS = 5;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
 
@@ -128,15 +122,14 @@ namespace avx512 {
 END_TARGET
 
 #if MATRIX_UNITS
-BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8")
+BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-bf16,amx-int8")
 namespace units {
 #include "grouped_vectors.inl"
 
+#include "matrix_units.inl"
+
 #include "grouped_units.inl"
 }  // namespace units
-namespace whole_units {
-#include "matrix_units.inl"
-}  // namespace whole_units
 END_TARGET
 #endif
 
@@ -168,55 +161,23 @@ Kernels kernels_of(const Linear& linear) {
     }
 }
 
-#if MATRIX_UNITS
-
-// Of the next panel, as much is fetched while one is unpacked as with so many tiles.
-const long TILES_OF_UNPACKING = 2;
-
-// Rows by a panel that is unpacked before; the `next` one, if any, is fetched meanwhile.
-void columns_by_units(const Linear& linear, const Rows& rows, const Target& target, const Part& part, const char* next,
-                      int8_t* unpacked) {
-    alignas(64) uint32_t sums[whole_units::UNIT_ROWS * PANEL];
-    const GroupLayout layout(linear);
-    const long num_lanes = unpacked_lanes(layout, linear), num_steps = num_lanes / UNIT_LANES;
-    const long num_tiles = (part.end_row - part.row + whole_units::UNIT_ROWS - 1) / whole_units::UNIT_ROWS;
-    const long share = layout.panel_bytes() / (num_tiles + TILES_OF_UNPACKING);
-    const long of_group = next ? round_up(share * TILES_OF_UNPACKING / layout.num_groups, 64) : 0;
-    const char* panel = static_cast<const char*>(linear.panels) + part.panel * layout.panel_bytes();
-    avx512::unpack_columns(linear, layout, panel, 0, unpacked, next, of_group);
-    whole_units::Ahead ahead = {nullptr, 0};
-    if (next) ahead = {next + layout.num_groups * of_group, round_up(share / num_steps, 64)};
-    for (long first = part.row; first < part.end_row; first += whole_units::UNIT_ROWS) {
-        const long count = least(whole_units::UNIT_ROWS, part.end_row - first);
-        const Row row = row_at(linear, layout, rows, first);
-        whole_units::unit_tile<whole_units::SIGNED_ROWS>(
-            row.lanes, count, rows.stride, reinterpret_cast<const uint32_t*>(unpacked), num_lanes, ahead, sums);
-        if (next) ahead.from += ahead.bytes * num_steps;
-        float* numbers = reinterpret_cast<float*>(sums);
-        avx512::scale_sums(linear, row, rows.stride, count, part.panel, numbers);
-        avx512::finish_tile(linear, target, first, count, part.panel, numbers);
-    }
+void fill_bfloat16(const Linear& linear, const Rows& rows, long index, const bf16* values) {
+    char* row = reinterpret_cast<char*>(rows.lanes + index * rows.stride);
+    const long size = linear.in * sizeof(bf16);
+    __builtin_memcpy(row, values, size);
+    __builtin_memset(row + size, 0, lanes_of(linear) * 4 - size);
 }
 
-#endif
-
-// Whether a panel was worth unpacking before it is multiplied, and that is done.
+// Whether a panel was worth unpacking before vectors multiply it, and that is done.
 bool multiply_unpacked(const Linear& linear, const Rows& rows, const Target& target, const Part& part, long next) {
 #if defined(__x86_64__)
-    const bool has_units = linear.groups->kernel == UNIT_GROUPS, has_vectors = linear.groups->kernel == AVX512_GROUPS;
-    const long fewest = has_units ? FEWEST_UNIT_ROWS_TO_UNPACK : FEWEST_ROWS_TO_UNPACK;
-    if (linear.groups->scales != COLUMN_SCALES || !(has_units || has_vectors) || part.end_row - part.row < fewest) return false;
+    const long count = part.end_row - part.row;
+    if (linear.groups->scales != COLUMN_SCALES || linear.groups->kernel != AVX512_GROUPS || count < FEWEST_ROWS_TO_UNPACK) return false;
     static thread_local Arena arena;
-    const long num_lanes = unpacked_lanes(GroupLayout(linear), linear);
-    int8_t* unpacked = reinterpret_cast<int8_t*>(arena.reserve(num_lanes * PANEL * 4));
+    const GroupLayout layout(linear);
+    int8_t* unpacked = reinterpret_cast<int8_t*>(arena.reserve(unpacked_lanes(layout, linear) * PANEL * 4));
     if (unpacked == nullptr) return false;
-    const char* fetched = next < 0 ? nullptr : static_cast<const char*>(linear.panels) + next * GroupLayout(linear).panel_bytes();
-#if MATRIX_UNITS
-    if (has_units) {
-        columns_by_units(linear, rows, target, part, fetched, unpacked);
-        return true;
-    }
-#endif
+    const char* fetched = next < 0 ? nullptr : static_cast<const char*>(linear.panels) + next * layout.panel_bytes();
     avx512::by_whole_rows(linear, rows, target, part, fetched, unpacked);
     return true;
 #else
@@ -227,23 +188,16 @@ bool multiply_unpacked(const Linear& linear, const Rows& rows, const Target& tar
 
 // `next` is the panel that the same thread will probably multiply next, or -1.
 void multiply_part(const Linear& linear, const Rows& rows, const Target& target, const Part& part, long next) {
-    if (multiply_unpacked(linear, rows, target, part, next)) return;
-    Part rest = part;
 #if MATRIX_UNITS
-    const long count = part.end_row - part.row, last = count % 16;
-    if (linear.groups->scales != COLUMN_SCALES && linear.groups->kernel == UNIT_GROUPS && count >= FEWEST_UNIT_ROWS) {
-        rest.row = last < FEWEST_LAST_ROWS ? part.end_row - last : part.end_row;
-        alignas(64) float sums[UNIT_ROW_BLOCK * PANEL];
-        units::multiply(linear, rows, Part{part.panel, part.row, rest.row}, sums);
-        avx512::finish_tile(linear, target, part.row, rest.row - part.row, part.panel, sums);
-    }
+    const bool is_few = linear.groups->scales == COLUMN_SCALES && part.end_row - part.row < FEWEST_UNIT_ROWS;
+    if (linear.groups->kernel == UNIT_GROUPS && !is_few) return units::by_units(linear, rows, target, part, next);
 #endif
-    if (rest.row < rest.end_row) kernels_of(linear).by_vectors(linear, rows, target, rest, next);
+    if (multiply_unpacked(linear, rows, target, part, next)) return;
+    kernels_of(linear).by_vectors(linear, rows, target, part, next);
 }
 
 long row_block(const Linear& linear, const Rows& rows) {
-    if (linear.groups->kernel != UNIT_GROUPS) return ROW_BLOCK;
-    return linear.groups->scales != COLUMN_SCALES ? UNIT_ROW_BLOCK : most(UNIT_ROW_BLOCK, UNIT_BLOCK_BYTES / (rows.stride * 4));
+    return linear.groups->kernel == UNIT_GROUPS ? unit_row_block(rows.stride) : ROW_BLOCK;
 }
 
 // What an item of several experts' products is cut out of: the panels of one expert's weight, by as many rows as are
@@ -269,6 +223,7 @@ Linear weight_of(const Linear& all, long columns, long expert) {
 namespace orcinus {
 
 void fill_grouped_row(const Linear& linear, const Rows& rows, long index, const bf16* values) {
+    if (is_multiplied_in_bfloat16(*linear.groups)) return fill_bfloat16(linear, rows, index, values);
     kernels_of(linear).fill(linear, rows, index, values);
 }
 
@@ -402,7 +357,7 @@ EXPORT int64_t orcinus_expert_linear(const Linear* all, int64_t columns, const i
                                      int64_t stride, bf16* out, int64_t is_gated, const Team* team) {
     static thread_local Arena arena;
     const long num_experts = all->out / columns, count = starts[num_experts];
-    const long most_parts = num_experts + count / least(ROW_BLOCK, UNIT_ROW_BLOCK);
+    const long most_parts = num_experts + count / least(ROW_BLOCK, FEWEST_BLOCK_ROWS);
     char* memory = arena.reserve(bytes_of_rows(*all, count) + round_up(most_parts * sizeof(ExpertRows), 64));
     if (memory == nullptr) return 1;
     Scratch scratch(memory);

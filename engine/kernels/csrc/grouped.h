@@ -12,12 +12,13 @@ const int64_t TWO_LEVEL_SCALES = 1; // an integer of 8 bits, times a float16 of 
 const int64_t EXPONENT_SCALES = 2;  // two to the power of a byte less 127; the byte 0 is 0
 const int64_t COLUMN_SCALES = 3;    // an integer of -15 to 15, times a float32 of the whole column: Linear::scales
 
-// What multiplies, each better than the one before where the CPU has it. All give the same bits.
+// What multiplies, each better than the one before where the CPU has it. All give the same bits, but for matrix units where scales
+// are not integers of a column's: see is_multiplied_in_bfloat16.
 const int64_t GENERIC_GROUPS = 0;
 const int64_t AVX2_GROUPS = 1;
 const int64_t AVX2_VNNI_GROUPS = 2;
 const int64_t AVX512_GROUPS = 3;
-const int64_t UNIT_GROUPS = 4;  // that, and matrix units for many rows
+const int64_t UNIT_GROUPS = 4;  // matrix units
 
 const long MOST_GROUP_LANES = 8;
 const long MOST_COLUMN_PART = 15;  // of an integer times a float32 of the column
@@ -61,3 +62,12 @@ struct BlockRows {
     int64_t count, row_bytes, packing, block_inputs, block_bytes;
 };
 }
+
+namespace orcinus {
+
+// Whether weights are unpacked into bfloat16, and rows left in it, rather than both in integers.
+inline bool is_multiplied_in_bfloat16(const Groups& groups) {
+    return groups.kernel == UNIT_GROUPS && groups.scales != COLUMN_SCALES;
+}
+
+}  // namespace orcinus

@@ -1,168 +1,185 @@
-// Products with weights in groups by a CPU's matrix units (AMX). grouped.cpp includes this file behind grouped_vectors.inl.
+// Products with weights in groups by a CPU's matrix units (AMX). grouped.cpp includes this file behind grouped_vectors.inl and
+// matrix_units.inl.
 //
-// A part of a panel is unpacked into signed integers and floats, in the first cache; then 16 rows at a time pass by. The
-// units sum the integers of a group, and vectors add them up as grouped.inl does: the bits are the same.
+// Weights are unpacked into bfloat16, 32 inputs at a time in the first cache, and rows are bfloat16, too: a unit cannot scale
+// the sums of a group, and its sums of bfloat16 pass from one group to the next.
 
-const long UNIT_ROWS = 16;
-// Groups of a panel that are unpacked at once.
-const long UNPACKED_GROUPS = 16;
+// Rows by the 16 lanes of weights of a panel that were unpacked last.
+template <int BITS, int GROUP_LANES, bool HAS_OFFSETS> class UnpackedGroups {
+public:
+    static const long FETCHES = BITS == 4 ? 8 : 16;  // one for each line of values
 
-// Groups whose sums are computed in one go. Sums are in tiles 0 to 3, rows in 4 and 5, values in 6 and 7.
-const long GROUPS_AT_ONCE = 4;
+    UnpackedGroups(const Linear& linear, const GroupLayout& layout, const char* panel)
+        : groups_(*linear.groups), layout_(layout), head_(panel) {
+        const uint8_t* table = groups_.table;
+        for (int i = 0; i < 16; i++) numbers_[i] = static_cast<float>((table ? table[i] : i) - static_cast<int>(groups_.zero));
+    }
 
-struct alignas(64) Unpacked {
-    int8_t values[UNPACKED_GROUPS][MOST_GROUP_LANES * PANEL * 4];
-    float scales[UNPACKED_GROUPS][PANEL], offsets[UNPACKED_GROUPS][PANEL];
+    // Steps are prepared in their order.
+    INLINE void prepare(long number, Ahead& ahead) {
+        char* to = memory_ + number % STEPS_AT_ONCE * STEP_BYTES;
+        UNROLL for (long i = 0; i < GROUPS_OF_STEP; i++, group_++, to += STEP_BYTES / GROUPS_OF_STEP) {
+            if (group_ < layout_.num_groups)
+                unpack_next(to, ahead);
+            else
+                __builtin_memset(to, 0, STEP_BYTES / GROUPS_OF_STEP);
+        }
+    }
+
+    INLINE const char* step(long number) const { return memory_ + number % STEPS_AT_ONCE * STEP_BYTES; }
+
+private:
+    static const long GROUPS_OF_STEP = 8 / GROUP_LANES;
+
+    INLINE void unpack_next(char* to, Ahead& ahead) {
+        const Scales scales = scales_of<HAS_OFFSETS>(groups_.scales, layout_, head_, in_block_, 0);
+        const char* values = head_ + layout_.head_bytes + in_block_ * layout_.group_bytes;
+        UNROLL for (long v = 0; v < VECTORS; v++) {
+            const Floats scale = one_nan(scales.scale[v]), offset = one_nan(scales.offset[v]);
+            if (BITS == 4)
+                unpack_halves(values + v * 64, scale, offset, to + v * 64, ahead);
+            else
+                unpack_bytes(values + v * 64, scale, offset, to + v * 64, ahead);
+        }
+        if (++in_block_ < layout_.per_block) return;
+        head_ += layout_.head_bytes + layout_.per_block * layout_.group_bytes;
+        in_block_ = 0;
+    }
+
+    INLINE void unpack_halves(const char* values, Floats scale, Floats offset, char* to, Ahead& ahead) {
+        const __m512 numbers = _mm512_load_ps(numbers_);
+        UNROLL for (long lane = 0; lane < GROUP_LANES / 2; lane++) {
+            ahead.fetch();
+            const __m512i raw = load_values(values + lane * LINE);
+            UNROLL for (int half = 0; half < 2; half++)
+                UNROLL for (int pair = 0; pair < 2; pair++) {
+                    // A lookup takes the low four bits of what is shifted.
+                    const __m512 first = _mm512_permutexvar_ps(_mm512_srli_epi32(raw, 4 * half + 16 * pair), numbers);
+                    const __m512 second = _mm512_permutexvar_ps(_mm512_srli_epi32(raw, 4 * half + 16 * pair + 8), numbers);
+                    put_pair(first, second, scale, offset, to + (half * GROUP_LANES + 2 * lane + pair) * LINE);
+                }
+        }
+    }
+
+    INLINE void unpack_bytes(const char* values, Floats scale, Floats offset, char* to, Ahead& ahead) {
+        const __m512i more = _mm512_set1_epi8(static_cast<char>(128 - groups_.zero));
+        UNROLL for (long lane = 0; lane < GROUP_LANES; lane++) {
+            ahead.fetch();
+            const __m512i raw = _mm512_add_epi8(load_values(values + lane * LINE), more);
+            put_pair(last_byte(raw), last_byte(_mm512_srli_epi32(raw, 8)), scale, offset, to + 2 * lane * LINE);
+            put_pair(last_byte(_mm512_srli_epi32(raw, 16)), last_byte(_mm512_srli_epi32(raw, 24)), scale, offset,
+                     to + (2 * lane + 1) * LINE);
+        }
+    }
+
+    // A byte without a sign, less 128: of 2^23 and more, floats have no fractions.
+    static INLINE __m512 last_byte(__m512i raw) {
+        const __m512i magic = _mm512_set1_epi32(0x4b000000);
+        const __m512i sum = _mm512_ternarylogic_epi32(raw, _mm512_set1_epi32(255), magic, 0xea);  // (raw & 255) | magic
+        return _mm512_sub_ps(reinterpret_cast<__m512>(sum), _mm512_set1_ps(0x1p23f + 128.0f));
+    }
+
+    // One whose bits do not become those of a number when they are rounded.
+    static INLINE Floats one_nan(Floats x) {
+        return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_ps(__builtin_nanf("")));
+    }
+
+    // Numbers of two inputs of 16 columns. Rounded to the nearest, and from the middle up in size.
+    static INLINE void put_pair(__m512 first, __m512 second, Floats scale, Floats offset, char* to) {
+        const __m512i half = _mm512_set1_epi32(0x8000);
+        const __m512 a = HAS_OFFSETS ? _mm512_fmsub_ps(first, scale, offset) : _mm512_mul_ps(first, scale);
+        const __m512 b = HAS_OFFSETS ? _mm512_fmsub_ps(second, scale, offset) : _mm512_mul_ps(second, scale);
+        const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(reinterpret_cast<__m512i>(a), half), 16);
+        const __m512i high = _mm512_add_epi32(reinterpret_cast<__m512i>(b), half);
+        _mm512_store_si512(to, _mm512_mask_blend_epi16(0xaaaaaaaa, low, high));
+    }
+
+    static const long LINE = PANEL * 4;
+
+    const Groups& groups_;
+    const GroupLayout& layout_;
+    const char* head_;  // of the block that is unpacked
+    long group_ = 0, in_block_ = 0;
+    alignas(64) float numbers_[16];
+    alignas(64) char memory_[STEPS_AT_ONCE * STEP_BYTES];
 };
 
-// Sixteen rows' numbers of some groups, those of a group together.
-struct alignas(64) RowScales {
-    float scales[UNPACKED_GROUPS][UNIT_ROWS], sums[UNPACKED_GROUPS][UNIT_ROWS];
+// The same of weights whose scales are integers of a column's: they become integers of 8 bits.
+template <int GROUP_LANES> class UnpackedColumns {
+public:
+    static const long FETCHES = GROUP_LANES == 4 ? 4 : 2;
+
+    UnpackedColumns(const GroupLayout& layout, const char* panel) : layout_(layout), panel_(panel) {}
+
+    INLINE void prepare(long number, Ahead& ahead) {
+        char* to = memory_ + number % STEPS_AT_ONCE * STEP_BYTES;
+        const long first = number * layout_.per_block;
+        const char *parts = panel_ + layout_.block(number), *values = parts + layout_.head_bytes;
+        for (long i = 0; i < layout_.per_block; i++, parts += PANEL, values += layout_.group_bytes, to += GROUP_LANES * PANEL * 4) {
+            ahead.fetch();
+            if (first + i < layout_.num_groups)
+                avx512::unpack_group<GROUP_LANES>(parts, values, __m512i{}, reinterpret_cast<int8_t*>(to));
+            else
+                __builtin_memset(to, 0, GROUP_LANES * PANEL * 4);
+        }
+    }
+
+    INLINE const char* step(long number) const { return memory_ + number % STEPS_AT_ONCE * STEP_BYTES; }
+
+private:
+    const GroupLayout& layout_;
+    const char* panel_;
+    alignas(64) char memory_[STEPS_AT_ONCE * STEP_BYTES];
 };
 
-INLINE void unpack_values(const Groups& groups, const char* from, int8_t* to) {
-    const Ints zero = _mm512_set1_epi8(static_cast<char>(groups.zero));
-    const long num_lines = groups.size / 4 * 2, shared = groups.bits == 4 ? num_lines / 2 : num_lines;
-    const Table table = table_of(groups.table ? groups.table : NO_TABLE);
-    for (long line = 0; line < shared; line++) {
-        const Ints values = load_values(from + line * 64);
-        if (groups.bits == 8) {
-            _mm512_store_si512(to + line * 64, _mm512_sub_epi8(values, zero));
-            continue;
+// A block of rows by a panel.
+struct UnitProduct {
+    const Linear& linear;
+    const Rows& rows;
+    const Part& part;
+    const GroupLayout layout;
+    const char* panel;
+    const Ahead ahead;
+    const UnitTiles tiles;
+    uint32_t* sums;
+
+    UnitProduct(const Linear& linear, const Rows& rows, const Part& part, long next, uint32_t* sums)
+        : linear(linear), rows(rows), part(part), layout(linear), panel(at(part.panel)),
+          ahead(next < 0 ? nullptr : at(next), layout.panel_bytes()), tiles(part.end_row - part.row), sums(sums) {}
+
+    const char* at(long index) const { return static_cast<const char*>(linear.panels) + index * layout.panel_bytes(); }
+
+    template <RowNumbers ROWS, class Weights> void multiply(Weights&& weights) const {
+        const long inputs_of_step = ROWS == BFLOAT16_ROWS ? UNIT_LANES * 2 : UNIT_LANES * 4;
+        const long num_steps = (layout.num_groups * linear.groups->size + inputs_of_step - 1) / inputs_of_step;
+        multiply_panel<ROWS>(rows.lanes + part.row * rows.stride, rows.stride, tiles, weights, num_steps, ahead, sums);
+    }
+
+    template <int BITS, int GROUP_LANES> void by_groups() const {
+        if (linear.groups->has_offsets)
+            multiply<BFLOAT16_ROWS>(UnpackedGroups<BITS, GROUP_LANES, true>(linear, layout, panel));
+        else
+            multiply<BFLOAT16_ROWS>(UnpackedGroups<BITS, GROUP_LANES, false>(linear, layout, panel));
+    }
+
+    template <int GROUP_LANES> void by_lanes() const {
+        if (linear.groups->scales == COLUMN_SCALES) return multiply<SIGNED_ROWS>(UnpackedColumns<GROUP_LANES>(layout, panel));
+        linear.groups->bits == 4 ? by_groups<4, GROUP_LANES>() : by_groups<8, GROUP_LANES>();
+    }
+
+    void run() const { linear.groups->size == 32 ? by_lanes<8>() : by_lanes<4>(); }
+};
+
+// Rows by a panel, and what becomes of that.
+void by_units(const Linear& linear, const Rows& rows, const Target& target, const Part& part, long next) {
+    alignas(64) uint32_t sums[MOST_BLOCK_ROWS * PANEL];
+    const UnitProduct product(linear, rows, part, next, sums);
+    product.run();
+    product.tiles.each(reinterpret_cast<float*>(sums), PANEL, [&](long row, long count, float* of_rows) {
+        if (linear.groups->scales == COLUMN_SCALES) {
+            const Row first = row_at(linear, product.layout, rows, part.row + row);
+            avx512::scale_sums(linear, first, rows.stride, count, part.panel, of_rows);
         }
-        Ints low = low_half(values), high = high_half(values);
-        if (groups.table) {
-            low = look_up(table, low);
-            high = look_up(table, high);
-        }
-        _mm512_store_si512(to + line * 64, _mm512_sub_epi8(low, zero));
-        _mm512_store_si512(to + (shared + line) * 64, _mm512_sub_epi8(high, zero));
-    }
-}
-
-template <bool HAS_OFFSETS>
-INLINE void unpack(const Linear& linear, const GroupLayout& layout, const char* panel, long first, long count, Unpacked& to) {
-    const long per_block = layout.per_block;
-    const char* head = panel + layout.block(first / per_block);
-    for (long g = 0, in_block = first % per_block; g < count; g++, in_block++) {
-        if (in_block == per_block) {
-            head += layout.head_bytes + per_block * layout.group_bytes;
-            in_block = 0;
-        }
-        unpack_values(*linear.groups, head + layout.head_bytes + in_block * layout.group_bytes, to.values[g]);
-        const Scales s = scales_of<HAS_OFFSETS>(linear.groups->scales, layout, head, in_block, 0);
-        for (long v = 0; v < VECTORS; v++) {
-            put(to.scales[g] + v * LANES, s.scale[v]);
-            put(to.offsets[g] + v * LANES, s.offset[v]);
-        }
-    }
-}
-
-template <bool HAS_OFFSETS>
-INLINE void gather_scales(const Row& row, long stride, long num_rows, long first, long count, RowScales& to) {
-    const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i places = _mm512_mullo_epi32(numbers, _mm512_set1_epi32(static_cast<int>(stride)));
-    const __mmask16 rows = static_cast<__mmask16>((1u << num_rows) - 1);
-    for (long g = 0; g < count; g++) {
-        const float *scales = row.scales + first + g, *sums = row.sums + first + g;
-        _mm512_store_ps(to.scales[g], _mm512_mask_i32gather_ps(zero_floats(), rows, places, scales, 4));
-        if (HAS_OFFSETS) _mm512_store_ps(to.sums[g], _mm512_mask_i32gather_ps(zero_floats(), rows, places, sums, 4));
-    }
-}
-
-// Sums of integers of some groups: 16 rows by the left and the right 16 columns.
-typedef int32_t UnitSums[GROUPS_AT_ONCE][2][UNIT_ROWS][16];
-
-// Multiplies 16 rows by a panel's columns of one group. Numbers of tiles must be written out.
-#define MULTIPLY_GROUP(index, rows, left, right)                                         \
-    _tile_loadd(rows, lanes + (index) * group_lanes, stride * 4);                        \
-    _tile_loadd(6, values + (index) * sizeof(Unpacked::values[0]), PANEL * 4);           \
-    _tile_loadd(7, values + (index) * sizeof(Unpacked::values[0]) + 64, PANEL * 4);      \
-    _tile_zero(left);                                                                    \
-    _tile_zero(right);                                                                   \
-    _tile_dpbssd(left, rows, 6);                                                         \
-    _tile_dpbssd(right, rows, 7);                                                        \
-    _tile_stored(left, sums[index][0], 64);                                              \
-    _tile_stored(right, sums[index][1], 64);
-
-INLINE void multiply_groups(const uint32_t* lanes, long stride, long group_lanes, const int8_t* values, long count,
-                            UnitSums& sums) {
-    for (long g = 0; g < count; g += 2) {
-        MULTIPLY_GROUP(g, 4, 0, 1)
-        if (g + 1 == count) break;
-        MULTIPLY_GROUP(g + 1, 5, 2, 3)
-    }
-    __asm__ volatile("" ::: "memory");  // the compiler does not know that the units write there
-}
-
-// Adds groups to what 16 rows by 16 columns have come to.
-template <bool HAS_OFFSETS>
-INLINE void add_groups(const Unpacked& from, const RowScales& rows, long first, long count, long column,
-                       const UnitSums& sums, float* out) {
-    Floats results[UNIT_ROWS];
-    UNROLL for (int m = 0; m < UNIT_ROWS; m++) results[m] = _mm512_load_ps(out + m * PANEL + column);
-    for (long g = 0; g < count; g++) {
-        const int32_t(&group)[UNIT_ROWS][16] = sums[g][column / 16];
-        const Floats scale = _mm512_load_ps(from.scales[first + g] + column);
-        const Floats offset = _mm512_load_ps(from.offsets[first + g] + column);
-        UNROLL for (int m = 0; m < UNIT_ROWS; m++) {
-            const Floats x = product(as_floats_of(_mm512_load_si512(group[m])), every(rows.scales[first + g][m]));
-            results[m] = fused(x, scale, results[m]);
-            if (HAS_OFFSETS) results[m] = fused_less(every(rows.sums[first + g][m]), offset, results[m]);
-        }
-    }
-    UNROLL for (int m = 0; m < UNIT_ROWS; m++) _mm512_store_ps(out + m * PANEL + column, results[m]);
-}
-
-// Up to 16 rows by what is unpacked, added to `out` (UNIT_ROWS, PANEL).
-template <bool HAS_OFFSETS>
-INLINE void multiply_rows(const uint32_t* lanes, long stride, long group_lanes, const Unpacked& from, const RowScales& rows,
-                          long count, UnitSums& sums, float* out) {
-    for (long first = 0; first < count; first += GROUPS_AT_ONCE) {
-        const long few = least(GROUPS_AT_ONCE, count - first);
-        multiply_groups(lanes + first * group_lanes, stride, group_lanes, from.values[first], few, sums);
-        add_groups<HAS_OFFSETS>(from, rows, first, few, 0, sums, out);
-        add_groups<HAS_OFFSETS>(from, rows, first, few, 16, sums, out);
-    }
-}
-
-// Of so many rows; a row has as many bytes as a group has inputs.
-INLINE void configure(long num_rows, long group_lanes) {
-    const long heights[8] = {num_rows, num_rows, num_rows, num_rows, num_rows, num_rows, group_lanes, group_lanes};
-    TileShapes shapes(heights);
-    shapes.bytes_of_row[4] = shapes.bytes_of_row[5] = static_cast<uint16_t>(group_lanes * 4);
-    __asm__ volatile("" ::: "memory");  // the units read memory that the compiler does not know they read
-    _tile_loadconfig(&shapes);
-}
-
-template <bool HAS_OFFSETS>
-void multiply_in_groups(const Linear& linear, const Rows& rows, const Part& part, float* sums) {
-    const GroupLayout layout(linear);
-    const long group_lanes = linear.groups->size / 4;
-    const char* panel = static_cast<const char*>(linear.panels) + part.panel * layout.panel_bytes();
-    Unpacked unpacked;
-    alignas(64) UnitSums unit_sums;
-    if ((part.end_row - part.row) % UNIT_ROWS != 0) __builtin_memset(&unit_sums, 0, sizeof unit_sums);  // none but numbers
-    long configured = 0;
-    for (long first = 0; first < layout.num_groups; first += UNPACKED_GROUPS) {
-        const long count = least(UNPACKED_GROUPS, layout.num_groups - first);
-        unpack<HAS_OFFSETS>(linear, layout, panel, first, count, unpacked);
-        for (long index = part.row; index < part.end_row; index += UNIT_ROWS) {
-            const long num_rows = least(UNIT_ROWS, part.end_row - index);
-            const Row row = row_at(linear, layout, rows, index);
-            RowScales scales;
-            gather_scales<HAS_OFFSETS>(row, rows.stride, num_rows, first, count, scales);
-            if (num_rows != configured) configure(configured = num_rows, group_lanes);
-            multiply_rows<HAS_OFFSETS>(row.lanes + first * group_lanes, rows.stride, group_lanes, unpacked, scales, count,
-                                       unit_sums, sums + (index - part.row) * PANEL);
-        }
-    }
-    _tile_release();
-}
-
-// Rows by a panel, into `sums` (rows in whole UNIT_ROWS, PANEL).
-void multiply(const Linear& linear, const Rows& rows, const Part& part, float* sums) {
-    __builtin_memset(sums, 0, round_up(part.end_row - part.row, UNIT_ROWS) * PANEL * sizeof(float));
-    if (linear.groups->has_offsets) return multiply_in_groups<true>(linear, rows, part, sums);
-    multiply_in_groups<false>(linear, rows, part, sums);
+        avx512::finish_tile(linear, target, part.row + row, count, part.panel, of_rows);
+    });
 }

@@ -7,13 +7,10 @@
 // depend on what other rows there are.
 
 #include "linear.h"
-#include "tile_shapes.h"
 
 namespace {
 
 const long ROW_BLOCK = 448;
-// Of matrix units, which read rows so fast that those of a block should stay in the second cache.
-const long UNIT_ROW_BLOCK = 224;
 // Rows of a tile at most. More would fit into the registers, and are not faster: with two tiles the second can fetch.
 const long TILE_ROWS = 8, TILE_ROWS_OF_FLOATS = 5, TILE_ROWS_OF_WORDS = 6;
 // Rows of a product that is multiplied as it is stored, from which on the next panel is fetched.
@@ -124,11 +121,11 @@ struct Product {
     const TileKernels kernels;
 
     Product(const Linear& linear, const Rows& rows, const Target& target)
-        : linear(linear), rows(rows), target(target), num_row_blocks((rows.count + block_of(linear) - 1) / block_of(linear)),
+        : linear(linear), rows(rows), target(target), num_row_blocks((rows.count + block_of(linear, rows) - 1) / block_of(linear, rows)),
           most_tile_rows(tile_rows_of(linear)), kernels(kernels_of(linear)) {}
 
-    static long block_of(const Linear& linear) {
-        return linear.kernel == MATRIX_UNITS_KERNEL ? UNIT_ROW_BLOCK : ROW_BLOCK;
+    static long block_of(const Linear& linear, const Rows& rows) {
+        return linear.kernel == MATRIX_UNITS_KERNEL ? unit_row_block(rows.stride) : ROW_BLOCK;
     }
 
     static long tile_rows_of(const Linear& linear) {
@@ -142,6 +139,8 @@ struct Product {
         return static_cast<const uint32_t*>(linear.panels) + index * lanes_of(linear) * PANEL;
     }
 
+    const char* bytes_of(long index) const { return reinterpret_cast<const char*>(panel(index)); }
+
     // A block of rows by one panel.
     void item(long number, long next) const {
         const long index = number % num_panels(), block = number / num_panels();
@@ -152,20 +151,16 @@ struct Product {
 
     void by_matrix_units(long index, long begin_row, long end_row, long next) const {
 #if MATRIX_UNITS
-        alignas(64) uint32_t sums[UNIT_ROWS * PANEL];
-        const auto tile = linear.is_int8 ? unit_tile<UNSIGNED_ROWS> : unit_tile<BFLOAT16_ROWS>;
-        const long num_tiles = (end_row - begin_row + UNIT_ROWS - 1) / UNIT_ROWS, num_steps = lanes_of(linear) / UNIT_LANES;
-        Ahead ahead = {nullptr, 0};
-        if (next >= 0) {
-            ahead.from = reinterpret_cast<const char*>(panel(next % num_panels()));
-            ahead.bytes = round_up(UNIT_LANES * PANEL * 4 / num_tiles, 64);
-        }
-        for (long row = begin_row; row < end_row; row += UNIT_ROWS) {
-            const long count = least(UNIT_ROWS, end_row - row);
-            tile(rows.lanes + row * rows.stride, count, rows.stride, panel(index), lanes_of(linear), ahead, sums);
-            ahead.from += ahead.bytes * num_steps;
-            avx512::finish_tile(linear, rows, target, row, count, index, sums);
-        }
+        alignas(64) uint32_t sums[MOST_BLOCK_ROWS * PANEL];
+        const UnitTiles tiles(end_row - begin_row);
+        const long num_lanes = lanes_of(linear);
+        const Ahead ahead(next < 0 ? nullptr : bytes_of(next % num_panels()), num_lanes * PANEL * 4);
+        StoredPanel weights = {bytes_of(index)};
+        const auto multiply = linear.is_int8 ? multiply_panel<UNSIGNED_ROWS, StoredPanel> : multiply_panel<BFLOAT16_ROWS, StoredPanel>;
+        multiply(rows.lanes + begin_row * rows.stride, rows.stride, tiles, weights, num_lanes / UNIT_LANES, ahead, sums);
+        tiles.each(sums, PANEL, [&](long row, long count, const uint32_t* of_rows) {
+            avx512::finish_tile(linear, rows, target, begin_row + row, count, index, of_rows);
+        });
 #else
         (void)index, (void)begin_row, (void)end_row, (void)next;
 #endif

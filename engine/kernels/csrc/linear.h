@@ -3,6 +3,7 @@
 #pragma once
 
 #include "grouped.h"
+#include "tile_shapes.h"
 
 namespace orcinus {
 
@@ -83,6 +84,7 @@ struct Rows {
 INLINE long lanes_of(const Linear& linear) {
     if (linear.groups) {
         const long num_groups = GroupLayout(linear).num_groups;
+        if (is_multiplied_in_bfloat16(*linear.groups)) return round_up(num_groups * linear.groups->size / 2, UNIT_LANES);
         return num_groups * (linear.groups->size / 4) + words_beside_lanes(*linear.groups, num_groups);
     }
     return linear.is_int8 ? (linear.in + 3) / 4 : (linear.in + 1) / 2;

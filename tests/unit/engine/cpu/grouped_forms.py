@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from orcinus.engine.cpu.grouped_weight import COLUMN_INT4, INT4, INT8, GroupedRows, GroupForm
+from orcinus.engine.kernels.library import GROUPED_KERNELS
 
 _E2M1 = (12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0)  # twice the number, and 12
 _UNEVEN = (1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241)
@@ -104,3 +105,30 @@ def rounded_rows(x: Tensor, form: GroupForm) -> Tensor:
     largest = groups.abs().amax(dim=2, keepdim=True)
     factors = torch.where(largest > 2.0**-110, torch.full_like(largest, 127) / largest, 0.0)
     return ((groups * factors).round().double() * (largest / 127.0).double()).view(count, -1)[:, :width]
+
+
+def in_bfloat16(form: GroupForm, kernel: int) -> bool:
+    """Whether rows and weights are multiplied in bfloat16 and not in integers."""
+    return kernel == GROUPED_KERNELS.index("amx") and form.scales != "column"
+
+
+def bfloat16_weight(exact: Tensor) -> Tensor:
+    """Weights as matrix units multiply them: float32 to the nearest bfloat16, from the middle up in size; float64."""
+    bits = exact.float().contiguous().view(torch.int32) + 0x8000
+    return (bits & -0x10000).view(torch.float32).double()
+
+
+def assert_product(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, form: GroupForm, kernel: int) -> None:
+    """Compare with float64, of what is multiplied: of integers, sums of groups in float32, each with four roundings.
+
+    Of bfloat16 each product is one in float32. Then there is one rounding to bfloat16.
+    """
+    is_plain, width = in_bfloat16(form, kernel), x.shape[1]
+    rows, weight = (x.double(), bfloat16_weight(weight)) if is_plain else (rounded_rows(x, form), weight)
+    exact = torch.nn.functional.linear(rows, weight, None if bias is None else bias.double())
+    # What is multiplied before an offset is taken off may be larger than what is left.
+    size = rows.abs() @ weight.abs().t() + 2 * rows.abs().sum(dim=1, keepdim=True) * weight.abs().amax(dim=1)
+    roundings = (width if is_plain else form.num_groups(width)) + 8
+    allowed = exact.abs() * 2**-8 + size * roundings * 2**-23
+    assert got.shape == exact.shape
+    assert bool(((got.double() - exact).abs() <= allowed).all())

@@ -1,4 +1,7 @@
-"""Products with weights in groups: near to float64, and the same bits whatever multiplies and whoever is beside."""
+"""Products with weights in groups: near to float64, and the same bits whoever is beside, and whatever multiplies.
+
+Matrix units multiply most forms in bfloat16, with the bits of plain weights in that.
+"""
 
 import pytest
 import torch
@@ -11,7 +14,14 @@ from orcinus.engine.cpu.native_linear import NativeLinear
 from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import GROUPED_KERNELS, Library, load_library
 from tests.effort import scaled
-from tests.unit.engine.cpu.grouped_forms import FORMS, exact_weight, random_numbers, rounded_rows
+from tests.unit.engine.cpu.grouped_forms import (
+    FORMS,
+    assert_product,
+    bfloat16_weight,
+    exact_weight,
+    in_bfloat16,
+    random_numbers,
+)
 
 BEST = load_library()
 BFLOAT16 = torch.bfloat16
@@ -22,6 +32,8 @@ KERNELS = [] if BEST is None else sorted({Library(library_path(), n, has_vnni=v)
 pytestmark = pytest.mark.skipif(BEST is None, reason="there is no library here")
 each_form = pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=[GROUPED_KERNELS[kernel] for kernel in KERNELS])
+UNITS = GROUPED_KERNELS.index("amx")
+needs_units = pytest.mark.skipif(UNITS not in KERNELS, reason="this CPU has no matrix units")
 rounded_form = pytest.mark.parametrize("form", [INT4, INT8, COLUMN_INT4], ids=["int4", "int8", "column"])
 
 
@@ -49,22 +61,6 @@ def weight_of(linear: NativeLinear) -> Tensor:
     return linear.packed.exact_rows(torch.arange(linear.out_features))
 
 
-def assert_product(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, form: GroupForm) -> None:
-    """Of the rounded rows, in float64: sums of groups in float32, each with four roundings, then one to bfloat16."""
-    rows = rounded_rows(x, form)
-    exact = torch.nn.functional.linear(rows, weight, None if bias is None else bias.double())
-    size = rows.abs() @ (weight.abs() + 0.0).t() + 2 * _offset_size(rows, weight)
-    roundings = form.num_groups(x.shape[1]) + 8
-    allowed = exact.abs() * 2**-8 + size * roundings * 2**-23
-    assert got.shape == exact.shape
-    assert bool(((got.double() - exact).abs() <= allowed).all())
-
-
-def _offset_size(rows: Tensor, weight: Tensor) -> Tensor:
-    """What is multiplied before an offset is taken off may be larger than what is left."""
-    return rows.abs().sum(dim=1, keepdim=True) * weight.abs().amax(dim=1)
-
-
 @each_form
 @settings(max_examples=scaled(25))
 @given(
@@ -79,8 +75,9 @@ def test_products_of_any_shape_are_those_of_float64(
 ) -> None:
     numbers = random_numbers(form, out_features, in_features)
     x, bias = normal(num_rows, in_features), normal(out_features, seed=2) if has_bias else None
-    linear = NativeLinear(library(None, num_threads), form, [numbers.rows], [bias])
-    assert_product(linear(x), x, numbers.exact, bias, form)
+    own = library(None, num_threads)
+    linear = NativeLinear(own, form, [numbers.rows], [bias])
+    assert_product(linear(x), x, numbers.exact, bias, form, own.grouped_kernel)
 
 
 @each_form
@@ -95,14 +92,51 @@ def test_kernels_of_every_instruction_set_give_the_same_bits(
 ) -> None:
     numbers, x = random_numbers(form, out_features, in_features), normal(num_rows, in_features)
     bias = normal(out_features, seed=2)
-    first, *others = (layer(form, numbers.rows, bias, kernel)(x) for kernel in KERNELS)
-    assert_product(first, x, numbers.exact, bias, form)
+    of_integers = [kernel for kernel in KERNELS if not in_bfloat16(form, kernel)]
+    first, *others = (layer(form, numbers.rows, bias, kernel)(x) for kernel in of_integers)
+    assert_product(first, x, numbers.exact, bias, form, of_integers[0])
     assert all(torch.equal(first, other) for other in others)
+
+
+@needs_units
+@each_form
+@settings(max_examples=scaled(10))
+@given(
+    num_rows=st.integers(1, 70) | st.sampled_from([130, 449, 600]),
+    in_features=st.sampled_from([16, 17, 31, 32, 64, 256, 288, 300, 1088]),
+    out_features=st.sampled_from([1, 17, 32, 65, 200]),
+)
+def test_matrix_units_give_the_bits_of_a_plain_weight(
+    form: GroupForm, num_rows: int, in_features: int, out_features: int
+) -> None:
+    if not in_bfloat16(form, UNITS):
+        pytest.skip("multiplied in integers")
+    numbers, bias, x = (
+        random_numbers(form, out_features, in_features),
+        normal(out_features, seed=2),
+        normal(num_rows, in_features),
+    )
+    widen = (0, -in_features % 32)  # units take plain weights of whole tiles alone
+    plain = torch.nn.functional.pad(bfloat16_weight(numbers.exact).to(BFLOAT16), widen)
+    expected = NativeLinear(library(UNITS), "bfloat16", [plain], [bias])(torch.nn.functional.pad(x, widen))
+    assert torch.equal(layer(form, numbers.rows, bias, UNITS)(x), expected)
+
+
+@needs_units
+@pytest.mark.parametrize("bits", [0x7FFF, 0xFFFF, 0x7E00, 0x7C00])
+def test_scale_that_is_not_finite_is_seen_by_matrix_units(bits: int) -> None:
+    """Of any bits that stand for no number: rounding must not carry them over into one."""
+    rows = random_numbers(INT4, 40, 64).rows
+    assert rows.scales is not None
+    rows.scales.view(torch.int16)[7, 1] = bits - 0x10000 if bits > 0x7FFF else bits
+    got = layer(INT4, rows, kernel=UNITS)(normal(20, 64))
+    assert not got[:, 7].isfinite().any()
+    assert got[:, :7].isfinite().all()
 
 
 @each_form
 def test_row_does_not_depend_on_the_others(form: GroupForm) -> None:
-    """Few are multiplied by vectors, many by matrix units where there are some."""
+    """Few and many are multiplied in different ways."""
     x, linear = normal(500, 320), layer(form, random_numbers(form, 100, 320).rows)
     together = linear(x)
     for first, end in ((0, 1), (3, 4), (17, 40), (100, 111), (100, 112), (100, 330), (499, 500)):

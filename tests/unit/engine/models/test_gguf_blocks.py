@@ -14,7 +14,7 @@ from orcinus.engine.kernels.build import library_path
 from orcinus.engine.kernels.library import Library, load_library
 from orcinus.engine.models.gguf_blocks import BlockRows, is_exact, is_quantized
 from tests.integration.gguf_blocks import dequantized, random_blocks
-from tests.unit.engine.cpu.grouped_forms import rounded_rows
+from tests.unit.engine.cpu.grouped_forms import assert_product
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason="there is no library here")
 
@@ -79,16 +79,12 @@ def test_some_rows_may_be_taken() -> None:
 @pytest.mark.parametrize("name", BITS)
 @pytest.mark.parametrize("num_rows", [1, 5, 40])
 def test_products_with_blocks_are_those_of_float64(name: str, num_rows: int) -> None:
-    """Of the rounded rows: groups in float32 with four roundings each, at most 32 of them, then one to bfloat16."""
     blocks = random_blocks(name, 96, COLUMNS)
     rows = BlockRows(blocks, name)
     x = torch.randn(num_rows, COLUMNS, generator=torch.Generator().manual_seed(0)).bfloat16()
     weight = torch.from_numpy(dequantized(blocks, name)).double()
-    rounded = rounded_rows(x, rows.form)
-    exact = rounded @ weight.t()
-    size = rounded.abs() @ weight.abs().t() + 2 * rounded.abs().sum(dim=1, keepdim=True) * weight.abs().amax(dim=1)
-    allowed = exact.abs() * 2**-8 + size * (COLUMNS // 16 + 8) * 2**-23
-    assert bool(((layer(rows)(x).double() - exact).abs() <= allowed).all())
+    linear = layer(rows)
+    assert_product(linear(x), x, weight, None, rows.form, linear._library.grouped_kernel)
 
 
 @pytest.mark.parametrize("name", OTHERS)
