@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python -m bench.linears [--shape qwen3-0.6b] [--rows 1,16,32,128] [--threads 2] [--rounds 9]
 
 Every round runs all layers and the head in each way, in turn, on the same weights: plain `F.linear`, oneDNN with
-packed weights, our own kernels in bfloat16, in 8 bits, in 8 bits with scales for groups of 32 inputs and in 4 bits for
-groups of 16 (whose head has 8). All but the first have projections of one input merged. Medians over the rounds, and
-the median of the rounds' ratios to the first. Random weights in bfloat16. `--ways` chooses among them, `--layers` so
-many of a model that is too large to be there in all ways at once, and `--kernels` (or ORCINUS_KERNELS) what the kernels
-may use.
+packed weights, our own kernels in bfloat16, in 8 bits, in 8 bits with scales for groups of 32 inputs, in 4 bits for
+groups of 16 (whose head has 8), and in the blocks of some types of GGUF. All but the first have projections of one input
+merged. Medians over the rounds, and the median of the rounds' ratios to the first. Random weights in bfloat16. `--ways`
+chooses among them, `--layers` so many of a model that is too large to be there in all ways at once, and `--kernels` (or
+ORCINUS_KERNELS) what the kernels may use.
 """
 
 import argparse
@@ -22,12 +22,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from bench.gguf_model import quantized
 from bench.random_model import SHAPES
 from orcinus.config.settings import load_settings
 from orcinus.engine.cpu.native_linear import NativeLinear, can_multiply
 from orcinus.engine.cpu.packed_linear import PackedLinear, Packer, head_packer_for
-from orcinus.engine.kernels.library import KERNEL_CHOICES, load_library, use_kernels
+from orcinus.engine.kernels.library import KERNEL_CHOICES, Library, load_library, use_kernels
+from orcinus.engine.models.gguf_blocks import BlockRows
 from orcinus.engine.platform.device import cpu_has_bfloat16, device_name
+
+_BLOCK_TYPES = ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
 
 # Weights (out_features, in_features) that share an input.
 Siblings = list[Tensor]
@@ -119,7 +123,14 @@ def packers(num_threads: int) -> dict[str, Packer]:
         found["native int8"] = partial(NativeLinear, library, "int8")
     found["native int8 in groups"] = partial(NativeLinear, library, "int8-groups")
     found["native int4"] = partial(NativeLinear, library, "int4")
-    return found
+    return found | {f"native {name}": partial(_in_blocks, library, name) for name in _BLOCK_TYPES}
+
+
+def _in_blocks(
+    library: Library, type_name: str, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> NativeLinear:
+    rows = [BlockRows(quantized(weight.float().numpy(), type_name), type_name) for weight in weights]
+    return NativeLinear(library, rows[0].form, rows, biases)
 
 
 def _apart(weights: Siblings, x: Tensor) -> None:

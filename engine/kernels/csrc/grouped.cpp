@@ -1,15 +1,16 @@
 // Linear layers whose weights have 4 or 8 bits and scales for groups of inputs (grouped.h), for any CPU: AVX-512 and AVX2,
-// with VNNI or without, chosen by the weight's `kernel`; by matrix units (AMX) where there are some and enough rows.
+// with VNNI or without, chosen by the weight's `kernel`; by matrix units (AMX) where there are some.
 //
-// Rows become integers of 8 bits with a scale for each group, at the time, or stay bfloat16 where matrix units multiply them. Work
-// is cut into items as in linear.cpp.
+// Rows become integers of 8 bits with a scale for each group, at the time; or they stay bfloat16, and matrix units multiply them.
+// Work is cut into items as in linear.cpp.
 
 #include "linear.h"
 
 namespace {
 
 const long ROW_BLOCK = 448;
-// Where scales are integers of a column's, from so many rows on a panel is unpacked before it is multiplied, or left to matrix units.
+// Where scales are integers of a column's, from so many rows on vectors multiply a panel that is unpacked first, or matrix units
+// do.
 const long FEWEST_ROWS_TO_UNPACK = 6, FEWEST_UNIT_ROWS = 5;
 // Below this many multiplications, waking the other threads costs more than they save.
 const double SERIAL_WORK = 200e3;
@@ -34,11 +35,6 @@ INLINE Row row_at(const Linear& linear, const GroupLayout& layout, const Rows& r
     float* scales = reinterpret_cast<float*>(starts + layout.num_groups);
     const long num_scales = linear.groups->scales == COLUMN_SCALES ? 1 : layout.num_groups;
     return Row{lanes, reinterpret_cast<int32_t*>(starts), scales, scales + num_scales};
-}
-
-// Of a panel with integers of a column's as scales. Lanes that a product of tiles takes in at once are unpacked whole.
-INLINE long unpacked_lanes(const GroupLayout& layout, const Linear& linear) {
-    return round_up(layout.num_groups * (linear.groups->size / 4), UNIT_LANES);
 }
 
 // What is fetched from memory while groups are multiplied: so many bytes with each.
@@ -122,7 +118,7 @@ namespace avx512 {
 END_TARGET
 
 #if MATRIX_UNITS
-BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-bf16,amx-int8")
+BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-bf16,amx-int8")
 namespace units {
 #include "grouped_vectors.inl"
 
@@ -171,11 +167,11 @@ void fill_bfloat16(const Linear& linear, const Rows& rows, long index, const bf1
 // Whether a panel was worth unpacking before vectors multiply it, and that is done.
 bool multiply_unpacked(const Linear& linear, const Rows& rows, const Target& target, const Part& part, long next) {
 #if defined(__x86_64__)
-    const long count = part.end_row - part.row;
-    if (linear.groups->scales != COLUMN_SCALES || linear.groups->kernel != AVX512_GROUPS || count < FEWEST_ROWS_TO_UNPACK) return false;
+    const bool is_worth_it = linear.groups->scales == COLUMN_SCALES && part.end_row - part.row >= FEWEST_ROWS_TO_UNPACK;
+    if (!is_worth_it || linear.groups->kernel != AVX512_GROUPS) return false;
     static thread_local Arena arena;
     const GroupLayout layout(linear);
-    int8_t* unpacked = reinterpret_cast<int8_t*>(arena.reserve(unpacked_lanes(layout, linear) * PANEL * 4));
+    int8_t* unpacked = reinterpret_cast<int8_t*>(arena.reserve(layout.num_groups * linear.groups->size * PANEL));
     if (unpacked == nullptr) return false;
     const char* fetched = next < 0 ? nullptr : static_cast<const char*>(linear.panels) + next * layout.panel_bytes();
     avx512::by_whole_rows(linear, rows, target, part, fetched, unpacked);

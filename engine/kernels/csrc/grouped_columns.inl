@@ -44,29 +44,21 @@ template <int GROUP_LANES> INLINE void unpack_group(const char* parts, const cha
     }
 }
 
-// A panel as (unpacked_lanes, PANEL, 4) integers with a sign; with `shift` of 128, that more, and without a sign. From `ahead`
-// on, so many bytes with each group are fetched meanwhile.
+// A panel as (unpacked_lanes, PANEL, 4) integers, and 128, without a sign. From `ahead` on, so many bytes with each group are
+// fetched meanwhile.
 template <int GROUP_LANES>
-void unpack_groups(const GroupLayout& layout, const char* panel, int shift, int8_t* to, const char* ahead, long ahead_bytes) {
-    const __m512i shifts = _mm512_set1_epi8(static_cast<char>(shift));
+void unpack_groups(const GroupLayout& layout, const char* panel, int8_t* to, const char* ahead, long ahead_bytes) {
+    const __m512i shift = _mm512_set1_epi8(static_cast<char>(128));
     for (long first = 0; first < layout.num_groups; first += layout.per_block) {
         const char *parts = panel, *values = panel + layout.head_bytes;
         const long count = least(layout.per_block, layout.num_groups - first);
         for (long i = 0; i < count; i++, parts += PANEL, values += GROUP_LANES * PANEL * 2, to += GROUP_LANES * PANEL * 4) {
             for (long k = 0; k < ahead_bytes; k += 64) _mm_prefetch(ahead + k, _MM_HINT_T1);
             ahead += ahead_bytes;
-            unpack_group<GROUP_LANES>(parts, values, shifts, to);
+            unpack_group<GROUP_LANES>(parts, values, shift, to);
         }
         panel = values;
     }
-    const long num_lanes = layout.num_groups * GROUP_LANES;
-    __builtin_memset(to, shift, (round_up(num_lanes, UNIT_LANES) - num_lanes) * PANEL * 4);
-}
-
-void unpack_columns(const Linear& linear, const GroupLayout& layout, const char* panel, int shift, int8_t* to,
-                    const char* ahead, long ahead_bytes) {
-    const auto unpack = linear.groups->size == 16 ? unpack_groups<4> : unpack_groups<8>;
-    unpack(layout, panel, shift, to, ahead, ahead_bytes);
 }
 
 // NUM_ROWS rows times a panel that is unpacked with a shift of 128, into integers (NUM_ROWS, PANEL). A line from `ahead` on
@@ -104,7 +96,8 @@ void by_whole_rows(const Linear& linear, const Rows& rows, const Target& target,
     alignas(64) float sums[TILE_ROWS * PANEL];
     const long num_lanes = layout.num_groups * (linear.groups->size / 4), fetched = next ? 64 : 0;
     const char *panel = static_cast<const char*>(linear.panels) + part.panel * layout.panel_bytes(), *ahead = next;
-    unpack_columns(linear, layout, panel, 128, unpacked, ahead, fetched);
+    const auto unpack = linear.groups->size == 16 ? unpack_groups<4> : unpack_groups<8>;
+    unpack(layout, panel, unpacked, ahead, fetched);
     ahead = next ? next + layout.num_groups * fetched : panel;
     const long count = part.end_row - part.row, num_tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
     for (long t = 0; t < num_tiles; t++, ahead = panel) {

@@ -62,21 +62,22 @@ private:
     }
 
     INLINE void unpack_bytes(const char* values, Floats scale, Floats offset, char* to, Ahead& ahead) {
-        const __m512i more = _mm512_set1_epi8(static_cast<char>(128 - groups_.zero));
+        const __m512 zero = _mm512_set1_ps(0x1p23f + static_cast<float>(groups_.zero));
         UNROLL for (long lane = 0; lane < GROUP_LANES; lane++) {
             ahead.fetch();
-            const __m512i raw = _mm512_add_epi8(load_values(values + lane * LINE), more);
-            put_pair(last_byte(raw), last_byte(_mm512_srli_epi32(raw, 8)), scale, offset, to + 2 * lane * LINE);
-            put_pair(last_byte(_mm512_srli_epi32(raw, 16)), last_byte(_mm512_srli_epi32(raw, 24)), scale, offset,
-                     to + (2 * lane + 1) * LINE);
+            const __m512i raw = load_values(values + lane * LINE);
+            UNROLL for (int pair = 0; pair < 2; pair++) {
+                const __m512 first = _mm512_sub_ps(first_byte(_mm512_srli_epi32(raw, 16 * pair)), zero);
+                const __m512 second = _mm512_sub_ps(first_byte(_mm512_srli_epi32(raw, 16 * pair + 8)), zero);
+                put_pair(first, second, scale, offset, to + (2 * lane + pair) * LINE);
+            }
         }
     }
 
-    // A byte without a sign, less 128: of 2^23 and more, floats have no fractions.
-    static INLINE __m512 last_byte(__m512i raw) {
+    // The low byte of a lane and 2^23: floats of that size have no fractions.
+    static INLINE __m512 first_byte(__m512i raw) {
         const __m512i magic = _mm512_set1_epi32(0x4b000000);
-        const __m512i sum = _mm512_ternarylogic_epi32(raw, _mm512_set1_epi32(255), magic, 0xea);  // (raw & 255) | magic
-        return _mm512_sub_ps(reinterpret_cast<__m512>(sum), _mm512_set1_ps(0x1p23f + 128.0f));
+        return reinterpret_cast<__m512>(_mm512_ternarylogic_epi32(raw, _mm512_set1_epi32(255), magic, 0xea));  // (raw & 255) | magic
     }
 
     // One whose bits do not become those of a number when they are rounded.

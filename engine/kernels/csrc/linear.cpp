@@ -121,11 +121,12 @@ struct Product {
     const TileKernels kernels;
 
     Product(const Linear& linear, const Rows& rows, const Target& target)
-        : linear(linear), rows(rows), target(target), num_row_blocks((rows.count + block_of(linear, rows) - 1) / block_of(linear, rows)),
+        : linear(linear), rows(rows), target(target), num_row_blocks(row_blocks_of(linear, rows)),
           most_tile_rows(tile_rows_of(linear)), kernels(kernels_of(linear)) {}
 
-    static long block_of(const Linear& linear, const Rows& rows) {
-        return linear.kernel == MATRIX_UNITS_KERNEL ? unit_row_block(rows.stride) : ROW_BLOCK;
+    static long row_blocks_of(const Linear& linear, const Rows& rows) {
+        const long block = linear.kernel == MATRIX_UNITS_KERNEL ? unit_row_block(rows.stride) : ROW_BLOCK;
+        return (rows.count + block - 1) / block;
     }
 
     static long tile_rows_of(const Linear& linear) {
@@ -156,8 +157,8 @@ struct Product {
         const long num_lanes = lanes_of(linear);
         const Ahead ahead(next < 0 ? nullptr : bytes_of(next % num_panels()), num_lanes * PANEL * 4);
         StoredPanel weights = {bytes_of(index)};
-        const auto multiply = linear.is_int8 ? multiply_panel<UNSIGNED_ROWS, StoredPanel> : multiply_panel<BFLOAT16_ROWS, StoredPanel>;
-        multiply(rows.lanes + begin_row * rows.stride, rows.stride, tiles, weights, num_lanes / UNIT_LANES, ahead, sums);
+        const auto by_panel = linear.is_int8 ? multiply_panel<UNSIGNED_ROWS, StoredPanel> : multiply_panel<BFLOAT16_ROWS, StoredPanel>;
+        by_panel(rows.lanes + begin_row * rows.stride, rows.stride, tiles, weights, num_lanes / UNIT_LANES, ahead, sums);
         tiles.each(sums, PANEL, [&](long row, long count, const uint32_t* of_rows) {
             avx512::finish_tile(linear, rows, target, begin_row + row, count, index, of_rows);
         });

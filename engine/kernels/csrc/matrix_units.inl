@@ -81,7 +81,7 @@ void multiply_by_units(const uint32_t* rows, long stride, const UnitTiles& tiles
         const long end = least(first + at_once, num_steps);
         for (long tile = 0; tile < tiles.count; tile++) {
             const uint32_t* x = rows + tiles.first_row(tile) * stride;
-            uint32_t* of_tile = sums + tile * UNIT_ROWS * PANEL;
+            uint32_t* of_tile = sums + tile * UNIT_TILE_ROWS * PANEL;
             take_sums<HAS_LOWER>(of_tile, first == 0);
             if (tile == 0) weights.prepare(first, unpacking);
             for (long number = first; number < end; number++) {
@@ -95,7 +95,7 @@ void multiply_by_units(const uint32_t* rows, long stride, const UnitTiles& tiles
     }
 }
 
-// Rows times one panel of whole steps, into UNIT_ROWS rows of PANEL for each of the tiles.
+// Rows times one panel of whole steps, into UNIT_TILE_ROWS rows of PANEL for each of the tiles.
 template <RowNumbers ROWS, class Weights>
 void multiply_panel(const uint32_t* rows, long stride, const UnitTiles& tiles, Weights& weights, long num_steps, Ahead ahead,
                     uint32_t* sums) {

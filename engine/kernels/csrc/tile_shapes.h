@@ -12,7 +12,7 @@
 namespace orcinus {
 
 // Lanes of 32 bits that a product of tiles takes in at once, and rows of two tiles.
-const long UNIT_LANES = 16, UNIT_ROWS = 32;
+const long UNIT_LANES = 16, UNIT_TILE_ROWS = 32;
 // Rows that a panel is multiplied by before the next one: as many as leave the second cache room for it.
 const long UNIT_BLOCK_BYTES = 1 << 20, FEWEST_BLOCK_ROWS = 128, MOST_BLOCK_ROWS = 512;
 
@@ -35,12 +35,12 @@ struct alignas(64) TileShapes {
     }
 };
 
-// Rows in tiles of one height, up to UNIT_ROWS: the last tile begins where it must, so some rows may be in two.
+// Rows in tiles of one height, up to UNIT_TILE_ROWS: the last tile begins where it must, so some rows may be in two.
 struct UnitTiles {
     long num_rows, count, height;
 
     explicit UnitTiles(long num_rows)
-        : num_rows(num_rows), count((num_rows + UNIT_ROWS - 1) / UNIT_ROWS), height((num_rows + count - 1) / count) {}
+        : num_rows(num_rows), count((num_rows + UNIT_TILE_ROWS - 1) / UNIT_TILE_ROWS), height((num_rows + count - 1) / count) {}
 
     INLINE long first_row(long tile) const { return least(tile * height, num_rows - height); }
 
@@ -48,7 +48,7 @@ struct UnitTiles {
     template <class Sums, class Finish> INLINE void each(Sums* sums, long panel, const Finish& finish) const {
         for (long tile = 0; tile < count; tile++) {
             const long row = tile * height;
-            finish(row, least(height, num_rows - row), sums + (tile * UNIT_ROWS + row - first_row(tile)) * panel);
+            finish(row, least(height, num_rows - row), sums + (tile * UNIT_TILE_ROWS + row - first_row(tile)) * panel);
         }
     }
 
