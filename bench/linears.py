@@ -4,10 +4,10 @@
 
 Every round runs all layers and the head in each way, in turn, on the same weights: plain `F.linear`, oneDNN with
 packed weights, our own kernels in bfloat16, in 8 bits, in 8 bits with scales for groups of 32 inputs, in 4 bits for
-groups of 16 (whose head has 8), and in the blocks of some types of GGUF. All but the first have projections of one input
-merged. Medians over the rounds, and the median of the rounds' ratios to the first. Random weights in bfloat16. `--ways`
-chooses among them, `--layers` so many of a model that is too large to be there in all ways at once, and `--kernels` (or
-ORCINUS_KERNELS) what the kernels may use.
+groups of 16 (whose head has 8), and in the blocks of some types of GGUF. All but the first have projections of one
+input merged. Medians over the rounds, and the median of the rounds' ratios to the first. Random weights in bfloat16.
+`--ways` chooses among them, `--layers` so many of a model that is too large to be there in all ways at once, and
+`--kernels` (or ORCINUS_KERNELS) what the kernels may use.
 """
 
 import argparse
