@@ -10,7 +10,8 @@ trained models, and what reads them is as much smaller: so they carry no more th
 In a last one some channels of keys are that large, by their biases, which is what a cache in 8 bits has to bear.
 
 Of 4 bits the weights have groups of 16 with a scale each, and the head has 8 bits. GGUF files are those of
-`bench.gguf_model`, whose rounding is plainer than llama.cpp's.
+`bench.gguf_model`, whose rounding is plainer than llama.cpp's; models without a tokenizer are not written as such.
+ORCINUS_KERNELS says what the kernels may use.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from orcinus.engine.attention.interface import batch_metadata
 from orcinus.engine.attention.native_backend import NativeBackend
 from orcinus.engine.attention.serving import PagedAttention
 from orcinus.engine.attention.step_context import StepContext, step_context
+from orcinus.engine.kernels.library import use_kernels
 from orcinus.engine.models.loader import load_causal_lm, progress_bars_on_a_terminal
 from orcinus.engine.startup.cpu_layout import lay_out_for_cpu
 from orcinus.engine.startup.probe import ServedModel, probe_model
@@ -73,6 +75,8 @@ GGUF = [Numbers(f"GGUF {name}", "bfloat16", None, gguf_type=name) for name in ("
 def main() -> int:
     options = parse_arguments()
     torch.manual_seed(0)
+    if (kernels := load_settings().kernels) != "auto":
+        use_kernels(kernels)
     model = options.model or demo_model_path()
     print(
         "| model | positions | of | against | mean KL | max KL | same first token |\n|---|---:|---|---|---:|---:|---:|"
@@ -164,7 +168,8 @@ def _structured(
 def report(name: str, model: Path, prompts: list[list[int]]) -> None:
     exact, plain = (logprobs(model, numbers, prompts) for numbers in (EXACT, BFLOAT16))
     report_one(name, BFLOAT16, plain, EXACT, exact)
-    for numbers in (INT8, INT4, *GGUF, CACHE):
+    files = GGUF if (model / "tokenizer.json").is_file() else []  # which hold the tokenizer, too
+    for numbers in (INT8, INT4, *files, CACHE):
         got = logprobs(model, numbers, prompts)
         if numbers in (INT8, CACHE):
             report_one(name, numbers, got, EXACT, exact)
