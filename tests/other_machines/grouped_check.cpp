@@ -18,6 +18,7 @@ int64_t orcinus_best_level();
 namespace {
 
 const Team NOBODY = {nullptr, 1};
+const int64_t LEVEL_OF_VECTORS = 3;  // of orcinus_best_level(), without matrix units
 const uint8_t TABLE[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
 struct Random {
@@ -78,9 +79,9 @@ uint64_t hash_of_form(Groups groups, long in, long out, long count, bool is_roun
 
 }  // namespace
 
-// With an argument by the best that this CPU has, otherwise by the form for any CPU.
+// With an argument by the best vectors that this CPU has, otherwise by the form for any CPU.
 int main(int argc, char**) {
-    const int64_t kernel = argc > 1 ? orcinus_grouped_kernel(orcinus_best_level(), 1) : GENERIC_GROUPS;
+    const int64_t kernel = argc > 1 ? orcinus_grouped_kernel(least(orcinus_best_level(), LEVEL_OF_VECTORS), 1) : GENERIC_GROUPS;
     const Groups forms[] = {
         {nullptr, 4, 32, 8, FLOAT16_SCALES, 0, kernel},  {nullptr, 8, 32, 128, FLOAT16_SCALES, 0, kernel},
         {nullptr, 4, 32, 0, FLOAT16_SCALES, 1, kernel},  {nullptr, 4, 32, 0, TWO_LEVEL_SCALES, 1, kernel},
