@@ -83,10 +83,10 @@ uint64_t hash_of_form(Groups groups, long in, long out, long count, bool is_roun
 int main(int argc, char**) {
     const int64_t kernel = argc > 1 ? orcinus_grouped_kernel(least(orcinus_best_level(), LEVEL_OF_VECTORS), 1) : GENERIC_GROUPS;
     const Groups forms[] = {
-        {nullptr, 4, 32, 8, FLOAT16_SCALES, 0, kernel},  {nullptr, 8, 32, 128, FLOAT16_SCALES, 0, kernel},
-        {nullptr, 4, 32, 0, FLOAT16_SCALES, 1, kernel},  {nullptr, 4, 32, 0, TWO_LEVEL_SCALES, 1, kernel},
-        {nullptr, 8, 16, 100, TWO_LEVEL_SCALES, 0, kernel}, {TABLE, 4, 32, 128, EXPONENT_SCALES, 0, kernel},
-        {nullptr, 4, 16, 8, COLUMN_SCALES, 0, kernel},
+        {nullptr, 4, 4, 32, 8, FLOAT16_SCALES, 0, kernel},     {nullptr, 8, 8, 32, 128, FLOAT16_SCALES, 0, kernel},
+        {nullptr, 4, 4, 32, 0, FLOAT16_SCALES, 1, kernel},     {nullptr, 4, 4, 32, 0, TWO_LEVEL_SCALES, 1, kernel},
+        {nullptr, 8, 8, 16, 100, TWO_LEVEL_SCALES, 0, kernel}, {TABLE, 4, 8, 32, 128, EXPONENT_SCALES, 0, kernel},
+        {nullptr, 4, 4, 16, 8, COLUMN_SCALES, 0, kernel},
     };
     for (const Groups& form : forms) {
         const bool can_round = !form.table && !form.has_offsets && form.scales != TWO_LEVEL_SCALES;
