@@ -38,7 +38,7 @@ _OPENMP_NAMES = ("libgomp", "libiomp5", "libomp")
 # By the numbers that the library has for them; each includes those before it.
 INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512-bf16", "amx")
 # What multiplies weights in groups, by the numbers of grouped.h.
-GROUPED_KERNELS = ("generic", "avx2", "avx2-vnni", "avx512", "amx")
+GROUPED_KERNELS = ("generic", "avx2", "avx2-vnni", "avx512", "amx", "arm-dot")
 # The most that kernels may use: an instruction set by its number, and whether VNNI. The last is all there is.
 KERNEL_CHOICES = {
     "generic": (0, False),

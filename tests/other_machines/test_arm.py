@@ -44,3 +44,5 @@ def test_products_in_groups_have_the_same_bits_on_arm(tmp_path: Path) -> None:
     assert len(set(hashes)) == len(hashes) > 6
     assert output(str(here)) == hashes
     assert output(ARM_MACHINE, str(there)) == hashes
+    assert output(ARM_MACHINE, str(there), "best") == hashes
+    assert output(ARM_MACHINE, "-cpu", "cortex-a53", str(there), "best") == hashes  # which has no dot products

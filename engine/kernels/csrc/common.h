@@ -22,6 +22,8 @@
 #else
 #include <immintrin.h>
 #endif
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 // Asks for the first version that glibc had of a function and still has. A library that is built on a new system then runs
@@ -56,6 +58,9 @@ namespace orcinus {
 
 // Whether this CPU has AVX2's form of VNNI, and the compiler knew it; cpu.cpp.
 bool has_avx_vnni();
+
+// Whether it has Arm's dot products of 8 bits.
+bool has_arm_dot();
 
 struct bf16 {
     uint16_t bits;

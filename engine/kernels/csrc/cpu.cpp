@@ -7,6 +7,10 @@
 #include <cpuid.h>
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #if MATRIX_UNITS
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -36,6 +40,15 @@ bool has_avx_vnni() {
 #if HAS_AVX_VNNI
     unsigned a, b, c, d;
     return level_of_vectors() >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0;
+#else
+    return false;
+#endif
+}
+
+bool has_arm_dot() {
+#if defined(__aarch64__) && defined(__linux__)
+    const unsigned long asimddp = 1ul << 20;  // HWCAP_ASIMDDP
+    return (getauxval(AT_HWCAP) & asimddp) != 0;
 #else
     return false;
 #endif

@@ -1,5 +1,5 @@
 // Linear layers whose weights have 4 or 8 bits and scales for groups of inputs (grouped.h), for any CPU: AVX-512 and AVX2,
-// with VNNI or without, chosen by the weight's `kernel`; by matrix units (AMX) where there are some.
+// with VNNI or without, and Arm's dot products, chosen by the weight's `kernel`; by matrix units (AMX) where there are some.
 //
 // Rows become integers of 8 bits with a scale for each group, at the time; or they stay bfloat16, and matrix units multiply them.
 // Work is cut into items as in linear.cpp.
@@ -73,12 +73,28 @@ INLINE uint16_t float_to_half(float x) {
 
 #define AVX512 0
 #define AVX2 0
+#define ARM_DOT 0
 namespace generic {
 #include "grouped_vectors.inl"
 
 #include "grouped.inl"
 #include "quantize.inl"
 }  // namespace generic
+#undef ARM_DOT
+
+#if defined(__aarch64__)
+#define ARM_DOT 1
+BEGIN_TARGET("arch=armv8.2-a+dotprod")
+namespace arm_dot {
+#include "grouped_vectors.inl"
+
+#include "grouped.inl"
+}  // namespace arm_dot
+END_TARGET
+#undef ARM_DOT
+#endif
+
+#define ARM_DOT 0
 #undef AVX2
 
 #if defined(__x86_64__)
@@ -152,6 +168,8 @@ Kernels kernels_of(const Linear& linear) {
 #endif
         case AVX512_GROUPS:
         case UNIT_GROUPS: return KERNELS_OF(avx512, avx512);
+#elif defined(__aarch64__)
+        case ARM_DOT_GROUPS: return KERNELS_OF(arm_dot, generic);
 #endif
         default: return KERNELS_OF(generic, generic);
     }
@@ -285,7 +303,8 @@ bool quantize_strip_in_columns(const Linear& linear, const Strip& strip) {
 
 extern "C" {
 
-// The best kernel of this CPU for weights in groups, of those that a level of orcinus_best_level() has.
+// The best kernel of this CPU for weights in groups, of those that a level of orcinus_best_level() has. Arm's dot products count as
+// VNNI.
 EXPORT int64_t orcinus_grouped_kernel(int64_t level, int64_t has_vnni) {
 #if defined(__x86_64__)
     const bool with_vnni = has_vnni != 0 && __builtin_cpu_supports("avx512vnni");
@@ -293,7 +312,8 @@ EXPORT int64_t orcinus_grouped_kernel(int64_t level, int64_t has_vnni) {
     if (level >= 2 && with_vnni) return AVX512_GROUPS;
     if (level >= 1) return has_vnni && has_avx_vnni() ? AVX2_VNNI_GROUPS : AVX2_GROUPS;
 #endif
-    (void)level, (void)has_vnni;
+    if (has_vnni && has_arm_dot()) return ARM_DOT_GROUPS;
+    (void)level;
     return GENERIC_GROUPS;
 }
 

@@ -19,6 +19,7 @@ const int64_t AVX2_GROUPS = 1;
 const int64_t AVX2_VNNI_GROUPS = 2;
 const int64_t AVX512_GROUPS = 3;
 const int64_t UNIT_GROUPS = 4;  // matrix units
+const int64_t ARM_DOT_GROUPS = 5;  // Arm's dot products of 8 bits
 
 const long MOST_GROUP_LANES = 8;
 const long MOST_COLUMN_PART = 15;  // of an integer times a float32 of the column

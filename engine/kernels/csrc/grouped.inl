@@ -9,6 +9,8 @@
 const long TILE_ROWS = 8;
 #elif AVX2
 const long TILE_ROWS = 4;
+#elif ARM_DOT
+const long TILE_ROWS = 2;
 #else
 const long TILE_ROWS = 1;
 #endif
@@ -153,8 +155,10 @@ template <class M, int NUM_ROWS> TileKernel tile_of_rows() {
 template <class M> TileKernel tile_of(long num_rows) {
     switch (num_rows) {
         case 1: return tile_of_rows<M, 1>();
-#if AVX2
+#if AVX2 || ARM_DOT
         case 2: return tile_of_rows<M, 2>();
+#endif
+#if AVX2
         case 3: return tile_of_rows<M, 3>();
         case 4: return tile_of_rows<M, 4>();
 #endif
@@ -174,8 +178,8 @@ template <int BITS, int GROUP_LANES, Size SIZE, bool HAS_TABLE> TileKernel tile_
 }
 
 template <int GROUP_LANES> TileKernel tile_of_groups(const Groups& groups, long num_rows) {
-    // What does not saturate sums values of any size in the same way.
-    const Size below_16 = HAS_SUMS_OF_PAIRS ? BELOW_16 : ANY_BYTE, below_64 = HAS_SUMS_OF_PAIRS ? BELOW_64 : ANY_BYTE;
+    // What neither saturates nor takes signs sums values of any size in the same way.
+    const Size below_16 = TAKES_128_OFF ? BELOW_16 : ANY_BYTE, below_64 = TAKES_128_OFF ? BELOW_64 : ANY_BYTE;
     const bool are_small = groups.value_bits <= BITS_BELOW_64;
     if (groups.scales == COLUMN_SCALES) return tile_of<Mode<4, GROUP_LANES, below_16, false, false, true>>(num_rows);
     if (groups.bits == 8)
@@ -218,7 +222,7 @@ template <long SIZE> INLINE void fill_group(const RowVector* x, int8_t* integers
 
 template <long SIZE> void fill_groups(const Linear& linear, const GroupLayout& layout, const Row& row, const bf16* values) {
     const Groups& groups = *linear.groups;
-    const long start = (HAS_SUMS_OF_PAIRS && groups.value_bits > BITS_BELOW_64 ? 128 : 0) - groups.zero;
+    const long start = (TAKES_128_OFF && groups.value_bits > BITS_BELOW_64 ? 128 : 0) - groups.zero;
     int8_t* integers = reinterpret_cast<int8_t*>(row.lanes);
     for (long group = 0; group < layout.num_groups; group++) {
         RowVector x[SIZE / ROW_LANES];

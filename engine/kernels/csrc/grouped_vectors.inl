@@ -1,9 +1,9 @@
 // What products in groups need of an instruction set: vectors of integers of 32 bits, each of four products, and of floats.
-// grouped.cpp includes this file in a namespace per set, with AVX512, AVX2 and VNNI as 1 where they are there.
+// grouped.cpp includes this file in a namespace per set, with AVX512, AVX2, VNNI and ARM_DOT as 1 where they are there.
 //
 // dot() multiplies two lanes of values without a sign by a row's integers. Where the instruction that does it saturates
-// (HAS_SUMS_OF_PAIRS), sums of 16 bits are kept of a group if its values are small enough, or of two lanes; and otherwise what is
-// multiplied are values less 128. add_scaled() adds a group's sum, which fits into 16 bits, times its columns' integers.
+// (HAS_SUMS_OF_PAIRS), sums of 16 bits are kept of a group if its values are small enough, or of two lanes. There, and where it
+// takes values with a sign (TAKES_128_OFF), what is multiplied of large values are these less 128. add_scaled() adds a group's sum, which fits into 16 bits, times its columns' integers.
 
 #include "rows.inl"
 
@@ -15,7 +15,7 @@ enum Size { BELOW_16, BELOW_64, ANY_BYTE };
 typedef __m512i Ints;
 typedef __m512 Floats;
 typedef __m512i Table;
-const bool HAS_SUMS_OF_PAIRS = false;
+const bool HAS_SUMS_OF_PAIRS = false, TAKES_128_OFF = false;
 
 INLINE Ints load_values(const void* p) { return _mm512_loadu_si512(p); }
 INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
@@ -70,7 +70,7 @@ INLINE void put_bytes(int8_t* p, f32x16 whole) {
 typedef __m256i Ints;
 typedef __m256 Floats;
 typedef __m256i Table;
-const bool HAS_SUMS_OF_PAIRS = !VNNI;
+const bool HAS_SUMS_OF_PAIRS = !VNNI, TAKES_128_OFF = !VNNI;
 
 INLINE Ints load_values(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 INLINE Ints zero_ints() { return _mm256_setzero_si256(); }
@@ -186,6 +186,54 @@ INLINE void put_bytes(int8_t* p, f32x16 whole) {
     put_bytes(p + 8, parts.high);
 }
 
+#elif ARM_DOT
+
+typedef int32x4_t Ints;
+typedef float32x4_t Floats;
+typedef uint8x16_t Table;
+const bool HAS_SUMS_OF_PAIRS = false, TAKES_128_OFF = true;
+
+INLINE Ints load_values(const void* p) { return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p))); }
+INLINE Ints zero_ints() { return vdupq_n_s32(0); }
+INLINE Ints every(const void* p) { return vdupq_n_s32(*static_cast<const int32_t*>(p)); }
+INLINE Floats every(float x) { return vdupq_n_f32(x); }
+INLINE Ints low_half(Ints x) { return vandq_s32(x, vdupq_n_s32(0x0f0f0f0f)); }
+INLINE Ints high_half(Ints x) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(x), 4)); }
+INLINE Table table_of(const uint8_t* p) { return vld1q_u8(p); }
+INLINE Ints look_up(Table table, Ints x) { return vreinterpretq_s32_u8(vqtbl1q_u8(table, vreinterpretq_u8_s32(x))); }
+
+INLINE Floats as_floats_of(Ints x) { return vcvtq_f32_s32(x); }
+INLINE Floats zero_floats() { return vdupq_n_f32(0.0f); }
+INLINE Floats product(Floats a, Floats b) { return vmulq_f32(a, b); }
+INLINE Floats fused(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+INLINE Floats fused_less(Floats a, Floats b, Floats c) { return vfmsq_f32(c, a, b); }
+INLINE Floats numbers(const float* p) { return vld1q_f32(p); }
+INLINE void put(float* p, Floats x) { vst1q_f32(p, x); }
+INLINE void put(float* p, Ints x) { __builtin_memcpy(p, &x, sizeof x); }
+
+INLINE Floats halves(const void* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(static_cast<const uint16_t*>(p)))); }
+INLINE uint8x8_t four_bytes(const void* p) {
+    uint32_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    return vcreate_u8(bytes);
+}
+INLINE uint32x4_t wide_bytes(const void* p) { return vmovl_u16(vget_low_u16(vmovl_u8(four_bytes(p)))); }
+INLINE Ints column_parts(const void* p) { return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(four_bytes(p))))); }
+INLINE Floats unsigned_bytes(const void* p) { return vcvtq_f32_u32(wide_bytes(p)); }
+INLINE Floats signed_bytes(const void* p) { return as_floats_of(column_parts(p)); }
+INLINE Floats exponents(const void* p) { return vreinterpretq_f32_u32(vshlq_n_u32(wide_bytes(p), 23)); }
+
+template <Size> INLINE Ints first_sum(const void* start) { return every(start); }
+template <Size SIZE> INLINE Ints dot_lane(Ints sum, Ints values, Ints x) {
+    if (SIZE == ANY_BYTE) values = veorq_s32(values, vreinterpretq_s32_u8(vdupq_n_u8(128)));
+    return vdotq_s32(sum, vreinterpretq_s8_s32(values), vreinterpretq_s8_s32(x));
+}
+template <Size SIZE> INLINE Ints dot(Ints sum, Ints first, Ints x, Ints second, Ints y) {
+    return dot_lane<SIZE>(dot_lane<SIZE>(sum, first, x), second, y);
+}
+template <Size> INLINE Ints whole_sum(Ints sum, const void*) { return sum; }
+INLINE Ints add_scaled(Ints to, Ints sum, Ints part) { return vmlaq_s32(to, sum, part); }
+
 #else
 
 struct Ints {
@@ -195,7 +243,7 @@ struct Floats {
     float at[16];
 };
 typedef const uint8_t* Table;
-const bool HAS_SUMS_OF_PAIRS = false;
+const bool HAS_SUMS_OF_PAIRS = false, TAKES_128_OFF = false;
 
 template <class To, class Number> INLINE To each_of(const Number& number) {
     To to;
@@ -271,6 +319,10 @@ INLINE Ints column_parts(const void* p) {
 INLINE Ints add_scaled(Ints to, Ints sum, Ints part) {
     return each_of<Ints>([&](int i) { return to.at[i] + sum.at[i] * part.at[i]; });
 }
+
+#endif
+
+#if !AVX512 && !AVX2
 
 INLINE f32x16 fused(f32x16 a, f32x16 b, f32x16 c) {
     UNROLL for (int i = 0; i < 16; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
