@@ -103,10 +103,11 @@ def _is_filled(causal_lm: Any, found: QuantizedWeights, packer: LinearPacker | N
     named = found.named_as_in(causal_lm)
     if named is None:
         return False
-    if left_out := named.leave_out_all_but(causal_lm.state_dict()):
-        logger.warning("the model has no place for %d weights of the checkpoint, first %s", len(left_out), left_out[0])
+    left_out = named.leave_out_all_but(causal_lm.state_dict())
     if not _are_those_of(named.shaped(causal_lm, dtype), causal_lm):
         return False
+    if left_out:
+        logger.warning("the model has no place for %d weights of the checkpoint, first %s", len(left_out), left_out[0])
     _widen_those_of_float32(causal_lm)
     _fill(causal_lm, put_in(named, causal_lm, packer, dtype))
     return True

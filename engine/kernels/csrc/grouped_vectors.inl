@@ -3,7 +3,8 @@
 //
 // dot() multiplies two lanes of values without a sign by a row's integers. Where the instruction that does it saturates
 // (HAS_SUMS_OF_PAIRS), sums of 16 bits are kept of a group if its values are small enough, or of two lanes. There, and where it
-// takes values with a sign (TAKES_128_OFF), what is multiplied of large values are these less 128. add_scaled() adds a group's sum, which fits into 16 bits, times its columns' integers.
+// takes values with a sign (TAKES_128_OFF), large values are multiplied less 128. add_scaled() adds a group's sum, which fits into
+// 16 bits, times its columns' integers.
 
 #include "rows.inl"
 
